@@ -1,0 +1,40 @@
+# `make demo` needs Python 3.11+ alone; `make test` makes an environment with everything.
+PYTHON ?= python3
+DEMO := .venv-demo
+VENV := .venv
+
+.PHONY: demo test lint types links clean
+
+demo: $(DEMO)/installed
+	$(DEMO)/bin/python demo/run.py
+
+$(DEMO)/installed: pyproject.toml $(shell find runtime cli export -name '*.py' -o -name '*.json' -o -name '*.onnx')
+	test -d $(DEMO) || $(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
+	touch $@
+
+test: lint types
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/installed links
+	cd .types && ../$(VENV)/bin/mypy --config-file ../pyproject.toml -p sparsectrl_lcm
+
+# The folders stand at the top of the repository; mypy finds them under their package name through links.
+links:
+	mkdir -p .types/sparsectrl_lcm
+	for part in cli engine export runtime service; do \
+	  if [ -d $$part ]; then ln -sfn ../../$$part .types/sparsectrl_lcm/$$part; fi; \
+	done
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(DEMO) $(VENV) .types .cache build out *.egg-info .mypy_cache .ruff_cache .pytest_cache

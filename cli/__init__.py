@@ -1,0 +1,62 @@
+"""The command line, one short file per command; each imports its part only when it runs."""
+
+import sys
+
+import click
+import typer
+
+from . import export, generate, inspect
+
+app = typer.Typer(
+    name="sparsectrl-lcm",
+    help="Keyframes and a prompt in, a 16-frame clip out: AnimateDiff + SparseCtrl + LCM.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(generate.generate)
+app.add_typer(export.app, name="export")
+app.command()(inspect.inspect)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed_version
+
+        typer.echo(f"sparsectrl-lcm {installed_version('sparsectrl-lcm')}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command. A wrong use is one line on stderr and exit code 2."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    from ..runtime.errors import SparseCtrlLcmError
+
+    try:
+        code = typer.main.get_command(app).main(args=arguments, prog_name="sparsectrl-lcm", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        return 130
+    except SparseCtrlLcmError as error:
+        return _fail(str(error))
+    except MemoryError:
+        return _fail("out of memory; choose a smaller --size or fewer --frames")
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2

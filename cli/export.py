@@ -1,0 +1,155 @@
+"""`sparsectrl-lcm export` and `sparsectrl-lcm export motion-module`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class TemporalNorm(StrEnum):
+    """Where the temporal GroupNorm takes its statistics."""
+
+    frame = "frame"
+    clip = "clip"
+
+
+app = typer.Typer(
+    help="Turn checkpoints into a bundle of ONNX graphs.", invoke_without_command=True, rich_markup_mode=None
+)
+
+
+@app.callback()
+def export(
+    context: typer.Context,
+    base: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="Stable Diffusion 1.5, diffusers format.")] = None,
+    motion_adapter: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="AnimateDiff's motion modules.")] = None,
+    controlnet_scribble: Annotated[
+        str | None, typer.Option(metavar="DIR|HUB", help="SparseCtrl for scribbles.")
+    ] = None,
+    controlnet_rgb: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="SparseCtrl, pictures.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="PATH|HUB[=WEIGHT]", help="A LoRA to fuse, as the LCM-LoRA; repeatable.")
+    ] = None,
+    vae: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="Another VAE than the base's.")] = None,
+    temporal_norm: Annotated[
+        TemporalNorm,
+        typer.Option(help="Statistics of the temporal GroupNorm: frame (as trained) or clip (as diffusers)."),
+    ] = TemporalNorm.frame,
+    frames: Annotated[int, typer.Option(help="Frames of a clip by default, 1 to 32.")] = 16,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels of a clip by default.")] = None,
+    scheduler: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Override of the LCM schedule, as beta_schedule=scaled_linear."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The bundle's folder; a new one.")] = None,
+) -> None:
+    """Turn checkpoints into a bundle of ONNX graphs, each checked against torch."""
+    if context.invoked_subcommand is not None:
+        return
+    required = {"--base": base, "--motion-adapter": motion_adapter, "--output": output}
+    if missing := [name for name, value in required.items() if value is None]:
+        raise InvalidRequest(f"export: {' and '.join(missing)} missing; see `sparsectrl-lcm export --help`")
+    assert base is not None
+    assert motion_adapter is not None
+    assert output is not None
+    _need_export_extra()
+    from ..export.exporter import export_bundle
+    from ..export.lora import Lora
+    from ..export.plan import ExportOptions
+    from .options import parse_size
+
+    width, height = parse_size(size)
+    controlnets = {"scribble": controlnet_scribble, "rgb": controlnet_rgb}
+    options = ExportOptions(
+        base=base,
+        motion_adapter=motion_adapter,
+        controlnets={kind: source for kind, source in controlnets.items() if source is not None},
+        loras=tuple(Lora.parse(text) for text in lora or ()),
+        vae=vae,
+        temporal_norm=temporal_norm.value,
+        frames=frames,
+        height=height,
+        width=width,
+        scheduler=dict(_override(text) for text in scheduler or ()),
+    )
+    with _bar() as progress:
+        task = progress.add_task("reading checkpoints", total=None)
+        manifest = export_bundle(
+            options,
+            output,
+            lambda name, index, count: progress.update(task, description=name, completed=index, total=count),
+        )
+    for name, record in manifest.graphs.items():
+        unit = "levels" if record.outputs[0].dtype == "uint8" else "relative"
+        typer.echo(f"{name}: largest error {record.max_error:.1e} ({unit})")
+    total = sum(record.bytes for record in manifest.files.values())
+    typer.echo(
+        f"{output}: {total / 1e6:.1f} MB; try `sparsectrl-lcm generate --bundle {output} --prompt ... -o clip.mp4`"
+    )
+
+
+@app.command("motion-module")
+def motion_module(
+    motion_adapter: Annotated[str, typer.Option(metavar="DIR|HUB", help="AnimateDiff's motion modules.")],
+    bundle: Annotated[Path | None, typer.Option(help="The bundle whose motion module is replaced.")] = None,
+    standalone: Annotated[
+        Path | None, typer.Option(help="Write the motion modules as an ONNX graph of their own to this file.")
+    ] = None,
+    temporal_norm: Annotated[TemporalNorm, typer.Option(help="For --standalone.")] = TemporalNorm.frame,
+) -> None:
+    """Replace the motion module of a bundle, or write one as a graph of its own.
+
+    Motion LoRAs that were fused at export are replaced with it.
+    """
+    if bundle is None and standalone is None:
+        raise InvalidRequest("export motion-module: give --bundle, --standalone or both")
+    _need_export_extra()
+    from ..export.motion_module import export_standalone, replace_motion_module
+
+    if bundle is not None:
+        replace_motion_module(motion_adapter, bundle)
+        typer.echo(f"{bundle}: motion module is now {motion_adapter}")
+    if standalone is not None:
+        error = export_standalone(motion_adapter, temporal_norm.value, standalone)
+        typer.echo(f"{standalone}: largest error {error:.1e} (relative)")
+
+
+def _need_export_extra() -> None:
+    """Raises SparseCtrlLcmError where the extra is not installed."""
+    from importlib.util import find_spec
+
+    if missing := [
+        name for name in ("torch", "diffusers", "transformers", "onnxscript", "peft") if not find_spec(name)
+    ]:
+        raise SparseCtrlLcmError(f"export needs {', '.join(missing)}; run: pip install 'sparsectrl-lcm[export]'")
+
+
+def _override(text: str) -> tuple[str, str | int | float]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise InvalidRequest(f"--scheduler {text!r} is not allowed; give NAME=VALUE, as beta_schedule=scaled_linear")
+    for convert in (int, float):
+        try:
+            return name, convert(value)
+        except ValueError:
+            continue
+    return name, value
+
+
+def _bar() -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )

@@ -1,0 +1,103 @@
+"""`sparsectrl-lcm generate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..runtime import Clip, Keyframe, Progress
+
+
+def generate(
+    prompt: Annotated[str, typer.Option(help="What the clip shows.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="File .mp4, .webm, .gif, .webp, .png (contact sheet), or a folder (frames)."
+        ),
+    ],
+    negative_prompt: Annotated[str, typer.Option(help="What it does not show; used with --guidance above 1.")] = "",
+    controlnet: Annotated[str, typer.Option(help="What the keyframes are: scribble or rgb.")] = "scribble",
+    keyframe: Annotated[
+        list[str] | None, typer.Option(metavar="INDEX=IMAGE", help="A picture for a frame; up to three times.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="LCM steps, 1 to 12.")] = 4,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; on above 1.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Drawn at random where none is given.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the bundle's own by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames, 1 to 32; the bundle's own by default.")] = None,
+    fps: Annotated[float, typer.Option(help="Frames per second.")] = 8.0,
+    bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
+    backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+) -> None:
+    """Make a clip from a prompt and up to three keyframes."""
+    from ..runtime import VideoPipeline
+    from ..runtime.writers import check_output
+    from .options import parse_size
+
+    check_output(output, fps)
+    keyframes = [_keyframe(text) for text in keyframe or ()]
+    width, height = parse_size(size)
+    pipeline = VideoPipeline.load(bundle, backend)
+    with _Bar() as bar:
+        clip = pipeline.generate(
+            prompt,
+            keyframes=keyframes,
+            controlnet=controlnet,
+            negative_prompt=negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            seed=seed,
+            height=height,
+            width=width,
+            num_frames=frames,
+            on_progress=bar,
+        )
+    typer.echo(_summary(clip, clip.save(output, fps)))
+
+
+def _keyframe(text: str) -> "Keyframe":
+    from ..runtime import InvalidRequest, Keyframe
+
+    index, separator, image = text.partition("=")
+    if not (separator and index.strip().isdecimal() and image):
+        raise InvalidRequest(f"--keyframe {text!r} is not allowed; give INDEX=IMAGE, as 0=start.png")
+    return Keyframe(int(index), image)
+
+
+def _summary(clip: "Clip", path: Path) -> str:
+    count, height, width, _ = clip.frames.shape
+    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in clip.timings.items())
+    return f"{path}: {count} frames of {width}x{height}, seed {clip.seed}\nseconds: {stages}"
+
+
+class _Bar:
+    """A progress bar on stderr that a request reports to."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("starting", total=1.0)
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, progress: "Progress") -> None:
+        self._progress.update(
+            self._task,
+            completed=progress.fraction,
+            description=f"{progress.stage} {progress.step}/{progress.steps}",
+        )

@@ -1,0 +1,1 @@
+"""Checkpoints in, a portable ONNX bundle out. Needs the `export` extra."""

@@ -1,0 +1,151 @@
+"""Loading the parts of a checkpoint, from diffusers-format folders or hub names, at most one of them at a time."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diffusers
+import torch
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    LCMScheduler,
+    MotionAdapter,
+    SparseControlNetModel,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
+from diffusers.configuration_utils import ConfigMixin
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .check import ExportError
+from .lora import Lora, fuse
+
+Model = TypeVar("Model")
+
+
+def load_text_encoder(base: str, loras: list[Lora]) -> CLIPTextModel:
+    """The CLIP text encoder of `base` with LoRAs fused."""
+    model = _load("base", base, lambda: CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype="float32"))
+    fuse(model, "text_encoder", loras)
+    return model.eval()
+
+
+def load_tokenizer(base: str) -> CLIPTokenizer:
+    """The CLIP tokenizer of `base`."""
+    return _load("base", base, lambda: CLIPTokenizer.from_pretrained(base, subfolder="tokenizer"))
+
+
+def load_unet(base: str, motion_adapter: str, loras: list[Lora]) -> UNetMotionModel:
+    """The UNet of `base` with the motion modules of `motion_adapter`, LoRAs fused.
+
+    The weights of both are assigned, not copied, so that they are in memory once.
+    """
+    unet = _load(
+        "base",
+        base,
+        lambda: UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32),
+    )
+    adapter = load_motion_adapter(motion_adapter)
+    try:
+        with torch.device("meta"):
+            model = UNetMotionModel.from_unet2d(unet, adapter, load_weights=False)
+        model.load_state_dict({**unet.state_dict(), **adapter.state_dict()}, assign=True)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"--motion-adapter {motion_adapter!r} does not fit --base {base!r}: {reason}") from None
+    fuse(model, "unet", loras)
+    return model.eval()
+
+
+def load_motion_adapter(source: str) -> MotionAdapter:
+    """The motion modules of AnimateDiff."""
+    adapter = _load("motion-adapter", source, lambda: MotionAdapter.from_pretrained(source, torch_dtype=torch.float32))
+    if adapter.config.conv_in_channels:
+        raise ExportError(f"--motion-adapter {source!r} is a PIA adapter, which takes an image; use an AnimateDiff one")
+    return adapter
+
+
+def load_controlnet(kind: str, source: str) -> SparseControlNetModel:
+    """SparseCtrl; `kind` is checked against its configuration."""
+    model = _load(
+        f"controlnet-{kind}",
+        source,
+        lambda: SparseControlNetModel.from_pretrained(source, torch_dtype=torch.float32),
+    )
+    if model.use_simplified_condition_embedding != (kind == "rgb"):
+        other = "scribble" if kind == "rgb" else "rgb"
+        raise ExportError(
+            f"--controlnet-{kind} {source!r} is a SparseCtrl for {other}; pass it as --controlnet-{other}"
+        )
+    if model.config.global_pool_conditions:
+        raise ExportError(f"--controlnet-{kind} {source!r} pools its conditions globally, which is not supported")
+    return model.eval()
+
+
+def load_vae(base: str, vae: str | None) -> AutoencoderKL:
+    """The VAE of `base`, or another one in its place."""
+    if vae is None:
+        return _load(
+            "base", base, lambda: AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=torch.float32)
+        ).eval()
+    return _load("vae", vae, lambda: AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32)).eval()
+
+
+def load_lcm_config(base: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the LCM scheduler for `base`, as diffusers documents it for AnimateDiff with LCM."""
+
+    def load() -> dict[str, Any]:
+        config = LCMScheduler.load_config(base, subfolder="scheduler")
+        own = getattr(diffusers, config["_class_name"]).from_config(config)
+        return dict(LCMScheduler.from_config(own.config, **{"beta_schedule": "linear", **overrides}).config)
+
+    return _load("base", base, load)
+
+
+def load_text_config(base: str) -> CLIPTextConfig:
+    """The configuration of the text encoder of `base`."""
+    return _load("base", base, lambda: CLIPTextConfig.from_pretrained(base, subfolder="text_encoder"))
+
+
+def load_vae_config(base: str, vae: str | None) -> dict[str, Any]:
+    """The configuration of the VAE that `load_vae` takes."""
+    return load_config(AutoencoderKL, "vae", vae) if vae else load_config(AutoencoderKL, "base", base, "vae")
+
+
+def load_config(model: type[ConfigMixin], option: str, source: str, subfolder: str | None = None) -> dict[str, Any]:
+    """The configuration of a part of a checkpoint, with the defaults of `model` for what it leaves out."""
+    config = _load(option, source, lambda: model.load_config(source, subfolder=subfolder))
+    parameters = inspect.signature(model.__init__).parameters.values()
+    defaults = {item.name: item.default for item in parameters if item.default is not item.empty}
+    return {**defaults, **config}
+
+
+def _load(option: str, source: str, load: Callable[[], Model]) -> Model:
+    if (source.startswith((".", "/", "~")) or source.count("/") > 1) and not Path(source).is_dir():
+        raise ExportError(f"--{option}: {source!r} is not a folder")
+    try:
+        with _quiet():
+            return load()
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(f"--{option}: cannot load {source!r}: {reason}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries' own progress bars and advice, off: the export shows one bar of its own."""
+    before = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers.logging.set_verbosity(before[0])
+        transformers.logging.set_verbosity(before[1])
+        diffusers.logging.enable_progress_bar()
+        transformers.logging.enable_progress_bar()

@@ -1,0 +1,139 @@
+"""From checkpoints to a bundle: one graph after the other, each checked against torch as soon as it is written."""
+
+import gc
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from ..runtime.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest
+from . import checkpoints, specs
+from .check import ExportError, check, largest_error, open_session
+from .onnx_file import trace, write
+from .plan import MAX_FRAMES, ExportOptions, Job, plan_jobs, read_parts
+from .tokenizer import write_tokenizer
+
+KEYFRAME_SLOTS = 3
+
+OnGraph = Callable[[str, int, int], None]
+"""Called with the name of the graph at work, its index and the number of graphs."""
+
+
+def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None = None) -> Manifest:
+    """Writes a bundle to `output`, which appears only when it is complete.
+
+    Raises:
+        ExportError: a checkpoint cannot be loaded, the parts do not fit, or a graph differs from torch.
+    """
+    if not 1 <= options.frames <= MAX_FRAMES:
+        raise ExportError(f"--frames {options.frames} is out of range; allowed are 1 to {MAX_FRAMES}")
+    if options.temporal_norm not in ("frame", "clip"):
+        raise ExportError(f"--temporal-norm {options.temporal_norm!r} is unknown; choose frame or clip")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ExportError(f"--output {str(output)!r} exists and is not an empty folder; name a new one")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise ExportError(f"--output {str(output)!r} cannot be written: {error.strerror}") from None
+    try:
+        manifest = _Exporter(options, folder, on_graph or (lambda *_: None)).run()
+        folder.chmod(0o755)
+        if output.exists():
+            output.rmdir()
+        folder.replace(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+class _Exporter:
+    def __init__(self, options: ExportOptions, folder: Path, on_graph: OnGraph) -> None:
+        self.options = options
+        self.folder = folder
+        self.on_graph = on_graph
+        (folder / "onnx").mkdir()
+
+    def run(self) -> Manifest:
+        options = self.options
+        parts = read_parts(options)
+        write_tokenizer(checkpoints.load_tokenizer(options.base), parts.max_tokens, self.folder / "tokenizer.json")
+        jobs = plan_jobs(parts)
+        records = {}
+        for index, job in enumerate(jobs):
+            self.on_graph(job.spec.name, index, len(jobs))
+            records[job.spec.name] = self.export(job)
+        factor = parts.sizes.vae_scale_factor
+        manifest = Manifest(
+            format=FORMAT,
+            version=VERSION,
+            created_by=f"sparsectrl-lcm {package_version()}",
+            sources=options.sources(),
+            sizes=parts.sizes,
+            scheduler=parts.scheduler,
+            temporal_norm=options.temporal_norm,
+            max_tokens=parts.max_tokens,
+            keyframe_slots=KEYFRAME_SLOTS,
+            conditioning_scale_factor={kind: factor if kind == "rgb" else 1 for kind in options.controlnets},
+            tokenizer="tokenizer.json",
+            graphs=records,
+            files={
+                path.relative_to(self.folder).as_posix(): file_record(path)
+                for path in sorted(self.folder.rglob("*"))
+                if path.is_file()
+            },
+        )
+        manifest.write(self.folder)
+        return manifest
+
+    def export(self, job: Job) -> GraphRecord:
+        """Traces, writes and checks one graph; torch's copy of the weights is gone before the check maps the file's."""
+        spec = job.spec
+        module = job.build().eval().requires_grad_(False)
+        checks = job.check_inputs()
+        with torch.no_grad():
+            expected = [_as_tuple(module(*inputs)) for inputs in checks]
+        model = trace(module, spec, spec.sample_inputs(job.trace_sizes, seed=0))
+        path = self.folder / "onnx" / f"{spec.name}.onnx"
+        files = write(model, path, lambda name: weights_file(spec.name, name))
+        del module, model
+        gc.collect()
+        session = open_session(path)
+        error = max(largest_error(session, inputs, outputs) for inputs, outputs in zip(checks, expected, strict=True))
+        check(spec.name, error, frames=expected[0][0].dtype == torch.uint8)
+        return GraphRecord(
+            path=f"onnx/{path.name}",
+            weights=tuple(f"onnx/{file.name}" for file in files),
+            inputs=specs.tensor_records([(item.name, item.shape) for item in spec.inputs], checks[0]),
+            outputs=specs.tensor_records(list(spec.outputs), expected[0]),
+            max_error=error,
+        )
+
+
+def weights_file(graph: str, weight: str) -> str:
+    """The external-data file of a weight: the UNet's motion modules lie in one of their own."""
+    motion = graph == "unet" and ".motion_modules." in weight
+    return f"{graph}.motion.weights" if motion else f"{graph}.weights"
+
+
+def file_record(path: Path) -> FileRecord:
+    """Checksum and size of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileRecord(sha256=digest, bytes=path.stat().st_size)
+
+
+def package_version() -> str:
+    """The version of this package."""
+    try:
+        return version("sparsectrl-lcm")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _as_tuple(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)

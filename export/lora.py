@@ -1,0 +1,86 @@
+"""LoRAs fused into a model: the LCM-LoRA that makes 4 steps possible, motion LoRAs, and styles."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.loaders.lora_base import fuse_text_encoder_lora
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from torch import nn
+
+from .check import ExportError
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA file, folder or hub name, and how strongly it is fused."""
+
+    source: str
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Lora":
+        """Reads `SOURCE` or `SOURCE=WEIGHT`.
+
+        Raises:
+            ExportError: the weight is not a finite number.
+        """
+        source, separator, weight = text.rpartition("=")
+        if not separator:
+            return cls(text)
+        try:
+            value = float(weight)
+        except ValueError:
+            value = float("nan")
+        if not source or not isfinite(value):
+            raise ExportError(
+                f"--lora {text!r}: give PATH or PATH=WEIGHT with a number as weight, as lcm.safetensors=1.0"
+            )
+        return cls(source, value)
+
+
+def fuse(model: nn.Module, part: Literal["unet", "text_encoder"], loras: list[Lora]) -> None:
+    """Adds weight * alpha / rank * up @ down of each LoRA to the weights of `model`, in place.
+
+    Raises:
+        ExportError: a LoRA cannot be read, or has nothing for this base model.
+    """
+    for index, lora in enumerate(loras):
+        state_dict, alphas = _read(lora)
+        if not any(key.startswith(f"{part}.") for key in state_dict):
+            if not any(key.startswith(("unet.", "text_encoder.")) for key in state_dict):
+                raise ExportError(f"--lora {lora.source!r} has no weights for a Stable Diffusion UNet or text encoder")
+            continue
+        name = f"lora_{index}"
+        try:
+            if part == "unet":
+                StableDiffusionPipeline.load_lora_into_unet(state_dict, alphas, model, adapter_name=name)
+                model.fuse_lora(lora_scale=lora.weight, adapter_names=[name])
+            else:
+                StableDiffusionPipeline.load_lora_into_text_encoder(state_dict, alphas, model, adapter_name=name)
+                fuse_text_encoder_lora(model, lora_scale=lora.weight, adapter_names=[name])
+        except (ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ExportError(f"--lora {lora.source!r} does not fit the {part}: {reason}") from None
+        recurse_remove_peft_layers(model)
+        _forget_adapters(model)
+
+
+def _read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
+    try:
+        state_dict, alphas = StableDiffusionPipeline.lora_state_dict(lora.source)
+    except Exception as error:  # the loaders raise whatever the file makes them raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(f"--lora: cannot load {lora.source!r}: {reason}") from None
+    prefixes = ("unet.", "text_encoder.")
+    if not any(key.startswith(prefixes) for key in state_dict):  # saved from the UNet alone
+        state_dict = {f"unet.{key}": value for key, value in state_dict.items() if "lora" in key}
+    return state_dict, alphas
+
+
+def _forget_adapters(model: nn.Module) -> None:
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model._hf_peft_config_loaded = False

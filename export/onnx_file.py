@@ -1,0 +1,196 @@
+"""Tracing a module to ONNX, and writing the graph with its weights under their checkpoint names."""
+
+import ast
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from onnxscript import optimizer
+from torch import nn
+
+from .specs import GraphSpec
+
+OPSET = 21
+IR_VERSION = 10
+PREFIX = "model."
+"""Where the traced modules of `graphs.py` keep the checkpoint's model."""
+TRANSPOSED = "transposed"
+"""Metadata of an initializer that holds its checkpoint's matrix transposed."""
+_ALIGNMENT = 64
+
+
+def trace(module: nn.Module, spec: GraphSpec, inputs: tuple[torch.Tensor, ...]) -> ir.Model:
+    """Traces `module` with torch's dynamo exporter; every named dimension of `spec` stays symbolic."""
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes: list[Any] = [
+        {axis: dynamic for axis, size in enumerate(item.shape) if isinstance(size, str)} or None for item in spec.inputs
+    ]
+    if spec.variadic is not None:
+        shapes = [*shapes[: spec.variadic], tuple(shapes[spec.variadic :])]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamic_shapes=tuple(shapes),
+            input_names=[item.name for item in spec.inputs],
+            output_names=[name for name, _ in spec.outputs],
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    _restore_weight_names(model.graph)
+    _fold_weight_transposes(model.graph)
+    _simplify(model)
+    _name_nodes(model.graph)
+    _clean(model, spec)
+    return model
+
+
+def write(model: ir.Model, path: Path, weights: Callable[[str], str]) -> list[Path]:
+    """Writes `path` and, beside it, the external-data files that `weights` names for each weight.
+
+    Returns:
+        The files of weights, in the order of their first weight.
+    """
+    files: dict[str, list[ir.Value]] = {}
+    for name, value in model.graph.initializers.items():
+        if "." in name:
+            files.setdefault(weights(name), []).append(value)
+    for file_name, values in files.items():
+        layout = write_tensors(path.parent / file_name, [_tensor(value) for value in values])
+        for value, (offset, length) in zip(values, layout, strict=True):
+            tensor = _tensor(value)
+            value.const_value = ir.ExternalTensor(
+                file_name,
+                offset,
+                length,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape),
+                name=tensor.name,
+                base_dir=path.parent,
+                metadata_props=tensor.metadata_props,
+            )
+    ir.save(model, path)
+    return [path.parent / name for name in files]
+
+
+def write_tensors(path: Path, tensors: list[ir.TensorProtocol]) -> list[tuple[int, int]]:
+    """Writes raw tensors one after the other, aligned; returns offset and length of each, in bytes."""
+    layout = []
+    with path.open("wb") as file:
+        for tensor in tensors:
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+            offset = file.tell()
+            file.write(tensor.numpy().tobytes())
+            layout.append((offset, file.tell() - offset))
+        file.flush()
+        os.fsync(file.fileno())
+    return layout
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    assert value.const_value is not None
+    return value.const_value
+
+
+def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    assert value.name is not None
+    del graph.initializers[value.name]
+    value.name = name
+    _tensor(value).name = name
+    graph.initializers[name] = value
+
+
+def _restore_weight_names(graph: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if name.startswith(PREFIX):
+            _rename(graph, value, name.removeprefix(PREFIX))
+
+
+def _fold_weight_transposes(graph: ir.Graph) -> None:
+    """Replaces Transpose(weight) by the transposed weight, under its own name and evaluated only when written."""
+    for weight in list(graph.initializers.values()):
+        nodes = [use.node for use in weight.uses()]
+        permutations = {tuple(node.attributes["perm"].as_ints()) for node in nodes if node.op_type == "Transpose"}
+        if len(permutations) != 1 or any(node.op_type != "Transpose" for node in nodes):
+            continue
+        source, (permutation,) = _tensor(weight), permutations
+        weight.shape = ir.Shape([source.shape[axis] for axis in permutation])
+        weight.const_value = ir.LazyTensor(
+            lambda source=source, permutation=permutation: ir.Tensor(source.numpy().transpose(permutation)),
+            dtype=source.dtype,
+            shape=weight.shape,
+            name=weight.name,
+            metadata_props={TRANSPOSED: "1"},
+        )
+        for node in nodes:
+            node.outputs[0].replace_all_uses_with(weight)
+            graph.remove(node, safe=True)
+
+
+def _simplify(model: ir.Model) -> None:
+    def should_fold(node: ir.Node) -> bool | None:
+        weights = any(value is not None and value.name in model.graph.initializers for value in node.inputs)
+        return False if weights and node.op_type != "Constant" else None
+
+    common.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=should_fold)
+        common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _merge_constants(model.graph)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.OutputFixPass()(model)
+
+
+def _merge_constants(graph: ir.Graph) -> None:
+    """Leaves one of each constant; weights are never merged, so that each can be swapped by its name."""
+    kept: dict[tuple[object, ...], ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        if "." in name or value.is_graph_output():
+            continue
+        tensor = _tensor(value)
+        same = kept.setdefault((tensor.dtype, tuple(tensor.shape), tensor.numpy().tobytes()), value)
+        if same is not value:
+            value.replace_all_uses_with(same)
+            del graph.initializers[name]
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Names each node after the module it comes from, so that a layer can be found in an engine."""
+    for index, node in enumerate(graph):
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
+        module = scopes[-2].removeprefix(PREFIX) if len(scopes) > 1 else ""
+        node.name = f"{module}/{node.op_type}_{index}".lstrip("/")
+
+
+def _clean(model: ir.Model, spec: GraphSpec) -> None:
+    """Drops the tracer's traces, and gives inputs and outputs the shapes of `spec`."""
+    common.ClearMetadataAndDocStringPass()(model)
+    common.NameFixPass()(model)
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+            if not value.is_graph_output():
+                value.type = None
+    signature = [(item.name, item.shape) for item in spec.inputs] + list(spec.outputs)
+    for value, (name, shape) in zip((*model.graph.inputs, *model.graph.outputs), signature, strict=True):
+        assert value.name == name, f"{value.name} stands where {name} should"
+        value.shape = ir.Shape(shape)
+    model.ir_version = IR_VERSION
+    model.producer_name = "sparsectrl-lcm"
+    model.producer_version = None
+    model.graph.name = spec.name

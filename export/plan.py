@@ -1,0 +1,229 @@
+"""What to export: the options, what the checkpoints' configurations say, and one job per graph."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from ..runtime.manifest import Dimension, SchedulerRecord, Sizes
+from . import checkpoints, graphs, specs
+from .check import ExportError
+from .lora import Lora
+from .specs import GraphSpec
+from .temporal import TemporalNorm
+
+MAX_FRAMES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What to export; sources are diffusers-format folders or hub names.
+
+    Attributes:
+        base: a Stable Diffusion 1.5 checkpoint.
+        motion_adapter: the motion modules of AnimateDiff.
+        controlnets: SparseCtrl by kind, `scribble` or `rgb`.
+        loras: fused into UNet and text encoder, in this order.
+        vae: another VAE than the base's.
+        temporal_norm: see `TemporalTransformer`.
+        frames: frames of a clip where a request does not say.
+        height, width: pixels of a clip where a request does not say; None takes the UNet's sample size.
+        scheduler: overrides of the LCM schedule, with diffusers' names.
+    """
+
+    base: str
+    motion_adapter: str
+    controlnets: dict[str, str] = field(default_factory=dict)
+    loras: tuple[Lora, ...] = ()
+    vae: str | None = None
+    temporal_norm: TemporalNorm = "frame"
+    frames: int = 16
+    height: int | None = None
+    width: int | None = None
+    scheduler: dict[str, Any] = field(default_factory=dict)
+
+    def sources(self) -> dict[str, str]:
+        """What the bundle is made of, for its manifest; of folders only their names."""
+        named = {
+            "base": self.base,
+            "motion_adapter": self.motion_adapter,
+            **{f"controlnet_{kind}": source for kind, source in self.controlnets.items()},
+            **({"vae": self.vae} if self.vae else {}),
+        }
+        loras = {f"lora_{index}": f"{_public(lora.source)}={lora.weight:g}" for index, lora in enumerate(self.loras)}
+        return {key: _public(source) for key, source in named.items()} | loras
+
+
+def _public(source: str) -> str:
+    return Path(source).name if Path(source).exists() else source
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the configurations of the checkpoints say, and the options."""
+
+    options: ExportOptions
+    sizes: Sizes
+    scheduler: SchedulerRecord
+    vocabulary: int
+    max_tokens: int
+    text_width: int
+    channels: tuple[int, ...]
+    layers: tuple[int, ...]
+
+    @property
+    def prompt(self) -> tuple[Dimension, ...]:
+        """Shape of the prompt's embeddings."""
+        return ("batch", self.max_tokens, self.text_width)
+
+    @property
+    def residuals(self) -> list[tuple[Dimension, ...]]:
+        """Shapes of SparseCtrl's residuals."""
+        return specs.residual_shapes(self.channels, self.layers)
+
+
+def read_parts(options: ExportOptions) -> Parts:
+    """Reads the configurations, without any weights.
+
+    Raises:
+        ExportError: a checkpoint cannot be read, or a size does not fit it.
+    """
+    unet = checkpoints.load_config(UNet2DConditionModel, "base", options.base, "unet")
+    vae = checkpoints.load_vae_config(options.base, options.vae)
+    text = checkpoints.load_text_config(options.base)
+    channels = tuple(unet["block_out_channels"])
+    layers = unet["layers_per_block"]
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    multiple = factor * 2 ** (len(channels) - 1)
+    default_side = (unet["sample_size"] or 64) * factor
+    sizes = Sizes(
+        height=options.height or default_side,
+        width=options.width or default_side,
+        frames=options.frames,
+        max_frames=MAX_FRAMES,
+        multiple=multiple,
+        vae_scale_factor=factor,
+        latent_channels=vae["latent_channels"],
+    )
+    if sizes.height % multiple or sizes.width % multiple:
+        raise ExportError(f"--size {sizes.width}x{sizes.height}: both sides have to be multiples of {multiple}")
+    return Parts(
+        options=options,
+        sizes=sizes,
+        scheduler=lcm_schedule(checkpoints.load_lcm_config(options.base, options.scheduler)),
+        vocabulary=int(text.vocab_size),
+        max_tokens=int(text.max_position_embeddings),
+        text_width=int(text.hidden_size),
+        channels=channels,
+        layers=(layers,) * len(channels) if isinstance(layers, int) else tuple(layers),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One graph to write: how to build its module, and the sizes it is traced with and also checked at."""
+
+    spec: GraphSpec
+    build: Callable[[], nn.Module]
+    trace_sizes: dict[str, int]
+    check_sizes: dict[str, int]
+
+    def check_inputs(self) -> list[tuple[torch.Tensor, ...]]:
+        """Random inputs to compare with torch, at the traced sizes and at others."""
+        inputs = [
+            self.spec.sample_inputs(sizes, seed) for seed, sizes in ((1, self.trace_sizes), (2, self.check_sizes))
+        ]
+        if self.spec.name == "unet":  # without keyframes the runtime passes residuals of zero that broadcast
+            broadcast = (
+                torch.zeros(1, tensor.shape[1], 1, 1) if "residual" in item.name else tensor
+                for item, tensor in zip(self.spec.inputs, inputs[-1], strict=True)
+            )
+            inputs.append(tuple(broadcast))
+        return inputs
+
+
+def plan_jobs(parts: Parts) -> list[Job]:
+    """The jobs of a bundle, in the order in which a request runs the graphs."""
+    jobs = [_text_encoder(parts)]
+    if "rgb" in parts.options.controlnets:
+        jobs.append(_vae(parts, specs.vae_encoder_spec, graphs.VaeEncoder))
+    jobs += [_controlnet(parts, kind, source) for kind, source in parts.options.controlnets.items()]
+    return [*jobs, _unet(parts), _vae(parts, specs.vae_decoder_spec, graphs.VaeDecoder)]
+
+
+def _text_encoder(parts: Parts) -> Job:
+    options = parts.options
+
+    def build() -> nn.Module:
+        return graphs.TextEncoder(checkpoints.load_text_encoder(options.base, list(options.loras)))
+
+    spec = specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width)
+    return Job(spec, build, {"batch": 2}, {"batch": 1})
+
+
+def _video_sizes(parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
+    step = 2 ** (len(parts.channels) - 1)
+    trace = {"batch": 2, "frames": 4, "distinct_frames": 3, "latent_height": 2 * step, "latent_width": 3 * step}
+    check = {"batch": 1, "frames": 3, "distinct_frames": 2, "latent_height": 3 * step, "latent_width": step}
+    return trace, check
+
+
+def _controlnet(parts: Parts, kind: str, source: str) -> Job:
+    sizes = parts.sizes
+    factor = sizes.vae_scale_factor
+    conditioning: tuple[Dimension, ...] = (
+        ("distinct_frames", sizes.latent_channels, "latent_height", "latent_width")
+        if kind == "rgb"
+        else ("distinct_frames", 3, f"latent_height*{factor}", f"latent_width*{factor}")
+    )
+
+    def build() -> nn.Module:
+        return graphs.SparseCtrl(checkpoints.load_controlnet(kind, source), parts.options.temporal_norm)
+
+    spec = specs.controlnet_spec(kind, conditioning, parts.prompt, parts.residuals)
+    return Job(spec, build, *_video_sizes(parts))
+
+
+def _unet(parts: Parts) -> Job:
+    options, scheduler = parts.options, parts.scheduler
+
+    def build() -> nn.Module:
+        model = checkpoints.load_unet(options.base, options.motion_adapter, list(options.loras))
+        return graphs.UNetStep(model, options.temporal_norm, scheduler.prediction_type, scheduler.clip_sample_range)
+
+    latents = (1, parts.sizes.latent_channels, "frames", "latent_height", "latent_width")
+    return Job(specs.unet_spec(latents, parts.prompt, parts.residuals), build, *_video_sizes(parts))
+
+
+def _vae(parts: Parts, spec: Callable[[int, int], GraphSpec], module: Callable[..., nn.Module]) -> Job:
+    options, factor = parts.options, parts.sizes.vae_scale_factor
+
+    def build() -> nn.Module:
+        return module(checkpoints.load_vae(options.base, options.vae))
+
+    trace = {"images": 2, "height": 4 * factor, "width": 6 * factor, "latent_height": 4, "latent_width": 6}
+    check = {"images": 1, "height": 5 * factor, "width": 3 * factor, "latent_height": 5, "latent_width": 3}
+    return Job(spec(parts.sizes.latent_channels, factor), build, trace, check)
+
+
+def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:
+    """The manifest's record of an LCM scheduler's configuration.
+
+    Raises:
+        ExportError: the configuration asks for what the runtime cannot do.
+    """
+    for name in ("thresholding", "rescale_betas_zero_snr", "trained_betas"):
+        if config.get(name):
+            raise ExportError(f"scheduler: {name} is not supported")
+    fields = {name: config[name] for name in SchedulerRecord.model_fields if name in config}
+    if not config.get("clip_sample"):
+        fields.pop("clip_sample_range", None)
+    try:
+        return SchedulerRecord.model_validate(fields)
+    except ValueError as error:
+        raise ExportError(f"scheduler: {json.dumps(fields)} is not supported: {error}".replace("\n", " ")) from None

@@ -1,0 +1,32 @@
+"""The lean runtime: a bundle, a backend and the LCM loop. It never imports torch.
+
+>>> from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+>>> pipeline = VideoPipeline.load()
+>>> clip = pipeline.generate("a red circle moves right", keyframes=[Keyframe(0, "circle.png")], seed=42)
+>>> clip.save("clip.mp4", fps=8)
+"""
+
+from .clip import Clip
+from .errors import (
+    BackendError,
+    BundleError,
+    Cancelled,
+    InvalidRequest,
+    OutputError,
+    SparseCtrlLcmError,
+)
+from .pipeline import Progress, VideoPipeline
+from .request import Keyframe
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "Cancelled",
+    "Clip",
+    "InvalidRequest",
+    "Keyframe",
+    "OutputError",
+    "Progress",
+    "SparseCtrlLcmError",
+    "VideoPipeline",
+]

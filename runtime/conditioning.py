@@ -1,0 +1,142 @@
+"""What a clip is made from: the prompt's embeddings and SparseCtrl's residuals, ahead of the loop.
+
+SparseCtrl sees no latents, so its residuals depend on timestep, prompt and keyframes alone. They are computed before
+the loop and kept for the next seed; where they would not fit into the memory bound, each step computes its own.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .manifest import Dimension, Manifest, resolve_shape
+from .request import Request
+from .sessions import Array, Backend
+from .tokenizer import ClipTokenizer
+
+Residuals = dict[str, Array]
+"""The UNet's residual inputs by name, each [B*F, C, h, w]."""
+
+KEPT_BYTES = 2 * 1024**3
+"""Bound on the residuals that are kept for later requests."""
+
+
+@dataclass(slots=True)
+class Conditioning:
+    """The part of a request that the seed does not change.
+
+    Attributes:
+        prompt_embeds: float32 [B, 77, D]; with guidance the negative prompt comes first.
+        residuals: one entry per step, or None where a step computes its own.
+        compute: the residuals at a timestep.
+    """
+
+    prompt_embeds: Array
+    compute: Callable[[np.float32], Residuals]
+    residuals: list[Residuals] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept."""
+        arrays = [array for step in self.residuals or () for array in step.values()]
+        return self.prompt_embeds.nbytes + sum(array.nbytes for array in arrays)
+
+    def at(self, step: int, timestep: np.float32) -> Residuals:
+        """The residuals of a step."""
+        return self.compute(timestep) if self.residuals is None else self.residuals[step]
+
+
+@dataclass(slots=True)
+class ConditioningCache:
+    """The conditionings of the last requests, least recently used first out, within `max_bytes`."""
+
+    max_bytes: int = KEPT_BYTES
+    _entries: OrderedDict[Hashable, Conditioning] = field(default_factory=OrderedDict)
+
+    def get(self, key: Hashable) -> Conditioning | None:
+        """The conditioning kept under `key`."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: Hashable, conditioning: Conditioning) -> None:
+        """Keeps a conditioning that fits, and drops the oldest ones that then no longer do."""
+        if conditioning.nbytes > self.max_bytes:
+            return
+        self._entries[key] = conditioning
+        self._entries.move_to_end(key)
+        while sum(entry.nbytes for entry in self._entries.values()) > self.max_bytes:
+            self._entries.popitem(last=False)
+
+
+def cache_key(request: Request) -> Hashable:
+    """What the conditioning of a request depends on: everything but the seed and how strong the guidance is."""
+    pictures = tuple((item.index, sha256(item.pixels.tobytes()).digest()) for item in request.keyframes)
+    negative = request.negative_prompt if request.guidance else None
+    size = (request.height, request.width, request.frames)
+    return (request.prompt, negative, pictures, request.controlnet, request.steps, size)
+
+
+def encode_prompt(backend: Backend, tokenizer: ClipTokenizer, request: Request) -> Array:
+    """The prompt's embeddings, float32 [B, 77, D]; with guidance the negative prompt comes first."""
+    texts = [request.negative_prompt, request.prompt] if request.guidance else [request.prompt]
+    (prompt_embeds,) = backend.session("text_encoder").run({"input_ids": tokenizer(texts)})
+    return prompt_embeds
+
+
+def keyframe_feeds(backend: Backend, request: Request) -> dict[str, Array]:
+    """SparseCtrl's inputs that hold the keyframes: a blank and each keyframe once, and each frame's place in them.
+
+    `scribble` takes pixels in 0..1, [U, 3, H, W]; `rgb` the mode of the VAE's posterior, [U, 4, H/8, W/8].
+    """
+    pixels = np.stack([item.pixels for item in request.keyframes])  # [K, H, W, 3]
+    if request.controlnet == "rgb":
+        (pictures,) = backend.session("vae_encoder").run({"image": pixels})
+    else:
+        pictures = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    frame_index: NDArray[np.int64] = np.zeros(request.frames, np.int64)
+    for place, item in enumerate(request.keyframes, start=1):
+        frame_index[item.index] = place
+    mask = np.ones(len(pictures) + 1, np.float32)
+    mask[0] = 0
+    conditioning = np.concatenate([np.zeros_like(pictures[:1]), pictures])
+    return {"conditioning": conditioning, "conditioning_mask": mask, "frame_index": frame_index}
+
+
+def residual_function(
+    backend: Backend, manifest: Manifest, request: Request, prompt_embeds: Array, feeds: dict[str, Array]
+) -> Callable[[np.float32], Residuals]:
+    """The function from a timestep to the UNet's residuals; zeros that broadcast where there are no keyframes."""
+    names = residual_inputs(manifest)
+    if not request.keyframes:
+        zeros = {name: np.zeros((1, int(shape[1]), 1, 1), np.float32) for name, shape in names.items()}
+        return lambda timestep: zeros
+    graph = f"controlnet_{request.controlnet}"
+
+    def compute(timestep: np.float32) -> Residuals:
+        inputs = {"timestep": np.array([timestep]), "prompt_embeds": prompt_embeds, **feeds}
+        return dict(zip(names, backend.session(graph).run(inputs), strict=True))
+
+    return compute
+
+
+def residual_inputs(manifest: Manifest) -> dict[str, tuple[Dimension, ...]]:
+    """Names and symbolic shapes of the UNet's residual inputs."""
+    return {item.name: item.shape for item in manifest.graphs["unet"].inputs if "residual" in item.name}
+
+
+def residual_bytes(manifest: Manifest, request: Request) -> int:
+    """Memory of a request's residuals at all steps."""
+    factor = manifest.sizes.vae_scale_factor
+    sizes = {
+        "batch": 2 if request.guidance else 1,
+        "frames": request.frames,
+        "latent_height": request.height // factor,
+        "latent_width": request.width // factor,
+    }
+    elements = sum(prod(resolve_shape(shape, sizes)) for shape in residual_inputs(manifest).values())
+    return 4 * elements * request.steps

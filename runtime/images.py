@@ -1,0 +1,133 @@
+"""Keyframe pictures: whatever a user has, turned into RGB pixels of the clip's size."""
+
+import io
+import warnings
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ImageSource = "Image.Image | NDArray[Any] | bytes | str | PathLike[str]"
+
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused before they are decoded."""
+
+
+def load_picture(source: Any, field: str) -> "Image.Image":
+    """Reads a picture as RGB: turned by its EXIF, flattened on black, reduced to 8 bits.
+
+    Args:
+        source: a Pillow image, an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (uint8, uint16, or floats in 0..1),
+            the bytes of an image file, or its path.
+        field: what the picture is called in errors.
+
+    Raises:
+        InvalidRequest: not a picture, damaged, empty, or larger than `MAX_PIXELS`.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = _open(source, field)
+        width, height = image.size
+        if width * height == 0:
+            raise InvalidRequest(f"{field}: the image is {width}x{height}; both sides have to be at least 1 pixel")
+        if width * height > MAX_PIXELS:
+            raise InvalidRequest(
+                f"{field}: the image has {width}x{height} pixels; allowed are {MAX_PIXELS // 1_000_000} million"
+            )
+        image.load()
+        return _flatten(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        raise InvalidRequest(
+            f"{field}: the image has too many pixels; allowed are {MAX_PIXELS // 1_000_000} million"
+        ) from None
+    except UnidentifiedImageError:
+        raise InvalidRequest(f"{field}: {_describe(source)} is not an image; give a PNG, JPEG, WebP or GIF") from None
+    except FileNotFoundError:
+        raise InvalidRequest(f"{field}: {_describe(source)} does not exist; give an image file") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        raise InvalidRequest(f"{field}: {_describe(source)} cannot be read ({reason}); give a whole image") from None
+
+
+def fit(image: "Image.Image", width: int, height: int) -> NDArray[np.uint8]:
+    """Resizes to cover width x height and crops the centre; uint8 [height, width, 3]."""
+    from PIL import Image, ImageOps
+
+    if image.size == (width, height):
+        return np.asarray(image)
+    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+
+
+def _open(source: Any, field: str) -> "Image.Image":
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source, field)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return Image.open(io.BytesIO(source))
+    if isinstance(source, str | PathLike):
+        return Image.open(Path(source))
+    raise InvalidRequest(
+        f"{field}: {type(source).__name__} is not an image; give a path, bytes, a Pillow image or a numpy array"
+    )
+
+
+def _from_array(array: NDArray[Any], field: str) -> "Image.Image":
+    from PIL import Image
+
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or array.size == 0:
+        raise InvalidRequest(
+            f"{field}: an array of shape {array.shape} is not an image; give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
+        )
+    if array.dtype == np.uint8:
+        pixels = array
+    elif array.dtype == np.uint16:
+        pixels = (array >> 8).astype(np.uint8)
+    elif array.dtype == np.bool_:
+        pixels = array.astype(np.uint8) * 255
+    elif np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() and 0 <= array.min() <= array.max() <= 1:
+        pixels = np.round(array * 255).astype(np.uint8)
+    else:
+        raise InvalidRequest(
+            f"{field}: an array of {array.dtype} is not an image; give uint8, uint16 or floats in 0..1"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _flatten(image: "Image.Image") -> "Image.Image":
+    """RGB of any mode; transparent parts become black."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        peak = 1.0 if values.max(initial=0) <= 1 else 255.0
+        return Image.fromarray((values.clip(0, peak) / peak * 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _describe(source: Any) -> str:
+    if isinstance(source, str | PathLike):
+        return repr(str(source))
+    return "the data" if isinstance(source, bytes | bytearray | memoryview) else f"the {type(source).__name__}"

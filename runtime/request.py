@@ -1,0 +1,150 @@
+"""A request, checked once at the edge; everything behind it may rely on its values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from secrets import randbits
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InvalidRequest
+from .images import fit, load_picture
+from .manifest import Manifest
+from .noise import MAX_SEED
+
+MAX_STEPS = 12
+MAX_GUIDANCE = 30.0
+MAX_SIDE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Keyframe:
+    """A picture and the frame of the clip that it shows.
+
+    Attributes:
+        index: the frame, from 0.
+        image: a path, the bytes of an image file, a Pillow image, or an array [H, W(, 1 | 3 | 4)]; any size.
+    """
+
+    index: int
+    image: Any = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FittedKeyframe:
+    """A keyframe in the clip's size: uint8 [height, width, 3]."""
+
+    index: int
+    pixels: NDArray[np.uint8] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One clip to make; `guidance` is on above 1."""
+
+    prompt: str
+    negative_prompt: str
+    keyframes: tuple[FittedKeyframe, ...]
+    controlnet: str | None
+    steps: int
+    guidance_scale: float
+    seed: int
+    height: int
+    width: int
+    frames: int
+
+    @property
+    def guidance(self) -> bool:
+        """Whether the negative prompt takes part."""
+        return self.guidance_scale > 1
+
+
+def validate(
+    manifest: Manifest,
+    prompt: Any,
+    keyframes: Any,
+    controlnet: Any,
+    negative_prompt: Any,
+    num_inference_steps: Any,
+    guidance_scale: Any,
+    seed: Any,
+    height: Any,
+    width: Any,
+    num_frames: Any,
+) -> Request:
+    """Checks every field against what `manifest` allows.
+
+    Raises:
+        InvalidRequest: names the field, its value and what is allowed.
+    """
+    sizes = manifest.sizes
+    frames = _integer("num_frames", sizes.frames if num_frames is None else num_frames, 1, sizes.max_frames)
+    height = _side("height", sizes.height if height is None else height, sizes.multiple)
+    width = _side("width", sizes.width if width is None else width, sizes.multiple)
+    pictures = _keyframes(keyframes, frames, manifest.keyframe_slots)
+    if controlnet not in manifest.controlnets and (pictures or controlnet not in ("scribble", "rgb")):
+        allowed = ", ".join(manifest.controlnets) or "none: this bundle was exported without SparseCtrl"
+        raise InvalidRequest(f"controlnet: {controlnet!r} is not in this bundle; allowed are {allowed}")
+    return Request(
+        prompt=_text("prompt", prompt),
+        negative_prompt=_text("negative_prompt", negative_prompt),
+        keyframes=tuple(
+            FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height))
+            for index, image in pictures
+        ),
+        controlnet=controlnet if pictures else None,
+        steps=_integer(
+            "num_inference_steps", num_inference_steps, 1, min(MAX_STEPS, manifest.scheduler.original_inference_steps)
+        ),
+        guidance_scale=_guidance(guidance_scale),
+        seed=randbits(32) if seed is None else _integer("seed", seed, 0, MAX_SEED),
+        height=height,
+        width=width,
+        frames=frames,
+    )
+
+
+def _keyframes(keyframes: Any, frames: int, slots: int) -> list[tuple[int, Any]]:
+    if keyframes is None:
+        return []
+    if not isinstance(keyframes, Sequence) or not all(isinstance(item, Keyframe) for item in keyframes):
+        raise InvalidRequest("keyframes: give a list of Keyframe(index, image)")
+    if len(keyframes) > slots:
+        raise InvalidRequest(f"keyframes: {len(keyframes)} were given; allowed are at most {slots}")
+    pictures: dict[int, Any] = {}
+    for item in keyframes:
+        index = _integer("keyframe index", item.index, 0, frames - 1)
+        if index in pictures:
+            raise InvalidRequest(f"keyframes: index {index} was given twice; each frame takes one keyframe")
+        pictures[index] = item.image
+    return sorted(pictures.items(), key=lambda item: item[0])
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name}: {value!r} is not a text")
+    return value
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or not low <= number <= high:
+        raise InvalidRequest(f"{name}: {value!r} is not allowed; give a whole number from {low} to {high}")
+    return number
+
+
+def _side(name: str, value: Any, multiple: int) -> int:
+    high = MAX_SIDE - MAX_SIDE % multiple
+    side = _integer(name, value, multiple, high)
+    if side % multiple:
+        raise InvalidRequest(f"{name}: {side} is not allowed; give a multiple of {multiple} from {multiple} to {high}")
+    return side
+
+
+def _guidance(value: Any) -> float:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+    if not 0 <= number <= MAX_GUIDANCE:  # as is every comparison with nan
+        raise InvalidRequest(f"guidance_scale: {value!r} is not allowed; give a number from 0 to {MAX_GUIDANCE:g}")
+    return number

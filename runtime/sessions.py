@@ -1,0 +1,85 @@
+"""The seam between the loop and what runs the graphs: a backend opens one session per graph."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle
+from .errors import BackendError
+
+Array = NDArray[Any]
+
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
+
+
+class Session(Protocol):
+    """One graph, ready to run."""
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The outputs of the graph, in its order."""
+
+
+class Backend(Protocol):
+    """Opens the graphs of a bundle."""
+
+    name: str
+
+    def session(self, graph: str) -> Session:
+        """The session of a graph, opened at its first use."""
+
+
+def open_backend(bundle: Bundle, name: str = "auto") -> Backend:
+    """The backend of that name for `bundle`.
+
+    Raises:
+        BackendError: the name is unknown, or the backend is not in this release.
+    """
+    if name in ("auto", "onnxruntime"):
+        return OnnxRuntimeBackend(bundle)
+    if name in BACKENDS:
+        raise BackendError(f"backend: {name!r} is not available in this release; allowed are auto, onnxruntime")
+    raise BackendError(f"backend: {name!r} is unknown; allowed are auto, onnxruntime")
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime's CPU provider on the portable graphs."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._sessions: dict[str, OnnxRuntimeSession] = {}
+
+    def session(self, graph: str) -> "OnnxRuntimeSession":
+        """The session of a graph; sessions stay open, so that the next request starts at once."""
+        if graph not in self._sessions:
+            self._sessions[graph] = OnnxRuntimeSession(self._bundle.folder / self._bundle.graph(graph).path)
+        return self._sessions[graph]
+
+
+class OnnxRuntimeSession:
+    """One ONNX graph on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises classes of its own that share no public base
+            raise BackendError(f"backend: ONNX Runtime cannot open {path.name}: {_first_line(error)}") from error
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The outputs of the graph, in its order."""
+        try:
+            return [np.asarray(output) for output in self._session.run(None, dict(feeds))]
+        except Exception as error:
+            raise BackendError(f"backend: ONNX Runtime failed: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,23 @@
+"""The two small architectures that the tests export; they differ in depth, heads, channels and options."""
+
+from sparsectrl_lcm.export.random_checkpoints import Architecture
+
+ARCHITECTURES = {
+    "sd15_like": Architecture(),
+    "other": Architecture(
+        channels=(24, 48, 72),
+        layers=2,
+        heads=(2, 3, 6),
+        motion_heads=3,
+        groups=6,
+        text_width=40,
+        text_layers=3,
+        text_heads=5,
+        vae_channels=(16, 32, 32),
+        motion_mid_block=True,
+        linear_projection=True,
+        sample_size=32,
+        control_channels=(8, 12, 16),
+        channel_order="bgr",
+    ),
+}

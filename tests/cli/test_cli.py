@@ -1,0 +1,145 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIBBLES = ROOT / "demo" / "scribbles"
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from sparsectrl_lcm.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def fails(result: subprocess.CompletedProcess[str], message: str) -> None:
+    """Exit code 2, one line on stderr that begins with `error:`, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert re.search(message, result.stderr), result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_generate_from_three_scribbles(tmp_path: Path) -> None:
+    keyframes = [item for index in (15, 0, 8) for item in ("--keyframe", f"{index}={SCRIBBLES}/frame_{index:02d}.png")]
+    result = run("generate", "--prompt", "a boat", *keyframes, "--seed", 42, "-o", "out/clip.mp4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "out/clip.mp4: 16 frames of 128x128, seed 42" in result.stdout
+    for stage in ("text", "keyframes", "control", "denoise", "decode", "total"):
+        assert re.search(rf"\b{stage} \d+\.\d\d", result.stdout)
+    assert "100%" in result.stderr
+    with av.open(str(tmp_path / "out/clip.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == 8
+        assert len(list(container.decode(video=0))) == 16
+
+
+@pytest.mark.parametrize("output", ["clip.webm", "clip.gif", "clip.webp", "sheet.png", "frames"])
+def test_other_outputs(output: str, tmp_path: Path) -> None:
+    arguments = ["--frames", 3, "--size", "64x128", "--steps", 1, "--guidance", 1.5, "--negative-prompt", "night"]
+    result = run("generate", "--prompt", "a boat", *arguments, "-o", output, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "3 frames of 64x128" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [output]
+
+
+def test_the_command_line_and_python_agree(tmp_path: Path) -> None:
+    from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+
+    picture = SCRIBBLES / "frame_08.png"
+    arguments = ["--keyframe", f"3={picture}", "--controlnet", "rgb", "--seed", 5, "--guidance", 2, "--steps", 2]
+    run("generate", "--prompt", "a boat", *arguments, "-o", "frames", cwd=tmp_path)
+    frames = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "frames").iterdir())])
+    clip = VideoPipeline.load().generate(
+        "a boat", [Keyframe(3, picture)], "rgb", num_inference_steps=2, guidance_scale=2, seed=5
+    )
+    assert (frames == clip.frames).all()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    good = (SCRIBBLES / "frame_00.png").read_bytes()
+    (folder / "good.png").write_bytes(good)
+    (folder / "truncated.png").write_bytes(good[: len(good) // 2])
+    (folder / "text.png").write_text("not an image")
+    (folder / "empty.png").write_bytes(b"")
+    Image.new("1", (8001, 8001)).save(folder / "huge.png")
+    return folder
+
+
+BAD = [
+    (["--keyframe", "16={}/good.png"], "keyframe index: 16 is not allowed; give a whole number from 0 to 15"),
+    (["--keyframe", "-1={}/good.png"], "--keyframe '-1=.*' is not allowed; give INDEX=IMAGE"),
+    (["--keyframe", "{}/good.png"], "give INDEX=IMAGE"),
+    (["--keyframe", "3={}/good.png", "--keyframe", "3={}/good.png"], "index 3 was given twice"),
+    (["--keyframe", "0={}/text.png"], "keyframe 0: .* is not an image"),
+    (["--keyframe", "0={}/empty.png"], "keyframe 0: .* is not an image"),
+    (["--keyframe", "0={}/truncated.png"], "keyframe 0: .* give a whole image"),
+    (["--keyframe", "0={}/huge.png"], "keyframe 0: .* allowed are 64 million"),
+    (["--keyframe", "0={}/missing.png"], "keyframe 0: .* does not exist"),
+    (["--keyframe", "0={}/good.png", "--controlnet", "depth"], "controlnet: 'depth' .* allowed are scribble, rgb"),
+    (["--steps", "0"], "num_inference_steps: 0 is not allowed; give a whole number from 1 to 12"),
+    (["--steps", "many"], "'--steps'"),
+    (["--guidance", "nan"], "guidance_scale: nan is not allowed; give a number from 0 to 30"),
+    (["--seed", "-1"], "seed: -1 is not allowed"),
+    (["--size", "0x0"], "height: 0 is not allowed; give a whole number from 64 to 2048"),
+    (["--size", "100x128"], "width: 100 is not allowed; give a multiple of 64"),
+    (["--size", "large"], "--size 'large' is not allowed; give WIDTHxHEIGHT"),
+    (["--frames", "99"], "num_frames: 99 is not allowed; give a whole number from 1 to 32"),
+    (["--fps", "0"], "fps: 0.0 is not allowed; give a number from 1 to 60"),
+    (["--bundle", "/nowhere"], "bundle: '/nowhere' is not a folder"),
+    (["--backend", "magic"], "backend: 'magic' is unknown"),
+    (["--unknown"], "No such option"),
+    (["-o", "/proc/clip.mp4"], "output: '/proc/clip.mp4' cannot be written"),
+    (["-o", "clip.avi"], "output: '.avi' is not a known format"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_is_one_line(arguments: list[str], message: str, pictures: Path, tmp_path: Path) -> None:
+    given = [text.format(pictures) for text in arguments]
+    output = [] if "-o" in given else ["-o", "clip.mp4"]
+    fails(run("generate", "--prompt", "a boat", *given, *output, cwd=tmp_path), message)
+    assert list(tmp_path.iterdir()) == [], "nothing half-written"
+
+
+def test_missing_options(tmp_path: Path) -> None:
+    fails(run("generate", "-o", "clip.mp4", cwd=tmp_path), "--prompt")
+    fails(run("export", "--base", "x", cwd=tmp_path), "--motion-adapter and --output missing")
+    fails(run("export", "motion-module", "--motion-adapter", "x", cwd=tmp_path), "give --bundle, --standalone or both")
+    fails(run("paint", cwd=tmp_path), "No such command 'paint'")
+
+
+def test_bad_sources_of_an_export(tmp_path: Path) -> None:
+    arguments = ["export", "--base", "./nothing", "--motion-adapter", "./nothing", "-o", "bundle"]
+    fails(run(*arguments, cwd=tmp_path), "--base: './nothing' is not a folder")
+    fails(run(*arguments, "--lora", "x=heavy", cwd=tmp_path), "--lora 'x=heavy'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect(tmp_path: Path) -> None:
+    result = run("inspect", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for text in ("16 frames of 128x128", "scribble or rgb", "unet", "vae_decoder", "frame"):
+        assert text in result.stdout
+    fails(run("inspect", "/nowhere", cwd=tmp_path), "bundle: '/nowhere' is not a folder")
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    assert re.match(r"sparsectrl-lcm \d+\.\d+", run("--version", cwd=tmp_path).stdout)
+    result = run("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for command in ("generate", "export", "inspect"):
+        assert command in result.stdout
+    for command in ("generate", "export", "inspect"):
+        assert run(command, "--help", cwd=tmp_path).returncode == 0

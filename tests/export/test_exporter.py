@@ -1,0 +1,278 @@
+"""The bundle that an export writes: names, operators, layout, checks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import Exported
+from diffusers import AutoencoderKL, MotionAdapter, SparseControlNetModel, UNet2DConditionModel
+from onnx import numpy_helper
+from sparsectrl_lcm.export import graphs
+from sparsectrl_lcm.export.check import ExportError, check, largest_error, open_session
+from sparsectrl_lcm.export.exporter import export_bundle
+from sparsectrl_lcm.export.motion_module import export_standalone, replace_motion_module
+from sparsectrl_lcm.export.plan import ExportOptions
+from sparsectrl_lcm.export.random_checkpoints import Architecture, randomize, write_motion_adapter
+from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime.manifest import read_manifest
+from transformers import CLIPTextModel
+
+GRAPHS = {"text_encoder", "controlnet_scribble", "controlnet_rgb", "unet", "vae_encoder", "vae_decoder"}
+
+
+def load(exported: Exported, graph: str, data: bool = True) -> onnx.ModelProto:
+    return onnx.load(exported.bundle / f"onnx/{graph}.onnx", load_external_data=data)
+
+
+def checkpoint(exported: Exported, graph: str) -> dict[str, torch.Tensor]:
+    """The weights that a graph should hold, straight from the checkpoints."""
+    root, base = exported.checkpoints, exported.checkpoints / "base"
+    match graph:
+        case "text_encoder":
+            return CLIPTextModel.from_pretrained(base / "text_encoder").state_dict()
+        case "unet":
+            adapter = MotionAdapter.from_pretrained(root / "motion_adapter").state_dict()
+            return {**UNet2DConditionModel.from_pretrained(base / "unet").state_dict(), **adapter}
+        case "controlnet_scribble" | "controlnet_rgb":
+            weights = SparseControlNetModel.from_pretrained(root / graph.removeprefix("controlnet_")).state_dict()
+            del weights["conv_in.weight"]  # its input is always zero
+            return weights
+    vae = AutoencoderKL.from_pretrained(base / "vae").state_dict()
+    part = ("encoder.", "quant_conv.") if graph == "vae_encoder" else ("decoder.", "post_quant_conv.")
+    return {name: value for name, value in vae.items() if name.startswith(part)}
+
+
+def test_graphs_and_errors(exported: Exported) -> None:
+    manifest = read_manifest(exported.bundle)
+    assert manifest.graphs.keys() == GRAPHS
+    for name, graph in manifest.graphs.items():
+        assert 0 <= graph.max_error <= (1 if name == "vae_decoder" else 1e-4)
+
+
+@pytest.mark.parametrize("graph", sorted(GRAPHS))
+def test_only_standard_operators_at_opset_21(exported: Exported, graph: str) -> None:
+    path = exported.bundle / f"onnx/{graph}.onnx"
+    onnx.checker.check_model(path)
+    model = load(exported, graph, data=False)
+    assert [(item.domain, item.version) for item in model.opset_import] == [("", 21)]
+    assert {node.domain for node in model.graph.node} == {""}
+    assert model.ir_version <= 13
+    assert not model.functions
+
+
+@pytest.mark.parametrize("graph", sorted(GRAPHS))
+def test_every_weight_has_its_checkpoint_name(exported: Exported, graph: str) -> None:
+    weights = checkpoint(exported, graph)
+    initializers = {item.name: item for item in load(exported, graph).graph.initializer}
+    assert weights.keys() - initializers.keys() == set()
+    nameless = [item for name, item in initializers.items() if name not in weights]
+    assert max(np.prod(item.dims, dtype=int) for item in nameless) <= 77 * 77, "no weight without a name"
+    for name, weight in weights.items():
+        transposed = {item.key: item.value for item in initializers[name].metadata_props}.get("transposed")
+        values = numpy_helper.to_array(initializers[name])
+        assert (values == (weight.T if transposed else weight).numpy()).all(), name
+
+
+def test_motion_module_weights_lie_in_a_file_of_their_own(exported: Exported) -> None:
+    adapter = MotionAdapter.from_pretrained(exported.checkpoints / "motion_adapter").state_dict()
+    files: dict[str, set[str]] = {}
+    for item in load(exported, "unet", data=False).graph.initializer:
+        for entry in item.external_data:
+            if entry.key == "location":
+                files.setdefault(entry.value, set()).add(item.name)
+    assert files.keys() == {"unet.weights", "unet.motion.weights"}
+    assert files["unet.motion.weights"] == adapter.keys()
+
+
+@pytest.mark.parametrize("graph", ["unet", "controlnet_scribble", "vae_decoder", "vae_encoder"])
+def test_height_and_width_are_symbolic(exported: Exported, graph: str) -> None:
+    shapes = {
+        item.name: [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]
+        for item in load(exported, graph, data=False).graph.input
+    }
+    main = {"unet": "latents", "controlnet_scribble": "conditioning", "vae_decoder": "latents", "vae_encoder": "image"}
+    symbolic = [size for size in shapes[main[graph]] if isinstance(size, str)]
+    assert any("height" in size for size in symbolic)
+    assert any("width" in size for size in symbolic)
+
+
+def test_nodes_are_named_after_their_modules(exported: Exported) -> None:
+    names = {node.name for node in load(exported, "unet", data=False).graph.node}
+    assert len(names) == len(load(exported, "unet", data=False).graph.node)
+    assert any(name.startswith("down_blocks.0.motion_modules.0.transformer_blocks.0.attn1/Softmax") for name in names)
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 8, 8), (1, 32, 16, 8), (2, 5, 24, 32)])
+def test_the_unet_graph_at_sizes_it_was_not_traced_with(sd15_like: Exported, sizes: tuple[int, ...]) -> None:
+    """Predictions of the graph against diffusers' UNetMotionModel and LCMScheduler."""
+    from diffusers import LCMScheduler
+    from references import animatediff_pipeline
+
+    batch, frames, height, width = sizes
+    unet = animatediff_pipeline(sd15_like.checkpoints).unet
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, frames, height, width, generator=generator)
+    prompt = torch.randn(batch, 77, 48, generator=generator)
+    session = onnxruntime.InferenceSession(sd15_like.bundle / "onnx/unet.onnx", providers=["CPUExecutionProvider"])
+    residual_shapes = {item.name: item.shape[1] for item in session.get_inputs() if "residual" in item.name}
+    scheduler = LCMScheduler(beta_schedule="linear")
+    scheduler.set_timesteps(4)
+    from sparsectrl_lcm.runtime.schedule import lcm_schedule
+
+    schedule = lcm_schedule(read_manifest(sd15_like.bundle).scheduler, 4)
+    noise_generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    feeds = {
+        "latents": latents.numpy(),
+        "timestep": schedule.timesteps[:1],
+        "prompt_embeds": prompt.numpy(),
+        "guidance_scale": np.array([1.7], np.float32),
+        "noise": noise.numpy(),
+        "coefficients": schedule.coefficients[0],
+        **{name: np.zeros((1, channels, 1, 1), np.float32) for name, channels in residual_shapes.items()},
+    }
+    next_latents, denoised = session.run(None, feeds)
+    timestep = scheduler.timesteps[0]
+    with torch.no_grad():
+        prediction = unet(latents.expand(batch, -1, -1, -1, -1), timestep, prompt.repeat_interleave(frames, 0)).sample
+    guided = prediction[:1] + 1.7 * (prediction[-1:] - prediction[:1])
+    expected = scheduler.step(guided, timestep, latents, generator=noise_generator)
+    for actual, reference in ((next_latents, expected.prev_sample), (denoised, expected.denoised)):
+        assert np.abs(actual - reference.numpy()).max() <= 1e-5 * max(1.0, reference.abs().max().item())
+
+
+def test_another_motion_module_replaces_one_file(sd15_like: Exported, tmp_path: Path) -> None:
+    import shutil
+
+    from references import animatediff_pipeline, to_uint8
+
+    bundle = Path(shutil.copytree(sd15_like.bundle, tmp_path / "bundle"))
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    adapter = write_motion_adapter(tmp_path / "adapter", Architecture(), seed=99)
+    replace_motion_module(str(adapter), bundle)
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {"manifest.json", "unet.motion.weights"}
+    assert {path for path in bundle.rglob("*") if path.is_file()} == before.keys()
+
+    reference = animatediff_pipeline(sd15_like.checkpoints)
+    reference.unet.load_motion_modules(MotionAdapter.from_pretrained(adapter))
+    expected = reference(
+        "a boat",
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        num_frames=4,
+        height=128,
+        width=128,
+        generator=torch.Generator("cpu").manual_seed(1),
+        output_type="np",
+    ).frames[0]
+    clip = VideoPipeline.load(bundle).generate("a boat", num_inference_steps=2, num_frames=4, seed=1)
+    assert np.abs(clip.frames.astype(int) - to_uint8(expected)).max() <= 1
+
+    replace_motion_module(str(sd15_like.checkpoints / "motion_adapter"), bundle)
+    for path, content in before.items():
+        assert path.name == "manifest.json" or path.read_bytes() == content
+
+
+def test_a_motion_module_that_does_not_fit_is_refused(sd15_like: Exported, tmp_path: Path) -> None:
+    narrow = write_motion_adapter(tmp_path / "narrow", Architecture(channels=(16, 32, 32, 32)), seed=1)
+    deep = write_motion_adapter(tmp_path / "deep", Architecture(layers=2), seed=1)
+    for source in (narrow, deep):
+        with pytest.raises(ExportError, match="export the bundle again"):
+            replace_motion_module(str(source), sd15_like.bundle)
+
+
+def test_the_motion_module_as_a_graph_of_its_own(tmp_path: Path) -> None:
+    """Layer by layer against diffusers' own temporal transformers."""
+    arch = Architecture(channels=(16, 32), groups=8)
+    source = write_motion_adapter(tmp_path / "adapter", arch, seed=4)
+    path = tmp_path / "motion.onnx"
+    assert export_standalone(str(source), "clip", path) <= 1e-4
+    adapter = MotionAdapter.from_pretrained(source)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    states = {item.name: torch.randn(6, item.shape[1], 4, 3, generator=generator) for item in session.get_inputs()}
+    outputs = session.run(None, {name: state.numpy() for name, state in states.items()})
+    names = [item.name for item in session.get_outputs()]
+    assert len(names) == sum(name.endswith("proj_in.weight") for name in adapter.state_dict())
+    for name, output in zip(names, outputs, strict=True):
+        block = adapter.get_submodule(name.removesuffix(".output"))
+        with torch.no_grad():
+            expected = block(states[name.replace(".output", ".input")], num_frames=6)
+        assert np.abs(output - expected.numpy()).max() <= 1e-5 * max(1.0, expected.abs().max().item())
+
+
+def test_a_graph_that_differs_is_refused(sd15_like: Exported) -> None:
+    """The check that every export makes, against a module with one weight changed."""
+    vae = AutoencoderKL.from_pretrained(sd15_like.checkpoints / "base" / "vae").eval()
+    image = torch.randint(256, (1, 16, 24, 3), dtype=torch.uint8)
+    session = open_session(sd15_like.bundle / "onnx/vae_encoder.onnx")
+    with torch.no_grad():
+        assert largest_error(session, (image,), (graphs.VaeEncoder(vae)(image),)) <= 1e-4
+        vae.encoder.conv_in.weight[0, 0, 0, 0] += 0.5
+        error = largest_error(session, (image,), (graphs.VaeEncoder(vae)(image),))
+    with pytest.raises(ExportError, match="'vae_encoder' differs from torch by"):
+        check("vae_encoder", error, frames=False)
+    with pytest.raises(ExportError):
+        check("unet", float("nan"), frames=False)
+
+
+def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -> None:
+    root = sd15_like.checkpoints
+    good = {"base": str(root / "base"), "motion_adapter": str(root / "motion_adapter")}
+    other = write_motion_adapter(tmp_path / "other", Architecture(channels=(32, 64)), seed=1)
+    cases = [
+        ({"base": str(tmp_path / "nothing")}, "--base: .* is not a folder"),
+        ({"base": str(root)}, "--base: cannot load"),
+        ({"motion_adapter": str(root / "base")}, "--motion-adapter: cannot load"),
+        ({"motion_adapter": str(other)}, "--motion-adapter .* does not fit"),
+        ({"controlnets": {"scribble": str(root / "rgb")}}, "is a SparseCtrl for rgb; pass it as --controlnet-rgb"),
+        ({"controlnets": {"rgb": str(root / "scribble")}}, "is a SparseCtrl for scribble"),
+        ({"vae": str(root / "rgb")}, "--vae: cannot load"),
+        ({"frames": 33}, "--frames 33 is out of range"),
+        ({"temporal_norm": "batch"}, "choose frame or clip"),
+        ({"width": 100, "height": 128}, "multiples of 64"),
+        ({"scheduler": {"beta_schedule": "squaredcos_cap_v2"}}, "not supported"),
+    ]
+    target = tmp_path / "target"
+    for change, message in cases:
+        with pytest.raises(ExportError, match=message) as error:
+            export_bundle(ExportOptions(**{**good, **change}), target / "bundle")
+        assert "\n" not in str(error.value)
+        assert not target.exists() or not list(target.iterdir())
+
+
+def test_an_existing_bundle_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match="not an empty folder"):
+        export_bundle(ExportOptions("base", "motion"), tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_manifest_names_its_sources(sd15_like: Exported) -> None:
+    manifest = json.loads((sd15_like.bundle / "manifest.json").read_text())
+    assert manifest["sources"] == {
+        "base": "base",
+        "motion_adapter": "motion_adapter",
+        "controlnet_scribble": "scribble",
+        "controlnet_rgb": "rgb",
+    }
+    assert str(sd15_like.checkpoints) not in json.dumps(manifest), "no path of this machine"
+
+
+def test_random_weights_are_zero_nowhere(sd15_like: Exported) -> None:
+    for kind in ("scribble", "rgb"):
+        for name, weight in SparseControlNetModel.from_pretrained(sd15_like.checkpoints / kind).named_parameters():
+            assert (weight != 0).all(), name
+    assert all((weight != 0).all() for weight in randomize(torch.nn.Linear(50, 50), 0).parameters())
+
+
+def test_a_keyframe_reaches_every_frame(sd15_like: Exported) -> None:
+    pipeline = VideoPipeline.load(sd15_like.bundle)
+    white, black = np.full((8, 8, 3), 255, np.uint8), np.zeros((8, 8, 3), np.uint8)
+    clips = [pipeline.generate("a boat", [Keyframe(3, image)], seed=1).frames.astype(int) for image in (white, black)]
+    assert (np.abs(clips[0] - clips[1]).reshape(16, -1).max(axis=1) > 3).all()

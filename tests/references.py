@@ -1,0 +1,85 @@
+"""The independent reference: diffusers' own pipeline on the same checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers.pipelines.animatediff.pipeline_animatediff_sparsectrl as sparsectrl
+import numpy as np
+import torch
+from diffusers import (
+    AnimateDiffPipeline,
+    AnimateDiffSparseControlNetPipeline,
+    AutoencoderKL,
+    DDIMScheduler,
+    LCMScheduler,
+    MotionAdapter,
+    SparseControlNetModel,
+    UNet2DConditionModel,
+)
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from PIL import Image
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+def _parts(checkpoints: Path) -> dict[str, Any]:
+    base = checkpoints / "base"
+    scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
+    return {
+        "vae": AutoencoderKL.from_pretrained(base / "vae"),
+        "text_encoder": CLIPTextModel.from_pretrained(base / "text_encoder"),
+        "tokenizer": CLIPTokenizer.from_pretrained(base / "tokenizer"),
+        "unet": UNet2DConditionModel.from_pretrained(base / "unet"),
+        "motion_adapter": MotionAdapter.from_pretrained(checkpoints / "motion_adapter"),
+        "scheduler": LCMScheduler.from_config(scheduler.config, beta_schedule="linear"),
+    }
+
+
+def sparsectrl_pipeline(checkpoints: Path, controlnet: str) -> AnimateDiffSparseControlNetPipeline:
+    """diffusers' pipeline; rgb keyframes enter as the mode of the VAE's posterior, where diffusers draws from it."""
+    retrieve = diffusers_retrieve_latents
+    sparsectrl.retrieve_latents = lambda output: retrieve(output, sample_mode="argmax")
+    model = SparseControlNetModel.from_pretrained(checkpoints / controlnet)
+    pipe = AnimateDiffSparseControlNetPipeline(controlnet=model, **_parts(checkpoints))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+diffusers_retrieve_latents = sparsectrl.retrieve_latents
+
+
+def animatediff_pipeline(checkpoints: Path) -> AnimateDiffPipeline:
+    """AnimateDiff without SparseCtrl."""
+    pipe = AnimateDiffPipeline(**_parts(checkpoints))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class _PerFrame(nn.Module):
+    """A GroupNorm of each frame, where diffusers hands over [B, C, F, h, w]."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        frames = [self.norm(states[:, :, index]) for index in range(states.shape[2])]
+        return torch.stack(frames, dim=2)
+
+
+def normalize_per_frame(model: nn.Module) -> None:
+    """Gives diffusers the temporal norm of the original AnimateDiff code."""
+    for module in model.modules():
+        if isinstance(module, AnimateDiffTransformer3D):
+            module.norm = _PerFrame(module.norm)
+
+
+def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """diffusers' frames in 0..1 as levels."""
+    return (frames * 255).round().astype(np.uint8)
+
+
+def pictures(count: int, width: int, height: int, seed: int = 0) -> list[Image.Image]:
+    """Random pictures."""
+    generator = np.random.default_rng(seed)
+    return [Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(count)]

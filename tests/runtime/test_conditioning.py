@@ -1,0 +1,183 @@
+"""SparseCtrl ahead of the loop and on distinct frames, against diffusers' plain call at every step."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Exported
+from diffusers import SparseControlNetModel
+from flops import count_flops
+from references import pictures
+from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime.conditioning import ConditioningCache, keyframe_feeds
+from sparsectrl_lcm.runtime.request import FittedKeyframe, Request
+from torch.utils.flop_counter import FlopCounterMode
+
+FRAMES = 16
+INDICES = (0, 8, 15)
+
+
+def request(pipeline: VideoPipeline, controlnet: str) -> Request:
+    side = pipeline.bundle.manifest.sizes.height
+    keyframes = tuple(
+        FittedKeyframe(index, np.asarray(image))
+        for index, image in zip(INDICES, pictures(len(INDICES), side, side), strict=True)
+    )
+    return Request("", "", keyframes, controlnet, 4, 1.0, 0, side, side, FRAMES)
+
+
+def dense_inputs(feeds: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Condition and mask of every frame, as diffusers takes them: [1, C, F, H, W] and [1, 1, F, H, W]."""
+    distinct = torch.from_numpy(feeds["conditioning"])
+    index = torch.from_numpy(feeds["frame_index"])
+    mask = torch.from_numpy(feeds["conditioning_mask"])[index]
+    condition = distinct[index].transpose(0, 1)[None]
+    return condition, mask[None, None, :, None, None].expand(1, 1, *condition.shape[2:])
+
+
+def plain(model: SparseControlNetModel, feeds: dict[str, np.ndarray], timestep: float, prompt: torch.Tensor):
+    """diffusers' call, with latents that must not matter."""
+    condition, mask = dense_inputs(feeds)
+    height, width = condition.shape[-2:]
+    factor = (
+        1
+        if model.use_simplified_condition_embedding
+        else 2 ** (len(model.config.conditioning_embedding_out_channels) - 1)
+    )
+    latents = torch.randn(prompt.shape[0], 4, FRAMES, height // factor, width // factor)
+    down, middle = model(
+        latents,
+        torch.tensor(timestep),
+        encoder_hidden_states=prompt.repeat_interleave(FRAMES, 0),
+        controlnet_cond=condition,
+        conditioning_mask=mask,
+        return_dict=False,
+    )
+    return [*down, middle]
+
+
+@pytest.mark.parametrize("controlnet", ["scribble", "rgb"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_residuals_equal_the_plain_computation(exported: Exported, controlnet: str, batch: int) -> None:
+    pipeline = VideoPipeline.load(exported.bundle)
+    feeds = keyframe_feeds(pipeline.backend, request(pipeline, controlnet))
+    assert len(feeds["conditioning"]) == len(INDICES) + 1, "only distinct frames go in"
+    model = SparseControlNetModel.from_pretrained(exported.checkpoints / controlnet)
+    width = model.config.cross_attention_dim
+    prompt = torch.randn(batch, 77, width, generator=torch.Generator().manual_seed(batch))
+    session = pipeline.backend.session(f"controlnet_{controlnet}")
+    for timestep in (999.0, 499.0, 19.0):
+        inputs = {"timestep": np.array([timestep], np.float32), "prompt_embeds": prompt.numpy()}
+        with torch.no_grad():
+            expected = plain(model, feeds, timestep, prompt)
+        for residual, reference in zip(session.run({**inputs, **feeds}), expected, strict=True):
+            assert residual.shape == tuple(reference.shape)
+            assert reference.std() > 1e-2
+            assert np.abs(residual - reference.numpy()).max() <= 1e-5 * max(1.0, reference.abs().max().item())
+
+
+@pytest.mark.parametrize("controlnet", ["scribble", "rgb"])
+def test_work_saved_on_distinct_frames(exported: Exported, controlnet: str, tmp_path: Path) -> None:
+    """The graph does the plain work less that of the first spatial layers on the frames that repeat."""
+    pipeline = VideoPipeline.load(exported.bundle)
+    feeds = keyframe_feeds(pipeline.backend, request(pipeline, controlnet))
+    model = SparseControlNetModel.from_pretrained(exported.checkpoints / controlnet)
+    prompt = torch.randn(1, 77, model.config.cross_attention_dim)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        plain(model, feeds, 499.0, prompt)
+    counts = {
+        name.removeprefix("SparseControlNetModel."): sum(ops.values())
+        for name, ops in counter.get_flop_counts().items()
+    }
+    repeated = {
+        "conv_in": FRAMES,  # of zeros: its bias is all that remains
+        "controlnet_cond_embedding": FRAMES - len(feeds["conditioning"]),
+        "controlnet_down_blocks.0": FRAMES - len(feeds["conditioning"]),
+        "down_blocks.0.resnets.0": FRAMES - len(feeds["conditioning"]),
+        "down_blocks.0.attentions.0": FRAMES - len(feeds["conditioning"]),
+    }
+    saved = sum(counts[name] * frames / FRAMES for name, frames in repeated.items())
+    inputs = {"timestep": np.array([499.0], np.float32), "prompt_embeds": prompt.numpy(), **feeds}
+    path = exported.bundle / pipeline.bundle.graph(f"controlnet_{controlnet}").path
+    actual = count_flops(path, inputs, tmp_path)
+    plain_flops = counter.get_total_flops()
+    text_once = _repeated_text_flops(model, prompt)
+    assert saved > 0.05 * plain_flops
+    assert actual == pytest.approx(plain_flops - saved - text_once, rel=0.02)
+
+
+def _repeated_text_flops(model: SparseControlNetModel, prompt: torch.Tensor) -> float:
+    """Keys and values of the text, which diffusers projects once per frame."""
+    layers = [module for name, module in model.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    text_layers = [layer for layer in layers if layer.in_features == prompt.shape[-1]]
+    first = len(
+        [
+            name
+            for name, _ in model.named_modules()
+            if name.startswith("down_blocks.0.attentions.0") and name.endswith(("attn2.to_k", "attn2.to_v"))
+        ]
+    )
+    flops = [2 * prompt.shape[1] * layer.in_features * layer.out_features for layer in text_layers]
+    # in the first layers the frames that repeat are already counted as saved
+    return sum(flops[first:]) * (FRAMES - 1) + sum(flops[:first]) * (len(INDICES) + 1 - 1)
+
+
+class Counting:
+    """A backend that counts how often each graph runs."""
+
+    def __init__(self, backend) -> None:
+        self.name = backend.name
+        self.backend = backend
+        self.calls: list[str] = []
+
+    def session(self, graph: str):
+        self.calls.append(graph)
+        return self.backend.session(graph)
+
+
+def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
+    pipeline = VideoPipeline.load()
+    counting = pipeline.backend = Counting(pipeline.backend)
+    keyframes = [Keyframe(index, image) for index, image in zip(INDICES, pictures(3, 128, 128), strict=True)]
+    first = pipeline.generate("a boat", keyframes, seed=1)
+    order = [graph for graph in counting.calls if graph in ("controlnet_scribble", "unet")]
+    assert order == ["controlnet_scribble"] * 4 + ["unet"] * 4
+    assert "control" in first.timings
+
+    counting.calls.clear()
+    second = pipeline.generate("a boat", keyframes, seed=2)
+    assert set(counting.calls) == {"unet", "vae_decoder"}
+    assert "control" not in second.timings
+    assert (second.frames == VideoPipeline.load().generate("a boat", keyframes, seed=2).frames).all()
+
+    counting.calls.clear()
+    pipeline.generate("a boat", [*keyframes[:2], Keyframe(14, keyframes[2].image)], seed=2)
+    assert counting.calls.count("controlnet_scribble") == 4, "another place is another conditioning"
+
+
+def test_residuals_beyond_the_memory_bound_are_computed_step_by_step() -> None:
+    keyframes = [Keyframe(0, pictures(1, 128, 128)[0])]
+    pipeline = VideoPipeline.load(kept_bytes=1_000_000)
+    counting = pipeline.backend = Counting(pipeline.backend)
+    clip = pipeline.generate("a boat", keyframes, seed=1)
+    order = [graph for graph in counting.calls if graph in ("controlnet_scribble", "unet")]
+    assert order == ["controlnet_scribble", "unet"] * 4
+    assert (clip.frames == VideoPipeline.load().generate("a boat", keyframes, seed=1).frames).all()
+
+
+def test_the_cache_drops_the_least_recently_used() -> None:
+    from sparsectrl_lcm.runtime.conditioning import Conditioning
+
+    def entry(count: int) -> Conditioning:
+        return Conditioning(np.zeros(count, np.uint8), lambda _: {})
+
+    cache = ConditioningCache(max_bytes=100)
+    cache.put("a", entry(40))
+    cache.put("b", entry(40))
+    assert cache.get("a") is not None
+    cache.put("c", entry(40))
+    assert cache.get("b") is None
+    assert cache.get("a") is not None
+    cache.put("d", entry(101))
+    assert cache.get("d") is None

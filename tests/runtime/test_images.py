@@ -1,0 +1,164 @@
+"""Keyframe pictures of every kind, against what Pillow itself makes of them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sparsectrl_lcm.runtime import InvalidRequest
+from sparsectrl_lcm.runtime.images import MAX_PIXELS, fit, load_picture
+
+
+def gradient(width: int = 40, height: int = 24) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 6, y * 10, (x + y) * 3], axis=2).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("source", ["image", "array", "bytes", "path", "text"])
+def test_sources(source: str, tmp_path: Path) -> None:
+    image = gradient()
+    path = tmp_path / "picture.png"
+    image.save(path)
+    given = {
+        "image": image,
+        "array": np.asarray(image),
+        "bytes": encoded(image, "PNG"),
+        "path": path,
+        "text": str(path),
+    }[source]
+    assert (np.asarray(load_picture(given, "keyframe 0")) == np.asarray(image)).all()
+
+
+def test_alpha_is_flattened_on_black() -> None:
+    rgba = gradient().convert("RGBA")
+    rgba.putalpha(Image.linear_gradient("L").resize(rgba.size))
+    expected = np.round(np.asarray(rgba)[:, :, :3] * (np.asarray(rgba)[:, :, 3:] / 255))
+    for image in (rgba, Image.open(io.BytesIO(encoded(rgba, "PNG")))):
+        assert np.abs(np.asarray(load_picture(image, "k")).astype(int) - expected).max() <= 1
+    grey = Image.merge("LA", (Image.new("L", (4, 4), 200), Image.new("L", (4, 4), 0)))
+    assert np.asarray(load_picture(grey, "k")).max() == 0
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    data = encoded(palette, "PNG", transparency=1)
+    assert np.asarray(load_picture(data, "k")).max() == 0
+
+
+def test_16_bit_grey_keeps_its_range() -> None:
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    picture = Image.fromarray(ramp)
+    for source in (picture, encoded(picture, "PNG"), encoded(picture, "TIFF"), ramp):
+        pixels = np.asarray(load_picture(source, "k"))
+        assert np.abs(pixels[:, :, 0].astype(int) - ramp / 257).max() <= 1
+        assert (pixels[:, :, 0] == pixels[:, :, 2]).all()
+
+
+def test_cmyk() -> None:
+    cmyk = gradient().convert("CMYK")
+    expected = np.asarray(cmyk.convert("RGB"))
+    assert (np.asarray(load_picture(cmyk, "k")) == expected).all()
+    assert np.abs(np.asarray(load_picture(encoded(cmyk, "JPEG", quality=100), "k")).astype(int) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "YCbCr", "LAB", "HSV"])
+def test_other_modes(mode: str) -> None:
+    assert np.asarray(load_picture(gradient().convert("RGB").convert(mode) if mode != "LAB" else _lab(), "k")).ndim == 3
+
+
+def _lab() -> Image.Image:
+    return Image.merge("LAB", [Image.new("L", (8, 8), value) for value in (120, 128, 128)])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(gradient(), "PNG", exif=exif)
+    turns = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+        7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+        8: lambda a: a.transpose(1, 0, 2)[::-1],
+    }
+    expected = turns[orientation](np.asarray(gradient()))
+    assert (np.asarray(load_picture(data, "k")) == expected).all()
+
+
+def test_float_and_bool_arrays() -> None:
+    values = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    assert (np.asarray(load_picture(values, "k"))[:, :, 1] == np.round(values * 255)).all()
+    assert np.asarray(load_picture(values > 0.5, "k")).max() == 255
+    assert np.asarray(load_picture(values[:, :, None], "k")).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(32, 32), (64, 16), (16, 64), (40, 24)])
+def test_fit_covers_and_crops_the_centre(width: int, height: int) -> None:
+    image = gradient()
+    scale = max(width / image.width, height / image.height)
+    box = (width / scale, height / scale)
+    left, top = (image.width - box[0]) / 2, (image.height - box[1]) / 2
+    expected = image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + box[0], top + box[1]))
+    pixels = fit(image, width, height)
+    assert pixels.shape == (height, width, 3)
+    assert np.abs(pixels.astype(int) - np.asarray(expected)).max() <= 2
+
+
+def bomb() -> bytes:
+    """A PNG of a few kilobytes that says it has 40,000 x 40,000 pixels."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 40_001))
+        + chunk(b"IEND", b"")
+    )
+
+
+def large() -> bytes:
+    return encoded(Image.new("1", (8001, MAX_PIXELS // 8000)), "PNG")
+
+
+BAD = {
+    "text": (b"not an image at all", "not an image"),
+    "empty": (b"", "not an image"),
+    "truncated": (encoded(gradient(400, 300), "PNG")[:-900], "give a whole image"),
+    "truncated jpeg": (encoded(gradient(400, 300), "JPEG")[:-300], "give a whole image"),
+    "bomb": (bomb(), "64 million"),
+    "large": (large(), "64 million"),
+    "missing": (Path("/nowhere/at/all.png"), "does not exist"),
+    "folder": (Path("/"), "cannot be read"),
+    "number": (3, "is not an image"),
+    "zero-size": (np.zeros((0, 5, 3), np.uint8), "is not an image"),
+    "zero-size image": (Image.new("RGB", (0, 5)), "at least 1 pixel"),
+    "five channels": (np.zeros((4, 4, 5), np.uint8), "is not an image"),
+    "int array": (np.zeros((4, 4), np.int64), "is not an image"),
+    "nan": (np.full((4, 4), np.nan), "is not an image"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_is_one_line(name: str) -> None:
+    source, expected = BAD[name]
+    with pytest.raises(InvalidRequest, match=expected) as error:
+        load_picture(source, "keyframe 7")
+    message = str(error.value)
+    assert message.startswith("keyframe 7: ")
+    assert "\n" not in message
+    assert isinstance(error.value, ValueError)

@@ -1,0 +1,261 @@
+"""Frames against diffusers' AnimateDiffSparseControlNetPipeline with LCMScheduler: same weights, same seed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Exported
+from references import (
+    animatediff_pipeline,
+    normalize_per_frame,
+    pictures,
+    sparsectrl_pipeline,
+    to_uint8,
+)
+from sparsectrl_lcm.export.random_checkpoints import write_checkpoints
+from sparsectrl_lcm.runtime import BackendError, Cancelled, Clip, Keyframe, Progress, VideoPipeline
+
+EMPTY = ""
+FIVE_TOKENS = "a red circle moves right"
+LONG = "a large green triangle slowly turns over the plain sea on a snow night, " * 9
+NEGATIVE = "blue small square"
+CASES = [
+    # steps, guidance, keyframes, prompt
+    (1, 1, (5,), EMPTY),
+    (2, 2, (14, 3), LONG),
+    (4, 1, (0, 8, 15), FIVE_TOKENS),
+    (8, 2, (2, 13, 7), EMPTY),
+    (4, 2, (15,), FIVE_TOKENS),
+    (1, 2, (0, 9), FIVE_TOKENS),
+    (8, 1, (1,), LONG),
+    (2, 1, (6, 7, 8), EMPTY),
+]
+
+
+@pytest.fixture(scope="module", params=["scribble", "rgb"])
+def pair(exported: Exported, request: pytest.FixtureRequest):
+    """This runtime and diffusers, on one architecture and kind of keyframes."""
+    reference = sparsectrl_pipeline(exported.checkpoints, request.param)
+    return VideoPipeline.load(exported.bundle), reference, request.param
+
+
+@pytest.mark.parametrize(("steps", "guidance", "indices", "prompt"), CASES)
+def test_frames_are_those_of_diffusers(pair, steps: int, guidance: int, indices: tuple[int, ...], prompt: str) -> None:
+    pipeline, reference, controlnet = pair
+    side = pipeline.bundle.manifest.sizes.height
+    images = pictures(len(indices), side, side, seed=steps)
+    expected = to_uint8(
+        reference(
+            prompt,
+            negative_prompt=NEGATIVE,
+            num_inference_steps=steps,
+            guidance_scale=float(guidance),
+            conditioning_frames=images,
+            controlnet_frame_indices=list(indices),
+            num_frames=16,
+            height=side,
+            width=side,
+            generator=torch.Generator("cpu").manual_seed(7 + steps),
+            output_type="np",
+        ).frames[0]
+    )
+    clip = pipeline.generate(
+        prompt,
+        keyframes=[Keyframe(index, image) for index, image in zip(indices, images, strict=True)],
+        controlnet=controlnet,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        seed=7 + steps,
+    )
+    assert clip.frames.dtype == np.uint8
+    assert expected.std() > 10, "a flat clip would prove nothing"
+    assert np.abs(clip.frames.astype(int) - expected).max() <= 1
+
+
+def test_keyframes_prompt_and_guidance_change_the_clip(exported: Exported) -> None:
+    """What the comparison with diffusers rests on: every input has its effect on these random weights."""
+    pipeline = VideoPipeline.load(exported.bundle)
+    side = pipeline.bundle.manifest.sizes.height
+    first, second = (Keyframe(4, image) for image in pictures(2, side, side))
+    clips = [
+        pipeline.generate(FIVE_TOKENS, seed=1),
+        pipeline.generate(FIVE_TOKENS, [first], seed=1),
+        pipeline.generate(FIVE_TOKENS, [second], seed=1),
+        pipeline.generate(FIVE_TOKENS, [Keyframe(5, first.image)], seed=1),
+        pipeline.generate(FIVE_TOKENS, [first], "rgb", seed=1),
+        pipeline.generate(LONG, [first], seed=1),
+        pipeline.generate(FIVE_TOKENS, [first], seed=2),
+        pipeline.generate(FIVE_TOKENS, [first], guidance_scale=2, seed=1),
+        pipeline.generate(FIVE_TOKENS, [first], guidance_scale=2, negative_prompt=NEGATIVE, seed=1),
+    ]
+    for index, clip in enumerate(clips):
+        for other in clips[:index]:
+            assert np.abs(clip.frames.astype(int) - other.frames).max() > 3
+
+
+def test_without_keyframes_the_clip_is_animatediffs(exported: Exported) -> None:
+    reference = animatediff_pipeline(exported.checkpoints)
+    pipeline = VideoPipeline.load(exported.bundle)
+    side = pipeline.bundle.manifest.sizes.height
+    expected = to_uint8(
+        reference(
+            FIVE_TOKENS,
+            num_inference_steps=4,
+            guidance_scale=1.0,
+            num_frames=16,
+            height=side,
+            width=side,
+            generator=torch.Generator("cpu").manual_seed(3),
+            output_type="np",
+        ).frames[0]
+    )
+    clip = pipeline.generate(FIVE_TOKENS, seed=3)
+    assert np.abs(clip.frames.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("frames", "width", "height"), [(1, 64, 128), (5, 192, 64), (32, 64, 64)])
+def test_other_sizes_and_lengths(sd15_like: Exported, frames: int, width: int, height: int) -> None:
+    reference = sparsectrl_pipeline(sd15_like.checkpoints, "scribble")
+    pipeline = VideoPipeline.load(sd15_like.bundle)
+    (image,) = pictures(1, width, height)
+    expected = to_uint8(
+        reference(
+            FIVE_TOKENS,
+            num_inference_steps=2,
+            guidance_scale=1.0,
+            conditioning_frames=[image],
+            controlnet_frame_indices=[frames - 1],
+            num_frames=frames,
+            height=height,
+            width=width,
+            generator=torch.Generator("cpu").manual_seed(5),
+            output_type="np",
+        ).frames[0]
+    )
+    clip = pipeline.generate(
+        FIVE_TOKENS,
+        [Keyframe(frames - 1, image)],
+        num_inference_steps=2,
+        seed=5,
+        width=width,
+        height=height,
+        num_frames=frames,
+    )
+    assert clip.frames.shape == (frames, height, width, 3)
+    assert np.abs(clip.frames.astype(int) - expected).max() <= 1
+
+
+def test_the_demo_bundle_normalizes_per_frame(tmp_path: Path) -> None:
+    """The bundle in the package, against diffusers with the temporal norm of the original AnimateDiff code."""
+    demo = _demo_module()
+    write_checkpoints(tmp_path, demo.ARCHITECTURE, demo.SEED)
+    pipeline = VideoPipeline.load()
+    for controlnet in ("scribble", "rgb"):
+        reference = sparsectrl_pipeline(tmp_path, controlnet)
+        per_clip = _demo_frames(reference, controlnet)
+        normalize_per_frame(reference.unet)
+        normalize_per_frame(reference.controlnet)
+        expected = _demo_frames(reference, controlnet)
+        images = pictures(2, 128, 128)
+        clip = pipeline.generate(FIVE_TOKENS, [Keyframe(0, images[0]), Keyframe(9, images[1])], controlnet, seed=11)
+        assert np.abs(clip.frames.astype(int) - expected).max() <= 1
+        assert np.abs(clip.frames.astype(int) - per_clip).max() > 3, "the two norms have to differ"
+
+
+def _demo_module():
+    import importlib.util
+
+    path = Path(__file__).parent.parent.parent / "demo" / "make_bundle.py"
+    spec = importlib.util.spec_from_file_location("make_bundle", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _demo_frames(reference, controlnet: str) -> np.ndarray:
+    return to_uint8(
+        reference(
+            FIVE_TOKENS,
+            num_inference_steps=4,
+            guidance_scale=1.0,
+            conditioning_frames=pictures(2, 128, 128),
+            controlnet_frame_indices=[0, 9],
+            num_frames=16,
+            height=128,
+            width=128,
+            generator=torch.Generator("cpu").manual_seed(11),
+            output_type="np",
+        ).frames[0]
+    )
+
+
+SAME_SEED = """
+import hashlib
+from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+pipeline = VideoPipeline.load()
+clips = [pipeline.generate("a boat", [Keyframe(3, "demo/scribbles/frame_00.png")], seed=9) for _ in range(2)]
+print(*(hashlib.sha256(clip.frames.tobytes()).hexdigest() for clip in clips))
+"""
+
+
+def test_the_same_seed_gives_the_same_bytes_in_every_process() -> None:
+    root = Path(__file__).parent.parent.parent
+    digests = set()
+    for _ in range(2):
+        result = subprocess.run([sys.executable, "-c", SAME_SEED], capture_output=True, text=True, check=True, cwd=root)
+        digests.update(result.stdout.split())
+    assert len(digests) == 1
+
+
+def test_a_seed_is_drawn_and_told() -> None:
+    pipeline = VideoPipeline.load()
+    clip = pipeline.generate("a boat", num_frames=2, num_inference_steps=1)
+    other = pipeline.generate("a boat", num_frames=2, num_inference_steps=1)
+    assert clip.seed != other.seed
+    again = pipeline.generate("a boat", num_frames=2, num_inference_steps=1, seed=clip.seed)
+    assert (again.frames == clip.frames).all()
+
+
+def test_progress_and_timings() -> None:
+    pipeline = VideoPipeline.load()
+    image = pictures(1, 64, 64)[0]
+    seen: list[Progress] = []
+    clip = pipeline.generate("a boat", [Keyframe(0, image)], "rgb", seed=1, on_progress=seen.append)
+    fractions = [item.fraction for item in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    assert [item.stage for item in seen if item.step == item.steps] == ["text", "control", "denoise", "decode"]
+    stages = {"text", "keyframes", "control", "denoise", "decode"}
+    assert clip.timings.keys() == stages | {"total"}
+    assert sum(clip.timings[stage] for stage in stages) == pytest.approx(clip.timings["total"], rel=0.2)
+
+
+@pytest.mark.parametrize("stage", ["text", "control", "denoise", "decode"])
+def test_a_request_can_be_cancelled_between_steps(stage: str) -> None:
+    pipeline = VideoPipeline.load()
+    keyframes = [Keyframe(0, pictures(1, 64, 64)[0])]
+    seen: list[Progress] = []
+
+    def cancel(progress: Progress) -> bool:
+        seen.append(progress)
+        return progress.stage != stage
+
+    with pytest.raises(Cancelled, match=f"cancelled after {stage} 1 of"):
+        pipeline.generate("a boat", keyframes, seed=1, on_progress=cancel)
+    assert [item.stage for item in seen].count(stage) == 1
+    expected = VideoPipeline.load().generate("a boat", keyframes, seed=1)
+    after = pipeline.generate("a boat", keyframes, seed=1)
+    assert isinstance(after, Clip)
+    assert (after.frames == expected.frames).all(), "a cancelled request leaves nothing behind"
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "cuda", ""])
+def test_an_unknown_backend_is_refused(name: str) -> None:
+    with pytest.raises(BackendError, match="allowed are auto, onnxruntime"):
+        VideoPipeline.load(backend=name)

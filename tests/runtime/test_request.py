@@ -1,0 +1,70 @@
+"""What a request may be, and the line that says so otherwise."""
+
+import numpy as np
+import pytest
+from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, VideoPipeline
+
+PICTURE = np.zeros((16, 16, 3), np.uint8)
+
+BAD = [
+    ({"prompt": None}, "prompt"),
+    ({"prompt": 3}, "prompt"),
+    ({"negative_prompt": None}, "negative_prompt"),
+    ({"num_inference_steps": 0}, "num_inference_steps: 0 is not allowed; give a whole number from 1 to 12"),
+    ({"num_inference_steps": 13}, "1 to 12"),
+    ({"num_inference_steps": 4.0}, "num_inference_steps"),
+    ({"num_inference_steps": True}, "num_inference_steps"),
+    ({"guidance_scale": float("nan")}, "guidance_scale: nan is not allowed; give a number from 0 to 30"),
+    ({"guidance_scale": float("inf")}, "guidance_scale"),
+    ({"guidance_scale": -1}, "guidance_scale"),
+    ({"guidance_scale": "2"}, "guidance_scale"),
+    ({"seed": -1}, "seed: -1 is not allowed; give a whole number from 0 to 18446744073709551615"),
+    ({"seed": 2**64}, "seed"),
+    ({"seed": 1.5}, "seed"),
+    ({"height": 0}, "height"),
+    ({"height": 100}, "height: 100 is not allowed; give a multiple of 64 from 64 to 2048"),
+    ({"width": 4096}, "width"),
+    ({"num_frames": 0}, "num_frames"),
+    ({"num_frames": 33}, "1 to 32"),
+    ({"controlnet": "depth", "keyframes": [Keyframe(0, PICTURE)]}, "controlnet: 'depth' .* allowed are scribble, rgb"),
+    ({"keyframes": [Keyframe(16, PICTURE)]}, "keyframe index: 16 is not allowed; give a whole number from 0 to 15"),
+    ({"keyframes": [Keyframe(-1, PICTURE)]}, "keyframe index"),
+    ({"keyframes": [Keyframe(4, PICTURE)], "num_frames": 4}, "from 0 to 3"),
+    ({"keyframes": [Keyframe(2, PICTURE), Keyframe(2, PICTURE)]}, "index 2 was given twice"),
+    ({"keyframes": [Keyframe(i, PICTURE) for i in range(4)]}, "4 were given; allowed are at most 3"),
+    ({"keyframes": [PICTURE]}, "keyframes: give a list of Keyframe"),
+    ({"keyframes": Keyframe(0, PICTURE)}, "keyframes: give a list of Keyframe"),
+    ({"keyframes": [Keyframe(0, b"nothing")]}, "keyframe 0: the data is not an image"),
+]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> VideoPipeline:
+    return VideoPipeline.load()
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD)
+def test_bad_fields_are_named(pipeline: VideoPipeline, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as error:
+        pipeline.generate(**{"prompt": "a boat", **fields})
+    assert "\n" not in str(error.value)
+
+
+def test_numpy_numbers_are_numbers(pipeline: VideoPipeline) -> None:
+    clip = pipeline.generate(
+        "a boat",
+        [Keyframe(np.int64(1), PICTURE)],
+        num_inference_steps=np.int32(1),
+        guidance_scale=np.float32(1),
+        seed=np.uint64(5),
+        num_frames=2,
+    )
+    assert clip.seed == 5
+
+
+def test_order_of_keyframes_does_not_matter(pipeline: VideoPipeline) -> None:
+    white = np.full((16, 16, 3), 255, np.uint8)
+    keyframes = [Keyframe(0, PICTURE), Keyframe(3, white)]
+    one = pipeline.generate("a boat", keyframes, num_inference_steps=1, seed=1, num_frames=4)
+    other = pipeline.generate("a boat", keyframes[::-1], num_inference_steps=1, seed=1, num_frames=4)
+    assert (one.frames == other.frames).all()

@@ -1,0 +1,150 @@
+"""Files, read back with PyAV and Pillow."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from sparsectrl_lcm.runtime import Clip, InvalidRequest, OutputError
+from sparsectrl_lcm.runtime.request import FittedKeyframe
+
+
+@pytest.fixture
+def clip() -> Clip:
+    """A smooth moving gradient, which compression keeps."""
+    y, x = np.mgrid[:64, :96]
+    frames = [np.stack([(x * 2 + 4 * t) % 192 + 30, y * 3, np.full_like(x, 90)], 2) for t in range(16)]
+    keyframes = (
+        FittedKeyframe(0, np.full((64, 96, 3), 255, np.uint8)),
+        FittedKeyframe(9, np.zeros((64, 96, 3), np.uint8)),
+    )
+    return Clip(np.stack(frames).astype(np.uint8), seed=1, timings={}, keyframes=keyframes)
+
+
+def decode(path: Path) -> tuple[av.container.InputContainer, list[np.ndarray]]:
+    container = av.open(str(path))
+    return container, [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("clip.mp4", "h264"), ("clip.webm", "vp9"), ("CLIP.MP4", "h264")])
+@pytest.mark.parametrize("fps", [8, 12.5, 24])
+def test_video(clip: Clip, tmp_path: Path, name: str, codec: str, fps: float) -> None:
+    path = clip.save(tmp_path / name, fps=fps)
+    container, frames = decode(path)
+    stream = container.streams.video[0]
+    assert stream.codec_context.name == codec or codec in stream.codec_context.name
+    assert stream.codec_context.pix_fmt == "yuv420p"
+    assert float(stream.average_rate) == pytest.approx(fps)
+    assert len(frames) == 16
+    assert np.abs(np.stack(frames).astype(int) - clip.frames).mean() < 6
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_mp4_starts_fast(clip: Clip, tmp_path: Path) -> None:
+    content = clip.save(tmp_path / "clip.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+@pytest.mark.parametrize("name", ["clip.gif", "clip.webp"])
+def test_animations(clip: Clip, tmp_path: Path, name: str) -> None:
+    with Image.open(clip.save(tmp_path / name, fps=8)) as image:
+        assert image.n_frames == 16
+        assert image.info["loop"] == 0
+        durations = []
+        for index in range(16):
+            image.seek(index)
+            image.load()
+            durations.append(image.info["duration"])
+            assert np.abs(np.asarray(image.convert("RGB")).astype(int) - clip.frames[index]).mean() < 12
+    assert set(durations) <= {120, 125, 130}
+
+
+def test_contact_sheet_has_keyframes_above_their_frames(clip: Clip, tmp_path: Path) -> None:
+    with Image.open(clip.save(tmp_path / "sheet.png")) as image:
+        sheet = np.asarray(image.convert("RGB")).astype(int)
+    places = {}
+    for index, frame in enumerate(clip.frames):
+        places[index] = find(sheet, frame)
+    first_row = [places[index] for index in range(8)]
+    assert [y for _, y in first_row] == [first_row[0][1]] * 8
+    assert [x for x, _ in first_row] == sorted(x for x, _ in first_row)
+    for keyframe in clip.keyframes:
+        x, y = places[keyframe.index]
+        above = sheet[y - 64 - 18 : y - 18, x : x + 96]
+        assert (above == keyframe.pixels).all()
+
+
+def find(sheet: np.ndarray, frame: np.ndarray) -> tuple[int, int]:
+    height, width = frame.shape[:2]
+    for y in range(sheet.shape[0] - height + 1):
+        for x in np.flatnonzero((sheet[y, : sheet.shape[1] - width + 1] == frame[0, 0]).all(axis=1)):
+            if (sheet[y : y + height, x : x + width] == frame).all():
+                return int(x), y
+    raise AssertionError("the frame is not on the sheet")
+
+
+def test_folder_of_frames(clip: Clip, tmp_path: Path) -> None:
+    folder = clip.save(tmp_path / "frames")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"frame_{index:03d}.png" for index in range(16)]
+    for index, name in enumerate(names):
+        assert (np.asarray(Image.open(folder / name)) == clip.frames[index]).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
+def test_missing_folders_are_made(clip: Clip, tmp_path: Path) -> None:
+    assert clip.save(tmp_path / "a" / "b" / "clip.gif").exists()
+
+
+def test_files_have_the_usual_rights(clip: Clip, tmp_path: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    assert clip.save(tmp_path / "clip.gif").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("fps", [0, -1, 61, float("nan"), "8", True])
+def test_a_wrong_frame_rate_is_refused(clip: Clip, tmp_path: Path, fps: object) -> None:
+    with pytest.raises(InvalidRequest, match="fps: .* give a number from 1 to 60"):
+        clip.save(tmp_path / "clip.mp4", fps=fps)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_ending_is_refused(clip: Clip, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"'.avi' is not a known format; allowed are .mp4, .webm"):
+        clip.save(tmp_path / "clip.avi")
+
+
+def test_unwritable_outputs(clip: Clip, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.mp4").mkdir()
+    for path in (tmp_path / "file" / "clip.mp4", tmp_path / "folder.mp4", tmp_path / "file", Path("/proc/x/clip.mp4")):
+        with pytest.raises(OutputError, match="^output: ") as error:
+            clip.save(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_failure_half_way_leaves_nothing(clip: Clip, tmp_path: Path) -> None:
+    """The disk is full while the file is written; the one that was there stays."""
+    before = b"the old clip"
+    (tmp_path / "clip.mp4").write_bytes(before)
+    code = (
+        "import resource, signal, numpy as np\n"
+        "from sparsectrl_lcm.runtime import Clip, OutputError\n"
+        "import av\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "frames = np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), dtype=np.uint8)\n"
+        "try:\n"
+        "    Clip(frames, 1, {}).save('clip.mp4')\n"
+        "except OutputError as error:\n"
+        "    print(error)\n"
+    )
+    import sys
+
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "cannot be written" in result.stdout, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    assert (tmp_path / "clip.mp4").read_bytes() == before
