@@ -1,16 +1,19 @@
 """The command line, one short file per command; each imports its part only when it runs."""
 
 import sys
+from typing import Any
 
-import click
 import typer
 
 from . import export, generate, inspect
 
+WrongUse: Any = typer.BadParameter.__base__
+"""Base of the errors of wrong use; typer does not name it, and brings it from click or from a copy of its own."""
+
 app = typer.Typer(
     name="sparsectrl-lcm",
     help="Keyframes and a prompt in, a 16-frame clip out: AnimateDiff + SparseCtrl + LCM.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -22,13 +25,15 @@ app.command()(inspect.inspect)
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
 ) -> None:
     if version:
         from importlib.metadata import version as installed_version
 
         typer.echo(f"sparsectrl-lcm {installed_version('sparsectrl-lcm')}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,12 +47,9 @@ def run(arguments: list[str] | None = None) -> int:
 
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="sparsectrl-lcm", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return 2
-    except click.ClickException as error:
+    except WrongUse as error:
         return _fail(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         return 130
     except SparseCtrlLcmError as error:

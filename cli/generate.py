@@ -89,13 +89,14 @@ class _Bar:
         self._task = self._progress.add_task("starting", total=1.0)
 
     def __enter__(self) -> "_Bar":
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def __call__(self, progress: "Progress") -> None:
+        self._progress.start()  # only now: a request that is refused shows no bar
         self._progress.update(
             self._task,
             completed=progress.fraction,

@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import fuse_text_encoder_lora
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .check import ExportError
@@ -64,8 +65,17 @@ def fuse(model: nn.Module, part: Literal["unet", "text_encoder"], loras: list[Lo
         except (ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ExportError(f"--lora {lora.source!r} does not fit the {part}: {reason}") from None
+        _check_all_landed(model, part, lora, state_dict)
         recurse_remove_peft_layers(model)
         _forget_adapters(model)
+
+
+def _check_all_landed(model: nn.Module, part: str, lora: Lora, state_dict: dict[str, torch.Tensor]) -> None:
+    """The loaders drop what they cannot place; a LoRA that is fused in part would be wrong without a word."""
+    given = sum(key.startswith(f"{part}.") and key.endswith(("down.weight", "lora_A.weight")) for key in state_dict)
+    landed = sum(isinstance(module, BaseTunerLayer) for module in model.modules())
+    if given != landed:
+        raise ExportError(f"--lora {lora.source!r}: only {landed} of its {given} layers fit the {part} of --base")
 
 
 def _read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
@@ -77,7 +87,15 @@ def _read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]
     prefixes = ("unet.", "text_encoder.")
     if not any(key.startswith(prefixes) for key in state_dict):  # saved from the UNet alone
         state_dict = {f"unet.{key}": value for key, value in state_dict.items() if "lora" in key}
-    return state_dict, alphas
+    return {_uniform(key): value for key, value in state_dict.items()}, alphas
+
+
+def _uniform(key: str) -> str:
+    """One of diffusers' two spellings in the text encoder; its loader drops the rest where both occur."""
+    if key.startswith("text_encoder."):
+        for name in ("q", "k", "v", "out"):
+            key = key.replace(f".to_{name}_lora.", f".{name}_proj.lora_linear_layer.")
+    return key
 
 
 def _forget_adapters(model: nn.Module) -> None:

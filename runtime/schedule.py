@@ -72,7 +72,6 @@ def lcm_timesteps(record: SchedulerRecord, steps: int) -> NDArray[np.int64]:
 
 def boundary_scalings(timesteps: NDArray[np.int64], scaling: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """c_skip and c_out of the consistency function (Song et al. 2023, arXiv:2303.01469, eq. 5)."""
-    scaled = timesteps * scaling
-    c_skip: NDArray[np.float64] = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
-    c_out: NDArray[np.float64] = scaled / np.sqrt(scaled**2 + SIGMA_DATA**2)
-    return c_skip, c_out
+    scaled = timesteps.astype(np.float64) * scaling
+    total = scaled**2 + SIGMA_DATA**2
+    return np.divide(SIGMA_DATA**2, total, dtype=np.float64), np.divide(scaled, np.sqrt(total), dtype=np.float64)

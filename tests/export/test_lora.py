@@ -62,7 +62,7 @@ def targets(model: torch.nn.Module, endings: tuple[str, ...]) -> dict[str, torch
 
 
 UNET_TARGETS = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "proj_in.weight", "conv1.weight")
-TEXT_TARGETS = ("q_proj.weight", "fc1.weight")
+TEXT_TARGETS = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight")
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5, -0.7])
@@ -108,6 +108,30 @@ def test_output_equals_diffusers_with_the_lora_on(checkpoints: Path, tmp_path: P
         expected = pipe.unet(*inputs).sample
         actual = load_unet(base, motion, [Lora(str(path), 0.8)])(*inputs).sample
     assert torch.allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [["q_proj"], ["fc1"], ["out_proj", "fc2"], ["q_proj", "fc1"]])
+def test_a_lora_of_some_layers_of_the_text_encoder(checkpoints: Path, tmp_path: Path, layers: list[str]) -> None:
+    base = str(checkpoints / "base")
+    text = load_text_encoder(base, [])
+    endings = tuple(f"{name}.weight" for name in layers)
+    named = {f"text_model.{name}": value for name, value in targets(text, endings).items()}
+    path, _, change = kohya(tmp_path, {}, named)
+    fused = load_text_encoder(base, [Lora(str(path))]).state_dict()
+    for name, before in text.state_dict().items():
+        expected = before + change.get(f"text_model.{name}", torch.zeros_like(before))
+        assert torch.allclose(fused[name], expected, atol=1e-6), name
+
+
+def test_a_lora_that_fits_in_part_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+    base, motion = str(checkpoints / "base"), str(checkpoints / "motion_adapter")
+    weights = targets(load_unet(base, motion, []), UNET_TARGETS)
+    deeper = {
+        name.replace("down_blocks.0.attentions.0", "down_blocks.0.attentions.7"): w for name, w in weights.items()
+    }
+    path, _, _ = kohya(tmp_path, deeper, {})
+    with pytest.raises(ExportError, match=r"--lora .* layers fit the unet of --base|does not fit the unet"):
+        load_unet(base, motion, [Lora(str(path))])
 
 
 @pytest.mark.parametrize("text", ["lcm.safetensors=heavy", "=1", "lcm=nan", "lcm=inf"])
