@@ -23,6 +23,8 @@ import numpy as np
 PROMPT = "a photo of a red lighthouse on the sea, day turns to night"
 KEYFRAMES = (0, 8, 15)
 SEED = 42
+SECOND_SEED_LIMIT = 240.0
+"""Seconds; a longer first request is not followed by a second one."""
 STAGES = ("text", "keyframes", "control", "denoise", "decode", "total")
 
 
@@ -82,7 +84,7 @@ def export(cache: Path) -> dict[str, Any]:
 
 
 def run_ours(cache: Path, width: int, height: int) -> tuple[dict[str, float], np.ndarray]:
-    """A first request, and one with another seed after it."""
+    """A first request, and one with another seed after it where the first did not take too long."""
     from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 
     start = time.perf_counter()
@@ -92,8 +94,11 @@ def run_ours(cache: Path, width: int, height: int) -> tuple[dict[str, float], np
     load = time.perf_counter() - start
     keyframes = [Keyframe(index, keyframe(index, width, height)) for index in KEYFRAMES]
     clip = pipeline.generate(PROMPT, keyframes, seed=SEED, width=width, height=height)
-    second = pipeline.generate(PROMPT, keyframes, seed=SEED + 1, width=width, height=height)
-    return {**clip.timings, "load": load, "second_seed": second.timings["total"]}, clip.frames
+    timings = {**clip.timings, "load": load}
+    if clip.timings["total"] < SECOND_SEED_LIMIT:
+        second = pipeline.generate(PROMPT, keyframes, seed=SEED + 1, width=width, height=height)
+        timings["second_seed"] = second.timings["total"]
+    return timings, clip.frames
 
 
 def run_diffusers(cache: Path, width: int, height: int) -> tuple[dict[str, float], np.ndarray]:

@@ -121,13 +121,18 @@ def motion_module(
 
 
 def _need_export_extra() -> None:
-    """Raises SparseCtrlLcmError where the extra is not installed."""
+    """Raises SparseCtrlLcmError where the extra is not installed; keeps the libraries' advice off the screen."""
+    import logging
+    import os
     from importlib.util import find_spec
 
     if missing := [
         name for name in ("torch", "diffusers", "transformers", "onnxscript", "peft") if not find_spec(name)
     ]:
         raise SparseCtrlLcmError(f"export needs {', '.join(missing)}; run: pip install 'sparsectrl-lcm[export]'")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
 def _override(text: str) -> tuple[str, str | int | float]:

@@ -62,27 +62,15 @@ def load_unet(base: str, motion_adapter: str, loras: list[Lora]) -> UNetMotionMo
 
 def load_motion_adapter(source: str) -> MotionAdapter:
     """The motion modules of AnimateDiff."""
-    adapter = _load("motion-adapter", source, lambda: MotionAdapter.from_pretrained(source, torch_dtype=torch.float32))
-    if adapter.config.conv_in_channels:
-        raise ExportError(f"--motion-adapter {source!r} is a PIA adapter, which takes an image; use an AnimateDiff one")
-    return adapter
+    return _load("motion-adapter", source, lambda: MotionAdapter.from_pretrained(source, torch_dtype=torch.float32))
 
 
 def load_controlnet(kind: str, source: str) -> SparseControlNetModel:
-    """SparseCtrl; `kind` is checked against its configuration."""
-    model = _load(
-        f"controlnet-{kind}",
-        source,
-        lambda: SparseControlNetModel.from_pretrained(source, torch_dtype=torch.float32),
-    )
-    if model.use_simplified_condition_embedding != (kind == "rgb"):
-        other = "scribble" if kind == "rgb" else "rgb"
-        raise ExportError(
-            f"--controlnet-{kind} {source!r} is a SparseCtrl for {other}; pass it as --controlnet-{other}"
-        )
-    if model.config.global_pool_conditions:
-        raise ExportError(f"--controlnet-{kind} {source!r} pools its conditions globally, which is not supported")
-    return model.eval()
+    """SparseCtrl for `scribble` or `rgb`."""
+    option = f"controlnet-{kind}"
+    return _load(
+        option, source, lambda: SparseControlNetModel.from_pretrained(source, torch_dtype=torch.float32)
+    ).eval()
 
 
 def load_vae(base: str, vae: str | None) -> AutoencoderKL:
@@ -118,6 +106,9 @@ def load_vae_config(base: str, vae: str | None) -> dict[str, Any]:
 def load_config(model: type[ConfigMixin], option: str, source: str, subfolder: str | None = None) -> dict[str, Any]:
     """The configuration of a part of a checkpoint, with the defaults of `model` for what it leaves out."""
     config = _load(option, source, lambda: model.load_config(source, subfolder=subfolder))
+    kind = config.get("_class_name", model.__name__)
+    if kind != model.__name__:
+        raise ExportError(f"--{option}: {source!r} holds a {kind}; give the folder or name of a {model.__name__}")
     parameters = inspect.signature(model.__init__).parameters.values()
     defaults = {item.name: item.default for item in parameters if item.default is not item.empty}
     return {**defaults, **config}

@@ -67,7 +67,6 @@ class _Exporter:
         for index, job in enumerate(jobs):
             self.on_graph(job.spec.name, index, len(jobs))
             records[job.spec.name] = self.export(job)
-        factor = parts.sizes.vae_scale_factor
         manifest = Manifest(
             format=FORMAT,
             version=VERSION,
@@ -78,7 +77,6 @@ class _Exporter:
             temporal_norm=options.temporal_norm,
             max_tokens=parts.max_tokens,
             keyframe_slots=KEYFRAME_SLOTS,
-            conditioning_scale_factor={kind: factor if kind == "rgb" else 1 for kind in options.controlnets},
             tokenizer="tokenizer.json",
             graphs=records,
             files={

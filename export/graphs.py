@@ -10,6 +10,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from .attention import SharedTextAttnProcessor
+from .modules import GroupNorm, replace_modules
 from .temporal import TemporalNorm, TemporalTransformer, replace_temporal_transformers
 
 
@@ -29,6 +30,15 @@ class TextEncoder(nn.Module):
         return self.model.final_layer_norm(states)
 
 
+def _prepare(model: nn.Module, temporal_norm: TemporalNorm) -> None:
+    """Gives a model this package's attention, temporal transformers and group norms; weights keep their names."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.set_processor(SharedTextAttnProcessor())
+    replace_temporal_transformers(model, temporal_norm)
+    replace_modules(model, nn.GroupNorm, GroupNorm)
+
+
 class SparseCtrl(nn.Module):
     """Residuals of every frame from at most four distinct ones: the keyframes and a blank.
 
@@ -43,8 +53,7 @@ class SparseCtrl(nn.Module):
 
     def __init__(self, model: SparseControlNetModel, temporal_norm: TemporalNorm) -> None:
         super().__init__()
-        model.set_attn_processor(SharedTextAttnProcessor())
-        replace_temporal_transformers(model, temporal_norm)
+        _prepare(model, temporal_norm)
         self.model = model
 
     def forward(
@@ -116,8 +125,7 @@ class UNetStep(nn.Module):
         clip_range: float | None = None,
     ) -> None:
         super().__init__()
-        model.set_attn_processor(SharedTextAttnProcessor())
-        replace_temporal_transformers(model, temporal_norm)
+        _prepare(model, temporal_norm)
         self.model = model
         self.prediction_type = prediction_type
         self.clip_range = clip_range
@@ -194,10 +202,7 @@ class MotionModules(nn.Module):
 
     def __init__(self, model: MotionAdapter, temporal_norm: TemporalNorm) -> None:
         super().__init__()
-        for module in model.modules():
-            if isinstance(module, Attention):
-                module.set_processor(SharedTextAttnProcessor())
-        replace_temporal_transformers(model, temporal_norm)
+        _prepare(model, temporal_norm)
         self.model = model
 
     def blocks(self) -> list[tuple[str, TemporalTransformer]]:
@@ -215,6 +220,7 @@ class VaeEncoder(nn.Module):
 
     def __init__(self, model: AutoencoderKL) -> None:
         super().__init__()
+        replace_modules(model, nn.GroupNorm, GroupNorm)
         self.model = model
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -230,6 +236,7 @@ class VaeDecoder(nn.Module):
 
     def __init__(self, model: AutoencoderKL) -> None:
         super().__init__()
+        replace_modules(model, nn.GroupNorm, GroupNorm)
         self.model = model
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:

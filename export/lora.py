@@ -49,7 +49,7 @@ def fuse(model: nn.Module, part: Literal["unet", "text_encoder"], loras: list[Lo
         ExportError: a LoRA cannot be read, or has nothing for this base model.
     """
     for index, lora in enumerate(loras):
-        state_dict, alphas = _read(lora)
+        state_dict, alphas = read(lora)
         if not any(key.startswith(f"{part}.") for key in state_dict):
             if not any(key.startswith(("unet.", "text_encoder.")) for key in state_dict):
                 raise ExportError(f"--lora {lora.source!r} has no weights for a Stable Diffusion UNet or text encoder")
@@ -78,7 +78,12 @@ def _check_all_landed(model: nn.Module, part: str, lora: Lora, state_dict: dict[
         raise ExportError(f"--lora {lora.source!r}: only {landed} of its {given} layers fit the {part} of --base")
 
 
-def _read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
+def read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
+    """The weights of a LoRA under diffusers' names, and its alphas.
+
+    Raises:
+        ExportError: it cannot be read.
+    """
     try:
         state_dict, alphas = StableDiffusionPipeline.lora_state_dict(lora.source)
     except Exception as error:  # the loaders raise whatever the file makes them raise

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import MotionAdapter, SparseControlNetModel, UNet2DConditionModel
 from torch import nn
 
 from ..runtime.manifest import Dimension, SchedulerRecord, Sizes
 from . import checkpoints, graphs, specs
 from .check import ExportError
 from .lora import Lora
+from .lora import read as read_lora
 from .specs import GraphSpec
 from .temporal import TemporalNorm
 
@@ -88,16 +89,20 @@ class Parts:
 
 
 def read_parts(options: ExportOptions) -> Parts:
-    """Reads the configurations, without any weights.
+    """Reads the configurations, and sees before any long work whether the parts fit.
 
     Raises:
-        ExportError: a checkpoint cannot be read, or a size does not fit it.
+        ExportError: a checkpoint cannot be read, or the parts do not fit.
     """
     unet = checkpoints.load_config(UNet2DConditionModel, "base", options.base, "unet")
     vae = checkpoints.load_vae_config(options.base, options.vae)
     text = checkpoints.load_text_config(options.base)
+    _check_motion_adapter(options, unet)
+    for kind, source in options.controlnets.items():
+        _check_controlnet(kind, source, unet)
+    for lora in options.loras:
+        read_lora(lora)
     channels = tuple(unet["block_out_channels"])
-    layers = unet["layers_per_block"]
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     multiple = factor * 2 ** (len(channels) - 1)
     default_side = (unet["sample_size"] or 64) * factor
@@ -120,8 +125,42 @@ def read_parts(options: ExportOptions) -> Parts:
         max_tokens=int(text.max_position_embeddings),
         text_width=int(text.hidden_size),
         channels=channels,
-        layers=(layers,) * len(channels) if isinstance(layers, int) else tuple(layers),
+        layers=_per_level(unet["layers_per_block"], unet),
     )
+
+
+def _per_level(value: int | list[int], config: dict[str, Any]) -> tuple[int, ...]:
+    return (value,) * len(config["block_out_channels"]) if isinstance(value, int) else tuple(value)
+
+
+def _check_motion_adapter(options: ExportOptions, unet: dict[str, Any]) -> None:
+    source = options.motion_adapter
+    adapter = checkpoints.load_config(MotionAdapter, "motion-adapter", source)
+    if adapter["conv_in_channels"]:
+        raise ExportError(f"--motion-adapter {source!r} is a PIA adapter, which takes an image; use an AnimateDiff one")
+    theirs = _per_level(adapter["block_out_channels"], adapter), _per_level(adapter["motion_layers_per_block"], adapter)
+    ours = _per_level(unet["block_out_channels"], unet), _per_level(unet["layers_per_block"], unet)
+    if theirs != ours:
+        raise ExportError(
+            f"--motion-adapter {source!r} does not fit --base: it has channels and layers {theirs}, the base {ours}"
+        )
+
+
+def _check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> None:
+    config = checkpoints.load_config(SparseControlNetModel, f"controlnet-{kind}", source)
+    if config["use_simplified_condition_embedding"] != (kind == "rgb"):
+        other = "scribble" if kind == "rgb" else "rgb"
+        raise ExportError(
+            f"--controlnet-{kind} {source!r} is a SparseCtrl for {other}; pass it as --controlnet-{other}"
+        )
+    if config["global_pool_conditions"]:
+        raise ExportError(f"--controlnet-{kind} {source!r} pools its conditions globally, which is not supported")
+    for name in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
+        theirs, ours = _per_level(config[name], config), _per_level(unet[name], unet)
+        if theirs != ours:
+            raise ExportError(
+                f"--controlnet-{kind} {source!r} does not fit --base: {name} is {theirs}, the base's {ours}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

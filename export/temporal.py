@@ -6,6 +6,8 @@ import torch
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
 
+from .modules import ClipGroupNorm, replace_modules
+
 TemporalNorm = Literal["frame", "clip"]
 
 
@@ -23,7 +25,7 @@ class TemporalTransformer(nn.Module):
 
     def __init__(self, source: AnimateDiffTransformer3D, temporal_norm: TemporalNorm) -> None:
         super().__init__()
-        self.norm = source.norm
+        self.norm = source.norm if temporal_norm == "frame" else ClipGroupNorm(source.norm)
         self.proj_in = source.proj_in
         self.transformer_blocks = source.transformer_blocks
         self.proj_out = source.proj_out
@@ -57,8 +59,4 @@ class TemporalTransformer(nn.Module):
 
 def replace_temporal_transformers(model: nn.Module, temporal_norm: TemporalNorm) -> None:
     """Puts a `TemporalTransformer` in the place of every `AnimateDiffTransformer3D` in `model`."""
-    for name, child in model.named_children():
-        if isinstance(child, AnimateDiffTransformer3D):
-            setattr(model, name, TemporalTransformer(child, temporal_norm))
-        else:
-            replace_temporal_transformers(child, temporal_norm)
+    replace_modules(model, AnimateDiffTransformer3D, lambda source: TemporalTransformer(source, temporal_norm))

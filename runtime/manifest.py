@@ -93,8 +93,6 @@ class Manifest(_Record):
     temporal_norm: Literal["frame", "clip"]
     max_tokens: Positive
     keyframe_slots: Positive
-    conditioning_scale_factor: dict[str, Positive]
-    """Pixels per element of the conditioning, by controlnet: 1 for pixels, the VAE's factor for latents."""
     tokenizer: RelativePath
     graphs: dict[str, GraphRecord]
     files: dict[RelativePath, FileRecord]

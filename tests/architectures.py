@@ -5,9 +5,9 @@ from sparsectrl_lcm.export.random_checkpoints import Architecture
 ARCHITECTURES = {
     "sd15_like": Architecture(),
     "other": Architecture(
-        channels=(24, 48, 72),
+        channels=(24, 48),
         layers=2,
-        heads=(2, 3, 6),
+        heads=(2, 6),
         motion_heads=3,
         groups=6,
         text_width=40,
@@ -16,7 +16,7 @@ ARCHITECTURES = {
         vae_channels=(16, 32, 32),
         motion_mid_block=True,
         linear_projection=True,
-        sample_size=32,
+        sample_size=16,
         control_channels=(8, 12, 16),
         channel_order="bgr",
     ),

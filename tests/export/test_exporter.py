@@ -14,9 +14,10 @@ from onnx import numpy_helper
 from sparsectrl_lcm.export import graphs
 from sparsectrl_lcm.export.check import ExportError, check, largest_error, open_session
 from sparsectrl_lcm.export.exporter import export_bundle
+from sparsectrl_lcm.export.lora import Lora
 from sparsectrl_lcm.export.motion_module import export_standalone, replace_motion_module
 from sparsectrl_lcm.export.plan import ExportOptions
-from sparsectrl_lcm.export.random_checkpoints import Architecture, randomize, write_motion_adapter
+from sparsectrl_lcm.export.random_checkpoints import Architecture, randomize, write_controlnet, write_motion_adapter
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.manifest import read_manifest
 from transformers import CLIPTextModel
@@ -225,14 +226,17 @@ def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -
     root = sd15_like.checkpoints
     good = {"base": str(root / "base"), "motion_adapter": str(root / "motion_adapter")}
     other = write_motion_adapter(tmp_path / "other", Architecture(channels=(32, 64)), seed=1)
+    thin = write_controlnet(tmp_path / "thin", Architecture(channels=(16, 32, 32, 32)), "scribble", seed=1)
     cases = [
         ({"base": str(tmp_path / "nothing")}, "--base: .* is not a folder"),
         ({"base": str(root)}, "--base: cannot load"),
         ({"motion_adapter": str(root / "base")}, "--motion-adapter: cannot load"),
         ({"motion_adapter": str(other)}, "--motion-adapter .* does not fit"),
+        ({"controlnets": {"scribble": str(thin)}}, "--controlnet-scribble .* does not fit --base: block_out_channels"),
+        ({"loras": (Lora(str(tmp_path / "no.safetensors")),)}, "--lora: cannot load"),
         ({"controlnets": {"scribble": str(root / "rgb")}}, "is a SparseCtrl for rgb; pass it as --controlnet-rgb"),
         ({"controlnets": {"rgb": str(root / "scribble")}}, "is a SparseCtrl for scribble"),
-        ({"vae": str(root / "rgb")}, "--vae: cannot load"),
+        ({"vae": str(root / "rgb")}, "--vae: .* holds a SparseControlNetModel; give .* AutoencoderKL"),
         ({"frames": 33}, "--frames 33 is out of range"),
         ({"temporal_norm": "batch"}, "choose frame or clip"),
         ({"width": 100, "height": 128}, "multiples of 64"),

@@ -1,0 +1,59 @@
+"""Putting a module of one's own in the place of a library's."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def replace_modules(model: nn.Module, kind: type[Module], build: Callable[[Module], nn.Module]) -> None:
+    """Replaces every module of `kind` inside `model` by what `build` makes of it."""
+    for name, child in model.named_children():
+        if isinstance(child, kind):
+            setattr(model, name, build(child))
+        else:
+            replace_modules(child, kind, build)
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm (Wu and He 2018, arXiv:1803.08494) as an instance norm of each group.
+
+    ONNX defines GroupNormalization through E[x^2] - E[x]^2, and so ONNX Runtime's CPU computes it: with a mean of ten
+    standard deviations the error is 30 times that of InstanceNormalization, which also takes half the time.
+    """
+
+    def __init__(self, source: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight = source.weight
+        self.bias = source.bias
+        self.num_groups = source.num_groups
+        self.eps = source.eps
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Maps [N, C, ...] to the same shape."""
+        affine = (-1, *(1,) * (states.ndim - 2))
+        return self.normalize(states) * self.weight.reshape(affine) + self.bias.reshape(affine)
+
+    def normalize(self, states: torch.Tensor) -> torch.Tensor:
+        """Zero mean and unit variance in each group."""
+        groups = states.reshape(states.shape[0], self.num_groups, -1)
+        return F.instance_norm(groups, eps=self.eps).reshape(states.shape)
+
+
+class ClipGroupNorm(GroupNorm):
+    """GroupNorm of [B, C, F, h*w] with statistics over a whole clip.
+
+    A group then has up to a million values, which ONNX Runtime's CPU adds up one after the other. The sums are taken
+    over the pixels first and over frames and channels next, which is three times slower and a tenth of the error.
+    """
+
+    def normalize(self, states: torch.Tensor) -> torch.Tensor:
+        """Zero mean and unit variance in each group."""
+        groups = states.reshape(states.shape[0], self.num_groups, -1, states.shape[-1])
+        centred = groups - groups.mean(-1, keepdim=True).mean(-2, keepdim=True)
+        variance = (centred * centred).mean(-1, keepdim=True).mean(-2, keepdim=True)
+        return (centred * torch.rsqrt(variance + self.eps)).reshape(states.shape)
