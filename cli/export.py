@@ -2,14 +2,11 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 
 class TemporalNorm(StrEnum):
@@ -62,6 +59,7 @@ def export(
     from ..export.exporter import export_bundle
     from ..export.lora import Lora
     from ..export.plan import ExportOptions
+    from .bar import Bar
     from .options import parse_size
 
     width, height = parse_size(size)
@@ -78,12 +76,9 @@ def export(
         width=width,
         scheduler=dict(_override(text) for text in scheduler or ()),
     )
-    with _bar() as progress:
-        task = progress.add_task("reading checkpoints", total=None)
+    with Bar() as bar:
         manifest = export_bundle(
-            options,
-            output,
-            lambda name, index, count: progress.update(task, description=name, completed=index, total=count),
+            options, output, lambda name, index, count: bar.update(f"{name} ({index + 1}/{count})", index / count)
         )
     for name, record in manifest.graphs.items():
         unit = "levels" if record.outputs[0].dtype == "uint8" else "relative"
@@ -145,16 +140,3 @@ def _override(text: str) -> tuple[str, str | int | float]:
         except ValueError:
             continue
     return name, value
-
-
-def _bar() -> "Progress":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )

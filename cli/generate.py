@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..runtime import Clip, Keyframe, Progress
+    from ..runtime import Clip, Keyframe
 
 
 def generate(
@@ -34,13 +34,14 @@ def generate(
     """Make a clip from a prompt and up to three keyframes."""
     from ..runtime import VideoPipeline
     from ..runtime.writers import check_output
+    from .bar import Bar
     from .options import parse_size
 
     check_output(output, fps)
     keyframes = [_keyframe(text) for text in keyframe or ()]
     width, height = parse_size(size)
     pipeline = VideoPipeline.load(bundle, backend)
-    with _Bar() as bar:
+    with Bar() as bar:
         clip = pipeline.generate(
             prompt,
             keyframes=keyframes,
@@ -52,7 +53,7 @@ def generate(
             height=height,
             width=width,
             num_frames=frames,
-            on_progress=bar,
+            on_progress=lambda done: bar.update(f"{done.stage} {done.step}/{done.steps}", done.fraction),
         )
     typer.echo(_summary(clip, clip.save(output, fps)))
 
@@ -70,35 +71,3 @@ def _summary(clip: "Clip", path: Path) -> str:
     count, height, width, _ = clip.frames.shape
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in clip.timings.items())
     return f"{path}: {count} frames of {width}x{height}, seed {clip.seed}\nseconds: {stages}"
-
-
-class _Bar:
-    """A progress bar on stderr that a request reports to."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._progress.add_task("starting", total=1.0)
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress.live.is_started:
-            self._progress.stop()
-
-    def __call__(self, progress: "Progress") -> None:
-        self._progress.start()  # only now: a request that is refused shows no bar
-        self._progress.update(
-            self._task,
-            completed=progress.fraction,
-            description=f"{progress.stage} {progress.step}/{progress.steps}",
-        )
