@@ -9,7 +9,7 @@ demo: $(DEMO)/installed
 	$(DEMO)/bin/python demo/run.py
 
 $(DEMO)/installed: pyproject.toml $(shell find runtime cli export -name '*.py' -o -name '*.json' -o -name '*.onnx')
-	test -d $(DEMO) || $(PYTHON) -m venv $(DEMO)
+	test -x $(DEMO)/bin/pip || $(PYTHON) -m venv --clear $(DEMO)
 	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
 	touch $@
 
@@ -31,7 +31,7 @@ links:
 	done
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@

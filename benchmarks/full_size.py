@@ -83,7 +83,7 @@ def export(cache: Path) -> dict[str, Any]:
     return result
 
 
-def run_ours(cache: Path, width: int, height: int) -> tuple[dict[str, float], np.ndarray]:
+def run_runtime(cache: Path, width: int, height: int) -> tuple[dict[str, float], np.ndarray]:
     """A first request, and one with another seed after it where the first did not take too long."""
     from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 
@@ -199,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", action="append", help="WIDTHxHEIGHT; repeatable")
     parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"))
-    parser.add_argument("--side", choices=["export", "ours", "diffusers"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["export", "sparsectrl-lcm", "diffusers"], help=argparse.SUPPRESS)
     parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = options.size or ["256x256", "512x512"]
@@ -208,36 +208,44 @@ def main() -> None:
         if options.side == "export":
             print(json.dumps(export(options.cache)))
             return
-        timings, frames = (run_ours if options.side == "ours" else run_diffusers)(options.cache, width, height)
+        timings, frames = (run_runtime if options.side == "sparsectrl-lcm" else run_diffusers)(
+            options.cache, width, height
+        )
         np.save(options.save, frames)
         print(json.dumps({**timings, "peak_gb": peak_gb()}))
         return
 
     exported = prepare(options.cache)
-    results = {}
+    results: dict[str, Any] = {}
+    path = Path(__file__).parent / "results" / f"{date.today().isoformat()}-full-size-cpu.json"
+    path.parent.mkdir(exist_ok=True)
     for size in sizes:
-        ours, frames = run_side("ours", options.cache, size)
+        mine, frames = run_side("sparsectrl-lcm", options.cache, size)
         theirs, reference = run_side("diffusers", options.cache, size)
-        results[size] = {"ours": ours, "diffusers": theirs}
+        results[size] = {"sparsectrl-lcm": mine, "diffusers": theirs}
         if frames is not None and reference is not None:
             difference = np.abs(frames.astype(int) - reference.astype(int))
             results[size]["difference"] = {"max": int(difference.max()), "mean": float(difference.mean())}
+        write_report(path, exported, results)  # a run takes long: what is measured is kept
     print_table(results)
+    print(f"\nwritten to {path}")
+    if any("failed" in side for sides in results.values() for side in sides.values()):
+        sys.exit(1)
+
+
+def write_report(path: Path, exported: dict[str, Any], results: dict[str, Any]) -> None:
+    """The results with machine, versions and commit."""
     packages = ("onnxruntime", "torch", "diffusers", "numpy", "sparsectrl-lcm")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     report = {
         "date": date.today().isoformat(),
         "machine": machine(),
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": commit,
         "export": exported,
         "sizes": results,
     }
-    path = Path(__file__).parent / "results" / f"{date.today().isoformat()}-full-size-cpu.json"
-    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\nwritten to {path}")
 
 
 def print_table(results: dict[str, Any]) -> None:
@@ -245,18 +253,12 @@ def print_table(results: dict[str, Any]) -> None:
     print("| size | side | " + " | ".join(STAGES) + " | second seed | peak GB | largest / mean difference |")
     print("|---" * (len(STAGES) + 5) + "|")
     for size, sides in results.items():
-        for side in ("ours", "diffusers"):
+        for side in ("sparsectrl-lcm", "diffusers"):
             row = sides[side]
             cells = [f"{row[stage]:.1f}" if stage in row else "-" for stage in (*STAGES, "second_seed", "peak_gb")]
-            difference = sides.get("difference") if side == "ours" else None
+            difference = sides.get("difference") if side == "sparsectrl-lcm" else None
             cells.append(f"{difference['max']} / {difference['mean']:.3f}" if difference else "")
             print(f"| {size} | {side} | " + " | ".join(cells) + " |")
-
-
-def commit() -> str:
-    """The commit that is measured."""
-    result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return result.stdout.strip()
 
 
 def machine() -> dict[str, Any]:

@@ -134,6 +134,8 @@ def _override(text: str) -> tuple[str, str | int | float]:
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise InvalidRequest(f"--scheduler {text!r} is not allowed; give NAME=VALUE, as beta_schedule=scaled_linear")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
     for convert in (int, float):
         try:
             return name, convert(value)

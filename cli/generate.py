@@ -32,7 +32,7 @@ def generate(
     backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
 ) -> None:
     """Make a clip from a prompt and up to three keyframes."""
-    from ..runtime import VideoPipeline
+    from ..runtime import OutputError, VideoPipeline
     from ..runtime.writers import check_output
     from .bar import Bar
     from .options import parse_size
@@ -55,16 +55,23 @@ def generate(
             num_frames=frames,
             on_progress=lambda done: bar.update(f"{done.stage} {done.step}/{done.steps}", done.fraction),
         )
-    typer.echo(_summary(clip, clip.save(output, fps)))
+    try:
+        path = clip.save(output, fps)
+    except OutputError as error:
+        raise OutputError(f"{error}; the clip was made with seed {clip.seed}") from error
+    typer.echo(_summary(clip, path))
 
 
 def _keyframe(text: str) -> "Keyframe":
     from ..runtime import InvalidRequest, Keyframe
 
     index, separator, image = text.partition("=")
-    if not (separator and index.strip().isdecimal() and image):
-        raise InvalidRequest(f"--keyframe {text!r} is not allowed; give INDEX=IMAGE, as 0=start.png")
-    return Keyframe(int(index), image)
+    try:
+        if not (separator and image):
+            raise ValueError
+        return Keyframe(int(index), image)
+    except ValueError:
+        raise InvalidRequest(f"--keyframe {text!r} is not allowed; give INDEX=IMAGE, as 0=start.png") from None
 
 
 def _summary(clip: "Clip", path: Path) -> str:

@@ -86,6 +86,9 @@ def load_lcm_config(base: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the LCM scheduler for `base`, as diffusers documents it for AnimateDiff with LCM."""
 
     def load() -> dict[str, Any]:
+        known = inspect.signature(LCMScheduler.__init__).parameters
+        if unknown := sorted(overrides.keys() - known.keys()):
+            raise ExportError(f"--scheduler: {unknown[0]!r} is not a setting of LCMScheduler")
         config = LCMScheduler.load_config(base, subfolder="scheduler")
         own = getattr(diffusers, config["_class_name"]).from_config(config)
         return dict(LCMScheduler.from_config(own.config, **{"beta_schedule": "linear", **overrides}).config)
@@ -120,7 +123,9 @@ def _load(option: str, source: str, load: Callable[[], Model]) -> Model:
     try:
         with _quiet():
             return load()
-    except (OSError, ValueError, KeyError) as error:
+    except ExportError:
+        raise
+    except Exception as error:  # the loaders raise whatever a damaged file makes them raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExportError(f"--{option}: cannot load {source!r}: {reason}") from None
 

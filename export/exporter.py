@@ -3,10 +3,10 @@
 import gc
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from secrets import token_hex
 
 import torch
 
@@ -14,13 +14,13 @@ from ..runtime.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifes
 from . import checkpoints, specs
 from .check import ExportError, check, largest_error, open_session
 from .onnx_file import trace, write
-from .plan import MAX_FRAMES, ExportOptions, Job, plan_jobs, read_parts
+from .plan import ExportOptions, Job, plan_jobs, read_parts
 from .tokenizer import write_tokenizer
 
 KEYFRAME_SLOTS = 3
 
 OnGraph = Callable[[str, int, int], None]
-"""Called with the name of the graph at work, its index and the number of graphs."""
+"""Called with the name of the graph at work, how many are done and how many there are."""
 
 
 def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None = None) -> Manifest:
@@ -29,25 +29,23 @@ def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None
     Raises:
         ExportError: a checkpoint cannot be loaded, the parts do not fit, or a graph differs from torch.
     """
-    if not 1 <= options.frames <= MAX_FRAMES:
-        raise ExportError(f"--frames {options.frames} is out of range; allowed are 1 to {MAX_FRAMES}")
     if options.temporal_norm not in ("frame", "clip"):
         raise ExportError(f"--temporal-norm {options.temporal_norm!r} is unknown; choose frame or clip")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"--output {str(output)!r} exists and is not an empty folder; name a new one")
+    staging = output / ".export" if output.is_dir() else output.with_name(f".{output.name}-{token_hex(4)}")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        staging.mkdir(parents=True)
+        manifest = _Exporter(options, staging, on_graph or (lambda *_: None)).run()
+        if output.is_dir():  # it may be a mount: fill it instead of replacing it
+            for name in ("onnx", "tokenizer.json", "manifest.json"):
+                (staging / name).replace(output / name)
+        else:
+            staging.replace(output)
     except OSError as error:
-        raise ExportError(f"--output {str(output)!r} cannot be written: {error.strerror}") from None
-    try:
-        manifest = _Exporter(options, folder, on_graph or (lambda *_: None)).run()
-        folder.chmod(0o755)
-        if output.exists():
-            output.rmdir()
-        folder.replace(output)
+        raise ExportError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return manifest
 
 
@@ -66,7 +64,8 @@ class _Exporter:
         records = {}
         for index, job in enumerate(jobs):
             self.on_graph(job.spec.name, index, len(jobs))
-            records[job.spec.name] = self.export(job)
+            records[job.spec.name] = self.guarded(job)
+        self.on_graph("done", len(jobs), len(jobs))
         manifest = Manifest(
             format=FORMAT,
             version=VERSION,
@@ -87,6 +86,16 @@ class _Exporter:
         )
         manifest.write(self.folder)
         return manifest
+
+    def guarded(self, job: Job) -> GraphRecord:
+        """Exports a graph; whatever goes wrong in torch or ONNX Runtime is named in one line."""
+        try:
+            return self.export(job)
+        except (ExportError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ExportError(f"graph {job.spec.name!r} cannot be exported: {reason}") from error
 
     def export(self, job: Job) -> GraphRecord:
         """Traces, writes and checks one graph; torch's copy of the weights is gone before the check maps the file's."""

@@ -1,7 +1,9 @@
 """Another motion module for an existing bundle, and motion modules as a graph of their own."""
 
 import gc
+import shutil
 from pathlib import Path
+from secrets import token_hex
 
 import onnx_ir as ir
 import torch
@@ -13,6 +15,7 @@ from .checkpoints import load_motion_adapter
 from .exporter import file_record, weights_file
 from .graphs import MotionModules
 from .onnx_file import TRANSPOSED, trace, write, write_tensors
+from .plan import public_name
 from .specs import motion_module_spec
 from .temporal import TemporalNorm
 
@@ -52,16 +55,18 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
     part = bundle / f"{name}.part"
     try:
         write_tensors(part, tensors)
+        changed = manifest.model_copy(
+            update={
+                "sources": {**manifest.sources, "motion_adapter": public_name(source)},
+                "files": {**manifest.files, name: file_record(part)},
+            }
+        )
         part.replace(bundle / name)
+        changed.write(bundle)
+    except OSError as error:
+        raise ExportError(f"--bundle {str(bundle)!r} cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
-    changed = manifest.model_copy(
-        update={
-            "sources": {**manifest.sources, "motion_adapter": Path(source).name if Path(source).exists() else source},
-            "files": {**manifest.files, name: file_record(bundle / name)},
-        }
-    )
-    changed.write(bundle)
     return changed
 
 
@@ -73,6 +78,8 @@ def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) ->
     """
     if temporal_norm not in ("frame", "clip"):
         raise ExportError(f"--temporal-norm {temporal_norm!r} is unknown; choose frame or clip")
+    if output.suffix != ".onnx":
+        raise ExportError(f"--standalone {str(output)!r}: name a file that ends in .onnx")
     module = MotionModules(load_motion_adapter(source), temporal_norm).eval().requires_grad_(False)
     spec = motion_module_spec([(name, block.proj_in.in_features) for name, block in module.blocks()])
     symbols = {str(size) for item in spec.inputs for size in item.shape if isinstance(size, str)}
@@ -81,9 +88,18 @@ def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) ->
     with torch.no_grad():
         expected = module(*inputs)
     model = trace(module, spec, spec.sample_inputs(sizes, seed=0))
-    write(model, output, lambda _: f"{output.stem}.weights")
-    del module, model
-    gc.collect()
-    error = largest_error(open_session(output), inputs, expected)
-    check(spec.name, error, frames=False)
+    staging = output.with_name(f".{output.name}-{token_hex(4)}")
+    try:
+        staging.mkdir(parents=True)
+        files = write(model, staging / output.name, lambda _: f"{output.stem}.weights")
+        del module, model
+        gc.collect()
+        error = largest_error(open_session(staging / output.name), inputs, expected)
+        check(spec.name, error, frames=False)
+        for file in (*files, staging / output.name):
+            file.replace(output.parent / file.name)
+    except OSError as failure:
+        raise ExportError(f"--standalone {str(output)!r} cannot be written: {failure.strerror or failure}") from failure
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return error

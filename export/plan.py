@@ -10,7 +10,7 @@ import torch
 from diffusers import MotionAdapter, SparseControlNetModel, UNet2DConditionModel
 from torch import nn
 
-from ..runtime.manifest import Dimension, SchedulerRecord, Sizes
+from ..runtime.manifest import MAX_SIDE, Dimension, SchedulerRecord, Sizes
 from . import checkpoints, graphs, specs
 from .check import ExportError
 from .lora import Lora
@@ -56,11 +56,14 @@ class ExportOptions:
             **{f"controlnet_{kind}": source for kind, source in self.controlnets.items()},
             **({"vae": self.vae} if self.vae else {}),
         }
-        loras = {f"lora_{index}": f"{_public(lora.source)}={lora.weight:g}" for index, lora in enumerate(self.loras)}
-        return {key: _public(source) for key, source in named.items()} | loras
+        loras = {
+            f"lora_{index}": f"{public_name(lora.source)}={lora.weight:g}" for index, lora in enumerate(self.loras)
+        }
+        return {key: public_name(source) for key, source in named.items()} | loras
 
 
-def _public(source: str) -> str:
+def public_name(source: str) -> str:
+    """A hub name as it is, of a folder or file only its name: a bundle tells nothing of the machine it was made on."""
     return Path(source).name if Path(source).exists() else source
 
 
@@ -97,9 +100,16 @@ def read_parts(options: ExportOptions) -> Parts:
     unet = checkpoints.load_config(UNet2DConditionModel, "base", options.base, "unet")
     vae = checkpoints.load_vae_config(options.base, options.vae)
     text = checkpoints.load_text_config(options.base)
-    _check_motion_adapter(options, unet)
-    for kind, source in options.controlnets.items():
-        _check_controlnet(kind, source, unet)
+    if unet["in_channels"] != vae["latent_channels"]:
+        raise ExportError(
+            f"--base {options.base!r} takes {unet['in_channels']} channels (as inpainting models do), "
+            f"its VAE gives {vae['latent_channels']}; use a text-to-image checkpoint"
+        )
+    positions = [_check_motion_adapter(options, unet)]
+    positions += [_check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
+    max_frames = min(MAX_FRAMES, *positions)
+    if not 1 <= options.frames <= max_frames:
+        raise ExportError(f"--frames {options.frames} is out of range; these motion modules allow 1 to {max_frames}")
     for lora in options.loras:
         read_lora(lora)
     channels = tuple(unet["block_out_channels"])
@@ -107,16 +117,20 @@ def read_parts(options: ExportOptions) -> Parts:
     multiple = factor * 2 ** (len(channels) - 1)
     default_side = (unet["sample_size"] or 64) * factor
     sizes = Sizes(
-        height=options.height or default_side,
-        width=options.width or default_side,
+        height=default_side if options.height is None else max(1, options.height),
+        width=default_side if options.width is None else max(1, options.width),
         frames=options.frames,
-        max_frames=MAX_FRAMES,
+        max_frames=max_frames,
         multiple=multiple,
         vae_scale_factor=factor,
         latent_channels=vae["latent_channels"],
     )
-    if sizes.height % multiple or sizes.width % multiple:
-        raise ExportError(f"--size {sizes.width}x{sizes.height}: both sides have to be multiples of {multiple}")
+    for side in (sizes.height, sizes.width):
+        if side % multiple or not multiple <= side <= MAX_SIDE:
+            raise ExportError(
+                f"--size {sizes.width}x{sizes.height}: both sides have to be multiples of {multiple}, "
+                f"from {multiple} to {MAX_SIDE}"
+            )
     return Parts(
         options=options,
         sizes=sizes,
@@ -133,7 +147,8 @@ def _per_level(value: int | list[int], config: dict[str, Any]) -> tuple[int, ...
     return (value,) * len(config["block_out_channels"]) if isinstance(value, int) else tuple(value)
 
 
-def _check_motion_adapter(options: ExportOptions, unet: dict[str, Any]) -> None:
+def _check_motion_adapter(options: ExportOptions, unet: dict[str, Any]) -> int:
+    """How many frames the adapter has positions for."""
     source = options.motion_adapter
     adapter = checkpoints.load_config(MotionAdapter, "motion-adapter", source)
     if adapter["conv_in_channels"]:
@@ -144,9 +159,11 @@ def _check_motion_adapter(options: ExportOptions, unet: dict[str, Any]) -> None:
         raise ExportError(
             f"--motion-adapter {source!r} does not fit --base: it has channels and layers {theirs}, the base {ours}"
         )
+    return int(adapter["motion_max_seq_length"])
 
 
-def _check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> None:
+def _check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:
+    """How many frames a SparseCtrl has positions for."""
     config = checkpoints.load_config(SparseControlNetModel, f"controlnet-{kind}", source)
     if config["use_simplified_condition_embedding"] != (kind == "rgb"):
         other = "scribble" if kind == "rgb" else "rgb"
@@ -161,6 +178,7 @@ def _check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> None:
             raise ExportError(
                 f"--controlnet-{kind} {source!r} does not fit --base: {name} is {theirs}, the base's {ours}"
             )
+    return int(config["motion_max_seq_length"])
 
 
 @dataclass(frozen=True, slots=True)

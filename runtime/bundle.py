@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -65,7 +66,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
         BundleError: names the first file that is missing or differs.
     """
     memory = _Memory(folder)
-    changed: list[str] = []
+    looks: dict[str, list[str | int]] = {}
     for name, record in manifest.files.items():
         try:
             stat = (folder / name).stat()
@@ -73,15 +74,18 @@ def verify(folder: Path, manifest: Manifest) -> None:
             raise BundleError(f"bundle: {name!r} is missing from {str(folder)!r}; export the bundle again") from None
         if stat.st_size != record.bytes:
             raise BundleError(_differs(folder, name))
-        if not memory.knows(name, record.sha256, stat):
-            changed.append(name)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = pool.map(lambda name: _sha256(folder / name), changed)
-        for name, digest in zip(changed, digests, strict=True):
+        looks[name] = [record.sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    unknown = [name for name, look in looks.items() if memory.known.get(name) != look]
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
+        digests = pool.map(lambda name: _sha256(folder / name), unknown)
+        for name, digest in zip(unknown, digests, strict=True):
             if digest != manifest.files[name].sha256:
                 raise BundleError(_differs(folder, name))
-    if changed:
-        memory.save(manifest)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if unknown:
+        memory.save(looks)
 
 
 def _differs(folder: Path, name: str) -> str:
@@ -97,34 +101,23 @@ def _sha256(path: Path) -> str:
 
 
 class _Memory:
-    """Which files of a bundle were verified, with what they looked like then."""
+    """Which files of a bundle were verified, with what they looked like before they were read."""
 
     def __init__(self, folder: Path) -> None:
         from platformdirs import user_cache_path
 
-        self._folder = folder.resolve()
-        name = hashlib.sha256(str(self._folder).encode()).hexdigest()[:32]
+        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
         self._path = user_cache_path("sparsectrl-lcm") / "verified" / f"{name}.json"
         try:
-            self._known = json.loads(self._path.read_text(encoding="utf-8"))
+            known = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self._known = {}
+            known = {}
+        self.known: dict[str, list[str | int]] = known if isinstance(known, dict) else {}
 
-    def knows(self, name: str, sha256: str, stat: os.stat_result) -> bool:
-        return isinstance(self._known, dict) and self._known.get(name) == self._look(sha256, stat)
-
-    def save(self, manifest: Manifest) -> None:
-        known = {
-            name: self._look(record.sha256, (self._folder / name).stat()) for name, record in manifest.files.items()
-        }
-        try:
+    def save(self, looks: dict[str, list[str | int]]) -> None:
+        """Writes what the files looked like; without a cache they are read through again next time."""
+        part = self._path.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps(known), encoding="utf-8")
+            part.write_text(json.dumps(looks), encoding="utf-8")
             part.replace(self._path)
-        except OSError:  # without a cache the files are read through again next time
-            return
-
-    @staticmethod
-    def _look(sha256: str, stat: os.stat_result) -> list[str | int]:
-        return [sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

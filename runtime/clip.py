@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from .request import FittedKeyframe
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Clip:
     """Frames and how they came to be.
 
     Attributes:
         frames: uint8 [frames, height, width, 3], RGB.
         seed: the seed used, drawn at random when none was given.
-        timings: seconds per stage: text, keyframes, control, denoise, decode, total. A stage that was kept from an
-            earlier request is missing.
+        timings: seconds per stage: load (opening graphs at their first use), text, keyframes, control, denoise,
+            decode, total. A stage that was kept from an earlier request is missing.
         keyframes: the keyframes as the model saw them.
     """
 

@@ -5,7 +5,7 @@ the loop and kept for the next seed; where they would not fit into the memory bo
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import prod
@@ -22,32 +22,28 @@ Residuals = dict[str, Array]
 """The UNet's residual inputs by name, each [B*F, C, h, w]."""
 
 KEPT_BYTES = 2 * 1024**3
-"""Bound on the residuals that are kept for later requests."""
+"""Bound on what is kept for later requests."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Conditioning:
     """The part of a request that the seed does not change.
 
     Attributes:
         prompt_embeds: float32 [B, 77, D]; with guidance the negative prompt comes first.
-        residuals: one entry per step, or None where a step computes its own.
-        compute: the residuals at a timestep.
+        feeds: SparseCtrl's inputs that hold the keyframes; empty without keyframes.
+        residuals: one entry per step, or None where each step computes its own.
     """
 
     prompt_embeds: Array
-    compute: Callable[[np.float32], Residuals]
-    residuals: list[Residuals] | None = None
+    feeds: dict[str, Array]
+    residuals: tuple[Residuals, ...] | None = None
 
     @property
     def nbytes(self) -> int:
-        """Memory of what is kept."""
-        arrays = [array for step in self.residuals or () for array in step.values()]
-        return self.prompt_embeds.nbytes + sum(array.nbytes for array in arrays)
-
-    def at(self, step: int, timestep: np.float32) -> Residuals:
-        """The residuals of a step."""
-        return self.compute(timestep) if self.residuals is None else self.residuals[step]
+        """Memory of all its arrays."""
+        steps = [self.feeds, *(self.residuals or ())]
+        return self.prompt_embeds.nbytes + sum(array.nbytes for step in steps for array in step.values())
 
 
 @dataclass(slots=True)
@@ -63,14 +59,18 @@ class ConditioningCache:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
-    def put(self, key: Hashable, conditioning: Conditioning) -> None:
-        """Keeps a conditioning that fits, and drops the oldest ones that then no longer do."""
-        if conditioning.nbytes > self.max_bytes:
-            return
-        self._entries[key] = conditioning
-        self._entries.move_to_end(key)
-        while sum(entry.nbytes for entry in self._entries.values()) > self.max_bytes:
+    def reserve(self, nbytes: int) -> bool:
+        """Drops the oldest entries until `nbytes` more fit; False, and nothing dropped, where they never will."""
+        if nbytes > self.max_bytes:
+            return False
+        while self._entries and sum(entry.nbytes for entry in self._entries.values()) + nbytes > self.max_bytes:
             self._entries.popitem(last=False)
+        return True
+
+    def put(self, key: Hashable, conditioning: Conditioning) -> None:
+        """Keeps a conditioning, if it fits."""
+        if self.reserve(conditioning.nbytes):
+            self._entries[key] = conditioning
 
 
 def cache_key(request: Request) -> Hashable:
@@ -79,6 +79,16 @@ def cache_key(request: Request) -> Hashable:
     negative = request.negative_prompt if request.guidance else None
     size = (request.height, request.width, request.frames)
     return (request.prompt, negative, pictures, request.controlnet, request.steps, size)
+
+
+def graphs_of(request: Request) -> list[str]:
+    """The graphs that a request runs."""
+    graphs = ["text_encoder", "unet", "vae_decoder"]
+    if request.keyframes:
+        graphs.append(f"controlnet_{request.controlnet}")
+    if request.controlnet == "rgb":
+        graphs.append("vae_encoder")
+    return graphs
 
 
 def encode_prompt(backend: Backend, tokenizer: ClipTokenizer, request: Request) -> Array:
@@ -107,21 +117,15 @@ def keyframe_feeds(backend: Backend, request: Request) -> dict[str, Array]:
     return {"conditioning": conditioning, "conditioning_mask": mask, "frame_index": frame_index}
 
 
-def residual_function(
-    backend: Backend, manifest: Manifest, request: Request, prompt_embeds: Array, feeds: dict[str, Array]
-) -> Callable[[np.float32], Residuals]:
-    """The function from a timestep to the UNet's residuals; zeros that broadcast where there are no keyframes."""
+def residuals_at(
+    backend: Backend, manifest: Manifest, request: Request, conditioning: Conditioning, timestep: np.float32
+) -> Residuals:
+    """The UNet's residuals at a timestep; zeros that broadcast where there are no keyframes."""
     names = residual_inputs(manifest)
     if not request.keyframes:
-        zeros = {name: np.zeros((1, int(shape[1]), 1, 1), np.float32) for name, shape in names.items()}
-        return lambda timestep: zeros
-    graph = f"controlnet_{request.controlnet}"
-
-    def compute(timestep: np.float32) -> Residuals:
-        inputs = {"timestep": np.array([timestep]), "prompt_embeds": prompt_embeds, **feeds}
-        return dict(zip(names, backend.session(graph).run(inputs), strict=True))
-
-    return compute
+        return {name: np.zeros((1, int(shape[1]), 1, 1), np.float32) for name, shape in names.items()}
+    inputs = {"timestep": np.array([timestep]), "prompt_embeds": conditioning.prompt_embeds, **conditioning.feeds}
+    return dict(zip(names, backend.session(f"controlnet_{request.controlnet}").run(inputs), strict=True))
 
 
 def residual_inputs(manifest: Manifest) -> dict[str, tuple[Dimension, ...]]:

@@ -14,8 +14,6 @@ from .errors import InvalidRequest
 if TYPE_CHECKING:
     from PIL import Image
 
-ImageSource = "Image.Image | NDArray[Any] | bytes | str | PathLike[str]"
-
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded."""
 
@@ -31,21 +29,20 @@ def load_picture(source: Any, field: str) -> "Image.Image":
     Raises:
         InvalidRequest: not a picture, damaged, empty, or larger than `MAX_PIXELS`.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _open(source, field)
-        width, height = image.size
-        if width * height == 0:
-            raise InvalidRequest(f"{field}: the image is {width}x{height}; both sides have to be at least 1 pixel")
-        if width * height > MAX_PIXELS:
-            raise InvalidRequest(
-                f"{field}: the image has {width}x{height} pixels; allowed are {MAX_PIXELS // 1_000_000} million"
-            )
-        image.load()
-        return _flatten(ImageOps.exif_transpose(image))
+            if isinstance(source, bytes | bytearray | memoryview):
+                with Image.open(io.BytesIO(source)) as image:
+                    return _decode(image, field)
+            if isinstance(source, str | PathLike):
+                with Image.open(Path(source)) as image:
+                    return _decode(image, field)
+            return _decode(_from_memory(source, field), field)
+    except InvalidRequest:
+        raise
     except Image.DecompressionBombError:
         raise InvalidRequest(
             f"{field}: the image has too many pixels; allowed are {MAX_PIXELS // 1_000_000} million"
@@ -54,10 +51,8 @@ def load_picture(source: Any, field: str) -> "Image.Image":
         raise InvalidRequest(f"{field}: {_describe(source)} is not an image; give a PNG, JPEG, WebP or GIF") from None
     except FileNotFoundError:
         raise InvalidRequest(f"{field}: {_describe(source)} does not exist; give an image file") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, InvalidRequest):
-            raise
-        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    except Exception as error:  # what a damaged file makes a decoder raise is not one class
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise InvalidRequest(f"{field}: {_describe(source)} cannot be read ({reason}); give a whole image") from None
 
 
@@ -70,17 +65,27 @@ def fit(image: "Image.Image", width: int, height: int) -> NDArray[np.uint8]:
     return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
 
 
-def _open(source: Any, field: str) -> "Image.Image":
+def _decode(image: "Image.Image", field: str) -> "Image.Image":
+    from PIL import ImageOps
+
+    width, height = image.size
+    if width * height == 0:
+        raise InvalidRequest(f"{field}: the image is {width}x{height}; both sides have to be at least 1 pixel")
+    if width * height > MAX_PIXELS:
+        raise InvalidRequest(
+            f"{field}: the image has {width}x{height} pixels; allowed are {MAX_PIXELS // 1_000_000} million"
+        )
+    image.load()
+    return _flatten(ImageOps.exif_transpose(image))
+
+
+def _from_memory(source: Any, field: str) -> "Image.Image":
     from PIL import Image
 
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source, field)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return Image.open(io.BytesIO(source))
-    if isinstance(source, str | PathLike):
-        return Image.open(Path(source))
     raise InvalidRequest(
         f"{field}: {type(source).__name__} is not an image; give a path, bytes, a Pillow image or a numpy array"
     )

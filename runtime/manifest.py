@@ -2,14 +2,16 @@
 
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BundleError
 
 FORMAT = "sparsectrl-lcm-bundle"
 VERSION = 1
+MAX_SIDE = 2048
+"""Largest height and width in pixels."""
 
 Dimension = int | str
 
@@ -59,13 +61,19 @@ class SchedulerRecord(_Record):
     """The noise schedule, with diffusers' names (`LCMScheduler`)."""
 
     num_train_timesteps: Positive = 1000
-    beta_start: float
-    beta_end: float
+    beta_start: Annotated[float, Field(gt=0, lt=1)]
+    beta_end: Annotated[float, Field(gt=0, lt=1)]
     beta_schedule: Literal["linear", "scaled_linear"]
     original_inference_steps: Positive = 50
-    timestep_scaling: float = 10.0
+    timestep_scaling: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    clip_sample_range: float | None = None
+    clip_sample_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        if self.original_inference_steps > self.num_train_timesteps:
+            raise ValueError("original_inference_steps has to be at most num_train_timesteps")
+        return self
 
 
 class Sizes(_Record):
@@ -103,8 +111,10 @@ class Manifest(_Record):
         return tuple(name.removeprefix("controlnet_") for name in self.graphs if name.startswith("controlnet_"))
 
     def write(self, folder: Path) -> None:
-        """Writes `manifest.json` into `folder`."""
-        (folder / "manifest.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        """Writes `manifest.json` into `folder`, whole or not at all."""
+        part = folder / "manifest.json.part"
+        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        part.replace(folder / "manifest.json")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -136,6 +146,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(
             f"bundle: {str(path)!r} is not a valid manifest ({field}: {first['msg']}); export the bundle again"
         ) from None
+    needed = {"text_encoder", "unet", "vae_decoder"} | ({"vae_encoder"} if "rgb" in manifest.controlnets else set())
+    if missing := sorted(needed - manifest.graphs.keys()):
+        raise BundleError(f"bundle: {str(path)!r} has no graph {missing[0]!r}; export the bundle again")
     listed = {manifest.tokenizer}.union(*({graph.path, *graph.weights} for graph in manifest.graphs.values()))
     if missing := sorted(listed - manifest.files.keys()):
         raise BundleError(f"bundle: {str(path)!r} has no checksum for {missing[0]!r}; export the bundle again")

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from .conditioning import (
     KEPT_BYTES,
     Conditioning,
     ConditioningCache,
+    Residuals,
     cache_key,
     encode_prompt,
+    graphs_of,
     keyframe_feeds,
     residual_bytes,
-    residual_function,
+    residuals_at,
 )
 from .errors import Cancelled
 from .noise import TorchGenerator
@@ -34,7 +36,11 @@ DECODE_PIXELS = 512 * 512
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a request is: `step` of `steps` of `stage` are done, `fraction` of the whole."""
+    """How far a request is: `step` of `steps` of `stage` are done, `fraction` of the whole.
+
+    A stage (load, text, keyframes, control, denoise, decode) begins with step 0. One that is kept from an earlier
+    request is left out, as is `control` where SparseCtrl runs step by step within `denoise`.
+    """
 
     stage: str
     step: int
@@ -43,7 +49,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], Any]
-"""Called after each unit of work; returning False cancels the request."""
+"""Called at the start of each stage and after each unit of its work; returning False cancels the request."""
 
 
 class VideoPipeline:
@@ -68,8 +74,8 @@ class VideoPipeline:
         Args:
             bundle: the folder that `sparsectrl-lcm export` wrote; None is the demo bundle of the package.
             backend: auto or onnxruntime.
-            kept_bytes: memory for SparseCtrl's residuals, which a later request with the same prompt and keyframes
-                uses again.
+            kept_bytes: memory for what a later request with the same prompt and keyframes uses again, foremost
+                SparseCtrl's residuals; a request with larger ones computes them step by step.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
@@ -104,7 +110,7 @@ class VideoPipeline:
             seed: 0 to 2**64 - 1; drawn at random when None. The noise is torch's CPU generator's.
             height, width: pixels; None takes the bundle's own.
             num_frames: 1 to 32; None takes the bundle's own.
-            on_progress: called with a `Progress` after each unit of work; returning False cancels.
+            on_progress: called with a `Progress`; returning False cancels.
 
         Raises:
             InvalidRequest: a value is not allowed; nothing was computed.
@@ -113,16 +119,16 @@ class VideoPipeline:
         """
         request = validate(
             self.bundle.manifest,
-            prompt,
-            keyframes,
-            controlnet,
-            negative_prompt,
-            num_inference_steps,
-            guidance_scale,
-            seed,
-            height,
-            width,
-            num_frames,
+            prompt=prompt,
+            keyframes=keyframes,
+            controlnet=controlnet,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            height=height,
+            width=width,
+            num_frames=num_frames,
         )
         return _Run(self, request, on_progress).clip()
 
@@ -138,11 +144,14 @@ class _Run:
         self.on_progress = on_progress
         self.timings: dict[str, float] = {}
         self.chunk = max(1, DECODE_PIXELS // (request.height * request.width))
-        self.chunks = -(-request.frames // self.chunk)
-        self.units = 1 + (request.steps if request.keyframes else 0) + request.steps + self.chunks
+        self.stages = {"load": 1, "text": 1}
+        if request.keyframes:
+            self.stages |= {"keyframes": 1, "control": request.steps}
+        self.stages |= {"denoise": request.steps, "decode": -(-request.frames // self.chunk)}
 
     def clip(self) -> Clip:
         start = time.perf_counter()
+        self.load()
         schedule = lcm_schedule(self.manifest.scheduler, self.request.steps)
         conditioning = self.conditioning(schedule)
         latents = self.denoise(schedule, conditioning)
@@ -150,31 +159,38 @@ class _Run:
         self.timings["total"] = time.perf_counter() - start
         return Clip(frames=frames, seed=self.request.seed, timings=self.timings, keyframes=self.request.keyframes)
 
+    def load(self) -> None:
+        """Opens the graphs of the request where they are not open yet."""
+        with self.stage("load"):
+            for graph in graphs_of(self.request):
+                self.backend.session(graph)
+            self.report("load", 1)
+
     def conditioning(self, schedule: Schedule) -> Conditioning:
-        cache, key = self.pipeline._cache, cache_key(self.request)
-        kept = cache.get(key)
-        if kept is not None:
-            self.advance("text", 1, 1)
-            if self.request.keyframes:
-                self.advance("control", self.request.steps, self.request.steps)
+        cache, key, request = self.pipeline._cache, cache_key(self.request), self.request
+        if (kept := cache.get(key)) is not None:
             return kept
-        with self.timed("text"):
-            prompt_embeds = encode_prompt(self.backend, self.pipeline._tokenizer, self.request)
-        self.advance("text", 1, 1)
-        feeds: dict[str, Array] = {}
-        if self.request.keyframes:
-            with self.timed("keyframes"):
-                feeds = keyframe_feeds(self.backend, self.request)
-        compute = residual_function(self.backend, self.manifest, self.request, prompt_embeds, feeds)
-        conditioning = Conditioning(prompt_embeds, compute)
-        if self.request.keyframes and residual_bytes(self.manifest, self.request) <= cache.max_bytes:
-            conditioning.residuals = []
-            for step, timestep in enumerate(schedule.timesteps, start=1):
-                with self.timed("control"):
-                    conditioning.residuals.append(compute(timestep))
-                self.advance("control", step, self.request.steps)
+        with self.stage("text"):
+            prompt_embeds = encode_prompt(self.backend, self.pipeline._tokenizer, request)
+            self.report("text", 1)
+        conditioning = Conditioning(prompt_embeds, {})
+        if request.keyframes:
+            with self.stage("keyframes"):
+                conditioning = replace(conditioning, feeds=keyframe_feeds(self.backend, request))
+                self.report("keyframes", 1)
+            if cache.reserve(conditioning.nbytes + residual_bytes(self.manifest, request)):
+                conditioning = replace(conditioning, residuals=self.residuals(schedule, conditioning))
         cache.put(key, conditioning)
         return conditioning
+
+    def residuals(self, schedule: Schedule, conditioning: Conditioning) -> tuple[Residuals, ...]:
+        """SparseCtrl for all steps, ahead of the loop."""
+        residuals = []
+        with self.stage("control"):
+            for step, timestep in enumerate(schedule.timesteps, start=1):
+                residuals.append(residuals_at(self.backend, self.manifest, self.request, conditioning, timestep))
+                self.report("control", step)
+        return tuple(residuals)
 
     def denoise(self, schedule: Schedule, conditioning: Conditioning) -> Array:
         """The LCM loop; latents [1, 4, F, h, w]."""
@@ -185,9 +201,13 @@ class _Run:
         latents = generator.randn(shape)
         guidance_scale = np.array([request.guidance_scale], np.float32)
         last = request.steps - 1
+        self.report("denoise", 0)
         for step, (timestep, coefficients) in enumerate(zip(schedule.timesteps, schedule.coefficients, strict=True)):
-            with self.timed("control" if conditioning.residuals is None and request.keyframes else "denoise"):
-                residuals = conditioning.at(step, timestep)
+            if conditioning.residuals is not None:
+                residuals = conditioning.residuals[step]
+            else:  # beyond the memory bound, or zeros
+                with self.timed("control" if request.keyframes else "denoise"):
+                    residuals = residuals_at(self.backend, self.manifest, request, conditioning, timestep)
             with self.timed("denoise"):
                 noise = generator.randn(shape) if step < last else np.zeros(shape, np.float32)
                 latents, _ = self.backend.session("unet").run(
@@ -201,22 +221,26 @@ class _Run:
                         **residuals,
                     }
                 )
-            self.advance("denoise", step + 1, request.steps)
+            self.report("denoise", step + 1)
         return latents
 
     def decode(self, latents: Array) -> Array:
         """Frames uint8 [F, H, W, 3], a bounded number of them at a time."""
         request = self.request
         frames = np.empty((request.frames, request.height, request.width, 3), np.uint8)
-        images = latents[0].transpose(1, 0, 2, 3)  # [F, 4, h, w]
-        for chunk, start in enumerate(range(0, request.frames, self.chunk), start=1):
-            part = slice(start, start + self.chunk)
-            with self.timed("decode"):
-                (frames[part],) = self.backend.session("vae_decoder").run(
-                    {"latents": np.ascontiguousarray(images[part])}
-                )
-            self.advance("decode", chunk, self.chunks)
+        images = np.ascontiguousarray(latents[0].transpose(1, 0, 2, 3))  # [F, 4, h, w]
+        with self.stage("decode"):
+            for chunk, start in enumerate(range(0, request.frames, self.chunk), start=1):
+                part = slice(start, start + self.chunk)
+                (frames[part],) = self.backend.session("vae_decoder").run({"latents": images[part]})
+                self.report("decode", chunk)
         return frames
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.report(name, 0)
+        with self.timed(name):
+            yield
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -224,10 +248,12 @@ class _Run:
         yield
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
 
-    def advance(self, stage: str, step: int, steps: int) -> None:
-        """Reports a unit of work; a request can be cancelled here."""
-        before = {"text": 0, "control": 1, "denoise": self.units - self.chunks - self.request.steps}
-        done = before.get(stage, self.units - self.chunks) + step
-        progress = Progress(stage, step, steps, done / self.units)
-        if self.on_progress is not None and self.on_progress(progress) is False:
-            raise Cancelled(f"cancelled after {stage} {step} of {steps}")
+    def report(self, stage: str, step: int) -> None:
+        """Tells how many units of a stage are done; a request can be cancelled here."""
+        if self.on_progress is None:
+            return
+        names = list(self.stages)
+        before = sum(self.stages[name] for name in names[: names.index(stage)])
+        progress = Progress(stage, step, self.stages[stage], (before + step) / sum(self.stages.values()))
+        if self.on_progress(progress) is False:
+            raise Cancelled(f"cancelled after {stage} {step} of {self.stages[stage]}")

@@ -1,7 +1,7 @@
 """A request, checked once at the edge; everything behind it may rely on its values."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from secrets import randbits
 from typing import Any
@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from .errors import InvalidRequest
 from .images import fit, load_picture
-from .manifest import Manifest
+from .manifest import MAX_SIDE, Manifest
 from .noise import MAX_SEED
 
 MAX_STEPS = 12
 MAX_GUIDANCE = 30.0
-MAX_SIDE = 2048
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Keyframe:
     """A picture and the frame of the clip that it shows.
 
@@ -32,7 +31,7 @@ class Keyframe:
     image: Any = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FittedKeyframe:
     """A keyframe in the clip's size: uint8 [height, width, 3]."""
 
@@ -40,7 +39,7 @@ class FittedKeyframe:
     pixels: NDArray[np.uint8] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One clip to make; `guidance` is on above 1."""
 
@@ -63,6 +62,7 @@ class Request:
 
 def validate(
     manifest: Manifest,
+    *,
     prompt: Any,
     keyframes: Any,
     controlnet: Any,
@@ -87,13 +87,10 @@ def validate(
     if controlnet not in manifest.controlnets and (pictures or controlnet not in ("scribble", "rgb")):
         allowed = ", ".join(manifest.controlnets) or "none: this bundle was exported without SparseCtrl"
         raise InvalidRequest(f"controlnet: {controlnet!r} is not in this bundle; allowed are {allowed}")
-    return Request(
+    request = Request(
         prompt=_text("prompt", prompt),
         negative_prompt=_text("negative_prompt", negative_prompt),
-        keyframes=tuple(
-            FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height))
-            for index, image in pictures
-        ),
+        keyframes=(),
         controlnet=controlnet if pictures else None,
         steps=_integer(
             "num_inference_steps", num_inference_steps, 1, min(MAX_STEPS, manifest.scheduler.original_inference_steps)
@@ -104,6 +101,10 @@ def validate(
         width=width,
         frames=frames,
     )
+    fitted = (
+        FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height)) for index, image in pictures
+    )
+    return replace(request, keyframes=tuple(fitted))  # pictures last: they take the longest
 
 
 def _keyframes(keyframes: Any, frames: int, slots: int) -> list[tuple[int, Any]]:
@@ -125,6 +126,10 @@ def _keyframes(keyframes: Any, frames: int, slots: int) -> list[tuple[int, Any]]
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise InvalidRequest(f"{name}: {value!r} is not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name}: {value!r} is not valid Unicode; give text as UTF-8") from None
     return value
 
 

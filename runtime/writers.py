@@ -1,14 +1,15 @@
 """Writing a clip: video files through PyAV, pictures through Pillow."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import pairwise
 from math import isfinite
 from numbers import Real
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,52 +51,56 @@ def check_output(path: Path, fps: float) -> None:
         raise OutputError(f"output: {str(path)!r} is a folder; name a file in it")
     if not path.suffix and path.exists() and not path.is_dir():
         raise OutputError(f"output: {str(path)!r} is a file; name a folder, or a file that ends in .mp4")
+    if not path.suffix and path.is_dir() and any(path.iterdir()):
+        raise OutputError(f"output: the folder {str(path)!r} is not empty; name a new one")
     parent = path if path.is_dir() else path.parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise OutputError(f"output: {str(path)!r} cannot be written: {error.strerror or error}") from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return OutputError(f"output: {str(path)!r} cannot be written: {reason}")
 
 
 @contextmanager
 def _complete_file(path: Path) -> Iterator[Path]:
     """A file beside `path` that takes its place when all went well, and is gone otherwise."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.stem}-{token_hex(4)}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch(exist_ok=False)
         yield part
-        part.chmod(0o666 & ~_umask())
         part.replace(path)
-    except OSError as error:
-        raise OutputError(f"output: {str(path)!r} cannot be written: {error.strerror or error}") from error
+    except Exception as error:  # PyAV and Pillow raise classes of their own
+        raise _unwritable(path, error) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _write_folder(clip: "Clip", path: Path) -> None:
+    """One PNG a frame, in a folder that is new or empty."""
     from PIL import Image
 
     digits = max(3, len(str(len(clip.frames) - 1)))
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    part = path / f".part-{token_hex(4)}"
     try:
+        part.mkdir(parents=True)
         for index, frame in enumerate(clip.frames):
             Image.fromarray(frame).save(part / f"frame_{index:0{digits}d}.png")
-        path.mkdir(exist_ok=True)
         for file in sorted(part.iterdir()):
             file.replace(path / file.name)
     except OSError as error:
-        raise OutputError(f"output: {str(path)!r} cannot be written: {error.strerror or error}") from error
+        raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            path.rmdir()  # where nothing was written
 
 
 def _write_video(path: Path, frames: NDArray[np.uint8], fps: float, codec: str, options: dict[str, str]) -> None:
@@ -103,10 +108,12 @@ def _write_video(path: Path, frames: NDArray[np.uint8], fps: float, codec: str, 
 
     container_options = {"movflags": "+faststart"} if path.suffix.lower() == ".mp4" else {}
     with av.open(str(path), "w", options=container_options) as container:
-        stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream: Any = container.add_stream(codec, rate=Fraction(float(fps)).limit_denominator(1001), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.color_range = 1  # limited, as players expect of yuv420p
+        context = stream.codec_context
+        context.color_range = 1  # limited, as players expect of yuv420p
+        context.colorspace = context.color_primaries = context.color_trc = 6  # BT.601, which the conversion uses
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
@@ -121,18 +128,20 @@ def _write_webm(clip: "Clip", path: Path, fps: float) -> None:
 
 
 def _write_gif(clip: "Clip", path: Path, fps: float) -> None:
-    _write_animation(clip, path, fps, {"disposal": 1, "optimize": False})
+    _write_animation(clip, path, fps, 10, {"disposal": 1, "optimize": False})
 
 
 def _write_webp(clip: "Clip", path: Path, fps: float) -> None:
-    _write_animation(clip, path, fps, {"quality": 90, "method": 4})
+    _write_animation(clip, path, fps, 1, {"quality": 90, "method": 4})
 
 
-def _write_animation(clip: "Clip", path: Path, fps: float, options: dict[str, Any]) -> None:
+def _write_animation(clip: "Clip", path: Path, fps: float, unit: int, options: dict[str, Any]) -> None:
     from PIL import Image
 
     first, *rest = (Image.fromarray(frame) for frame in clip.frames)
-    first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **options)
+    ends = [round(index * 1000 / fps / unit) * unit for index in range(len(clip.frames) + 1)]
+    durations = [end - start for start, end in pairwise(ends)]  # GIF counts in hundredths: some are longer
+    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **options)
 
 
 def _write_contact_sheet(clip: "Clip", path: Path, fps: float) -> None:

@@ -79,7 +79,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 BAD = [
     (["--keyframe", "16={}/good.png"], "keyframe index: 16 is not allowed; give a whole number from 0 to 15"),
-    (["--keyframe", "-1={}/good.png"], "--keyframe '-1=.*' is not allowed; give INDEX=IMAGE"),
+    (["--keyframe", "-1={}/good.png"], "keyframe index: -1 is not allowed; give a whole number from 0 to 15"),
+    (["--keyframe", "first={}/good.png"], "--keyframe 'first=.*' is not allowed; give INDEX=IMAGE"),
     (["--keyframe", "{}/good.png"], "give INDEX=IMAGE"),
     (["--keyframe", "3={}/good.png", "--keyframe", "3={}/good.png"], "index 3 was given twice"),
     (["--keyframe", "0={}/text.png"], "keyframe 0: .* is not an image"),
@@ -101,6 +102,7 @@ BAD = [
     (["--backend", "magic"], "backend: 'magic' is unknown"),
     (["--unknown"], "No such option"),
     (["-o", "/proc/clip.mp4"], "output: '/proc/clip.mp4' cannot be written"),
+    (["-o", "new/folder/clip.mp4", "--steps", "0"], "num_inference_steps"),
     (["-o", "clip.avi"], "output: '.avi' is not a known format"),
 ]
 

@@ -11,7 +11,7 @@ import torch
 from conftest import Exported
 from diffusers import AutoencoderKL, MotionAdapter, SparseControlNetModel, UNet2DConditionModel
 from onnx import numpy_helper
-from sparsectrl_lcm.export import graphs
+from sparsectrl_lcm.export import exporter, graphs
 from sparsectrl_lcm.export.check import ExportError, check, largest_error, open_session
 from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.lora import Lora
@@ -191,9 +191,12 @@ def test_the_motion_module_as_a_graph_of_its_own(tmp_path: Path) -> None:
     """Layer by layer against diffusers' own temporal transformers."""
     arch = Architecture(channels=(16, 32), groups=8)
     source = write_motion_adapter(tmp_path / "adapter", arch, seed=4)
-    path = tmp_path / "motion.onnx"
+    with pytest.raises(ExportError, match=r"name a file that ends in \.onnx"):
+        export_standalone(str(source), "clip", tmp_path / "motion.weights")
+    path = tmp_path / "new" / "motion.onnx"
     assert export_standalone(str(source), "clip", path) <= 1e-4
     adapter = MotionAdapter.from_pretrained(source)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["motion.onnx", "motion.weights"]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     states = {item.name: torch.randn(6, item.shape[1], 4, 3, generator=generator) for item in session.get_inputs()}
@@ -226,6 +229,8 @@ def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -
     root = sd15_like.checkpoints
     good = {"base": str(root / "base"), "motion_adapter": str(root / "motion_adapter")}
     other = write_motion_adapter(tmp_path / "other", Architecture(channels=(32, 64)), seed=1)
+    short = tmp_path / "short"
+    MotionAdapter((32, 64, 64, 64), 1, motion_norm_num_groups=8, motion_max_seq_length=16).save_pretrained(short)
     thin = write_controlnet(tmp_path / "thin", Architecture(channels=(16, 32, 32, 32)), "scribble", seed=1)
     cases = [
         ({"base": str(tmp_path / "nothing")}, "--base: .* is not a folder"),
@@ -240,7 +245,12 @@ def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -
         ({"frames": 33}, "--frames 33 is out of range"),
         ({"temporal_norm": "batch"}, "choose frame or clip"),
         ({"width": 100, "height": 128}, "multiples of 64"),
+        ({"width": 4096, "height": 4096}, "from 64 to 2048"),
+        ({"width": 0, "height": 0}, "multiples of 64"),
+        ({"motion_adapter": str(short), "frames": 24}, "--frames 24 is out of range; .* allow 1 to 16"),
         ({"scheduler": {"beta_schedule": "squaredcos_cap_v2"}}, "not supported"),
+        ({"scheduler": {"beta_shedule": "linear"}}, "'beta_shedule' is not a setting of LCMScheduler"),
+        ({"scheduler": {"beta_start": float("nan")}}, "not supported"),
     ]
     target = tmp_path / "target"
     for change, message in cases:
@@ -255,6 +265,37 @@ def test_an_existing_bundle_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not an empty folder"):
         export_bundle(ExportOptions("base", "motion"), tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled_in_its_place(
+    sd15_like: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a mount; and a full disk is one line, with nothing left behind."""
+
+    def run(self: exporter._Exporter) -> str:
+        (self.folder / "tokenizer.json").write_text("{}")
+        (self.folder / "manifest.json").write_text("{}")
+        return "made"
+
+    root = sd15_like.checkpoints
+    options = ExportOptions(str(root / "base"), str(root / "motion_adapter"))
+    monkeypatch.setattr(exporter._Exporter, "run", run)
+    target = tmp_path / "bundle"
+    target.mkdir()
+    inode = target.stat().st_ino
+    assert export_bundle(options, target) == "made"
+    assert target.stat().st_ino == inode
+    assert sorted(path.name for path in target.iterdir()) == ["manifest.json", "onnx", "tokenizer.json"]
+    assert export_bundle(options, tmp_path / "a" / "new") == "made"
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["new"]
+
+    def full(self: exporter._Exporter) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporter._Exporter, "run", full)
+    with pytest.raises(ExportError, match="--output .* cannot be written: No space left on device"):
+        export_bundle(options, tmp_path / "b" / "new")
+    assert list((tmp_path / "b").iterdir()) == []
 
 
 def test_the_manifest_names_its_sources(sd15_like: Exported) -> None:

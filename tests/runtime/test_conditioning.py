@@ -126,7 +126,7 @@ def _repeated_text_flops(model: SparseControlNetModel, prompt: torch.Tensor) -> 
 
 
 class Counting:
-    """A backend that counts how often each graph runs."""
+    """A backend that notes each run of a graph."""
 
     def __init__(self, backend) -> None:
         self.name = backend.name
@@ -134,8 +134,14 @@ class Counting:
         self.calls: list[str] = []
 
     def session(self, graph: str):
-        self.calls.append(graph)
-        return self.backend.session(graph)
+        session, calls = self.backend.session(graph), self.calls
+
+        class Noted:
+            def run(self, feeds):
+                calls.append(graph)
+                return session.run(feeds)
+
+        return Noted()
 
 
 def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
@@ -172,7 +178,7 @@ def test_the_cache_drops_the_least_recently_used() -> None:
     from sparsectrl_lcm.runtime.conditioning import Conditioning
 
     def entry(count: int) -> Conditioning:
-        return Conditioning(np.zeros(count, np.uint8), lambda _: {})
+        return Conditioning(np.zeros(count // 4, np.uint8), {"conditioning": np.zeros(count - count // 4, np.uint8)})
 
     cache = ConditioningCache(max_bytes=100)
     cache.put("a", entry(40))
@@ -183,3 +189,7 @@ def test_the_cache_drops_the_least_recently_used() -> None:
     assert cache.get("a") is not None
     cache.put("d", entry(101))
     assert cache.get("d") is None
+    assert cache.get("c") is not None, "what never fits drops nothing"
+    assert cache.reserve(50)
+    assert cache.get("a") is None, "room is made before the new residuals are computed"
+    assert cache.get("c") is not None

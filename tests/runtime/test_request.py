@@ -10,6 +10,7 @@ BAD = [
     ({"prompt": None}, "prompt"),
     ({"prompt": 3}, "prompt"),
     ({"negative_prompt": None}, "negative_prompt"),
+    ({"prompt": "a \ud800 boat"}, "prompt: .* is not valid Unicode"),
     ({"num_inference_steps": 0}, "num_inference_steps: 0 is not allowed; give a whole number from 1 to 12"),
     ({"num_inference_steps": 13}, "1 to 12"),
     ({"num_inference_steps": 4.0}, "num_inference_steps"),

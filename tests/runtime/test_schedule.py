@@ -1,43 +1,42 @@
 """The schedule against diffusers' LCMScheduler."""
 
-import numpy as np
 import pytest
 import torch
 from diffusers import LCMScheduler
+from sparsectrl_lcm.export.graphs import UNetStep
 from sparsectrl_lcm.runtime.manifest import SchedulerRecord
 from sparsectrl_lcm.runtime.schedule import lcm_schedule
+from torch import nn
 
 
 @pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
 @pytest.mark.parametrize("steps", range(1, 13))
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_steps_are_those_of_diffusers(betas: str, steps: int, prediction_type: str) -> None:
-    reference = LCMScheduler(beta_schedule=betas, prediction_type=prediction_type)
+@pytest.mark.parametrize(
+    ("prediction_type", "clip_range"), [("epsilon", None), ("v_prediction", None), ("sample", None), ("epsilon", 0.7)]
+)
+def test_steps_are_those_of_diffusers(betas: str, steps: int, prediction_type: str, clip_range: float | None) -> None:
+    """The coefficients of the runtime in the update of the `unet` graph, step by step against LCMScheduler."""
+    reference = LCMScheduler(
+        beta_schedule=betas,
+        prediction_type=prediction_type,
+        clip_sample=clip_range is not None,
+        clip_sample_range=clip_range or 1.0,
+    )
     reference.set_timesteps(steps)
     schedule = lcm_schedule(SchedulerRecord(beta_start=0.00085, beta_end=0.012, beta_schedule=betas), steps)
     assert schedule.timesteps.tolist() == reference.timesteps.tolist()
 
-    latents = torch.randn(1, 4, 2, 3, 5, generator=torch.Generator().manual_seed(0))
-    mine = latents.numpy()
+    graph = UNetStep(nn.Identity(), "frame", prediction_type, clip_range)
+    latents = mine = torch.randn(1, 4, 2, 3, 5, generator=torch.Generator().manual_seed(0))
     noise_generator = torch.Generator().manual_seed(1)
     for step, timestep in enumerate(reference.timesteps):
         prediction = torch.randn(latents.shape, generator=torch.Generator().manual_seed(10 + step))
         noise = torch.randn(latents.shape, generator=torch.Generator().set_state(noise_generator.get_state()))
-        latents = reference.step(prediction, timestep, latents, generator=noise_generator).prev_sample
-        mine = _update(mine, prediction.numpy(), noise.numpy(), schedule.coefficients[step], prediction_type)
-        assert np.abs(mine - latents.numpy()).max() <= 1e-5 * max(1, np.abs(mine).max())
-
-
-def _update(
-    latents: np.ndarray, prediction: np.ndarray, noise: np.ndarray, coefficients: np.ndarray, prediction_type: str
-) -> np.ndarray:
-    alpha, sigma, c_skip, c_out, next_alpha, next_sigma = coefficients
-    original = {
-        "epsilon": (latents - sigma * prediction) / alpha,
-        "v_prediction": alpha * latents - sigma * prediction,
-        "sample": prediction,
-    }[prediction_type]
-    return next_alpha * (c_out * original + c_skip * latents) + next_sigma * noise
+        expected = reference.step(prediction, timestep, latents, generator=noise_generator)
+        latents = expected.prev_sample
+        mine, denoised = graph.update(mine, prediction, noise, torch.from_numpy(schedule.coefficients[step]))
+        for actual, wanted in ((mine, latents), (denoised, expected.denoised)):
+            assert (actual - wanted).abs().max() <= 1e-5 * max(1.0, wanted.abs().max().item())
 
 
 def test_more_steps_than_distilled_are_refused() -> None:

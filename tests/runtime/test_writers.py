@@ -60,6 +60,7 @@ def test_animations(clip: Clip, tmp_path: Path, name: str) -> None:
             durations.append(image.info["duration"])
             assert np.abs(np.asarray(image.convert("RGB")).astype(int) - clip.frames[index]).mean() < 12
     assert set(durations) <= {120, 125, 130}
+    assert sum(durations) == 2000, "16 frames at 8 fps"
 
 
 def test_contact_sheet_has_keyframes_above_their_frames(clip: Clip, tmp_path: Path) -> None:
@@ -93,6 +94,18 @@ def test_folder_of_frames(clip: Clip, tmp_path: Path) -> None:
     for index, name in enumerate(names):
         assert (np.asarray(Image.open(folder / name)) == clip.frames[index]).all()
     assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
+def test_a_folder_that_is_there_is_filled_only_when_empty(clip: Clip, tmp_path: Path) -> None:
+    target = tmp_path / "frames"
+    target.mkdir()
+    inode = target.stat().st_ino
+    clip.save(target)
+    assert target.stat().st_ino == inode, "it may be a mount: nothing takes its place"
+    assert len(list(target.iterdir())) == 16
+    with pytest.raises(OutputError, match="is not empty; name a new one"):
+        clip.save(target)
+    assert len(list(target.iterdir())) == 16
 
 
 def test_missing_folders_are_made(clip: Clip, tmp_path: Path) -> None:
