@@ -60,6 +60,7 @@ def export(
     from ..export.lora import Lora
     from ..export.plan import ExportOptions
     from .bar import Bar
+    from .build import build_onnxruntime
     from .options import parse_size
 
     width, height = parse_size(size)
@@ -83,6 +84,7 @@ def export(
     for name, record in manifest.graphs.items():
         unit = "levels" if record.outputs[0].dtype == "uint8" else "relative"
         typer.echo(f"{name}: largest error {record.max_error:.1e} ({unit})")
+    build_onnxruntime(output)
     total = sum(record.bytes for record in manifest.files.values())
     typer.echo(
         f"{output}: {total / 1e6:.1f} MB; try `sparsectrl-lcm generate --bundle {output} --prompt ... -o clip.mp4`"
@@ -106,9 +108,13 @@ def motion_module(
         raise InvalidRequest("export motion-module: give --bundle, --standalone or both")
     _need_export_extra()
     from ..export.motion_module import export_standalone, replace_motion_module
+    from ..runtime.engines import engine_folders
+    from .build import build_onnxruntime
 
     if bundle is not None:
         replace_motion_module(motion_adapter, bundle)
+        if any(folder.exists() for folder in engine_folders(bundle, "onnxruntime")):
+            build_onnxruntime(bundle)
         typer.echo(f"{bundle}: motion module is now {motion_adapter}")
     if standalone is not None:
         error = export_standalone(motion_adapter, temporal_norm.value, standalone)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle
+from .engines import find_engine
 from .errors import BackendError
 
 Array = NDArray[Any]
@@ -46,7 +48,7 @@ def open_backend(bundle: Bundle, name: str = "auto") -> Backend:
 
 
 class OnnxRuntimeBackend:
-    """ONNX Runtime's CPU provider on the portable graphs."""
+    """ONNX Runtime's CPU provider on the portable graphs, or on the engines that were built of them."""
 
     name = "onnxruntime"
 
@@ -57,22 +59,28 @@ class OnnxRuntimeBackend:
     def session(self, graph: str) -> "OnnxRuntimeSession":
         """The session of a graph; sessions stay open, so that the next request starts at once."""
         if graph not in self._sessions:
-            self._sessions[graph] = OnnxRuntimeSession(self._bundle.folder / self._bundle.graph(graph).path)
+            self._sessions[graph] = self._open(graph)
         return self._sessions[graph]
+
+    def _open(self, graph: str) -> "OnnxRuntimeSession":
+        bundle, path = self._bundle, self._bundle.folder / self._bundle.graph(graph).path
+        engine = find_engine(bundle.folder, bundle.manifest, graph, self.name, version("onnxruntime"))
+        return OnnxRuntimeSession(engine.path if engine else path, weights=path.parent)
 
 
 class OnnxRuntimeSession:
-    """One ONNX graph on the CPU."""
+    """One ONNX graph on the CPU, with its external weights in another folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, weights: Path) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if _shared_arena():
             options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own that share no public base
             raise BackendError(f"backend: ONNX Runtime cannot open {path.name}: {_first_line(error)}") from error
 

@@ -16,6 +16,8 @@ ALLOWED = {
     "cli": {"runtime", "engine", "export", "service"},
 }
 
+BUNDLE_FORMAT = ("runtime.manifest", "runtime.errors", "runtime.bundle", "runtime.engines")
+
 
 def test_the_runtime_is_lean() -> None:
     code = (
@@ -57,4 +59,6 @@ def test_only_the_bundle_format_is_taken_from_the_runtime(part: str) -> None:
     for path in (ROOT / part).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == 2 and (node.module or "").startswith("runtime"):
-                assert node.module in ("runtime.manifest", "runtime.errors", "runtime.bundle"), f"{path}: {node.module}"
+                assert node.module in ("runtime.manifest", "runtime.errors", "runtime.bundle", "runtime.engines"), (
+                    f"{path}: {node.module}"
+                )

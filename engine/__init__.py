@@ -1,0 +1,1 @@
+"""Portable ONNX graphs in, engines of a backend out."""

@@ -1,0 +1,118 @@
+"""ONNX Runtime engines: the same frames, and never loaded where they do not belong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Exported
+from references import pictures
+from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.engine.onnxruntime import build
+from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.engines import engine_folders, find_engine
+
+
+@pytest.fixture
+def built(exported: Exported, tmp_path: Path) -> Path:
+    bundle = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
+    build(bundle)
+    return bundle
+
+
+def operators(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+
+
+def test_every_spatial_self_attention_is_fused(built: Path) -> None:
+    folder = built / "engines" / "onnxruntime"
+    for graph in ("unet", "controlnet_scribble", "controlnet_rgb"):
+        before, after = operators(built / f"onnx/{graph}.onnx"), operators(folder / f"{graph}.onnx")
+        spatial = {
+            node.name.split(".attn1")[0]
+            for node in onnx.load(built / f"onnx/{graph}.onnx", load_external_data=False).graph.node
+            if ".attentions." in node.name and ".attn1/" in node.name
+        }
+        assert after.count("MultiHeadAttention") == len(spatial) > 0
+        assert after.count("Softmax") == before.count("Softmax") - len(spatial)
+    assert not list(folder.glob("*.weights")), "engines share the bundle's weights"
+
+
+@pytest.mark.parametrize("guidance", [1, 2])
+def test_frames_of_engines_are_those_of_the_portable_graphs(exported: Exported, built: Path, guidance: int) -> None:
+    side = Bundle.load(built).manifest.sizes.height
+    keyframes = [Keyframe(index, image) for index, image in zip((2, 11), pictures(2, side, side), strict=True)]
+    clips = [
+        VideoPipeline.load(bundle).generate("a red circle", keyframes, guidance_scale=guidance, seed=3)
+        for bundle in (exported.bundle, built)
+    ]
+    assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+    build(bundle)
+    return bundle
+
+
+def refused(bundle: Path, reason: str) -> None:
+    with pytest.raises(BackendError, match=reason) as error:
+        VideoPipeline.load(bundle).generate("a boat", num_frames=1, num_inference_steps=1)
+    assert f"run: sparsectrl-lcm build {bundle} --backend onnxruntime" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert run(["build", str(bundle), "--backend", "onnxruntime"]) == 0
+    VideoPipeline.load(bundle).generate("a boat", num_frames=1, num_inference_steps=1)
+
+
+def test_an_engine_of_another_version_is_refused(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Bundle.load(demo)
+    with pytest.raises(BackendError, match=r"another version than 0\.9"):
+        find_engine(demo, opened.manifest, "unet", "onnxruntime", "0.9")
+
+
+def test_a_damaged_engine_is_refused(demo: Path) -> None:
+    engine = demo / "engines/onnxruntime/unet.onnx"
+    engine.write_bytes(engine.read_bytes()[:-1])
+    refused(demo, "'unet' is missing or damaged")
+    engine.unlink()
+    refused(demo, "'unet' is missing or damaged")
+
+
+def test_an_engine_of_other_weights_is_refused(demo: Path) -> None:
+    manifest = json.loads((demo / "manifest.json").read_text())
+    weights = demo / "onnx/unet.motion.weights"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    import hashlib
+
+    manifest["files"]["onnx/unet.motion.weights"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (demo / "manifest.json").write_text(json.dumps(manifest))
+    refused(demo, "was built for another bundle")
+
+
+def test_a_damaged_index_is_refused(demo: Path) -> None:
+    (demo / "engines/onnxruntime/engines.json").write_text("[")
+    refused(demo, "cannot be read")
+
+
+def test_engines_of_a_read_only_bundle_lie_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+    (bundle / "engines").write_text("")  # a folder cannot be made here
+    build(bundle)
+    outside = engine_folders(bundle, "onnxruntime")[1]
+    assert (outside / "unet.onnx").exists()
+    VideoPipeline.load(bundle).generate("a boat", num_frames=1, num_inference_steps=1)
+    opened = Bundle.load(bundle)
+    engine = find_engine(bundle, opened.manifest, "unet", "onnxruntime", __import__("onnxruntime").__version__)
+    assert engine is not None
+    assert engine.path.parent == outside
+
+
+def test_other_backends_have_no_engines_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", str(demo_bundle()), "--backend", "magic"]) == 2
+    assert "allowed is onnxruntime" in capsys.readouterr().err
