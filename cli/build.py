@@ -23,7 +23,7 @@ def build_onnxruntime(bundle: Path) -> None:
     from importlib.util import find_spec
 
     if not find_spec("onnx_ir"):
-        raise SparseCtrlLcmError("build needs onnx-ir; run: pip install 'sparsectrl-lcm[export]'")
+        raise SparseCtrlLcmError("build needs onnx-ir; install the export extra: pip install '.[export]' in a clone")
     from ..engine.onnxruntime import build
 
     for graph, count in build(bundle).items():

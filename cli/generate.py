@@ -77,4 +77,4 @@ def _keyframe(text: str) -> "Keyframe":
 def _summary(clip: "Clip", path: Path) -> str:
     count, height, width, _ = clip.frames.shape
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in clip.timings.items())
-    return f"{path}: {count} frames of {width}x{height}, seed {clip.seed}\nseconds: {stages}"
+    return f"{path}: {count} frame{'s' * (count > 1)} of {width}x{height}, seed {clip.seed}\nseconds: {stages}"

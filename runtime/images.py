@@ -53,7 +53,9 @@ def load_picture(source: Any, field: str) -> "Image.Image":
         raise InvalidRequest(f"{field}: {_describe(source)} does not exist; give an image file") from None
     except Exception as error:  # what a damaged file makes a decoder raise is not one class
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise InvalidRequest(f"{field}: {_describe(source)} cannot be read ({reason}); give a whole image") from None
+        raise InvalidRequest(
+            f"{field}: {_describe(source)} cannot be read ({reason}); give a readable, whole image"
+        ) from None
 
 
 def fit(image: "Image.Image", width: int, height: int) -> NDArray[np.uint8]:

@@ -85,7 +85,7 @@ BAD = [
     (["--keyframe", "3={}/good.png", "--keyframe", "3={}/good.png"], "index 3 was given twice"),
     (["--keyframe", "0={}/text.png"], "keyframe 0: .* is not an image"),
     (["--keyframe", "0={}/empty.png"], "keyframe 0: .* is not an image"),
-    (["--keyframe", "0={}/truncated.png"], "keyframe 0: .* give a whole image"),
+    (["--keyframe", "0={}/truncated.png"], "keyframe 0: .* give a readable, whole image"),
     (["--keyframe", "0={}/huge.png"], "keyframe 0: .* allowed are 64 million"),
     (["--keyframe", "0={}/missing.png"], "keyframe 0: .* does not exist"),
     (["--keyframe", "0={}/good.png", "--controlnet", "depth"], "controlnet: 'depth' .* allowed are scribble, rgb"),
