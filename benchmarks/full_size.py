@@ -51,7 +51,8 @@ def prepare(cache: Path) -> dict[str, Any]:
 
 
 def export(cache: Path) -> dict[str, Any]:
-    """Exports the bundle, with the temporal norm of diffusers so that the frames can be compared."""
+    """Exports the bundle, with the temporal norm of diffusers so that the frames can be compared, and its engines."""
+    from sparsectrl_lcm.engine.onnxruntime import build
     from sparsectrl_lcm.export.exporter import export_bundle
     from sparsectrl_lcm.export.plan import ExportOptions
 
@@ -79,6 +80,7 @@ def export(cache: Path) -> dict[str, Any]:
         "largest_graph_gb": max(weights.values()),
         "errors": {name: graph.max_error for name, graph in manifest.graphs.items()},
     }
+    build(cache / "bundle")
     (cache / "export.json").write_text(json.dumps(result, indent=2))
     return result
 

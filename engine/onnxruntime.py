@@ -4,10 +4,10 @@ At 512x512 and 16 frames the scores of one attention of the portable graph take 
 MultiHeadAttention computes them block by block (Dao et al. 2022, arXiv:2205.14135).
 """
 
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
+import onnxruntime
 from onnx_ir.passes import common
 
 from ..runtime.bundle import Bundle
@@ -38,7 +38,7 @@ def build(bundle: Path) -> dict[str, int]:
                 continue
             ir.save(model, folder / f"{name}.onnx")
             fused[name] = count
-            keys[name] = engine_key(opened.manifest, name, BACKEND, version("onnxruntime"))
+            keys[name] = engine_key(opened.manifest, name, BACKEND, onnxruntime.__version__)
         write_index(folder, keys)
     except OSError as error:
         raise BackendError(f"backend: the engines of {str(bundle)!r} cannot be written: {error.strerror}") from error

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,8 +62,10 @@ class OnnxRuntimeBackend:
         return self._sessions[graph]
 
     def _open(self, graph: str) -> "OnnxRuntimeSession":
+        import onnxruntime
+
         bundle, path = self._bundle, self._bundle.folder / self._bundle.graph(graph).path
-        engine = find_engine(bundle.folder, bundle.manifest, graph, self.name, version("onnxruntime"))
+        engine = find_engine(bundle.folder, bundle.manifest, graph, self.name, onnxruntime.__version__)
         return OnnxRuntimeSession(engine.path if engine else path, weights=path.parent)
 
 
