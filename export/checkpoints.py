@@ -20,6 +20,7 @@ from diffusers import (
 from diffusers.configuration_utils import ConfigMixin
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..runtime.errors import first_line
 from .check import ExportError
 from .lora import Lora, fuse
 
@@ -126,8 +127,7 @@ def _load(option: str, source: str, load: Callable[[], Model]) -> Model:
     except ExportError:
         raise
     except Exception as error:  # the loaders raise whatever a damaged file makes them raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"--{option}: cannot load {source!r}: {reason}") from None
+        raise ExportError(f"--{option}: cannot load {source!r}: {first_line(error)}") from None
 
 
 @contextmanager

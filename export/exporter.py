@@ -10,6 +10,7 @@ from secrets import token_hex
 
 import torch
 
+from ..runtime.errors import first_line
 from ..runtime.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest
 from . import checkpoints, specs
 from .check import ExportError, check, largest_error, open_session
@@ -94,8 +95,7 @@ class _Exporter:
         except (ExportError, OSError, MemoryError):
             raise
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ExportError(f"graph {job.spec.name!r} cannot be exported: {reason}") from error
+            raise ExportError(f"graph {job.spec.name!r} cannot be exported: {first_line(error)}") from error
 
     def export(self, job: Job) -> GraphRecord:
         """Traces, writes and checks one graph; torch's copy of the weights is gone before the check maps the file's."""

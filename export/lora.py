@@ -11,6 +11,7 @@ from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..runtime.errors import first_line
 from .check import ExportError
 
 
@@ -63,8 +64,7 @@ def fuse(model: nn.Module, part: Literal["unet", "text_encoder"], loras: list[Lo
                 StableDiffusionPipeline.load_lora_into_text_encoder(state_dict, alphas, model, adapter_name=name)
                 fuse_text_encoder_lora(model, lora_scale=lora.weight, adapter_names=[name])
         except (ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ExportError(f"--lora {lora.source!r} does not fit the {part}: {reason}") from None
+            raise ExportError(f"--lora {lora.source!r} does not fit the {part}: {first_line(error)}") from None
         _check_all_landed(model, part, lora, state_dict)
         recurse_remove_peft_layers(model)
         _forget_adapters(model)
@@ -87,8 +87,7 @@ def read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
     try:
         state_dict, alphas = StableDiffusionPipeline.lora_state_dict(lora.source)
     except Exception as error:  # the loaders raise whatever the file makes them raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"--lora: cannot load {lora.source!r}: {reason}") from None
+        raise ExportError(f"--lora: cannot load {lora.source!r}: {first_line(error)}") from None
     prefixes = ("unet.", "text_encoder.")
     if not any(key.startswith(prefixes) for key in state_dict):  # saved from the UNet alone
         state_dict = {f"unet.{key}": value for key, value in state_dict.items() if "lora" in key}

@@ -56,6 +56,14 @@ def demo_bundle() -> Path:
     return Path(str(files(__package__) / "demo_bundle"))
 
 
+def user_cache(bundle: Path, part: str) -> Path:
+    """Where the user's cache folder holds `part` of what is known of a bundle."""
+    from platformdirs import user_cache_path
+
+    name = hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:32]
+    return user_cache_path("sparsectrl-lcm") / part / name
+
+
 def verify(folder: Path, manifest: Manifest) -> None:
     """Compares every file with its size and checksum.
 
@@ -104,10 +112,7 @@ class _Memory:
     """Which files of a bundle were verified, with what they looked like before they were read."""
 
     def __init__(self, folder: Path) -> None:
-        from platformdirs import user_cache_path
-
-        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-        self._path = user_cache_path("sparsectrl-lcm") / "verified" / f"{name}.json"
+        self._path = user_cache(folder, "verified").with_suffix(".json")
         try:
             known = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

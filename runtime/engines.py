@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .bundle import user_cache
 from .errors import BackendError
 from .manifest import Manifest
 
@@ -29,10 +30,7 @@ def engine_key(manifest: Manifest, graph: str, backend: str, version: str) -> st
 
 def engine_folders(bundle: Path, backend: str) -> tuple[Path, Path]:
     """Where engines may lie: in the bundle, or, where that is read-only, in the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    name = hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:32]
-    return bundle / "engines" / backend, user_cache_path("sparsectrl-lcm") / "engines" / name / backend
+    return bundle / "engines" / backend, user_cache(bundle, "engines") / backend
 
 
 def writable_engine_folder(bundle: Path, backend: str) -> Path:

@@ -23,3 +23,13 @@ class BackendError(SparseCtrlLcmError, RuntimeError):
 
 class Cancelled(SparseCtrlLcmError):
     """The caller's `on_progress` asked to stop."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says in its first line, or its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def reason_of(error: BaseException) -> str:
+    """Why the system or a library could not read or write a file, in one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, reason_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,7 +52,7 @@ def load_picture(source: Any, field: str) -> "Image.Image":
     except FileNotFoundError:
         raise InvalidRequest(f"{field}: {_describe(source)} does not exist; give an image file") from None
     except Exception as error:  # what a damaged file makes a decoder raise is not one class
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         raise InvalidRequest(
             f"{field}: {_describe(source)} cannot be read ({reason}); give a readable, whole image"
         ) from None

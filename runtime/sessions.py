@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .engines import find_engine
-from .errors import BackendError
+from .errors import BackendError, first_line
 
 Array = NDArray[Any]
 
@@ -83,14 +83,14 @@ class OnnxRuntimeSession:
         try:
             self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own that share no public base
-            raise BackendError(f"backend: ONNX Runtime cannot open {path.name}: {_first_line(error)}") from error
+            raise BackendError(f"backend: ONNX Runtime cannot open {path.name}: {first_line(error)}") from error
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """The outputs of the graph, in its order."""
         try:
             return [np.asarray(output) for output in self._session.run(None, dict(feeds))]
         except Exception as error:
-            raise BackendError(f"backend: ONNX Runtime failed: {_first_line(error)}") from error
+            raise BackendError(f"backend: ONNX Runtime failed: {first_line(error)}") from error
 
 
 @cache
@@ -109,7 +109,3 @@ def _shared_arena() -> bool:
     except RuntimeError:  # the embedding program has registered one of its own
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

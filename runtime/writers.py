@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contact_sheet import contact_sheet
-from .errors import InvalidRequest, OutputError
+from .errors import InvalidRequest, OutputError, reason_of
 
 if TYPE_CHECKING:
     from .clip import Clip
@@ -64,8 +64,7 @@ def check_output(path: Path, fps: float) -> None:
 
 
 def _unwritable(path: Path, error: Exception) -> OutputError:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    return OutputError(f"output: {str(path)!r} cannot be written: {reason}")
+    return OutputError(f"output: {str(path)!r} cannot be written: {reason_of(error)}")
 
 
 @contextmanager
