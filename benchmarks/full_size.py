@@ -92,7 +92,7 @@ def run_runtime(cache: Path, width: int, height: int) -> tuple[dict[str, float],
     start = time.perf_counter()
     pipeline = VideoPipeline.load(cache / "bundle")
     for graph in ("text_encoder", "controlnet_scribble", "unet", "vae_decoder"):
-        pipeline.backend.session(graph)
+        pipeline.executor.sessions.session(graph)
     load = time.perf_counter() - start
     keyframes = [Keyframe(index, keyframe(index, width, height)) for index in KEYFRAMES]
     clip = pipeline.generate(PROMPT, keyframes, seed=SEED, width=width, height=height)

@@ -4,6 +4,7 @@ At 512x512 and 16 frames the scores of one attention of the portable graph take 
 MultiHeadAttention computes them block by block (Dao et al. 2022, arXiv:2205.14135).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,8 +12,9 @@ import onnxruntime
 from onnx_ir.passes import common
 
 from ..runtime.bundle import Bundle
-from ..runtime.engines import engine_key, writable_engine_folder, write_index
-from ..runtime.errors import BackendError
+from ..runtime.engines import ANY_DEVICE, EngineIndex, EngineSpec, graph_checksums
+from .fusions import is_spatial_self_attention, only_user, producer, softmaxes
+from .staging import engine_record, staged
 
 BACKEND = "onnxruntime"
 _DOMAIN = "com.microsoft"
@@ -28,9 +30,9 @@ def build(bundle: Path) -> dict[str, int]:
         BackendError: the engines cannot be written.
     """
     opened = Bundle.load(bundle)
-    fused, keys = {}, {}
-    try:
-        folder = writable_engine_folder(opened.folder, BACKEND)
+    index = EngineIndex(backend=BACKEND, precision="fp32", engines={})
+    fused = {}
+    with staged(opened.folder, index) as folder:
         for name, record in opened.manifest.graphs.items():
             model = ir.load(opened.folder / record.path)
             count = fuse_spatial_attention(model)
@@ -38,51 +40,48 @@ def build(bundle: Path) -> dict[str, int]:
                 continue
             ir.save(model, folder / f"{name}.onnx")
             fused[name] = count
-            keys[name] = engine_key(opened.manifest, name, BACKEND, onnxruntime.__version__)
-        write_index(folder, keys)
-    except OSError as error:
-        raise BackendError(f"backend: the engines of {str(bundle)!r} cannot be written: {error.strerror}") from error
+            spec = EngineSpec(
+                graph=name,
+                graph_sha256=graph_checksums(opened.manifest, name),
+                shapes={},
+                precision="fp32",
+                flags={},
+                backend=BACKEND,
+                version=onnxruntime.__version__,
+                device=ANY_DEVICE,
+            )
+            index.engines[name] = engine_record(folder / f"{name}.onnx", spec, {"attention fused": count})
     return fused
 
 
 def fuse_spatial_attention(model: ir.Model) -> int:
     """Replaces the self-attention of every spatial transformer by MultiHeadAttention; returns how many."""
-    softmaxes = [node for node in model.graph if node.op_type == "Softmax" and _is_spatial(node.name or "")]
-    for softmax in softmaxes:
-        scores = _producer(softmax.inputs[0])
-        mixed = _only_user(softmax)
-        merged = _only_user(_only_user(mixed))
+    return fuse_multi_head_attention(model, is_spatial_self_attention)
+
+
+def fuse_multi_head_attention(model: ir.Model, belongs: Callable[[str], bool]) -> int:
+    """Replaces every self-attention that `belongs`, by its node's name; returns how many."""
+    found = softmaxes(model, belongs)
+    for softmax in found:
+        scores = producer(softmax.inputs[0])
+        mixed = only_user(softmax)
+        merged = only_user(only_user(mixed))
         (query, heads), (key, _), (value, _) = map(_before_heads, (*scores.inputs, mixed.inputs[1]))
         attention = ir.node(
             "MultiHeadAttention", [query, key, value], {"num_heads": heads}, domain=_DOMAIN, name=softmax.name
         )
         model.graph.insert_after(merged, attention)
         merged.outputs[0].replace_all_uses_with(attention.outputs[0])
-    if softmaxes:
+    if found:
         model.graph.opset_imports[_DOMAIN] = 1
         common.RemoveUnusedNodesPass()(model)
-    return len(softmaxes)
-
-
-def _is_spatial(name: str) -> bool:
-    return ".attentions." in name and ".attn1/" in name
-
-
-def _producer(value: ir.Value | None) -> ir.Node:
-    node = value.producer() if value is not None else None
-    assert node is not None
-    return node
-
-
-def _only_user(node: ir.Node) -> ir.Node:
-    (use,) = node.outputs[0].uses()
-    return use.node
+    return len(found)
 
 
 def _before_heads(value: ir.Value | None) -> tuple[ir.Value, int]:
     """Walks from a [B, heads, S, d] tensor back to its projection [B, S, heads*d], and reads the number of heads."""
     heads = 0
-    while (node := _producer(value)).op_type in ("Mul", "Transpose", "Reshape"):
+    while (node := producer(value)).op_type in ("Mul", "Transpose", "Reshape"):
         if node.op_type == "Reshape" and (found := _heads(node)):
             heads = found
         value = node.inputs[0]

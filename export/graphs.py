@@ -46,8 +46,9 @@ class SparseCtrl(nn.Module):
     bias, and all frames without a keyframe are equal until the first temporal layer. The layers before it
     therefore run on the U distinct frames, which are then gathered out to F.
 
-    Inputs: timestep [1]; prompt_embeds [B, 77, D]; conditioning [U, C, H, W] (pixels in 0..1, or latents);
-    conditioning_mask [U], 1 where the frame holds a keyframe; frame_index [F] int64, each frame's place in U.
+    Inputs: timestep [1]; prompt_embeds [B, 77, D]; conditioning, uint8 pixels [U, H, W, 3] for scribbles and latents
+    [U, 4, h, w] for pictures; conditioning_mask [U], 1 where the frame holds a keyframe; frame_index [F] int64, each
+    frame's place in U.
     Outputs: the residuals of the down blocks and the middle, each [B*F, C, h, w].
     """
 
@@ -68,6 +69,8 @@ class SparseCtrl(nn.Module):
         batch, num_frames = prompt_embeds.shape[0], frame_index.shape[0]
         temb = model.time_embedding(model.time_proj(timestep))  # [1, T], the same for every frame
 
+        if not model.use_simplified_condition_embedding:
+            conditioning = conditioning.float().permute(0, 3, 1, 2) / 255
         if model.config.controlnet_conditioning_channel_order == "bgr":
             conditioning = conditioning.flip(1)
         if model.concat_conditioning_mask:
@@ -103,55 +106,22 @@ class SparseCtrl(nn.Module):
         return *residuals, model.controlnet_mid_block(sample)
 
 
-class UNetStep(nn.Module):
-    """One LCM step: UNet with motion modules, guidance and the update, for a batch of one or two prompts.
+class UNet(nn.Module):
+    """The UNet with its motion modules: the prediction of one step, for each prompt of a batch.
 
-    Guidance reads the first and the last prompt of the batch: with one prompt both are the same and the guided
-    prediction is the prediction itself, so with and without guidance share one graph and one set of weights.
-    The update is that of Latent Consistency Models (Luo et al. 2023, arXiv:2310.04378, eq. 4 and algorithm 3).
-
-    Inputs: latents [1, 4, F, h, w]; timestep [1]; prompt_embeds [B, 77, D] (negative first when B is 2);
-    guidance_scale [1]; noise as latents; coefficients [6]: sqrt(alpha), sqrt(1 - alpha), c_skip, c_out at this
-    timestep, sqrt(alpha), sqrt(1 - alpha) at the next (1 and 0 after the last); the residuals of SparseCtrl,
-    of the full shape or one that broadcasts to it.
-    Outputs: the next latents and the denoised estimate, as latents.
+    Inputs: latents [1, 4, F, h, w]; timestep [1]; prompt_embeds [B, 77, D]; the residuals of SparseCtrl, of the full
+    shape [B*F, C, h, w] or one that broadcasts to it.
+    Output: prediction [B, 4, F, h, w].
     """
 
-    def __init__(
-        self,
-        model: UNetMotionModel,
-        temporal_norm: TemporalNorm,
-        prediction_type: str = "epsilon",
-        clip_range: float | None = None,
-    ) -> None:
+    def __init__(self, model: UNetMotionModel, temporal_norm: TemporalNorm) -> None:
         super().__init__()
         _prepare(model, temporal_norm)
         self.model = model
-        self.prediction_type = prediction_type
-        self.clip_range = clip_range
 
     def forward(
-        self,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        guidance_scale: torch.Tensor,
-        noise: torch.Tensor,
-        coefficients: torch.Tensor,
-        *residuals: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        prediction = self.predict(latents, timestep, prompt_embeds, residuals)
-        negative, positive = prediction[:1], prediction[-1:]
-        return self.update(latents, negative + guidance_scale * (positive - negative), noise, coefficients)
-
-    def predict(
-        self,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        residuals: tuple[torch.Tensor, ...],
+        self, latents: torch.Tensor, timestep: torch.Tensor, prompt_embeds: torch.Tensor, *residuals: torch.Tensor
     ) -> torch.Tensor:
-        """The UNet's output for each prompt, [B, 4, F, h, w]."""
         model = self.model
         batch, num_frames = prompt_embeds.shape[0], latents.shape[2]
         temb = model.time_embedding(model.time_proj(timestep))  # [1, T], the same for every frame
@@ -180,10 +150,35 @@ class UNetStep(nn.Module):
         sample = model.conv_out(model.conv_act(model.conv_norm_out(sample)))
         return sample.unflatten(0, (batch, -1)).transpose(1, 2)
 
-    def update(
-        self, latents: torch.Tensor, prediction: torch.Tensor, noise: torch.Tensor, coefficients: torch.Tensor
+
+class LcmUpdate(nn.Module):
+    """Guidance and the LCM update in fp32, as diffusers' `LCMScheduler.step`.
+
+    A graph of its own, so that one set of UNet weights serves with and without guidance: without it `negative` and
+    `positive` are the same prediction, which then is the guided one.
+    Latent Consistency Models, Luo et al. 2023 (arXiv:2310.04378), eq. 4 and algorithm 3.
+
+    Inputs: latents [1, 4, F, h, w]; negative and positive, predictions as latents; guidance_scale [1]; noise as
+    latents; coefficients [6]: sqrt(alpha), sqrt(1 - alpha), c_skip, c_out at this timestep, sqrt(alpha),
+    sqrt(1 - alpha) at the next (1 and 0 after the last).
+    Outputs: next_latents as latents; images, the denoised estimate frame by frame [F, 4, h, w].
+    """
+
+    def __init__(self, prediction_type: str = "epsilon", clip_range: float | None = None) -> None:
+        super().__init__()
+        self.prediction_type = prediction_type
+        self.clip_range = clip_range
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        negative: torch.Tensor,
+        positive: torch.Tensor,
+        guidance_scale: torch.Tensor,
+        noise: torch.Tensor,
+        coefficients: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The LCM update in fp32, as diffusers' `LCMScheduler.step`."""
+        prediction = negative + guidance_scale * (positive - negative)
         alpha, sigma, c_skip, c_out, next_alpha, next_sigma = coefficients.unbind()
         if self.prediction_type == "epsilon":
             original = (latents - sigma * prediction) / alpha
@@ -194,7 +189,7 @@ class UNetStep(nn.Module):
         if self.clip_range is not None:
             original = original.clamp(-self.clip_range, self.clip_range)
         denoised = c_out * original + c_skip * latents
-        return next_alpha * denoised + next_sigma * noise, denoised
+        return next_alpha * denoised + next_sigma * noise, denoised[0].transpose(0, 1)
 
 
 class MotionModules(nn.Module):
@@ -224,7 +219,7 @@ class VaeEncoder(nn.Module):
         self.model = model
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        pixels = image.permute(0, 3, 1, 2).float() / 255
+        pixels = image.float().permute(0, 3, 1, 2) / 255  # TensorRT only casts uint8
         moments = self.model.encoder(2 * pixels - 1)
         if self.model.quant_conv is not None:
             moments = self.model.quant_conv(moments)
@@ -244,4 +239,4 @@ class VaeDecoder(nn.Module):
         if self.model.post_quant_conv is not None:
             latents = self.model.post_quant_conv(latents)
         pixels = (self.model.decoder(latents) / 2 + 0.5).clamp(0, 1)
-        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return (pixels * 255).round().permute(0, 2, 3, 1).to(torch.uint8)  # TensorRT has uint8 outputs only

@@ -15,7 +15,7 @@ from . import checkpoints, graphs, specs
 from .check import ExportError
 from .lora import Lora
 from .lora import read as read_lora
-from .specs import GraphSpec
+from .specs import GraphSpec, Input
 from .temporal import TemporalNorm
 
 MAX_FRAMES = 32
@@ -210,7 +210,7 @@ def plan_jobs(parts: Parts) -> list[Job]:
     if "rgb" in parts.options.controlnets:
         jobs.append(_vae(parts, specs.vae_encoder_spec, graphs.VaeEncoder))
     jobs += [_controlnet(parts, kind, source) for kind, source in parts.options.controlnets.items()]
-    return [*jobs, _unet(parts), _vae(parts, specs.vae_decoder_spec, graphs.VaeDecoder)]
+    return [*jobs, _unet(parts), _lcm_update(parts), _vae(parts, specs.vae_decoder_spec, graphs.VaeDecoder)]
 
 
 def _text_encoder(parts: Parts) -> Job:
@@ -233,10 +233,12 @@ def _video_sizes(parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
 def _controlnet(parts: Parts, kind: str, source: str) -> Job:
     sizes = parts.sizes
     factor = sizes.vae_scale_factor
-    conditioning: tuple[Dimension, ...] = (
-        ("distinct_frames", sizes.latent_channels, "latent_height", "latent_width")
+    sides = ("latent_height", "latent_width")
+    pixels = tuple(f"{side}*{factor}" for side in sides)
+    conditioning = (
+        Input("conditioning", ("distinct_frames", sizes.latent_channels, *sides), specs.uniform)
         if kind == "rgb"
-        else ("distinct_frames", 3, f"latent_height*{factor}", f"latent_width*{factor}")
+        else Input("conditioning", ("distinct_frames", *pixels, 3), specs.integers(256, torch.uint8))
     )
 
     def build() -> nn.Module:
@@ -246,15 +248,27 @@ def _controlnet(parts: Parts, kind: str, source: str) -> Job:
     return Job(spec, build, *_video_sizes(parts))
 
 
+def _latents(parts: Parts) -> tuple[Dimension, ...]:
+    return (1, parts.sizes.latent_channels, "frames", "latent_height", "latent_width")
+
+
 def _unet(parts: Parts) -> Job:
-    options, scheduler = parts.options, parts.scheduler
+    options = parts.options
 
     def build() -> nn.Module:
         model = checkpoints.load_unet(options.base, options.motion_adapter, list(options.loras))
-        return graphs.UNetStep(model, options.temporal_norm, scheduler.prediction_type, scheduler.clip_sample_range)
+        return graphs.UNet(model, options.temporal_norm)
 
-    latents = (1, parts.sizes.latent_channels, "frames", "latent_height", "latent_width")
-    return Job(specs.unet_spec(latents, parts.prompt, parts.residuals), build, *_video_sizes(parts))
+    return Job(specs.unet_spec(_latents(parts), parts.prompt, parts.residuals), build, *_video_sizes(parts))
+
+
+def _lcm_update(parts: Parts) -> Job:
+    scheduler = parts.scheduler
+
+    def build() -> nn.Module:
+        return graphs.LcmUpdate(scheduler.prediction_type, scheduler.clip_sample_range)
+
+    return Job(specs.lcm_update_spec(_latents(parts)), build, *_video_sizes(parts))
 
 
 def _vae(parts: Parts, spec: Callable[[int, int], GraphSpec], module: Callable[..., nn.Module]) -> Job:

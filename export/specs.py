@@ -82,7 +82,7 @@ def residual_names(count: int) -> list[str]:
 
 def controlnet_spec(
     kind: str,
-    conditioning: tuple[Dimension, ...],
+    conditioning: Input,
     prompt: tuple[Dimension, ...],
     residuals: list[tuple[Dimension, ...]],
 ) -> GraphSpec:
@@ -92,7 +92,7 @@ def controlnet_spec(
         (
             Input("timestep", (1,), _timestep),
             Input("prompt_embeds", prompt),
-            Input("conditioning", conditioning, uniform),
+            conditioning,
             Input("conditioning_mask", ("distinct_frames",), lambda shape, _: torch.arange(shape[0]).clamp(max=1.0)),
             Input("frame_index", ("frames",), lambda shape, _: torch.arange(shape[0]) % 2),
         ),
@@ -101,23 +101,35 @@ def controlnet_spec(
 
 
 def unet_spec(
-    latents: tuple[Dimension, ...], prompt: tuple[Dimension, ...], residuals: list[tuple[Dimension, ...]]
+    latents: tuple[Dimension, ...],
+    prompt: tuple[Dimension, ...],
+    residuals: list[tuple[Dimension, ...]],
 ) -> GraphSpec:
-    """One LCM step."""
-    inputs = (
-        Input("latents", latents),
-        Input("timestep", (1,), _timestep),
-        Input("prompt_embeds", prompt),
-        Input("guidance_scale", (1,), uniform),
-        Input("noise", latents),
-        Input("coefficients", (6,), uniform),
-    )
+    """The prediction of one step."""
+    inputs = (Input("latents", latents), Input("timestep", (1,), _timestep), Input("prompt_embeds", prompt))
     named = zip(residual_names(len(residuals)), residuals, strict=True)
     return GraphSpec(
         "unet",
         inputs + tuple(Input(name, shape) for name, shape in named),
-        (("next_latents", latents), ("denoised", latents)),
+        (("prediction", ("batch", *latents[1:])),),
         variadic=len(inputs),
+    )
+
+
+def lcm_update_spec(latents: tuple[Dimension, ...]) -> GraphSpec:
+    """Predictions to the next latents, and the denoised estimate frame by frame."""
+    _, channels, frames, *sides = latents
+    return GraphSpec(
+        "lcm_update",
+        (
+            Input("latents", latents),
+            Input("negative", latents),
+            Input("positive", latents),
+            Input("guidance_scale", (1,), uniform),
+            Input("noise", latents),
+            Input("coefficients", (6,), uniform),
+        ),
+        (("next_latents", latents), ("images", (frames, channels, *sides))),
     )
 
 

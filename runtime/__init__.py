@@ -15,7 +15,8 @@ from .errors import (
     OutputError,
     SparseCtrlLcmError,
 )
-from .pipeline import Progress, VideoPipeline
+from .pipeline import VideoPipeline
+from .progress import Progress
 from .request import Keyframe
 
 __all__ = [

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .manifest import Dimension, Manifest, resolve_shape
 from .request import Request
-from .sessions import Array, Backend
+from .sessions import Array, Sessions
 from .tokenizer import ClipTokenizer
 
 Residuals = dict[str, Array]
@@ -83,7 +83,7 @@ def cache_key(request: Request) -> Hashable:
 
 def graphs_of(request: Request) -> list[str]:
     """The graphs that a request runs."""
-    graphs = ["text_encoder", "unet", "vae_decoder"]
+    graphs = ["text_encoder", "unet", "lcm_update", "vae_decoder"]
     if request.keyframes:
         graphs.append(f"controlnet_{request.controlnet}")
     if request.controlnet == "rgb":
@@ -91,41 +91,45 @@ def graphs_of(request: Request) -> list[str]:
     return graphs
 
 
-def encode_prompt(backend: Backend, tokenizer: ClipTokenizer, request: Request) -> Array:
+def encode_prompt(sessions: Sessions, tokenizer: ClipTokenizer, request: Request) -> Array:
     """The prompt's embeddings, float32 [B, 77, D]; with guidance the negative prompt comes first."""
     texts = [request.negative_prompt, request.prompt] if request.guidance else [request.prompt]
-    (prompt_embeds,) = backend.session("text_encoder").run({"input_ids": tokenizer(texts)})
+    (prompt_embeds,) = sessions.session("text_encoder").run({"input_ids": tokenizer(texts)})
     return prompt_embeds
 
 
-def keyframe_feeds(backend: Backend, request: Request) -> dict[str, Array]:
-    """SparseCtrl's inputs that hold the keyframes: a blank and each keyframe once, and each frame's place in them.
+def keyframe_feeds(sessions: Sessions, request: Request) -> dict[str, Array]:
+    """SparseCtrl's inputs that hold the keyframes: each keyframe once and a blank, and each frame's place in them.
 
-    `scribble` takes pixels in 0..1, [U, 3, H, W]; `rgb` the mode of the VAE's posterior, [U, 4, H/8, W/8].
+    `scribble` takes uint8 pixels [U, H, W, 3]; `rgb` the mode of the VAE's posterior, [U, 4, H/8, W/8].
     """
-    pixels = np.stack([item.pixels for item in request.keyframes])  # [K, H, W, 3]
+    pictures: Array = np.stack([item.pixels for item in request.keyframes])  # [K, H, W, 3]
     if request.controlnet == "rgb":
-        (pictures,) = backend.session("vae_encoder").run({"image": pixels})
-    else:
-        pictures = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    frame_index: NDArray[np.int64] = np.zeros(request.frames, np.int64)
-    for place, item in enumerate(request.keyframes, start=1):
-        frame_index[item.index] = place
-    mask = np.ones(len(pictures) + 1, np.float32)
-    mask[0] = 0
-    conditioning = np.concatenate([np.zeros_like(pictures[:1]), pictures])
-    return {"conditioning": conditioning, "conditioning_mask": mask, "frame_index": frame_index}
+        (pictures,) = sessions.session("vae_encoder").run({"image": pictures})
+    blank = len(pictures)
+    conditioning = np.concatenate([pictures, np.zeros_like(pictures[:1])])
+    mask = np.ones(blank + 1, np.float32)
+    mask[blank] = 0
+    return {"conditioning": conditioning, "conditioning_mask": mask, "frame_index": frame_index(request, blank)}
+
+
+def frame_index(request: Request, blank: int) -> NDArray[np.int64]:
+    """Each frame's place among the distinct frames, [F]: the keyframes come first, a blank stands at `blank`."""
+    index = np.full(request.frames, blank, np.int64)
+    for place, item in enumerate(request.keyframes):
+        index[item.index] = place
+    return index
 
 
 def residuals_at(
-    backend: Backend, manifest: Manifest, request: Request, conditioning: Conditioning, timestep: np.float32
+    sessions: Sessions, manifest: Manifest, request: Request, conditioning: Conditioning, timestep: np.float32
 ) -> Residuals:
     """The UNet's residuals at a timestep; zeros that broadcast where there are no keyframes."""
     names = residual_inputs(manifest)
     if not request.keyframes:
         return {name: np.zeros((1, int(shape[1]), 1, 1), np.float32) for name, shape in names.items()}
     inputs = {"timestep": np.array([timestep]), "prompt_embeds": conditioning.prompt_embeds, **conditioning.feeds}
-    return dict(zip(names, backend.session(f"controlnet_{request.controlnet}").run(inputs), strict=True))
+    return dict(zip(names, sessions.session(f"controlnet_{request.controlnet}").run(inputs), strict=True))
 
 
 def residual_inputs(manifest: Manifest) -> dict[str, tuple[Dimension, ...]]:

@@ -1,31 +1,185 @@
-"""Engines beside a bundle's portable graphs: where they lie, and the key without which none is loaded."""
+"""Engines beside a bundle's portable graphs: where they lie, and the key without which none is loaded.
+
+One set of engines serves one size (or any) in one precision, and lies in a folder of its own with an index:
+
+    engines/<backend>/<set>/engines.json, unet.engine, ...
+"""
 
 import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from .bundle import user_cache
+from pydantic import ValidationError
+
 from .errors import BackendError
-from .manifest import Manifest
+from .manifest import FileRecord, Manifest, Record, resolve_shape
+from .verified import first_difference, user_cache
 
 INDEX = "engines.json"
+DECODE_PIXELS = 8 * 512 * 512
+"""Pixels that an engine decodes at a time; bounds the memory of the decoder."""
+ANY_DEVICE = "any"
+"""The device of engines that are bound to none."""
+
+
+class ClipSize(Record):
+    """The size that a set of engines was built for."""
+
+    width: int
+    height: int
+    frames: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.frames}"
+
+
+class EngineSpec(Record):
+    """All that an engine depends on; its SHA-256 is the engine's key."""
+
+    graph: str
+    graph_sha256: tuple[str, ...]
+    """Checksums of the ONNX graph and its external data."""
+    shapes: dict[str, tuple[int, ...]]
+    """Static shapes of the inputs; empty where the engine takes any."""
+    precision: str
+    flags: dict[str, bool | int | str]
+    """Options of the builder."""
+    backend: str
+    version: str
+    """Version of the backend that built it."""
+    device: str
+    """What it runs on: a device's name and compute capability, a class of devices, or any."""
+
+    def key(self) -> str:
+        """SHA-256 over all fields."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+class EngineRecord(Record):
+    """One engine of a set."""
+
+    key: str
+    spec: EngineSpec
+    path: str
+    files: dict[str, FileRecord]
+    """The engine's file, and what lies beside it."""
+    report: dict[str, Any] = {}
+    """What the build measured: errors against fp32, seconds, layers by type."""
+
+
+class EngineIndex(Record):
+    """What lies in the folder of a set."""
+
+    format: Literal["sparsectrl-lcm-engines-1"] = "sparsectrl-lcm-engines-1"
+    backend: str
+    precision: str
+    size: ClipSize | None = None
+    """None where the engines take any size."""
+    engines: dict[str, EngineRecord]
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """One engine of a graph."""
+class EngineSet:
+    """A folder of engines and what its index says."""
 
-    path: Path
-    key: str
+    bundle: Path
+    folder: Path
+    index: EngineIndex
+
+    def open(self, manifest: Manifest, graph: str, version: str, device: str = ANY_DEVICE) -> Path:
+        """The file of a graph's engine, if it may be loaded here.
+
+        Args:
+            manifest: the bundle's.
+            graph: name of the graph.
+            version: version of the backend that is to load it.
+            device: what the engine has to be bound to.
+
+        Raises:
+            BackendError: the engine is of another bundle, version or device, or is damaged; names the command that
+                builds it anew.
+        """
+        record = self.index.engines.get(graph)
+        if record is None:
+            raise self._refuse(graph, "is missing")
+        wanted = record.spec.model_copy(
+            update={
+                "graph": graph,
+                "graph_sha256": graph_checksums(manifest, graph),
+                "backend": self.index.backend,
+                "precision": self.index.precision,
+                "version": version,
+                "device": device,
+            }
+        )
+        if record.spec.graph_sha256 != wanted.graph_sha256:
+            raise self._refuse(graph, "was built from another bundle")
+        if record.spec.version != version:
+            raise self._refuse(graph, f"was built by version {record.spec.version}, here is {version}")
+        if record.spec.device != device:
+            raise self._refuse(graph, f"was built for {record.spec.device}, here is {device}")
+        if record.key != wanted.key():
+            raise self._refuse(graph, "has another key than its index says")
+        if difference := first_difference(self.folder, record.files):
+            raise self._refuse(graph, difference[1])
+        return self.folder / record.path
+
+    def _refuse(self, graph: str, reason: str) -> BackendError:
+        index = self.index
+        return refusal(self.bundle, index.backend, index.precision, index.size, f"engine of {graph!r} {reason}")
 
 
-def engine_key(manifest: Manifest, graph: str, backend: str, version: str) -> str:
-    """SHA-256 over the graph with its external data, and the backend's name and version."""
+def static_shapes(manifest: Manifest, graph: str, size: ClipSize) -> dict[str, tuple[int, ...]]:
+    """Shapes of a graph's inputs and outputs in an engine of one size.
+
+    The batch is one prompt: with guidance an engine runs twice, so that one set of weights and activations serves
+    both, and no attention has more than 65,535 rows of batch and heads. SparseCtrl and the VAE's encoder take all
+    keyframe slots, the decoder a part of the frames.
+    """
+    sizes, slots = manifest.sizes, manifest.keyframe_slots
+    dimensions = {
+        "batch": 1,
+        "frames": size.frames,
+        "height": size.height,
+        "width": size.width,
+        "latent_height": size.height // sizes.vae_scale_factor,
+        "latent_width": size.width // sizes.vae_scale_factor,
+        "distinct_frames": slots + 1,
+        "images": slots if graph == "vae_encoder" else decode_frames(manifest, size),
+    }
     record = manifest.graphs[graph]
-    files = [manifest.files[name].sha256 for name in (record.path, *record.weights)]
-    return hashlib.sha256(json.dumps([files, backend, version]).encode()).hexdigest()
+    return {item.name: resolve_shape(item.shape, dimensions) for item in (*record.inputs, *record.outputs)}
+
+
+def decode_frames(manifest: Manifest, size: ClipSize) -> int:
+    """Frames that an engine decodes at a time: as many as fit into the bound, in parts that begin at aligned places."""
+    sizes = manifest.sizes
+    latents = sizes.latent_channels * (size.height // sizes.vae_scale_factor) * (size.width // sizes.vae_scale_factor)
+    for count in range(size.frames, 0, -1):
+        fits = count * size.height * size.width <= DECODE_PIXELS
+        starts_aligned = not (4 * count * latents) % 256 and not (3 * count * size.height * size.width) % 256
+        if not size.frames % count and fits and starts_aligned:
+            return count
+    return size.frames
+
+
+def graph_checksums(manifest: Manifest, graph: str) -> tuple[str, ...]:
+    """Checksums of a graph and its external data."""
+    record = manifest.graphs[graph]
+    return tuple(manifest.files[name].sha256 for name in (record.path, *record.weights))
+
+
+def refusal(bundle: Path, backend: str, precision: str | None, size: ClipSize | None, reason: str) -> BackendError:
+    """An error that ends with the command that builds a set of engines."""
+    command = f"sparsectrl-lcm build {bundle} --backend {backend}"
+    if size is not None:
+        command += f" --size {size.width}x{size.height} --frames {size.frames}"
+    if precision is not None and backend != "onnxruntime":
+        command += f" --precision {precision}"
+    return BackendError(f"backend: the {backend} {reason}; run: {command}")
 
 
 def engine_folders(bundle: Path, backend: str) -> tuple[Path, Path]:
@@ -46,42 +200,36 @@ def writable_engine_folder(bundle: Path, backend: str) -> Path:
     return folder
 
 
-def write_index(folder: Path, keys: dict[str, str]) -> None:
-    """Writes which engines lie in `folder`: the key and checksum of each graph's `<graph>.onnx`."""
-    entries = {
-        graph: {"key": key, "sha256": hashlib.sha256((folder / f"{graph}.onnx").read_bytes()).hexdigest()}
-        for graph, key in keys.items()
-    }
-    part = folder / f"{INDEX}.part"
-    part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / INDEX)
+def set_name(precision: str, size: ClipSize | None = None) -> str:
+    """The folder of a set: `512x512x16-fp16`, or `fp32` where it takes any size."""
+    return f"{size}-{precision}" if size else precision
 
 
-def find_engine(bundle: Path, manifest: Manifest, graph: str, backend: str, version: str) -> Engine | None:
-    """The engine of a graph, or None where none was built.
+def write_index(folder: Path, index: EngineIndex) -> None:
+    """Writes `engines.json` into the folder of a set."""
+    (folder / INDEX).write_text(index.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def find_set(bundle: Path, backend: str, name: str) -> EngineSet | None:
+    """A set of engines, or None where none was built.
 
     Raises:
-        BackendError: it was built for another bundle, or by another version of the backend, or is damaged.
+        BackendError: its index cannot be read.
     """
     for folder in engine_folders(bundle, backend):
+        path = folder / name / INDEX
         try:
-            entry = json.loads((folder / INDEX).read_text(encoding="utf-8")).get(graph)
+            return EngineSet(bundle, path.parent, EngineIndex.model_validate_json(path.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, ValueError, AttributeError):
-            raise _stale(bundle, graph, backend, "cannot be read") from None
-        if entry is None:
-            continue
-        path, key = folder / f"{graph}.onnx", engine_key(manifest, graph, backend, version)
-        if not isinstance(entry, dict) or entry.get("key") != key:
-            raise _stale(bundle, graph, backend, f"was built for another bundle or another version than {version}")
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry.get("sha256"):
-            raise _stale(bundle, graph, backend, "is missing or damaged")
-        return Engine(path, key)
+        except (OSError, UnicodeDecodeError, ValidationError):
+            raise BackendError(
+                f"backend: {str(path)!r} cannot be read; run: sparsectrl-lcm build {bundle} --backend {backend}"
+            ) from None
     return None
 
 
-def _stale(bundle: Path, graph: str, backend: str, reason: str) -> BackendError:
-    return BackendError(
-        f"backend: the {backend} engine of {graph!r} {reason}; run: sparsectrl-lcm build {bundle} --backend {backend}"
-    )
+def set_names(bundle: Path, backend: str) -> list[str]:
+    """The sets of a backend."""
+    found = {path.parent.name for folder in engine_folders(bundle, backend) for path in folder.glob(f"*/{INDEX}")}
+    return sorted(name for name in found if not name.startswith("."))

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from .errors import BundleError
 
 FORMAT = "sparsectrl-lcm-bundle"
-VERSION = 1
+VERSION = 2
 MAX_SIDE = 2048
 """Largest height and width in pixels."""
 
@@ -27,18 +27,20 @@ RelativePath = Annotated[str, AfterValidator(_relative)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A part of a JSON file that admits no unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FileRecord(_Record):
+class FileRecord(Record):
     """One file of the bundle."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Annotated[int, Field(ge=0)]
 
 
-class TensorRecord(_Record):
+class TensorRecord(Record):
     """An input or output; a symbolic dimension is a name, or names and numbers with `*` and one `/`."""
 
     name: str
@@ -46,7 +48,7 @@ class TensorRecord(_Record):
     shape: tuple[Dimension, ...]
 
 
-class GraphRecord(_Record):
+class GraphRecord(Record):
     """One ONNX graph, its inputs and outputs, and how far it is from torch."""
 
     path: RelativePath
@@ -57,7 +59,7 @@ class GraphRecord(_Record):
     """Largest difference to torch on random inputs: relative to the largest value, or levels for uint8 frames."""
 
 
-class SchedulerRecord(_Record):
+class SchedulerRecord(Record):
     """The noise schedule, with diffusers' names (`LCMScheduler`)."""
 
     num_train_timesteps: Positive = 1000
@@ -76,7 +78,7 @@ class SchedulerRecord(_Record):
         return self
 
 
-class Sizes(_Record):
+class Sizes(Record):
     """Sizes that a request may have; height and width in pixels."""
 
     height: Positive
@@ -89,7 +91,7 @@ class Sizes(_Record):
     latent_channels: Positive
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """All that the runtime has to know of a bundle besides its graphs."""
 
     format: Literal["sparsectrl-lcm-bundle"]
@@ -146,7 +148,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(
             f"bundle: {str(path)!r} is not a valid manifest ({field}: {first['msg']}); export the bundle again"
         ) from None
-    needed = {"text_encoder", "unet", "vae_decoder"} | ({"vae_encoder"} if "rgb" in manifest.controlnets else set())
+    needed = {"text_encoder", "unet", "lcm_update", "vae_decoder"} | ({"vae_encoder"} if "rgb" in manifest.controlnets else set())
     if missing := sorted(needed - manifest.graphs.keys()):
         raise BundleError(f"bundle: {str(path)!r} has no graph {missing[0]!r}; export the bundle again")
     listed = {manifest.tokenizer}.union(*({graph.path, *graph.weights} for graph in manifest.graphs.values()))

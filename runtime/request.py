@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import InvalidRequest
 from .images import fit, load_picture
-from .manifest import MAX_SIDE, Manifest
+from .manifest import MAX_SIDE, Manifest, Sizes
 from .noise import MAX_SEED
 
 MAX_STEPS = 12
@@ -58,6 +58,11 @@ class Request:
     def guidance(self) -> bool:
         """Whether the negative prompt takes part."""
         return self.guidance_scale > 1
+
+    def latent_shape(self, sizes: Sizes) -> tuple[int, int, int, int, int]:
+        """[1, 4, F, h, w]."""
+        factor = sizes.vae_scale_factor
+        return (1, sizes.latent_channels, self.frames, self.height // factor, self.width // factor)
 
 
 def validate(

@@ -19,7 +19,7 @@ class Schedule:
 
     Attributes:
         timesteps: float32 [S], from noise to clip.
-        coefficients: float32 [S, 6] as the `unet` graph takes them: sqrt(alpha), sqrt(1 - alpha), c_skip, c_out,
+        coefficients: float32 [S, 6] as the `lcm_update` graph takes them: sqrt(alpha), sqrt(1 - alpha), c_skip, c_out,
             and sqrt(alpha), sqrt(1 - alpha) of the next timestep, 1 and 0 after the last.
     """
 

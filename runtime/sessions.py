@@ -1,4 +1,4 @@
-"""The seam between the loop and what runs the graphs: a backend opens one session per graph."""
+"""The seam between the loop on the host and what runs the graphs: one session per graph."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -9,13 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle
-from .engines import find_engine
+from .engines import find_set, set_name
 from .errors import BackendError, first_line
 
 Array = NDArray[Any]
-
-BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
-
 
 class Session(Protocol):
     """One graph, ready to run."""
@@ -24,32 +21,22 @@ class Session(Protocol):
         """The outputs of the graph, in its order."""
 
 
-class Backend(Protocol):
+class Sessions(Protocol):
     """Opens the graphs of a bundle."""
 
-    name: str
+    backend: str
 
     def session(self, graph: str) -> Session:
         """The session of a graph, opened at its first use."""
 
-
-def open_backend(bundle: Bundle, name: str = "auto") -> Backend:
-    """The backend of that name for `bundle`.
-
-    Raises:
-        BackendError: the name is unknown, or the backend is not in this release.
-    """
-    if name in ("auto", "onnxruntime"):
-        return OnnxRuntimeBackend(bundle)
-    if name in BACKENDS:
-        raise BackendError(f"backend: {name!r} is not available in this release; allowed are auto, onnxruntime")
-    raise BackendError(f"backend: {name!r} is unknown; allowed are auto, onnxruntime")
+    def close(self) -> None:
+        """Frees all sessions."""
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeSessions:
     """ONNX Runtime's CPU provider on the portable graphs, or on the engines that were built of them."""
 
-    name = "onnxruntime"
+    backend = "onnxruntime"
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -61,12 +48,18 @@ class OnnxRuntimeBackend:
             self._sessions[graph] = self._open(graph)
         return self._sessions[graph]
 
+    def close(self) -> None:
+        """Frees all sessions."""
+        self._sessions.clear()
+
     def _open(self, graph: str) -> "OnnxRuntimeSession":
         import onnxruntime
 
         bundle, path = self._bundle, self._bundle.folder / self._bundle.graph(graph).path
-        engine = find_engine(bundle.folder, bundle.manifest, graph, self.name, onnxruntime.__version__)
-        return OnnxRuntimeSession(engine.path if engine else path, weights=path.parent)
+        engines = find_set(bundle.folder, self.backend, set_name("fp32"))
+        built = engines is not None and graph in engines.index.engines
+        engine = engines.open(bundle.manifest, graph, onnxruntime.__version__) if engines and built else path
+        return OnnxRuntimeSession(engine, weights=path.parent)
 
 
 class OnnxRuntimeSession:

@@ -109,40 +109,48 @@ def test_nodes_are_named_after_their_modules(exported: Exported) -> None:
 
 @pytest.mark.parametrize("sizes", [(2, 1, 8, 8), (1, 32, 16, 8), (2, 5, 24, 32)])
 def test_the_unet_graph_at_sizes_it_was_not_traced_with(sd15_like: Exported, sizes: tuple[int, ...]) -> None:
-    """Predictions of the graph against diffusers' UNetMotionModel and LCMScheduler."""
+    """Predictions and guided steps of the graphs against diffusers' UNetMotionModel and LCMScheduler."""
     from diffusers import LCMScheduler
     from references import animatediff_pipeline
+    from sparsectrl_lcm.runtime.schedule import lcm_schedule
 
     batch, frames, height, width = sizes
     unet = animatediff_pipeline(sd15_like.checkpoints).unet
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 4, frames, height, width, generator=generator)
     prompt = torch.randn(batch, 77, 48, generator=generator)
-    session = onnxruntime.InferenceSession(sd15_like.bundle / "onnx/unet.onnx", providers=["CPUExecutionProvider"])
-    residual_shapes = {item.name: item.shape[1] for item in session.get_inputs() if "residual" in item.name}
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    sessions = {
+        name: onnxruntime.InferenceSession(sd15_like.bundle / f"onnx/{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("unet", "lcm_update")
+    }
+    residual_shapes = {item.name: item.shape[1] for item in sessions["unet"].get_inputs() if "residual" in item.name}
     scheduler = LCMScheduler(beta_schedule="linear")
     scheduler.set_timesteps(4)
-    from sparsectrl_lcm.runtime.schedule import lcm_schedule
-
     schedule = lcm_schedule(read_manifest(sd15_like.bundle).scheduler, 4)
-    noise_generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
     feeds = {
         "latents": latents.numpy(),
         "timestep": schedule.timesteps[:1],
         "prompt_embeds": prompt.numpy(),
+        **{name: np.zeros((1, channels, 1, 1), np.float32) for name, channels in residual_shapes.items()},
+    }
+    (prediction,) = sessions["unet"].run(None, feeds)
+    with torch.no_grad():
+        wanted = unet(latents.expand(batch, -1, -1, -1, -1), 999, prompt.repeat_interleave(frames, 0)).sample
+    assert scheduler.timesteps[0] == 999
+    update = {
+        "latents": latents.numpy(),
+        "negative": prediction[:1],
+        "positive": prediction[-1:],
         "guidance_scale": np.array([1.7], np.float32),
         "noise": noise.numpy(),
         "coefficients": schedule.coefficients[0],
-        **{name: np.zeros((1, channels, 1, 1), np.float32) for name, channels in residual_shapes.items()},
     }
-    next_latents, denoised = session.run(None, feeds)
-    timestep = scheduler.timesteps[0]
-    with torch.no_grad():
-        prediction = unet(latents.expand(batch, -1, -1, -1, -1), timestep, prompt.repeat_interleave(frames, 0)).sample
-    guided = prediction[:1] + 1.7 * (prediction[-1:] - prediction[:1])
-    expected = scheduler.step(guided, timestep, latents, generator=noise_generator)
-    for actual, reference in ((next_latents, expected.prev_sample), (denoised, expected.denoised)):
+    next_latents, images = sessions["lcm_update"].run(None, update)
+    guided = wanted[:1] + 1.7 * (wanted[-1:] - wanted[:1])
+    expected = scheduler.step(guided, 999, latents, generator=torch.Generator().manual_seed(1))
+    pairs = ((prediction, wanted), (next_latents, expected.prev_sample), (images, expected.denoised[0].transpose(0, 1)))
+    for actual, reference in pairs:
         assert np.abs(actual - reference.numpy()).max() <= 1e-5 * max(1.0, reference.abs().max().item())
 
 

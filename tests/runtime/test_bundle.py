@@ -66,8 +66,8 @@ def test_without_a_cache_folder_a_bundle_still_loads(bundle: Path, monkeypatch: 
 
 
 CHANGES = [
-    (lambda m: m.update(version=2), "version 2, this release reads 1; upgrade sparsectrl-lcm"),
-    (lambda m: m.update(version=2, novelty={}), "version 2, .* upgrade"),
+    (lambda m: m.update(version=3), "version 3, this release reads 2; upgrade sparsectrl-lcm"),
+    (lambda m: m.update(version=3, novelty={}), "version 3, .* upgrade"),
     (lambda m: m.update(version=0), "version 0, .* export the bundle again"),
     (lambda m: m.update(version="x"), "not a valid manifest"),
     (lambda m: m.update(format="other"), "not a valid manifest"),

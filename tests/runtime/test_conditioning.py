@@ -31,6 +31,8 @@ def request(pipeline: VideoPipeline, controlnet: str) -> Request:
 def dense_inputs(feeds: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     """Condition and mask of every frame, as diffusers takes them: [1, C, F, H, W] and [1, 1, F, H, W]."""
     distinct = torch.from_numpy(feeds["conditioning"])
+    if distinct.dtype == torch.uint8:
+        distinct = distinct.permute(0, 3, 1, 2) / 255
     index = torch.from_numpy(feeds["frame_index"])
     mask = torch.from_numpy(feeds["conditioning_mask"])[index]
     condition = distinct[index].transpose(0, 1)[None]
@@ -62,12 +64,12 @@ def plain(model: SparseControlNetModel, feeds: dict[str, np.ndarray], timestep: 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_residuals_equal_the_plain_computation(exported: Exported, controlnet: str, batch: int) -> None:
     pipeline = VideoPipeline.load(exported.bundle)
-    feeds = keyframe_feeds(pipeline.backend, request(pipeline, controlnet))
+    feeds = keyframe_feeds(pipeline.executor.sessions, request(pipeline, controlnet))
     assert len(feeds["conditioning"]) == len(INDICES) + 1, "only distinct frames go in"
     model = SparseControlNetModel.from_pretrained(exported.checkpoints / controlnet)
     width = model.config.cross_attention_dim
     prompt = torch.randn(batch, 77, width, generator=torch.Generator().manual_seed(batch))
-    session = pipeline.backend.session(f"controlnet_{controlnet}")
+    session = pipeline.executor.sessions.session(f"controlnet_{controlnet}")
     for timestep in (999.0, 499.0, 19.0):
         inputs = {"timestep": np.array([timestep], np.float32), "prompt_embeds": prompt.numpy()}
         with torch.no_grad():
@@ -82,7 +84,7 @@ def test_residuals_equal_the_plain_computation(exported: Exported, controlnet: s
 def test_work_saved_on_distinct_frames(exported: Exported, controlnet: str, tmp_path: Path) -> None:
     """The graph does the plain work less that of the first spatial layers on the frames that repeat."""
     pipeline = VideoPipeline.load(exported.bundle)
-    feeds = keyframe_feeds(pipeline.backend, request(pipeline, controlnet))
+    feeds = keyframe_feeds(pipeline.executor.sessions, request(pipeline, controlnet))
     model = SparseControlNetModel.from_pretrained(exported.checkpoints / controlnet)
     prompt = torch.randn(1, 77, model.config.cross_attention_dim)
     # the counter does not know the CPU's flash attention
@@ -146,7 +148,7 @@ class Counting:
 
 def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
     pipeline = VideoPipeline.load()
-    counting = pipeline.backend = Counting(pipeline.backend)
+    counting = pipeline.executor.sessions = Counting(pipeline.executor.sessions)
     keyframes = [Keyframe(index, image) for index, image in zip(INDICES, pictures(3, 128, 128), strict=True)]
     first = pipeline.generate("a boat", keyframes, seed=1)
     order = [graph for graph in counting.calls if graph in ("controlnet_scribble", "unet")]
@@ -167,7 +169,7 @@ def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
 def test_residuals_beyond_the_memory_bound_are_computed_step_by_step() -> None:
     keyframes = [Keyframe(0, pictures(1, 128, 128)[0])]
     pipeline = VideoPipeline.load(kept_bytes=1_000_000)
-    counting = pipeline.backend = Counting(pipeline.backend)
+    counting = pipeline.executor.sessions = Counting(pipeline.executor.sessions)
     clip = pipeline.generate("a boat", keyframes, seed=1)
     order = [graph for graph in counting.calls if graph in ("controlnet_scribble", "unet")]
     assert order == ["controlnet_scribble", "unet"] * 4

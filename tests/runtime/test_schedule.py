@@ -3,10 +3,9 @@
 import pytest
 import torch
 from diffusers import LCMScheduler
-from sparsectrl_lcm.export.graphs import UNetStep
+from sparsectrl_lcm.export.graphs import LcmUpdate
 from sparsectrl_lcm.runtime.manifest import SchedulerRecord
 from sparsectrl_lcm.runtime.schedule import lcm_schedule
-from torch import nn
 
 
 @pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
@@ -15,7 +14,7 @@ from torch import nn
     ("prediction_type", "clip_range"), [("epsilon", None), ("v_prediction", None), ("sample", None), ("epsilon", 0.7)]
 )
 def test_steps_are_those_of_diffusers(betas: str, steps: int, prediction_type: str, clip_range: float | None) -> None:
-    """The coefficients of the runtime in the update of the `unet` graph, step by step against LCMScheduler."""
+    """The coefficients of the runtime in the `lcm_update` graph, step by step against LCMScheduler."""
     reference = LCMScheduler(
         beta_schedule=betas,
         prediction_type=prediction_type,
@@ -26,7 +25,8 @@ def test_steps_are_those_of_diffusers(betas: str, steps: int, prediction_type: s
     schedule = lcm_schedule(SchedulerRecord(beta_start=0.00085, beta_end=0.012, beta_schedule=betas), steps)
     assert schedule.timesteps.tolist() == reference.timesteps.tolist()
 
-    graph = UNetStep(nn.Identity(), "frame", prediction_type, clip_range)
+    graph = LcmUpdate(prediction_type, clip_range)
+    unused = torch.ones(1)
     latents = mine = torch.randn(1, 4, 2, 3, 5, generator=torch.Generator().manual_seed(0))
     noise_generator = torch.Generator().manual_seed(1)
     for step, timestep in enumerate(reference.timesteps):
@@ -34,8 +34,9 @@ def test_steps_are_those_of_diffusers(betas: str, steps: int, prediction_type: s
         noise = torch.randn(latents.shape, generator=torch.Generator().set_state(noise_generator.get_state()))
         expected = reference.step(prediction, timestep, latents, generator=noise_generator)
         latents = expected.prev_sample
-        mine, denoised = graph.update(mine, prediction, noise, torch.from_numpy(schedule.coefficients[step]))
-        for actual, wanted in ((mine, latents), (denoised, expected.denoised)):
+        coefficients = torch.from_numpy(schedule.coefficients[step])
+        mine, images = graph(mine, prediction, prediction, unused, noise, coefficients)
+        for actual, wanted in ((mine, latents), (images, expected.denoised[0].transpose(0, 1))):
             assert (actual - wanted).abs().max() <= 1e-5 * max(1.0, wanted.abs().max().item())
 
 

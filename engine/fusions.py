@@ -1,0 +1,126 @@
+"""Patterns of the portable graphs that an engine has one operator for."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+ATTENTION_OPSET = 23
+"""The first opset with Attention."""
+
+
+def producer(value: ir.Value | None) -> ir.Node:
+    """The node that computes `value`."""
+    node = value.producer() if value is not None else None
+    assert node is not None
+    return node
+
+
+def only_user(node: ir.Node) -> ir.Node:
+    """The one node that takes the output of `node`."""
+    (use,) = node.outputs[0].uses()
+    return use.node
+
+
+def is_transformer_attention(name: str) -> bool:
+    """Whether a node belongs to the attention of a spatial or temporal transformer."""
+    return (".attentions." in name or ".motion_modules." in name) and (".attn1/" in name or ".attn2/" in name)
+
+
+def is_spatial_self_attention(name: str) -> bool:
+    """Whether a node belongs to the self-attention of a spatial transformer."""
+    return ".attentions." in name and ".attn1/" in name
+
+
+def softmaxes(model: ir.Model, belongs: Callable[[str], bool]) -> list[ir.Node]:
+    """The softmax of every attention that `belongs`, by its node's name."""
+    return [node for node in model.graph if node.op_type == "Softmax" and belongs(node.name or "")]
+
+
+def fuse_for_tensorrt(model: ir.Model) -> None:
+    """All that TensorRT has an operator for."""
+    fuse_attention(model)
+    fuse_group_norm(model)
+
+
+def fuse_attention(model: ir.Model) -> int:
+    """Replaces the attention of every transformer by ONNX's Attention; returns how many.
+
+    TensorRT builds it as one kernel, where it would have to recognise softmax(QK)V by its pattern.
+    """
+    found = softmaxes(model, is_transformer_attention)
+    for softmax in found:
+        scores, mixed = producer(softmax.inputs[0]), only_user(softmax)
+        query, key = (_heads(value) for value in scores.inputs)
+        scale = _scale(producer(scores.inputs[0])) * _scale(producer(scores.inputs[1]))
+        attention = ir.node(
+            "Attention",
+            [query, key, mixed.inputs[1]],
+            {"scale": scale},
+            name=(softmax.name or "").replace("Softmax", "Attention"),
+        )
+        model.graph.insert_after(mixed, attention)
+        mixed.outputs[0].replace_all_uses_with(attention.outputs[0])
+    if found:
+        model.graph.opset_imports[""] = ATTENTION_OPSET
+        common.RemoveUnusedNodesPass()(model)
+    return len(found)
+
+
+def _heads(value: ir.Value | None) -> ir.Value:
+    """Walks back over scale and transpose to the heads of a projection, [B, heads, S, d]."""
+    while not _splits_heads(node := producer(value)):
+        value = node.inputs[0]
+    return node.outputs[0]
+
+
+def _splits_heads(node: ir.Node) -> bool:
+    return node.op_type == "Transpose" and tuple(node.attributes["perm"].as_ints()) == (0, 2, 1, 3)
+
+
+def _scale(multiplication: ir.Node) -> float:
+    """The factor of Mul(x, Sqrt(constant))."""
+    root = producer(multiplication.inputs[1])
+    assert (multiplication.op_type, root.op_type) == ("Mul", "Sqrt")
+    constant = root.inputs[0]
+    assert constant is not None
+    assert constant.const_value is not None
+    return float(constant.const_value.numpy()) ** 0.5
+
+
+def fuse_group_norm(model: ir.Model) -> int:
+    """Replaces Reshape, InstanceNormalization, Reshape, Mul, Add by GroupNormalization; returns how many.
+
+    It spares an engine the two layouts that the reshapes ask for.
+    """
+    found = [node for node in model.graph if node.op_type == "InstanceNormalization"]
+    for norm in found:
+        split = producer(norm.inputs[0])
+        groups = norm.inputs[1]
+        scaled = only_user(only_user(norm))
+        shifted = only_user(scaled)
+        assert (split.op_type, scaled.op_type, shifted.op_type) == ("Reshape", "Mul", "Add")
+        assert groups is not None
+        assert groups.const_value is not None
+        weight, bias = (_parameter(node) for node in (scaled, shifted))
+        fused = ir.node(
+            "GroupNormalization",
+            [split.inputs[0], weight, bias],
+            {"num_groups": groups.const_value.shape[0], "epsilon": norm.attributes["epsilon"].as_float()},
+            name=(norm.name or "").replace("Instance", "Group"),
+        )
+        model.graph.insert_after(shifted, fused)
+        shifted.outputs[0].replace_all_uses_with(fused.outputs[0])
+    if found:
+        common.RemoveUnusedNodesPass()(model)
+    return len(found)
+
+
+def _parameter(node: ir.Node) -> ir.Value:
+    """The weight or bias [C] that `node` takes reshaped to [C, 1, 1]."""
+    for value in node.inputs:
+        reshape = value.producer() if value is not None else None
+        source = reshape.inputs[0] if reshape is not None else None
+        if source is not None and source.const_value is not None:
+            return source
+    raise AssertionError(f"{node.name} has no parameter")

@@ -1,0 +1,66 @@
+"""Engines for ONNX Runtime's CUDA provider: typed graphs with fused attention, for any size."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime
+
+from ..runtime.bundle import Bundle
+from ..runtime.engines import ANY_DEVICE, EngineIndex, EngineSpec, graph_checksums
+from ..runtime.errors import InvalidRequest
+from .check import check_precision
+from .fusions import is_transformer_attention
+from .onnxruntime import fuse_multi_head_attention
+from .staging import engine_record, staged
+from .typed import typed_graph, write_typed
+
+BACKEND = "onnxruntime-cuda"
+PRECISIONS = ("fp16", "fp32")
+
+
+def build(
+    bundle: Path,
+    precision: str = "fp16",
+    on_progress: Callable[[str, float], None] = lambda text, fraction: None,
+    check: bool = True,
+) -> EngineIndex:
+    """Writes a typed graph for each of the bundle's, with its weights; needs no GPU.
+
+    Raises:
+        BundleError: `bundle` is not a bundle.
+        InvalidRequest: the precision is unknown.
+        BackendError: a graph overflows in the precision, or the engines cannot be written.
+    """
+    if precision not in PRECISIONS:
+        raise InvalidRequest(f"--precision {precision!r} is not one of {BACKEND}; allowed are {', '.join(PRECISIONS)}")
+    opened = Bundle.load(bundle)
+    index = EngineIndex(backend=BACKEND, precision=precision, engines={})
+    with staged(opened.folder, index) as folder:
+        for done, graph in enumerate(opened.manifest.graphs):
+            on_progress(f"{graph} ({done + 1}/{len(opened.manifest.graphs)})", done / len(opened.manifest.graphs))
+            errors = check_precision(opened, graph, precision, folder, _fuse) if check and precision != "fp32" else {}
+            path = folder / f"{graph}.onnx"
+            write_typed(typed_graph(opened, graph, precision, _fuse), path)
+            weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
+            spec = EngineSpec(
+                graph=graph,
+                graph_sha256=graph_checksums(opened.manifest, graph),
+                shapes={},
+                precision=precision,
+                flags={},
+                backend=BACKEND,
+                version=onnxruntime.__version__,
+                device=ANY_DEVICE,
+            )
+            index.engines[graph] = engine_record(path, spec, {"errors": errors}, *weights)
+    return index
+
+
+def _fuse(model: ir.Model) -> None:
+    """Self-attention, spatial and temporal; attention to the text is left, whose scores are small."""
+    fuse_multi_head_attention(model, _is_self_attention)
+
+
+def _is_self_attention(name: str) -> bool:
+    return is_transformer_attention(name) and not (".attentions." in name and ".attn2/" in name)

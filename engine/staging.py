@@ -1,0 +1,52 @@
+"""A set of engines is written whole or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..runtime.engines import EngineIndex, EngineRecord, EngineSpec, set_name, writable_engine_folder, write_index
+from ..runtime.errors import BackendError
+from ..runtime.manifest import FileRecord
+from ..runtime.verified import sha256
+
+
+@contextmanager
+def staged(bundle: Path, index: EngineIndex) -> Iterator[Path]:
+    """A folder that takes the place of a set when the block ends, with `index` in it; gone where the block fails.
+
+    Raises:
+        BackendError: the folder cannot be written.
+    """
+    name = set_name(index.precision, index.size)
+    try:
+        parent = writable_engine_folder(bundle, index.backend)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
+        folder.chmod(0o755)
+        try:
+            yield folder
+            write_index(folder, index)
+            replace_folder(folder, parent / name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise BackendError(f"backend: the engines of {str(bundle)!r} cannot be written: {error.strerror}") from error
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Puts `source` in the place of `target`; what stood there goes."""
+    if target.exists():
+        old = source.with_name(f"{source.name}-old")
+        target.rename(old)
+        source.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        source.rename(target)
+
+
+def engine_record(path: Path, spec: EngineSpec, report: dict[str, Any], *beside: Path) -> EngineRecord:
+    """The record of an engine that was written to `path`, with the files that lie beside it."""
+    files = {file.name: FileRecord(sha256=sha256(file), bytes=file.stat().st_size) for file in (path, *beside)}
+    return EngineRecord(key=spec.key(), spec=spec, path=path.name, files=files, report=report)

@@ -1,0 +1,316 @@
+"""TensorRT and TensorRT-RTX engines of every graph of a bundle, for one size."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..runtime.bundle import Bundle
+from ..runtime.engines import ClipSize, EngineIndex, EngineSpec, graph_checksums, static_shapes, writable_engine_folder
+from ..runtime.errors import BackendError, InvalidRequest
+from ..runtime.gpu.device import Device, probe
+from ..runtime.gpu.library import Library, load_library
+from ..runtime.gpu.tensorrt import device_scope, version_scope
+from ..runtime.weights import weight_table_path
+from .check import check_precision
+from .layers import layer_report
+from .options import TensorRtOptions, check_size
+from .staging import engine_record, staged
+from .typed import typed_graph, weight_table, write_typed
+
+OnProgress = Callable[[str, float], None]
+"""Called with what is being built and the fraction that is done."""
+
+
+def build(
+    bundle: Path,
+    backend: str,
+    size: ClipSize | None,
+    options: TensorRtOptions,
+    on_progress: OnProgress = lambda text, fraction: None,
+    check: bool = True,
+    library: Library | None = None,
+    device: Device | None = None,
+) -> EngineIndex:
+    """Builds the engines of a bundle for a size; those of the same size and precision are replaced when all are done.
+
+    Args:
+        bundle: the bundle's folder.
+        backend: tensorrt, which needs the GPU that is to run the engines, or tensorrt-rtx, which needs none.
+        size: width, height and frames; None is the bundle's own.
+        options: options of the builder.
+        on_progress: called as the build goes on.
+        check: whether to compare each typed graph with fp32 first.
+        library: TensorRT; None imports it.
+        device: the GPU; None looks for it.
+
+    Raises:
+        BundleError: `bundle` is not a bundle.
+        InvalidRequest: the size or an option is not allowed.
+        BackendError: the library or the GPU is missing, or a graph cannot be built.
+        KeyboardInterrupt: the build was stopped; nothing of it stays.
+    """
+    opened = Bundle.load(bundle)
+    sizes = opened.manifest.sizes
+    size = size or ClipSize(width=sizes.width, height=sizes.height, frames=sizes.frames)
+    check_size(opened.manifest, size)
+    _check_backend(backend, options)
+    library = library or load_library(backend)
+    device = device or _device(backend, options)
+    index = EngineIndex(backend=backend, precision=options.precision, size=size, engines={})
+    with staged(opened.folder, index) as folder, _TimingCache(opened.folder, library, device) as timing_cache:
+        build = _Build(opened, size, options, library, device, folder, timing_cache)
+        graphs = list(opened.manifest.graphs)
+        for done, graph in enumerate(graphs):
+
+            def report(what: str, fraction: float, graph: str = graph, done: int = done) -> None:
+                on_progress(f"{graph} ({done + 1}/{len(graphs)}): {what}", (done + fraction) / len(graphs))
+
+            index.engines[graph] = build.engine(graph, report, check)
+    return index
+
+
+def _check_backend(backend: str, options: TensorRtOptions) -> None:
+    """Raises InvalidRequest where an option is not one of the backend's."""
+    if backend == "tensorrt" and options.compute_capabilities:
+        raise InvalidRequest("--compute-capability is for tensorrt-rtx; tensorrt builds for the GPU of this machine")
+    if backend == "tensorrt-rtx" and options.hardware_compatibility != "none":
+        raise InvalidRequest("--hardware-compatibility is for tensorrt; give tensorrt-rtx --compute-capability")
+
+
+def _device(backend: str, options: TensorRtOptions) -> Device | None:
+    """The GPU, before any object is made that needs a driver: some versions of TensorRT crash without.
+
+    TensorRT-RTX builds without one too, for all the devices that it supports.
+    """
+    try:
+        return probe()
+    except BackendError as error:
+        if backend == "tensorrt":
+            raise
+        if options.refit or options.strip_weights:
+            raise BackendError(f"{error}; --refit and --strip-weights need a GPU at the build") from None
+        return None
+
+
+class _Build:
+    """What the engines of a set have in common."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        size: ClipSize,
+        options: TensorRtOptions,
+        library: Library,
+        device: Device | None,
+        folder: Path,
+        timing_cache: "_TimingCache",
+    ) -> None:
+        self.bundle = bundle
+        self.size = size
+        self.options = options
+        self.library = library
+        self.device = device
+        self.folder = folder
+        self.timing_cache = timing_cache
+
+    def engine(self, graph: str, report: OnProgress, check: bool) -> Any:
+        """Builds one graph; returns its record."""
+        precision = self.options.precision
+        measured: dict[str, Any] = {}
+        if check and precision != "fp32":
+            report(f"comparing {precision} with fp32", 0.0)
+            measured["errors"] = check_precision(self.bundle, graph, precision, self.folder)
+        report("reading weights", 0.1)
+        source = self.folder / f"{graph}.onnx"
+        model = typed_graph(self.bundle, graph, precision)
+        allow_decomposition(model)
+        write_typed(model, source)
+        path, beside = self.folder / f"{graph}.engine", []
+        if self.options.refit or self.options.strip_weights:
+            beside.append(weight_table_path(path))
+            beside[0].write_text(weight_table(self.bundle, graph, model).model_dump_json(), "utf-8")
+        start = time.perf_counter()
+        plan = self.plan(graph, source, report)
+        measured["seconds"] = round(time.perf_counter() - start, 1)
+        path.write_bytes(memoryview(plan))
+        if self.device is not None:
+            measured |= layer_report(self.library, plan)
+        source.unlink()
+        source.with_suffix(".weights").unlink(missing_ok=True)
+        return engine_record(path, self.spec(graph), measured, *beside)
+
+    def spec(self, graph: str) -> EngineSpec:
+        flags = self.options.flags
+        shapes = static_shapes(self.bundle.manifest, graph, self.size)
+        return EngineSpec(
+            graph=graph,
+            graph_sha256=graph_checksums(self.bundle.manifest, graph),
+            shapes={item.name: shapes[item.name] for item in self.bundle.graph(graph).inputs},
+            precision=self.options.precision,
+            flags=flags,
+            backend=self.library.backend,
+            version=version_scope(self.library.version, flags),
+            device=device_scope(self.library.backend, self.device, flags),
+        )
+
+    def plan(self, graph: str, source: Path, report: OnProgress) -> Any:
+        """Parses and builds; the serialized engine."""
+        trt, logger = self.library.module, self.library.logger
+        builder = trt.Builder(logger)
+        network = builder.create_network(_strongly_typed(trt))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(source)):
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            reason = f"{errors[0].node_name()}: {errors[0].desc()}" if errors else self.library.logger.last_error
+            raise BackendError(f"build: {self.library.backend} cannot parse {graph!r}: {' '.join(reason.split())}")
+        shapes = static_shapes(self.bundle.manifest, graph, self.size)
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            tensor.shape = shapes[tensor.name]
+        config = builder.create_builder_config()
+        configure(trt, config, self.library.backend, self.options)
+        self.timing_cache.attach(config)
+        with _interruptible() as stopped:
+            config.progress_monitor = make_progress_monitor(trt, report, stopped)
+            plan = builder.build_serialized_network(network, config)
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        if plan is None:
+            raise self.library.failure(f"cannot build {graph!r}")
+        self.timing_cache.detach(config)
+        return plan
+
+
+def configure(trt: Any, config: Any, backend: str, options: TensorRtOptions) -> None:
+    """Hands the options to TensorRT's builder configuration."""
+    config.builder_optimization_level = options.optimization_level
+    config.max_aux_streams = options.aux_streams
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names of layers, for `inspect`
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.refit or options.strip_weights:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if backend == "tensorrt-rtx":
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # so that a run can be captured
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for index, capability in enumerate(options.compute_capabilities):
+            config.set_compute_capability(_compute_capability(trt, capability), index)
+    else:
+        levels = trt.HardwareCompatibilityLevel
+        config.hardware_compatibility_level = {
+            "none": levels.NONE,
+            "same-compute-capability": levels.SAME_COMPUTE_CAPABILITY,
+            "ampere-plus": levels.AMPERE_PLUS,
+        }[options.hardware_compatibility]
+
+
+def allow_decomposition(model: ir.Model) -> None:
+    """Lets TensorRT split an attention that it has no kernel for, where it would refuse the graph."""
+    for node in model.graph:
+        if node.op_type == "Attention":
+            node.attributes["TRT_decomposable"] = ir.AttrInt64("TRT_decomposable", 1)
+
+
+def make_progress_monitor(trt: Any, report: OnProgress, stopped: threading.Event) -> Any:
+    """A monitor that reports a build's phases and ends it where `stopped` is set."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: list[tuple[str, int, int]] = []  # nested phases: name, steps done, steps
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.open.append((phase_name, 0, max(1, num_steps)))
+            self.tell()
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self.open = [(name, step + 1 if name == phase_name else done, steps) for name, done, steps in self.open]
+            self.tell()
+            return not stopped.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.open = [phase for phase in self.open if phase[0] != phase_name]
+
+        def tell(self) -> None:
+            fraction, share = 0.0, 1.0
+            for _, done, steps in self.open:
+                fraction += share * min(done, steps) / steps
+                share /= steps
+            report(self.open[-1][0].lower() if self.open else "building", 0.2 + 0.8 * min(fraction, 1.0))
+
+    return Monitor()
+
+
+class _TimingCache:
+    """What the builder measured of kernels on a device, kept beside the engines for the next build."""
+
+    def __init__(self, bundle: Path, library: Library, device: Device | None) -> None:
+        self._cache: Any = None
+        self._path: Path | None = None
+        if device is not None and library.backend == "tensorrt":  # TensorRT-RTX measures nothing
+            name = f"timing-{library.version}-{device.name}-{device.compute_capability}.cache".replace(" ", "-")
+            self._path = writable_engine_folder(bundle, library.backend) / name
+
+    def __enter__(self) -> "_TimingCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Writes what was measured, also of a build that was stopped."""
+        if self._path is not None and self._cache is not None:
+            part = self._path.with_suffix(".part")
+            with suppress(OSError):
+                part.write_bytes(memoryview(self._cache.serialize()))
+                part.replace(self._path)
+
+    def attach(self, config: Any) -> None:
+        if self._path is None:
+            return
+        known = memoryview(self._cache.serialize()) if self._cache is not None else b""
+        with suppress(OSError):
+            known = known or self._path.read_bytes()
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+
+    def detach(self, config: Any) -> None:
+        if self._path is not None:
+            self._cache = config.get_timing_cache()
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, instead of raising within a callback of the library, which would end the process."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _strongly_typed(trt: Any) -> int:
+    """The flag of a network whose types are those of the graph; TensorRT 11 knows no other."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def _compute_capability(trt: Any, text: str) -> Any:
+    """ComputeCapability.SM89 for 8.9."""
+    name = f"SM{text.replace('.', '')}"
+    try:
+        return getattr(trt.ComputeCapability, name)
+    except AttributeError:
+        known = [f"{item[2:-1]}.{item[-1]}" for item in sorted(trt.ComputeCapability.__members__) if item[2:].isdigit()]
+        raise BackendError(f"--compute-capability {text!r} is not supported; allowed are {', '.join(known)}") from None

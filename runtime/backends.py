@@ -1,0 +1,161 @@
+"""Which backend runs the requests of a bundle."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Protocol
+
+from .bundle import Bundle
+from .engines import set_names
+from .errors import BackendError
+from .progress import OnProgress
+from .request import Request
+from .sessions import Array
+
+_logger = logging.getLogger("sparsectrl_lcm")
+
+PLANNED = ("openvino",)
+"""Backends that a later release brings."""
+
+
+class Executor(Protocol):
+    """Runs requests, one at a time."""
+
+    backend: str
+
+    def run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
+        """Frames uint8 [F, H, W, 3], and seconds per stage."""
+
+    def refit(self, weights: Bundle | None) -> None:
+        """Takes the weights of another bundle of the same architecture; None brings the base back."""
+
+    def close(self) -> None:
+        """Frees all memory; the next request takes it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a backend can run on this machine: its version, and else the reason and the command that mends it."""
+
+    backend: str
+    version: str | None
+    reason: str | None = None
+
+
+def open_executor(bundle: Bundle, backend: str, kept_bytes: int) -> Executor:
+    """What runs the requests of `bundle`.
+
+    Args:
+        bundle: the bundle.
+        backend: a name of `BACKENDS`, or auto: the first that can run here and has engines for this bundle.
+        kept_bytes: memory for what later requests use again.
+
+    Raises:
+        BackendError: the name is unknown, or the backend cannot run here.
+    """
+    if backend == "auto":
+        backend = choose_backend(bundle)
+    if backend not in BACKENDS:
+        reason = "is not available in this release" if backend in PLANNED else "is unknown"
+        raise BackendError(f"backend: {backend!r} {reason}; allowed are auto, {', '.join(BACKENDS)}")
+    return BACKENDS[backend](bundle, kept_bytes)
+
+
+def choose_backend(bundle: Bundle) -> str:
+    """The fastest backend that can run here and has engines for `bundle`."""
+    for backend in BACKENDS:
+        if backend == "onnxruntime":
+            break
+        if (found := availability(backend)).reason is not None:
+            continue
+        if set_names(bundle.folder, backend):
+            return backend
+        _logger.info(
+            "%s %s can run here, but has no engines for this bundle; run: sparsectrl-lcm build %s --backend %s",
+            *(backend, found.version, bundle.folder, backend),
+        )
+    return "onnxruntime"
+
+
+def availability(backend: str) -> Availability:
+    """Whether a backend can run on this machine; makes no object that needs a GPU."""
+    version = None
+    try:
+        if backend in ("tensorrt", "tensorrt-rtx"):
+            from .gpu.library import load_library
+
+            version = load_library(backend).version
+        else:
+            version = _onnxruntime_version(cuda=backend == "onnxruntime-cuda")
+        if backend != "onnxruntime":
+            from .gpu.device import probe
+
+            probe()
+    except BackendError as error:
+        return Availability(backend, version, str(error).removeprefix("backend: "))
+    return Availability(backend, version)
+
+
+def _onnxruntime_version(cuda: bool) -> str:
+    import onnxruntime
+
+    if cuda:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as version_of
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            try:
+                version_of("onnxruntime-gpu")
+            except PackageNotFoundError:
+                raise BackendError(
+                    "backend: onnxruntime-gpu is not installed; run: "
+                    "pip uninstall --yes onnxruntime && pip install 'sparsectrl-lcm[cuda]'"
+                ) from None
+            raise BackendError(
+                "backend: onnxruntime lies in the place of onnxruntime-gpu; run: "
+                "pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+            )
+        if not find_spec("cuda"):
+            raise BackendError("backend: cuda-bindings is missing; run: pip install cuda-bindings")
+    return str(onnxruntime.__version__)
+
+
+def _tensorrt(backend: str) -> Callable[[Bundle, int], Executor]:
+    def open_tensorrt(bundle: Bundle, kept_bytes: int) -> Executor:
+        from .gpu.device import probe
+        from .gpu.executor import GpuExecutor
+        from .gpu.library import load_library
+        from .gpu.tensorrt import TensorRtLoader
+
+        library = load_library(backend)
+        device = probe()  # some versions crash where an object is made without a driver
+        return GpuExecutor(bundle, TensorRtLoader(library, device), kept_bytes)
+
+    return open_tensorrt
+
+
+def _onnxruntime_cuda(bundle: Bundle, kept_bytes: int) -> Executor:
+    from .gpu.device import probe
+    from .gpu.executor import GpuExecutor
+    from .gpu.onnxruntime import OnnxRuntimeCudaLoader
+
+    _onnxruntime_version(cuda=True)
+    probe()
+    return GpuExecutor(bundle, OnnxRuntimeCudaLoader(), kept_bytes)
+
+
+def _onnxruntime(bundle: Bundle, kept_bytes: int) -> Executor:
+    from .host import HostExecutor
+    from .sessions import OnnxRuntimeSessions
+
+    return HostExecutor(bundle, OnnxRuntimeSessions(bundle), kept_bytes)
+
+
+BACKENDS: dict[str, Callable[[Bundle, int], Executor]] = {
+    "tensorrt": _tensorrt("tensorrt"),
+    "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
+    "onnxruntime-cuda": _onnxruntime_cuda,
+    "onnxruntime": _onnxruntime,
+}
+"""What opens each backend, from the fastest to the one that runs everywhere."""

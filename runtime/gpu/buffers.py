@@ -1,0 +1,107 @@
+"""Device memory by name, taken once per clip size and used by every request."""
+
+import ctypes
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError
+from .cuda import Cuda
+
+ALIGNMENT = 256
+"""Bytes; TensorRT asks for it."""
+_ITEM_BYTES = {"bfloat16": 2}
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of one value of a type, by numpy's name of it or bfloat16."""
+    return _ITEM_BYTES.get(dtype) or np.dtype(dtype).itemsize
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up, so that what follows may be bound to an engine."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A place in a block of memory: `count` arrays of `shape`, each aligned."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+    count: int = 1
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one array to the next."""
+        return aligned(self.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one array."""
+        return prod(self.shape) * item_bytes(self.dtype)
+
+
+class Block:
+    """Named tensors in one piece of memory, one after the other."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.nbytes = 0
+        self.address = 0
+
+    def add(self, name: str, shape: tuple[int, ...], dtype: str, count: int = 1) -> None:
+        """Reserves room for `count` arrays."""
+        tensor = Tensor(self.nbytes, shape, dtype, count)
+        self.tensors[name] = tensor
+        self.nbytes += tensor.stride * count
+
+    def at(self, name: str, index: int = 0) -> int:
+        """The address of an array."""
+        tensor = self.tensors[name]
+        return self.address + tensor.offset + index * tensor.stride
+
+
+class Inputs:
+    """What the host gives for a request: a block of page-locked memory and its twin on the device."""
+
+    def __init__(self, cuda: Cuda, block: Block) -> None:
+        self._cuda = cuda
+        self.block = block
+        self.host = cuda.allocate_host(block.nbytes)
+        try:
+            block.address = cuda.allocate(block.nbytes)
+        except BackendError:
+            cuda.free_host(self.host)
+            raise
+
+    def array(self, name: str, index: int = 0) -> NDArray[Any]:
+        """The host's array, to be written."""
+        tensor = self.block.tensors[name]
+        return host_array(self.host + tensor.offset + index * tensor.stride, tensor.shape, tensor.dtype)
+
+    def copy_in(self, first: str, last: str, index: int) -> None:
+        """Copies to the device all from `first` on, up to and with array `index` of `last`."""
+        start, end = self.block.tensors[first].offset, self.block.tensors[last]
+        nbytes = end.offset + index * end.stride + end.nbytes - start
+        self._cuda.copy_in(self.block.address + start, self.host + start, nbytes)
+
+    def close(self) -> None:
+        """Frees both."""
+        self._cuda.free(self.block.address)
+        self._cuda.free_host(self.host)
+
+    def at(self, name: str, index: int = 0) -> int:
+        """The device address of an array."""
+        return self.block.at(name, index)
+
+
+def host_array(address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Page-locked memory as an array."""
+    buffer = (ctypes.c_byte * (prod(shape) * item_bytes(dtype))).from_address(address)
+    return np.frombuffer(buffer, dtype).reshape(shape)
+

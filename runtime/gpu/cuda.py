@@ -1,0 +1,158 @@
+"""The calls of CUDA's runtime that the loop needs, each checked, on one stream."""
+
+from typing import Any
+
+from ..errors import BackendError
+
+_OUT_OF_MEMORY = 2
+_LOST = frozenset((4, 46, 100, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 911, 999))
+"""Errors after which the process's context is of no use, by their numbers in `cudaError_t`."""
+
+
+class DeviceOutOfMemory(BackendError):
+    """The device has no memory left; the request may be tried again with a smaller size."""
+
+
+class DeviceLost(BackendError):
+    """The device or its context is gone; the pipeline has to be loaded again, in a new process if that fails too."""
+
+
+class Cuda:
+    """One stream of device 0, and what happens on it.
+
+    Args:
+        api: `cuda.bindings.runtime`, or a stand-in.
+
+    Raises:
+        BackendError: of any method, when the call fails.
+    """
+
+    def __init__(self, api: Any = None) -> None:
+        if api is None:
+            from cuda.bindings import runtime as api
+        self._api = api
+        self._call("cudaSetDevice", 0)
+        (stream,) = self._call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking)
+        self._stream = stream
+        self.stream = int(stream)
+        self.capturing = False
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of the device."""
+        free, total = self._call("cudaMemGetInfo")
+        return int(free), int(total)
+
+    def allocate(self, nbytes: int) -> int:
+        """Device memory; its address."""
+        (pointer,) = self._call("cudaMalloc", nbytes)
+        return int(pointer)
+
+    def free(self, address: int) -> None:
+        """Gives device memory back."""
+        self._call("cudaFree", address)
+
+    def allocate_host(self, nbytes: int) -> int:
+        """Page-locked host memory; its address."""
+        (pointer,) = self._call("cudaHostAlloc", nbytes, self._api.cudaHostAllocDefault)
+        return int(pointer)
+
+    def free_host(self, address: int) -> None:
+        """Gives page-locked memory back."""
+        self._call("cudaFreeHost", address)
+
+    def copy_in(self, device: int, host: int, nbytes: int) -> None:
+        """Host to device."""
+        self._copy(device, host, nbytes, self._api.cudaMemcpyKind.cudaMemcpyHostToDevice)
+
+    def copy_out(self, host: int, device: int, nbytes: int) -> None:
+        """Device to host."""
+        self._copy(host, device, nbytes, self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Device to device."""
+        self._copy(target, source, nbytes, self._api.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
+
+    def zero(self, address: int, nbytes: int) -> None:
+        """Sets device memory to zero."""
+        self._call("cudaMemsetAsync", address, 0, nbytes, self._stream)
+
+    def synchronize(self) -> None:
+        """Waits for all work on the stream."""
+        self._call("cudaStreamSynchronize", self._stream)
+
+    def event(self) -> Any:
+        """A new event that takes the time."""
+        (event,) = self._call("cudaEventCreateWithFlags", self._api.cudaEventDefault)
+        return event
+
+    def record(self, event: Any) -> None:
+        """Marks a place in the stream; within a graph each replay marks it anew."""
+        flags = self._api.cudaEventRecordExternal if self.capturing else self._api.cudaEventRecordDefault
+        self._call("cudaEventRecordWithFlags", event, self._stream, flags)
+
+    def wait(self, event: Any) -> None:
+        """Blocks until the stream has passed an event."""
+        self._call("cudaEventSynchronize", event)
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Time between two events."""
+        (milliseconds,) = self._call("cudaEventElapsedTime", start, end)
+        return float(milliseconds) / 1000
+
+    def free_event(self, event: Any) -> None:
+        """Destroys an event."""
+        self._call("cudaEventDestroy", event)
+
+    def begin_capture(self) -> None:
+        """From here on work is noted instead of run."""
+        self._call("cudaStreamBeginCapture", self._stream, self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        self.capturing = True
+
+    def end_capture(self) -> Any:
+        """Ends a capture, also one that failed; the graph of what was noted."""
+        self.capturing = False
+        (graph,) = self._call("cudaStreamEndCapture", self._stream)
+        return graph
+
+    def instantiate(self, graph: Any) -> Any:
+        """Makes a graph ready to launch and uploads it; the graph itself is given back."""
+        try:
+            (executable,) = self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self.discard(graph)
+        self._call("cudaGraphUpload", executable, self._stream)
+        return executable
+
+    def discard(self, graph: Any) -> None:
+        """Gives back a graph that was never made ready."""
+        self._call("cudaGraphDestroy", graph)
+
+    def launch(self, executable: Any) -> None:
+        """Runs a graph."""
+        self._call("cudaGraphLaunch", executable, self._stream)
+
+    def free_graph(self, executable: Any) -> None:
+        """Destroys a graph."""
+        self._call("cudaGraphExecDestroy", executable)
+
+    def clear_error(self) -> None:
+        """Forgets the last error, where CUDA can."""
+        self._api.cudaGetLastError()
+
+    def close(self) -> None:
+        """Destroys the stream."""
+        self._call("cudaStreamDestroy", self._stream)
+
+    def _copy(self, target: int, source: int, nbytes: int, kind: Any) -> None:
+        self._call("cudaMemcpyAsync", target, source, nbytes, kind, self._stream)
+
+    def _call(self, name: str, *args: Any) -> tuple[Any, ...]:
+        status, *results = getattr(self._api, name)(*args)
+        if int(status) == 0:
+            return tuple(results)
+        text = f"{name} failed with {getattr(status, 'name', status)} ({int(status)})"
+        if int(status) == _OUT_OF_MEMORY:
+            raise DeviceOutOfMemory(f"backend: the device is out of memory: {text}")
+        if int(status) in _LOST:
+            raise DeviceLost(f"backend: the device was lost: {text}; load the pipeline again")
+        raise BackendError(f"backend: {text}")

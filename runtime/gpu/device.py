@@ -1,0 +1,71 @@
+"""The GPU of this machine, found without making any object that needs one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An NVIDIA GPU."""
+
+    name: str
+    compute_capability: str
+    memory: int
+    driver: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.compute_capability})"
+
+
+def probe(api: Any = None) -> Device:
+    """Device 0.
+
+    Args:
+        api: `cuda.bindings.runtime`, or a stand-in.
+
+    Raises:
+        BackendError: the bindings, the driver or the device is missing.
+    """
+    if api is None:
+        try:
+            from cuda.bindings import runtime as api
+        except ImportError:
+            raise BackendError("backend: cuda-bindings is missing; run: pip install cuda-bindings") from None
+    try:
+        version = _result(api.cudaDriverGetVersion())
+        count = _result(api.cudaGetDeviceCount()) if version else 0
+        if not version:
+            raise BackendError("backend: no NVIDIA driver was found; install one")
+        if not count:
+            raise BackendError("backend: no NVIDIA GPU was found")
+        properties = _result(api.cudaGetDeviceProperties(0))
+    except BackendError:
+        raise
+    except RuntimeError as error:  # cuda-bindings' own, where it cannot load a library
+        raise BackendError(f"backend: no NVIDIA driver was found ({error}); install one") from None
+    name = properties.name
+    return Device(
+        name=name.decode().rstrip("\0") if isinstance(name, bytes) else str(name),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        memory=int(properties.totalGlobalMem),
+        driver=_driver_version() or f"for CUDA {version // 1000}.{version % 1000 // 10}",
+    )
+
+
+def _result(answer: tuple[Any, Any]) -> Any:
+    status, value = answer
+    if int(status):
+        raise BackendError(f"backend: the NVIDIA driver does not work here: {status.name} ({int(status)})")
+    return value
+
+
+def _driver_version() -> str | None:
+    """The version that Linux' kernel module gives, as 580.95.05."""
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    return next((word for word in first.split() if word[0].isdigit() and "." in word), None)

@@ -1,0 +1,59 @@
+"""The seam between the loop on the device and what runs the graphs."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from ..bundle import Bundle
+from ..engines import ClipSize
+from ..weights import WeightTable
+from .cuda import Cuda
+
+
+class Engine(Protocol):
+    """One graph of static shapes on the device."""
+
+    activation_bytes: int
+    """Memory that a run needs besides inputs and outputs; engines never run at once and share it."""
+    dtypes: Mapping[str, str]
+    """numpy's name of the type of each input and output; bfloat16 for that."""
+
+    def use_activation(self, address: int, nbytes: int) -> None:
+        """Gives the engine its activation memory."""
+
+    def enqueue(self, addresses: Mapping[str, int]) -> None:
+        """Puts a run on the stream, with inputs and outputs at these device addresses.
+
+        Raises:
+            BackendError: the engine cannot run.
+        """
+
+    def refit(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
+        """Puts other weights, as `read` gives them, in the place of the named ones.
+
+        Raises:
+            BackendError: the engine was not built for it.
+        """
+
+    def close(self) -> None:
+        """Frees the engine."""
+
+
+class Loader(Protocol):
+    """Opens the engines of a backend."""
+
+    backend: str
+
+    def check(self, bundle: Bundle, size: ClipSize) -> None:
+        """Raises BackendError where the engines for a size are not there."""
+
+    def open(
+        self, bundle: Bundle, graph: str, size: ClipSize, shapes: Mapping[str, tuple[int, ...]], cuda: Cuda
+    ) -> Engine:
+        """The engine of a graph, whose inputs and outputs have these shapes.
+
+        Raises:
+            BackendError: there is none for this size, or it must not be loaded here.
+        """
+
+    def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
+        """Where the weights of an engine lie; empty where it cannot be refitted."""

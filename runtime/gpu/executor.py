@@ -1,0 +1,223 @@
+"""Requests on the device: inputs in, one graph replayed, frames out."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..conditioning import cache_key, frame_index
+from ..engines import ClipSize, decode_frames
+from ..errors import BackendError
+from ..noise import TorchGenerator
+from ..progress import OnProgress, Stages
+from ..request import Request
+from ..schedule import lcm_schedule
+from ..sessions import Array
+from ..tokenizer import ClipTokenizer
+from .cuda import Cuda, DeviceLost, DeviceOutOfMemory
+from .engine import Loader
+from .program import Variant
+from .workspace import Workspace
+
+MAX_SIZES = 2
+"""Clip sizes whose engines and buffers stay on the device; the least recently used goes first."""
+
+
+class GpuExecutor:
+    """Runs requests on an NVIDIA GPU.
+
+    Args:
+        bundle: the bundle.
+        loader: opens the engines of a backend.
+        kept_bytes: bound on the residuals of a clip size that stay on the device for later requests.
+        cuda: the stream; a stand-in in tests.
+    """
+
+    def __init__(self, bundle: Bundle, loader: Loader, kept_bytes: int, cuda: Cuda | None = None) -> None:
+        self.backend = loader.backend
+        self.bundle = bundle
+        self.weights = bundle
+        self._loader = loader
+        self._kept_bytes = kept_bytes
+        self._cuda = cuda or Cuda()
+        self._tokenizer = ClipTokenizer(bundle.tokenizer)
+        self._workspaces: OrderedDict[ClipSize, Workspace] = OrderedDict()
+        self._lost: DeviceLost | None = None
+
+    def run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
+        """Frames uint8 [F, H, W, 3], and seconds per stage.
+
+        Raises:
+            DeviceOutOfMemory: even with all other sizes given back the request does not fit; the next one may.
+            DeviceLost: the device is gone; the pipeline has to be loaded again.
+            BackendError: an engine is missing, must not be loaded here, or failed; the next request starts afresh.
+            Cancelled: the callback returned False; what was on the device has ended first.
+        """
+        if self._lost is not None:
+            raise self._lost
+        try:
+            return self._run(request, on_progress)
+        except DeviceLost as error:
+            self._lost = error
+            raise
+
+    def refit(self, weights: Bundle | None) -> None:
+        """Gives the engines the weights of another bundle of the same architecture; None brings the base back.
+
+        Raises:
+            BackendError: the architectures differ, or the engines were not built for it.
+        """
+        wanted = weights or self.bundle
+        for workspace in self._workspaces.values():
+            for graph in workspace.open_graphs:
+                workspace.refit(graph, self.weights, wanted)
+            workspace.graphs.clear()
+            workspace.area.forget()
+        self.weights = wanted
+
+    def close(self) -> None:
+        """Frees all device memory; the next request takes it again."""
+        while self._workspaces:
+            self._workspaces.popitem()[1].close()
+
+    def _run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
+        stages = Stages(self._steps(request), on_progress)
+        with stages.timed("total"):
+            with stages.stage("load"):
+                workspace, variant, key = self._with_memory(request, lambda: self._prepare(request))
+                stages.report("load", 1)
+            try:
+                frames = _Run(workspace, self._cuda, request, variant, stages).frames(self._tokenizer)
+            except BaseException:
+                workspace.area.forget()
+                raise
+            if request.keyframes and not variant.stepwise:
+                workspace.area.hold(key, workspace.conditioning_bytes(variant))
+        return frames, stages.timings
+
+    def _prepare(self, request: Request) -> tuple[Workspace, Variant, Any]:
+        """The engines and memory of a request, and what of it has to be computed."""
+        workspace = self._workspace(ClipSize(width=request.width, height=request.height, frames=request.frames))
+        prompts = 2 if request.guidance else 1
+        if not request.keyframes:
+            return workspace, Variant(request.steps, prompts, "none"), None
+        key = cache_key(request)
+        if workspace.area.recall(key):
+            return workspace, Variant(request.steps, prompts, "kept"), key
+        assert request.controlnet in ("scribble", "rgb")
+        self._load(workspace, f"controlnet_{request.controlnet}")
+        if request.controlnet == "rgb":
+            self._load(workspace, "vae_encoder")
+        variant = Variant(request.steps, prompts, request.controlnet)
+        if workspace.conditioning_bytes(variant) > self._kept_bytes:
+            variant = Variant(request.steps, prompts, request.controlnet, stepwise=True)
+        workspace.area.reserve(workspace.conditioning_bytes(variant))
+        return workspace, variant, key
+
+    def _steps(self, request: Request) -> dict[str, int]:
+        """Units of work of each stage."""
+        size = ClipSize(width=request.width, height=request.height, frames=request.frames)
+        keyframes = {"keyframes": 1, "control": request.steps} if request.keyframes else {}
+        chunks = size.frames // decode_frames(self.bundle.manifest, size)
+        return {"load": 1, "text": 1, **keyframes, "denoise": request.steps, "decode": chunks}
+
+    def _workspace(self, size: ClipSize) -> Workspace:
+        if size not in self._workspaces:
+            self._loader.check(self.bundle, size)
+            while len(self._workspaces) >= MAX_SIZES:
+                self._workspaces.popitem(last=False)[1].close()
+            workspace = Workspace(self.bundle, self._loader, self._cuda, size, self._kept_bytes)
+            self._workspaces[size] = workspace
+            for graph in workspace.open_graphs:
+                workspace.refit(graph, self.bundle, self.weights)
+        self._workspaces.move_to_end(size)
+        return self._workspaces[size]
+
+    def _load(self, workspace: Workspace, graph: str) -> None:
+        if graph not in workspace.open_graphs:
+            workspace.load(graph)
+            workspace.refit(graph, self.bundle, self.weights)
+
+    def _with_memory(self, request: Request, prepare: Callable[[], Any]) -> Any:
+        """Prepares a request; where memory runs out once more, with all that others keep given back."""
+        try:
+            return prepare()
+        except DeviceOutOfMemory:
+            self._cuda.clear_error()
+            self.close()
+        try:
+            return prepare()
+        except DeviceOutOfMemory as error:
+            self._cuda.clear_error()
+            self.close()
+            free, total = self._cuda.memory()
+            raise DeviceOutOfMemory(
+                f"backend: {request.width}x{request.height}x{request.frames} does not fit into the device's memory "
+                f"({free / 1e9:.1f} of {total / 1e9:.1f} GB are free); take a smaller size or fewer frames"
+            ) from error
+
+
+class _Run:
+    """One request on its way."""
+
+    def __init__(self, workspace: Workspace, cuda: Cuda, request: Request, variant: Variant, stages: Stages) -> None:
+        self.workspace = workspace
+        self.cuda = cuda
+        self.request = request
+        self.variant = variant
+        self.stages = stages
+
+    def frames(self, tokenizer: ClipTokenizer) -> Array:
+        workspace, variant = self.workspace, self.variant
+        with self.stages.timed("inputs"):
+            self.write_inputs(tokenizer)
+        kept = variant.source == "kept"
+        workspace.inputs.copy_in("input_ids" if kept else "pictures", "noise", variant.steps - 1)
+        replayed = workspace.graphs.replay(variant)
+        if not replayed:
+            workspace.enqueue_all(variant)
+        workspace.copy_frames_out()
+        try:
+            self.follow()
+        finally:
+            self.cuda.synchronize()
+        frames = workspace.frames().copy()
+        if not replayed:
+            workspace.graphs.capture(variant, lambda: workspace.enqueue_all(variant))
+        return frames
+
+    def write_inputs(self, tokenizer: ClipTokenizer) -> None:
+        """Writes what the device needs of the request into page-locked memory."""
+        request, inputs = self.request, self.workspace.inputs
+        schedule = lcm_schedule(self.workspace.bundle.manifest.scheduler, request.steps)
+        texts = [request.negative_prompt, request.prompt] if request.guidance else [request.prompt]
+        for index, ids in enumerate(tokenizer(texts)):
+            inputs.array("input_ids", index)[:] = ids
+        inputs.array("guidance_scale")[:] = request.guidance_scale
+        generator = TorchGenerator(request.seed)
+        for step in range(request.steps):
+            inputs.array("timestep", step)[:] = schedule.timesteps[step]
+            inputs.array("coefficients", step)[:] = schedule.coefficients[step]
+            noise = inputs.array("noise", step)
+            noise[:] = generator.randn(noise.shape)
+        if self.variant.source in ("scribble", "rgb"):
+            pictures, mask = inputs.array("pictures"), inputs.array("conditioning_mask")
+            pictures[:] = 0
+            mask[:] = 0
+            for place, keyframe in enumerate(request.keyframes):
+                pictures[place], mask[place] = keyframe.pixels, 1
+            inputs.array("frame_index")[:] = frame_index(request, blank=len(mask) - 1)
+
+    def follow(self) -> None:
+        """Reports each unit of work as the device ends it, and takes its time."""
+        workspace = self.workspace
+        started: set[str] = set()
+        for index, (stage, step) in enumerate(workspace.units[self.variant], start=1):
+            if stage not in started:
+                started.add(stage)
+                self.stages.report(stage, 0)
+            self.cuda.wait(workspace.event(index))
+            self.stages.add(stage, self.cuda.seconds(workspace.event(index - 1), workspace.event(index)))
+            self.stages.report(stage, step)

@@ -1,0 +1,103 @@
+"""The TensorRT libraries: which are installed, and how they are imported."""
+
+import ctypes
+import importlib
+import logging
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendError
+
+_logger = logging.getLogger("sparsectrl_lcm.tensorrt")
+
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "onnxruntime-cuda": "cuda"}
+"""The extra of this package that brings a backend's libraries."""
+_RTX_LIBRARIES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
+
+
+@dataclass(frozen=True)
+class Library:
+    """TensorRT or TensorRT-RTX.
+
+    Attributes:
+        backend: tensorrt or tensorrt-rtx.
+        module: its Python module.
+        version: its version.
+        logger: takes the library's messages; one serves all objects, as TensorRT wants it.
+    """
+
+    backend: str
+    module: Any
+    version: str
+    logger: Any
+
+    def failure(self, what: str) -> BackendError:
+        """An error with the library's last complaint."""
+        reason = " ".join(self.logger.last_error.split()) or "it gave no reason"
+        return BackendError(f"backend: {self.backend} {self.version} {what}: {reason}")
+
+
+@cache
+def load_library(backend: str) -> Library:
+    """Imports the library of a backend; needs no GPU.
+
+    Raises:
+        BackendError: it is not installed, or cannot be loaded.
+    """
+    names = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}[backend]
+    name = next((name for name in names if find_spec(name)), None)
+    if name is None:
+        raise BackendError(
+            f"backend: {backend} is not installed; run: pip install 'sparsectrl-lcm[{EXTRAS[backend]}]'"
+        )
+    try:
+        if name == "tensorrt_rtx_bindings":
+            _load_rtx_libraries()
+        module = importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise BackendError(f"backend: {backend} cannot be loaded: {error}") from error
+    return open_library(backend, module)
+
+
+def open_library(backend: str, module: Any) -> Library:
+    """A library around a module that has been imported."""
+    return Library(backend, module, str(module.__version__), _make_logger(module))
+
+
+def _load_rtx_libraries() -> None:
+    """Loads the libraries by path: the bindings come without them, the plugin of ONNX Runtime brings them."""
+    spec = find_spec("onnxruntime_ep_nv_tensorrt_rtx")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    for pattern in _RTX_LIBRARIES:
+        found = [path for folder in folders for path in sorted(Path(folder).glob(pattern))]
+        if found:  # else the system's loader may know them
+            ctypes.CDLL(str(found[-1]), ctypes.RTLD_GLOBAL)
+
+
+def _make_logger(trt: Any) -> Any:
+    levels = {
+        trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.Severity.ERROR: logging.ERROR,
+        trt.ILogger.Severity.WARNING: logging.INFO,
+        trt.ILogger.Severity.INFO: logging.DEBUG,
+        trt.ILogger.Severity.VERBOSE: 5,
+    }
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Hands TensorRT's messages to Python's logging, and remembers the last error."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last_error = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels.get(severity, logging.DEBUG)
+            if level == logging.ERROR:
+                self.last_error = message
+                level = logging.DEBUG  # it is raised
+            _logger.log(level, message)
+
+    return Logger()

@@ -1,0 +1,209 @@
+"""TensorRT and TensorRT-RTX engines on the device."""
+
+import mmap
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..bundle import Bundle
+from ..engines import ANY_DEVICE, ClipSize, EngineSet, find_set, refusal, set_name
+from ..errors import BackendError
+from ..weights import WeightTable, weight_table_path
+from .cuda import Cuda
+from .device import Device
+from .library import Library
+
+PRECISIONS = ("fp16", "bf16", "fp32")
+"""In the order in which a set of engines is chosen."""
+
+
+class TensorRtLoader:
+    """Opens the engines that `build` made for a size.
+
+    Args:
+        library: TensorRT or TensorRT-RTX.
+        device: the GPU.
+    """
+
+    def __init__(self, library: Library, device: Device) -> None:
+        self.backend = library.backend
+        self._library = library
+        self._device = device
+        self._runtime: Any = None
+
+    def check(self, bundle: Bundle, size: ClipSize) -> None:
+        """Raises BackendError where no engines were built for a size."""
+        self._set(bundle, size)
+
+    def open(
+        self, bundle: Bundle, graph: str, size: ClipSize, shapes: Mapping[str, tuple[int, ...]], cuda: Cuda
+    ) -> "TensorRtEngine":
+        """The engine of a graph, after its key was compared."""
+        engines = self._set(bundle, size)
+        record = engines.index.engines.get(graph)
+        flags = record.spec.flags if record else {}
+        version = version_scope(self._library.version, flags)
+        path = engines.open(bundle.manifest, graph, version, device_scope(self.backend, self._device, flags))
+        table = _weight_table(path)
+        if self._runtime is None:
+            self._runtime = self._library.module.Runtime(self._library.logger)
+        if flags.get("version_compatible"):
+            self._runtime.engine_host_code_allowed = True
+        engine = TensorRtEngine(self._library, self._runtime, path, cuda)
+        if flags.get("strip_weights"):
+            engine.refit(table.root, lambda name: table.read(bundle, name))
+        return engine
+
+    def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
+        """Where the weights of an engine lie; empty where it was built without refit."""
+        engines = self._set(bundle, size)
+        return _weight_table(engines.folder / engines.index.engines[graph].path)
+
+    def _set(self, bundle: Bundle, size: ClipSize) -> EngineSet:
+        for precision in PRECISIONS:
+            if found := find_set(bundle.folder, self.backend, set_name(precision, size)):
+                return found
+        raise refusal(bundle.folder, self.backend, None, size, f"engines for {size} were not built")
+
+
+class TensorRtEngine:
+    """One engine with one execution context."""
+
+    def __init__(self, library: Library, runtime: Any, path: Path, cuda: Cuda) -> None:
+        trt = library.module
+        self._library = library
+        self._cuda = cuda
+        self._bound: dict[str, int] = {}
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            self._engine = runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise library.failure(f"cannot load {path.name}")
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._runtime_cache = _RuntimeCache(self._engine, strategy, path) if library.backend == "tensorrt-rtx" else None
+        self._context = self._engine.create_execution_context(
+            self._runtime_cache.config if self._runtime_cache else strategy
+        )
+        if self._context is None:
+            raise library.failure(f"cannot make a context for {path.name}")
+        self.activation_bytes = int(self._engine.device_memory_size_v2)
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self.dtypes = {name: _dtype(trt, self._engine.get_tensor_dtype(name)) for name in names}
+
+    def use_activation(self, address: int, nbytes: int) -> None:
+        """Gives the engine its activation memory."""
+        self._context.set_device_memory(address, nbytes)
+
+    def enqueue(self, addresses: Mapping[str, int]) -> None:
+        """Puts a run on the stream."""
+        for name, address in addresses.items():
+            if self._bound.get(name) != address and not self._context.set_tensor_address(name, address):
+                raise self._library.failure(f"refuses the address of {name}")
+            self._bound[name] = address
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise self._library.failure("cannot run an engine")
+        if self._runtime_cache:
+            self._runtime_cache.save()
+
+    def refit(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
+        """Puts other weights in the place of the named ones, and of those that the builder merged with them."""
+        trt = self._library.module
+        if not self._engine.refittable:
+            raise BackendError("refit: the engines were built without it; build them again with --refit")
+        self._cuda.synchronize()
+        refitter = trt.Refitter(self._engine, self._library.logger)
+        known = set(refitter.get_all_weights())
+        held = []  # a refitter does not copy what it is given
+        pending = list(names)
+        while pending:
+            for name in pending:
+                if name not in known:
+                    raise BackendError(f"refit: the engine has no weight {name!r}; build it again from the other bundle")
+                held.append(read(name))
+                if not refitter.set_named_weights(name, _weights(trt, held[-1])):
+                    raise self._library.failure(f"refuses the weight {name}")
+            pending = list(refitter.get_missing_weights())
+        if not refitter.refit_cuda_engine():
+            raise self._library.failure("cannot refit an engine")
+
+    def close(self) -> None:
+        """Frees the engine; a context goes before its engine."""
+        self._context = None
+        self._runtime_cache = None
+        self._engine = None
+
+
+class _RuntimeCache:
+    """Kernels that TensorRT-RTX compiles for the device at their first run, kept beside the engine."""
+
+    def __init__(self, engine: Any, strategy: Any, path: Path) -> None:
+        self.config = engine.create_runtime_config()
+        self.config.set_execution_context_allocation_strategy(strategy)
+        self._cache = self.config.create_runtime_cache()
+        self._path: Path | None = path.with_suffix(".kernels")
+        if self._path.exists():
+            self._cache.deserialize(self._path.read_bytes())
+            self._path = None
+        self.config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Writes the kernels after the first run; without a cache they are compiled again next time."""
+        if self._path is None:
+            return
+        path, self._path = self._path, None
+        part = path.with_suffix(".kernels.part")
+        try:
+            part.write_bytes(memoryview(self._cache.serialize()))
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+
+
+def device_scope(backend: str, device: Device | None, flags: Mapping[str, Any]) -> str:
+    """What an engine with these options is bound to: the device, a class of devices, or any."""
+    if backend == "tensorrt-rtx":
+        return str(flags.get("compute_capabilities") or ANY_DEVICE)
+    assert device is not None
+    level = flags.get("hardware_compatibility", "none")
+    if level == "ampere-plus":
+        return "compute capability 8.0 and above"
+    if level == "same-compute-capability":
+        return f"compute capability {device.compute_capability}"
+    return str(device)
+
+
+def version_scope(version: str, flags: Mapping[str, Any]) -> str:
+    """The version that an engine with these options is bound to: one, or a major one."""
+    return f"{version.split('.')[0]}.x" if flags.get("version_compatible") else version
+
+
+def _weight_table(engine: Path) -> WeightTable:
+    path = weight_table_path(engine)
+    try:
+        return WeightTable.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return WeightTable({})
+    except (OSError, UnicodeDecodeError, ValidationError):
+        raise BackendError(f"backend: {str(path)!r} cannot be read; build the engines again") from None
+
+
+def _weights(trt: Any, values: Any) -> Any:
+    """`values` for a refitter, which does not copy them; uint16 holds bfloat16."""
+    if values.dtype == "uint16":
+        return trt.Weights(trt.DataType.BF16, values.ctypes.data, values.size)
+    return trt.Weights(values)
+
+
+def _dtype(trt: Any, kind: Any) -> str:
+    """numpy's name of a type, or bfloat16."""
+    names = {
+        trt.DataType.FLOAT: "float32",
+        trt.DataType.HALF: "float16",
+        trt.DataType.BF16: "bfloat16",
+        trt.DataType.INT64: "int64",
+        trt.DataType.INT32: "int32",
+        trt.DataType.UINT8: "uint8",
+        trt.DataType.BOOL: "bool",
+    }
+    return names[kind]

@@ -1,0 +1,199 @@
+"""All that requests of one clip size share on the device: engines, buffers and graphs."""
+
+from typing import Any
+
+from ..bundle import Bundle
+from ..conditioning import residual_inputs
+from ..engines import ClipSize, decode_frames, static_shapes
+from ..errors import BackendError
+from ..request import MAX_STEPS
+from ..weights import changed_weights
+from .buffers import Block, Inputs, Tensor, aligned, host_array, item_bytes
+from .cuda import Cuda
+from .engine import Engine, Loader
+from .graphs import GraphCache
+from .kept import ConditioningArea
+from .program import Variant, program
+
+MAX_PROMPTS = 2
+
+
+class Workspace:
+    """Device memory is taken here, once; only the conditioning area grows where a request asks for more steps.
+
+    Implements `Machine` for the program.
+    """
+
+    def __init__(self, bundle: Bundle, loader: Loader, cuda: Cuda, size: ClipSize, kept_bytes: int) -> None:
+        self.bundle = bundle
+        self.size = size
+        self.residual_names = tuple(residual_inputs(bundle.manifest))
+        self.chunks = size.frames // decode_frames(bundle.manifest, size)
+        self._loader = loader
+        self._cuda = cuda
+        self._engines: dict[str, Engine] = {}
+        self._activation = Block()
+        self._buffers = Block()
+        self._inputs: Inputs | None = None
+        self._frames = 0
+        self._events: list[Any] = []
+        self.units: dict[Variant, list[tuple[str, int]]] = {}
+        self.graphs = GraphCache(cuda)
+        self.area = ConditioningArea(cuda, kept_bytes, self.graphs.clear)
+        try:
+            for graph in ("unet", "vae_decoder", "text_encoder", "lcm_update"):
+                self.load(graph)
+            self._allocate()
+        except BaseException:
+            self.close()
+            raise
+
+    def load(self, graph: str) -> None:
+        """Opens the engine of a graph, where it is not open yet."""
+        if graph in self._engines:
+            return
+        shapes = static_shapes(self.bundle.manifest, graph, self.size)
+        engine = self._loader.open(self.bundle, graph, self.size, shapes, self._cuda)
+        self._engines[graph] = engine
+        if engine.activation_bytes > self._activation.nbytes:
+            self.graphs.clear()
+            if self._activation.nbytes:
+                self._cuda.free(self._activation.address)
+            self._activation.nbytes = 0
+            self._activation.address = self._cuda.allocate(aligned(engine.activation_bytes))
+            self._activation.nbytes = aligned(engine.activation_bytes)
+            users = self._engines.values()
+        else:
+            users = [engine]
+        for user in users:
+            user.use_activation(self._activation.address, self._activation.nbytes)
+
+    def conditioning_bytes(self, variant: Variant) -> int:
+        """Memory of the prompts' embeddings and the residuals in the conditioning area."""
+        slots = 1 if variant.stepwise else variant.steps
+        return variant.prompts * (self._embeds.stride + slots * self._residuals.nbytes)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the host writes for a request."""
+        assert self._inputs is not None
+        return self._inputs
+
+    def frames(self) -> Any:
+        """The frames of the last request in page-locked memory, uint8 [F, H, W, 3]."""
+        return host_array(self._frames, (self.size.frames, self.size.height, self.size.width, 3), "uint8")
+
+    def enqueue_all(self, variant: Variant) -> None:
+        """Puts a whole request on the stream, with an event after each unit of work."""
+        self._cuda.record(self.event(0))
+        units = []
+        for unit in program(self, variant):
+            units.append(unit)
+            self._cuda.record(self.event(len(units)))
+        self.units[variant] = units
+
+    def copy_frames_out(self) -> None:
+        """Frames to the host, once per request."""
+        self._cuda.copy_out(self._frames, self._buffers.at("frames"), self.frames().nbytes)
+
+    def event(self, index: int) -> Any:
+        """The event after unit `index` of a request; 0 is its start."""
+        while len(self._events) <= index:
+            self._events.append(self._cuda.event())
+        return self._events[index]
+
+    def refit(self, graph: str, current: Bundle, wanted: Bundle) -> None:
+        """Gives an open engine the weights of `wanted` in the place of those of `current`."""
+        if current is wanted:
+            return
+        table = self._loader.weight_table(self.bundle, graph, self.size)
+        if names := changed_weights(table, graph, self.bundle, current, wanted):
+            self._engines[graph].refit(names, lambda name: table.read(wanted, name))
+
+    @property
+    def open_graphs(self) -> tuple[str, ...]:
+        """The graphs whose engines are open."""
+        return tuple(self._engines)
+
+    def close(self) -> None:
+        """Frees everything; goes on where the device no longer answers."""
+        steps = [self.graphs.clear, self.area.close]
+        steps += [engine.close for engine in self._engines.values()]
+        if self._inputs is not None:
+            steps.append(self._inputs.close)
+        for block in (self._buffers, self._activation):
+            if block.address:
+                steps.append(lambda address=block.address: self._cuda.free(address))  # type: ignore[misc]
+        if self._frames:
+            steps.append(lambda: self._cuda.free_host(self._frames))
+        steps += [lambda event=event: self._cuda.free_event(event) for event in self._events]  # type: ignore[misc]
+        for step in steps:
+            try:
+                step()
+            except BackendError:
+                continue
+        self._engines, self._events, self._inputs, self._frames = {}, [], None, 0
+        self._buffers, self._activation = Block(), Block()
+
+    # Machine
+
+    def enqueue(self, graph: str, **addresses: int) -> None:
+        """Puts a run of a graph's engine on the stream."""
+        self._engines[graph].enqueue(addresses)
+
+    def at(self, name: str, index: int = 0) -> int:
+        """Address of an input or buffer."""
+        if name in self.inputs.block.tensors:
+            return self.inputs.at(name, index)
+        return self._buffers.at(name, index)
+
+    def prompt_embeds(self, variant: Variant, prompt: int) -> int:
+        """Address of a prompt's embeddings."""
+        if variant.source == "none":
+            return self._buffers.at("prompt_embeds", prompt)
+        return self.area.address + prompt * self._embeds.stride
+
+    def residual(self, variant: Variant, step: int, prompt: int, name: str) -> int:
+        """Address of a residual; of zeros where there are no keyframes."""
+        if variant.source == "none":
+            return self._buffers.at("zeros")
+        slot = 0 if variant.stepwise else step
+        base = variant.prompts * self._embeds.stride
+        place = (slot * variant.prompts + prompt) * self._residuals.nbytes
+        return self.area.address + base + place + self._residuals.tensors[name].offset
+
+    def _allocate(self) -> None:
+        manifest, cuda = self.bundle.manifest, self._cuda
+        unet = static_shapes(manifest, "unet", self.size)
+        dtypes = self._engines["unet"].dtypes
+        self._embeds = Tensor(0, unet["prompt_embeds"], dtypes["prompt_embeds"])
+        self._residuals = Block()
+        for name in self.residual_names:
+            self._residuals.add(name, unet[name], dtypes[name])
+        images = (decode_frames(manifest, self.size), *static_shapes(manifest, "lcm_update", self.size)["images"][1:])
+        frames = static_shapes(manifest, "vae_decoder", self.size)["frames"]
+
+        buffers = self._buffers
+        buffers.add("prompt_embeds", self._embeds.shape, self._embeds.dtype, MAX_PROMPTS)
+        buffers.add("zeros", (max(tensor.nbytes for tensor in self._residuals.tensors.values()),), "uint8")
+        buffers.add("latents", unet["latents"], "float32", 2)
+        buffers.add("prediction", unet["prediction"], "float32", MAX_PROMPTS)
+        buffers.add("images", images, "float32", self.chunks)
+        buffers.add("frames", frames, "uint8", self.chunks)
+        if "rgb" in manifest.controlnets:
+            buffers.add("conditioning", static_shapes(manifest, "controlnet_rgb", self.size)["conditioning"], "float32")
+        buffers.address = cuda.allocate(buffers.nbytes)
+        cuda.zero(buffers.address, buffers.nbytes)
+
+        slots = manifest.keyframe_slots + 1
+        block = Block()
+        block.add("pictures", (slots, self.size.height, self.size.width, 3), "uint8")
+        block.add("conditioning_mask", (slots,), "float32")
+        block.add("frame_index", (self.size.frames,), "int64")
+        block.add("input_ids", (1, manifest.max_tokens), "int64", MAX_PROMPTS)
+        block.add("guidance_scale", (1,), "float32")
+        block.add("timestep", (1,), "float32", MAX_STEPS)
+        block.add("coefficients", (6,), "float32", MAX_STEPS)
+        block.add("noise", unet["latents"], "float32", MAX_STEPS)
+        self._inputs = Inputs(cuda, block)
+        self._frames = cuda.allocate_host(self.size.frames * self.size.height * self.size.width * 3 * item_bytes("uint8"))

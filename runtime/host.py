@@ -1,0 +1,160 @@
+"""The LCM loop on a backend that takes and gives arrays in the host's memory."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from .bundle import Bundle
+from .conditioning import (
+    Conditioning,
+    ConditioningCache,
+    Residuals,
+    cache_key,
+    encode_prompt,
+    graphs_of,
+    keyframe_feeds,
+    residual_bytes,
+    residuals_at,
+)
+from .errors import BackendError
+from .noise import TorchGenerator
+from .progress import OnProgress, Stages
+from .request import Request
+from .schedule import Schedule, lcm_schedule
+from .sessions import Array, Sessions
+from .tokenizer import ClipTokenizer
+
+DECODE_PIXELS = 512 * 512
+"""Pixels that are decoded at a time, at least one frame; bounds the memory of the decoder."""
+
+
+class HostExecutor:
+    """Runs requests graph by graph."""
+
+    def __init__(self, bundle: Bundle, sessions: Sessions, kept_bytes: int) -> None:
+        self.backend = sessions.backend
+        self.sessions = sessions
+        self.manifest = bundle.manifest
+        self.tokenizer = ClipTokenizer(bundle.tokenizer)
+        self.cache = ConditioningCache(kept_bytes)
+
+    def run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
+        """Frames uint8 [F, H, W, 3], and seconds per stage."""
+        return _Run(self, request, on_progress).frames()
+
+    def refit(self, weights: Bundle | None) -> None:
+        """Raises BackendError: the graphs read their weights from the bundle."""
+        raise BackendError("refit: this backend reads its weights from the bundle; load the other bundle instead")
+
+    def close(self) -> None:
+        """Frees the graphs and all that is kept."""
+        self.sessions.close()
+        self.cache = ConditioningCache(self.cache.max_bytes)
+
+
+class _Run:
+    """One request on its way: conditioning, loop, frames."""
+
+    def __init__(self, executor: HostExecutor, request: Request, on_progress: OnProgress | None) -> None:
+        self.executor = executor
+        self.sessions = executor.sessions
+        self.manifest = executor.manifest
+        self.request = request
+        self.chunk = max(1, DECODE_PIXELS // (request.height * request.width))
+        steps = {"load": 1, "text": 1}
+        if request.keyframes:
+            steps |= {"keyframes": 1, "control": request.steps}
+        steps |= {"denoise": request.steps, "decode": -(-request.frames // self.chunk)}
+        self.stages = Stages(steps, on_progress)
+        self.report: Callable[[str, int], None] = self.stages.report
+
+    def frames(self) -> tuple[Array, dict[str, float]]:
+        with self.stages.timed("total"):
+            self.load()
+            schedule = lcm_schedule(self.manifest.scheduler, self.request.steps)
+            conditioning = self.conditioning(schedule)
+            images = self.denoise(schedule, conditioning)
+            frames = self.decode(images)
+        return frames, self.stages.timings
+
+    def load(self) -> None:
+        """Opens the graphs of the request where they are not open yet."""
+        with self.stages.stage("load"):
+            for graph in graphs_of(self.request):
+                self.sessions.session(graph)
+            self.report("load", 1)
+
+    def conditioning(self, schedule: Schedule) -> Conditioning:
+        cache, key, request = self.executor.cache, cache_key(self.request), self.request
+        if (kept := cache.get(key)) is not None:
+            return kept
+        with self.stages.stage("text"):
+            prompt_embeds = encode_prompt(self.sessions, self.executor.tokenizer, request)
+            self.report("text", 1)
+        conditioning = Conditioning(prompt_embeds, {})
+        if request.keyframes:
+            with self.stages.stage("keyframes"):
+                conditioning = replace(conditioning, feeds=keyframe_feeds(self.sessions, request))
+                self.report("keyframes", 1)
+            if cache.reserve(conditioning.nbytes + residual_bytes(self.manifest, request)):
+                conditioning = replace(conditioning, residuals=self.residuals(schedule, conditioning))
+        cache.put(key, conditioning)
+        return conditioning
+
+    def residuals(self, schedule: Schedule, conditioning: Conditioning) -> tuple[Residuals, ...]:
+        """SparseCtrl for all steps, ahead of the loop."""
+        residuals = []
+        with self.stages.stage("control"):
+            for step, timestep in enumerate(schedule.timesteps, start=1):
+                residuals.append(residuals_at(self.sessions, self.manifest, self.request, conditioning, timestep))
+                self.report("control", step)
+        return tuple(residuals)
+
+    def denoise(self, schedule: Schedule, conditioning: Conditioning) -> Array:
+        """The LCM loop; the denoised images [F, 4, h, w]."""
+        request = self.request
+        generator = TorchGenerator(request.seed)
+        shape = request.latent_shape(self.manifest.sizes)
+        latents = generator.randn(shape)
+        images = latents[0]
+        last = request.steps - 1
+        self.report("denoise", 0)
+        for step, (timestep, coefficients) in enumerate(zip(schedule.timesteps, schedule.coefficients, strict=True)):
+            if conditioning.residuals is not None:
+                residuals = conditioning.residuals[step]
+            else:  # beyond the memory bound, or zeros
+                with self.stages.timed("control" if request.keyframes else "denoise"):
+                    residuals = residuals_at(self.sessions, self.manifest, request, conditioning, timestep)
+            with self.stages.timed("denoise"):
+                (prediction,) = self.sessions.session("unet").run(
+                    {
+                        "latents": latents,
+                        "timestep": np.array([timestep]),
+                        "prompt_embeds": conditioning.prompt_embeds,
+                        **residuals,
+                    }
+                )
+                latents, images = self.sessions.session("lcm_update").run(
+                    {
+                        "latents": latents,
+                        "negative": prediction[:1],
+                        "positive": prediction[-1:],
+                        "guidance_scale": np.array([request.guidance_scale], np.float32),
+                        "noise": generator.randn(shape) if step < last else np.zeros(shape, np.float32),
+                        "coefficients": coefficients,
+                    }
+                )
+            self.report("denoise", step + 1)
+        return images
+
+    def decode(self, images: Array) -> Array:
+        """Frames uint8 [F, H, W, 3], a bounded number of them at a time."""
+        request = self.request
+        frames = np.empty((request.frames, request.height, request.width, 3), np.uint8)
+        with self.stages.stage("decode"):
+            for chunk, start in enumerate(range(0, request.frames, self.chunk), start=1):
+                part = slice(start, start + self.chunk)
+                (frames[part],) = self.sessions.session("vae_decoder").run({"latents": images[part]})
+                self.report("decode", chunk)
+        return frames

@@ -1,0 +1,73 @@
+"""How far a request is, and how long its stages took."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import Cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request is: `step` of `steps` of `stage` are done, `fraction` of the whole.
+
+    A stage (load, text, keyframes, control, denoise, decode) begins with step 0. One that is kept from an earlier
+    request is left out, as is `control` where SparseCtrl runs step by step within `denoise`.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    fraction: float
+
+
+OnProgress = Callable[[Progress], Any]
+"""Called at the start of each stage and after each unit of its work; returning False cancels the request."""
+
+
+class Stages:
+    """The stages of one request: reports, cancellation and seconds per stage.
+
+    Args:
+        steps: units of work of each stage, in order.
+        on_progress: the caller's callback.
+    """
+
+    def __init__(self, steps: Mapping[str, int], on_progress: OnProgress | None) -> None:
+        self._steps = dict(steps)
+        self._on_progress = on_progress
+        self.timings: dict[str, float] = {}
+
+    def report(self, stage: str, step: int) -> None:
+        """Tells how many units of a stage are done.
+
+        Raises:
+            Cancelled: the callback returned False.
+        """
+        if self._on_progress is None:
+            return
+        names = list(self._steps)
+        before = sum(self._steps[name] for name in names[: names.index(stage)])
+        progress = Progress(stage, step, self._steps[stage], (before + step) / sum(self._steps.values()))
+        if self._on_progress(progress) is False:
+            raise Cancelled(f"cancelled after {stage} {step} of {self._steps[stage]}")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Reports the start of a stage and adds its seconds."""
+        self.report(name, 0)
+        with self.timed(name):
+            yield
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds seconds to a stage."""
+        start = time.perf_counter()
+        yield
+        self.add(stage, time.perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Adds seconds to a stage."""
+        self.timings[stage] = self.timings.get(stage, 0.0) + seconds

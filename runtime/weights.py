@@ -1,0 +1,82 @@
+"""Weights of a bundle in the precision of an engine, read from its files by name."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import RootModel
+
+from .bundle import Bundle
+from .errors import BackendError
+from .manifest import Record
+
+MASK = -1e4
+"""What stands for minus infinity in an additive mask: its exp is zero, and fp16 holds it."""
+
+
+class WeightRecord(Record):
+    """Where a weight of an engine lies in its bundle: float32 values in an external-data file."""
+
+    path: str
+    offset: int
+    shape: tuple[int, ...]
+    precision: str
+
+
+class WeightTable(RootModel[dict[str, WeightRecord]]):
+    """The weights of an engine that can be refitted, by name; lies beside the engine."""
+
+    def read(self, bundle: Bundle, name: str) -> NDArray[Any]:
+        """A weight as the engine holds it; bfloat16 as the upper halves of float32, uint16."""
+        record = self.root[name]
+        count = int(np.prod(record.shape, dtype=np.int64))
+        values = np.memmap(bundle.folder / record.path, np.float32, "r", record.offset, (count,))
+        return convert(np.asarray(values), record.precision).reshape(record.shape)
+
+
+def weight_table_path(engine: Path) -> Path:
+    """The file of an engine's weight table."""
+    return engine.with_suffix(".weights.json")
+
+
+def convert(values: NDArray[np.float32], precision: str) -> NDArray[Any]:
+    """float32 rounded to the nearest value of a precision, ties to even; bfloat16 as uint16.
+
+    Minus infinity, as masks have it, becomes a number that fp16 holds.
+    """
+    if values.size and values.min() < -3e38:
+        values = np.maximum(values, np.float32(MASK))
+    if precision == "fp32":
+        return values
+    if precision == "fp16":
+        return values.astype(np.float16)
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def changed_weights(table: WeightTable, graph: str, base: Bundle, current: Bundle, wanted: Bundle) -> list[str]:
+    """Names of the weights in which an engine that has those of `current` differs from `wanted`.
+
+    Args:
+        table: where the engine's weights lie.
+        graph: name of the graph.
+        base: the bundle that the engine was built from.
+        current: the bundle whose weights it has.
+        wanted: the bundle whose weights it is to get.
+
+    Raises:
+        BackendError: `wanted` has another architecture, or the engine cannot be refitted.
+    """
+    ours, theirs = base.graph(graph), wanted.graph(graph)
+    if base.manifest.files[ours.path].sha256 != wanted.manifest.files[theirs.path].sha256:
+        raise BackendError(
+            f"refit: {graph!r} of {str(wanted.folder)!r} is another graph than that of {str(base.folder)!r}; "
+            "a bundle of the same architecture and release is needed"
+        )
+    changed = {
+        path for path in ours.weights if current.manifest.files[path].sha256 != wanted.manifest.files[path].sha256
+    }
+    if changed and not table.root:
+        raise BackendError(f"refit: the engine of {graph!r} was built without it; build it again with --refit")
+    return [name for name, record in table.root.items() if record.path in changed]
