@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from . import build, export, generate, inspect
+from . import build, doctor, export, generate, inspect
 
 WrongUse: Any = typer.BadParameter.__base__
 """Base of the errors of wrong use; typer does not name it, and brings it from click or from a copy of its own."""
@@ -22,6 +22,7 @@ app.command()(generate.generate)
 app.add_typer(export.app, name="export")
 app.command()(build.build)
 app.command()(inspect.inspect)
+app.command()(doctor.doctor)
 
 
 @app.callback()

@@ -1,30 +1,121 @@
 """`sparsectrl-lcm build`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..runtime.errors import SparseCtrlLcmError
+from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
+
+BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime")
 
 
 def build(
     bundle: Annotated[Path, typer.Argument(help="A folder that `export` wrote.")],
-    backend: Annotated[str, typer.Option(help="onnxruntime; `export` has built it already.")],
+    backend: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime.")],
+    size: Annotated[
+        list[str] | None, typer.Option(metavar="WxH", help="For TensorRT: pixels; may be given several times.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="For TensorRT: frames of a clip.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp16 (default on GPUs), bf16 or fp32.")] = None,
+    check: Annotated[bool, typer.Option(help="Compare each graph with fp32 on the CPU first.")] = True,
+    optimization_level: Annotated[int, typer.Option(help="TensorRT: 0 to 5, how long to look for kernels.")] = 3,
+    aux_streams: Annotated[int, typer.Option(help="TensorRT: streams besides the main one.")] = 0,
+    workspace: Annotated[float | None, typer.Option(metavar="GIB", help="TensorRT: memory for kernels.")] = None,
+    tf32: Annotated[bool, typer.Option(help="TensorRT: fp32 products may round to TF32.")] = True,
+    refit: Annotated[bool, typer.Option("--refit", help="TensorRT: weights can be replaced later.")] = False,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="TensorRT: leave weights out, read them from the bundle.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="TensorRT: runs on every release of the same major version.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        str, typer.Option(help="tensorrt: none, same-compute-capability or ampere-plus.")
+    ] = "none",
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(metavar="X.Y", help="tensorrt-rtx: build for these only, as 8.9.")
+    ] = None,
 ) -> None:
     """Turn the portable graphs of a bundle into engines of a backend."""
-    if backend != "onnxruntime":
-        raise SparseCtrlLcmError(f"--backend {backend!r} has no engines in this release; allowed is onnxruntime")
-    build_onnxruntime(bundle)
+    if backend not in BACKENDS:
+        raise InvalidRequest(f"--backend {backend!r} has no engines in this release; allowed are {', '.join(BACKENDS)}")
+    _need_onnx_ir()
+    if backend == "onnxruntime":
+        build_onnxruntime(bundle)
+    elif backend == "onnxruntime-cuda":
+        build_onnxruntime_cuda(bundle, precision or "fp16", check)
+    else:
+        from ..engine.options import TensorRtOptions
+
+        options = TensorRtOptions(
+            precision=precision or "fp16",
+            optimization_level=optimization_level,
+            aux_streams=aux_streams,
+            workspace=workspace,
+            tf32=tf32,
+            refit=refit,
+            strip_weights=strip_weights,
+            version_compatible=version_compatible,
+            hardware_compatibility=hardware_compatibility,
+            compute_capabilities=tuple(compute_capability or ()),
+        )
+        sizes: list[str | None] = [*(size or [None])]
+        for text in sizes:
+            build_tensorrt(bundle, backend, text, frames, options, check)
 
 
 def build_onnxruntime(bundle: Path) -> None:
     """Builds the engines of ONNX Runtime and says what was fused."""
-    from importlib.util import find_spec
-
-    if not find_spec("onnx_ir"):
-        raise SparseCtrlLcmError("build needs onnx-ir; install the export extra: pip install '.[export]' in a clone")
+    _need_onnx_ir()
     from ..engine.onnxruntime import build
 
     for graph, count in build(bundle).items():
         typer.echo(f"{graph}: {count} spatial attentions fused for onnxruntime")
+
+
+def build_onnxruntime_cuda(bundle: Path, precision: str, check: bool) -> None:
+    """Builds the engines of ONNX Runtime's CUDA provider."""
+    from ..engine.onnxruntime_cuda import build
+    from .bar import Bar
+
+    with Bar() as bar:
+        index = build(bundle, precision, bar.update, check)
+    _tell(index)
+
+
+def build_tensorrt(bundle: Path, backend: str, size: str | None, frames: int | None, options: Any, check: bool) -> None:
+    """Builds the engines of TensorRT or TensorRT-RTX for one size."""
+    from ..engine.tensorrt import build
+    from ..runtime.engines import ClipSize
+    from ..runtime.manifest import read_manifest
+    from .bar import Bar
+    from .options import parse_size
+
+    sizes = read_manifest(bundle).sizes
+    width, height = parse_size(size)
+    clip = ClipSize(width=width or sizes.width, height=height or sizes.height, frames=frames or sizes.frames)
+    with Bar() as bar:
+        index = build(bundle, backend, clip, options, bar.update, check)
+    _tell(index)
+
+
+def _tell(index: Any) -> None:
+    for graph, record in index.engines.items():
+        report = record.report
+        facts = [f"{sum(file.bytes for file in record.files.values()) / 1e6:.1f} MB"]
+        if "seconds" in report:
+            facts.append(f"built in {report['seconds']:.1f} s")
+        if report.get("errors"):
+            unit = "levels from fp32 in the mean" if graph == "vae_decoder" else "from fp32 (relative)"
+            facts.append(f"{max(report['errors'].values()):.1e} {unit}")
+        typer.echo(f"{graph}: {', '.join(facts)}")
+    size = f"{index.size} " if index.size else ""
+    typer.echo(f"{index.backend} {size}{index.precision}: {len(index.engines)} engines")
+
+
+def _need_onnx_ir() -> None:
+    from importlib.util import find_spec
+
+    if not find_spec("onnx_ir"):
+        raise SparseCtrlLcmError("build needs onnx-ir; run: pip install onnx-ir")

@@ -108,12 +108,12 @@ def motion_module(
         raise InvalidRequest("export motion-module: give --bundle, --standalone or both")
     _need_export_extra()
     from ..export.motion_module import export_standalone, replace_motion_module
-    from ..runtime.engines import engine_folders
+    from ..runtime.engines import set_names
     from .build import build_onnxruntime
 
     if bundle is not None:
         replace_motion_module(motion_adapter, bundle)
-        if any(folder.exists() for folder in engine_folders(bundle, "onnxruntime")):
+        if set_names(bundle, "onnxruntime"):
             build_onnxruntime(bundle)
         typer.echo(f"{bundle}: motion module is now {motion_adapter}")
     if standalone is not None:

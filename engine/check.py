@@ -18,13 +18,13 @@ from ..runtime.bundle import Bundle
 from ..runtime.engines import ClipSize, static_shapes
 from ..runtime.errors import BackendError, first_line
 from .fusions import fuse_for_tensorrt
+from .precision import MOVES
 from .typed import Fuse, typed_graph, write_typed
 
 STRESS = 30.0
 """Factor on all activations that come in, at which nothing may overflow."""
 _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOAT = ir.DataType.FLOAT
-_MOVES = frozenset("Concat Expand Flatten Gather Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split())
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -48,18 +48,17 @@ def check_precision(
         BackendError: an output has NaN or infinity, also where what comes in is scaled up by 30.
     """
     feeds = random_inputs(bundle, graph)
-    portable = bundle.folder / bundle.graph(graph).path
-    expected = _run(portable, feeds)
-    rounded = folder / f"{graph}.rounded.onnx"
+    (expected,) = _run(bundle.folder / bundle.graph(graph).path, feeds)
     model = typed_graph(bundle, graph, precision, fuse)
     round_results(model)
-    write_typed(model, rounded)
+    rounded = folder / f"{graph}.rounded.onnx"
     try:
-        actual = _run(rounded, feeds)
-        stressed = _run(rounded, {name: _stress(name, values) for name, values in feeds.items()})
+        write_typed(model, rounded)
+        stressed_feeds = {name: _stress(name, values) for name, values in feeds.items()}
+        actual, stressed = _run(rounded, feeds, stressed_feeds)
     finally:
-        rounded.unlink()
-        rounded.with_name(f"{rounded.stem}.weights").unlink(missing_ok=True)
+        rounded.unlink(missing_ok=True)
+        rounded.with_suffix(".weights").unlink(missing_ok=True)
     for outputs, what in ((actual, ""), (stressed, f" with activations scaled up by {STRESS:g}")):
         if bad := [name for name, values in outputs.items() if not np.isfinite(values).all()]:
             raise BackendError(
@@ -89,7 +88,7 @@ def round_results(model: ir.Model) -> None:
                 types[widened[value]] = low[value]
         for output, dtype in _result_types(node, types):
             types[output] = dtype
-            if node.op_type not in _MOVES:
+            if node.op_type not in MOVES or node.op_type in ("Pad", "Resize"):
                 _round(graph, node, output, dtype)
         if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) in _LOW:
             node.attributes["to"] = ir.AttrInt64("to", int(_FLOAT))
@@ -147,9 +146,7 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
             values = np.arange(*shape) < shape[0] - 1
         elif item.name == "frame_index":
             values = np.arange(*shape) % (manifest.keyframe_slots + 1)
-        elif item.dtype == "uint8":
-            values = generator.integers(0, 256, shape)
-        elif item.dtype == "int64":
+        elif item.dtype in ("uint8", "int64"):
             values = generator.integers(0, 256, shape)
         else:
             values = generator.standard_normal(shape)
@@ -162,8 +159,8 @@ def _stress(name: str, values: NDArray[Any]) -> NDArray[Any]:
     return values * np.float32(STRESS) if scaled else values
 
 
-def _run(path: Path, feeds: Feeds) -> Feeds:
-    """Outputs by name, as fp32 or uint8; without optimisations, which would take the rounding away."""
+def _run(path: Path, *requests: Feeds) -> list[Feeds]:
+    """Outputs by name for each request, fp32 or uint8; without optimisations, which would take the rounding away."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
@@ -171,10 +168,10 @@ def _run(path: Path, feeds: Feeds) -> Feeds:
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        outputs = session.run(None, feeds)
+        names = [item.name for item in session.get_outputs()]
+        return [dict(zip(names, map(np.asarray, session.run(None, feeds)), strict=True)) for feeds in requests]
     except Exception as error:  # onnxruntime raises classes of its own that share no public base
         raise BackendError(f"build: ONNX Runtime cannot check {path.name}: {first_line(error)}") from error
-    return {item.name: np.asarray(values) for item, values in zip(session.get_outputs(), outputs, strict=True)}
 
 
 def _error(actual: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -1,5 +1,6 @@
 """Patterns of the portable graphs that an engine has one operator for."""
 
+import math
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -85,7 +86,7 @@ def _scale(multiplication: ir.Node) -> float:
     constant = root.inputs[0]
     assert constant is not None
     assert constant.const_value is not None
-    return float(constant.const_value.numpy()) ** 0.5
+    return math.sqrt(float(constant.const_value.numpy()))
 
 
 def fuse_group_norm(model: ir.Model) -> int:

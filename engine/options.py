@@ -56,8 +56,9 @@ class TensorRtOptions:
     @property
     def flags(self) -> dict[str, bool | int | str]:
         """What enters the engine's key: all that is not off."""
-        options = {name: value for name, value in asdict(self).items() if name not in ("precision", "compute_capabilities")}
-        flags = {name: value for name, value in options.items() if value not in (None, False)}
+        options = asdict(self)
+        del options["precision"], options["compute_capabilities"]
+        flags = {name: value for name, value in options.items() if value is not None and value is not False}
         if "workspace" in flags:
             flags["workspace"] = f"{flags['workspace']:g} GiB"
         if self.compute_capabilities:

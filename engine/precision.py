@@ -20,13 +20,15 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _ISLAND_GRAPHS = ("lcm_update",)
 _ISLAND_INPUTS = ("latents", "timestep", "conditioning", "conditioning_mask", "prediction")
 """Inputs and outputs in fp32; the prompt's embeddings and the residuals take the low precision."""
-_ISLAND_OPERATORS = frozenset(
-    "Clip Cos Exp GroupNormalization InstanceNormalization LayerNormalization Max Min ReduceMean Round Sin Softmax".split()
-)
+_ISLAND_OPERATORS = {
+    *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "ReduceMean", "Softmax"),
+    *("Clip", "Cos", "Exp", "Max", "Min", "Round", "Sin"),
+}
 _ISLAND_MODULES = re.compile(r"(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/")
-_MOVES = frozenset(
-    "Concat Expand Flatten Gather Identity Pad Reshape Resize Slice Split Squeeze Transpose Unsqueeze".split()
-)
+MOVES = {
+    *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"),
+    *("Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+}
 """Operators that move values and keep their type."""
 
 
@@ -86,7 +88,7 @@ class _Typing:
 
     def node_type(self, node: ir.Node, floats: list[ir.Value | None]) -> ir.DataType:
         computed = {self.types[value] for value in floats if value is not None and value.const_value is None}
-        if node.op_type in _MOVES and len(computed) == 1:
+        if node.op_type in MOVES and len(computed) == 1:
             return computed.pop()
         island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(node.name or "")
         return _FLOAT if island else self.low

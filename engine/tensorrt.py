@@ -226,7 +226,7 @@ def allow_decomposition(model: ir.Model) -> None:
 def make_progress_monitor(trt: Any, report: OnProgress, stopped: threading.Event) -> Any:
     """A monitor that reports a build's phases and ends it where `stopped` is set."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
             self.open: list[tuple[str, int, int]] = []  # nested phases: name, steps done, steps

@@ -104,13 +104,14 @@ def _onnxruntime_version(cuda: bool) -> str:
         from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as version_of
 
+        from .gpu.library import INSTALL
+
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             try:
                 version_of("onnxruntime-gpu")
             except PackageNotFoundError:
                 raise BackendError(
-                    "backend: onnxruntime-gpu is not installed; run: "
-                    "pip uninstall --yes onnxruntime && pip install 'sparsectrl-lcm[cuda]'"
+                    f"backend: onnxruntime-gpu is not installed; run: {INSTALL['onnxruntime-cuda']}"
                 ) from None
             raise BackendError(
                 "backend: onnxruntime lies in the place of onnxruntime-gpu; run: "

@@ -61,5 +61,4 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """
     if difference := first_difference(folder, manifest.files):
         name, what = difference
-        what = what.replace("its checksum", "its checksum in manifest.json")
         raise BundleError(f"bundle: {name!r} in {str(folder)!r} {what}; export the bundle again")

@@ -66,7 +66,7 @@ class EngineRecord(Record):
     path: str
     files: dict[str, FileRecord]
     """The engine's file, and what lies beside it."""
-    report: dict[str, Any] = {}
+    report: dict[str, Any]
     """What the build measured: errors against fp32, seconds, layers by type."""
 
 

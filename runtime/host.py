@@ -117,7 +117,7 @@ class _Run:
         generator = TorchGenerator(request.seed)
         shape = request.latent_shape(self.manifest.sizes)
         latents = generator.randn(shape)
-        images = latents[0]
+        images: Array = latents[0]
         last = request.steps - 1
         self.report("denoise", 0)
         for step, (timestep, coefficients) in enumerate(zip(schedule.timesteps, schedule.coefficients, strict=True)):

@@ -148,7 +148,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(
             f"bundle: {str(path)!r} is not a valid manifest ({field}: {first['msg']}); export the bundle again"
         ) from None
-    needed = {"text_encoder", "unet", "lcm_update", "vae_decoder"} | ({"vae_encoder"} if "rgb" in manifest.controlnets else set())
+    needed = {"text_encoder", "unet", "lcm_update", "vae_decoder"} | (
+        {"vae_encoder"} if "rgb" in manifest.controlnets else set()
+    )
     if missing := sorted(needed - manifest.graphs.keys()):
         raise BundleError(f"bundle: {str(path)!r} has no graph {missing[0]!r}; export the bundle again")
     listed = {manifest.tokenizer}.union(*({graph.path, *graph.weights} for graph in manifest.graphs.values()))

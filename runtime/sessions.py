@@ -14,6 +14,7 @@ from .errors import BackendError, first_line
 
 Array = NDArray[Any]
 
+
 class Session(Protocol):
     """One graph, ready to run."""
 

@@ -103,5 +103,5 @@ class Inputs:
 def host_array(address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """Page-locked memory as an array."""
     buffer = (ctypes.c_byte * (prod(shape) * item_bytes(dtype))).from_address(address)
-    return np.frombuffer(buffer, dtype).reshape(shape)
-
+    array: NDArray[Any] = np.ctypeslib.as_array(buffer).view(dtype).reshape(shape)
+    return array

@@ -1,5 +1,6 @@
 """The calls of CUDA's runtime that the loop needs, each checked, on one stream."""
 
+from importlib import import_module
 from typing import Any
 
 from ..errors import BackendError
@@ -28,9 +29,7 @@ class Cuda:
     """
 
     def __init__(self, api: Any = None) -> None:
-        if api is None:
-            from cuda.bindings import runtime as api
-        self._api = api
+        self._api = api = api or runtime_api()
         self._call("cudaSetDevice", 0)
         (stream,) = self._call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking)
         self._stream = stream
@@ -105,7 +104,8 @@ class Cuda:
 
     def begin_capture(self) -> None:
         """From here on work is noted instead of run."""
-        self._call("cudaStreamBeginCapture", self._stream, self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self._stream, mode)
         self.capturing = True
 
     def end_capture(self) -> Any:
@@ -156,3 +156,15 @@ class Cuda:
         if int(status) in _LOST:
             raise DeviceLost(f"backend: the device was lost: {text}; load the pipeline again")
         raise BackendError(f"backend: {text}")
+
+
+def runtime_api() -> Any:
+    """`cuda.bindings.runtime`.
+
+    Raises:
+        BackendError: it is not installed.
+    """
+    try:
+        return import_module("cuda.bindings.runtime")
+    except ImportError:
+        raise BackendError("backend: cuda-bindings is missing; run: pip install cuda-bindings") from None

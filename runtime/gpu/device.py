@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError
+from .cuda import runtime_api
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,7 @@ def probe(api: Any = None) -> Device:
     Raises:
         BackendError: the bindings, the driver or the device is missing.
     """
-    if api is None:
-        try:
-            from cuda.bindings import runtime as api
-        except ImportError:
-            raise BackendError("backend: cuda-bindings is missing; run: pip install cuda-bindings") from None
+    api = api or runtime_api()
     try:
         version = _result(api.cudaDriverGetVersion())
         count = _result(api.cudaGetDeviceCount()) if version else 0

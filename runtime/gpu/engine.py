@@ -12,10 +12,13 @@ from .cuda import Cuda
 class Engine(Protocol):
     """One graph of static shapes on the device."""
 
-    activation_bytes: int
-    """Memory that a run needs besides inputs and outputs; engines never run at once and share it."""
-    dtypes: Mapping[str, str]
-    """numpy's name of the type of each input and output; bfloat16 for that."""
+    @property
+    def activation_bytes(self) -> int:
+        """Memory that a run needs besides inputs and outputs; engines never run at once and share it."""
+
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        """numpy's name of the type of each input and output; bfloat16 for that."""
 
     def use_activation(self, address: int, nbytes: int) -> None:
         """Gives the engine its activation memory."""

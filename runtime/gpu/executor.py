@@ -2,14 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from ..bundle import Bundle
 from ..conditioning import cache_key, frame_index
 from ..engines import ClipSize, decode_frames
-from ..errors import BackendError
 from ..noise import TorchGenerator
 from ..progress import OnProgress, Stages
 from ..request import Request
@@ -106,13 +103,13 @@ class GpuExecutor:
         key = cache_key(request)
         if workspace.area.recall(key):
             return workspace, Variant(request.steps, prompts, "kept"), key
-        assert request.controlnet in ("scribble", "rgb")
-        self._load(workspace, f"controlnet_{request.controlnet}")
+        source: Literal["scribble", "rgb"] = "rgb" if request.controlnet == "rgb" else "scribble"
+        self._load(workspace, f"controlnet_{source}")
         if request.controlnet == "rgb":
             self._load(workspace, "vae_encoder")
-        variant = Variant(request.steps, prompts, request.controlnet)
+        variant = Variant(request.steps, prompts, source)
         if workspace.conditioning_bytes(variant) > self._kept_bytes:
-            variant = Variant(request.steps, prompts, request.controlnet, stepwise=True)
+            variant = Variant(request.steps, prompts, source, stepwise=True)
         workspace.area.reserve(workspace.conditioning_bytes(variant))
         return workspace, variant, key
 
@@ -183,7 +180,7 @@ class _Run:
             self.follow()
         finally:
             self.cuda.synchronize()
-        frames = workspace.frames().copy()
+        frames: Array = workspace.frames().copy()
         if not replayed:
             workspace.graphs.capture(variant, lambda: workspace.enqueue_all(variant))
         return frames

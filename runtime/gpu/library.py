@@ -13,8 +13,13 @@ from ..errors import BackendError
 
 _logger = logging.getLogger("sparsectrl_lcm.tensorrt")
 
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "onnxruntime-cuda": "cuda"}
-"""The extra of this package that brings a backend's libraries."""
+INSTALL = {
+    "tensorrt": "pip install 'tensorrt>=10.16,<12' cuda-bindings",
+    "tensorrt-rtx": "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 "
+    "tensorrt-rtx-cu13-bindings==1.7.1.116 cuda-bindings",
+    "onnxruntime-cuda": "pip uninstall --yes onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]' cuda-bindings",
+}
+"""The command that brings a backend's libraries."""
 _RTX_LIBRARIES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
 
 
@@ -50,9 +55,7 @@ def load_library(backend: str) -> Library:
     names = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}[backend]
     name = next((name for name in names if find_spec(name)), None)
     if name is None:
-        raise BackendError(
-            f"backend: {backend} is not installed; run: pip install 'sparsectrl-lcm[{EXTRAS[backend]}]'"
-        )
+        raise BackendError(f"backend: {backend} is not installed; run: {INSTALL[backend]}")
     try:
         if name == "tensorrt_rtx_bindings":
             _load_rtx_libraries()
@@ -86,7 +89,7 @@ def _make_logger(trt: Any) -> Any:
         trt.ILogger.Severity.VERBOSE: 5,
     }
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         """Hands TensorRT's messages to Python's logging, and remembers the last error."""
 
         def __init__(self) -> None:

@@ -126,5 +126,5 @@ class OnnxRuntimeCudaEngine:
 
 def _failure(what: str, error: Exception) -> BackendError:
     text = first_line(error)
-    kind = DeviceOutOfMemory if "out of memory" in text.lower() or "failed to allocate" in text.lower() else BackendError
-    return kind(f"backend: ONNX Runtime {what}: {text}")
+    out_of_memory = any(mark in text.lower() for mark in ("out of memory", "failed to allocate"))
+    return (DeviceOutOfMemory if out_of_memory else BackendError)(f"backend: ONNX Runtime {what}: {text}")

@@ -119,7 +119,9 @@ class TensorRtEngine:
         while pending:
             for name in pending:
                 if name not in known:
-                    raise BackendError(f"refit: the engine has no weight {name!r}; build it again from the other bundle")
+                    raise BackendError(
+                        f"refit: the engine has no weight {name!r}; build it again from the other bundle"
+                    )
                 held.append(read(name))
                 if not refitter.set_named_weights(name, _weights(trt, held[-1])):
                     raise self._library.failure(f"refuses the weight {name}")
@@ -175,7 +177,7 @@ def device_scope(backend: str, device: Device | None, flags: Mapping[str, Any]) 
 
 def version_scope(version: str, flags: Mapping[str, Any]) -> str:
     """The version that an engine with these options is bound to: one, or a major one."""
-    return f"{version.split('.')[0]}.x" if flags.get("version_compatible") else version
+    return f"{version.split('.', maxsplit=1)[0]}.x" if flags.get("version_compatible") else version
 
 
 def _weight_table(engine: Path) -> WeightTable:

@@ -1,5 +1,6 @@
 """All that requests of one clip size share on the device: engines, buffers and graphs."""
 
+from math import prod
 from typing import Any
 
 from ..bundle import Bundle
@@ -8,7 +9,7 @@ from ..engines import ClipSize, decode_frames, static_shapes
 from ..errors import BackendError
 from ..request import MAX_STEPS
 from ..weights import changed_weights
-from .buffers import Block, Inputs, Tensor, aligned, host_array, item_bytes
+from .buffers import Block, Inputs, Tensor, aligned, host_array
 from .cuda import Cuda
 from .engine import Engine, Loader
 from .graphs import GraphCache
@@ -29,6 +30,7 @@ class Workspace:
         self.size = size
         self.residual_names = tuple(residual_inputs(bundle.manifest))
         self.chunks = size.frames // decode_frames(bundle.manifest, size)
+        self._frames_shape = (size.frames, size.height, size.width, 3)
         self._loader = loader
         self._cuda = cuda
         self._engines: dict[str, Engine] = {}
@@ -62,7 +64,7 @@ class Workspace:
             self._activation.nbytes = 0
             self._activation.address = self._cuda.allocate(aligned(engine.activation_bytes))
             self._activation.nbytes = aligned(engine.activation_bytes)
-            users = self._engines.values()
+            users = list(self._engines.values())
         else:
             users = [engine]
         for user in users:
@@ -81,7 +83,7 @@ class Workspace:
 
     def frames(self) -> Any:
         """The frames of the last request in page-locked memory, uint8 [F, H, W, 3]."""
-        return host_array(self._frames, (self.size.frames, self.size.height, self.size.width, 3), "uint8")
+        return host_array(self._frames, self._frames_shape, "uint8")
 
     def enqueue_all(self, variant: Variant) -> None:
         """Puts a whole request on the stream, with an event after each unit of work."""
@@ -196,4 +198,4 @@ class Workspace:
         block.add("coefficients", (6,), "float32", MAX_STEPS)
         block.add("noise", unet["latents"], "float32", MAX_STEPS)
         self._inputs = Inputs(cuda, block)
-        self._frames = cuda.allocate_host(self.size.frames * self.size.height * self.size.width * 3 * item_bytes("uint8"))
+        self._frames = cuda.allocate_host(prod(self._frames_shape))
