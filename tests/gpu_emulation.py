@@ -55,6 +55,8 @@ class EmulatedCudart:
             self.calls.append(name)
             if self.fault is not None and len(self.calls) - 1 == self.fault[0]:
                 self.broken_capture = self.capture is not None
+                if name == "cudaStreamEndCapture":
+                    self.capture = None
                 return (self.fault[1], *[None] * 3)
             result = emulated(self, *args)
             return result if isinstance(result, tuple) else (SUCCESS, result)

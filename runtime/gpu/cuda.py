@@ -120,7 +120,11 @@ class Cuda:
             (executable,) = self._call("cudaGraphInstantiate", graph, 0)
         finally:
             self.discard(graph)
-        self._call("cudaGraphUpload", executable, self._stream)
+        try:
+            self._call("cudaGraphUpload", executable, self._stream)
+        except BackendError:
+            self.free_graph(executable)
+            raise
         return executable
 
     def discard(self, graph: Any) -> None:

@@ -13,7 +13,7 @@ from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.onnxruntime import build
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.engines import engine_folders, find_engine
+from sparsectrl_lcm.runtime.engines import engine_folders, find_set
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def operators(path: Path) -> list[str]:
 
 
 def test_every_spatial_self_attention_is_fused(built: Path) -> None:
-    folder = built / "engines" / "onnxruntime"
+    folder = built / "engines" / "onnxruntime" / "fp32"
     for graph in ("unet", "controlnet_scribble", "controlnet_rgb"):
         before, after = operators(built / f"onnx/{graph}.onnx"), operators(folder / f"{graph}.onnx")
         spatial = {
@@ -69,17 +69,19 @@ def refused(bundle: Path, reason: str) -> None:
 
 
 def test_an_engine_of_another_version_is_refused(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Bundle.load(demo)
-    with pytest.raises(BackendError, match=r"another version than 0\.9"):
-        find_engine(demo, opened.manifest, "unet", "onnxruntime", "0.9")
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "__version__", "0.9")
+    with pytest.raises(BackendError, match=r"was built by version 1\..*, here is 0\.9; run: sparsectrl-lcm build"):
+        VideoPipeline.load(demo, "onnxruntime").generate("a boat", num_frames=1, num_inference_steps=1)
 
 
 def test_a_damaged_engine_is_refused(demo: Path) -> None:
-    engine = demo / "engines/onnxruntime/unet.onnx"
+    engine = demo / "engines/onnxruntime/fp32/unet.onnx"
     engine.write_bytes(engine.read_bytes()[:-1])
-    refused(demo, "'unet' is missing or damaged")
+    refused(demo, "'unet' differs from its checksum")
     engine.unlink()
-    refused(demo, "'unet' is missing or damaged")
+    refused(demo, "'unet' is missing")
 
 
 def test_an_engine_of_other_weights_is_refused(demo: Path) -> None:
@@ -92,11 +94,11 @@ def test_an_engine_of_other_weights_is_refused(demo: Path) -> None:
 
     manifest["files"]["onnx/unet.motion.weights"]["sha256"] = hashlib.sha256(content).hexdigest()
     (demo / "manifest.json").write_text(json.dumps(manifest))
-    refused(demo, "was built for another bundle")
+    refused(demo, "was built from another bundle")
 
 
 def test_a_damaged_index_is_refused(demo: Path) -> None:
-    (demo / "engines/onnxruntime/engines.json").write_text("[")
+    (demo / "engines/onnxruntime/fp32/engines.json").write_text("[")
     refused(demo, "cannot be read")
 
 
@@ -104,15 +106,14 @@ def test_engines_of_a_read_only_bundle_lie_in_the_cache(tmp_path: Path, monkeypa
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
     (bundle / "engines").write_text("")  # a folder cannot be made here
     build(bundle)
-    outside = engine_folders(bundle, "onnxruntime")[1]
+    outside = engine_folders(bundle, "onnxruntime")[1] / "fp32"
     assert (outside / "unet.onnx").exists()
     VideoPipeline.load(bundle).generate("a boat", num_frames=1, num_inference_steps=1)
-    opened = Bundle.load(bundle)
-    engine = find_engine(bundle, opened.manifest, "unet", "onnxruntime", __import__("onnxruntime").__version__)
-    assert engine is not None
-    assert engine.path.parent == outside
+    engines = find_set(bundle, "onnxruntime", "fp32")
+    assert engines is not None
+    assert engines.folder == outside
 
 
-def test_other_backends_have_no_engines_yet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_backend_cannot_be_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", str(demo_bundle()), "--backend", "magic"]) == 2
-    assert "allowed is onnxruntime" in capsys.readouterr().err
+    assert "allowed are tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime" in capsys.readouterr().err

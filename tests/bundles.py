@@ -1,0 +1,21 @@
+"""Bundles that differ in their weights."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+
+def with_other_motion_module(bundle: Path, folder: Path, seed: int = 1) -> Path:
+    """A copy of a bundle whose motion module has other weights, of the same sizes."""
+    shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns("engines"))
+    path = folder / "onnx" / "unet.motion.weights"
+    values = np.fromfile(path, np.float32)
+    noise = np.random.default_rng(seed).standard_normal(values.size).astype(np.float32)
+    (values * (1 + 0.5 * noise)).astype(np.float32).tofile(path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["onnx/unet.motion.weights"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder

@@ -1,0 +1,443 @@
+"""The loop on the device, on an emulated one: the frames of the CPU backend, the order of CUDA's calls, and faults."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Exported
+from cuda.bindings import runtime as cudart
+from gpu_emulation import Digests, EmulatedCudart, PortableGraphs, emulate
+from references import pictures
+from sparsectrl_lcm.runtime import BackendError, Cancelled, Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime.bundle import Bundle
+from sparsectrl_lcm.runtime.engines import ClipSize, static_shapes
+from sparsectrl_lcm.runtime.gpu.cuda import Cuda, DeviceLost, DeviceOutOfMemory
+from sparsectrl_lcm.runtime.gpu.executor import MAX_SIZES
+from sparsectrl_lcm.runtime.gpu.graphs import MAX_GRAPHS
+from sparsectrl_lcm.runtime.weights import WeightTable
+
+ERRORS = cudart.cudaError_t
+SIZE = ClipSize(width=128, height=128, frames=16)
+
+
+@pytest.fixture
+def demo() -> SimpleNamespace:
+    """The demo bundle on an emulated device whose engines give digests of their inputs."""
+    return emulated_demo()
+
+
+def emulated_demo(**options: Any) -> SimpleNamespace:
+    bundle = Bundle.load()
+    machine = emulate(bundle, Digests(bundle, lambda graph: static_shapes(bundle.manifest, graph, SIZE)), **options)
+    machine.bundle = bundle
+    machine.pipeline = VideoPipeline(bundle, machine.executor)
+    return machine
+
+
+def keyframes(count: int = 2, seed: int = 0) -> list[Keyframe]:
+    return [Keyframe(3 * index, image) for index, image in enumerate(pictures(count, 128, 128, seed))]
+
+
+def fresh(*args: Any, **options: Any) -> np.ndarray:
+    """The frames of a pipeline that has run nothing else."""
+    return emulated_demo().pipeline.generate(*args, **options).frames
+
+
+REQUESTS: list[dict[str, Any]] = [
+    {},
+    {"seed": 2},
+    {"guidance_scale": 2, "negative_prompt": "blue"},
+    {"guidance_scale": 2, "negative_prompt": "blue", "num_inference_steps": 1},
+    {"controlnet": "rgb"},
+    {"keyframes": ()},
+    {"num_inference_steps": 7},
+    {},
+]
+
+
+def test_frames_are_those_of_the_cpu_backend(exported: Exported) -> None:
+    """First runs, replays, kept conditioning, both kinds of keyframes, guidance, on two architectures."""
+    bundle = Bundle.load(exported.bundle)
+    machine = emulate(bundle, PortableGraphs(bundle))
+    device, host = VideoPipeline(bundle, machine.executor), VideoPipeline.load(exported.bundle, "onnxruntime")
+    images = pictures(2, bundle.manifest.sizes.width, bundle.manifest.sizes.height)
+    frames = [Keyframe(index, image) for index, image in zip((15, 4), images, strict=True)]
+    for options in (*REQUESTS[:5], REQUESTS[5], REQUESTS[0]):
+        request = {"keyframes": frames, "seed": 1, **options}
+        clips = [pipeline.generate("a red boat", **request) for pipeline in (device, host)]
+        assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1, options
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_another_number_of_frames(sd15_like: Exported, frames: int) -> None:
+    bundle = Bundle.load(sd15_like.bundle)
+    machine = emulate(bundle, PortableGraphs(bundle))
+    side = 2 * bundle.manifest.sizes.multiple
+    request = {"seed": 1, "num_frames": frames, "height": side, "num_inference_steps": 2}
+    clips = [
+        pipeline.generate("a red boat", [Keyframe(0, pictures(1, 40, 30)[0])], **request)
+        for pipeline in (VideoPipeline(bundle, machine.executor), VideoPipeline.load(sd15_like.bundle, "onnxruntime"))
+    ]
+    assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1
+
+
+def test_every_request_gives_what_a_fresh_pipeline_gives(demo: SimpleNamespace) -> None:
+    """Nothing of an earlier request is left in a buffer, a graph or a kept conditioning."""
+    for options in (*REQUESTS, *REQUESTS):
+        request = {"keyframes": keyframes(), "seed": 1, **options}
+        assert (demo.pipeline.generate("a boat", **request).frames == fresh("a boat", **request)).all(), options
+
+
+def test_calls_of_warm_up_capture_and_replay(demo: SimpleNamespace) -> None:
+    calls, enqueued = demo.cudart.calls, demo.loader.enqueued
+    demo.pipeline.generate("a boat", keyframes(), seed=1)
+    loop = ["text_encoder", *["controlnet_scribble"] * 4, *["unet", "lcm_update"] * 4, "vae_decoder"]
+    assert enqueued == [*loop, *loop], "once to run, once to be captured"
+    marks = ["cudaEventCreateWithFlags", "cudaEventRecordWithFlags"]
+    units = 1 + 1 + 1 + 4 + 4 + 1  # the start, text, keyframes, control, denoise, decode
+    begin = calls.index("cudaStreamBeginCapture")
+    first = calls[calls.index("cudaMemsetAsync") + 1 : begin]
+    run = first[first.index("cudaMemcpyAsync") :]
+    waits = ["cudaEventSynchronize", "cudaEventElapsedTime"] * (units - 1)
+    assert run == ["cudaMemcpyAsync", *marks * units, "cudaMemcpyAsync", *waits, "cudaStreamSynchronize"]
+    assert calls[begin:] == [
+        "cudaStreamBeginCapture",
+        *["cudaEventRecordWithFlags"] * units,
+        "cudaStreamEndCapture",
+        "cudaGraphInstantiate",
+        "cudaGraphDestroy",
+        "cudaGraphUpload",
+    ]
+
+    demo.pipeline.generate("a dog", keyframes(seed=3), seed=2)
+    calls.clear()
+    enqueued.clear()
+    demo.pipeline.generate("a tree", keyframes(seed=7), seed=3)
+    assert enqueued == []
+    start = calls.index("cudaGraphLaunch") - 1
+    assert calls[start:] == [
+        "cudaMemcpyAsync",  # inputs
+        "cudaGraphLaunch",
+        "cudaMemcpyAsync",  # frames
+        *waits,
+        "cudaStreamSynchronize",
+    ]
+    assert set(calls[:start]) <= {"cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaStreamSynchronize"}
+
+
+def test_the_next_seed_copies_inputs_launches_and_copies_frames(demo: SimpleNamespace) -> None:
+    for seed in (1, 2):
+        demo.pipeline.generate("a boat", keyframes(), seed=seed)
+    calls = demo.cudart.calls
+    calls.clear()
+    clip = demo.pipeline.generate("a boat", keyframes(), seed=3)
+    waits = ["cudaEventSynchronize", "cudaEventElapsedTime"] * 5
+    assert calls == ["cudaMemcpyAsync", "cudaGraphLaunch", "cudaMemcpyAsync", *waits, "cudaStreamSynchronize"]
+    assert set(clip.timings) == {"load", "inputs", "denoise", "decode", "total"}
+
+
+def test_guidance_runs_the_same_engines_twice(demo: SimpleNamespace) -> None:
+    demo.pipeline.generate("a boat", keyframes(), seed=1, guidance_scale=2, num_inference_steps=1)
+    loop = ["text_encoder"] * 2 + ["controlnet_scribble"] * 2 + ["unet"] * 2 + ["lcm_update", "vae_decoder"]
+    assert demo.loader.enqueued == loop * 2
+
+
+def test_the_least_recent_graph_is_given_back(demo: SimpleNamespace) -> None:
+    for steps in range(1, MAX_GRAPHS + 1):
+        demo.pipeline.generate("a boat", seed=1, num_inference_steps=steps)
+    assert len(demo.cudart.graphs) == MAX_GRAPHS
+    demo.pipeline.generate("a boat", seed=1, num_inference_steps=1)  # used again, so 2 is the oldest
+    demo.cudart.calls.clear()
+    demo.pipeline.generate("a boat", seed=1, num_inference_steps=12)
+    assert demo.cudart.calls.count("cudaGraphExecDestroy") == 1
+    assert demo.cudart.calls.index("cudaGraphExecDestroy") < demo.cudart.calls.index("cudaStreamBeginCapture")
+    for steps, captured in ((1, 0), (2, 1)):
+        demo.cudart.calls.clear()
+        demo.pipeline.generate("a boat", seed=1, num_inference_steps=steps)
+        assert demo.cudart.calls.count("cudaStreamBeginCapture") == captured
+
+
+def test_memory_does_not_grow() -> None:
+    demo = emulated_demo(kept_bytes=64_000_000)
+
+    def request(index: int) -> dict[str, Any]:
+        options = REQUESTS[index % len(REQUESTS)]
+        return {"keyframes": keyframes(1 + index % 3, seed=index), "seed": index, **options}
+
+    def measure(first: int) -> int:
+        used = 0
+        for index in range(first, first + 50):
+            demo.pipeline.generate(f"prompt {index}", **request(index))
+            used = max(used, demo.cudart.used)
+        return used
+
+    settled = measure(0)
+    for first in (50, 100, 150):
+        assert measure(first) <= settled
+    assert len(demo.cudart.graphs) <= MAX_GRAPHS
+    demo.pipeline.close()
+    assert demo.cudart.leaked == []
+
+
+def test_sizes_are_bounded_and_given_back() -> None:
+    bundle = Bundle.load()
+    machine = emulate(bundle, lambda graph, feeds: outputs(bundle, graph, feeds))
+    pipeline = VideoPipeline(bundle, machine.executor)
+    for side in (64, 128, 192):
+        clip = pipeline.generate("a boat", seed=1, width=side, height=side, num_frames=2, num_inference_steps=1)
+        assert clip.frames.shape == (2, side, side, 3)
+    assert len(machine.executor._workspaces) == MAX_SIZES
+    assert len(machine.loader.closed) == 4, "the engines of the first size"
+    pipeline.close()
+    assert machine.cudart.leaked == []
+
+
+def outputs(bundle: Bundle, graph: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Zeros of the shapes that a graph gives for its inputs."""
+    name = {"text_encoder": "input_ids", "vae_decoder": "latents", "unet": "latents", "lcm_update": "latents"}[graph]
+    shape = feeds[name].shape
+    match graph:
+        case "text_encoder":
+            width = next(item for item in bundle.graph("unet").inputs if item.name == "prompt_embeds").shape[2]
+            return [np.zeros((1, 77, int(width)), np.float32)]
+        case "unet":
+            return [np.zeros(shape, np.float32)]
+        case "lcm_update":
+            return [np.zeros(shape, np.float32), np.zeros((shape[2], shape[1], *shape[3:]), np.float32)]
+    return [np.zeros((shape[0], 8 * shape[2], 8 * shape[3], 3), np.uint8)]
+
+
+# Kept conditioning
+
+
+def test_conditioning_of_the_last_requests_is_kept(demo: SimpleNamespace) -> None:
+    sets = [keyframes(seed=seed) for seed in range(3)]
+    first = [demo.pipeline.generate("a boat", frames, seed=5).frames for frames in sets]
+    demo.loader.enqueued.clear()
+    for _ in range(2):
+        for frames, wanted in zip(sets, first, strict=True):
+            clip = demo.pipeline.generate("a boat", frames, seed=5)
+            assert (clip.frames == wanted).all()
+            assert "control" not in clip.timings
+    assert "controlnet_scribble" not in demo.loader.enqueued
+
+
+def test_kept_conditioning_is_bounded() -> None:
+    probe = emulated_demo()
+    probe.pipeline.generate("a boat", keyframes(), seed=1)
+    one = probe.executor._workspaces[SIZE].area.nbytes
+    machine = emulated_demo(kept_bytes=3 * one)
+    for seed in range(6):
+        machine.pipeline.generate("a boat", keyframes(seed=seed), seed=1)
+    area = machine.executor._workspaces[SIZE].area
+    assert area.nbytes + sum(nbytes for _, nbytes in area._copies.values()) <= 3 * one
+    machine.loader.enqueued.clear()
+    machine.pipeline.generate("a boat", keyframes(seed=4), seed=1)
+    assert "controlnet_scribble" not in machine.loader.enqueued
+    machine.pipeline.generate("a boat", keyframes(seed=0), seed=1)
+    assert "controlnet_scribble" in machine.loader.enqueued
+
+
+def test_residuals_beyond_the_bound_are_computed_step_by_step() -> None:
+    machine = emulated_demo(kept_bytes=1_000_000)
+    for options in REQUESTS[:5]:
+        request = {"keyframes": keyframes(), "seed": 1, **options}
+        assert (machine.pipeline.generate("a boat", **request).frames == fresh("a boat", **request)).all()
+    machine.loader.enqueued.clear()
+    machine.pipeline.generate("a dog", keyframes(), seed=1, num_inference_steps=3)
+    loop = ["text_encoder", *["controlnet_scribble", "unet", "lcm_update"] * 3, "vae_decoder"]
+    assert machine.loader.enqueued[: len(loop)] == loop
+
+
+# Faults
+
+
+def test_where_capture_fails_requests_are_enqueued(demo: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    loop = 1 + 4 + 2 * 4 + 1
+    demo.loader.failures = [loop + 3]  # the third engine within the capture
+    with caplog.at_level(logging.WARNING):
+        clips = [demo.pipeline.generate("a boat", keyframes(seed=seed), seed=1) for seed in range(3)]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 1
+    assert "requests are enqueued one engine at a time" in warnings[0]
+    assert demo.cudart.calls.count("cudaStreamBeginCapture") == 1
+    assert demo.cudart.calls.count("cudaGraphLaunch") == 0
+    for seed, clip in enumerate(clips):
+        assert (clip.frames == fresh("a boat", keyframes(seed=seed), seed=1)).all()
+
+
+def test_a_failed_engine_leaves_the_next_request_whole(demo: SimpleNamespace) -> None:
+    demo.loader.failures = [4]
+    with pytest.raises(BackendError, match="controlnet_scribble cannot run"):
+        demo.pipeline.generate("a boat", keyframes(), seed=1)
+    assert (demo.pipeline.generate("a boat", keyframes(), seed=1).frames == fresh("a boat", keyframes(), seed=1)).all()
+
+
+def test_a_cancelled_request_leaves_the_next_one_whole(demo: SimpleNamespace) -> None:
+    seen = []
+
+    def cancel(progress: Any) -> bool:
+        seen.append((progress.stage, progress.step))
+        return progress.stage != "denoise" or progress.step < 2
+
+    with pytest.raises(Cancelled, match="after denoise 2 of 4"):
+        demo.pipeline.generate("a boat", keyframes(), seed=1, on_progress=cancel)
+    assert seen[-1] == ("denoise", 2)
+    assert (demo.pipeline.generate("a boat", keyframes(), seed=1).frames == fresh("a boat", keyframes(), seed=1)).all()
+
+
+def test_progress_of_a_replay(demo: SimpleNamespace) -> None:
+    runs = []
+    for seed in (1, 2):
+        seen: list[Any] = []
+        demo.pipeline.generate("a boat", keyframes(seed=seed), seed=seed, on_progress=seen.append)
+        runs.append([(item.stage, item.step, item.steps, item.fraction) for item in seen])
+    assert runs[0] == runs[1]
+    fractions = [fraction for *_, fraction in runs[0]]
+    assert fractions == sorted(fractions)
+    assert runs[0][-1] == ("decode", 1, 1, 1.0)
+    stages = list(dict.fromkeys(stage for stage, *_ in runs[0]))
+    assert stages == ["load", "text", "keyframes", "control", "denoise", "decode"]
+
+
+def requests_with_fault(index: int, status: Any) -> tuple[SimpleNamespace, list[Exception | None]]:
+    """Three requests, the CUDA call at `index` of which fails."""
+    machine = emulated_demo()
+    machine.cudart.fault = (index, status)
+    errors: list[Exception | None] = []
+    for seed, picture in ((1, 0), (2, 0), (3, 1)):
+        try:
+            machine.pipeline.generate("a boat", keyframes(seed=picture), seed=seed)
+            errors.append(None)
+        except BackendError as error:
+            errors.append(error)
+    return machine, errors
+
+
+def calls_of_three_requests() -> list[str]:
+    machine, errors = requests_with_fault(1 << 30, None)
+    assert errors == [None] * 3
+    return machine.cudart.calls
+
+
+CALLS = calls_of_three_requests()
+AFTER_START = range(CALLS.index("cudaHostAlloc") - 1, len(CALLS))
+
+
+@pytest.mark.parametrize("status", [ERRORS.cudaErrorMemoryAllocation, ERRORS.cudaErrorInvalidValue])
+def test_after_a_fault_at_any_call_the_pipeline_recovers(status: Any) -> None:
+    """At most the request in which it happens fails, in one line; the next has the right frames, and nothing leaks."""
+    for index in AFTER_START:
+        if CALLS[index].endswith("Destroy") or CALLS[index] == "cudaFree":
+            continue  # a failure to give back is no failure to go on, and shows as a leak
+        machine, errors = requests_with_fault(index, status)
+        failed = [error for error in errors if error is not None]
+        assert len(failed) <= 1, (index, CALLS[index])
+        assert all("\n" not in str(error) for error in failed)
+        frames = machine.pipeline.generate("a boat", keyframes(), seed=4).frames
+        assert (frames == fresh("a boat", keyframes(), seed=4)).all(), (index, CALLS[index])
+        machine.pipeline.close()
+        assert machine.cudart.leaked == [], (index, CALLS[index])
+
+
+def test_a_lost_device_says_that_the_pipeline_has_to_be_loaded_again() -> None:
+    for index in (AFTER_START[0], CALLS.index("cudaGraphLaunch"), CALLS.index("cudaEventSynchronize")):
+        _, errors = requests_with_fault(index, ERRORS.cudaErrorLaunchFailure)
+        after = [error for error in errors if error is not None]
+        assert after, CALLS[index]
+        assert errors[-1] is after[-1], "no request after it is tried"
+        assert all(isinstance(error, DeviceLost) for error in after)
+        assert "load the pipeline again" in str(after[-1])
+
+
+def test_a_request_that_does_not_fit_is_refused_and_a_smaller_one_runs() -> None:
+    bundle = Bundle.load()
+    machine = emulate(bundle, lambda graph, feeds: outputs(bundle, graph, feeds), limit=12_000_000)
+    pipeline = VideoPipeline(bundle, machine.executor)
+    small = {"seed": 1, "width": 64, "height": 64, "num_frames": 2, "num_inference_steps": 1}
+    pipeline.generate("a boat", **small)
+    with pytest.raises(DeviceOutOfMemory, match=r"512x512x16 does not fit .* GB are free\); take a smaller size"):
+        pipeline.generate("a boat", seed=1, width=512, height=512)
+    pipeline.generate("a boat", **small)
+    pipeline.close()
+    assert machine.cudart.leaked == []
+
+
+def test_memory_of_other_sizes_is_given_back_for_a_request_that_needs_it() -> None:
+    bundle = Bundle.load()
+    machine = emulate(bundle, lambda graph, feeds: outputs(bundle, graph, feeds), limit=7_000_000)
+    pipeline = VideoPipeline(bundle, machine.executor)
+    for side in (128, 192, 128, 192):
+        pipeline.generate("a boat", seed=1, width=side, height=side, num_inference_steps=1)
+    assert len(machine.executor._workspaces) == 1
+
+
+# Refit
+
+
+def test_refit_gives_the_engines_other_weights_and_the_base_back(demo: SimpleNamespace, tmp_path: Any) -> None:
+    from bundles import with_other_motion_module
+
+    other = with_other_motion_module(demo.bundle.folder, tmp_path / "other")
+    name = "down_blocks.0.motion_modules.0.proj_in.weight"
+    demo.loader.tables["unet"] = table = weight_table(demo.bundle, "unet")
+    demo.pipeline.generate("a boat", keyframes(), seed=1)
+    demo.pipeline.refit(other)
+    assert demo.cudart.graphs == {}, "graphs are captured anew"
+    graph, weights = demo.loader.refitted.pop()
+    assert graph == "unet"
+    assert set(weights) == {name for name, record in table.root.items() if "motion" in record.path}
+    assert (weights[name] == table.read(Bundle.load(other), name)).all()
+    assert (weights[name] != table.read(demo.bundle, name)).any()
+    demo.loader.enqueued.clear()
+    demo.pipeline.generate("a boat", keyframes(), seed=1)
+    assert "controlnet_scribble" in demo.loader.enqueued, "nothing that other weights made is kept"
+
+    demo.pipeline.refit(None)
+    _, weights = demo.loader.refitted.pop()
+    assert all((weights[name] == table.read(demo.bundle, name)).all() for name in weights)
+    demo.pipeline.refit(None)
+    assert demo.loader.refitted == []
+
+
+def test_refit_needs_the_same_architecture(demo: SimpleNamespace, sd15_like: Exported) -> None:
+    demo.loader.tables["unet"] = weight_table(demo.bundle, "unet")
+    demo.pipeline.generate("a boat", seed=1)
+    with pytest.raises(BackendError, match="is another graph .* same architecture"):
+        demo.pipeline.refit(sd15_like.bundle)
+
+
+def test_the_cpu_backend_cannot_refit() -> None:
+    with pytest.raises(BackendError, match="load the other bundle instead"):
+        VideoPipeline.load(backend="onnxruntime").refit(None)
+
+
+def weight_table(bundle: Bundle, graph: str) -> WeightTable:
+    from sparsectrl_lcm.engine import typed
+
+    return typed.weight_table(bundle, graph, typed.typed_graph(bundle, graph, "fp16"))
+
+
+# The emulation itself
+
+
+def test_the_emulation_knows_no_call_that_cuda_lacks() -> None:
+    with pytest.raises(AttributeError):
+        EmulatedCudart().cudaMallocEverything(1)
+    emulated = [name.removeprefix("_") for name in vars(EmulatedCudart) if name.startswith("_cuda")]
+    assert all(callable(getattr(cudart, name)) for name in emulated)
+    assert set(CALLS) <= set(emulated)
+
+
+def test_events_in_a_graph_are_external() -> None:
+    api = EmulatedCudart()
+    cuda = Cuda(api)
+    event = cuda.event()
+    cuda.begin_capture()
+    cuda.record(event)
+    graph = cuda.instantiate(cuda.end_capture())
+    assert api.events[event] == -1, "noted, not run"
+    cuda.launch(graph)
+    assert api.events[event] > 0
