@@ -60,8 +60,8 @@ def build(
             hardware_compatibility=hardware_compatibility,
             compute_capabilities=tuple(compute_capability or ()),
         )
-        sizes: list[str | None] = [*(size or [None])]
-        for text in sizes:
+        texts: list[str | None] = list(size) if size else [None]
+        for text in texts:
             build_tensorrt(bundle, backend, text, frames, options, check)
 
 
@@ -94,7 +94,11 @@ def build_tensorrt(bundle: Path, backend: str, size: str | None, frames: int | N
 
     sizes = read_manifest(bundle).sizes
     width, height = parse_size(size)
-    clip = ClipSize(width=width or sizes.width, height=height or sizes.height, frames=frames or sizes.frames)
+    clip = ClipSize(
+        width=width or sizes.width,
+        height=height or sizes.height,
+        frames=sizes.frames if frames is None else frames,
+    )
     with Bar() as bar:
         index = build(bundle, backend, clip, options, bar.update, check)
     _tell(index)

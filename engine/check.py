@@ -89,7 +89,7 @@ def round_results(model: ir.Model) -> None:
         for output, dtype in _result_types(node, types):
             types[output] = dtype
             if node.op_type not in MOVES or node.op_type in ("Pad", "Resize"):
-                _round(graph, node, output, dtype)
+                types[_round(graph, node, output, dtype)] = dtype
         if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) in _LOW:
             node.attributes["to"] = ir.AttrInt64("to", int(_FLOAT))
     for value in graph.outputs:
@@ -114,8 +114,8 @@ def _result_types(node: ir.Node, types: dict[ir.Value, ir.DataType]) -> list[tup
     return [(output, dtype) for output in node.outputs] if dtype is not None else []
 
 
-def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> None:
-    """Puts two casts, down and up again, behind an output."""
+def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """Puts two casts, down and up again, behind an output; returns what its users then take."""
     users = list(output.uses())
     down = _cast(output, dtype, f"{output.name}.low")
     up = _cast(down.outputs[0], _FLOAT, f"{output.name}.rounded")
@@ -128,6 +128,7 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType)
             value.name, value.type, value.shape = f"{name}.exact", None, None
             up.outputs[0].name = name
             graph.outputs[index] = up.outputs[0]
+    return up.outputs[0]
 
 
 def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:

@@ -23,9 +23,9 @@ def only_user(node: ir.Node) -> ir.Node:
     return use.node
 
 
-def is_transformer_attention(name: str) -> bool:
-    """Whether a node belongs to the attention of a spatial or temporal transformer."""
-    return (".attentions." in name or ".motion_modules." in name) and (".attn1/" in name or ".attn2/" in name)
+def is_spatial_attention(name: str) -> bool:
+    """Whether a node belongs to an attention of a spatial transformer."""
+    return ".attentions." in name and (".attn1/" in name or ".attn2/" in name)
 
 
 def is_spatial_self_attention(name: str) -> bool:
@@ -33,23 +33,33 @@ def is_spatial_self_attention(name: str) -> bool:
     return ".attentions." in name and ".attn1/" in name
 
 
+def is_temporal_attention(name: str) -> bool:
+    """Whether a node belongs to an attention of a temporal transformer, which is self-attention always."""
+    return ".motion_modules." in name and (".attn1/" in name or ".attn2/" in name)
+
+
+def is_transformer_attention(name: str) -> bool:
+    """Whether a node belongs to an attention of a spatial or temporal transformer."""
+    return is_spatial_attention(name) or is_temporal_attention(name)
+
+
 def softmaxes(model: ir.Model, belongs: Callable[[str], bool]) -> list[ir.Node]:
     """The softmax of every attention that `belongs`, by its node's name."""
     return [node for node in model.graph if node.op_type == "Softmax" and belongs(node.name or "")]
 
 
-def fuse_for_tensorrt(model: ir.Model) -> None:
-    """All that TensorRT has an operator for."""
-    fuse_attention(model)
+def fuse_for_tensorrt(model: ir.Model, temporal: bool = True) -> None:
+    """All that TensorRT has an operator for; attention over time may be left out."""
+    fuse_attention(model, is_transformer_attention if temporal else is_spatial_attention)
     fuse_group_norm(model)
 
 
-def fuse_attention(model: ir.Model) -> int:
-    """Replaces the attention of every transformer by ONNX's Attention; returns how many.
+def fuse_attention(model: ir.Model, belongs: Callable[[str], bool]) -> int:
+    """Replaces every attention that `belongs`, by its node's name, by ONNX's Attention; returns how many.
 
     TensorRT builds it as one kernel, where it would have to recognise softmax(QK)V by its pattern.
     """
-    found = softmaxes(model, is_transformer_attention)
+    found = softmaxes(model, belongs)
     for softmax in found:
         scores, mixed = producer(softmax.inputs[0]), only_user(softmax)
         query, key = (_heads(value) for value in scores.inputs)

@@ -10,7 +10,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.engines import ANY_DEVICE, EngineIndex, EngineSpec, graph_checksums
 from ..runtime.errors import InvalidRequest
 from .check import check_precision
-from .fusions import is_transformer_attention
+from .fusions import is_spatial_self_attention, is_temporal_attention
 from .onnxruntime import fuse_multi_head_attention
 from .staging import engine_record, staged
 from .typed import typed_graph, write_typed
@@ -63,4 +63,4 @@ def _fuse(model: ir.Model) -> None:
 
 
 def _is_self_attention(name: str) -> bool:
-    return is_transformer_attention(name) and not (".attentions." in name and ".attn2/" in name)
+    return is_spatial_self_attention(name) or is_temporal_attention(name)

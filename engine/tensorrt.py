@@ -11,13 +11,22 @@ from typing import Any
 import onnx_ir as ir
 
 from ..runtime.bundle import Bundle
-from ..runtime.engines import ClipSize, EngineIndex, EngineSpec, graph_checksums, static_shapes, writable_engine_folder
+from ..runtime.engines import (
+    ClipSize,
+    EngineIndex,
+    EngineSpec,
+    device_scope,
+    graph_checksums,
+    static_shapes,
+    version_scope,
+    writable_engine_folder,
+)
 from ..runtime.errors import BackendError, InvalidRequest
 from ..runtime.gpu.device import Device, probe
 from ..runtime.gpu.library import Library, load_library
-from ..runtime.gpu.tensorrt import device_scope, version_scope
 from ..runtime.weights import weight_table_path
 from .check import check_precision
+from .fusions import fuse_for_tensorrt
 from .layers import layer_report
 from .options import TensorRtOptions, check_size
 from .staging import engine_record, staged
@@ -61,6 +70,8 @@ def build(
     check_size(opened.manifest, size)
     _check_backend(backend, options)
     library = library or load_library(backend)
+    for capability in options.compute_capabilities:
+        _compute_capability(library.module, capability)
     device = device or _device(backend, options)
     index = EngineIndex(backend=backend, precision=options.precision, size=size, engines={})
     with staged(opened.folder, index) as folder, _TimingCache(opened.folder, library, device) as timing_cache:
@@ -119,16 +130,20 @@ class _Build:
         self.folder = folder
         self.timing_cache = timing_cache
 
+    def fuse(self, model: ir.Model) -> None:
+        """Fuses what TensorRT has operators for; attention over a single frame is left, which TensorRT-RTX refuses."""
+        fuse_for_tensorrt(model, temporal=self.size.frames > 1)
+
     def engine(self, graph: str, report: OnProgress, check: bool) -> Any:
         """Builds one graph; returns its record."""
         precision = self.options.precision
         measured: dict[str, Any] = {}
         if check and precision != "fp32":
             report(f"comparing {precision} with fp32", 0.0)
-            measured["errors"] = check_precision(self.bundle, graph, precision, self.folder)
+            measured["errors"] = check_precision(self.bundle, graph, precision, self.folder, self.fuse)
         report("reading weights", 0.1)
         source = self.folder / f"{graph}.onnx"
-        model = typed_graph(self.bundle, graph, precision)
+        model = typed_graph(self.bundle, graph, precision, self.fuse)
         allow_decomposition(model)
         write_typed(model, source)
         path, beside = self.folder / f"{graph}.engine", []
@@ -308,9 +323,8 @@ def _strongly_typed(trt: Any) -> int:
 
 def _compute_capability(trt: Any, text: str) -> Any:
     """ComputeCapability.SM89 for 8.9."""
-    name = f"SM{text.replace('.', '')}"
-    try:
-        return getattr(trt.ComputeCapability, name)
-    except AttributeError:
-        known = [f"{item[2:-1]}.{item[-1]}" for item in sorted(trt.ComputeCapability.__members__) if item[2:].isdigit()]
-        raise BackendError(f"--compute-capability {text!r} is not supported; allowed are {', '.join(known)}") from None
+    known = {f"{name[2:-1]}.{name[-1]}": name for name in trt.ComputeCapability.__members__ if name[2:].isdigit()}
+    if text not in known:
+        allowed = ", ".join(sorted(known, key=float))
+        raise InvalidRequest(f"--compute-capability {text!r} is not supported; allowed are {allowed}")
+    return getattr(trt.ComputeCapability, known[text])

@@ -8,15 +8,19 @@ One set of engines serves one size (or any) in one precision, and lies in a fold
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from .errors import BackendError
 from .manifest import FileRecord, Manifest, Record, resolve_shape
 from .verified import first_difference, user_cache
+
+if TYPE_CHECKING:
+    from .gpu.device import Device
 
 INDEX = "engines.json"
 DECODE_PIXELS = 8 * 512 * 512
@@ -121,7 +125,7 @@ class EngineSet:
             raise self._refuse(graph, f"was built by version {record.spec.version}, here is {version}")
         if record.spec.device != device:
             raise self._refuse(graph, f"was built for {record.spec.device}, here is {device}")
-        if record.key != wanted.key():
+        if record.spec != wanted or record.key != wanted.key():
             raise self._refuse(graph, "has another key than its index says")
         if difference := first_difference(self.folder, record.files):
             raise self._refuse(graph, difference[1])
@@ -164,6 +168,24 @@ def decode_frames(manifest: Manifest, size: ClipSize) -> int:
         if not size.frames % count and fits and starts_aligned:
             return count
     return size.frames
+
+
+def device_scope(backend: str, device: "Device | None", flags: Mapping[str, Any]) -> str:
+    """What an engine with these options is bound to: the device, a class of devices, or any."""
+    if backend == "tensorrt-rtx":
+        return str(flags.get("compute_capabilities") or ANY_DEVICE)
+    assert device is not None
+    level = flags.get("hardware_compatibility", "none")
+    if level == "ampere-plus":
+        return "compute capability 8.0 and above"
+    if level == "same-compute-capability":
+        return f"compute capability {device.compute_capability}"
+    return str(device)
+
+
+def version_scope(version: str, flags: Mapping[str, Any]) -> str:
+    """The version that an engine with these options is bound to: one, or a major one."""
+    return f"{version.split('.', maxsplit=1)[0]}.x" if flags.get("version_compatible") else version
 
 
 def graph_checksums(manifest: Manifest, graph: str) -> tuple[str, ...]:

@@ -72,7 +72,11 @@ class TorchGenerator:
 
 
 def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All in float32, as torch computes it: radius from the first half of each block, angle from the second."""
     blocks = uniform.reshape(-1, 2, _BLOCK // 2)
-    radius = np.sqrt(-2 * np.log(1 - blocks[:, 0].astype(np.float64)))
-    angle = (blocks[:, 1] * _TWO_PI).astype(np.float64)  # the angle is rounded to float32 as torch does
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).astype(np.float32).reshape(-1)
+    radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - blocks[:, 0]))
+    angle = blocks[:, 1] * _TWO_PI
+    values = np.empty_like(blocks)
+    np.multiply(radius, np.cos(angle), out=values[:, 0])
+    np.multiply(radius, np.sin(angle), out=values[:, 1])
+    return values.reshape(-1)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..bundle import Bundle
-from ..engines import ANY_DEVICE, ClipSize, EngineSet, find_set, refusal, set_name
+from ..engines import ClipSize, EngineSet, device_scope, find_set, refusal, set_name, version_scope
 from ..errors import BackendError
 from ..weights import WeightTable, weight_table_path
 from .cuda import Cuda
@@ -160,24 +160,6 @@ class _RuntimeCache:
             part.replace(path)
         except OSError:
             part.unlink(missing_ok=True)
-
-
-def device_scope(backend: str, device: Device | None, flags: Mapping[str, Any]) -> str:
-    """What an engine with these options is bound to: the device, a class of devices, or any."""
-    if backend == "tensorrt-rtx":
-        return str(flags.get("compute_capabilities") or ANY_DEVICE)
-    assert device is not None
-    level = flags.get("hardware_compatibility", "none")
-    if level == "ampere-plus":
-        return "compute capability 8.0 and above"
-    if level == "same-compute-capability":
-        return f"compute capability {device.compute_capability}"
-    return str(device)
-
-
-def version_scope(version: str, flags: Mapping[str, Any]) -> str:
-    """The version that an engine with these options is bound to: one, or a major one."""
-    return f"{version.split('.', maxsplit=1)[0]}.x" if flags.get("version_compatible") else version
 
 
 def _weight_table(engine: Path) -> WeightTable:

@@ -16,7 +16,7 @@ from references import (
     to_uint8,
 )
 from sparsectrl_lcm.export.random_checkpoints import write_checkpoints
-from sparsectrl_lcm.runtime import BackendError, Cancelled, Clip, Keyframe, Progress, VideoPipeline
+from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline
 
 EMPTY = ""
 FIVE_TOKENS = "a red circle moves right"
@@ -255,9 +255,3 @@ def test_a_request_can_be_cancelled_between_steps(stage: str) -> None:
     after = pipeline.generate("a boat", keyframes, seed=1)
     assert isinstance(after, Clip)
     assert (after.frames == expected.frames).all(), "a cancelled request leaves nothing behind"
-
-
-@pytest.mark.parametrize("name", ["tensorrt", "cuda", ""])
-def test_an_unknown_backend_is_refused(name: str) -> None:
-    with pytest.raises(BackendError, match="allowed are auto, onnxruntime"):
-        VideoPipeline.load(backend=name)

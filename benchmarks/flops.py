@@ -1,0 +1,135 @@
+"""Floating-point operations: of a bundle's graphs, from their shapes alone, and what a device can do of them."""
+
+import time
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.shape_inference import infer_node_outputs
+from sparsectrl_lcm.runtime.engines import ClipSize, decode_frames, static_shapes
+from sparsectrl_lcm.runtime.manifest import Manifest
+
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
+"""Dense fp16 operations per second, from NVIDIA's data sheets."""
+
+
+def request_flops(folder: Path, manifest: Manifest, size: ClipSize, steps: int) -> dict[str, int]:
+    """Operations of each stage of a request with scribbles and without guidance, as an engine of `size` runs them."""
+    counts = {
+        graph: count_flops(folder / manifest.graphs[graph].path, static_shapes(manifest, graph, size))
+        for graph in ("text_encoder", "controlnet_scribble", "unet", "vae_decoder")
+    }
+    return {
+        "text": counts["text_encoder"],
+        "control": counts["controlnet_scribble"] * steps,
+        "denoise": counts["unet"] * steps,
+        "decode": counts["vae_decoder"] * (size.frames // decode_frames(manifest, size)),
+    }
+
+
+def flops_per_second(flops: Mapping[str, int], seconds: Mapping[str, float]) -> dict[str, float]:
+    """Rates of the stages, and of the whole by its `wall`.
+
+    Args:
+        flops: of each stage.
+        seconds: `wall`, and those stages that could be told apart. Where denoise is there and text is not, the
+            conditioning was kept and is not counted.
+    """
+    kept = "denoise" in seconds and "text" not in seconds
+    done = {stage: count for stage, count in flops.items() if not kept or stage in ("denoise", "decode")}
+    whole = {"wall": sum(done.values()) / seconds["wall"]}
+    return {stage: count / seconds[stage] for stage, count in done.items() if stage in seconds} | whole
+
+
+def matmul_peak() -> dict[str, Any]:
+    """Operations per second of a large fp16 matrix product, the best of five runs."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("torch has no CUDA here")
+    side, count, best = 8192, 20, 0.0
+    left, right = (torch.randn(side, side, device="cuda", dtype=torch.float16) for _ in range(2))
+    for _ in range(5):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(count):
+            torch.matmul(left, right)
+        torch.cuda.synchronize()
+        best = max(best, count * 2 * side**3 / (time.perf_counter() - begin))
+    return {"flops_per_s": best, "source": f"torch.matmul, fp16, {side}x{side}"}
+
+
+def data_sheet_peak(device: str) -> dict[str, Any]:
+    """The peak of a device by its name; None where it is not in the table."""
+    return {"flops_per_s": next((peak for part, peak in PEAKS.items() if part in device), None), "source": "data sheet"}
+
+
+def count_flops(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
+    """2 per multiply-add of convolutions and matrix products, as torch's FlopCounterMode counts them.
+
+    Args:
+        path: an ONNX graph; its weights need not be there.
+        shapes: of its inputs, by name.
+    """
+    return _Walk(onnx.load(path, load_external_data=False), shapes).flops()
+
+
+class _Walk:
+    """Knows the type of every value, and the values that shapes are computed from.
+
+    ONNX's inference for whole graphs loses its way in those computations, so the nodes are gone through one by one.
+    """
+
+    def __init__(self, model: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.nodes = model.graph.node
+        self.opsets = model.opset_import
+        self.versions = {item.domain: item.version for item in model.opset_import}
+        self.types = {
+            item.name: helper.make_tensor_type_proto(item.type.tensor_type.elem_type, shapes[item.name])
+            for item in model.graph.input
+        }
+        self.values: dict[str, Any] = {}
+        for weight in model.graph.initializer:
+            self.types[weight.name] = helper.make_tensor_type_proto(weight.data_type, weight.dims)
+            if weight.data_location != onnx.TensorProto.EXTERNAL:
+                self.values[weight.name] = numpy_helper.to_array(weight)
+
+    def flops(self) -> int:
+        total = 0
+        for node in self.nodes:
+            self.visit(node)
+            if node.op_type == "Conv":
+                total += 2 * prod(self.shape(node.output[0])) * prod(self.shape(node.input[1])[1:])
+            elif node.op_type in ("MatMul", "Gemm"):
+                total += 2 * prod(self.shape(node.output[0])) * self.shape(node.input[0])[-1]
+        return total
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        dimensions = self.types[name].tensor_type.shape.dim
+        assert all(dimension.HasField("dim_value") for dimension in dimensions), f"the shape of {name} is not known"
+        return tuple(dimension.dim_value for dimension in dimensions)
+
+    def visit(self, node: Any) -> None:
+        inputs = [name for name in node.input if name]
+        if node.op_type == "Shape":
+            ends = {attribute.name: attribute.i for attribute in node.attribute}
+            shape = self.shape(node.input[0])[ends.get("start") : ends.get("end")]
+            self.set(node.output[0], np.array(shape, np.int64))
+        elif all(name in self.values for name in inputs):
+            results = ReferenceEvaluator(node).run(None, {name: self.values[name] for name in inputs})
+            for name, value in zip(node.output, results, strict=True):
+                self.set(name, value)
+        else:
+            schema = onnx.defs.get_schema(node.op_type, self.versions[node.domain], node.domain)
+            known = {name: numpy_helper.from_array(self.values[name]) for name in inputs if name in self.values}
+            types = {name: self.types[name] for name in inputs}
+            self.types |= infer_node_outputs(schema, node, types, known, opset_imports=self.opsets)
+
+    def set(self, name: str, value: Any) -> None:
+        self.values[name] = value
+        self.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)

@@ -1,0 +1,526 @@
+"""The GPU backends against diffusers: latency, device memory, and share of what the device's matrix units can do.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --bundle DIR --checkpoints DIR --contenders diffusers-eager,tensorrt
+
+The real architecture at full size with random weights: without --bundle, made in --cache as full_size.py makes it,
+before the time limit begins to count. Each contender runs in a process of its own; engines that are missing are built
+in another. Prints one table and writes all samples as JSON into benchmarks/results/.
+
+Device memory is the drop in free memory of the whole device since a contender's process began, at its peak: its CUDA
+context counts, and nothing else may use the device. Operations are those of the exported graphs for every contender;
+diffusers runs more for the same clip, so its share of the peak is that of useful work.
+"""
+
+import argparse
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flops import data_sheet_peak, flops_per_second, matmul_peak, request_flops
+from full_size import PROMPT, keyframe, machine, prepare
+from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.engines import ANY_DEVICE, ClipSize, device_scope, find_set, set_name
+from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
+from sparsectrl_lcm.runtime.gpu.cuda import runtime_api
+from sparsectrl_lcm.runtime.gpu.device import probe
+
+CONTENDERS = {"diffusers-eager": 2, "tensorrt": 4, "diffusers-compile": 3, "tensorrt-rtx": 2, "onnxruntime-cuda": 2}
+"""In the order in which they run, with their shares of the time."""
+BASELINE = "diffusers-eager"
+MODES = ("CUDA graph", "plain")
+KINDS = ("new_keyframes", "second_seed")
+STAGES = ("text", "control", "denoise", "decode")
+LEAST = 3
+"""Samples that are taken even where time runs out."""
+SAMPLING = 0.85
+"""Share of a contender's time after which it takes no more of them."""
+
+Row = dict[str, Any]
+Ask = Callable[[int, list[np.ndarray]], dict[str, float]]
+"""Makes a clip with a seed and scribbles; gives the seconds of its stages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one process does."""
+
+    role: str
+    contender: str
+    bundle: str
+    checkpoints: str | None
+    width: int
+    height: int
+    frames: int
+    steps: int
+    requests: int
+    seconds: float = 0.0
+    output: str = ""
+
+    @property
+    def size(self) -> ClipSize:
+        return ClipSize(width=self.width, height=self.height, frames=self.frames)
+
+    @property
+    def keyframes(self) -> list[int]:
+        return sorted({0, self.frames // 2, self.frames - 1})
+
+    def scribbles(self, index: int) -> list[np.ndarray]:
+        """Another set for each index."""
+        return [keyframe(place + index / 4, self.width, self.height) for place in self.keyframes]
+
+
+def measure_pipeline(job: Job) -> Iterator[Row]:
+    """This engine on one of its backends, with CUDA graphs and without."""
+    from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+
+    start = time.perf_counter()
+    pipeline = VideoPipeline.load(job.bundle, job.contender)
+    load = time.perf_counter() - start
+    complaints = Complaints()
+
+    def ask(seed: int, scribbles: list[np.ndarray]) -> dict[str, float]:
+        pictures = [Keyframe(place, scribble) for place, scribble in zip(job.keyframes, scribbles, strict=True)]
+        size = {"width": job.width, "height": job.height, "num_frames": job.frames}
+        return pipeline.generate(PROMPT, pictures, seed=seed, num_inference_steps=job.steps, **size).timings
+
+    begin = time.perf_counter()
+    load += ask(0, job.scribbles(0))["load"]
+    row = {"load_s": load, "first_s": time.perf_counter() - begin}
+    wanted = modes(job.contender)
+    for number, mode in enumerate(wanted, start=1):
+        if mode == "plain":
+            for workspace in pipeline.executor._workspaces.values():
+                workspace.graphs.clear()
+                workspace.graphs.enabled = False
+        warm_up(job, ask)
+        if mode == "CUDA graph" and complaints.last:
+            yield {"mode": mode, "reason": complaints.last}
+        else:
+            samples = sample(job, ask, start + SAMPLING * job.seconds * number / len(wanted))
+            yield {"mode": mode, **row, "samples": samples}
+
+
+def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") -> Iterator[Row]:
+    """diffusers on the same checkpoints, as documented for AnimateDiff with SparseCtrl and LCM."""
+    if job.checkpoints is None:
+        raise SparseCtrlLcmError("--checkpoints is missing: diffusers cannot read a bundle")
+    import torch
+    from PIL import Image
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SparseCtrlLcmError("torch has no CUDA here; install a build of torch for CUDA")
+    start = time.perf_counter()
+    pipe = diffusers_pipeline(Path(job.checkpoints)).to(device, getattr(torch, dtype))
+    if job.contender == "diffusers-compile":
+        for module in (pipe.unet, pipe.controlnet, pipe.vae.decoder):
+            module.forward = torch.compile(module.forward)
+    load = time.perf_counter() - start
+
+    def ask(seed: int, scribbles: list[np.ndarray]) -> dict[str, float]:
+        pipe(
+            PROMPT,
+            negative_prompt="",
+            num_inference_steps=job.steps,
+            guidance_scale=1.0,
+            conditioning_frames=[Image.fromarray(scribble) for scribble in scribbles],
+            controlnet_frame_indices=job.keyframes,
+            num_frames=job.frames,
+            width=job.width,
+            height=job.height,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="np",
+        )
+        return {}
+
+    begin = time.perf_counter()
+    ask(0, job.scribbles(0))
+    row: Row = {"mode": None, "load_s": load, "first_s": time.perf_counter() - begin}
+    warm_up(job, ask)
+    samples = sample(job, ask, start + SAMPLING * job.seconds)
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    stages = watch_stages(pipe, synchronize)
+    for seed in range(LEAST):  # apart from the others, since taking a stage's time holds the device up
+        stages.append({})
+        ask(seed, job.scribbles(0))
+    for samples_of_kind in samples.values():
+        samples_of_kind |= {stage: [timings[stage] for timings in stages] for stage in stages[0]}
+    yield row | {"samples": samples}
+
+
+def diffusers_pipeline(checkpoints: Path) -> Any:
+    from diffusers import (
+        AnimateDiffSparseControlNetPipeline,
+        AutoencoderKL,
+        DDIMScheduler,
+        LCMScheduler,
+        MotionAdapter,
+        SparseControlNetModel,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    base = checkpoints / "base"
+    pipe = AnimateDiffSparseControlNetPipeline(
+        vae=AutoencoderKL.from_pretrained(base / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(base / "unet"),
+        motion_adapter=MotionAdapter.from_pretrained(checkpoints / "motion_adapter"),
+        controlnet=SparseControlNetModel.from_pretrained(checkpoints / "scribble"),
+        scheduler=LCMScheduler.from_config(DDIMScheduler.load_config(base / "scheduler"), beta_schedule="linear"),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def watch_stages(pipe: Any, synchronize: Callable[[], None]) -> list[dict[str, float]]:
+    """From here on the seconds of a request's stages are added to the last entry of what this returns."""
+    requests: list[dict[str, float]] = []
+
+    def timed(stage: str, function: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            synchronize()
+            begin = time.perf_counter()
+            result = function(*arguments, **keywords)
+            synchronize()
+            requests[-1][stage] = requests[-1].get(stage, 0.0) + time.perf_counter() - begin
+            return result
+
+        return call
+
+    pipe.encode_prompt = timed("text", pipe.encode_prompt)
+    pipe.controlnet.forward = timed("control", pipe.controlnet.forward)
+    pipe.unet.forward = timed("denoise", pipe.unet.forward)
+    pipe.decode_latents = timed("decode", pipe.decode_latents)
+    return requests
+
+
+def modes(contender: str) -> tuple[str | None, ...]:
+    """The rows of a contender."""
+    return MODES if contender in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda") else (None,)
+
+
+def warm_up(job: Job, ask: Ask) -> None:
+    """Both kinds of requests twice, after a first one: what is to be captured is."""
+    for seed, index in enumerate((0, 1, 1)):
+        ask(seed, job.scribbles(index))
+
+
+def sample(job: Job, ask: Ask, deadline: float) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each request, and of its stages, by kind of request."""
+    samples: dict[str, dict[str, list[float]]] = {}
+    for kind, count in (("second_seed", job.requests), ("new_keyframes", job.requests // 2)):
+        walls: list[float] = []
+        stages: dict[str, list[float]] = {}
+        for number in range(max(LEAST, count)):
+            if len(walls) >= LEAST and time.perf_counter() > deadline:
+                break
+            scribbles = job.scribbles(1 if kind == "second_seed" else 2 + number)
+            begin = time.perf_counter()
+            timings = ask(100 + number, scribbles)
+            walls.append(time.perf_counter() - begin)
+            for stage, seconds in timings.items():
+                stages.setdefault(stage, []).append(seconds)
+        samples[kind] = {"wall": walls, **stages}
+    return samples
+
+
+class Complaints(logging.Handler):
+    """The last warning of the package: it says why no graph was captured."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.last = ""
+        logging.getLogger("sparsectrl_lcm").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last = record.getMessage()
+
+
+def build_engines(job: Job) -> Iterator[Row]:
+    """Engines where there are none that may be loaded here; how long that took, now or then."""
+    bundle = Path(job.bundle)
+    begin = time.perf_counter()
+    seconds = None
+    if not engines_fit(job):
+        if job.contender == "onnxruntime-cuda":
+            from sparsectrl_lcm.engine.onnxruntime_cuda import build
+
+            build(bundle, check=False)
+        else:
+            from sparsectrl_lcm.engine.options import TensorRtOptions
+            from sparsectrl_lcm.engine.tensorrt import build as build_tensorrt
+
+            build_tensorrt(bundle, job.contender, job.size, TensorRtOptions(), check=False)
+        seconds = time.perf_counter() - begin
+    found = find_set(bundle, job.contender, engine_set(job))
+    engines = found.index.engines if found else {}
+    reported = sum(record.report.get("seconds", 0.0) for record in engines.values())
+    yield {
+        "build_s": seconds or reported or None,
+        "built_now": seconds is not None,
+        "engines": {graph: {"flags": record.spec.flags, **record.report} for graph, record in engines.items()},
+    }
+
+
+def engine_set(job: Job) -> str:
+    return set_name("fp16", None if job.contender == "onnxruntime-cuda" else job.size)
+
+
+def engines_fit(job: Job) -> bool:
+    """Whether the engines are there, of this bundle, version and device."""
+    version, device = backend_scope(job.contender)
+    bundle = Bundle.load(job.bundle)
+    try:
+        found = find_set(bundle.folder, job.contender, engine_set(job))
+        for graph in bundle.manifest.graphs if found else ():
+            found.open(bundle.manifest, graph, version, device)
+    except SparseCtrlLcmError:
+        return False
+    return found is not None
+
+
+def backend_scope(backend: str) -> tuple[str, str]:
+    """The version and the device that engines have to be of; raises where the backend cannot run here."""
+    from sparsectrl_lcm.runtime.backends import availability
+
+    found = availability(backend)
+    if found.reason is not None or found.version is None:
+        raise SparseCtrlLcmError(found.reason or f"{backend} has no version")
+    return found.version, ANY_DEVICE if backend == "onnxruntime-cuda" else device_scope(backend, probe(), {})
+
+
+def work(job: Job) -> None:
+    """One process: a line of JSON for each result, the last with the reason where it cannot go on."""
+    measure = measure_diffusers if job.contender.startswith("diffusers") else measure_pipeline
+    role = {"measure": measure, "build": build_engines, "peak": lambda _: [matmul_peak()]}[job.role]
+    with Path(job.output).open("a", encoding="utf-8", buffering=1) as file:
+        try:
+            for row in role(job):
+                file.write(json.dumps(row) + "\n")
+        except ImportError as error:
+            reason = f"{first_line(error)}; run: pip install '.[bench]'"
+            file.write(json.dumps({"reason": reason}) + "\n")
+        except Exception as error:  # a row says it, whatever it is
+            known = isinstance(error, SparseCtrlLcmError)
+            reason = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
+            file.write(json.dumps({"reason": reason}) + "\n")
+
+
+def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
+    """Runs a job in a process of its own; its rows, each with the device memory at its peak since the row before.
+
+    The memory is watched from here, so that it costs the process nothing.
+    """
+    rows: list[Row] = []
+    end = time.monotonic() + job.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        output, log = Path(folder) / "rows", Path(folder) / "log"
+        output.touch()
+        command = [sys.executable, __file__, "--job", json.dumps(asdict(replace(job, output=str(output))))]
+        before = lowest = free_memory() if free_memory else 0
+        with log.open("w") as stderr:
+            process = subprocess.Popen(command, stdout=stderr, stderr=stderr, start_new_session=True)
+        try:
+            ended = False
+            while not ended:
+                ended = process.poll() is not None or time.monotonic() > end
+                lowest = min(lowest, free_memory()) if free_memory else 0
+                for line in output.read_text(encoding="utf-8").split("\n")[len(rows) : -1]:
+                    rows.append(json.loads(line) | {"peak_bytes": before - lowest if free_memory else None})
+                    lowest = before
+                time.sleep(0.0 if ended else 0.02)
+            if process.poll() is None:
+                rows.append({"reason": f"ran out of time ({job.seconds:.0f} s)"})
+            elif process.returncode or not rows:
+                said = log.read_text(errors="replace").strip().splitlines()
+                rows.append({"reason": f"ended with code {process.returncode}: {said[-1] if said else 'no message'}"})
+        finally:
+            stop(process)
+    return rows
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process with those that it started, as torch.compile's."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> list[Row]:
+    """The rows of a contender, with figures or a reason."""
+    built: Row = {}
+    begin = time.monotonic()
+    if build and modes(job.contender) == MODES:
+        (built, *_) = run(replace(job, role="build"), free_memory)
+        built.pop("peak_bytes", None)
+    rows = [built]
+    if "reason" not in built:
+        left = job.seconds - (time.monotonic() - begin)
+        rows = run(replace(job, role="measure", seconds=left), free_memory)
+    failed = {"reason": next((row["reason"] for row in rows if "mode" not in row), "gave no result")}
+    by_mode = {row["mode"]: row for row in rows if "mode" in row}
+    return [
+        {"contender": job.contender, "mode": mode, **built, **by_mode.get(mode, failed)}
+        for mode in modes(job.contender)
+    ]
+
+
+def summarize(rows: list[Row], flops: dict[str, int], peak: float | None) -> None:
+    """Adds p50 and p95 of all samples, ratios to diffusers eager, and shares of the peak."""
+    for row in rows:
+        for name, percent in (("p50", 50), ("p95", 95)):
+            row[name] = {
+                kind: {stage: float(np.percentile(values, percent)) for stage, values in stages.items()}
+                for kind, stages in row.get("samples", {}).items()
+            }
+    baseline = next((row["p50"] for row in rows if row["contender"] == BASELINE and row["p50"]), None)
+    for row in rows:
+        for kind, medians in row["p50"].items():
+            row.setdefault("flops_per_s", {})[kind] = rates = flops_per_second(flops, medians)
+            if peak is not None:
+                row.setdefault("share_of_peak", {})[kind] = {name: value / peak for name, value in rates.items()}
+            if baseline:
+                row.setdefault("times_baseline", {})[kind] = baseline[kind]["wall"] / medians["wall"]
+
+
+def print_table(rows: list[Row]) -> None:
+    """One row per contender and mode; milliseconds, medians where nothing else is said."""
+    heads = ["contender", *(f"{kind.replace('_', ' ')} (p95) | x eager | of peak" for kind in KINDS), *STAGES]
+    heads = [*" | ".join([*heads, "GB", "load s", "build s"]).split(" | ")]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    for row in rows:
+        name = f"{row['contender']}, {row['mode']}" if row["mode"] else row["contender"]
+        if "reason" in row:
+            print(f"| {name} | {row['reason']} |" + " |" * (len(heads) - 2))
+            continue
+        cells = [name]
+        for kind in KINDS:
+            cells.append(f"{1e3 * row['p50'][kind]['wall']:.0f} ({1e3 * row['p95'][kind]['wall']:.0f})")
+            ratio, share = row.get("times_baseline", {}).get(kind), row.get("share_of_peak", {}).get(kind)
+            cells += [f"{ratio:.2f}" if ratio else "-", f"{share['wall']:.1%}" if share else "-"]
+        medians = row["p50"]["new_keyframes"]
+        cells += [f"{1e3 * medians[stage]:.1f}" if stage in medians else "-" for stage in STAGES]
+        memory, built = row["peak_bytes"], row.get("build_s")
+        cells += [f"{memory / 1e9:.1f}" if memory is not None else "-", f"{row['load_s']:.1f}"]
+        print("| " + " | ".join([*cells, f"{built:.0f}" if built else "-"]) + " |")
+
+
+def report_head(options: argparse.Namespace, device: Row | None) -> Row:
+    """What the figures hold for."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return {
+        "date": date.today().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
+        "device": device,
+        "machine": machine() if find_spec("psutil") else None,
+        "versions": {"python": sys.version.split()[0]}
+        | dict(sorted((item.name, item.version) for item in distributions())),
+        "size": f"{options.size}x{options.frames}",
+        "steps": options.steps,
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="a full-size bundle; else one is made in --cache")
+    parser.add_argument("--checkpoints", type=Path, help="what the bundle was exported from, for diffusers")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"))
+    parser.add_argument("--size", default="512x512", help="WIDTHxHEIGHT")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--requests", type=int, default=20, help="second seeds; half as many with new keyframes")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help=f"of {', '.join(CONTENDERS)}")
+    parser.add_argument("--time-limit", type=float, default=480.0, help="seconds after which none is started")
+    parser.add_argument("--skip-build", action="store_true", help="take engines as they are")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--dry-run", action="store_true", help="the whole flow on the CPU with the demo bundle")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := set(options.contenders.split(",")) - {*CONTENDERS, "onnxruntime"}:
+        parser.error(f"--contenders: {sorted(unknown)[0]!r} is unknown; allowed are {', '.join(CONTENDERS)}")
+    if options.dry_run:
+        sizes = Bundle.load().manifest.sizes
+        options.size, options.frames = f"{sizes.width}x{sizes.height}", sizes.frames
+        options.contenders, options.bundle, options.skip_build = "onnxruntime", demo_bundle(), True
+    return options
+
+
+def main() -> None:
+    """Runs all contenders, prints the table, writes the results."""
+    options = arguments()
+    if options.job:
+        work(Job(**json.loads(options.job)))
+        return
+    try:
+        device = None if options.dry_run else asdict(probe())
+    except SparseCtrlLcmError as error:
+        print(f"nothing is measured without an NVIDIA GPU: {error}", file=sys.stderr)
+        sys.exit(2)
+    if options.bundle is None:
+        options.bundle, options.checkpoints = options.cache / "bundle", options.cache / "checkpoints"
+        if not options.bundle.exists():
+            prepare(options.cache)
+    measure_all(options, device)
+
+
+def free_device_memory() -> int:
+    return int(runtime_api().cudaMemGetInfo()[1])
+
+
+def measure_all(options: argparse.Namespace, device: Row | None) -> None:
+    """Runs the contenders one after the other within the time limit; what was measured is written after each."""
+    free_memory = free_device_memory if device else None
+    end = time.monotonic() + options.time_limit
+    checkpoints = str(options.checkpoints) if options.checkpoints else None
+    width, height = map(int, options.size.split("x"))
+    sizes = (width, height, options.frames, options.steps, options.requests)
+    job = Job("measure", "", str(options.bundle), checkpoints, *sizes)
+    bundle = Bundle.load(options.bundle)
+    flops = request_flops(bundle.folder, bundle.manifest, job.size, job.steps)
+    report = report_head(options, device) | {"flops": flops, "rows": []}
+    report["peak"] = peak = {"flops_per_s": None}
+    if device:
+        (peak, *_) = run(replace(job, role="peak", seconds=60.0), None)
+        report["peak"] = peak = data_sheet_peak(device["name"]) if "reason" in peak else peak
+    slug = re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-") if device else "dry-run"
+    folder = Path(__file__).parent / "results" if device else Path(tempfile.gettempdir())
+    path = options.output or folder / f"{date.today().isoformat()}-gpu-{slug}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waiting = [name for name in (*CONTENDERS, "onnxruntime") if name in options.contenders.split(",")]
+    while waiting:
+        contender, left = waiting[0], end - time.monotonic()
+        share = left * CONTENDERS.get(contender, 1) / sum(CONTENDERS.get(name, 1) for name in waiting)
+        waiting.pop(0)
+        print(f"{contender} has {max(0.0, share):.0f} s", file=sys.stderr)
+        if left > 0:
+            rows = contend(replace(job, contender=contender, seconds=share), not options.skip_build, free_memory)
+        else:
+            late = f"was not started: the limit of {options.time_limit:.0f} s was reached"
+            rows = [{"contender": contender, "mode": mode, "reason": late} for mode in modes(contender)]
+        report["rows"] += rows
+        summarize(report["rows"], flops, peak["flops_per_s"])
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print_table(report["rows"])
+    print(f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Engines of the real architecture at full size, built by TensorRT-RTX without a GPU: time, memory and size.
+
+    python benchmarks/tensorrt_build.py --size 512x512 --precision fp16 --precision fp32
+
+Takes a full-size bundle with random weights from benchmarks/full_size.py's cache (made there where it is missing).
+Each precision is built in a process of its own. Prints one table and writes it as JSON into benchmarks/results/.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from full_size import machine, prepare  # type: ignore[import-not-found]
+
+BACKEND = "tensorrt-rtx"
+
+
+class MemoryByGraph:
+    """The process's memory at its highest, for the graph that is being built."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, float] = {}
+        self.starts: dict[str, float] = {}
+        self.graph: str | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def progress(self, text: str, fraction: float) -> None:
+        """Notes which graph is being built."""
+        self.graph = text.split(" ", maxsplit=1)[0]
+        self.starts.setdefault(self.graph, time.perf_counter())
+
+    def end(self) -> dict[str, dict[str, float]]:
+        """Peak in GB and seconds of each graph, with checks and weights."""
+        self._ended.set()
+        self._thread.join()
+        ends = [*list(self.starts.values())[1:], time.perf_counter()]
+        return {
+            graph: {"peak_gb": self.peaks.get(graph, 0.0), "total_seconds": end - start}
+            for (graph, start), end in zip(self.starts.items(), ends, strict=True)
+        }
+
+    def _watch(self) -> None:
+        import psutil
+
+        process = psutil.Process()
+        while not self._ended.wait(0.02):
+            if self.graph is not None:
+                self.peaks[self.graph] = max(self.peaks.get(self.graph, 0.0), process.memory_info().rss / 1e9)
+
+
+def build_all(bundle: Path, precision: str, size: str, check: bool) -> dict[str, Any]:
+    """Builds the engines of a bundle; a row per graph."""
+    from sparsectrl_lcm.engine.options import TensorRtOptions
+    from sparsectrl_lcm.engine.tensorrt import build
+    from sparsectrl_lcm.runtime.engines import ClipSize
+
+    width, height = map(int, size.split("x"))
+    memory = MemoryByGraph()
+    clip = ClipSize(width=width, height=height, frames=16)
+    options = TensorRtOptions(precision=precision)
+    index = build(bundle, BACKEND, clip, options, memory.progress, check)
+    rows = memory.end()
+    for graph, record in index.engines.items():
+        rows[graph]["build_seconds"] = record.report["seconds"]
+        rows[graph]["engine_gb"] = record.files[record.path].bytes / 1e9
+        if record.report.get("errors"):
+            rows[graph]["largest_error"] = max(record.report["errors"].values())
+    return rows
+
+
+def main() -> None:
+    """Runs all precisions, prints the table, writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="512x512", help="WIDTHxHEIGHT")
+    parser.add_argument("--precision", action="append", choices=["fp16", "bf16", "fp32"])
+    parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"))
+    parser.add_argument("--no-check", action="store_true", help="leave out the comparison with fp32")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    bundle = options.cache / "bundle"
+    if options.child:
+        print(json.dumps(build_all(bundle, options.child, options.size, not options.no_check)))
+        return
+    prepare(options.cache)
+    results = {}
+    for precision in options.precision or ["fp16", "fp32"]:
+        command = [sys.executable, __file__, "--child", precision, "--size", options.size]
+        command += ["--cache", str(options.cache), *(["--no-check"] if options.no_check else [])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        results[precision] = json.loads(done.stdout) if done.returncode == 0 else {"failed": done.returncode}
+        shutil.rmtree(bundle / "engines" / BACKEND, ignore_errors=True)
+    path = write_report(options.size, results)
+    print_table(results)
+    print(f"\nwritten to {path}")
+
+
+def write_report(size: str, results: dict[str, Any]) -> Path:
+    """The results with machine, versions and commit."""
+    from importlib.metadata import version
+
+    packages = ("tensorrt-rtx-cu13-bindings", "onnx-ir", "onnxruntime", "numpy", "sparsectrl-lcm")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    report = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "versions": {name: version(name) for name in packages},
+        "commit": commit,
+        "command": " ".join(["python", "benchmarks/tensorrt_build.py", *sys.argv[1:]]),
+        "size": f"{size}x16",
+        "builds": results,
+    }
+    path = Path(__file__).parent / "results" / f"{date.today().isoformat()}-tensorrt-rtx-build-cpu.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    return path
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """One row per precision and graph."""
+    columns = ("build_seconds", "total_seconds", "peak_gb", "engine_gb", "largest_error")
+    print("| precision | graph | build s | with check s | peak GB | engine GB | largest error |")
+    print("|---" * 7 + "|")
+    for precision, rows in results.items():
+        if "failed" in rows:
+            print(f"| {precision} | failed with {rows['failed']} |")
+            continue
+        for graph, row in rows.items():
+            cells = [f"{row[column]:.3g}" if column in row else "" for column in columns]
+            print(f"| {precision} | {graph} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Typed graphs: what is fp16, what stays in fp32, and how far the result is from fp32."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from conftest import Exported
+from sparsectrl_lcm.engine import check, fusions, precision, typed
+from sparsectrl_lcm.runtime import BackendError
+from sparsectrl_lcm.runtime.bundle import Bundle
+from sparsectrl_lcm.runtime.weights import convert
+
+GRAPHS = (
+    *("text_encoder", "vae_encoder", "controlnet_scribble", "controlnet_rgb"),
+    *("unet", "lcm_update", "vae_decoder"),
+)
+
+
+def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, feeds)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_errors_are_within_the_bound(exported: Exported, graph: str, tmp_path: Path) -> None:
+    """Every output within 1e-2 of fp32, frames within 3 levels in the mean, nothing overflows at 30 times the input."""
+    errors = check.check_precision(Bundle.load(exported.bundle), graph, "fp16", tmp_path)
+    assert set(errors) == {item.name for item in Bundle.load(exported.bundle).graph(graph).outputs}
+    assert max(errors.values()) <= (3 if graph == "vae_decoder" else 1e-2)
+    if graph != "lcm_update":
+        assert min(errors.values()) > 0, "rounding leaves a trace: the check compares two graphs"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_typed_graphs_are_valid_and_run(graph: str, tmp_path: Path) -> None:
+    bundle = Bundle.load()
+    feeds = check.random_inputs(bundle, graph)
+    expected = run(bundle.folder / bundle.graph(graph).path, feeds)
+    path = tmp_path / f"{graph}.onnx"
+    typed.write_typed(typed.typed_graph(bundle, graph, "fp16"), path)
+    onnx.checker.check_model(path, full_check=True)
+    types = {item.name: item.type for item in onnxruntime.InferenceSession(path).get_inputs()}
+    low = [name for name, kind in types.items() if kind == "tensor(float16)"]
+    assert set(low) == {name for name in feeds if name == "prompt_embeds" or "residual" in name}
+    feeds |= {name: feeds[name].astype(np.float16) for name in low}
+    for actual, reference in zip(run(path, feeds), expected, strict=True):
+        scale = np.abs(reference.astype(np.float32)).max()
+        assert np.abs(actual.astype(np.float32) - reference).max() <= 2e-2 * scale
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_norms_softmax_and_the_update_stay_in_fp32(kind: str) -> None:
+    bundle = Bundle.load()
+    for graph in GRAPHS:
+        model = typed.typed_graph(bundle, graph, kind)
+        for node in model.graph:
+            if node.op_type in (
+                "GroupNormalization",
+                "LayerNormalization",
+                "InstanceNormalization",
+                "Softmax",
+                "Round",
+            ):
+                assert {dtype_of(value) for value in node.inputs} == {ir.DataType.FLOAT}, node.name
+            if node.op_type in ("Conv", "Attention") or (node.op_type == "MatMul" and ".to_" in (node.name or "")):
+                assert {dtype_of(value) for value in node.inputs} == {precision.DTYPES[kind]}, node.name
+    update = typed.typed_graph(bundle, "lcm_update", kind)
+    assert "Cast" not in {node.op_type for node in update.graph}
+
+
+def dtype_of(value: ir.Value | None) -> ir.DataType | None:
+    """The type of a value, found from the last cast, weight or input before it."""
+    while value is not None:
+        if value.const_value is not None:
+            return value.const_value.dtype
+        if value.dtype is not None:
+            return value.dtype
+        node = value.producer()
+        assert node is not None
+        if node.op_type == "Cast":
+            return ir.DataType(node.attributes["to"].as_int())
+        floats = [item for item in node.inputs if item is not None and item.dtype != ir.DataType.INT64]
+        value = next((item for item in floats if item.const_value is None), floats[0])
+    return None
+
+
+def test_weights_keep_their_names(exported: Exported) -> None:
+    bundle = Bundle.load(exported.bundle)
+    names = set(ir.load(bundle.folder / "onnx/unet.onnx").graph.initializers)
+    model = typed.typed_graph(bundle, "unet", "fp16")
+    assert {name for name in names if "." in name} <= set(model.graph.initializers)
+    table = typed.weight_table(bundle, "unet", model)
+    assert {name for name in names if "." in name} == set(table.root)
+    motion = "down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q.weight"
+    assert table.root[motion].path == "onnx/unet.motion.weights"
+    assert table.root[motion].precision == "fp16"
+    assert table.root["down_blocks.0.resnets.0.norm1.weight"].precision == "fp32"
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16", "fp32"])
+def test_the_table_reads_what_the_graph_holds(kind: str, tmp_path: Path) -> None:
+    bundle = Bundle.load()
+    model = typed.typed_graph(bundle, "unet", kind)
+    table = typed.weight_table(bundle, "unet", model)
+    assert len(table.root) > 300
+    for name in table.root:
+        held = model.graph.initializers[name].const_value
+        assert held is not None
+        read = table.read(bundle, name)
+        assert read.tobytes() == held.numpy().tobytes(), name
+        assert read.shape == tuple(held.shape)
+
+
+def test_attention_and_group_norms_are_fused(exported: Exported) -> None:
+    bundle = Bundle.load(exported.bundle)
+    for graph in ("unet", "controlnet_scribble", "controlnet_rgb"):
+        before = ir.load(bundle.folder / f"onnx/{graph}.onnx")
+        attentions = {node.name.split("/")[0] for node in before.graph if node.op_type == "Softmax"}
+        norms = [node for node in before.graph if node.op_type == "InstanceNormalization"]
+        after = Counter(node.op_type for node in typed.typed_graph(bundle, graph, "fp32").graph)
+        assert after["Attention"] == len(attentions) > 0
+        assert after["GroupNormalization"] == len(norms) > 0
+        assert after["Softmax"] == after["InstanceNormalization"] == 0
+
+
+@pytest.mark.parametrize("graph", ["unet", "controlnet_rgb", "vae_decoder"])
+def test_fusions_do_not_change_the_result(exported: Exported, graph: str, tmp_path: Path) -> None:
+    bundle = Bundle.load(exported.bundle)
+    feeds = check.random_inputs(bundle, graph)
+    path = tmp_path / f"{graph}.onnx"
+    typed.write_typed(typed.typed_graph(bundle, graph, "fp32"), path)
+    for actual, expected in zip(run(path, feeds), run(exported.bundle / f"onnx/{graph}.onnx", feeds), strict=True):
+        scale = max(1, np.abs(expected.astype(np.float32)).max())
+        assert np.abs(actual.astype(np.float32) - expected).max() <= 1e-4 * scale
+
+
+def graph_of(nodes: list[ir.Node], inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
+    graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": 21}, name="g")
+    return ir.Model(graph, ir_version=10)
+
+
+def float_value(name: str) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([4]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("fp16", [0.5, np.inf, 0.0, 20000]), ("bf16", [0.5, 45000.0, 2e-10, 20000])]
+)
+def test_the_check_sees_what_overflows_between_two_operators(kind: str, expected: list[float], tmp_path: Path) -> None:
+    """(x + x)^2 overflows in fp16 although half of it, which comes out, would not."""
+    x = float_value("x")
+    half = ir.Value(name="half", const_value=ir.tensor(np.float32(0.5), name="half"))
+    nodes = [ir.node("Add", [x, x], name="a")]
+    nodes.append(ir.node("Mul", [nodes[0].outputs[0], nodes[0].outputs[0]], name="b"))
+    nodes.append(ir.node("Mul", [nodes[1].outputs[0], half], name="c"))
+    out = nodes[2].outputs[0]
+    for node in nodes:
+        node.outputs[0].name = f"{node.name}.out"
+    out.name, out.type, out.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape([4])
+    model = graph_of(nodes, [x], [out])
+    model.graph.initializers["half"] = half
+    precision.assign_types(model, kind)
+    check.round_results(model)
+    path = tmp_path / "g.onnx"
+    typed.write_typed(model, path)
+    (outputs,) = check._run(path, {"x": np.array([0.5, 150, 1e-5, 100], np.float32)})
+    np.testing.assert_allclose(outputs["y"], expected, rtol=1e-2, atol=0)
+
+
+def test_what_overflows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "STRESS", 1e7)
+    with pytest.raises(BackendError, match=r"'vae_decoder' in fp16 gives NaN or infinity .* --precision bf16 or fp32"):
+        monkeypatch.setattr(check, "_error", lambda *_: 0.0)
+        infinite = check._run
+
+        def run_infinite(path: Path, *requests: check.Feeds) -> list[check.Feeds]:
+            outputs = infinite(path, *requests)
+            if len(outputs) == 2:
+                outputs[1] = {name: np.full(values.shape, np.inf, np.float32) for name, values in outputs[1].items()}
+            return outputs
+
+        monkeypatch.setattr(check, "_run", run_infinite)
+        check.check_precision(Bundle.load(), "vae_decoder", "fp16", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_conversion_rounds_as_numpy_and_ml_dtypes_do() -> None:
+    import ml_dtypes
+
+    values = np.concatenate(
+        [np.random.default_rng(0).standard_normal(10_000) * 10, [0, 1 + 2**-8, 1 + 3 * 2**-8, 65504]]
+    )
+    values = values.astype(np.float32)
+    assert (convert(values, "fp16") == values.astype(np.float16)).all()
+    assert (convert(values, "bf16").view(ml_dtypes.bfloat16) == values.astype(ml_dtypes.bfloat16)).all()
+    assert convert(values, "fp32") is values
+    mask = np.array([0, np.finfo(np.float32).min, -np.inf], np.float32)
+    assert convert(mask, "fp16").tolist() == [0, -10000, -10000]
+
+
+def test_only_attention_of_transformers_is_fused() -> None:
+    assert fusions.is_transformer_attention("down_blocks.0.attentions.0.transformer_blocks.0.attn2/Softmax_1")
+    assert fusions.is_transformer_attention("mid_block.motion_modules.0.transformer_blocks.0.attn1/Softmax_1")
+    assert not fusions.is_transformer_attention("decoder.mid_block.attentions.0/Softmax_1")

@@ -1,0 +1,207 @@
+"""TensorRT-RTX for real: it parses and builds every graph on a machine without a GPU."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Exported
+from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.engine.options import TensorRtOptions
+from sparsectrl_lcm.engine.tensorrt import build
+from sparsectrl_lcm.runtime import BackendError
+from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.engines import ANY_DEVICE, ClipSize, find_set, static_shapes
+from sparsectrl_lcm.runtime.gpu.library import load_library
+
+BACKEND = "tensorrt-rtx"
+
+
+def no_gpu() -> bool:
+    from sparsectrl_lcm.runtime.gpu.device import probe
+
+    try:
+        probe()
+    except BackendError:
+        return True
+    return False
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_every_graph_of_the_demo_bundle_is_built(
+    demo: Path, precision: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["build", str(demo), "--backend", BACKEND, "--precision", precision, "--no-check"]) == 0
+    assert f"tensorrt-rtx 128x128x16 {precision}: 7 engines" in capsys.readouterr().out
+    bundle = Bundle.load(demo)
+    engines = find_set(demo, BACKEND, f"128x128x16-{precision}")
+    assert engines is not None
+    assert set(engines.index.engines) == set(bundle.manifest.graphs)
+    version = load_library(BACKEND).version
+    for graph, record in engines.index.engines.items():
+        path = engines.open(bundle.manifest, graph, version)
+        assert path.stat().st_size == record.files[path.name].bytes > 50_000
+        shapes = static_shapes(bundle.manifest, graph, ClipSize(width=128, height=128, frames=16))
+        assert record.spec.shapes == {item.name: shapes[item.name] for item in bundle.graph(graph).inputs}
+        assert record.spec.device == ANY_DEVICE
+    left = {path.suffix for path in engines.folder.iterdir()}
+    assert left == {".engine", ".json"}, "neither typed graphs nor weights stay behind"
+
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(["inspect", str(demo)]) == 0
+    shown = capsys.readouterr().out
+    assert f"tensorrt-rtx 128x128x16-{precision}" in shown
+    assert engines.index.engines["unet"].key[:12] in shown
+
+
+def test_another_architecture_and_size_for_chosen_devices(exported: Exported, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
+    multiple = Bundle.load(bundle).manifest.sizes.multiple
+    size = ClipSize(width=3 * multiple, height=2 * multiple, frames=5)
+    options = TensorRtOptions(precision="fp16", compute_capabilities=("8.9", "12.0"), optimization_level=2, workspace=1)
+    index = build(bundle, BACKEND, size, options, check=False)
+    assert index.engines["unet"].spec.device == "8.9, 12.0"
+    assert index.engines["unet"].spec.flags["workspace"] == "1 GiB"
+    assert index.engines["unet"].key != index.engines["text_encoder"].key
+
+
+def test_the_check_is_part_of_a_build(demo: Path) -> None:
+    size = ClipSize(width=64, height=64, frames=1)
+    said: list[str] = []
+    index = build(demo, BACKEND, size, TensorRtOptions(), lambda text, fraction: said.append(text))
+    for graph, record in index.engines.items():
+        assert max(record.report["errors"].values()) <= (3 if graph == "vae_decoder" else 1e-2)
+        assert record.report["seconds"] >= 0
+    assert "unet (5/7): comparing fp16 with fp32" in said
+
+
+def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
+    folder = demo / "engines" / BACKEND
+    main = "from sparsectrl_lcm.cli import main; main()"
+    command = [sys.executable, "-c", main, "build", str(demo), "--backend", BACKEND, "--no-check"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(folder.glob(".*/unet.weights")):
+        time.sleep(0.01)
+    time.sleep(0.5)  # the UNet's build has begun
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert list(folder.iterdir()) == []
+
+
+def test_a_set_is_replaced_whole(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = ClipSize(width=64, height=64, frames=1)
+    build(demo, BACKEND, size, TensorRtOptions(), check=False)
+    index = demo / "engines" / BACKEND / f"{size}-fp16" / "engines.json"
+    before = index.read_text()
+    library = load_library(BACKEND)
+    from sparsectrl_lcm.engine import tensorrt
+
+    def fail_at_the_decoder(self: object, graph: str, *_: object) -> object:
+        if graph == "vae_decoder":
+            raise library.failure("cannot build 'vae_decoder'")
+        return b"an engine"
+
+    monkeypatch.setattr(tensorrt._Build, "plan", fail_at_the_decoder)
+    with pytest.raises(BackendError, match="tensorrt-rtx .* cannot build 'vae_decoder'"):
+        build(demo, BACKEND, size, TensorRtOptions(), check=False)
+    assert index.read_text() == before
+    assert [path.name for path in (demo / "engines" / BACKEND).iterdir()] == [f"{size}-fp16"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--size", "100x100"], "--size 100x100: both sides have to be multiples of 64"),
+        (["--size", "4096x64"], "from 64 to 2048"),
+        (["--size", "big"], "big"),
+        (["--frames", "99"], "--frames 99 is out of range; allowed are 1 to 32"),
+        (["--frames", "0"], "--frames 0 is out of range"),
+        (["--precision", "int3"], "--precision 'int3' is unknown; allowed are fp16, bf16, fp32"),
+        (["--optimization-level", "9"], "--optimization-level 9 is out of range"),
+        (["--aux-streams", "-1"], "--aux-streams -1 is out of range"),
+        (["--workspace", "0"], "--workspace 0 is out of range"),
+        (["--workspace", "nan"], "--workspace nan is out of range"),
+        (["--hardware-compatibility", "all"], "--hardware-compatibility 'all' is unknown"),
+        (["--hardware-compatibility", "ampere-plus"], "--hardware-compatibility is for tensorrt"),
+        (
+            ["--compute-capability", "9.9"],
+            "'9.9' is not supported; allowed are 7.5, 8.0, 8.6, 8.9, 12.0, 12.1",
+        ),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(
+    demo: Path, options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["build", str(demo), "--backend", BACKEND, "--no-check", *options]) != 0
+    said = capsys.readouterr().err
+    assert reason in said
+    assert len(said.strip().splitlines()) == 1
+    assert not list((demo / "engines").glob("*/*")), "nothing is left"
+
+
+@pytest.mark.skipif(not no_gpu(), reason="this machine has a GPU")
+@pytest.mark.parametrize("option", ["--refit", "--strip-weights"])
+def test_what_needs_a_gpu_is_refused_without(demo: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", str(demo), "--backend", BACKEND, option]) == 2
+    assert "--refit and --strip-weights need a GPU at the build" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not no_gpu(), reason="this machine has a GPU")
+def test_engines_without_a_gpu_are_not_run(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "--bundle", str(demo), "--prompt", "a boat", "--backend", BACKEND, "-o", "x.mp4"]
+    assert run(command) == 2
+    said = capsys.readouterr().err
+    assert "NVIDIA" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_an_engine_is_refused_where_anything_of_its_key_differs(demo: Path) -> None:
+    size = ClipSize(width=64, height=64, frames=1)
+    build(demo, BACKEND, size, TensorRtOptions(), check=False)
+    bundle, version = Bundle.load(demo), load_library(BACKEND).version
+    index = demo / "engines" / BACKEND / f"{size}-fp16" / "engines.json"
+    command = rf"run: sparsectrl-lcm build {demo} --backend {BACKEND} --size 64x64 --frames 1 --precision fp16$"
+    text = index.read_text()
+
+    def refused(reason: str, **other: str) -> None:
+        engines = find_set(demo, BACKEND, f"{size}-fp16")
+        assert engines is not None
+        with pytest.raises(BackendError, match=rf"the tensorrt-rtx engine of 'unet' {reason}.*; {command}"):
+            engines.open(bundle.manifest, "unet", **{"version": version, **other})
+
+    refused("was built by version", version="2.0")
+    refused("was built for any, here is", device="NVIDIA H200 (compute capability 9.0)")
+    for field, value in (
+        ("flags", {"refit": True}),
+        ("precision", "bf16"),
+        ("shapes", {"latents": [1, 4, 1, 16, 16]}),
+    ):
+        entries = json.loads(text)
+        entries["engines"]["unet"]["spec"][field] = value
+        index.write_text(json.dumps(entries))
+        refused("has another key than its index says" if field != "precision" else "")
+    index.write_text(text)
+    engine = index.parent / "unet.engine"
+    content = engine.read_bytes()
+    engine.write_bytes(content[:-1] + b"\1")
+    refused("differs from its checksum")
+    os.truncate(engine, 1000)
+    refused("differs from its checksum")
+    engine.unlink()
+    refused("is missing")
+    index.write_text("{")
+    with pytest.raises(BackendError, match="cannot be read; run: sparsectrl-lcm build"):
+        find_set(demo, BACKEND, f"{size}-fp16")

@@ -1,0 +1,145 @@
+"""Which backend runs, and what a machine without it is told."""
+
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime
+import pytest
+from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.runtime import BackendError, VideoPipeline, backends
+from sparsectrl_lcm.runtime.backends import Availability
+from sparsectrl_lcm.runtime.bundle import Bundle
+from sparsectrl_lcm.runtime.gpu import device, library
+from sparsectrl_lcm.runtime.gpu.device import Device, probe
+
+NO_DRIVER = SimpleNamespace(cudaDriverGetVersion=lambda: (0, 0))
+
+
+def cudart(count: int = 1, status: int = 0, name: Any = b"NVIDIA H200\0\0") -> SimpleNamespace:
+    properties = SimpleNamespace(name=name, major=9, minor=0, totalGlobalMem=150_000_000_000)
+    return SimpleNamespace(
+        cudaDriverGetVersion=lambda: (0, 13_000),
+        cudaGetDeviceCount=lambda: (Status(status), count),
+        cudaGetDeviceProperties=lambda index: (0, properties),
+    )
+
+
+class Status(int):
+    name = "cudaErrorInsufficientDriver"
+
+
+@pytest.mark.parametrize("name", ["auto", "onnxruntime"])
+def test_the_cpu_runs_everywhere(name: str) -> None:
+    assert VideoPipeline.load(backend=name).backend == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("tensorrt", "tensorrt is not installed; run: pip install 'tensorrt"),
+        ("tensorrt-rtx", "no NVIDIA driver was found"),
+        ("onnxruntime-cuda", "onnxruntime-gpu is not installed; run: pip uninstall --yes onnxruntime && pip install"),
+        ("openvino", "'openvino' is not available in this release; allowed are auto, tensorrt"),
+        ("magic", "'magic' is unknown; allowed are auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime"),
+    ],
+)
+def test_a_backend_that_cannot_run_is_refused_in_one_line(
+    name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "runtime_api", lambda: NO_DRIVER)
+    with pytest.raises(BackendError) as error:
+        VideoPipeline.load(backend=name)
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_device_is_described() -> None:
+    found = probe(cudart())
+    assert str(found) == "NVIDIA H200 (compute capability 9.0)"
+    assert found.memory == 150_000_000_000
+    assert found.driver
+
+
+@pytest.mark.parametrize(
+    ("api", "reason"),
+    [
+        (NO_DRIVER, "no NVIDIA driver was found"),
+        (cudart(count=0), "no NVIDIA GPU was found"),
+        (cudart(status=35), r"the NVIDIA driver does not work here: cudaErrorInsufficientDriver \(35\)"),
+    ],
+)
+def test_what_a_device_lacks_is_said(api: Any, reason: str) -> None:
+    with pytest.raises(BackendError, match=reason):
+        probe(api)
+
+
+def test_missing_bindings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(BackendError, match="cuda-bindings is missing; run: pip install cuda-bindings"):
+        probe()
+
+
+def test_a_library_that_cannot_be_loaded_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError("libnvinfer.so.11: cannot open shared object file")
+
+    monkeypatch.setattr(library, "find_spec", lambda name: True)
+    monkeypatch.setattr(library.importlib, "import_module", fail)
+    with pytest.raises(BackendError, match=r"tensorrt cannot be loaded: libnvinfer\.so\.11"):
+        library.load_library.__wrapped__("tensorrt")
+
+
+def test_a_cpu_build_in_the_place_of_the_gpu_build_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.31.1")
+    assert "lies in the place of onnxruntime-gpu" in str(backends.availability("onnxruntime-cuda").reason)
+
+
+def test_auto_takes_the_fastest_that_can_run_and_has_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = SimpleNamespace(folder=tmp_path)
+    monkeypatch.setattr(backends, "availability", lambda name: Availability(name, "1.0"))
+    built: dict[str, list[str]] = {"onnxruntime-cuda": ["fp16"]}
+    monkeypatch.setattr(backends, "set_names", lambda folder, name: built.get(name, []))
+    with caplog.at_level(logging.INFO):
+        assert backends.choose_backend(bundle) == "onnxruntime-cuda"  # type: ignore[arg-type]
+    assert f"run: sparsectrl-lcm build {tmp_path} --backend tensorrt" in caplog.text
+    built["tensorrt"] = ["512x512x16-fp16"]
+    assert backends.choose_backend(bundle) == "tensorrt"  # type: ignore[arg-type]
+    monkeypatch.setattr(backends, "availability", lambda name: Availability(name, None, "is not there"))
+    assert backends.choose_backend(bundle) == "onnxruntime"  # type: ignore[arg-type]
+
+
+def test_no_tensorrt_object_is_made_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some versions crash in their runtime's constructor where there is none."""
+    fake = SimpleNamespace(backend="tensorrt", version="11.4", module=None, logger=None)
+    monkeypatch.setattr(library, "load_library", lambda backend: fake)
+    monkeypatch.setattr(device, "runtime_api", lambda: NO_DRIVER)
+    with pytest.raises(BackendError, match="no NVIDIA driver"):
+        backends.open_executor(Bundle.load(), "tensorrt", 0)
+
+
+def test_doctor_says_what_can_run_and_what_mends_the_rest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(device, "runtime_api", lambda: NO_DRIVER)
+    assert run(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "GPU: no NVIDIA driver was found" in text
+    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
+    assert set(rows) == set(backends.BACKENDS)
+    assert "pip install 'tensorrt>=10.16,<12' cuda-bindings" in rows["tensorrt"]
+    assert "onnxruntime-gpu[cuda,cudnn]" in rows["onnxruntime-cuda"]
+    assert onnxruntime.__version__ in rows["onnxruntime"]
+    assert " yes " in rows["onnxruntime"]
+
+
+def test_doctor_describes_the_device(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Device("NVIDIA H200", "9.0", 150 << 30, "580.95.05")
+    monkeypatch.setattr(device, "probe", lambda api=None: found)
+    assert run(["doctor"]) == 0
+    assert "GPU: NVIDIA H200 (compute capability 9.0), 150 GiB, driver 580.95.05" in capsys.readouterr().out
