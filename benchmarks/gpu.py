@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import distributions
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
 from sparsectrl_lcm.runtime.gpu.cuda import runtime_api
 from sparsectrl_lcm.runtime.gpu.device import probe
 
-CONTENDERS = {"diffusers-eager": 2, "tensorrt": 4, "diffusers-compile": 3, "tensorrt-rtx": 2, "onnxruntime-cuda": 2}
+CONTENDERS = {"diffusers-eager": 2, "tensorrt": 6, "diffusers-compile": 3, "tensorrt-rtx": 2, "onnxruntime-cuda": 2}
 """In the order in which they run, with their shares of the time."""
 BASELINE = "diffusers-eager"
 MODES = ("CUDA graph", "plain")
@@ -48,6 +49,7 @@ KINDS = ("new_keyframes", "second_seed")
 STAGES = ("text", "control", "denoise", "decode")
 LEAST = 3
 """Samples that are taken even where time runs out."""
+OUT_OF_TIME = "ran out of time"
 SAMPLING = 0.85
 """Share of a contender's time after which it takes no more of them."""
 
@@ -80,9 +82,11 @@ class Job:
     def keyframes(self) -> list[int]:
         return sorted({0, self.frames // 2, self.frames - 1})
 
-    def scribbles(self, index: int) -> list[np.ndarray]:
-        """Another set for each index."""
-        return [keyframe(place + index / 4, self.width, self.height) for place in self.keyframes]
+    def scribbles(self) -> Iterator[list[np.ndarray]]:
+        """Sets of scribbles, each another one."""
+        first = [keyframe(15 * place / self.frames, self.width, self.height) for place in self.keyframes]
+        for shift in count():
+            yield [np.roll(picture, (shift, shift // self.height), axis=(0, 1)) for picture in first]
 
 
 def measure_pipeline(job: Job) -> Iterator[Row]:
@@ -99,8 +103,9 @@ def measure_pipeline(job: Job) -> Iterator[Row]:
         size = {"width": job.width, "height": job.height, "num_frames": job.frames}
         return pipeline.generate(PROMPT, pictures, seed=seed, num_inference_steps=job.steps, **size).timings
 
+    fresh = job.scribbles()
     begin = time.perf_counter()
-    load += ask(0, job.scribbles(0))["load"]
+    load += ask(0, next(fresh))["load"]
     row = {"load_s": load, "first_s": time.perf_counter() - begin}
     wanted = modes(job.contender)
     for number, mode in enumerate(wanted, start=1):
@@ -108,11 +113,12 @@ def measure_pipeline(job: Job) -> Iterator[Row]:
             for workspace in pipeline.executor._workspaces.values():
                 workspace.graphs.clear()
                 workspace.graphs.enabled = False
-        warm_up(job, ask)
+        current = warm_up(ask, fresh)
         if mode == "CUDA graph" and complaints.last:
             yield {"mode": mode, "reason": complaints.last}
         else:
-            samples = sample(job, ask, start + SAMPLING * job.seconds * number / len(wanted))
+            deadline = start + SAMPLING * job.seconds * number / len(wanted)
+            samples = sample(job.requests, ask, current, fresh, deadline)
             yield {"mode": mode, **row, "samples": samples}
 
 
@@ -148,16 +154,17 @@ def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") ->
         )
         return {}
 
+    fresh = job.scribbles()
     begin = time.perf_counter()
-    ask(0, job.scribbles(0))
+    ask(0, next(fresh))
     row: Row = {"mode": None, "load_s": load, "first_s": time.perf_counter() - begin}
-    warm_up(job, ask)
-    samples = sample(job, ask, start + SAMPLING * job.seconds)
+    current = warm_up(ask, fresh)
+    samples = sample(job.requests, ask, current, fresh, start + SAMPLING * job.seconds)
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     stages = watch_stages(pipe, synchronize)
     for seed in range(LEAST):  # apart from the others, since taking a stage's time holds the device up
         stages.append({})
-        ask(seed, job.scribbles(0))
+        ask(seed, current)
     for samples_of_kind in samples.values():
         samples_of_kind |= {stage: [timings[stage] for timings in stages] for stage in stages[0]}
     yield row | {"samples": samples}
@@ -216,28 +223,30 @@ def modes(contender: str) -> tuple[str | None, ...]:
     return MODES if contender in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda") else (None,)
 
 
-def warm_up(job: Job, ask: Ask) -> None:
-    """Both kinds of requests twice, after a first one: what is to be captured is."""
-    for seed, index in enumerate((0, 1, 1)):
-        ask(seed, job.scribbles(index))
+def warm_up(ask: Ask, fresh: Iterator[list[np.ndarray]]) -> list[np.ndarray]:
+    """Both kinds of requests twice: what is to be captured is then replayed. Returns the scribbles of the last."""
+    for _ in range(2):
+        current = next(fresh)
+        for seed in range(2):
+            ask(seed, current)
+    return current
 
 
-def sample(job: Job, ask: Ask, deadline: float) -> dict[str, dict[str, list[float]]]:
+def sample(
+    requests: int, ask: Ask, current: list[np.ndarray], fresh: Iterator[list[np.ndarray]], deadline: float
+) -> dict[str, dict[str, list[float]]]:
     """Seconds of each request, and of its stages, by kind of request."""
     samples: dict[str, dict[str, list[float]]] = {}
-    for kind, count in (("second_seed", job.requests), ("new_keyframes", job.requests // 2)):
-        walls: list[float] = []
-        stages: dict[str, list[float]] = {}
-        for number in range(max(LEAST, count)):
-            if len(walls) >= LEAST and time.perf_counter() > deadline:
+    for kind, wanted in (("second_seed", requests), ("new_keyframes", requests // 2)):
+        samples[kind] = taken = {"wall": []}
+        for seed in range(100, 100 + max(LEAST, wanted)):
+            if len(taken["wall"]) >= LEAST and time.perf_counter() > deadline:
                 break
-            scribbles = job.scribbles(1 if kind == "second_seed" else 2 + number)
+            scribbles = current if kind == "second_seed" else next(fresh)
             begin = time.perf_counter()
-            timings = ask(100 + number, scribbles)
-            walls.append(time.perf_counter() - begin)
-            for stage, seconds in timings.items():
-                stages.setdefault(stage, []).append(seconds)
-        samples[kind] = {"wall": walls, **stages}
+            timings = ask(seed, scribbles)
+            for stage, seconds in {"wall": time.perf_counter() - begin, **timings}.items():
+                taken.setdefault(stage, []).append(seconds)
     return samples
 
 
@@ -347,7 +356,7 @@ def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
                     lowest = before
                 time.sleep(0.0 if ended else 0.02)
             if process.poll() is None:
-                rows.append({"reason": f"ran out of time ({job.seconds:.0f} s)"})
+                rows.append({"reason": f"{OUT_OF_TIME} ({job.seconds:.0f} s)"})
             elif process.returncode or not rows:
                 said = log.read_text(errors="replace").strip().splitlines()
                 rows.append({"reason": f"ended with code {process.returncode}: {said[-1] if said else 'no message'}"})
@@ -364,16 +373,23 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> list[Row]:
-    """The rows of a contender, with figures or a reason."""
+    """Builds what is missing and measures a contender; its rows."""
     built: Row = {}
     begin = time.monotonic()
     if build and modes(job.contender) == MODES:
         (built, *_) = run(replace(job, role="build"), free_memory)
         built.pop("peak_bytes", None)
+        if built.get("reason", "").startswith(OUT_OF_TIME):
+            built["reason"] += f"; build beforehand: sparsectrl-lcm build {job.bundle} --backend {job.contender}"
     rows = [built]
     if "reason" not in built:
         left = job.seconds - (time.monotonic() - begin)
         rows = run(replace(job, role="measure", seconds=left), free_memory)
+    return rows_of(job, built, rows)
+
+
+def rows_of(job: Job, built: Row, rows: list[Row]) -> list[Row]:
+    """One row for each mode of a contender, with figures or a reason."""
     failed = {"reason": next((row["reason"] for row in rows if "mode" not in row), "gave no result")}
     by_mode = {row["mode"]: row for row in rows if "mode" in row}
     return [
@@ -478,7 +494,10 @@ def main() -> None:
         options.bundle, options.checkpoints = options.cache / "bundle", options.cache / "checkpoints"
         if not options.bundle.exists():
             prepare(options.cache)
-    measure_all(options, device)
+    try:
+        measure_all(options, device)
+    except SparseCtrlLcmError as error:
+        sys.exit(str(error))
 
 
 def free_device_memory() -> int:
@@ -488,38 +507,45 @@ def free_device_memory() -> int:
 def measure_all(options: argparse.Namespace, device: Row | None) -> None:
     """Runs the contenders one after the other within the time limit; what was measured is written after each."""
     free_memory = free_device_memory if device else None
-    end = time.monotonic() + options.time_limit
     checkpoints = str(options.checkpoints) if options.checkpoints else None
     width, height = map(int, options.size.split("x"))
     sizes = (width, height, options.frames, options.steps, options.requests)
     job = Job("measure", "", str(options.bundle), checkpoints, *sizes)
     bundle = Bundle.load(options.bundle)
     flops = request_flops(bundle.folder, bundle.manifest, job.size, job.steps)
+    path = output_path(options, device)
     report = report_head(options, device) | {"flops": flops, "rows": []}
-    report["peak"] = peak = {"flops_per_s": None}
-    if device:
-        (peak, *_) = run(replace(job, role="peak", seconds=60.0), None)
-        report["peak"] = peak = data_sheet_peak(device["name"]) if "reason" in peak else peak
-    slug = re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-") if device else "dry-run"
-    folder = Path(__file__).parent / "results" if device else Path(tempfile.gettempdir())
-    path = options.output or folder / f"{date.today().isoformat()}-gpu-{slug}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + options.time_limit
+    report["peak"] = device_peak(job, device["name"]) if device else None
     waiting = [name for name in (*CONTENDERS, "onnxruntime") if name in options.contenders.split(",")]
     while waiting:
-        contender, left = waiting[0], end - time.monotonic()
-        share = left * CONTENDERS.get(contender, 1) / sum(CONTENDERS.get(name, 1) for name in waiting)
-        waiting.pop(0)
-        print(f"{contender} has {max(0.0, share):.0f} s", file=sys.stderr)
+        left = end - time.monotonic()
+        share = left * CONTENDERS.get(waiting[0], 1) / sum(CONTENDERS.get(name, 1) for name in waiting)
+        contender = replace(job, contender=waiting.pop(0), seconds=share)
         if left > 0:
-            rows = contend(replace(job, contender=contender, seconds=share), not options.skip_build, free_memory)
+            print(f"{contender.contender} has {share:.0f} s", file=sys.stderr)
+            report["rows"] += contend(contender, not options.skip_build, free_memory)
         else:
-            late = f"was not started: the limit of {options.time_limit:.0f} s was reached"
-            rows = [{"contender": contender, "mode": mode, "reason": late} for mode in modes(contender)]
-        report["rows"] += rows
-        summarize(report["rows"], flops, peak["flops_per_s"])
+            late = {"reason": f"was not started: the limit of {options.time_limit:g} s was reached"}
+            report["rows"] += rows_of(contender, {}, [late])
+        summarize(report["rows"], flops, report["peak"] and report["peak"]["flops_per_s"])
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print_table(report["rows"])
     print(f"\nwritten to {path}")
+
+
+def device_peak(job: Job, name: str) -> Row:
+    """What the device's matrix units can do in fp16, measured or from a data sheet."""
+    (peak, *_) = run(replace(job, role="peak", seconds=60.0), None)
+    return data_sheet_peak(name) if "reason" in peak else peak
+
+
+def output_path(options: argparse.Namespace, device: Row | None) -> Path:
+    slug = re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-") if device else "dry-run"
+    folder = Path(__file__).parent / "results" if device else Path(tempfile.gettempdir())
+    path: Path = options.output or folder / f"{date.today().isoformat()}-gpu-{slug}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from sparsectrl_lcm.runtime.bundle import demo_bundle
 from sparsectrl_lcm.runtime.engines import ClipSize, EngineIndex, set_name
 from sparsectrl_lcm.runtime.gpu.device import Device
 from sparsectrl_lcm.runtime.gpu.library import Library, open_library
+from sparsectrl_lcm.runtime.manifest import read_manifest
 from tensorrt_fakes import FakeModule, fake_tensorrt
 
 RELEASES = {"10.16": "tensorrt", "11.4": "tensorrt", "rtx-1.7": "tensorrt-rtx"}
@@ -93,6 +94,16 @@ _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
 def demo_copy(folder: Path) -> Path:
     """A demo bundle that may be written to."""
     return Path(shutil.copytree(demo_bundle(), folder / "bundle"))
+
+
+def small_copy(folder: Path) -> Path:
+    """A bundle that is built in no time: without ControlNets, and with the decoder in the place of the UNet."""
+    bundle = demo_copy(folder)
+    manifest = read_manifest(bundle)
+    graphs = {name: manifest.graphs[name] for name in ("text_encoder", "unet", "lcm_update", "vae_decoder")}
+    graphs["unet"] = graphs["vae_decoder"]
+    manifest.model_copy(update={"graphs": graphs}).write(bundle)
+    return bundle
 
 
 def plan_of(engine: Path) -> dict[str, Any]:

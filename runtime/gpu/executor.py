@@ -121,6 +121,8 @@ class GpuExecutor:
         return {"load": 1, "text": 1, **keyframes, "denoise": request.steps, "decode": chunks}
 
     def _workspace(self, size: ClipSize) -> Workspace:
+        if size in self._workspaces and not self._workspaces[size].open_graphs:  # a failure has closed it
+            del self._workspaces[size]
         if size not in self._workspaces:
             self._loader.check(self.bundle, size)
             while len(self._workspaces) >= MAX_SIZES:

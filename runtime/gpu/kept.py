@@ -54,7 +54,7 @@ class ConditioningArea:
         if self.nbytes:
             self._cuda.synchronize()
             self._cuda.free(self.address)
-            self.nbytes = 0
+            self.address = self.nbytes = 0
         self._shrink_to(self._max_bytes - nbytes)
         self.address = self._cuda.allocate(aligned(nbytes))
         self.nbytes = aligned(nbytes)

@@ -73,15 +73,9 @@ class OnnxRuntimeCudaEngine:
         options.log_severity_level = 3
         for name, size in dimensions.items():
             options.add_free_dimension_override_by_name(name, size)
-        provider = {
-            "device_id": "0",
-            "user_compute_stream": str(cuda.stream),
-            "arena_extend_strategy": "kSameAsRequested",
-            "cudnn_conv_algo_search": "HEURISTIC",
-        }
         try:
             self._session = onnxruntime.InferenceSession(
-                path, options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
+                path, options, providers=[(PROVIDER, provider_options(cuda)), "CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime raises classes of its own that share no public base
             raise _failure(f"cannot open {path.name}", error) from error
@@ -122,6 +116,16 @@ class OnnxRuntimeCudaEngine:
             for name in names:
                 bind(name, DEVICE, 0, np.dtype(self.dtypes[name]).type, self._shapes[name], addresses[name])
         return binding
+
+
+def provider_options(cuda: Cuda) -> dict[str, str]:
+    """Runs go on the loop's stream, where they can be captured into its graph."""
+    return {
+        "device_id": "0",
+        "user_compute_stream": str(cuda.stream),
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
 
 
 def _failure(what: str, error: Exception) -> BackendError:

@@ -57,16 +57,23 @@ class Workspace:
         shapes = static_shapes(self.bundle.manifest, graph, self.size)
         engine = self._loader.open(self.bundle, graph, self.size, shapes, self._cuda)
         self._engines[graph] = engine
+        try:
+            self._share_activation(engine)
+        except BackendError:  # all engines have lost their memory
+            self.close()
+            raise
+
+    def _share_activation(self, engine: Engine) -> None:
+        """Gives an engine the memory that all work in, one after the other; it grows to what the largest needs."""
+        users = [engine]
         if engine.activation_bytes > self._activation.nbytes:
             self.graphs.clear()
             if self._activation.nbytes:
                 self._cuda.free(self._activation.address)
-            self._activation.nbytes = 0
+            self._activation = Block()
             self._activation.address = self._cuda.allocate(aligned(engine.activation_bytes))
             self._activation.nbytes = aligned(engine.activation_bytes)
             users = list(self._engines.values())
-        else:
-            users = [engine]
         for user in users:
             user.use_activation(self._activation.address, self._activation.nbytes)
 

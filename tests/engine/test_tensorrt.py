@@ -33,6 +33,7 @@ from tensorrt_builds import (
     phase,
     plan_of,
     report,
+    small_copy,
     start,
     steps,
 )
@@ -81,7 +82,7 @@ def workshop(request: pytest.FixtureRequest) -> Workshop:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    return demo_copy(tmp_path)
+    return small_copy(tmp_path)
 
 
 def entries(folder: Path) -> list[str]:
@@ -197,6 +198,11 @@ def test_each_hardware_compatibility_has_its_level(release: str, level: str) -> 
     assert settings(trt)["hardware_compatibility_level"] == expected
 
 
+def test_the_order_of_compute_capabilities_does_not_matter() -> None:
+    one, other = (TensorRtOptions(compute_capabilities=given) for given in (("8.9", "12.0"), ("12.0", "8.9")))
+    assert one.flags == other.flags
+
+
 @pytest.mark.parametrize("capability", ["9.0", "8", "current", ""])
 def test_an_unknown_compute_capability_is_refused_before_anything_is_built(capability: str, bundle: Path) -> None:
     workshop = Workshop("rtx-1.7")
@@ -306,18 +312,27 @@ def test_tensorrt_rtx_measures_no_kernels(bundle: Path) -> None:
     assert workshop.calls("IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache") == []
 
 
-@pytest.mark.parametrize(("option", "precision"), [("refit", "bf16"), ("strip_weights", "fp16")])
-def test_weight_tables_tell_the_weights_that_were_built_in(
-    workshop: Workshop, bundle: Path, option: str, precision: str
-) -> None:
-    index = workshop.build(bundle, precision=precision, **{option: True})
-    opened, folder = Bundle.load(bundle), workshop.folder(bundle, precision)
+def check_weight_tables(workshop: Workshop, bundle: Path, index: EngineIndex) -> None:
+    """By its table the bundle gives, bit for bit, the weights that were parsed."""
+    opened, folder = Bundle.load(bundle), workshop.folder(bundle, index.precision)
     for graph, record in index.engines.items():
         assert set(record.files) == {f"{graph}.engine", f"{graph}.weights.json"}
         table = WeightTable.model_validate_json((folder / f"{graph}.weights.json").read_text())
         values = {name: zlib.crc32(table.read(opened, name).tobytes()) for name in table.root}
         assert values == plan_of(folder / f"{graph}.engine")["weights"]
         assert bool(values) == (graph != "lcm_update")
+
+
+@pytest.mark.parametrize(("option", "precision"), [("refit", "bf16"), ("strip_weights", "fp32")])
+def test_weight_tables_lie_beside_engines_that_can_be_refitted(
+    workshop: Workshop, bundle: Path, option: str, precision: str
+) -> None:
+    check_weight_tables(workshop, bundle, workshop.build(bundle, precision=precision, **{option: True}))
+
+
+def test_weight_tables_know_every_weight_of_every_graph(tmp_path: Path) -> None:
+    workshop, bundle = Workshop("11.4"), demo_copy(tmp_path)
+    check_weight_tables(workshop, bundle, workshop.build(bundle, refit=True))
 
 
 @pytest.mark.parametrize("release", TENSORRT)
@@ -343,7 +358,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(bundle: Path) -> None:
     workshop = Workshop("rtx-1.7")
     index = workshop.build(bundle, device=None, compute_capabilities=("12.0", "8.9"))
     assert list(index.engines) == list(Bundle.load(bundle).manifest.graphs)
-    assert {record.spec.device for record in index.engines.values()} == {"12.0, 8.9"}
+    assert {record.spec.device for record in index.engines.values()} == {"8.9, 12.0"}
     assert workshop.calls("Runtime.deserialize_cuda_engine") == []
 
 
@@ -414,7 +429,7 @@ def test_a_failure_half_way_leaves_nothing(workshop: Workshop, bundle: Path) -> 
         return build_one(*args) if len(done) < 3 else workshop.complain("out of memory")
 
     workshop.trt.answers["Builder.build_serialized_network"] = build_two
-    with pytest.raises(BackendError, match="cannot build 'controlnet_scribble': out of memory"):
+    with pytest.raises(BackendError, match="cannot build 'lcm_update': out of memory"):
         workshop.build(bundle)
     left = entries(workshop.folder(bundle).parent)
     assert [name.partition("-")[0] for name in left] == (["timing"] if workshop.backend == "tensorrt" else [])

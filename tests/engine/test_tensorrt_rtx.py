@@ -37,6 +37,27 @@ def demo(tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
 
 
+SMALL = ClipSize(width=64, height=64, frames=1)
+
+
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo bundle with the smallest engines, compared with fp32 as they were built."""
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
+    said: list[str] = []
+    index = build(bundle, BACKEND, SMALL, TensorRtOptions(), lambda text, fraction: said.append(text))
+    for graph, record in index.engines.items():
+        assert max(record.report["errors"].values()) <= (3 if graph == "vae_decoder" else 1e-2)
+        assert record.report["seconds"] >= 0
+    assert "unet (5/7): comparing fp16 with fp32" in said
+    return bundle
+
+
+@pytest.fixture
+def built(built_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built_once, tmp_path / "bundle"))
+
+
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_every_graph_of_the_demo_bundle_is_built(
     demo: Path, precision: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -75,16 +96,6 @@ def test_another_architecture_and_size_for_chosen_devices(exported: Exported, tm
     assert index.engines["unet"].key != index.engines["text_encoder"].key
 
 
-def test_the_check_is_part_of_a_build(demo: Path) -> None:
-    size = ClipSize(width=64, height=64, frames=1)
-    said: list[str] = []
-    index = build(demo, BACKEND, size, TensorRtOptions(), lambda text, fraction: said.append(text))
-    for graph, record in index.engines.items():
-        assert max(record.report["errors"].values()) <= (3 if graph == "vae_decoder" else 1e-2)
-        assert record.report["seconds"] >= 0
-    assert "unet (5/7): comparing fp16 with fp32" in said
-
-
 def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
     folder = demo / "engines" / BACKEND
     main = "from sparsectrl_lcm.cli import main; main()"
@@ -101,10 +112,8 @@ def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_set_is_replaced_whole(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = ClipSize(width=64, height=64, frames=1)
-    build(demo, BACKEND, size, TensorRtOptions(), check=False)
-    index = demo / "engines" / BACKEND / f"{size}-fp16" / "engines.json"
+def test_a_set_is_replaced_whole(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = built / "engines" / BACKEND / f"{SMALL}-fp16" / "engines.json"
     before = index.read_text()
     library = load_library(BACKEND)
     from sparsectrl_lcm.engine import tensorrt
@@ -116,9 +125,9 @@ def test_a_set_is_replaced_whole(demo: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(tensorrt._Build, "plan", fail_at_the_decoder)
     with pytest.raises(BackendError, match="tensorrt-rtx .* cannot build 'vae_decoder'"):
-        build(demo, BACKEND, size, TensorRtOptions(), check=False)
+        build(built, BACKEND, SMALL, TensorRtOptions(), check=False)
     assert index.read_text() == before
-    assert [path.name for path in (demo / "engines" / BACKEND).iterdir()] == [f"{size}-fp16"]
+    assert [path.name for path in (built / "engines" / BACKEND).iterdir()] == [f"{SMALL}-fp16"]
 
 
 @pytest.mark.parametrize(
@@ -168,16 +177,14 @@ def test_engines_without_a_gpu_are_not_run(demo: Path, capsys: pytest.CaptureFix
     assert len(said.strip().splitlines()) == 1
 
 
-def test_an_engine_is_refused_where_anything_of_its_key_differs(demo: Path) -> None:
-    size = ClipSize(width=64, height=64, frames=1)
-    build(demo, BACKEND, size, TensorRtOptions(), check=False)
-    bundle, version = Bundle.load(demo), load_library(BACKEND).version
-    index = demo / "engines" / BACKEND / f"{size}-fp16" / "engines.json"
-    command = rf"run: sparsectrl-lcm build {demo} --backend {BACKEND} --size 64x64 --frames 1 --precision fp16$"
+def test_an_engine_is_refused_where_anything_of_its_key_differs(built: Path) -> None:
+    bundle, version = Bundle.load(built), load_library(BACKEND).version
+    index = built / "engines" / BACKEND / f"{SMALL}-fp16" / "engines.json"
+    command = rf"run: sparsectrl-lcm build {built} --backend {BACKEND} --size 64x64 --frames 1 --precision fp16$"
     text = index.read_text()
 
     def refused(reason: str, **other: str) -> None:
-        engines = find_set(demo, BACKEND, f"{size}-fp16")
+        engines = find_set(built, BACKEND, f"{SMALL}-fp16")
         assert engines is not None
         with pytest.raises(BackendError, match=rf"the tensorrt-rtx engine of 'unet' {reason}.*; {command}"):
             engines.open(bundle.manifest, "unet", **{"version": version, **other})
@@ -204,4 +211,4 @@ def test_an_engine_is_refused_where_anything_of_its_key_differs(demo: Path) -> N
     refused("is missing")
     index.write_text("{")
     with pytest.raises(BackendError, match="cannot be read; run: sparsectrl-lcm build"):
-        find_set(demo, BACKEND, f"{size}-fp16")
+        find_set(built, BACKEND, f"{SMALL}-fp16")

@@ -1,0 +1,118 @@
+"""ONNX Runtime CUDA: its typed graphs, and the loop with real bindings to fixed addresses in the host's memory."""
+
+import logging
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from cuda.bindings import runtime as cudart
+from gpu_emulation import EmulatedCudart
+from references import pictures
+from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.engine import onnxruntime_cuda
+from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.engines import ClipSize, find_set
+from sparsectrl_lcm.runtime.gpu import onnxruntime as cuda_backend
+from sparsectrl_lcm.runtime.gpu.cuda import Cuda, DeviceOutOfMemory
+from sparsectrl_lcm.runtime.gpu.executor import GpuExecutor
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo bundle with engines, checked against fp32 as they were built."""
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
+    onnxruntime_cuda.build(bundle)
+    return bundle
+
+
+@pytest.fixture
+def executor(built: Path, monkeypatch: pytest.MonkeyPatch) -> GpuExecutor:
+    """The CUDA loop on the CPU provider: what it binds are addresses of the emulated device, the host's memory."""
+    monkeypatch.setattr(cuda_backend, "PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(cuda_backend, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda_backend, "provider_options", lambda cuda: {})
+    api = EmulatedCudart()
+    monkeypatch.setattr(  # a CPU session runs at once and cannot be captured
+        EmulatedCudart,
+        "_cudaStreamBeginCapture",
+        lambda self, stream, mode: (cudart.cudaError_t.cudaErrorStreamCaptureUnsupported,),
+    )
+    return GpuExecutor(Bundle.load(built), cuda_backend.OnnxRuntimeCudaLoader(), 1 << 30, Cuda(api))
+
+
+def test_every_graph_is_typed_and_self_attention_is_fused(built: Path) -> None:
+    engines = find_set(built, "onnxruntime-cuda", "fp16")
+    assert engines is not None
+    bundle = Bundle.load(built)
+    assert set(engines.index.engines) == set(bundle.manifest.graphs)
+    for graph, record in engines.index.engines.items():
+        path = engines.open(bundle.manifest, graph, onnxruntime.__version__)
+        assert path.stat().st_size
+        errors = record.report["errors"]
+        assert max(errors.values(), default=0) <= (3 if graph == "vae_decoder" else 1e-2)
+        assert set(record.files) >= {f"{graph}.onnx"}
+    count = Counter(
+        node.op_type for node in onnx.load(engines.folder / "unet.onnx", load_external_data=False).graph.node
+    )
+    assert count["MultiHeadAttention"] == 10 + 24, "spatial self-attention, and temporal attention twice per module"
+    assert count["Softmax"] == 10, "attention to the text"
+
+
+def test_frames_are_close_to_those_of_the_cpu_backend(
+    executor: GpuExecutor, built: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    device, host = VideoPipeline(executor.bundle, executor), VideoPipeline.load(built, "onnxruntime")
+    keyframes = [Keyframe(index, image) for index, image in zip((0, 9), pictures(2, 128, 128), strict=True)]
+    with caplog.at_level(logging.WARNING):
+        for options in ({}, {"guidance_scale": 2.0, "negative_prompt": "blue"}, {"controlnet": "rgb", "seed": 7}):
+            request = {"seed": 1, "keyframes": keyframes, **options}
+            clips = [pipeline.generate("a red boat", **request) for pipeline in (device, host)]
+            assert np.abs(clips[0].frames.astype(int) - clips[1].frames).mean() <= 3
+            assert (clips[0].frames != clips[1].frames).any(), "fp16 leaves a trace"
+    assert len(caplog.records) == 1
+    device.close()
+
+
+def test_another_size_needs_no_other_engines(executor: GpuExecutor) -> None:
+    clip = VideoPipeline(executor.bundle, executor).generate("a boat", seed=1, width=64, height=192, num_frames=3)
+    assert clip.frames.shape == (3, 192, 64, 3)
+
+
+def test_a_failed_run_is_one_line(executor: GpuExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = cuda_backend.OnnxRuntimeCudaLoader()
+    size = ClipSize(width=64, height=64, frames=1)
+    shapes = {"input_ids": (1, 77), "prompt_embeds": (1, 77, 32)}
+    engine = loader.open(executor.bundle, "text_encoder", size, shapes, executor._cuda)
+
+    class Failing:
+        def run_with_iobinding(self, *_: object) -> None:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : CUDA failure 2: out of memory\nmore")
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(session, name)
+
+    session, engine._session = engine._session, Failing()
+    ids = np.zeros((1, 77), np.int64)
+    embeds = np.zeros((1, 77, 32), np.float16)
+    with pytest.raises(DeviceOutOfMemory) as error:
+        engine.enqueue({"input_ids": ids.ctypes.data, "prompt_embeds": embeds.ctypes.data})
+    assert "\n" not in str(error.value)
+    with pytest.raises(BackendError, match="cannot refit; load the other bundle instead"):
+        engine.refit([], lambda name: None)
+
+
+def test_engines_are_asked_for_where_there_are_none(executor: GpuExecutor) -> None:
+    bundle = Bundle.load()
+    with pytest.raises(BackendError, match="engines were not built; run: sparsectrl-lcm build .* onnxruntime-cuda"):
+        cuda_backend.OnnxRuntimeCudaLoader().check(bundle, ClipSize(width=64, height=64, frames=1))
+
+
+def test_an_unknown_precision_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["build", str(demo_bundle()), "--backend", "onnxruntime-cuda", "--precision", "bf16"]
+    assert run(command) == 2
+    assert "--precision 'bf16' is not one of onnxruntime-cuda; allowed are fp16, fp32" in capsys.readouterr().err
