@@ -36,7 +36,7 @@ import numpy as np
 from flops import data_sheet_peak, flops_per_second, matmul_peak, request_flops
 from full_size import PROMPT, keyframe, machine, prepare
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.engines import ANY_DEVICE, ClipSize, device_scope, find_set, set_name
+from sparsectrl_lcm.runtime.engines import ANY_DEVICE, ClipSize, device_scope, find_set, set_name, version_scope
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
 from sparsectrl_lcm.runtime.gpu.cuda import runtime_api
 from sparsectrl_lcm.runtime.gpu.device import probe
@@ -293,26 +293,23 @@ def engine_set(job: Job) -> str:
 
 
 def engines_fit(job: Job) -> bool:
-    """Whether the engines are there, of this bundle, version and device."""
-    version, device = backend_scope(job.contender)
-    bundle = Bundle.load(job.bundle)
-    try:
-        found = find_set(bundle.folder, job.contender, engine_set(job))
-        for graph in bundle.manifest.graphs if found else ():
-            found.open(bundle.manifest, graph, version, device)
-    except SparseCtrlLcmError:
-        return False
-    return found is not None
-
-
-def backend_scope(backend: str) -> tuple[str, str]:
-    """The version and the device that engines have to be of; raises where the backend cannot run here."""
+    """Whether the engines are there, of this bundle, version and device; raises where the backend cannot run here."""
     from sparsectrl_lcm.runtime.backends import availability
 
-    found = availability(backend)
-    if found.reason is not None or found.version is None:
-        raise SparseCtrlLcmError(found.reason or f"{backend} has no version")
-    return found.version, ANY_DEVICE if backend == "onnxruntime-cuda" else device_scope(backend, probe(), {})
+    backend = availability(job.contender)
+    if backend.reason is not None or backend.version is None:
+        raise SparseCtrlLcmError(backend.reason or "it has no version")
+    bundle = Bundle.load(job.bundle)
+    device = probe()
+    try:
+        found = find_set(bundle.folder, job.contender, engine_set(job))
+        for graph, record in found.index.engines.items() if found else ():
+            flags = record.spec.flags
+            bound = ANY_DEVICE if job.contender == "onnxruntime-cuda" else device_scope(job.contender, device, flags)
+            found.open(bundle.manifest, graph, version_scope(backend.version, flags), bound)
+    except SparseCtrlLcmError:
+        return False
+    return found is not None and found.index.engines.keys() == bundle.manifest.graphs.keys()
 
 
 def work(job: Job) -> None:
@@ -380,7 +377,9 @@ def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> lis
         (built, *_) = run(replace(job, role="build"), free_memory)
         built.pop("peak_bytes", None)
         if built.get("reason", "").startswith(OUT_OF_TIME):
-            built["reason"] += f"; build beforehand: sparsectrl-lcm build {job.bundle} --backend {job.contender}"
+            size = f"--size {job.width}x{job.height} --frames {job.frames}"
+            command = f"sparsectrl-lcm build {job.bundle} --backend {job.contender} {size}"
+            built["reason"] += f"; build beforehand: {command}"
     rows = [built]
     if "reason" not in built:
         left = job.seconds - (time.monotonic() - begin)

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from ..runtime.bundle import Bundle
 from ..runtime.engines import ClipSize, static_shapes
 from ..runtime.errors import BackendError, first_line
-from .fusions import fuse_for_tensorrt
+from .fusions import DECOMPOSABLE
 from .precision import MOVES
-from .typed import Fuse, typed_graph, write_typed
 
 STRESS = 30.0
 """Factor on all activations that come in, at which nothing may overflow."""
@@ -29,17 +28,14 @@ _FLOAT = ir.DataType.FLOAT
 Feeds = dict[str, NDArray[Any]]
 
 
-def check_precision(
-    bundle: Bundle, graph: str, precision: str, folder: Path, fuse: Fuse = fuse_for_tensorrt
-) -> dict[str, float]:
+def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> dict[str, float]:
     """Errors of a typed graph against the portable one, on random inputs of a small size.
 
     Args:
         bundle: the bundle.
         graph: name of the graph.
         precision: fp16 or bf16.
-        folder: where files may be written.
-        fuse: the fusions of the backend.
+        typed: the typed graph; files may be written beside it.
 
     Returns:
         For each output the largest error, relative to its largest value; for uint8 frames the mean in levels.
@@ -49,16 +45,15 @@ def check_precision(
     """
     feeds = random_inputs(bundle, graph)
     (expected,) = _run(bundle.folder / bundle.graph(graph).path, feeds)
-    model = typed_graph(bundle, graph, precision, fuse)
-    round_results(model)
-    rounded = folder / f"{graph}.rounded.onnx"
+    rounded = typed.with_suffix(".rounded.onnx")
     try:
-        write_typed(model, rounded)
+        model = ir.load(typed)
+        round_results(model)
+        ir.save(model, rounded)  # shares the typed graph's weights
         stressed_feeds = {name: _stress(name, values) for name, values in feeds.items()}
         actual, stressed = _run(rounded, feeds, stressed_feeds)
     finally:
         rounded.unlink(missing_ok=True)
-        rounded.with_suffix(".weights").unlink(missing_ok=True)
     for outputs, what in ((actual, ""), (stressed, f" with activations scaled up by {STRESS:g}")):
         if bad := [name for name, values in outputs.items() if not np.isfinite(values).all()]:
             raise BackendError(
@@ -78,6 +73,7 @@ def round_results(model: ir.Model) -> None:
         if value.dtype in _LOW:
             types[value], value.dtype = value.dtype, _FLOAT
     for node in list(graph):
+        node.attributes.pop(DECOMPOSABLE, None)
         for index, value in enumerate(node.inputs):
             if value is not None and value in low and low[value] in _LOW:
                 if value not in widened:

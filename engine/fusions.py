@@ -6,6 +6,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+DECOMPOSABLE = "TRT_decomposable"
+"""TensorRT's attribute of an Attention: whether it may be split where there is no kernel for it."""
 ATTENTION_OPSET = 23
 """The first opset with Attention."""
 
@@ -49,8 +51,14 @@ def softmaxes(model: ir.Model, belongs: Callable[[str], bool]) -> list[ir.Node]:
 
 
 def fuse_for_tensorrt(model: ir.Model, temporal: bool = True) -> None:
-    """All that TensorRT has an operator for; attention over time may be left out."""
+    """All that TensorRT has an operator for; attention over time may be left out.
+
+    Without leave to split an attention that it has no kernel for TensorRT would refuse the graph.
+    """
     fuse_attention(model, is_transformer_attention if temporal else is_spatial_attention)
+    for node in model.graph:
+        if node.op_type == "Attention":
+            node.attributes[DECOMPOSABLE] = ir.AttrInt64(DECOMPOSABLE, 1)
     fuse_group_norm(model)
 
 

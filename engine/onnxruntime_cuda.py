@@ -1,5 +1,6 @@
 """Engines for ONNX Runtime's CUDA provider: typed graphs with fused attention, for any size."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,9 +40,11 @@ def build(
     with staged(opened.folder, index) as folder:
         for done, graph in enumerate(opened.manifest.graphs):
             on_progress(f"{graph} ({done + 1}/{len(opened.manifest.graphs)})", done / len(opened.manifest.graphs))
-            errors = check_precision(opened, graph, precision, folder, _fuse) if check and precision != "fp32" else {}
             path = folder / f"{graph}.onnx"
             write_typed(typed_graph(opened, graph, precision, _fuse), path)
+            gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
+            errors = check_precision(opened, graph, precision, path) if check and precision != "fp32" else {}
+            gc.collect()
             weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
             spec = EngineSpec(
                 graph=graph,

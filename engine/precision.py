@@ -24,7 +24,10 @@ _ISLAND_OPERATORS = {
     *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "ReduceMean", "Softmax"),
     *("Clip", "Cos", "Exp", "Max", "Min", "Round", "Sin"),
 }
-_ISLAND_MODULES = re.compile(r"(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/")
+_ISLAND_MODULES = re.compile(
+    r"^conv_(in|act|out)/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
+)
+"""The UNet's first and last convolution are a thousandth of its work, and in fp16 half of its error."""
 MOVES = {
     *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"),
     *("Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),

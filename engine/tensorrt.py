@@ -1,5 +1,6 @@
 """TensorRT and TensorRT-RTX engines of every graph of a bundle, for one size."""
 
+import gc
 import signal
 import threading
 import time
@@ -138,18 +139,15 @@ class _Build:
         """Builds one graph; returns its record."""
         precision = self.options.precision
         measured: dict[str, Any] = {}
-        if check and precision != "fp32":
-            report(f"comparing {precision} with fp32", 0.0)
-            measured["errors"] = check_precision(self.bundle, graph, precision, self.folder, self.fuse)
-        report("reading weights", 0.1)
         source = self.folder / f"{graph}.onnx"
-        model = typed_graph(self.bundle, graph, precision, self.fuse)
-        allow_decomposition(model)
-        write_typed(model, source)
-        path, beside = self.folder / f"{graph}.engine", []
-        if self.options.refit or self.options.strip_weights:
-            beside.append(weight_table_path(path))
-            beside[0].write_text(weight_table(self.bundle, graph, model).model_dump_json(), "utf-8")
+        path = self.folder / f"{graph}.engine"
+        report("reading weights", 0.0)
+        beside = self.write_source(graph, source, path)
+        gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
+        if check and precision != "fp32":
+            report(f"comparing {precision} with fp32", 0.1)
+            measured["errors"] = check_precision(self.bundle, graph, precision, source)
+            gc.collect()
         start = time.perf_counter()
         plan = self.plan(graph, source, report)
         measured["seconds"] = round(time.perf_counter() - start, 1)
@@ -159,6 +157,16 @@ class _Build:
         source.unlink()
         source.with_suffix(".weights").unlink(missing_ok=True)
         return engine_record(path, self.spec(graph), measured, *beside)
+
+    def write_source(self, graph: str, source: Path, engine: Path) -> list[Path]:
+        """Writes the typed graph that is parsed; returns the files that are to lie beside the engine."""
+        model = typed_graph(self.bundle, graph, self.options.precision, self.fuse)
+        write_typed(model, source)
+        if not (self.options.refit or self.options.strip_weights):
+            return []
+        table = weight_table_path(engine)
+        table.write_text(weight_table(self.bundle, graph, model).model_dump_json(), "utf-8")
+        return [table]
 
     def spec(self, graph: str) -> EngineSpec:
         flags = self.options.flags
@@ -229,13 +237,6 @@ def configure(trt: Any, config: Any, backend: str, options: TensorRtOptions) -> 
             "same-compute-capability": levels.SAME_COMPUTE_CAPABILITY,
             "ampere-plus": levels.AMPERE_PLUS,
         }[options.hardware_compatibility]
-
-
-def allow_decomposition(model: ir.Model) -> None:
-    """Lets TensorRT split an attention that it has no kernel for, where it would refuse the graph."""
-    for node in model.graph:
-        if node.op_type == "Attention":
-            node.attributes["TRT_decomposable"] = ir.AttrInt64("TRT_decomposable", 1)
 
 
 def make_progress_monitor(trt: Any, report: OnProgress, stopped: threading.Event) -> Any:

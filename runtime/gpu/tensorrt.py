@@ -101,9 +101,9 @@ class TensorRtEngine:
             if self._bound.get(name) != address and not self._context.set_tensor_address(name, address):
                 raise self._library.failure(f"refuses the address of {name}")
             self._bound[name] = address
-        if self._runtime_cache and self._cuda.capturing:  # TensorRT-RTX can say so, TensorRT only fails
-            if not self._context.is_stream_capturable(self._cuda.stream):
-                raise BackendError("backend: tensorrt-rtx cannot be captured here")
+        asks = self._runtime_cache is not None and self._cuda.capturing  # TensorRT-RTX can tell, TensorRT only fails
+        if asks and not self._context.is_stream_capturable(self._cuda.stream):
+            raise BackendError("backend: tensorrt-rtx cannot be captured here")
         if not self._context.execute_async_v3(self._cuda.stream):
             raise self._library.failure("cannot run an engine")
         if self._runtime_cache:

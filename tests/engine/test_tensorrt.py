@@ -29,6 +29,7 @@ from tensorrt_builds import (
     Event,
     Workshop,
     demo_copy,
+    fake,
     finish,
     phase,
     plan_of,
@@ -37,7 +38,7 @@ from tensorrt_builds import (
     start,
     steps,
 )
-from tensorrt_fakes import FakeModule, fake_tensorrt
+from tensorrt_fakes import FakeModule
 
 ROOT = Path(__file__).parent.parent.parent
 TENSORRT = [release for release, backend in RELEASES.items() if backend == "tensorrt"]
@@ -94,7 +95,7 @@ def entries(folder: Path) -> list[str]:
 
 def configured(release: str, **options: Any) -> FakeModule:
     """A fake whose calls are those of `configure`."""
-    trt = fake_tensorrt(release)
+    trt = fake(release)
     configure(trt, trt.new("IBuilderConfig"), RELEASES[release], TensorRtOptions(**options))
     return trt
 
@@ -503,7 +504,7 @@ def test_a_thread_may_build(bundle: Path) -> None:
 def told(release: str, events: list[Event]) -> list[tuple[str, float]]:
     """What a build that reports these events tells."""
     seen: list[tuple[str, float]] = []
-    monitor = make_progress_monitor(fake_tensorrt(release), lambda *one: seen.append(one), threading.Event())
+    monitor = make_progress_monitor(fake(release), lambda *one: seen.append(one), threading.Event())
     assert report(monitor, events)
     return seen
 
@@ -552,10 +553,10 @@ def ask_for_the_old_size(trt: Any) -> None:
 
 @pytest.mark.parametrize("use", [ask_for_fp16, ask_for_the_old_size])
 def test_names_that_were_removed_fail(use: Callable[[Any], None]) -> None:
-    use(fake_tensorrt("10.16"))
+    use(fake("10.16"))
     for release in ("11.4", "rtx-1.7"):
         with pytest.raises(AttributeError, match=f"TensorRT {release} has no"):
-            use(fake_tensorrt(release))
+            use(fake(release))
 
 
 class Names(ast.NodeVisitor):
@@ -645,7 +646,7 @@ def has(trt: FakeModule, name: str) -> bool:
 
 def missing(source: str) -> list[tuple[int, str, str]]:
     """Line, release and name where a release may meet a name that it lacks."""
-    fakes = {release: fake_tensorrt(release) for release in RELEASES}
+    fakes = {release: fake(release) for release in RELEASES}
     return [
         (line, release, name)
         for name, used_for, line in Names(source).found()

@@ -206,6 +206,18 @@ def test_a_run_that_fails_is_an_error(opened: Opened) -> None:
     one_line(error, opened.workshop.backend, "Error Code 1: Cuda Runtime")
 
 
+def test_a_run_that_cannot_be_captured_is_an_error(opened: Opened) -> None:
+    """TensorRT-RTX is asked before, so that the capture itself does not fail; TensorRT has nothing to ask."""
+    opened.cuda.begin_capture()
+    opened.engine.enqueue({"latents": 256})
+    if opened.workshop.backend == "tensorrt-rtx":
+        opened.workshop.trt.answers["IExecutionContext.is_stream_capturable"] = lambda *_: False
+        with pytest.raises(BackendError, match="cannot be captured") as error:
+            opened.engine.enqueue({"latents": 256})
+        one_line(error)
+    assert len(opened.workshop.calls("IExecutionContext.execute_async_v3")) == 1
+
+
 @pytest.mark.parametrize("name", ["Runtime.deserialize_cuda_engine", "ICudaEngine.create_execution_context"])
 def test_an_engine_that_cannot_be_loaded_is_an_error(process: Process, name: str) -> None:
     process.workshop.fail(name, "Error Code 2:\nout of memory")

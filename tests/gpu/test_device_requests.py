@@ -1,0 +1,98 @@
+"""Whole requests on the device: against the CPU, and against themselves by another way."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from sparsectrl_lcm.runtime import VideoPipeline
+from sparsectrl_lcm.runtime.conditioning import KEPT_BYTES
+from sparsectrl_lcm.runtime.gpu.graphs import GraphCache
+
+from .conftest import Load
+from .requests import LEVELS, ask, difference, keyframes, workspaces
+
+pytestmark = pytest.mark.gpu
+
+SOURCES = ("scribble", "rgb", None)
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Iterator[VideoPipeline]:
+    """The portable graphs on ONNX Runtime's CPU provider."""
+    pipeline = VideoPipeline.load(None, "onnxruntime")
+    yield pipeline
+    pipeline.close()
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each request was replayed."""
+    seen: list[bool] = []
+    replay = GraphCache.replay
+
+    def watched(cache: GraphCache, variant: object) -> bool:
+        seen.append(replay(cache, variant))  # type: ignore[arg-type]
+        return seen[-1]
+
+    monkeypatch.setattr(GraphCache, "replay", watched)
+    return seen
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("controlnet", SOURCES)
+def test_frames_are_those_of_the_cpu(load: Load, cpu: VideoPipeline, controlnet: str | None, guidance: float) -> None:
+    expected = ask(cpu, controlnet, guidance_scale=guidance)
+    assert expected.std() > 2 * LEVELS  # or frames of one grey would pass
+    assert difference(ask(load(), controlnet, guidance_scale=guidance), expected) <= LEVELS
+
+
+@pytest.mark.parametrize("kept_bytes", [KEPT_BYTES, 0])
+@pytest.mark.parametrize("steps, guidance", [(1, 1.0), (4, 1.0), (3, 2.0)])
+@pytest.mark.parametrize("controlnet", SOURCES)
+def test_a_replayed_graph_gives_the_bits_of_plain_runs(
+    load: Load, replays: list[bool], controlnet: str | None, steps: int, guidance: float, kept_bytes: int
+) -> None:
+    if controlnet is None and not kept_bytes:
+        pytest.skip("nothing is kept without keyframes: the same variant")
+    pipeline = load(kept_bytes=kept_bytes)
+
+    def frames() -> np.ndarray:
+        return ask(pipeline, controlnet, num_inference_steps=steps, guidance_scale=guidance)
+
+    first = frames()
+    (workspace,) = workspaces(pipeline)
+    if not workspace.graphs.enabled and pipeline.backend == "onnxruntime-cuda":
+        pytest.skip("ONNX Runtime's sessions could not be captured")
+    workspace.area.forget()
+    others = [frames() for _ in range(3)]
+    kept = controlnet is not None and kept_bytes > 0
+    assert replays == [False, True, not kept, True]  # what is kept makes a variant of its own
+    workspace.graphs.clear()
+    workspace.graphs.enabled = False
+    workspace.area.forget()
+    others += [frames() for _ in range(2)]
+    assert replays[4:] == [False, False]
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+def test_two_variants_that_take_turns_keep_apart(load: Load, replays: list[bool]) -> None:
+    pipeline = load()
+    options = [{"num_inference_steps": 2}, {"num_inference_steps": 2, "guidance_scale": 2.0}, {"controlnet": "rgb"}]
+    first = [ask(pipeline, **each) for each in options]
+    for _ in range(2):
+        for each, expected in zip(options, first, strict=True):
+            np.testing.assert_array_equal(ask(pipeline, **each), expected)
+    assert not np.array_equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("controlnet", ["scribble", "rgb"])
+def test_kept_conditioning_gives_the_bits_of_a_fresh_pipeline(load: Load, controlnet: str, guidance: float) -> None:
+    pipeline, fresh = load(), load()
+    first = ask(pipeline, controlnet, seed=1, guidance_scale=guidance)
+    second = ask(pipeline, controlnet, seed=2, guidance_scale=guidance)
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(second, ask(fresh, controlnet, seed=2, guidance_scale=guidance))
+    ask(pipeline, controlnet, seed=2, guidance_scale=guidance, keyframes=keyframes((3, 9)))  # what was kept moves out
+    np.testing.assert_array_equal(ask(pipeline, controlnet, seed=1, guidance_scale=guidance), first)
