@@ -29,7 +29,9 @@ def generate(
     frames: Annotated[int | None, typer.Option(help="Frames, 1 to 32; the bundle's own by default.")] = None,
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
-    backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime.")
+    ] = "auto",
 ) -> None:
     """Make a clip from a prompt and up to three keyframes."""
     from ..runtime import OutputError, VideoPipeline
