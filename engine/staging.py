@@ -40,7 +40,11 @@ def replace_folder(source: Path, target: Path) -> None:
     if target.exists():
         old = source.with_name(f"{source.name}-old")
         target.rename(old)
-        source.rename(target)
+        try:
+            source.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         source.rename(target)

@@ -1,11 +1,7 @@
 """TensorRT and TensorRT-RTX engines of every graph of a bundle, for one size."""
 
 import gc
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +11,25 @@ from ..runtime.bundle import Bundle
 from ..runtime.engines import (
     ClipSize,
     EngineIndex,
+    EngineRecord,
     EngineSpec,
     device_scope,
     graph_checksums,
     static_shapes,
     version_scope,
-    writable_engine_folder,
 )
 from ..runtime.errors import BackendError, InvalidRequest
 from ..runtime.gpu.device import Device, probe
 from ..runtime.gpu.library import Library, load_library
-from ..runtime.weights import weight_table_path
+from ..runtime.weights import WeightTable, weight_table_path
 from .check import check_precision
 from .fusions import fuse_for_tensorrt
 from .layers import layer_report
+from .monitor import OnProgress, interruptible, make_progress_monitor
 from .options import TensorRtOptions, check_size
 from .staging import engine_record, staged
+from .timing_cache import TimingCache
 from .typed import typed_graph, weight_table, write_typed
-
-OnProgress = Callable[[str, float], None]
-"""Called with what is being built and the fraction that is done."""
 
 
 def build(
@@ -75,7 +70,7 @@ def build(
         _compute_capability(library.module, capability)
     device = device or _device(backend, options)
     index = EngineIndex(backend=backend, precision=options.precision, size=size, engines={})
-    with staged(opened.folder, index) as folder, _TimingCache(opened.folder, library, device) as timing_cache:
+    with staged(opened.folder, index) as folder, TimingCache(opened.folder, library, device) as timing_cache:
         build = _Build(opened, size, options, library, device, folder, timing_cache)
         graphs = list(opened.manifest.graphs)
         for done, graph in enumerate(graphs):
@@ -93,6 +88,8 @@ def _check_backend(backend: str, options: TensorRtOptions) -> None:
         raise InvalidRequest("--compute-capability is for tensorrt-rtx; tensorrt builds for the GPU of this machine")
     if backend == "tensorrt-rtx" and options.hardware_compatibility != "none":
         raise InvalidRequest("--hardware-compatibility is for tensorrt; give tensorrt-rtx --compute-capability")
+    if backend == "tensorrt-rtx" and options.version_compatible:
+        raise InvalidRequest("--version-compatible is for tensorrt; tensorrt-rtx comes without the lean runtime")
 
 
 def _device(backend: str, options: TensorRtOptions) -> Device | None:
@@ -121,7 +118,7 @@ class _Build:
         library: Library,
         device: Device | None,
         folder: Path,
-        timing_cache: "_TimingCache",
+        timing_cache: TimingCache,
     ) -> None:
         self.bundle = bundle
         self.size = size
@@ -135,38 +132,44 @@ class _Build:
         """Fuses what TensorRT has operators for; attention over a single frame is left, which TensorRT-RTX refuses."""
         fuse_for_tensorrt(model, temporal=self.size.frames > 1)
 
-    def engine(self, graph: str, report: OnProgress, check: bool) -> Any:
+    def engine(self, graph: str, report: OnProgress, check: bool) -> EngineRecord:
         """Builds one graph; returns its record."""
         precision = self.options.precision
         measured: dict[str, Any] = {}
         source = self.folder / f"{graph}.onnx"
         path = self.folder / f"{graph}.engine"
         report("reading weights", 0.0)
-        beside = self.write_source(graph, source, path)
+        table = self.write_source(graph, source)
         gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
         if check and precision != "fp32":
             report(f"comparing {precision} with fp32", 0.1)
             measured["errors"] = check_precision(self.bundle, graph, precision, source)
             gc.collect()
         start = time.perf_counter()
-        plan = self.plan(graph, source, report)
+        plan = self.plan(graph, source, list(table.root) if table else [], report)
         measured["seconds"] = round(time.perf_counter() - start, 1)
         path.write_bytes(memoryview(plan))
-        if self.device is not None:
+        beside = []
+        if table is not None:
+            beside.append(weight_table_path(path))
+            beside[0].write_text(table.model_dump_json(), "utf-8")
+        if self.runs_here():
             measured |= layer_report(self.library, plan)
         source.unlink()
         source.with_suffix(".weights").unlink(missing_ok=True)
         return engine_record(path, self.spec(graph), measured, *beside)
 
-    def write_source(self, graph: str, source: Path, engine: Path) -> list[Path]:
-        """Writes the typed graph that is parsed; returns the files that are to lie beside the engine."""
+    def write_source(self, graph: str, source: Path) -> WeightTable | None:
+        """Writes the typed graph that is parsed; returns its weights where they are to be refitted."""
         model = typed_graph(self.bundle, graph, self.options.precision, self.fuse)
         write_typed(model, source)
-        if not (self.options.refit or self.options.strip_weights):
-            return []
-        table = weight_table_path(engine)
-        table.write_text(weight_table(self.bundle, graph, model).model_dump_json(), "utf-8")
-        return [table]
+        refit = self.options.refit or self.options.strip_weights
+        return weight_table(self.bundle, graph, model) if refit else None
+
+    def runs_here(self) -> bool:
+        """Whether the engine can be loaded on this machine, to be looked into."""
+        capabilities = self.options.compute_capabilities
+        return self.device is not None and (not capabilities or self.device.compute_capability in capabilities)
 
     def spec(self, graph: str) -> EngineSpec:
         flags = self.options.flags
@@ -179,34 +182,41 @@ class _Build:
             flags=flags,
             backend=self.library.backend,
             version=version_scope(self.library.version, flags),
-            device=device_scope(self.library.backend, self.device, flags),
+            device=device_scope(
+                self.library.backend, None if self.library.backend == "tensorrt-rtx" else self.device, flags
+            ),
         )
 
-    def plan(self, graph: str, source: Path, report: OnProgress) -> Any:
-        """Parses and builds; the serialized engine."""
+    def plan(self, graph: str, source: Path, names: list[str], report: OnProgress) -> Any:
+        """Parses and builds, with the named weights refittable; the serialized engine."""
         trt, logger = self.library.module, self.library.logger
         builder = trt.Builder(logger)
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(source)):
-            errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            reason = f"{errors[0].node_name()}: {errors[0].desc()}" if errors else self.library.logger.last_error
-            raise BackendError(f"build: {self.library.backend} cannot parse {graph!r}: {' '.join(reason.split())}")
+            if not parser.num_errors:
+                raise self.library.failure(f"cannot parse {graph!r}")
+            error = parser.get_error(0)
+            reason = " ".join(f"{error.node_name()}: {error.desc()}".split())
+            raise BackendError(f"build: {self.library.backend} cannot parse {graph!r}: {reason}")
         shapes = static_shapes(self.bundle.manifest, graph, self.size)
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
             tensor.shape = shapes[tensor.name]
+        for name in names:
+            if not network.mark_weights_refittable(name):
+                raise self.library.failure(f"cannot make {name!r} of {graph!r} refittable")
         config = builder.create_builder_config()
         configure(trt, config, self.library.backend, self.options)
         self.timing_cache.attach(config)
-        with _interruptible() as stopped:
-            config.progress_monitor = make_progress_monitor(trt, report, stopped)
+        with interruptible() as control:
+            told = lambda text, fraction: report(text, 0.2 + 0.8 * fraction)  # noqa: E731
+            config.progress_monitor = make_progress_monitor(trt, told, control)
             plan = builder.build_serialized_network(network, config)
-        if stopped.is_set():
-            raise KeyboardInterrupt
+        self.timing_cache.detach(config)
+        control.check()
         if plan is None:
             raise self.library.failure(f"cannot build {graph!r}")
-        self.timing_cache.detach(config)
         return plan
 
 
@@ -220,7 +230,7 @@ def configure(trt: Any, config: Any, backend: str, options: TensorRtOptions) -> 
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if options.refit or options.strip_weights:
-        config.set_flag(trt.BuilderFlag.REFIT)
+        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)  # the weights that are marked; constants may be folded
     if options.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
     if options.version_compatible:
@@ -237,84 +247,6 @@ def configure(trt: Any, config: Any, backend: str, options: TensorRtOptions) -> 
             "same-compute-capability": levels.SAME_COMPUTE_CAPABILITY,
             "ampere-plus": levels.AMPERE_PLUS,
         }[options.hardware_compatibility]
-
-
-def make_progress_monitor(trt: Any, report: OnProgress, stopped: threading.Event) -> Any:
-    """A monitor that reports a build's phases and ends it where `stopped` is set."""
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            super().__init__()
-            self.open: list[tuple[str, int, int]] = []  # nested phases: name, steps done, steps
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.open.append((phase_name, 0, max(1, num_steps)))
-            self.tell()
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self.open = [(name, step + 1 if name == phase_name else done, steps) for name, done, steps in self.open]
-            self.tell()
-            return not stopped.is_set()
-
-        def phase_finish(self, phase_name: str) -> None:
-            self.open = [phase for phase in self.open if phase[0] != phase_name]
-
-        def tell(self) -> None:
-            fraction, share = 0.0, 1.0
-            for _, done, steps in self.open:
-                fraction += share * min(done, steps) / steps
-                share /= steps
-            report(self.open[-1][0].lower() if self.open else "building", 0.2 + 0.8 * min(fraction, 1.0))
-
-    return Monitor()
-
-
-class _TimingCache:
-    """What the builder measured of kernels on a device, kept beside the engines for the next build."""
-
-    def __init__(self, bundle: Path, library: Library, device: Device | None) -> None:
-        self._cache: Any = None
-        self._path: Path | None = None
-        if device is not None and library.backend == "tensorrt":  # TensorRT-RTX measures nothing
-            name = f"timing-{library.version}-{device.name}-{device.compute_capability}.cache".replace(" ", "-")
-            self._path = writable_engine_folder(bundle, library.backend) / name
-
-    def __enter__(self) -> "_TimingCache":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Writes what was measured, also of a build that was stopped."""
-        if self._path is not None and self._cache is not None:
-            part = self._path.with_suffix(".part")
-            with suppress(OSError):
-                part.write_bytes(memoryview(self._cache.serialize()))
-                part.replace(self._path)
-
-    def attach(self, config: Any) -> None:
-        if self._path is None:
-            return
-        known = memoryview(self._cache.serialize()) if self._cache is not None else b""
-        with suppress(OSError):
-            known = known or self._path.read_bytes()
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
-
-    def detach(self, config: Any) -> None:
-        if self._path is not None:
-            self._cache = config.get_timing_cache()
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, instead of raising within a callback of the library, which would end the process."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _strongly_typed(trt: Any) -> int:

@@ -37,13 +37,14 @@ def weight_table(bundle: Bundle, graph: str, typed: ir.Model) -> WeightTable:
     for name, value in typed.graph.initializers.items():
         original = portable.graph.initializers.get(name)
         source = original.const_value if original is not None else None
-        if "." in name and isinstance(source, ir.ExternalTensor) and value.const_value is not None:
+        dtype = value.const_value.dtype if value.const_value is not None else None
+        if "." in name and isinstance(source, ir.ExternalTensor) and dtype in _PRECISIONS:
             path = Path(bundle.graph(graph).path).parent / source.location
             records[name] = WeightRecord(
                 path=path.as_posix(),
                 offset=source.offset or 0,
                 shape=tuple(int(size) for size in source.shape),
-                precision=_PRECISIONS[value.const_value.dtype],
+                precision=_PRECISIONS[dtype],
             )
     return WeightTable(records)
 

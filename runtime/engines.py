@@ -93,7 +93,14 @@ class EngineSet:
     folder: Path
     index: EngineIndex
 
-    def open(self, manifest: Manifest, graph: str, version: str, device: str = ANY_DEVICE) -> Path:
+    def open(
+        self,
+        manifest: Manifest,
+        graph: str,
+        version: str,
+        device: str = ANY_DEVICE,
+        inputs: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> Path:
         """The file of a graph's engine, if it may be loaded here.
 
         Args:
@@ -101,6 +108,7 @@ class EngineSet:
             graph: name of the graph.
             version: version of the backend that is to load it.
             device: what the engine has to be bound to.
+            inputs: the shapes that it has to be built for; None for any.
 
         Raises:
             BackendError: the engine is of another bundle, version or device, or is damaged; names the command that
@@ -117,6 +125,7 @@ class EngineSet:
                 "precision": self.index.precision,
                 "version": version,
                 "device": device,
+                "shapes": dict(inputs or {}),
             }
         )
         if record.spec.graph_sha256 != wanted.graph_sha256:
@@ -125,6 +134,8 @@ class EngineSet:
             raise self._refuse(graph, f"was built by version {record.spec.version}, here is {version}")
         if record.spec.device != device:
             raise self._refuse(graph, f"was built for {record.spec.device}, here is {device}")
+        if record.spec.shapes != wanted.shapes:
+            raise self._refuse(graph, "was built for other shapes")
         if record.spec != wanted or record.key != wanted.key():
             raise self._refuse(graph, "has another key than its index says")
         if difference := first_difference(self.folder, record.files):
@@ -133,7 +144,10 @@ class EngineSet:
 
     def _refuse(self, graph: str, reason: str) -> BackendError:
         index = self.index
-        return refusal(self.bundle, index.backend, index.precision, index.size, f"engine of {graph!r} {reason}")
+        record = index.engines.get(graph)
+        flags = record.spec.flags if record else {}
+        reason = f"engine of {graph!r} {reason}"
+        return refusal(self.bundle, index.backend, index.precision, index.size, reason, flags)
 
 
 def static_shapes(manifest: Manifest, graph: str, size: ClipSize) -> dict[str, tuple[int, ...]]:
@@ -171,12 +185,15 @@ def decode_frames(manifest: Manifest, size: ClipSize) -> int:
 
 
 def device_scope(backend: str, device: "Device | None", flags: Mapping[str, Any]) -> str:
-    """What an engine with these options is bound to: the device, a class of devices, or any."""
+    """What an engine with these options is bound to: the device, a class that it belongs to, or any."""
     if backend == "tensorrt-rtx":
-        return str(flags.get("compute_capabilities") or ANY_DEVICE)
+        capabilities = str(flags.get("compute_capabilities", ""))
+        if device is not None and capabilities and device.compute_capability not in capabilities.split(", "):
+            return str(device)
+        return capabilities or ANY_DEVICE
     assert device is not None
     level = flags.get("hardware_compatibility", "none")
-    if level == "ampere-plus":
+    if level == "ampere-plus" and float(device.compute_capability) >= 8:
         return "compute capability 8.0 and above"
     if level == "same-compute-capability":
         return f"compute capability {device.compute_capability}"
@@ -194,13 +211,23 @@ def graph_checksums(manifest: Manifest, graph: str) -> tuple[str, ...]:
     return tuple(manifest.files[name].sha256 for name in (record.path, *record.weights))
 
 
-def refusal(bundle: Path, backend: str, precision: str | None, size: ClipSize | None, reason: str) -> BackendError:
+def refusal(
+    bundle: Path,
+    backend: str,
+    precision: str | None,
+    size: ClipSize | None,
+    reason: str,
+    flags: Mapping[str, bool | int | str] | None = None,
+) -> BackendError:
     """An error that ends with the command that builds a set of engines."""
     command = f"sparsectrl-lcm build {bundle} --backend {backend}"
     if size is not None:
         command += f" --size {size.width}x{size.height} --frames {size.frames}"
     if precision is not None and backend != "onnxruntime":
         command += f" --precision {precision}"
+    for option in ("refit", "strip_weights", "version_compatible"):
+        if (flags or {}).get(option):
+            command += f" --{option.replace('_', '-')}"
     return BackendError(f"backend: the {backend} {reason}; run: {command}")
 
 
@@ -227,6 +254,15 @@ def set_name(precision: str, size: ClipSize | None = None) -> str:
     return f"{size}-{precision}" if size else precision
 
 
+def parse_set_name(name: str) -> tuple[ClipSize | None, str]:
+    """Size and precision of a set by the name of its folder."""
+    *sizes, precision = name.rsplit("-", 1)
+    if not sizes:
+        return None, precision
+    width, height, frames = map(int, sizes[0].split("x"))
+    return ClipSize(width=width, height=height, frames=frames), precision
+
+
 def write_index(folder: Path, index: EngineIndex) -> None:
     """Writes `engines.json` into the folder of a set."""
     (folder / INDEX).write_text(index.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -245,9 +281,8 @@ def find_set(bundle: Path, backend: str, name: str) -> EngineSet | None:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, UnicodeDecodeError, ValidationError):
-            raise BackendError(
-                f"backend: {str(path)!r} cannot be read; run: sparsectrl-lcm build {bundle} --backend {backend}"
-            ) from None
+            size, precision = parse_set_name(name)
+            raise refusal(bundle, backend, precision, size, f"index {str(path)!r} cannot be read") from None
     return None
 
 

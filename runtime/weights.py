@@ -28,7 +28,13 @@ class WeightTable(RootModel[dict[str, WeightRecord]]):
     """The weights of an engine that can be refitted, by name; lies beside the engine."""
 
     def read(self, bundle: Bundle, name: str) -> NDArray[Any]:
-        """A weight as the engine holds it; bfloat16 as the upper halves of float32, uint16."""
+        """A weight as the engine holds it; bfloat16 as the upper halves of float32, uint16.
+
+        Raises:
+            BackendError: there is no such weight.
+        """
+        if name not in self.root:
+            raise BackendError(f"refit: the engine wants the weight {name!r}, which is not among those of the bundle")
         record = self.root[name]
         count = int(np.prod(record.shape, dtype=np.int64))
         values = np.memmap(bundle.folder / record.path, np.float32, "r", record.offset, (count,))

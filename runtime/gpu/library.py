@@ -42,6 +42,7 @@ class Library:
     def failure(self, what: str) -> BackendError:
         """An error with the library's last complaint."""
         reason = " ".join(self.logger.last_error.split()) or "it gave no reason"
+        self.logger.last_error = ""
         return BackendError(f"backend: {self.backend} {self.version} {what}: {reason}")
 
 

@@ -2,6 +2,7 @@
 
 import mmap
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ class TensorRtLoader:
         record = engines.index.engines.get(graph)
         flags = record.spec.flags if record else {}
         version = version_scope(self._library.version, flags)
-        path = engines.open(bundle.manifest, graph, version, device_scope(self.backend, self._device, flags))
+        inputs = {item.name: shapes[item.name] for item in bundle.graph(graph).inputs}
+        device = device_scope(self.backend, self._device, flags)
+        path = engines.open(bundle.manifest, graph, version, device, inputs)
         table = _weight_table(path)
         if self._runtime is None:
             self._runtime = self._library.module.Runtime(self._library.logger)
@@ -118,8 +121,10 @@ class TensorRtEngine:
         refitter = trt.Refitter(self._engine, self._library.logger)
         known = set(refitter.get_all_weights())
         held = []  # a refitter does not copy what it is given
+        given: set[str] = set()
         pending = list(names)
         while pending:
+            given.update(pending)
             for name in pending:
                 if name not in known:
                     raise BackendError(
@@ -128,7 +133,7 @@ class TensorRtEngine:
                 held.append(read(name))
                 if not refitter.set_named_weights(name, _weights(trt, held[-1])):
                     raise self._library.failure(f"refuses the weight {name}")
-            pending = list(refitter.get_missing_weights())
+            pending = [name for name in refitter.get_missing_weights() if name not in given]
         if not refitter.refit_cuda_engine():
             raise self._library.failure("cannot refit an engine")
 
@@ -147,9 +152,9 @@ class _RuntimeCache:
         self.config.set_execution_context_allocation_strategy(strategy)
         self._cache = self.config.create_runtime_cache()
         self._path: Path | None = path.with_suffix(".kernels")
-        if self._path.exists():
-            self._cache.deserialize(self._path.read_bytes())
-            self._path = None
+        with suppress(OSError):
+            if self._cache.deserialize(self._path.read_bytes()):  # else they are of another device or driver
+                self._path = None
         self.config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
@@ -193,4 +198,4 @@ def _dtype(trt: Any, kind: Any) -> str:
         trt.DataType.UINT8: "uint8",
         trt.DataType.BOOL: "bool",
     }
-    return names[kind]
+    return names.get(kind, str(kind))

@@ -187,7 +187,7 @@ def test_every_option_of_tensorrt_rtx_reaches_the_builder() -> None:
 def test_refit_alone_leaves_the_weights_in(release: str) -> None:
     trt = configured(release, refit=True)
     flags = [flag for (flag,) in arguments(trt, "set_flag")]
-    assert trt.BuilderFlag.REFIT in flags
+    assert trt.BuilderFlag.REFIT_INDIVIDUAL in flags
     assert trt.BuilderFlag.STRIP_PLAN not in flags
 
 
