@@ -36,10 +36,19 @@ import numpy as np
 from flops import data_sheet_peak, flops_per_second, matmul_peak, request_flops
 from full_size import PROMPT, keyframe, machine, prepare
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.engines import ANY_DEVICE, ClipSize, device_scope, find_set, set_name, version_scope
+from sparsectrl_lcm.runtime.engines import (
+    ANY_DEVICE,
+    ClipSize,
+    device_scope,
+    find_set,
+    graph_checksums,
+    set_name,
+    version_scope,
+)
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
 from sparsectrl_lcm.runtime.gpu.cuda import runtime_api
 from sparsectrl_lcm.runtime.gpu.device import probe
+from sparsectrl_lcm.runtime.manifest import read_manifest
 
 CONTENDERS = {"diffusers-eager": 2, "tensorrt": 6, "diffusers-compile": 3, "tensorrt-rtx": 2, "onnxruntime-cuda": 2}
 """In the order in which they run, with their shares of the time."""
@@ -299,17 +308,16 @@ def engines_fit(job: Job) -> bool:
     backend = availability(job.contender)
     if backend.reason is not None or backend.version is None:
         raise SparseCtrlLcmError(backend.reason or "it has no version")
-    bundle = Bundle.load(job.bundle)
-    device = probe()
-    try:
-        found = find_set(bundle.folder, job.contender, engine_set(job))
-        for graph, record in found.index.engines.items() if found else ():
-            flags = record.spec.flags
-            bound = ANY_DEVICE if job.contender == "onnxruntime-cuda" else device_scope(job.contender, device, flags)
-            found.open(bundle.manifest, graph, version_scope(backend.version, flags), bound)
-    except SparseCtrlLcmError:
+    manifest, device = read_manifest(Path(job.bundle)), probe()
+    if (found := find_set(Path(job.bundle), job.contender, engine_set(job))) is None:
         return False
-    return found is not None and found.index.engines.keys() == bundle.manifest.graphs.keys()
+    for graph, record in found.index.engines.items():
+        spec, flags = record.spec, record.spec.flags
+        bound = ANY_DEVICE if job.contender == "onnxruntime-cuda" else device_scope(job.contender, device, flags)
+        wanted = (version_scope(backend.version, flags), bound, graph_checksums(manifest, graph))
+        if (spec.version, spec.device, spec.graph_sha256) != wanted:
+            return False
+    return found.index.engines.keys() == manifest.graphs.keys()
 
 
 def work(job: Job) -> None:

@@ -21,6 +21,14 @@ class BackendError(SparseCtrlLcmError, RuntimeError):
     """A backend cannot run here, or failed while it ran."""
 
 
+class DeviceOutOfMemory(BackendError):
+    """The device has no memory left; the request may be tried again with a smaller size."""
+
+
+class DeviceLost(BackendError):
+    """The device or its context is gone; the pipeline has to be loaded again, in a new process if that fails too."""
+
+
 class Cancelled(SparseCtrlLcmError):
     """The caller's `on_progress` asked to stop."""
 

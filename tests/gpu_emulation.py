@@ -3,6 +3,7 @@
 import ctypes
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -306,6 +307,34 @@ class PortableGraphs:
             path = self.bundle.folder / self.bundle.graph(graph).path
             self.sessions[graph] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return list(self.sessions[graph].run(None, feeds))
+
+
+class RoundedGraphs:
+    """Computes as engines of a low precision do: the typed graphs, with every result rounded to its type."""
+
+    def __init__(self, bundle: Bundle, precision: str, folder: Path) -> None:
+        self.bundle = bundle
+        self.precision = precision
+        self.folder = folder
+        self.sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    def __call__(self, graph: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if graph not in self.sessions:
+            self.sessions[graph] = self.open(graph)
+        return list(self.sessions[graph].run(None, feeds))
+
+    def open(self, graph: str) -> onnxruntime.InferenceSession:
+        from sparsectrl_lcm.engine.check import round_results
+        from sparsectrl_lcm.engine.typed import typed_graph, write_typed
+
+        model = typed_graph(self.bundle, graph, self.precision)
+        round_results(model)
+        path = self.folder / f"{graph}.onnx"
+        write_typed(model, path)
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 class Digests:

@@ -3,19 +3,11 @@
 from importlib import import_module
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
 
 _OUT_OF_MEMORY = 2
 _LOST = frozenset((4, 46, 100, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 911, 999))
 """Errors after which the process's context is of no use, by their numbers in `cudaError_t`."""
-
-
-class DeviceOutOfMemory(BackendError):
-    """The device has no memory left; the request may be tried again with a smaller size."""
-
-
-class DeviceLost(BackendError):
-    """The device or its context is gone; the pipeline has to be loaded again, in a new process if that fails too."""
 
 
 class Cuda:

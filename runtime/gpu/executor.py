@@ -7,13 +7,14 @@ from typing import Any, Literal
 from ..bundle import Bundle
 from ..conditioning import cache_key, frame_index
 from ..engines import ClipSize, decode_frames
+from ..errors import DeviceLost, DeviceOutOfMemory
 from ..noise import TorchGenerator
 from ..progress import OnProgress, Stages
 from ..request import Request
 from ..schedule import lcm_schedule
 from ..sessions import Array
 from ..tokenizer import ClipTokenizer
-from .cuda import Cuda, DeviceLost, DeviceOutOfMemory
+from .cuda import Cuda
 from .engine import Loader
 from .program import Variant
 from .workspace import Workspace

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ..errors import BackendError
-from .cuda import Cuda, DeviceLost
+from ..errors import BackendError, DeviceLost
+from .cuda import Cuda
 from .program import Variant
 
 _logger = logging.getLogger("sparsectrl_lcm")

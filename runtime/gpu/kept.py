@@ -3,8 +3,9 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+from ..errors import DeviceOutOfMemory
 from .buffers import aligned
-from .cuda import Cuda, DeviceOutOfMemory
+from .cuda import Cuda
 
 
 class ConditioningArea:

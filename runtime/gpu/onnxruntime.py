@@ -8,9 +8,9 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..engines import ClipSize, EngineSet, find_set, refusal, set_name
-from ..errors import BackendError, first_line
+from ..errors import BackendError, DeviceOutOfMemory, first_line
 from ..weights import WeightTable
-from .cuda import Cuda, DeviceOutOfMemory
+from .cuda import Cuda
 
 BACKEND = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"

@@ -14,6 +14,7 @@ from conftest import Exported
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.options import TensorRtOptions
 from sparsectrl_lcm.engine.tensorrt import build
+from sparsectrl_lcm.engine.typed import typed_graph, weight_table, write_typed
 from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.engines import ANY_DEVICE, ClipSize, find_set, static_shapes
@@ -70,10 +71,10 @@ def test_every_graph_of_the_demo_bundle_is_built(
     assert set(engines.index.engines) == set(bundle.manifest.graphs)
     version = load_library(BACKEND).version
     for graph, record in engines.index.engines.items():
-        path = engines.open(bundle.manifest, graph, version)
-        assert path.stat().st_size == record.files[path.name].bytes > 50_000
         shapes = static_shapes(bundle.manifest, graph, ClipSize(width=128, height=128, frames=16))
-        assert record.spec.shapes == {item.name: shapes[item.name] for item in bundle.graph(graph).inputs}
+        inputs = {item.name: shapes[item.name] for item in bundle.graph(graph).inputs}
+        path = engines.open(bundle.manifest, graph, version, ANY_DEVICE, inputs)
+        assert path.stat().st_size == record.files[path.name].bytes > 50_000
         assert record.spec.device == ANY_DEVICE
     left = {path.suffix for path in engines.folder.iterdir()}
     assert left == {".engine", ".json"}, "neither typed graphs nor weights stay behind"
@@ -161,6 +162,20 @@ def test_wrong_options_are_refused_in_one_line(
     assert not list((demo / "engines").glob("*/*")), "nothing is left"
 
 
+def test_every_weight_of_the_table_can_be_made_refittable(tmp_path: Path) -> None:
+    """By TensorRT's own parser: weights reach the network under their checkpoint names."""
+    bundle, library = Bundle.load(), load_library(BACKEND)
+    for graph in bundle.manifest.graphs:
+        model, path = typed_graph(bundle, graph, "fp16"), tmp_path / f"{graph}.onnx"
+        write_typed(model, path)
+        builder = library.module.Builder(library.logger)
+        network = builder.create_network(1 << int(library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = library.module.OnnxParser(network, library.logger)
+        assert parser.parse_from_file(str(path))
+        assert all(network.mark_weights_refittable(name) for name in weight_table(bundle, graph, model).root)
+        assert not network.mark_weights_refittable("another.weight")
+
+
 @pytest.mark.skipif(not no_gpu(), reason="this machine has a GPU")
 @pytest.mark.parametrize("option", ["--refit", "--strip-weights"])
 def test_what_needs_a_gpu_is_refused_without(demo: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,23 +198,27 @@ def test_an_engine_is_refused_where_anything_of_its_key_differs(built: Path) -> 
     command = rf"run: sparsectrl-lcm build {built} --backend {BACKEND} --size 64x64 --frames 1 --precision fp16$"
     text = index.read_text()
 
-    def refused(reason: str, **other: str) -> None:
+    shapes = static_shapes(bundle.manifest, "unet", SMALL)
+    inputs = {item.name: shapes[item.name] for item in bundle.graph("unet").inputs}
+
+    def refused(reason: str, ends: str = command, **other: str) -> None:
         engines = find_set(built, BACKEND, f"{SMALL}-fp16")
         assert engines is not None
-        with pytest.raises(BackendError, match=rf"the tensorrt-rtx engine of 'unet' {reason}.*; {command}"):
-            engines.open(bundle.manifest, "unet", **{"version": version, **other})
+        with pytest.raises(BackendError, match=rf"the tensorrt-rtx engine of 'unet' {reason}.*; {ends}"):
+            engines.open(bundle.manifest, "unet", **{"version": version, "inputs": inputs, **other})
 
     refused("was built by version", version="2.0")
     refused("was built for any, here is", device="NVIDIA H200 (compute capability 9.0)")
-    for field, value in (
-        ("flags", {"refit": True}),
-        ("precision", "bf16"),
-        ("shapes", {"latents": [1, 4, 1, 16, 16]}),
+    for field, value, reason, ends in (
+        ("flags", {"refit": True}, "has another key than its index says", command.replace("$", " --refit$")),
+        ("precision", "bf16", "has another key than its index says", command),
+        ("shapes", {"latents": [1, 4, 1, 16, 16]}, "was built for other shapes", command),
+        ("graph_sha256", ["0" * 64], "was built from another bundle", command),
     ):
         entries = json.loads(text)
         entries["engines"]["unet"]["spec"][field] = value
         index.write_text(json.dumps(entries))
-        refused("has another key than its index says" if field != "precision" else "")
+        refused(reason, ends)
     index.write_text(text)
     engine = index.parent / "unet.engine"
     content = engine.read_bytes()
@@ -210,5 +229,5 @@ def test_an_engine_is_refused_where_anything_of_its_key_differs(built: Path) -> 
     engine.unlink()
     refused("is missing")
     index.write_text("{")
-    with pytest.raises(BackendError, match="cannot be read; run: sparsectrl-lcm build"):
+    with pytest.raises(BackendError, match=f"cannot be read; {command}"):
         find_set(built, BACKEND, f"{SMALL}-fp16")

@@ -1,6 +1,7 @@
 """The loop on the device, on an emulated one: the frames of the CPU backend, the order of CUDA's calls, and faults."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import Exported
 from cuda.bindings import runtime as cudart
-from gpu_emulation import Digests, EmulatedCudart, PortableGraphs, emulate
+from gpu_emulation import Digests, EmulatedCudart, PortableGraphs, RoundedGraphs, emulate
 from references import pictures
 from sparsectrl_lcm.runtime import BackendError, Cancelled, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.bundle import Bundle
@@ -68,6 +69,18 @@ def test_frames_are_those_of_the_cpu_backend(exported: Exported) -> None:
         request = {"keyframes": frames, "seed": 1, **options}
         clips = [pipeline.generate("a red boat", **request) for pipeline in (device, host)]
         assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1, options
+
+
+def test_frames_of_fp16_are_within_three_levels(tmp_path: Path) -> None:
+    """Whole requests with every result rounded to fp16, against fp32: both kinds of keyframes, guidance, none."""
+    bundle = Bundle.load()
+    machine = emulate(bundle, RoundedGraphs(bundle, "fp16", tmp_path))
+    device, host = VideoPipeline(bundle, machine.executor), VideoPipeline.load(backend="onnxruntime")
+    for options in ({}, {"controlnet": "rgb", "guidance_scale": 2, "negative_prompt": "blue"}, {"keyframes": ()}):
+        request = {"keyframes": keyframes(3), "seed": 5, "num_frames": 8, **options}
+        clips = [pipeline.generate("a red boat", **request) for pipeline in (device, host)]
+        difference = np.abs(clips[0].frames.astype(int) - clips[1].frames)
+        assert 0 < difference.mean() <= 3, options
 
 
 @pytest.mark.parametrize("frames", [1, 5])
