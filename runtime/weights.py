@@ -61,28 +61,36 @@ def convert(values: NDArray[np.float32], precision: str) -> NDArray[Any]:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def changed_weights(table: WeightTable, graph: str, base: Bundle, current: Bundle, wanted: Bundle) -> list[str]:
+def check_same_graphs(base: Bundle, wanted: Bundle) -> None:
+    """Whether the weights of `wanted` fit into engines of `base`.
+
+    Raises:
+        BackendError: the bundles have other graphs.
+    """
+    for graph, record in base.manifest.graphs.items():
+        theirs = wanted.manifest.graphs.get(graph)
+        ours = base.manifest.files[record.path].sha256
+        if theirs is None or wanted.manifest.files[theirs.path].sha256 != ours:
+            raise BackendError(
+                f"refit: {graph!r} of {str(wanted.folder)!r} is another graph than that of {str(base.folder)!r}; "
+                "a bundle of the same architecture and release is needed"
+            )
+
+
+def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bundle) -> list[str]:
     """Names of the weights in which an engine that has those of `current` differs from `wanted`.
 
     Args:
         table: where the engine's weights lie.
-        graph: name of the graph.
-        base: the bundle that the engine was built from.
-        current: the bundle whose weights it has.
+        graph: name of the graph, which both bundles have.
+        current: the bundle whose weights the engine has.
         wanted: the bundle whose weights it is to get.
 
     Raises:
-        BackendError: `wanted` has another architecture, or the engine cannot be refitted.
+        BackendError: the engine cannot be refitted.
     """
-    ours, theirs = base.graph(graph), wanted.graph(graph)
-    if base.manifest.files[ours.path].sha256 != wanted.manifest.files[theirs.path].sha256:
-        raise BackendError(
-            f"refit: {graph!r} of {str(wanted.folder)!r} is another graph than that of {str(base.folder)!r}; "
-            "a bundle of the same architecture and release is needed"
-        )
-    changed = {
-        path for path in ours.weights if current.manifest.files[path].sha256 != wanted.manifest.files[path].sha256
-    }
+    files, others = current.manifest.files, wanted.manifest.files
+    changed = {path for path in current.graph(graph).weights if files[path].sha256 != others[path].sha256}
     if changed and not table.root:
         raise BackendError(f"refit: the engine of {graph!r} was built without it; build it again with --refit")
     return [name for name, record in table.root.items() if record.path in changed]

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,6 +37,7 @@ def _cache() -> Path:
 def export_architecture(name: str) -> Exported:
     """Exports an architecture of `architectures.py` with diffusers' temporal norm, or takes it from the cache."""
     from architectures import ARCHITECTURES
+    from filelock import FileLock
     from sparsectrl_lcm.export.exporter import export_bundle
     from sparsectrl_lcm.export.plan import ExportOptions
     from sparsectrl_lcm.export.random_checkpoints import write_checkpoints

@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 
 import onnx_ir as ir
 import pytest
+from sparsectrl_lcm.engine.monitor import OnProgress
 from sparsectrl_lcm.engine.options import TensorRtOptions
-from sparsectrl_lcm.engine.tensorrt import OnProgress, build
+from sparsectrl_lcm.engine.tensorrt import build
 from sparsectrl_lcm.runtime.bundle import demo_bundle
 from sparsectrl_lcm.runtime.engines import ClipSize, EngineIndex, set_name
 from sparsectrl_lcm.runtime.gpu.device import Device
@@ -22,6 +23,7 @@ from sparsectrl_lcm.runtime.manifest import read_manifest
 from tensorrt_fakes import FakeModule, fake_tensorrt
 
 RELEASES = {"10.16": "tensorrt", "11.4": "tensorrt", "rtx-1.7": "tensorrt-rtx"}
+TENSORRT = [release for release, backend in RELEASES.items() if backend == "tensorrt"]
 H200 = Device("NVIDIA H200", "9.0", 150 << 30, "580.95.05")
 SIZE = ClipSize(width=64, height=64, frames=4)
 ACTIVATION_BYTES = 4096
@@ -131,12 +133,14 @@ class Workshop:
     """TensorRT of one release, as one process sees it.
 
     Attributes:
+        release: which of `RELEASES` it is.
         trt: the fake; a test replaces its answers where something is to fail.
         library: the fake as product code takes it.
         version: what the fake calls itself.
     """
 
     def __init__(self, release: str, version: str | None = None) -> None:
+        self.release = release
         self.trt = fake(release)
         if version is not None:
             self.trt.__version__ = version
@@ -146,6 +150,7 @@ class Workshop:
         self._graph = ""
         self._model: ir.Model | None = None
         self._inputs: list[Any] = []
+        self._marked: list[str] = []  # weights of the network that was parsed last
         self._flags: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # of configurations
         self._caches: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of configurations
         self._measured: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()  # in timing caches
@@ -170,6 +175,23 @@ class Workshop:
         """Where a set of engines lies."""
         return bundle / "engines" / self.backend / set_name(precision, size)
 
+    def left(self, bundle: Path) -> tuple[list[str], str | None]:
+        """What lies in the backend's folder besides the timing cache, and what that one knows; None without one."""
+        names = sorted(path.name for path in (bundle / "engines" / self.backend).iterdir())
+        caches = [name for name in names if name.startswith("timing-") and name.endswith(".cache")]
+        assert len(caches) <= 1
+        known = (bundle / "engines" / self.backend / caches[0]).read_text() if caches else None
+        return [name for name in names if name not in caches], known
+
+    def timings(self, *graphs: str) -> str | None:
+        """What the timing cache knows after builds of these graphs, whether or not they ended well."""
+        return "".join(f"{graph};" for graph in graphs) if self.backend == "tensorrt" else None
+
+    def measure(self, config: Any) -> None:
+        """Puts what the build of the parsed graph measures into the configuration's timing cache."""
+        if (cache := self._caches.get(config)) is not None:
+            self._measured[cache] += f"{self._graph};".encode()
+
     def complain(self, text: str) -> None:
         """Logs an error, as TensorRT does before it returns None or False."""
         self.library.logger.log(self.trt.ILogger.Severity.ERROR, text)
@@ -192,6 +214,7 @@ class Workshop:
         answers["OnnxParser.parse_from_file"] = self._parse
         answers["INetworkDefinition.num_inputs"] = lambda _: len(self._inputs)
         answers["INetworkDefinition.get_input"] = lambda _, index: self._inputs[index]
+        answers["INetworkDefinition.mark_weights_refittable"] = self._mark
         answers["IBuilderConfig.set_flag"] = lambda config, flag: self._flags_of(config).add(flag.name)
         answers["IBuilderConfig.clear_flag"] = lambda config, flag: self._flags_of(config).discard(flag.name)
         answers["Builder.build_serialized_network"] = self._build
@@ -208,7 +231,8 @@ class Workshop:
             self.trt.DataType, self._plans[engine]["types"][name]
         )
         answers["EngineInspector.get_engine_information"] = lambda *_: json.dumps({"Layers": LAYERS})
-        answers["Refitter.get_all_weights"] = lambda _: list(self._refitted["weights"])
+        answers["Refitter.get_all_weights"] = lambda _: list(self._refitted["refittable"])
+        answers["Refitter.get_missing_weights"] = self._missing
         answers["IRuntimeCache.serialize"] = lambda _: b"kernels"
 
     @property
@@ -216,21 +240,33 @@ class Workshop:
         """The plan of the engine that the last refitter was made for."""
         return self._plans[self.calls("Refitter")[-1][0]]
 
+    def _missing(self, _: Any) -> list[str]:
+        """Weights that a stripped engine still lacks."""
+        given = {name for name, _ in self.calls("Refitter.set_named_weights")}
+        plan = self._refitted
+        return [name for name in plan["refittable"] if "STRIP_PLAN" in plan["flags"] and name not in given]
+
     def _flags_of(self, config: Any) -> set[str]:
         return self._flags.setdefault(config, {"TF32"})
 
     def _parse(self, _: Any, path: str) -> bool:
         self._graph, self._model = Path(path).stem, ir.load(path)
         self._inputs = [self.trt.new("ITensor", name=value.name) for value in self._model.graph.inputs]
+        self._marked = []
         return True
+
+    def _mark(self, _: Any, name: str) -> bool:
+        assert self._model is not None, "names are known once the graph was parsed"
+        if known := name in self._model.graph.initializers:
+            self._marked.append(name)
+        return known
 
     def _build(self, _: Any, __: Any, config: Any) -> bytes | None:
         assert self._model is not None
+        self.measure(config)
         if not report(config.progress_monitor, PHASES):
             return self.complain("the build was canceled")
         graph = self._model.graph
-        if cache := self._caches.get(config):
-            self._measured[cache] += f"{self._graph};".encode()
         plan = {
             "version": self.version,
             "graph": self._graph,
@@ -238,6 +274,7 @@ class Workshop:
             "shapes": {tensor.name: tuple(tensor.shape) for tensor in self._inputs},
             "types": {value.name: _TYPES[value.dtype.name] for value in (*graph.inputs, *graph.outputs)},
             "weights": _checkpoint_weights(graph.initializers.values()),
+            "refittable": self._marked,
             "decomposable": ["TRT_decomposable" in node.attributes for node in graph if node.op_type == "Attention"],
         }
         return json.dumps(plan).encode()
@@ -265,7 +302,7 @@ class Workshop:
             name=read["graph"],
             num_io_tensors=len(read["types"]),
             device_memory_size_v2=ACTIVATION_BYTES,
-            refittable="REFIT" in read["flags"],
+            refittable="REFIT_INDIVIDUAL" in read["flags"],
         )
         self._plans[engine] = read
         return engine

@@ -7,13 +7,14 @@ from typing import Any, Literal
 from ..bundle import Bundle
 from ..conditioning import cache_key, frame_index
 from ..engines import ClipSize, decode_frames
-from ..errors import DeviceLost, DeviceOutOfMemory
+from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
 from ..noise import TorchGenerator
 from ..progress import OnProgress, Stages
 from ..request import Request
 from ..schedule import lcm_schedule
 from ..sessions import Array
 from ..tokenizer import ClipTokenizer
+from ..weights import check_same_graphs
 from .cuda import Cuda
 from .engine import Loader
 from .program import Variant
@@ -68,11 +69,16 @@ class GpuExecutor:
             BackendError: the architectures differ, or the engines were not built for it.
         """
         wanted = weights or self.bundle
-        for workspace in self._workspaces.values():
-            for graph in workspace.open_graphs:
-                workspace.refit(graph, self.weights, wanted)
-            workspace.graphs.clear()
-            workspace.area.forget()
+        check_same_graphs(self.bundle, wanted)
+        try:
+            for workspace in self._workspaces.values():
+                for graph in workspace.open_graphs:
+                    workspace.refit(graph, self.weights, wanted)
+                workspace.graphs.clear()
+                workspace.area.forget()
+        except BackendError:  # some have the new weights: all are loaded anew, with the old ones
+            self.close()
+            raise
         self.weights = wanted
 
     def close(self) -> None:
@@ -130,15 +136,23 @@ class GpuExecutor:
                 self._workspaces.popitem(last=False)[1].close()
             workspace = Workspace(self.bundle, self._loader, self._cuda, size, self._kept_bytes)
             self._workspaces[size] = workspace
-            for graph in workspace.open_graphs:
-                workspace.refit(graph, self.bundle, self.weights)
+            self._take_weights(workspace, *workspace.open_graphs)
         self._workspaces.move_to_end(size)
         return self._workspaces[size]
 
     def _load(self, workspace: Workspace, graph: str) -> None:
         if graph not in workspace.open_graphs:
             workspace.load(graph)
-            workspace.refit(graph, self.bundle, self.weights)
+            self._take_weights(workspace, graph)
+
+    def _take_weights(self, workspace: Workspace, *graphs: str) -> None:
+        """Gives engines that were just loaded the weights of the last refit."""
+        try:
+            for graph in graphs:
+                workspace.refit(graph, self.bundle, self.weights)
+        except BackendError:
+            workspace.close()
+            raise
 
     def _with_memory(self, request: Request, prepare: Callable[[], Any]) -> Any:
         """Prepares a request; where memory runs out once more, with all that others keep given back."""

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, DeviceOutOfMemory
 
 _logger = logging.getLogger("sparsectrl_lcm.tensorrt")
 
@@ -40,10 +40,17 @@ class Library:
     logger: Any
 
     def failure(self, what: str) -> BackendError:
-        """An error with the library's last complaint."""
+        """An error with the library's last complaint; of its own kind where the device's memory has run out."""
         reason = " ".join(self.logger.last_error.split()) or "it gave no reason"
         self.logger.last_error = ""
-        return BackendError(f"backend: {self.backend} {self.version} {what}: {reason}")
+        kind = DeviceOutOfMemory if is_out_of_memory(reason) else BackendError
+        return kind(f"backend: {self.backend} {self.version} {what}: {reason}")
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether a library's message says that the device's memory has run out."""
+    marks = ("out of memory", "outofmemory", "memoryallocation", "alloc_failed", "failed to allocate")
+    return any(mark in text.lower() for mark in marks)
 
 
 @cache

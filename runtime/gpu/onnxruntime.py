@@ -11,12 +11,14 @@ from ..engines import ClipSize, EngineSet, find_set, refusal, set_name
 from ..errors import BackendError, DeviceOutOfMemory, first_line
 from ..weights import WeightTable
 from .cuda import Cuda
+from .library import is_out_of_memory
 
 BACKEND = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 DEVICE = "cuda"
 PRECISIONS = ("fp16", "fp32")
 """In the order in which a set of engines is chosen."""
+_CANNOT_REFIT = "refit: ONNX Runtime cannot refit; load the other bundle instead"
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 
 
@@ -35,7 +37,8 @@ class OnnxRuntimeCudaLoader:
         """The engine of a graph, after its key was compared."""
         import onnxruntime
 
-        path = self._set(bundle).open(bundle.manifest, graph, onnxruntime.__version__)
+        engines = self._set(bundle)
+        path = engines.open(bundle.manifest, graph, onnxruntime.__version__)
         record = bundle.graph(graph)
         dimensions = {
             dimension: size
@@ -43,11 +46,11 @@ class OnnxRuntimeCudaLoader:
             for dimension, size in zip(item.shape, shapes[item.name], strict=True)
             if isinstance(dimension, str)
         }
-        return OnnxRuntimeCudaEngine(path, dimensions, shapes, cuda)
+        return OnnxRuntimeCudaEngine(path, dimensions, shapes, cuda, tf32=engines.index.precision != "fp32")
 
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
-        """Empty: ONNX Runtime cannot refit; the other bundle is loaded instead."""
-        return WeightTable({})
+        """Raises BackendError: ONNX Runtime cannot refit."""
+        raise BackendError(_CANNOT_REFIT)
 
     def _set(self, bundle: Bundle) -> EngineSet:
         for precision in PRECISIONS:
@@ -62,7 +65,12 @@ class OnnxRuntimeCudaEngine:
     activation_bytes = 0  # ONNX Runtime takes its own
 
     def __init__(
-        self, path: Path, dimensions: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], cuda: Cuda
+        self,
+        path: Path,
+        dimensions: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]],
+        cuda: Cuda,
+        tf32: bool,
     ) -> None:
         import onnxruntime
 
@@ -75,7 +83,7 @@ class OnnxRuntimeCudaEngine:
             options.add_free_dimension_override_by_name(name, size)
         try:
             self._session = onnxruntime.InferenceSession(
-                path, options, providers=[(PROVIDER, provider_options(cuda)), "CPUExecutionProvider"]
+                path, options, providers=[(PROVIDER, provider_options(cuda, tf32)), "CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime raises classes of its own that share no public base
             raise _failure(f"cannot open {path.name}", error) from error
@@ -103,7 +111,7 @@ class OnnxRuntimeCudaEngine:
 
     def refit(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
         """Raises BackendError: ONNX Runtime cannot."""
-        raise BackendError("refit: ONNX Runtime cannot refit; load the other bundle instead")
+        raise BackendError(_CANNOT_REFIT)
 
     def close(self) -> None:
         """Frees the session."""
@@ -118,17 +126,17 @@ class OnnxRuntimeCudaEngine:
         return binding
 
 
-def provider_options(cuda: Cuda) -> dict[str, str]:
+def provider_options(cuda: Cuda, tf32: bool) -> dict[str, str]:
     """Runs go on the loop's stream, where they can be captured into its graph."""
     return {
         "device_id": "0",
         "user_compute_stream": str(cuda.stream),
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": str(int(tf32)),
     }
 
 
 def _failure(what: str, error: Exception) -> BackendError:
     text = first_line(error)
-    out_of_memory = any(mark in text.lower() for mark in ("out of memory", "failed to allocate"))
-    return (DeviceOutOfMemory if out_of_memory else BackendError)(f"backend: ONNX Runtime {what}: {text}")
+    return (DeviceOutOfMemory if is_out_of_memory(text) else BackendError)(f"backend: ONNX Runtime {what}: {text}")

@@ -116,7 +116,7 @@ class Workspace:
         if current is wanted:
             return
         table = self._loader.weight_table(self.bundle, graph, self.size)
-        if names := changed_weights(table, graph, self.bundle, current, wanted):
+        if names := changed_weights(table, graph, current, wanted):
             self._engines[graph].refit(names, lambda name: table.read(wanted, name))
 
     @property

@@ -35,7 +35,7 @@ def executor(built: Path, monkeypatch: pytest.MonkeyPatch) -> GpuExecutor:
     """The CUDA loop on the CPU provider: what it binds are addresses of the emulated device, the host's memory."""
     monkeypatch.setattr(cuda_backend, "PROVIDER", "CPUExecutionProvider")
     monkeypatch.setattr(cuda_backend, "DEVICE", "cpu")
-    monkeypatch.setattr(cuda_backend, "provider_options", lambda cuda: {})
+    monkeypatch.setattr(cuda_backend, "provider_options", lambda cuda, tf32: {})
     api = EmulatedCudart()
     monkeypatch.setattr(  # a CPU session runs at once and cannot be captured
         EmulatedCudart,

@@ -419,6 +419,26 @@ def test_refit_needs_the_same_architecture(demo: SimpleNamespace, sd15_like: Exp
         demo.pipeline.refit(sd15_like.bundle)
 
 
+def test_a_refit_that_fails_leaves_the_old_weights(demo: SimpleNamespace, tmp_path: Path) -> None:
+    """Half-way through, and also where the engines are only loaded later."""
+    from bundles import with_other_motion_module
+
+    other = with_other_motion_module(demo.bundle.folder, tmp_path / "other")
+    before = demo.pipeline.generate("a boat", seed=1).frames
+    with pytest.raises(BackendError, match="was built without it; build it again with --refit"):
+        demo.pipeline.refit(other)
+    assert demo.executor.weights is demo.bundle
+    assert (demo.pipeline.generate("a boat", seed=1).frames == before).all()
+
+    demo.pipeline.close()
+    demo.pipeline.refit(other)  # no engine is open: nobody knows yet that they cannot
+    for _ in range(2):
+        with pytest.raises(BackendError, match="was built without it"):
+            demo.pipeline.generate("a boat", seed=1)
+    demo.pipeline.refit(None)
+    assert (demo.pipeline.generate("a boat", seed=1).frames == before).all()
+
+
 def test_the_cpu_backend_cannot_refit() -> None:
     with pytest.raises(BackendError, match="load the other bundle instead"):
         VideoPipeline.load(backend="onnxruntime").refit(None)

@@ -1,0 +1,155 @@
+"""What the builder's options ask of strict fakes of each release of TensorRT, and which are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sparsectrl_lcm.engine.options import HARDWARE_COMPATIBILITY, TensorRtOptions
+from sparsectrl_lcm.engine.tensorrt import configure
+from sparsectrl_lcm.runtime.errors import InvalidRequest, SparseCtrlLcmError
+from tensorrt_builds import RELEASES, TENSORRT, Workshop, fake, small_copy
+from tensorrt_fakes import FakeModule
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return small_copy(tmp_path)
+
+
+def configured(release: str, **options: Any) -> FakeModule:
+    """A fake whose calls are those of `configure`."""
+    trt = fake(release)
+    configure(trt, trt.new("IBuilderConfig"), RELEASES[release], TensorRtOptions(**options))
+    return trt
+
+
+def settings(trt: FakeModule) -> dict[str, Any]:
+    """Properties that were set, by name."""
+    return {name[len("IBuilderConfig.") : -1]: args[0] for name, args, _ in trt.calls if name.endswith("=")}
+
+
+def arguments(trt: FakeModule, method: str) -> list[tuple[Any, ...]]:
+    return [args for name, args, _ in trt.calls if name == f"IBuilderConfig.{method}"]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_by_default_little_is_asked_of_the_builder(release: str) -> None:
+    trt = configured(release)
+    common = {
+        "builder_optimization_level": 3,
+        "max_aux_streams": 0,
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+    }
+    if RELEASES[release] == "tensorrt":
+        assert settings(trt) == common | {"hardware_compatibility_level": trt.HardwareCompatibilityLevel.NONE}
+        assert arguments(trt, "set_flag") == []
+    else:
+        assert settings(trt) == common | {"num_compute_capabilities": 0}
+        assert arguments(trt, "set_flag") == [(trt.BuilderFlag.REQUIRE_USER_ALLOCATION,)]
+    assert arguments(trt, "clear_flag") == arguments(trt, "set_memory_pool_limit") == []
+
+
+@pytest.mark.parametrize("release", TENSORRT)
+def test_every_option_of_tensorrt_reaches_the_builder(release: str) -> None:
+    trt = configured(
+        release,
+        optimization_level=5,
+        aux_streams=2,
+        workspace=1.5,
+        tf32=False,
+        strip_weights=True,
+        version_compatible=True,
+        hardware_compatibility="ampere-plus",
+    )
+    assert settings(trt) == {
+        "builder_optimization_level": 5,
+        "max_aux_streams": 2,
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+        "hardware_compatibility_level": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
+    }
+    flags = trt.BuilderFlag
+    assert {flag for (flag,) in arguments(trt, "set_flag")} == {
+        flags.REFIT_INDIVIDUAL,
+        flags.STRIP_PLAN,
+        flags.VERSION_COMPATIBLE,
+    }
+    assert arguments(trt, "clear_flag") == [(flags.TF32,)]
+    assert arguments(trt, "set_memory_pool_limit") == [(trt.MemoryPoolType.WORKSPACE, 3 << 29)]
+
+
+def test_every_option_of_tensorrt_rtx_reaches_the_builder() -> None:
+    capabilities = ("8.9", "12.0")
+    trt = configured(
+        "rtx-1.7",
+        optimization_level=0,
+        aux_streams=1,
+        workspace=2,
+        tf32=False,
+        strip_weights=True,
+        compute_capabilities=capabilities,
+    )
+    assert settings(trt) == {
+        "builder_optimization_level": 0,
+        "max_aux_streams": 1,
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+        "num_compute_capabilities": 2,
+    }
+    flags = trt.BuilderFlag
+    assert {flag for (flag,) in arguments(trt, "set_flag")} == {
+        flags.REFIT_INDIVIDUAL,
+        flags.STRIP_PLAN,
+        flags.REQUIRE_USER_ALLOCATION,
+    }
+    assert arguments(trt, "clear_flag") == [(flags.TF32,)]
+    assert arguments(trt, "set_memory_pool_limit") == [(trt.MemoryPoolType.WORKSPACE, 2 << 30)]
+    known = trt.ComputeCapability
+    assert arguments(trt, "set_compute_capability") == [(known.SM89, 0), (known.SM120, 1)]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_refit_alone_leaves_the_weights_in(release: str) -> None:
+    trt = configured(release, refit=True)
+    flags = [flag for (flag,) in arguments(trt, "set_flag")]
+    assert trt.BuilderFlag.REFIT_INDIVIDUAL in flags
+    assert not {trt.BuilderFlag.REFIT, trt.BuilderFlag.STRIP_PLAN} & set(flags)
+
+
+@pytest.mark.parametrize("release", TENSORRT)
+@pytest.mark.parametrize("level", HARDWARE_COMPATIBILITY)
+def test_each_hardware_compatibility_has_its_level(release: str, level: str) -> None:
+    trt = configured(release, hardware_compatibility=level)
+    expected = getattr(trt.HardwareCompatibilityLevel, level.upper().replace("-", "_"))
+    assert settings(trt)["hardware_compatibility_level"] == expected
+
+
+def test_the_order_of_compute_capabilities_does_not_matter() -> None:
+    one, other = (TensorRtOptions(compute_capabilities=given) for given in (("8.9", "12.0"), ("12.0", "8.9")))
+    assert one.flags == other.flags
+
+
+@pytest.mark.parametrize("capability", ["9.0", "8", "current", ""])
+def test_an_unknown_compute_capability_is_refused_before_anything_is_built(capability: str, bundle: Path) -> None:
+    workshop = Workshop("rtx-1.7")
+    with pytest.raises(SparseCtrlLcmError, match="--compute-capability") as error:
+        workshop.build(bundle, compute_capabilities=("8.9", capability))
+    assert workshop.calls("Builder", "OnnxParser") == []
+    message = str(error.value)
+    assert repr(capability) in message
+    assert "\n" not in message
+    allowed = message.partition("allowed are ")[2].split(", ")
+    assert sorted(allowed) == sorted(["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"])
+
+
+def test_an_option_of_the_other_backend_is_refused(bundle: Path) -> None:
+    with pytest.raises(InvalidRequest, match="--compute-capability is for tensorrt-rtx"):
+        Workshop("11.4").build(bundle, compute_capabilities=("8.9",))
+    with pytest.raises(InvalidRequest, match="--hardware-compatibility is for tensorrt"):
+        Workshop("rtx-1.7").build(bundle, hardware_compatibility="ampere-plus")
+    assert not (bundle / "engines").exists()
+
+
+def test_version_compatibility_is_refused_for_tensorrt_rtx(bundle: Path) -> None:
+    """TensorRT-RTX has the flag, but fails to build with it: there is no lean runtime."""
+    with pytest.raises(InvalidRequest, match="--version-compatible is for tensorrt"):
+        Workshop("rtx-1.7").build(bundle, version_compatible=True)
+    assert not (bundle / "engines").exists()
