@@ -7,6 +7,8 @@ import typer
 
 from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
 
+BOUNDS = {("fp16", False): 1e-2, ("fp16", True): 3.0}
+"""What an output may differ from fp32: relative, and levels for frames."""
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime")
 
 
@@ -22,13 +24,13 @@ def build(
     optimization_level: Annotated[int, typer.Option(help="TensorRT: 0 to 5, how long to look for kernels.")] = 3,
     aux_streams: Annotated[int, typer.Option(help="TensorRT: streams besides the main one.")] = 0,
     workspace: Annotated[float | None, typer.Option(metavar="GIB", help="TensorRT: memory for kernels.")] = None,
-    tf32: Annotated[bool, typer.Option(help="TensorRT: fp32 products may round to TF32.")] = True,
+    tf32: Annotated[bool, typer.Option("--tf32", help="TensorRT: fp32 products may round to TF32.")] = False,
     refit: Annotated[bool, typer.Option("--refit", help="TensorRT: weights can be replaced later.")] = False,
     strip_weights: Annotated[
         bool, typer.Option("--strip-weights", help="TensorRT: leave weights out, read them from the bundle.")
     ] = False,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="TensorRT: runs on every release of the same major version.")
+        bool, typer.Option("--version-compatible", help="tensorrt: runs on later releases of the same major version.")
     ] = False,
     hardware_compatibility: Annotated[
         str, typer.Option(help="tensorrt: none, same-compute-capability or ampere-plus.")
@@ -41,6 +43,22 @@ def build(
     if backend not in BACKENDS:
         raise InvalidRequest(f"--backend {backend!r} has no engines in this release; allowed are {', '.join(BACKENDS)}")
     _need_onnx_ir()
+    if not backend.startswith("tensorrt"):
+        _refuse(
+            backend,
+            size=size,
+            frames=frames,
+            precision=precision if backend == "onnxruntime" else None,
+            optimization_level=optimization_level != 3,
+            aux_streams=aux_streams,
+            workspace=workspace,
+            tf32=tf32,
+            refit=refit,
+            strip_weights=strip_weights,
+            version_compatible=version_compatible,
+            hardware_compatibility=hardware_compatibility != "none",
+            compute_capability=compute_capability,
+        )
     if backend == "onnxruntime":
         build_onnxruntime(bundle)
     elif backend == "onnxruntime-cuda":
@@ -112,10 +130,19 @@ def _tell(index: Any) -> None:
             facts.append(f"built in {report['seconds']:.1f} s")
         if report.get("errors"):
             unit = "levels from fp32 in the mean" if graph == "vae_decoder" else "from fp32 (relative)"
-            facts.append(f"{max(report['errors'].values()):.1e} {unit}")
+            worst, bound = max(report["errors"].values()), BOUNDS.get((index.precision, graph == "vae_decoder"))
+            above = f", above the bound of {bound:g}" if bound and worst > bound else ""
+            facts.append(f"{worst:.1e} {unit}{above}")
         typer.echo(f"{graph}: {', '.join(facts)}")
     size = f"{index.size} " if index.size else ""
     typer.echo(f"{index.backend} {size}{index.precision}: {len(index.engines)} engines")
+
+
+def _refuse(backend: str, **given: Any) -> None:
+    """Raises InvalidRequest where an option was given that the backend does not have."""
+    for name, value in given.items():
+        if value:
+            raise InvalidRequest(f"--{name.replace('_', '-')} is not an option of {backend}")
 
 
 def _need_onnx_ir() -> None:

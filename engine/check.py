@@ -22,6 +22,8 @@ from .precision import MOVES
 
 STRESS = 30.0
 """Factor on all activations that come in, at which nothing may overflow."""
+_SCALE, _LARGEST = "scale_of_activations", "largest_magnitudes"
+_SCALARS = re.compile("timestep|mask|coefficients|guidance")
 _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOAT = ir.DataType.FLOAT
 
@@ -41,56 +43,114 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
         For each output the largest error, relative to its largest value; for uint8 frames the mean in levels.
 
     Raises:
-        BackendError: an output has NaN or infinity, also where what comes in is scaled up by 30.
+        BackendError: a result within the graph overflows, also where the activations that come in are scaled up by 30.
     """
     feeds = random_inputs(bundle, graph)
     (expected,) = _run(bundle.folder / bundle.graph(graph).path, feeds)
     rounded = typed.with_suffix(".rounded.onnx")
     try:
         model = ir.load(typed)
-        round_results(model)
+        observed = observe(model, round_results(model))
         ir.save(model, rounded)  # shares the typed graph's weights
-        stressed_feeds = {name: _stress(name, values) for name, values in feeds.items()}
-        actual, stressed = _run(rounded, feeds, stressed_feeds)
+        scales = (np.ones(1, np.float32), np.full(1, STRESS, np.float32))
+        actual, stressed = _run(rounded, *({**feeds, _SCALE: scale} for scale in scales))
     finally:
         rounded.unlink(missing_ok=True)
     for outputs, what in ((actual, ""), (stressed, f" with activations scaled up by {STRESS:g}")):
-        if bad := [name for name, values in outputs.items() if not np.isfinite(values).all()]:
+        largest = outputs.pop(_LARGEST)
+        if bad := [name for name, value in zip(observed, largest, strict=True) if not np.isfinite(value)]:
             raise BackendError(
-                f"build: {graph!r} in {precision} gives NaN or infinity in {bad[0]!r}{what}; "
+                f"build: {graph!r} in {precision} gives NaN or infinity at {bad[0]!r}{what}; "
                 "build with --precision bf16 or fp32"
             )
     return {name: _error(actual[name], values) for name, values in expected.items()}
 
 
-def round_results(model: ir.Model) -> None:
-    """Turns a typed graph into one that computes in fp32 and rounds every result to its type."""
+def round_results(model: ir.Model) -> list[ir.Value]:
+    """Turns a typed graph into one that computes in fp32 and rounds every result to its type; the rounded values."""
     graph = model.graph
-    low = {value: value.const_value.dtype for value in graph.initializers.values() if value.const_value is not None}
-    types = {value: dtype for value, dtype in low.items() if dtype in _LOW}
+    types = {value: value.const_value.dtype for value in graph.initializers.values() if value.const_value is not None}
+    types = {value: dtype for value, dtype in types.items() if dtype in _LOW}
+    weights = set(types)
     widened: dict[ir.Value, ir.Value] = {}
+    rounded = []
     for value in graph.inputs:
         if value.dtype in _LOW:
             types[value], value.dtype = value.dtype, _FLOAT
     for node in list(graph):
         node.attributes.pop(DECOMPOSABLE, None)
         for index, value in enumerate(node.inputs):
-            if value is not None and value in low and low[value] in _LOW:
+            if value is not None and value in weights:
                 if value not in widened:
                     cast = _cast(value, _FLOAT, f"{value.name}.widened")
                     graph.insert_before(graph[0], cast)
                     widened[value] = cast.outputs[0]
+                    types[widened[value]] = types[value]
                 node.replace_input_with(index, widened[value])
-                types[widened[value]] = low[value]
         for output, dtype in _result_types(node, types):
             types[output] = dtype
             if node.op_type not in MOVES or node.op_type in ("Pad", "Resize"):
-                types[_round(graph, node, output, dtype)] = dtype
+                rounded.append(_round(graph, node, output, dtype))
+                types[rounded[-1]] = dtype
         if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) in _LOW:
             node.attributes["to"] = ir.AttrInt64("to", int(_FLOAT))
     for value in graph.outputs:
         if value.dtype in _LOW:
             value.dtype = _FLOAT
+    return rounded
+
+
+def observe(model: ir.Model, values: list[ir.Value]) -> list[str]:
+    """Adds an output with the largest magnitude of each value, and an input that scales all activations that come in.
+
+    Returns:
+        The names of the nodes that the values come from.
+    """
+    graph = model.graph
+    scale = ir.Value(name=_SCALE, type=ir.TensorType(_FLOAT), shape=ir.Shape([1]))
+    for value, users in [(value, list(value.uses())) for value in _incoming(graph)]:
+        node = ir.node("Mul", [value, scale], name=f"{value.name}/{_SCALE}")
+        node.outputs[0].name = f"{value.name}.scaled"
+        producer = value.producer()
+        if producer is None:
+            graph.insert_before(graph[0], node)
+        else:
+            graph.insert_after(producer, node)
+        for use in users:
+            use.node.replace_input_with(use.idx, node.outputs[0])
+    graph.inputs.append(scale)
+    whole = ir.Value(name="whole", const_value=ir.tensor([-1], dtype=ir.DataType.INT64, name="whole"))
+    graph.initializers["whole"] = whole
+    maxima = []
+    for index, value in enumerate(values):
+        chain = [ir.node("Abs", [value])]
+        chain.append(ir.node("Reshape", [chain[0].outputs[0], whole]))
+        chain.append(ir.node("ReduceMax", [chain[1].outputs[0]], {"keepdims": 1}))
+        for node in chain:
+            node.name = node.outputs[0].name = f"observed.{index}.{node.op_type}"
+        graph.extend(chain)
+        maxima.append(chain[-1].outputs[0])
+    if not maxima:
+        maxima, values = [scale], [scale]
+    largest = ir.node("Concat", maxima, {"axis": 0}, name=_LARGEST)
+    output = largest.outputs[0]
+    output.name, output.type, output.shape = _LARGEST, ir.TensorType(_FLOAT), ir.Shape([len(maxima)])
+    graph.append(largest)
+    graph.outputs.append(output)
+    return [str(value.name) for value in values]
+
+
+def _incoming(graph: ir.Graph) -> list[ir.Value]:
+    """The activations that come into a graph: float inputs, pixels as floats, embeddings of tokens."""
+    values = [value for value in graph.inputs if value.dtype == _FLOAT and not _SCALARS.search(str(value.name))]
+    pixels = {value for value in graph.inputs if value.dtype == ir.DataType.UINT8}
+    for node in graph:
+        source = node.inputs[0] if node.inputs else None
+        made_of_pixels = node.op_type == "Cast" and source in pixels
+        looked_up = node.op_type == "Gather" and source is not None and str(source.name).endswith(".weight.widened")
+        if made_of_pixels or looked_up:
+            values.append(node.outputs[0])
+    return values
 
 
 def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
@@ -149,11 +209,6 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
             values = generator.standard_normal(shape)
         feeds[item.name] = values.astype(item.dtype)
     return feeds
-
-
-def _stress(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    scaled = values.dtype == np.float32 and not re.search("timestep|mask|coefficients|guidance", name)
-    return values * np.float32(STRESS) if scaled else values
 
 
 def _run(path: Path, *requests: Feeds) -> list[Feeds]:

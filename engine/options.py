@@ -19,7 +19,7 @@ class TensorRtOptions:
         optimization_level: 0 to 5; how long the builder looks for faster kernels.
         aux_streams: streams besides the main one; 0 makes the simplest CUDA graph.
         workspace: GiB that kernels may take to work in; None leaves the device's memory as the bound.
-        tf32: whether fp32 products may round their inputs to TF32.
+        tf32: whether products of what is in fp32 may round their inputs to TF32, which has the mantissa of fp16.
         refit: whether weights can be replaced later. It may cost speed.
         strip_weights: leave the weights out; they are read from the bundle when the engine is loaded.
         version_compatible: the engine runs on every release of the same major version.
@@ -31,7 +31,7 @@ class TensorRtOptions:
     optimization_level: int = 3
     aux_streams: int = 0
     workspace: float | None = None
-    tf32: bool = True
+    tf32: bool = False
     refit: bool = False
     strip_weights: bool = False
     version_compatible: bool = False

@@ -71,14 +71,14 @@ def build(
     device = device or _device(backend, options)
     index = EngineIndex(backend=backend, precision=options.precision, size=size, engines={})
     with staged(opened.folder, index) as folder, TimingCache(opened.folder, library, device) as timing_cache:
-        build = _Build(opened, size, options, library, device, folder, timing_cache)
+        job = _Build(opened, size, options, library, device, folder, timing_cache)
         graphs = list(opened.manifest.graphs)
         for done, graph in enumerate(graphs):
 
             def report(what: str, fraction: float, graph: str = graph, done: int = done) -> None:
                 on_progress(f"{graph} ({done + 1}/{len(graphs)}): {what}", (done + fraction) / len(graphs))
 
-            index.engines[graph] = build.engine(graph, report, check)
+            index.engines[graph] = job.engine(graph, report, check)
     return index
 
 
@@ -154,10 +154,17 @@ class _Build:
             beside.append(weight_table_path(path))
             beside[0].write_text(table.model_dump_json(), "utf-8")
         if self.runs_here():
-            measured |= layer_report(self.library, plan)
+            measured |= self.layers(plan)
         source.unlink()
         source.with_suffix(".weights").unlink(missing_ok=True)
         return engine_record(path, self.spec(graph), measured, *beside)
+
+    def layers(self, plan: Any) -> dict[str, Any]:
+        """What the engine is made of; TensorRT-RTX builds for devices that are not this one."""
+        try:
+            return layer_report(self.library, plan)
+        except BackendError as error:
+            return {"not looked into": str(error)}
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph that is parsed; returns its weights where they are to be refitted."""

@@ -7,14 +7,16 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from .bundle import Bundle
-from .engines import set_names
+from .engines import ANY_DEVICE, device_scope, find_set, set_names, version_scope
 from .errors import BackendError
+from .gpu.library import INSTALL
 from .progress import OnProgress
 from .request import Request
 from .sessions import Array
 
 _logger = logging.getLogger("sparsectrl_lcm")
 
+REINSTALL = "pip install --force-reinstall --no-deps onnxruntime"
 PLANNED = ("openvino",)
 """Backends that a later release brings."""
 
@@ -63,19 +65,34 @@ def open_executor(bundle: Bundle, backend: str, kept_bytes: int) -> Executor:
 
 
 def choose_backend(bundle: Bundle) -> str:
-    """The fastest backend that can run here and has engines for `bundle`."""
+    """The fastest backend that can run here and has engines for `bundle` that may be loaded."""
     for backend in BACKENDS:
-        if backend == "onnxruntime":
-            break
-        if (found := availability(backend)).reason is not None:
-            continue
-        if set_names(bundle.folder, backend):
-            return backend
-        _logger.info(
-            "%s %s can run here, but has no engines for this bundle; run: sparsectrl-lcm build %s --backend %s",
-            *(backend, found.version, bundle.folder, backend),
-        )
-    return "onnxruntime"
+        names = set_names(bundle.folder, backend)
+        if backend == "onnxruntime" or (names and (found := availability(backend)).reason is None):
+            if backend == "onnxruntime" or any(_fits(bundle, backend, name, found.version or "") for name in names):
+                return backend
+            _logger.warning(
+                "%s engines of %s are of another version or device; run: sparsectrl-lcm build %s --backend %s",
+                *(backend, bundle.folder, bundle.folder, backend),
+            )
+    raise AssertionError("the CPU is the last")
+
+
+def _fits(bundle: Bundle, backend: str, name: str, version: str) -> bool:
+    """Whether the engines of a set are of this version and device."""
+    from .gpu.device import probe
+
+    try:
+        engines = find_set(bundle.folder, backend, name)
+        device = probe()
+    except BackendError:
+        return False
+    records = engines.index.engines.values() if engines else ()
+    return all(
+        record.spec.version == version_scope(version, record.spec.flags, record.spec.version)
+        and record.spec.device in (ANY_DEVICE, device_scope(backend, device, record.spec.flags))
+        for record in records
+    )
 
 
 def availability(backend: str) -> Availability:
@@ -94,6 +111,8 @@ def availability(backend: str) -> Availability:
             probe()
     except BackendError as error:
         return Availability(backend, version, str(error).removeprefix("backend: "))
+    except (ImportError, AttributeError) as error:  # as where onnxruntime-gpu's files were removed with onnxruntime's
+        return Availability(backend, version, f"is broken ({error}); run: {INSTALL.get(backend, REINSTALL)}")
     return Availability(backend, version)
 
 
@@ -103,8 +122,6 @@ def _onnxruntime_version(cuda: bool) -> str:
     if cuda:
         from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as version_of
-
-        from .gpu.library import INSTALL
 
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             try:

@@ -11,12 +11,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from .errors import BackendError
-from .manifest import FileRecord, Manifest, Record, resolve_shape
+from .manifest import FileRecord, Manifest, Record, RelativePath, resolve_shape
 from .verified import first_difference, user_cache
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 INDEX = "engines.json"
 DECODE_PIXELS = 8 * 512 * 512
 """Pixels that an engine decodes at a time; bounds the memory of the decoder."""
+CONVERSION = 1
+"""How portable graphs become those of engines; counts up with every change that makes other engines."""
 ANY_DEVICE = "any"
 """The device of engines that are bound to none."""
 
@@ -46,6 +48,7 @@ class EngineSpec(Record):
     graph: str
     graph_sha256: tuple[str, ...]
     """Checksums of the ONNX graph and its external data."""
+    conversion: int = CONVERSION
     shapes: dict[str, tuple[int, ...]]
     """Static shapes of the inputs; empty where the engine takes any."""
     precision: str
@@ -53,7 +56,7 @@ class EngineSpec(Record):
     """Options of the builder."""
     backend: str
     version: str
-    """Version of the backend that built it."""
+    """Version of the backend that built it; with a `+` it also runs on later ones of the same major version."""
     device: str
     """What it runs on: a device's name and compute capability, a class of devices, or any."""
 
@@ -67,11 +70,17 @@ class EngineRecord(Record):
 
     key: str
     spec: EngineSpec
-    path: str
-    files: dict[str, FileRecord]
+    path: RelativePath
+    files: dict[RelativePath, FileRecord]
     """The engine's file, and what lies beside it."""
     report: dict[str, Any]
     """What the build measured: errors against fp32, seconds, layers by type."""
+
+    @model_validator(mode="after")
+    def _has_a_checksum(self) -> Self:
+        if self.path not in self.files:
+            raise ValueError("the engine has no checksum")
+        return self
 
 
 class EngineIndex(Record):
@@ -120,6 +129,7 @@ class EngineSet:
         wanted = record.spec.model_copy(
             update={
                 "graph": graph,
+                "conversion": CONVERSION,
                 "graph_sha256": graph_checksums(manifest, graph),
                 "backend": self.index.backend,
                 "precision": self.index.precision,
@@ -128,6 +138,8 @@ class EngineSet:
                 "shapes": dict(inputs or {}),
             }
         )
+        if record.spec.conversion != wanted.conversion:
+            raise self._refuse(graph, "was built by another release of sparsectrl-lcm")
         if record.spec.graph_sha256 != wanted.graph_sha256:
             raise self._refuse(graph, "was built from another bundle")
         if record.spec.version != version:
@@ -174,14 +186,13 @@ def static_shapes(manifest: Manifest, graph: str, size: ClipSize) -> dict[str, t
 
 def decode_frames(manifest: Manifest, size: ClipSize) -> int:
     """Frames that an engine decodes at a time: as many as fit into the bound, in parts that begin at aligned places."""
-    sizes = manifest.sizes
-    latents = sizes.latent_channels * (size.height // sizes.vae_scale_factor) * (size.width // sizes.vae_scale_factor)
-    for count in range(size.frames, 0, -1):
-        fits = count * size.height * size.width <= DECODE_PIXELS
-        starts_aligned = not (4 * count * latents) % 256 and not (3 * count * size.height * size.width) % 256
-        if not size.frames % count and fits and starts_aligned:
-            return count
-    return size.frames
+    sizes, pixels = manifest.sizes, size.height * size.width
+    latents = sizes.latent_channels * pixels // sizes.vae_scale_factor**2
+    parts = [count for count in range(1, size.frames + 1) if not size.frames % count]
+    aligned = [
+        count for count in parts if count == size.frames or not (4 * count * latents % 256 or 3 * count * pixels % 256)
+    ]
+    return max((count for count in aligned if count * pixels <= DECODE_PIXELS), default=aligned[0])
 
 
 def device_scope(backend: str, device: "Device | None", flags: Mapping[str, Any]) -> str:
@@ -200,9 +211,24 @@ def device_scope(backend: str, device: "Device | None", flags: Mapping[str, Any]
     return str(device)
 
 
-def version_scope(version: str, flags: Mapping[str, Any]) -> str:
-    """The version that an engine with these options is bound to: one, or a major one."""
-    return f"{version.split('.', maxsplit=1)[0]}.x" if flags.get("version_compatible") else version
+def version_scope(version: str, flags: Mapping[str, Any], built: str | None = None) -> str:
+    """The version that an engine with these options is bound to.
+
+    Args:
+        version: the backend's here.
+        flags: options of the builder.
+        built: what the engine's record says; None where it is being built.
+    """
+    if not flags.get("version_compatible"):
+        return version
+    if built is None:
+        return f"{version}+"
+    here, there = (_numbers(text.removesuffix("+")) for text in (version, built))
+    return built if here[:1] == there[:1] and here >= there else version
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def graph_checksums(manifest: Manifest, graph: str) -> tuple[str, ...]:
@@ -225,10 +251,26 @@ def refusal(
         command += f" --size {size.width}x{size.height} --frames {size.frames}"
     if precision is not None and backend != "onnxruntime":
         command += f" --precision {precision}"
-    for option in ("refit", "strip_weights", "version_compatible"):
-        if (flags or {}).get(option):
-            command += f" --{option.replace('_', '-')}"
+    for option, value in (flags or {}).items():
+        command += _option(option, value)
     return BackendError(f"backend: the {backend} {reason}; run: {command}")
+
+
+_DEFAULTS: Mapping[str, bool | int | str] = {
+    "optimization_level": 3,
+    "aux_streams": 0,
+    "hardware_compatibility": "none",
+}
+
+
+def _option(name: str, value: bool | int | str) -> str:
+    """An option of the builder on the command line; empty where it is the default."""
+    if _DEFAULTS.get(name) == value:
+        return ""
+    if name == "compute_capabilities":
+        return "".join(f" --compute-capability {each}" for each in str(value).split(", "))
+    argument = "" if value is True else f" {str(value).removesuffix(' GiB')}"
+    return f" --{name.replace('_', '-')}{argument}"
 
 
 def engine_folders(bundle: Path, backend: str) -> tuple[Path, Path]:
@@ -274,16 +316,16 @@ def find_set(bundle: Path, backend: str, name: str) -> EngineSet | None:
     Raises:
         BackendError: its index cannot be read.
     """
-    for folder in engine_folders(bundle, backend):
-        path = folder / name / INDEX
-        try:
-            return EngineSet(bundle, path.parent, EngineIndex.model_validate_json(path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, UnicodeDecodeError, ValidationError):
-            size, precision = parse_set_name(name)
-            raise refusal(bundle, backend, precision, size, f"index {str(path)!r} cannot be read") from None
-    return None
+    paths = [folder / name / INDEX for folder in engine_folders(bundle, backend)]
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        return None
+    path = max(paths, key=lambda path: path.stat().st_mtime_ns)  # a read-only bundle may bring engines of its own
+    try:
+        return EngineSet(bundle, path.parent, EngineIndex.model_validate_json(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        size, precision = parse_set_name(name)
+        raise refusal(bundle, backend, precision, size, f"index {str(path)!r} cannot be read") from None
 
 
 def set_names(bundle: Path, backend: str) -> list[str]:

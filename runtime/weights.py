@@ -1,5 +1,6 @@
 """Weights of a bundle in the precision of an engine, read from its files by name."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import RootModel
 from .bundle import Bundle
 from .errors import BackendError
 from .manifest import Record
+from .verified import first_difference
 
 MASK = -1e4
 """What stands for minus infinity in an additive mask: its exp is zero, and fp16 holds it."""
@@ -94,3 +96,16 @@ def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bun
     if changed and not table.root:
         raise BackendError(f"refit: the engine of {graph!r} was built without it; build it again with --refit")
     return [name for name, record in table.root.items() if record.path in changed]
+
+
+def check_files(bundle: Bundle, paths: Iterable[str]) -> None:
+    """Compares files of a bundle with their checksums again: another motion module may have replaced one.
+
+    Raises:
+        BackendError: a file is missing or differs.
+    """
+    if difference := first_difference(bundle.folder, {path: bundle.manifest.files[path] for path in paths}):
+        name, what = difference
+        raise BackendError(
+            f"refit: {name!r} in {str(bundle.folder)!r} {what} since the bundle was loaded; load it again"
+        )

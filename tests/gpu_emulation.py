@@ -234,6 +234,7 @@ class EmulatedEngine:
         self.outputs = [item.name for item in record.outputs]
         self.activation_bytes = loader.activation_bytes.get(graph, 1000)
         self.activation = (0, 0)
+        self.capturable = True
 
     def use_activation(self, address: int, nbytes: int) -> None:
         assert nbytes >= self.activation_bytes

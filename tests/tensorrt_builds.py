@@ -25,6 +25,7 @@ from tensorrt_fakes import FakeModule, fake_tensorrt
 RELEASES = {"10.16": "tensorrt", "11.4": "tensorrt", "rtx-1.7": "tensorrt-rtx"}
 TENSORRT = [release for release, backend in RELEASES.items() if backend == "tensorrt"]
 H200 = Device("NVIDIA H200", "9.0", 150 << 30, "580.95.05")
+RTX_4090 = Device("NVIDIA GeForce RTX 4090", "8.9", 24 << 30, "580.95.05")
 SIZE = ClipSize(width=64, height=64, frames=4)
 ACTIVATION_BYTES = 4096
 LAYERS = [{"Name": "stem", "LayerType": "CaskConvolution"}, {"Name": "head", "LayerType": "gemm"}]
@@ -154,6 +155,7 @@ class Workshop:
         self._flags: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # of configurations
         self._caches: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of configurations
         self._measured: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()  # in timing caches
+        self._given: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # weights of refitters
         self._plans: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()  # of engines
         self._answer_the_builder()
         self._answer_the_runtime()
@@ -233,6 +235,7 @@ class Workshop:
         answers["EngineInspector.get_engine_information"] = lambda *_: json.dumps({"Layers": LAYERS})
         answers["Refitter.get_all_weights"] = lambda _: list(self._refitted["refittable"])
         answers["Refitter.get_missing_weights"] = self._missing
+        answers["Refitter.set_named_weights"] = self._give
         answers["IRuntimeCache.serialize"] = lambda _: b"kernels"
 
     @property
@@ -240,10 +243,13 @@ class Workshop:
         """The plan of the engine that the last refitter was made for."""
         return self._plans[self.calls("Refitter")[-1][0]]
 
-    def _missing(self, _: Any) -> list[str]:
+    def _give(self, refitter: Any, name: str, _: Any) -> bool:
+        self._given.setdefault(refitter, set()).add(name)
+        return name in self._refitted["refittable"]
+
+    def _missing(self, refitter: Any) -> list[str]:
         """Weights that a stripped engine still lacks."""
-        given = {name for name, _ in self.calls("Refitter.set_named_weights")}
-        plan = self._refitted
+        plan, given = self._refitted, self._given.get(refitter, set())
         return [name for name in plan["refittable"] if "STRIP_PLAN" in plan["flags"] and name not in given]
 
     def _flags_of(self, config: Any) -> set[str]:

@@ -20,6 +20,10 @@ class Engine(Protocol):
     def dtypes(self) -> Mapping[str, str]:
         """numpy's name of the type of each input and output; bfloat16 for that."""
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a run can go into a CUDA graph of the loop's; asked outside of a capture."""
+
     def use_activation(self, address: int, nbytes: int) -> None:
         """Gives the engine its activation memory."""
 

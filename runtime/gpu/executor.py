@@ -1,8 +1,12 @@
 """Requests on the device: inputs in, one graph replayed, frames out."""
 
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Hashable
+from contextlib import suppress
+from typing import Literal
+
+import numpy as np
 
 from ..bundle import Bundle
 from ..conditioning import cache_key, frame_index
@@ -44,6 +48,7 @@ class GpuExecutor:
         self._tokenizer = ClipTokenizer(bundle.tokenizer)
         self._workspaces: OrderedDict[ClipSize, Workspace] = OrderedDict()
         self._lost: DeviceLost | None = None
+        weakref.finalize(self, _release, self._workspaces, self._cuda)
 
     def run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
         """Frames uint8 [F, H, W, 3], and seconds per stage.
@@ -76,7 +81,7 @@ class GpuExecutor:
                     workspace.refit(graph, self.weights, wanted)
                 workspace.graphs.clear()
                 workspace.area.forget()
-        except BackendError:  # some have the new weights: all are loaded anew, with the old ones
+        except BaseException:  # some have the new weights: all are loaded anew, with the old ones
             self.close()
             raise
         self.weights = wanted
@@ -87,21 +92,42 @@ class GpuExecutor:
             self._workspaces.popitem()[1].close()
 
     def _run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
+        """Makes a clip; where memory runs out once more, with all that was kept given back and in the least memory."""
+        try:
+            return self._attempt(request, on_progress, frugal=False)
+        except DeviceOutOfMemory:
+            self._cuda.clear_error()
+            self.close()
+        try:
+            return self._attempt(request, on_progress, frugal=True)
+        except DeviceOutOfMemory as error:
+            self._cuda.clear_error()
+            self.close()
+            free, total = self._cuda.memory()
+            raise DeviceOutOfMemory(
+                f"backend: {request.width}x{request.height}x{request.frames} does not fit into the device's memory "
+                f"({free / 1e9:.1f} of {total / 1e9:.1f} GB are free); take a smaller size or fewer frames"
+            ) from error
+
+    def _attempt(
+        self, request: Request, on_progress: OnProgress | None, frugal: bool
+    ) -> tuple[Array, dict[str, float]]:
         stages = Stages(self._steps(request), on_progress)
         with stages.timed("total"):
             with stages.stage("load"):
-                workspace, variant, key = self._with_memory(request, lambda: self._prepare(request))
+                workspace, variant, key = self._prepare(request, frugal)
                 stages.report("load", 1)
             try:
                 frames = _Run(workspace, self._cuda, request, variant, stages).frames(self._tokenizer)
             except BaseException:
-                workspace.area.forget()
+                if variant.source in ("scribble", "rgb"):
+                    workspace.area.drop()
                 raise
-            if request.keyframes and not variant.stepwise:
+            if variant.source in ("scribble", "rgb") and not variant.stepwise:
                 workspace.area.hold(key, workspace.conditioning_bytes(variant))
         return frames, stages.timings
 
-    def _prepare(self, request: Request) -> tuple[Workspace, Variant, Any]:
+    def _prepare(self, request: Request, frugal: bool) -> tuple[Workspace, Variant, Hashable]:
         """The engines and memory of a request, and what of it has to be computed."""
         workspace = self._workspace(ClipSize(width=request.width, height=request.height, frames=request.frames))
         prompts = 2 if request.guidance else 1
@@ -112,10 +138,10 @@ class GpuExecutor:
             return workspace, Variant(request.steps, prompts, "kept"), key
         source: Literal["scribble", "rgb"] = "rgb" if request.controlnet == "rgb" else "scribble"
         self._load(workspace, f"controlnet_{source}")
-        if request.controlnet == "rgb":
+        if source == "rgb":
             self._load(workspace, "vae_encoder")
         variant = Variant(request.steps, prompts, source)
-        if workspace.conditioning_bytes(variant) > self._kept_bytes:
+        if frugal or workspace.conditioning_bytes(variant) > self._kept_bytes:
             variant = Variant(request.steps, prompts, source, stepwise=True)
         workspace.area.reserve(workspace.conditioning_bytes(variant))
         return workspace, variant, key
@@ -150,27 +176,17 @@ class GpuExecutor:
         try:
             for graph in graphs:
                 workspace.refit(graph, self.bundle, self.weights)
-        except BackendError:
+        except BaseException:
             workspace.close()
             raise
 
-    def _with_memory(self, request: Request, prepare: Callable[[], Any]) -> Any:
-        """Prepares a request; where memory runs out once more, with all that others keep given back."""
-        try:
-            return prepare()
-        except DeviceOutOfMemory:
-            self._cuda.clear_error()
-            self.close()
-        try:
-            return prepare()
-        except DeviceOutOfMemory as error:
-            self._cuda.clear_error()
-            self.close()
-            free, total = self._cuda.memory()
-            raise DeviceOutOfMemory(
-                f"backend: {request.width}x{request.height}x{request.frames} does not fit into the device's memory "
-                f"({free / 1e9:.1f} of {total / 1e9:.1f} GB are free); take a smaller size or fewer frames"
-            ) from error
+
+def _release(workspaces: OrderedDict[ClipSize, Workspace], cuda: Cuda) -> None:
+    """Gives all device memory back when nobody holds the executor any more."""
+    while workspaces:
+        workspaces.popitem()[1].close()
+    with suppress(BackendError):
+        cuda.close()
 
 
 class _Run:
@@ -187,18 +203,20 @@ class _Run:
         workspace, variant = self.workspace, self.variant
         with self.stages.timed("inputs"):
             self.write_inputs(tokenizer)
-        kept = variant.source == "kept"
-        workspace.inputs.copy_in("input_ids" if kept else "pictures", "noise", variant.steps - 1)
-        replayed = workspace.graphs.replay(variant)
-        if not replayed:
-            workspace.enqueue_all(variant)
-        workspace.copy_frames_out()
+        computed = variant.source in ("scribble", "rgb")
         try:
+            workspace.inputs.copy_in("pictures" if computed else "input_ids", "noise", variant.steps - 1)
+            replayed = workspace.graphs.replay(variant)
+            if not replayed:
+                workspace.enqueue_all(variant)
+            workspace.copy_frames_out()
+            frames: Array = np.empty_like(workspace.frames())
+            frames.fill(0)  # while the device works: fresh pages take their time
             self.follow()
         finally:
             self.cuda.synchronize()
-        frames: Array = workspace.frames().copy()
-        if not replayed:
+        frames[:] = workspace.frames()
+        if not replayed and workspace.capturable:
             workspace.graphs.capture(variant, lambda: workspace.enqueue_all(variant))
         return frames
 

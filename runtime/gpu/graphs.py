@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ..errors import BackendError, DeviceLost
+from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
 from .cuda import Cuda
 from .program import Variant
 
@@ -47,6 +47,9 @@ class GraphCache:
             self._graphs[variant] = self._capture(enqueue)
         except DeviceLost:
             raise
+        except DeviceOutOfMemory:  # another time there may be room
+            self._cuda.clear_error()
+            self.clear()
         except BackendError as error:
             self.enabled = False
             self._cuda.clear_error()
@@ -56,7 +59,7 @@ class GraphCache:
         self._cuda.begin_capture()
         try:
             enqueue()
-        except BackendError:
+        except BaseException:
             with suppress(BackendError):  # of the capture that the failure has ended
                 self._cuda.discard(self._cuda.end_capture())
             raise

@@ -64,6 +64,10 @@ class ConditioningArea:
         """Names what was computed into the area."""
         self._current, self._used = key, nbytes
 
+    def drop(self) -> None:
+        """Forgets what the area holds, which was not computed whole."""
+        self._current = None
+
     def forget(self) -> None:
         """Drops all that is kept; the area stays."""
         self._current = None
@@ -81,11 +85,8 @@ class ConditioningArea:
         key, self._current = self._current, None
         if key is None or self._used > self._max_bytes - self.nbytes:
             return
-        self._shrink_to(self._max_bytes - self.nbytes - self._used)
-        try:
-            address = self._cuda.allocate(self._used)
-        except DeviceOutOfMemory:  # it can be computed again
-            self._cuda.clear_error()
+        address = self._room()
+        if not address:
             return
         try:
             self._cuda.copy(address, self.address, self._used)
@@ -93,6 +94,21 @@ class ConditioningArea:
             self._cuda.free(address)
             raise
         self._copies[key] = (address, self._used)
+
+    def _room(self) -> int:
+        """Memory for a copy of the current conditioning: that of the oldest, where it has the size; 0 without any."""
+        limit = self._max_bytes - self.nbytes - self._used
+        if self._copies and sum(used for _, used in self._copies.values()) > limit:
+            key, (address, used) = next(iter(self._copies.items()))
+            if used == self._used:
+                del self._copies[key]
+                return address
+        self._shrink_to(limit)
+        try:
+            return self._cuda.allocate(self._used)
+        except DeviceOutOfMemory:  # it can be computed again
+            self._cuda.clear_error()
+            return 0
 
     def _shrink_to(self, nbytes: int) -> None:
         """Frees the oldest copies until the rest takes at most `nbytes`."""

@@ -3,6 +3,7 @@
 import ctypes
 import importlib
 import logging
+from collections import deque
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -17,7 +18,8 @@ INSTALL = {
     "tensorrt": "pip install 'tensorrt>=10.16,<12' cuda-bindings",
     "tensorrt-rtx": "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 "
     "tensorrt-rtx-cu13-bindings==1.7.1.116 cuda-bindings",
-    "onnxruntime-cuda": "pip uninstall --yes onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]' cuda-bindings",
+    "onnxruntime-cuda": "pip uninstall --yes onnxruntime && "
+    "pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31' cuda-bindings",
 }
 """The command that brings a backend's libraries."""
 _RTX_LIBRARIES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
@@ -41,9 +43,10 @@ class Library:
 
     def failure(self, what: str) -> BackendError:
         """An error with the library's last complaint; of its own kind where the device's memory has run out."""
-        reason = " ".join(self.logger.last_error.split()) or "it gave no reason"
-        self.logger.last_error = ""
-        kind = DeviceOutOfMemory if is_out_of_memory(reason) else BackendError
+        lines = [" ".join(line.split()) for line in self.logger.errors]
+        self.logger.errors.clear()
+        kind = DeviceOutOfMemory if any(map(is_out_of_memory, lines)) else BackendError
+        reason = lines[-1] if lines else "it gave no reason"
         return kind(f"backend: {self.backend} {self.version} {what}: {reason}")
 
 
@@ -98,16 +101,16 @@ def _make_logger(trt: Any) -> Any:
     }
 
     class Logger(trt.ILogger):
-        """Hands TensorRT's messages to Python's logging, and remembers the last error."""
+        """Hands TensorRT's messages to Python's logging, and remembers errors until they are raised."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.last_error = ""
+            self.errors: deque[str] = deque(maxlen=20)
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, logging.DEBUG)
             if level == logging.ERROR:
-                self.last_error = message
+                self.errors.append(message)
                 level = logging.DEBUG  # it is raised
             _logger.log(level, message)
 

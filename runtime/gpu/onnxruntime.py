@@ -1,5 +1,6 @@
 """ONNX Runtime's CUDA provider on the device: the same loop, with bindings to fixed addresses."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ from ..weights import WeightTable
 from .cuda import Cuda
 from .library import is_out_of_memory
 
+_logger = logging.getLogger("sparsectrl_lcm")
+
 BACKEND = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 DEVICE = "cuda"
+MAX_GRAPHS = 64
+"""CUDA graphs of a session; runs with further sets of addresses go without."""
 PRECISIONS = ("fp16", "fp32")
 """In the order in which a set of engines is chosen."""
+_NO_GRAPH = -1
 _CANNOT_REFIT = "refit: ONNX Runtime cannot refit; load the other bundle instead"
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 
@@ -37,16 +43,17 @@ class OnnxRuntimeCudaLoader:
         """The engine of a graph, after its key was compared."""
         import onnxruntime
 
+        onnxruntime.preload_dlls()  # CUDA and cuDNN of the extra lie where only this finds them
         engines = self._set(bundle)
         path = engines.open(bundle.manifest, graph, onnxruntime.__version__)
         record = bundle.graph(graph)
         dimensions = {
-            dimension: size
+            dimension: length
             for item in (*record.inputs, *record.outputs)
-            for dimension, size in zip(item.shape, shapes[item.name], strict=True)
+            for dimension, length in zip(item.shape, shapes[item.name], strict=True)
             if isinstance(dimension, str)
         }
-        return OnnxRuntimeCudaEngine(path, dimensions, shapes, cuda, tf32=engines.index.precision != "fp32")
+        return OnnxRuntimeCudaEngine(path, dimensions, shapes, cuda)
 
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
         """Raises BackendError: ONNX Runtime cannot refit."""
@@ -60,37 +67,30 @@ class OnnxRuntimeCudaLoader:
 
 
 class OnnxRuntimeCudaEngine:
-    """One session on the loop's stream, with a binding for each set of addresses."""
+    """One session on the loop's stream, with a binding for each set of addresses.
+
+    Its runs must not go into the loop's CUDA graph: ONNX Runtime frees host memory within a run, which aborts or spoils
+    a capture from outside (microsoft/onnxruntime#32081). It captures a graph of its own for each set of addresses
+    instead, and goes without where a graph has nodes that it leaves to the CPU.
+    """
 
     activation_bytes = 0  # ONNX Runtime takes its own
+    capturable = False
 
     def __init__(
-        self,
-        path: Path,
-        dimensions: Mapping[str, int],
-        shapes: Mapping[str, tuple[int, ...]],
-        cuda: Cuda,
-        tf32: bool,
+        self, path: Path, dimensions: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], cuda: Cuda
     ) -> None:
-        import onnxruntime
-
-        self._cuda = cuda
         self._shapes = shapes
-        self._bindings: dict[tuple[int, ...], Any] = {}
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        for name, size in dimensions.items():
-            options.add_free_dimension_override_by_name(name, size)
+        self._bindings: dict[tuple[int, ...], tuple[Any, Any]] = {}
+        self._graphs = True
         try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=[(PROVIDER, provider_options(cuda, tf32)), "CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime raises classes of its own that share no public base
-            raise _failure(f"cannot open {path.name}", error) from error
+            self._session = _open_session(path, dimensions, provider_options(cuda, graphs=True))
+        except BackendError as error:
+            _logger.info("%s runs without a CUDA graph: %s", path.name, error)
+            self._graphs = False
+            self._session = _open_session(path, dimensions, provider_options(cuda, graphs=False))
         if PROVIDER not in self._session.get_providers():
             raise BackendError("backend: ONNX Runtime has no working CUDA provider here; see: sparsectrl-lcm doctor")
-        self._run_options = onnxruntime.RunOptions()
-        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._inputs = [item.name for item in self._session.get_inputs()]
         self._outputs = [item.name for item in self._session.get_outputs()]
         tensors = (*self._session.get_inputs(), *self._session.get_outputs())
@@ -103,10 +103,10 @@ class OnnxRuntimeCudaEngine:
         """Puts a run on the stream."""
         key = tuple(addresses[name] for name in (*self._inputs, *self._outputs))
         if key not in self._bindings:
-            self._bindings[key] = self._bind(addresses)
+            self._bindings[key] = self._bind(addresses), self._run_options(len(self._bindings) + 1)
         try:
-            self._session.run_with_iobinding(self._bindings[key], self._run_options)
-        except Exception as error:
+            self._session.run_with_iobinding(*self._bindings[key])
+        except Exception as error:  # onnxruntime raises classes of its own that share no public base
             raise _failure("failed", error) from error
 
     def refit(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
@@ -125,15 +125,38 @@ class OnnxRuntimeCudaEngine:
                 bind(name, DEVICE, 0, np.dtype(self.dtypes[name]).type, self._shapes[name], addresses[name])
         return binding
 
+    def _run_options(self, number: int) -> Any:
+        """Options of the runs with one set of addresses: which graph they replay, if any."""
+        import onnxruntime
 
-def provider_options(cuda: Cuda, tf32: bool) -> dict[str, str]:
-    """Runs go on the loop's stream, where they can be captured into its graph."""
+        options = onnxruntime.RunOptions()
+        graph = number if self._graphs and number <= MAX_GRAPHS else _NO_GRAPH
+        options.add_run_config_entry("gpu_graph_id", str(graph))
+        return options
+
+
+def _open_session(path: Path, dimensions: Mapping[str, int], provider: dict[str, str]) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    for name, size in dimensions.items():
+        options.add_free_dimension_override_by_name(name, size)
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=[(PROVIDER, provider), "CPUExecutionProvider"])
+    except Exception as error:
+        raise _failure(f"cannot open {path.name}", error) from error
+
+
+def provider_options(cuda: Cuda, graphs: bool) -> dict[str, str]:
+    """Runs go on the loop's stream; what is in fp32 is in fp32, not in TF32."""
     return {
         "device_id": "0",
         "user_compute_stream": str(cuda.stream),
+        "enable_cuda_graph": str(int(graphs)),
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",
-        "use_tf32": str(int(tf32)),
+        "use_tf32": "0",
     }
 
 

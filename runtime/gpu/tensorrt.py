@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ..bundle import Bundle
 from ..engines import ClipSize, EngineSet, device_scope, find_set, refusal, set_name, version_scope
 from ..errors import BackendError
-from ..weights import WeightTable, weight_table_path
+from ..weights import WeightTable, check_files, weight_table_path
 from .cuda import Cuda
 from .device import Device
 from .library import Library
@@ -45,7 +45,7 @@ class TensorRtLoader:
         engines = self._set(bundle, size)
         record = engines.index.engines.get(graph)
         flags = record.spec.flags if record else {}
-        version = version_scope(self._library.version, flags)
+        version = version_scope(self._library.version, flags, record.spec.version if record else None)
         inputs = {item.name: shapes[item.name] for item in bundle.graph(graph).inputs}
         device = device_scope(self.backend, self._device, flags)
         path = engines.open(bundle.manifest, graph, version, device, inputs)
@@ -56,6 +56,7 @@ class TensorRtLoader:
             self._runtime.engine_host_code_allowed = True
         engine = TensorRtEngine(self._library, self._runtime, path, cuda)
         if flags.get("strip_weights"):
+            check_files(bundle, {record.path for record in table.root.values()})
             engine.refit(table.root, lambda name: table.read(bundle, name))
         return engine
 
@@ -83,20 +84,34 @@ class TensorRtEngine:
             self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise library.failure(f"cannot load {path.name}")
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._runtime_cache = _RuntimeCache(self._engine, strategy, path) if library.backend == "tensorrt-rtx" else None
-        self._context = self._engine.create_execution_context(
-            self._runtime_cache.config if self._runtime_cache else strategy
-        )
-        if self._context is None:
-            raise library.failure(f"cannot make a context for {path.name}")
+        self._path = path
+        self._context: Any = None
+        self._runtime_cache: _RuntimeCache | None = None
         self.activation_bytes = int(self._engine.device_memory_size_v2)
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self.dtypes = {name: _dtype(trt, self._engine.get_tensor_dtype(name)) for name in names}
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a run can be captured; TensorRT-RTX can tell, TensorRT fails where it cannot."""
+        return self._runtime_cache is None or bool(self._context.is_stream_capturable(self._cuda.stream))
+
     def use_activation(self, address: int, nbytes: int) -> None:
         """Gives the engine its activation memory."""
+        if self._context is None:
+            self._context = self._open_context()
         self._context.set_device_memory(address, nbytes)
+
+    def _open_context(self) -> Any:
+        """The execution context; made when the weights of a stripped engine are there."""
+        strategy: Any = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._library.backend == "tensorrt-rtx":
+            self._runtime_cache = _RuntimeCache(self._engine, strategy, self._path)
+            strategy = self._runtime_cache.config
+        context = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise self._library.failure(f"cannot make a context for {self._path.name}")
+        return context
 
     def enqueue(self, addresses: Mapping[str, int]) -> None:
         """Puts a run on the stream."""
@@ -104,9 +119,6 @@ class TensorRtEngine:
             if self._bound.get(name) != address and not self._context.set_tensor_address(name, address):
                 raise self._library.failure(f"refuses the address of {name}")
             self._bound[name] = address
-        asks = self._runtime_cache is not None and self._cuda.capturing  # TensorRT-RTX can tell, TensorRT only fails
-        if asks and not self._context.is_stream_capturable(self._cuda.stream):
-            raise BackendError("backend: tensorrt-rtx cannot be captured here")
         if not self._context.execute_async_v3(self._cuda.stream):
             raise self._library.failure("cannot run an engine")
         if self._runtime_cache:

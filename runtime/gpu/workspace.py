@@ -8,7 +8,7 @@ from ..conditioning import residual_inputs
 from ..engines import ClipSize, decode_frames, static_shapes
 from ..errors import BackendError
 from ..request import MAX_STEPS
-from ..weights import changed_weights
+from ..weights import changed_weights, check_files
 from .buffers import Block, Inputs, Tensor, aligned, host_array
 from .cuda import Cuda
 from .engine import Engine, Loader
@@ -58,10 +58,23 @@ class Workspace:
         engine = self._loader.open(self.bundle, graph, self.size, shapes, self._cuda)
         self._engines[graph] = engine
         try:
+            self._check_types(graph, engine)
             self._share_activation(engine)
-        except BackendError:  # all engines have lost their memory
+        except BaseException:  # engines may have lost their memory
             self.close()
             raise
+
+    def _check_types(self, graph: str, engine: Engine) -> None:
+        """Raises BackendError where an engine's inputs and outputs are not of the types that are allocated."""
+        record = self.bundle.graph(graph)
+        for item in (*record.inputs, *record.outputs):
+            free = item.name == "prompt_embeds" or "residual" in item.name
+            allowed = ("float32", "float16", "bfloat16") if free else (item.dtype,)
+            if engine.dtypes.get(item.name) not in allowed:
+                raise BackendError(
+                    f"backend: {item.name!r} of the engine of {graph!r} is {engine.dtypes.get(item.name)}, "
+                    f"not {allowed[0]}; build the engines again"
+                )
 
     def _share_activation(self, engine: Engine) -> None:
         """Gives an engine the memory that all work in, one after the other; it grows to what the largest needs."""
@@ -117,7 +130,13 @@ class Workspace:
             return
         table = self._loader.weight_table(self.bundle, graph, self.size)
         if names := changed_weights(table, graph, current, wanted):
+            check_files(wanted, {table.root[name].path for name in names})
             self._engines[graph].refit(names, lambda name: table.read(wanted, name))
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the runs of all engines can go into a CUDA graph of the loop's."""
+        return all(engine.capturable for engine in self._engines.values())
 
     @property
     def open_graphs(self) -> tuple[str, ...]:
@@ -126,7 +145,7 @@ class Workspace:
 
     def close(self) -> None:
         """Frees everything; goes on where the device no longer answers."""
-        steps = [self.graphs.clear, self.area.close]
+        steps = [self._cuda.synchronize, self.graphs.clear, self.area.close]
         steps += [engine.close for engine in self._engines.values()]
         if self._inputs is not None:
             steps.append(self._inputs.close)

@@ -1,47 +1,20 @@
 """The TensorRT builder against strict fakes of each release; what a GPU makes of a graph is not in question here."""
 
-import ast
-import json
-import operator
-import re
-import signal
-import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sparsectrl_lcm.engine import tensorrt as builder
-from sparsectrl_lcm.engine.layers import summarize
-from sparsectrl_lcm.engine.options import HARDWARE_COMPATIBILITY, TensorRtOptions
-from sparsectrl_lcm.engine.tensorrt import configure, make_progress_monitor
 from sparsectrl_lcm.runtime.bundle import Bundle
 from sparsectrl_lcm.runtime.engines import ClipSize, EngineIndex, find_set, set_name, static_shapes
-from sparsectrl_lcm.runtime.errors import BackendError, InvalidRequest, SparseCtrlLcmError
+from sparsectrl_lcm.runtime.errors import BackendError
+from sparsectrl_lcm.runtime.gpu.device import Device
 from sparsectrl_lcm.runtime.weights import WeightTable
-from tensorrt_builds import (
-    LAYERS,
-    PHASES,
-    RELEASES,
-    SIZE,
-    Event,
-    Workshop,
-    demo_copy,
-    fake,
-    finish,
-    phase,
-    plan_of,
-    report,
-    small_copy,
-    start,
-    steps,
-)
-from tensorrt_fakes import FakeModule
+from tensorrt_builds import H200, LAYERS, RELEASES, RTX_4090, SIZE, TENSORRT, Workshop, demo_copy, plan_of, small_copy
 
-ROOT = Path(__file__).parent.parent.parent
-TENSORRT = [release for release, backend in RELEASES.items() if backend == "tensorrt"]
 FAILURES = {
     "parser": "OnnxParser.parse_from_file",
     "builder": "Builder.build_serialized_network",
@@ -98,8 +71,7 @@ def test_every_graph_gets_an_engine_and_nothing_else_stays(built: Built) -> None
     assert entries(built.folder) == sorted([*(f"{graph}.engine" for graph in graphs), "engines.json"])
     assert list(built.index.engines) == graphs
     assert [built.plan(graph)["graph"] for graph in graphs] == graphs
-    beside = [name for name in entries(built.folder.parent) if not name.startswith("timing-")]
-    assert beside == ["64x64x4-fp16"]
+    assert built.workshop.left(built.bundle.folder) == (["64x64x4-fp16"], built.workshop.timings(*graphs))
 
 
 def test_the_index_tells_what_the_engines_depend_on(built: Built) -> None:
@@ -112,7 +84,8 @@ def test_the_index_tells_what_the_engines_depend_on(built: Built) -> None:
         assert record.spec.version == built.workshop.version
         scope = {"tensorrt": "NVIDIA H200 (compute capability 9.0)", "tensorrt-rtx": "any"}
         assert record.spec.device == scope[built.workshop.backend]
-        assert found.open(built.bundle.manifest, graph, record.spec.version, record.spec.device).is_file()
+        wanted = (graph, record.spec.version, record.spec.device, record.spec.shapes)
+        assert found.open(built.bundle.manifest, *wanted) == built.folder / f"{graph}.engine"
 
 
 def test_inputs_get_the_static_shapes_of_the_size(built: Built) -> None:
@@ -136,6 +109,7 @@ def test_networks_are_strongly_typed_and_attention_may_be_split(built: Built) ->
 def test_the_index_tells_what_the_engines_are_made_of(built: Built) -> None:
     for record in built.index.engines.values():
         assert record.report["layers"] == {layer["LayerType"]: 1 for layer in LAYERS}
+        assert record.report["attention"].keys() == {"spatial", "temporal"}
         assert record.report["seconds"] >= 0
 
 
@@ -148,6 +122,11 @@ def test_progress_names_every_graph(built: Built) -> None:
     assert named == [f"{graph} ({place}/{len(graphs)})" for place, graph in enumerate(graphs, start=1)]
 
 
+def test_weights_are_refittable_only_where_that_was_asked_for(built: Built) -> None:
+    assert built.workshop.calls("INetworkDefinition.mark_weights_refittable") == []
+    assert all(built.plan(graph)["refittable"] == [] for graph in built.index.engines)
+
+
 @pytest.mark.parametrize("release", TENSORRT)
 def test_what_was_measured_of_kernels_serves_the_next_build(release: str, bundle: Path) -> None:
     first, second = Workshop(release), Workshop(release)
@@ -158,11 +137,22 @@ def test_what_was_measured_of_kernels_serves_the_next_build(release: str, bundle
     assert "H200-9.0" in name
     measured = "".join(f"{graph};" for graph in graphs).encode()
     assert (folder / name).read_bytes() == measured
+    assert list(first.folder(bundle).glob("timing-*")) == [], "it lies beside the sets"
     known = [bytes(blob) for (blob,) in first.calls("IBuilderConfig.create_timing_cache")]
     assert known[:2] == [b"", f"{graphs[0]};".encode()]
     second.build(bundle, ClipSize(width=128, height=64, frames=2))
     assert bytes(second.calls("IBuilderConfig.create_timing_cache")[0][0]) == measured
     assert entries(folder) == sorted([name, "64x64x4-fp16", "128x64x2-fp16"])
+
+
+@pytest.mark.parametrize("release", TENSORRT)
+def test_without_room_for_what_was_measured_it_builds_all_the_same(release: str, bundle: Path) -> None:
+    workshop = Workshop(release)
+    parent = workshop.folder(bundle).parent
+    part = f"timing-{workshop.version}-NVIDIA-H200-9.0.part"
+    (parent / part).mkdir(parents=True)
+    workshop.build(bundle)
+    assert workshop.left(bundle) == (["64x64x4-fp16", part], None)
 
 
 def test_tensorrt_rtx_measures_no_kernels(bundle: Path) -> None:
@@ -179,7 +169,9 @@ def check_weight_tables(workshop: Workshop, bundle: Path, index: EngineIndex) ->
         assert set(record.files) == {f"{graph}.engine", f"{graph}.weights.json"}
         table = WeightTable.model_validate_json((folder / f"{graph}.weights.json").read_text())
         values = {name: zlib.crc32(table.read(opened, name).tobytes()) for name in table.root}
-        assert values == plan_of(folder / f"{graph}.engine")["weights"]
+        plan = plan_of(folder / f"{graph}.engine")
+        assert values == plan["weights"]
+        assert list(table.root) == plan["refittable"], "each is marked once, and no other"
         assert bool(values) == (graph != "lcm_update")
 
 
@@ -195,11 +187,28 @@ def test_weight_tables_know_every_weight_of_every_graph(tmp_path: Path) -> None:
     check_weight_tables(workshop, bundle, workshop.build(bundle, refit=True))
 
 
+def test_a_weight_that_cannot_be_marked_is_an_error(workshop: Workshop, bundle: Path) -> None:
+    workshop.fail("INetworkDefinition.mark_weights_refittable", "Error Code 3:\nno such weight", False)
+    with pytest.raises(BackendError) as error:
+        workshop.build(bundle, refit=True)
+    (name,), *others = workshop.calls("INetworkDefinition.mark_weights_refittable")
+    assert others == []
+    assert str(error.value) == (
+        f"backend: {workshop.backend} {workshop.version} cannot make {name!r} of 'text_encoder' refittable: "
+        "Error Code 3: no such weight"
+    )
+    assert workshop.calls("Builder.build_serialized_network") == []
+    assert workshop.left(bundle) == ([], None)
+
+
 @pytest.mark.parametrize("release", TENSORRT)
 def test_a_version_compatible_engine_may_be_loaded_where_it_was_built(release: str, bundle: Path) -> None:
     workshop = Workshop(release)
     index = workshop.build(bundle, version_compatible=True)
     assert {record.spec.version for record in index.engines.values()} == {f"{release.partition('.')[0]}.x"}
+    assert all(record.report["layers"] for record in index.engines.values())
+    allowed = workshop.calls("Runtime.engine_host_code_allowed=")
+    assert allowed == [(True,)] * len(workshop.calls("Runtime.deserialize_cuda_engine"))
 
 
 # Without a GPU
@@ -244,6 +253,18 @@ def test_engines_for_other_gpus_are_built_on_any(bundle: Path) -> None:
     workshop.fail("Runtime.deserialize_cuda_engine", "the engine is for other compute capabilities")
     index = workshop.build(bundle, compute_capabilities=("8.9",))
     assert {record.spec.device for record in index.engines.values()} == {"8.9"}
+    assert not any("layers" in record.report for record in index.engines.values())
+    assert workshop.calls("Runtime", "Runtime.deserialize_cuda_engine") == []
+
+
+@pytest.mark.parametrize("device", [RTX_4090, H200])
+def test_engines_for_this_gpu_are_looked_into(bundle: Path, device: Device) -> None:
+    """Whichever others they are for; what they are bound to is what was chosen, wherever they are built."""
+    workshop = Workshop("rtx-1.7")
+    index = workshop.build(bundle, device=device, compute_capabilities=("12.0", "8.9"))
+    for record in index.engines.values():
+        assert ("layers" in record.report) == (device is RTX_4090)
+        assert record.spec.device == "8.9, 12.0"
 
 
 # Failures
@@ -261,10 +282,21 @@ def test_a_failure_is_told_in_one_line_and_leaves_the_previous_engines(
         workshop.build(bundle)
     message = str(error.value)
     assert "\n" not in message
-    assert workshop.backend in message
+    assert message.startswith(f"backend: {workshop.backend} {workshop.version} cannot ")
     assert part == "loader" or "'text_encoder'" in message
     assert entries(previous) == ["engines.json"]
-    assert [name for name in entries(previous.parent) if not name.startswith("timing-")] == [previous.name]
+    measured = {"parser": None, "builder": workshop.timings(), "loader": workshop.timings("text_encoder")}
+    assert workshop.left(bundle) == ([previous.name], measured[part])
+
+
+def test_a_complaint_belongs_to_one_failure(workshop: Workshop, bundle: Path) -> None:
+    """What follows it without a reason of its own must not be told that one."""
+    workshop.fail("OnnxParser.parse_from_file", "the file\nis damaged", False)
+    with pytest.raises(BackendError, match="cannot parse 'text_encoder': the file is damaged$"):
+        workshop.build(bundle)
+    workshop.trt.answers["OnnxParser.parse_from_file"] = lambda *_: False
+    with pytest.raises(BackendError, match="cannot parse 'text_encoder': it gave no reason$"):
+        workshop.build(bundle)
 
 
 def test_an_error_of_the_parser_names_the_node(workshop: Workshop, bundle: Path) -> None:
@@ -281,18 +313,25 @@ def test_an_error_of_the_parser_names_the_node(workshop: Workshop, bundle: Path)
     )
 
 
-def test_a_failure_half_way_leaves_nothing(workshop: Workshop, bundle: Path) -> None:
+def test_a_failure_half_way_leaves_what_was_measured_alone(workshop: Workshop, bundle: Path) -> None:
     build_one, done = workshop.trt.answers["Builder.build_serialized_network"], []
 
     def build_two(*args: Any) -> Any:
         done.append(args)
-        return build_one(*args) if len(done) < 3 else workshop.complain("out of memory")
+        if len(done) < 3:
+            return build_one(*args)
+        workshop.measure(args[2])
+        return workshop.complain("out of memory")
 
     workshop.trt.answers["Builder.build_serialized_network"] = build_two
     with pytest.raises(BackendError, match="cannot build 'lcm_update': out of memory"):
         workshop.build(bundle)
-    left = entries(workshop.folder(bundle).parent)
-    assert [name.partition("-")[0] for name in left] == (["timing"] if workshop.backend == "tensorrt" else [])
+    measured = workshop.timings("text_encoder", "unet", "lcm_update")
+    assert workshop.left(bundle) == ([], measured)
+    again = Workshop(workshop.release)
+    again.build(bundle)
+    known = [bytes(blob).decode() for (blob,) in again.calls("IBuilderConfig.create_timing_cache")]
+    assert known[:1] == ([] if measured is None else [measured])
 
 
 def test_a_new_build_takes_the_place_of_the_previous_one(workshop: Workshop, bundle: Path) -> None:
@@ -301,4 +340,4 @@ def test_a_new_build_takes_the_place_of_the_previous_one(workshop: Workshop, bun
     (folder / "unet.kernels").write_bytes(b"of the previous engine")
     index = workshop.build(bundle)
     assert entries(folder) == sorted([*(f"{graph}.engine" for graph in index.engines), "engines.json"])
-    assert [name for name in entries(folder.parent) if not name.startswith("timing-")] == [folder.name]
+    assert workshop.left(bundle)[0] == [folder.name]

@@ -1,6 +1,7 @@
 """Which backend runs, and what a machine without it is told."""
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +10,10 @@ from typing import Any
 import onnxruntime
 import pytest
 from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.engine import onnxruntime_cuda
 from sparsectrl_lcm.runtime import BackendError, VideoPipeline, backends
 from sparsectrl_lcm.runtime.backends import Availability
-from sparsectrl_lcm.runtime.bundle import Bundle
+from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.gpu import device, library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
 
@@ -100,17 +102,26 @@ def test_a_cpu_build_in_the_place_of_the_gpu_build_is_said(monkeypatch: pytest.M
 def test_auto_takes_the_fastest_that_can_run_and_has_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundle = SimpleNamespace(folder=tmp_path)
-    monkeypatch.setattr(backends, "availability", lambda name: Availability(name, "1.0"))
-    built: dict[str, list[str]] = {"onnxruntime-cuda": ["fp16"]}
-    monkeypatch.setattr(backends, "set_names", lambda folder, name: built.get(name, []))
-    with caplog.at_level(logging.INFO):
-        assert backends.choose_backend(bundle) == "onnxruntime-cuda"  # type: ignore[arg-type]
-    assert f"run: sparsectrl-lcm build {tmp_path} --backend tensorrt" in caplog.text
-    built["tensorrt"] = ["512x512x16-fp16"]
-    assert backends.choose_backend(bundle) == "tensorrt"  # type: ignore[arg-type]
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+    onnxruntime_cuda.build(bundle, check=False)
+    opened = Bundle.load(bundle)
+    version = onnxruntime.__version__
+    monkeypatch.setattr(device, "probe", lambda api=None: Device("NVIDIA H200", "9.0", 150 << 30, "580.95.05"))
+    monkeypatch.setattr(backends, "availability", lambda name: Availability(name, version))
+    assert backends.choose_backend(opened) == "onnxruntime-cuda"
+    monkeypatch.setattr(backends, "availability", lambda name: Availability(name, "9.9"))
+    with caplog.at_level(logging.WARNING):
+        assert backends.choose_backend(opened) == "onnxruntime", "engines of another version are not taken"
+    assert f"run: sparsectrl-lcm build {bundle} --backend onnxruntime-cuda" in caplog.text
     monkeypatch.setattr(backends, "availability", lambda name: Availability(name, None, "is not there"))
-    assert backends.choose_backend(bundle) == "onnxruntime"  # type: ignore[arg-type]
+    assert backends.choose_backend(opened) == "onnxruntime"
+
+
+def test_a_broken_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(onnxruntime, "get_available_providers")
+    reason = str(backends.availability("onnxruntime-cuda").reason)
+    assert reason.startswith("is broken")
+    assert "run: pip uninstall --yes onnxruntime && pip install" in reason
 
 
 def test_no_tensorrt_object_is_made_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +144,7 @@ def test_doctor_says_what_can_run_and_what_mends_the_rest(
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
     assert set(rows) == set(backends.BACKENDS)
     assert "pip install 'tensorrt>=10.16,<12' cuda-bindings" in rows["tensorrt"]
-    assert "onnxruntime-gpu[cuda,cudnn]" in rows["onnxruntime-cuda"]
+    assert "onnxruntime-gpu[cuda,cudnn]>=1.31" in rows["onnxruntime-cuda"]
     assert onnxruntime.__version__ in rows["onnxruntime"]
     assert " yes " in rows["onnxruntime"]
 

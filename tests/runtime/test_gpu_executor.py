@@ -1,5 +1,6 @@
 """The loop on the device, on an emulated one: the frames of the CPU backend, the order of CUDA's calls, and faults."""
 
+import gc
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -329,7 +330,7 @@ def requests_with_fault(index: int, status: Any) -> tuple[SimpleNamespace, list[
 def calls_of_three_requests() -> list[str]:
     machine, errors = requests_with_fault(1 << 30, None)
     assert errors == [None] * 3
-    return machine.cudart.calls
+    return list(machine.cudart.calls)  # before the executor is let go, which gives all back
 
 
 CALLS = calls_of_three_requests()
@@ -382,6 +383,17 @@ def test_memory_of_other_sizes_is_given_back_for_a_request_that_needs_it() -> No
     for side in (128, 192, 128, 192):
         pipeline.generate("a boat", seed=1, width=side, height=side, num_inference_steps=1)
     assert len(machine.executor._workspaces) == 1
+
+
+def test_an_executor_that_nobody_holds_gives_its_memory_back() -> None:
+    machine = emulated_demo()
+    machine.pipeline.generate("a boat", keyframes(), seed=1)
+    cudart_ = machine.cudart
+    assert cudart_.memory
+    del machine
+    gc.collect()
+    assert cudart_.leaked == []
+    assert cudart_.streams == set()
 
 
 # Refit

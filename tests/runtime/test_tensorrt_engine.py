@@ -2,90 +2,26 @@
 
 import ctypes
 import gc
-import json
 import shutil
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gpu_emulation import EmulatedCudart
 from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.engines import ClipSize, device_scope, static_shapes
+from sparsectrl_lcm.runtime.engines import ClipSize
 from sparsectrl_lcm.runtime.errors import BackendError
-from sparsectrl_lcm.runtime.gpu.cuda import Cuda
-from sparsectrl_lcm.runtime.gpu.device import Device
-from sparsectrl_lcm.runtime.gpu.tensorrt import TensorRtEngine, TensorRtLoader
-from sparsectrl_lcm.runtime.manifest import read_manifest
 from sparsectrl_lcm.runtime.weights import WeightTable
-from tensorrt_builds import ACTIVATION_BYTES, H200, RELEASES, SIZE, Workshop, plan_of, small_copy
+from tensorrt_builds import ACTIVATION_BYTES, RELEASES, SIZE, TENSORRT, Workshop, plan_of, small_copy
+from tensorrt_process import GRAPH, Opened, Process, one_line
 
-TENSORRT = [release for release, backend in RELEASES.items() if backend == "tensorrt"]
-GRAPH = "vae_decoder"
 REFITTED = ClipSize(width=64, height=64, frames=2)
 """The size whose engines can be refitted."""
-H100 = replace(H200, name="NVIDIA H100 PCIe")
-RTX_4090 = Device("NVIDIA GeForce RTX 4090", "8.9", 24 << 30, "580.95.05")
-T4 = Device("Tesla T4", "7.5", 16 << 30, "580.95.05")
-
-
-tensorrt_only, tensorrt_11_only, tensorrt_rtx_only = (
-    pytest.mark.parametrize("release", releases, scope="module", indirect=True)
-    for releases in (TENSORRT, ["11.4"], ["rtx-1.7"])
+tensorrt_only, tensorrt_rtx_only = (
+    pytest.mark.parametrize("release", releases, scope="module", indirect=True) for releases in (TENSORRT, ["rtx-1.7"])
 )
-
-
-@dataclass
-class Opened:
-    """An engine in a process of its own."""
-
-    workshop: Workshop
-    bundle: Bundle
-    cudart: EmulatedCudart
-    cuda: Cuda
-    loader: TensorRtLoader
-    engine: TensorRtEngine
-
-
-@dataclass
-class Process:
-    """What is needed to open engines, before any was."""
-
-    release: str
-    bundle: Path
-    size: ClipSize = SIZE
-    device: Device = H200
-    version: str | None = None
-
-    def __post_init__(self) -> None:
-        self.workshop = Workshop(self.release, self.version)
-        self.loader = TensorRtLoader(self.workshop.library, self.device)
-        self.cudart = EmulatedCudart()
-
-    def open(self, graph: str = GRAPH) -> Opened:
-        bundle, cuda = Bundle.load(self.bundle), Cuda(self.cudart)
-        shapes = static_shapes(bundle.manifest, graph, self.size)
-        engine = self.loader.open(bundle, graph, self.size, shapes, cuda)
-        return Opened(self.workshop, bundle, self.cudart, cuda, self.loader, engine)
-
-    @property
-    def folder(self) -> Path:
-        return self.workshop.folder(self.bundle, size=self.size)
-
-    def refuses(self, reason: str) -> None:
-        """Expects an error of one line that ends with the command to run, before TensorRT sees the file."""
-        with pytest.raises(BackendError, match=reason) as error:
-            self.open()
-        command = (
-            f"sparsectrl-lcm build {self.bundle} --backend {self.workshop.backend} "
-            f"--size {self.size.width}x{self.size.height} --frames {self.size.frames} --precision fp16"
-        )
-        assert str(error.value).endswith(f"; run: {command}")
-        assert "\n" not in str(error.value)
-        assert self.workshop.calls("Runtime.deserialize_cuda_engine") == []
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,12 +66,6 @@ def spoilt(release: str, built: Path, tmp_path: Path) -> Process:
     """A process whose bundle and engines a test may change."""
     copied = shutil.copytree(built, tmp_path / "bundle", ignore=shutil.ignore_patterns("*.kernels"))
     return Process(release, Path(copied))
-
-
-def one_line(error: pytest.ExceptionInfo[BackendError], *parts: str) -> None:
-    assert "\n" not in str(error.value)
-    for part in parts:
-        assert part in str(error.value)
 
 
 # One engine
@@ -278,6 +208,19 @@ def test_kernels_of_another_device_are_compiled_anew(spoilt: Process) -> None:
     spoilt.workshop.fail("IRuntimeCache.deserialize", "the cache is of another device", False)
     spoilt.open().engine.enqueue({"latents": 256})
     assert kernels.read_bytes() == b"kernels"
+    later = Process(spoilt.release, spoilt.bundle)
+    later.open().engine.enqueue({"latents": 256})
+    assert later.workshop.calls("IRuntimeCache.deserialize") == [(b"kernels",)]
+    assert later.workshop.calls("IRuntimeCache.serialize") == []
+
+
+@tensorrt_rtx_only
+def test_kernels_that_cannot_be_read_are_compiled_anew(spoilt: Process) -> None:
+    kernels = spoilt.folder / f"{GRAPH}.kernels"
+    kernels.mkdir()
+    spoilt.open().engine.enqueue({"latents": 256})
+    assert spoilt.workshop.calls("IRuntimeCache.deserialize") == []
+    assert [path.name for path in spoilt.folder.glob("*.kernels*")] == [kernels.name]
 
 
 @tensorrt_rtx_only
@@ -374,6 +317,17 @@ def test_weights_that_were_merged_are_given_too(refitting: Opened) -> None:
     assert len(workshop.calls("Refitter.refit_cuda_engine")) == 1
 
 
+def test_a_weight_is_given_once(refitting: Opened) -> None:
+    """Also where the refitter goes on to ask for it."""
+    table, workshop = table_of(refitting), refitting.workshop
+    first, second, third = list(table.root)[:3]
+    workshop.trt.answers["Refitter.get_missing_weights"] = lambda _: [first, third, second]
+    refitting.engine.refit([first, second], lambda name: table.read(refitting.bundle, name))
+    assert [name for name, _ in workshop.calls("Refitter.set_named_weights")] == [first, second, third]
+    assert len(workshop.calls("Refitter.get_missing_weights")) == 2
+    assert len(workshop.calls("Refitter.refit_cuda_engine")) == 1
+
+
 def test_the_stream_is_waited_for_before_a_refit(refitting: Opened) -> None:
     def refit(_: Any) -> bool:
         assert refitting.cudart.calls[-1] == "cudaStreamSynchronize"
@@ -410,9 +364,10 @@ def test_a_missing_weight_that_no_table_has_is_an_error(refitting: Opened) -> No
     table, answers = table_of(refitting), refitting.workshop.trt.answers
     answers["Refitter.get_all_weights"] = lambda _: [*table.root, "val_17"]
     answers["Refitter.get_missing_weights"] = lambda _: ["val_17"]
-    with pytest.raises(BackendError, match="val_17") as error:
+    with pytest.raises(BackendError, match="wants the weight 'val_17', which is not among those") as error:
         refitting.engine.refit(list(table.root)[:1], lambda name: table.read(refitting.bundle, name))
     one_line(error)
+    assert refitting.workshop.calls("Refitter.refit_cuda_engine") == []
 
 
 def test_engines_that_were_not_built_for_it_are_not_refitted(opened: Opened) -> None:
@@ -438,174 +393,18 @@ def test_stripped_engines_get_the_weights_of_the_bundle(release: str, tmp_path: 
     assert len(opened.workshop.calls("Refitter.refit_cuda_engine")) == 1
 
 
+def test_a_stripped_engine_without_weights_is_opened_too(release: str, tmp_path: Path) -> None:
+    bundle = small_copy(tmp_path)
+    Workshop(release).build(bundle, strip_weights=True)
+    opened = Process(release, bundle).open("lcm_update")
+    assert opened.workshop.calls("Refitter.set_named_weights") == []
+    assert opened.loader.weight_table(opened.bundle, "lcm_update", SIZE).root == {}
+
+
 def test_a_damaged_weight_table_is_refused(release: str, refittable: Path, tmp_path: Path) -> None:
     process = Process(release, Path(shutil.copytree(refittable, tmp_path / "bundle")), REFITTED)
     (process.folder / f"{GRAPH}.weights.json").write_text("{")
-    process.refuses("differs from its checksum")
+    process.refuses("differs from its checksum", "--refit")
     with pytest.raises(BackendError, match=r"weights\.json.*build the engines again") as error:
         process.loader.weight_table(Bundle.load(process.bundle), GRAPH, REFITTED)
     one_line(error)
-
-
-# What an engine is bound to
-
-
-def test_an_engine_of_another_version_is_refused(release: str, built: Path) -> None:
-    version = Workshop(release).version
-    other = Process(release, built, version=f"{version.rpartition('.')[0]}.999")
-    other.refuses(f"was built by version {version}, here is {other.workshop.version}")
-
-
-@tensorrt_only
-def test_a_version_compatible_engine_runs_on_its_major_version(release: str, tmp_path: Path) -> None:
-    bundle, builder = small_copy(tmp_path), Workshop(release)
-    builder.trt.answers["Runtime.deserialize_cuda_engine"] = lambda *_: builder.trt.new("ICudaEngine")
-    builder.build(bundle, version_compatible=True)
-    major = release.partition(".")[0]
-    opened = Process(release, bundle, version=f"{major}.99.0.1").open()
-    names = [name for name, _, _ in opened.workshop.trt.calls]
-    allowed = names.index("Runtime.engine_host_code_allowed=")
-    assert opened.workshop.calls("Runtime.engine_host_code_allowed=") == [(True,)]
-    assert allowed < names.index("Runtime.deserialize_cuda_engine")
-    (other,) = set(TENSORRT) - {release}
-    stranger = Process(other, bundle)
-    stranger.refuses(f"was built by version {major}.x, here is {other.partition('.')[0]}.x")
-
-
-def test_code_in_engines_is_not_allowed_without_need(opened: Opened) -> None:
-    assert opened.workshop.calls("Runtime.engine_host_code_allowed=") == []
-
-
-@pytest.mark.parametrize("device", [H100, RTX_4090])
-def test_an_engine_of_another_device_is_refused(release: str, built: Path, device: Device) -> None:
-    process = Process(release, built, device=device)
-    if process.workshop.backend == "tensorrt-rtx":
-        process.open()  # it is bound to none
-    else:
-        process.refuses(rf"was built for NVIDIA H200 \(compute capability 9.0\), here is {device.name}")
-
-
-@pytest.mark.parametrize(
-    ("level", "runs", "refused"),
-    [
-        ("none", [H200], [H100, RTX_4090]),
-        ("same-compute-capability", [H200, H100], [RTX_4090]),
-        ("ampere-plus", [H200, H100, RTX_4090], []),
-    ],
-)
-def test_hardware_compatibility_widens_what_an_engine_is_bound_to(
-    level: str, runs: list[Device], refused: list[Device]
-) -> None:
-    bound = device_scope("tensorrt", H200, {"hardware_compatibility": level})
-    scopes = {
-        device.name: device_scope("tensorrt", device, {"hardware_compatibility": level}) for device in (*runs, *refused)
-    }
-    assert [name for name, scope in scopes.items() if scope == bound] == [device.name for device in runs]
-
-
-def test_engines_for_ampere_are_not_for_what_came_before() -> None:
-    flags = {"hardware_compatibility": "ampere-plus"}
-    assert device_scope("tensorrt", T4, flags) != device_scope("tensorrt", H200, flags)
-
-
-def test_engines_of_tensorrt_rtx_are_bound_to_the_capabilities_they_were_built_for() -> None:
-    assert device_scope("tensorrt-rtx", H200, {}) == device_scope("tensorrt-rtx", None, {}) == "any"
-    flags = {"compute_capabilities": "8.9, 12.0"}
-    assert device_scope("tensorrt-rtx", RTX_4090, flags) == device_scope("tensorrt-rtx", None, flags) == "8.9, 12.0"
-
-
-@tensorrt_11_only
-def test_an_engine_for_a_compute_capability_runs_on_such_devices(release: str, tmp_path: Path) -> None:
-    bundle = small_copy(tmp_path)
-    Workshop(release).build(bundle, hardware_compatibility="same-compute-capability")
-    Process(release, bundle, device=H100).open()
-    Process(release, bundle, device=RTX_4090).refuses("was built for compute capability 9.0, here is .*8.9")
-
-
-def test_engines_of_another_bundle_are_refused(spoilt: Process) -> None:
-    """An export replaces weights, and engines stay where they were."""
-    manifest = read_manifest(spoilt.bundle)
-    (weights,) = manifest.graphs[GRAPH].weights
-    (others,) = manifest.graphs["text_encoder"].weights
-    shutil.copy(spoilt.bundle / others, spoilt.bundle / weights)
-    manifest.model_copy(update={"files": manifest.files | {weights: manifest.files[others]}}).write(spoilt.bundle)
-    spoilt.refuses("was built from another bundle")
-
-
-def test_a_damaged_engine_is_refused(spoilt: Process) -> None:
-    path = spoilt.folder / f"{GRAPH}.engine"
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    spoilt.refuses("differs from its checksum")
-
-
-def test_an_engine_that_is_gone_is_refused(spoilt: Process) -> None:
-    (spoilt.folder / f"{GRAPH}.engine").unlink()
-    spoilt.refuses("is missing")
-
-
-def change_index(process: Process, **changes: Any) -> None:
-    path = process.folder / "engines.json"
-    index = json.loads(path.read_text())
-    index["engines"][GRAPH]["spec"] |= changes
-    path.write_text(json.dumps(index))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"flags": {"optimization_level": 5}},
-        {"shapes": {"latents": [4, 4, 16, 16]}},
-        {"graph": "text_encoder"},
-    ],
-)
-def test_an_index_that_was_changed_is_refused(spoilt: Process, changes: dict[str, Any]) -> None:
-    change_index(spoilt, **changes)
-    spoilt.refuses("another key")
-
-
-def test_an_index_cannot_widen_what_an_engine_is_bound_to(spoilt: Process) -> None:
-    flags = {"version_compatible": True, "hardware_compatibility": "ampere-plus"}
-    change_index(spoilt, flags=flags, version=f"{spoilt.workshop.version.partition('.')[0]}.x")
-    spoilt.refuses("was built for|another key")
-
-
-def test_an_engine_without_a_record_is_refused(spoilt: Process) -> None:
-    path = spoilt.folder / "engines.json"
-    index = json.loads(path.read_text())
-    del index["engines"][GRAPH]
-    path.write_text(json.dumps(index))
-    spoilt.refuses(f"'{GRAPH}' is missing")
-
-
-def test_an_index_that_is_none_is_refused(spoilt: Process) -> None:
-    (spoilt.folder / "engines.json").write_text("{")
-    with pytest.raises(BackendError, match=r"engines\.json' cannot be read") as error:
-        spoilt.open()
-    one_line(error, f"run: sparsectrl-lcm build {spoilt.bundle} --backend {spoilt.workshop.backend}")
-
-
-def test_engines_of_another_size_are_refused(spoilt: Process) -> None:
-    """Their inputs would be read and written beyond their ends."""
-    wanted = ClipSize(width=128, height=64, frames=4)
-    shutil.copytree(spoilt.folder, spoilt.workshop.folder(spoilt.bundle, size=wanted))
-    with pytest.raises(BackendError):
-        Process(spoilt.release, spoilt.bundle, wanted).open()
-
-
-def test_a_size_that_was_not_built_is_refused(process: Process) -> None:
-    bundle, wanted = Bundle.load(process.bundle), ClipSize(width=128, height=64, frames=4)
-    process.loader.check(bundle, SIZE)
-    with pytest.raises(BackendError, match="engines for 128x64x4 were not built") as error:
-        process.loader.check(bundle, wanted)
-    command = f"sparsectrl-lcm build {process.bundle} --backend {process.workshop.backend} --size 128x64 --frames 4"
-    assert str(error.value).endswith(f"; run: {command}")
-    one_line(error)
-
-
-@tensorrt_11_only
-def test_the_lower_precision_is_preferred(release: str, tmp_path: Path) -> None:
-    bundle, found = small_copy(tmp_path), []
-    for precision in ("fp32", "bf16", "fp16"):
-        Workshop(release).build(bundle, precision=precision)
-        found.append(Process(release, bundle).open("text_encoder").engine.dtypes["prompt_embeds"])
-    assert found == ["float32", "bfloat16", "float16"]
