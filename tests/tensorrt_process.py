@@ -49,6 +49,13 @@ class Process:
         self.cudart = EmulatedCudart()
 
     def open(self, graph: str = GRAPH) -> Opened:
+        """An engine that can run."""
+        opened = self.load(graph)
+        opened.engine.use_activation(4096, opened.engine.activation_bytes)
+        return opened
+
+    def load(self, graph: str = GRAPH) -> Opened:
+        """An engine before it has memory to work in."""
         bundle, cuda = Bundle.load(self.bundle), Cuda(self.cudart)
         shapes = static_shapes(bundle.manifest, graph, self.size) | self.shapes
         engine = self.loader.open(bundle, graph, self.size, shapes, cuda)

@@ -51,6 +51,8 @@ def test_fused_attention_is_counted_apart_for_space_and_time() -> None:
     ("name", "kind", "tactic"),
     [
         (f"{SPATIAL}.attn1/Softmax", "SoftMaxV2", "softmax_warp"),
+        ("ForeignNode_7", "SoftMaxV2", "warp"),
+        ("softmax_myl0_7", "kgen", "warp"),
         ("__myl_MulAddMaxSubExpSumDivMul_myl0_7", "kgen", "__myl_MulAddMaxSubExpSumDivMul_0x5ec1f0b1"),
     ],
 )

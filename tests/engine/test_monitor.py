@@ -144,14 +144,18 @@ def test_the_library_sees_no_error_of_the_callback(workshop: Workshop, bundle: P
         monitor.phase_finish("Building engine")
         return b"plan"
 
+    raised: list[str] = []
+
     def on_progress(text: str, _: float) -> None:
         if "building engine" in text:
-            raise ValueError(f"error {len(answers)}")
+            raised.append(f"error {len(raised)}")
+            raise ValueError(raised[-1])
 
     workshop.trt.answers["Builder.build_serialized_network"] = asked
-    with pytest.raises(ValueError, match="error 1"):
+    with pytest.raises(ValueError, match="error 0"):
         workshop.build(bundle, on_progress=on_progress)
     assert answers == [True, False]
+    assert raised == ["error 0", "error 1"]
     assert workshop.calls("Runtime.deserialize_cuda_engine") == []
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.engines import ClipSize
-from sparsectrl_lcm.runtime.errors import BackendError
+from sparsectrl_lcm.runtime.engines import ClipSize, static_shapes
+from sparsectrl_lcm.runtime.errors import BackendError, DeviceOutOfMemory
+from sparsectrl_lcm.runtime.gpu.cuda import Cuda
 from sparsectrl_lcm.runtime.weights import WeightTable
 from tensorrt_builds import ACTIVATION_BYTES, RELEASES, SIZE, TENSORRT, Workshop, plan_of, small_copy
 from tensorrt_process import GRAPH, Opened, Process, one_line
@@ -95,8 +96,10 @@ def test_activation_memory_is_the_callers(opened: Opened) -> None:
     else:
         assert isinstance(given[0], trt.IRuntimeConfig)
         assert workshop.calls("IRuntimeConfig.set_execution_context_allocation_strategy") == [(strategy,)]
-    opened.engine.use_activation(4096, ACTIVATION_BYTES)
-    assert workshop.calls("IExecutionContext.set_device_memory") == [(4096, ACTIVATION_BYTES)]
+    opened.engine.use_activation(8192, 2 * ACTIVATION_BYTES)
+    given = workshop.calls("IExecutionContext.set_device_memory")
+    assert given == [(4096, ACTIVATION_BYTES), (8192, 2 * ACTIVATION_BYTES)]
+    assert len(workshop.calls("ICudaEngine.create_execution_context")) == 1, "other memory takes no other context"
 
 
 def test_a_run_goes_to_the_stream(opened: Opened) -> None:
@@ -136,15 +139,22 @@ def test_a_run_that_fails_is_an_error(opened: Opened) -> None:
     one_line(error, opened.workshop.backend, "Error Code 1: Cuda Runtime")
 
 
-def test_a_run_that_cannot_be_captured_is_an_error(opened: Opened) -> None:
-    """TensorRT-RTX is asked before, so that the capture itself does not fail; TensorRT has nothing to ask."""
-    opened.cuda.begin_capture()
-    opened.engine.enqueue({"latents": 256})
+def test_an_engine_tells_whether_it_can_be_captured(opened: Opened) -> None:
+    """TensorRT-RTX is asked before a capture, which it would make fail; TensorRT has nothing to ask."""
+    assert opened.engine.capturable
+    asked = opened.workshop.calls("IExecutionContext.is_stream_capturable")
     if opened.workshop.backend == "tensorrt-rtx":
         opened.workshop.trt.answers["IExecutionContext.is_stream_capturable"] = lambda *_: False
-        with pytest.raises(BackendError, match="cannot be captured") as error:
-            opened.engine.enqueue({"latents": 256})
-        one_line(error)
+        assert not opened.engine.capturable
+        assert asked == [(opened.cuda.stream,)]
+    else:
+        assert asked == []
+
+
+def test_nothing_is_asked_within_a_capture(opened: Opened) -> None:
+    opened.cuda.begin_capture()
+    opened.engine.enqueue({"latents": 256})
+    assert opened.workshop.calls("IExecutionContext.is_stream_capturable") == []
     assert len(opened.workshop.calls("IExecutionContext.execute_async_v3")) == 1
 
 
@@ -154,6 +164,7 @@ def test_an_engine_that_cannot_be_loaded_is_an_error(process: Process, name: str
     with pytest.raises(BackendError) as error:
         process.open()
     one_line(error, process.workshop.backend, f"{GRAPH}.engine", "Error Code 2: out of memory")
+    assert isinstance(error.value, DeviceOutOfMemory)
 
 
 def test_a_context_is_freed_before_its_engine(process: Process) -> None:
@@ -389,8 +400,24 @@ def test_stripped_engines_get_the_weights_of_the_bundle(release: str, tmp_path: 
     table = opened.loader.weight_table(opened.bundle, GRAPH, SIZE)
     given = opened.workshop.calls("Refitter.set_named_weights")
     assert [name for name, _ in given] == list(table.root)
+    names = [name for name, _, _ in opened.workshop.trt.calls]
+    assert names.index("Refitter.refit_cuda_engine") < names.index("ICudaEngine.create_execution_context")
     assert set(table.root) == set(plan_of(Process(release, bundle).folder / f"{GRAPH}.engine")["weights"])
     assert len(opened.workshop.calls("Refitter.refit_cuda_engine")) == 1
+
+
+def test_stripped_engines_get_no_weights_that_were_changed(release: str, tmp_path: Path) -> None:
+    """As by an export into the bundle while it is open."""
+    process = Process(release, small_copy(tmp_path))
+    process.workshop.build(process.bundle, strip_weights=True)
+    bundle, cuda = Bundle.load(process.bundle), Cuda(process.cudart)
+    path = process.bundle / bundle.graph(GRAPH).weights[0]
+    path.write_bytes(bytes(path.stat().st_size))
+    shapes = static_shapes(bundle.manifest, GRAPH, SIZE)
+    with pytest.raises(BackendError, match="differs from its checksum since the bundle was loaded; load it") as error:
+        process.loader.open(bundle, GRAPH, SIZE, shapes, cuda)
+    one_line(error, repr(bundle.graph(GRAPH).weights[0]))
+    assert process.workshop.calls("Refitter") == []
 
 
 def test_a_stripped_engine_without_weights_is_opened_too(release: str, tmp_path: Path) -> None:

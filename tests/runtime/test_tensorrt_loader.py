@@ -1,6 +1,7 @@
 """What TensorRT engines are bound to; a refusal names the command that builds them anew."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.engines import ClipSize, device_scope
+from sparsectrl_lcm.runtime.engines import ClipSize, device_scope, engine_folders
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.gpu.device import Device
 from sparsectrl_lcm.runtime.manifest import read_manifest
@@ -65,18 +66,19 @@ def test_an_engine_of_another_version_is_refused(release: str, built: Path) -> N
 
 
 @tensorrt_only
-def test_a_version_compatible_engine_runs_on_its_major_version(release: str, tmp_path: Path) -> None:
+def test_a_version_compatible_engine_runs_on_later_releases_of_its_major_version(release: str, tmp_path: Path) -> None:
     bundle, builder = small_copy(tmp_path), Workshop(release)
     builder.build(bundle, version_compatible=True)
-    major = release.partition(".")[0]
-    opened = Process(release, bundle, version=f"{major}.99.0.1").open()
-    names = [name for name, _, _ in opened.workshop.trt.calls]
-    allowed = names.index("Runtime.engine_host_code_allowed=")
-    assert opened.workshop.calls("Runtime.engine_host_code_allowed=") == [(True,)]
-    assert allowed < names.index("Runtime.deserialize_cuda_engine")
-    (other,) = set(TENSORRT) - {release}
-    stranger = Process(other, bundle)
-    stranger.refuses(f"was built by version {major}.x, here is {other.partition('.')[0]}.x", "--version-compatible")
+    first, second, *_ = map(int, builder.version.split("."))
+    for later in (None, f"{builder.version}.1", f"{first}.{second + 1}.0.1", f"{first}.{second + 96}"):
+        opened = Process(release, bundle, version=later).open()
+        names = [name for name, _, _ in opened.workshop.trt.calls]
+        allowed = names.index("Runtime.engine_host_code_allowed=")
+        assert opened.workshop.calls("Runtime.engine_host_code_allowed=") == [(True,)]
+        assert allowed < names.index("Runtime.deserialize_cuda_engine")
+    for other in (f"{first}.{second - 1}.99.999", f"{first - 1}.99.0.1", f"{first + 1}.0.0.1"):
+        process = Process(release, bundle, version=other)
+        process.refuses(rf"was built by version {builder.version}\+, here is {other};", "--version-compatible")
 
 
 def test_code_in_engines_is_not_allowed_without_need(process: Process) -> None:
@@ -117,7 +119,9 @@ def test_engines_for_ampere_are_not_for_what_came_before(release: str, tmp_path:
     Workshop(release).build(bundle, hardware_compatibility="ampere-plus")
     for device in (A100, RTX_5090):
         Process(release, bundle, device=device).open()
-    Process(release, bundle, device=T4).refuses("was built for compute capability 8.0 and above, here is Tesla T4")
+    Process(release, bundle, device=T4).refuses(
+        "was built for compute capability 8.0 and above, here is Tesla T4", "--hardware-compatibility ampere-plus"
+    )
 
 
 def test_engines_of_tensorrt_rtx_are_bound_to_the_capabilities_they_were_built_for() -> None:
@@ -135,9 +139,10 @@ def test_engines_for_chosen_capabilities_run_on_such_devices_alone(release: str,
     Workshop(release).build(bundle, compute_capabilities=("12.0", "8.9"))
     for device in (RTX_4090, RTX_5090):
         Process(release, bundle, device=device).open()
+    options = ("--compute-capability 8.9", "--compute-capability 12.0")
     for device in (H200, A100):
         other = Process(release, bundle, device=device)
-        other.refuses(rf"was built for 8\.9, 12\.0, here is {device.name} \(compute capability")
+        other.refuses(rf"was built for 8\.9, 12\.0, here is {device.name} \(compute capability", *options)
 
 
 @tensorrt_11_only
@@ -145,7 +150,10 @@ def test_an_engine_for_a_compute_capability_runs_on_such_devices(release: str, t
     bundle = small_copy(tmp_path)
     Workshop(release).build(bundle, hardware_compatibility="same-compute-capability")
     Process(release, bundle, device=H100).open()
-    Process(release, bundle, device=RTX_4090).refuses("was built for compute capability 9.0, here is .*8.9")
+    stranger = Process(release, bundle, device=RTX_4090)
+    stranger.refuses(
+        "was built for compute capability 9.0, here is .*8.9", "--hardware-compatibility same-compute-capability"
+    )
 
 
 def test_engines_of_another_bundle_are_refused(spoilt: Process) -> None:
@@ -179,7 +187,8 @@ def change_index(process: Process, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"flags": {"optimization_level": 5}}, "another key"),
+        ({"flags": {"optimization_level": 3}}, "another key"),
+        ({"conversion": 0}, "was built by another release of sparsectrl-lcm"),
         ({"shapes": {"latents": [4, 4, 16, 16]}}, "was built for other shapes"),
         ({"shapes": {}}, "was built for other shapes"),
         ({"graph": "text_encoder"}, "another key"),
@@ -194,19 +203,23 @@ def test_an_index_that_was_changed_is_refused(spoilt: Process, changes: dict[str
     ("flags", "options"),
     [
         ({"refit": True}, ["--refit"]),
-        ({"strip_weights": True, "refit": False, "aux_streams": 1}, ["--strip-weights"]),
-        ({"strip_weights": True, "refit": True}, ["--refit", "--strip-weights"]),
+        ({"strip_weights": True, "tf32": True}, ["--strip-weights", "--tf32"]),
+        ({"refit": True, "strip_weights": True}, ["--refit", "--strip-weights"]),
+        ({"optimization_level": 5, "aux_streams": 1}, ["--optimization-level 5", "--aux-streams 1"]),
+        ({"optimization_level": 0, "workspace": "1.5 GiB"}, ["--optimization-level 0", "--workspace 1.5"]),
+        ({"aux_streams": 0, "hardware_compatibility": "none"}, []),
     ],
 )
-def test_the_command_keeps_what_the_engine_can(spoilt: Process, flags: dict[str, Any], options: list[str]) -> None:
+def test_the_command_has_the_options_of_the_engine(spoilt: Process, flags: dict[str, Any], options: list[str]) -> None:
     change_index(spoilt, flags=flags)
     spoilt.refuses("another key", *options)
 
 
 def test_an_index_cannot_widen_what_an_engine_is_bound_to(spoilt: Process) -> None:
     flags = {"version_compatible": True, "hardware_compatibility": "ampere-plus"}
-    change_index(spoilt, flags=flags, version=f"{spoilt.workshop.version.partition('.')[0]}.x")
-    spoilt.refuses("was built for|another key", "--version-compatible")
+    change_index(spoilt, flags=flags, version=f"{spoilt.workshop.version}+")
+    options = ("--version-compatible", "--hardware-compatibility ampere-plus")
+    spoilt.refuses("was built for|another key", *options)
 
 
 def test_an_engine_without_a_record_is_refused(spoilt: Process) -> None:
@@ -220,6 +233,36 @@ def test_an_engine_without_a_record_is_refused(spoilt: Process) -> None:
 def test_an_index_that_is_none_is_refused(spoilt: Process) -> None:
     (spoilt.folder / "engines.json").write_text("{")
     spoilt.refuses(r"index '.*engines\.json' cannot be read")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"path": "unet.engine"},
+        {"path": "../64x64x4-fp16/vae_decoder.engine"},
+        {"path": "/etc/hostname"},
+        {"files": {}},
+        {"files": {"../vae_decoder.engine": {"sha256": "0" * 64, "bytes": 1}}},
+    ],
+)
+def test_an_index_that_names_files_without_a_checksum_is_refused(spoilt: Process, changes: dict[str, Any]) -> None:
+    path = spoilt.folder / "engines.json"
+    index = json.loads(path.read_text())
+    index["engines"][GRAPH] |= changes
+    path.write_text(json.dumps(index))
+    spoilt.refuses(r"index '.*engines\.json' cannot be read")
+
+
+def test_of_two_sets_the_later_is_taken(spoilt: Process) -> None:
+    """A read-only bundle may bring engines of its own, which were built anew in the user's cache folder."""
+    _, outside = engine_folders(spoilt.bundle, spoilt.workshop.backend)
+    newer = Path(shutil.copytree(spoilt.folder, outside / spoilt.folder.name))
+    (spoilt.folder / f"{GRAPH}.engine").unlink()
+    os.utime(spoilt.folder / "engines.json", ns=(1, 10**18))
+    os.utime(newer / "engines.json", ns=(1, 10**18 + 1))
+    spoilt.open()
+    os.utime(newer / "engines.json", ns=(1, 10**18 - 1))
+    Process(spoilt.release, spoilt.bundle).refuses("is missing")
 
 
 def test_engines_of_another_size_are_refused(spoilt: Process) -> None:
