@@ -14,7 +14,7 @@ $(DEMO)/installed: pyproject.toml $(shell find runtime cli export -name '*.py' -
 	touch $@
 
 test: lint types
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -164,6 +164,8 @@ class _Build:
         try:
             return layer_report(self.library, plan)
         except BackendError as error:
+            if self.library.backend == "tensorrt":
+                raise
             return {"not looked into": str(error)}
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:

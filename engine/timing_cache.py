@@ -32,9 +32,11 @@ class TimingCache:
         """Writes what was measured."""
         if self._path is not None and self._cache is not None:
             part = self._path.with_suffix(".part")
-            with suppress(OSError):
+            try:
                 part.write_bytes(memoryview(self._cache.serialize()))
                 part.replace(self._path)
+            except OSError:
+                part.unlink(missing_ok=True)
 
     def attach(self, config: Any) -> None:
         """Gives a build what is known."""
@@ -43,7 +45,8 @@ class TimingCache:
         known = memoryview(self._cache.serialize()) if self._cache is not None else b""
         with suppress(OSError):
             known = known or self._path.read_bytes()
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+        cache = config.create_timing_cache(known) or config.create_timing_cache(b"")  # the file may be damaged
+        config.set_timing_cache(cache, ignore_mismatch=False)
 
     def detach(self, config: Any) -> None:
         """Takes what a build has learned."""

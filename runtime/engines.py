@@ -8,6 +8,7 @@ One set of engines serves one size (or any) in one precision, and lies in a fold
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,13 +297,15 @@ def set_name(precision: str, size: ClipSize | None = None) -> str:
     return f"{size}-{precision}" if size else precision
 
 
-def parse_set_name(name: str) -> tuple[ClipSize | None, str]:
-    """Size and precision of a set by the name of its folder."""
-    *sizes, precision = name.rsplit("-", 1)
-    if not sizes:
+def parse_set_name(name: str) -> tuple[ClipSize | None, str | None]:
+    """Size and precision of a set by the name of its folder; None where it has none."""
+    parts = re.fullmatch(r"(?:(\d+)x(\d+)x(\d+)-)?(fp16|bf16|fp32)", name)
+    if parts is None:
+        return None, None
+    width, height, frames, precision = parts.groups()
+    if width is None:
         return None, precision
-    width, height, frames = map(int, sizes[0].split("x"))
-    return ClipSize(width=width, height=height, frames=frames), precision
+    return ClipSize(width=int(width), height=int(height), frames=int(frames)), precision
 
 
 def write_index(folder: Path, index: EngineIndex) -> None:
@@ -321,11 +324,14 @@ def find_set(bundle: Path, backend: str, name: str) -> EngineSet | None:
     if not paths:
         return None
     path = max(paths, key=lambda path: path.stat().st_mtime_ns)  # a read-only bundle may bring engines of its own
+    size, precision = parse_set_name(name)
     try:
-        return EngineSet(bundle, path.parent, EngineIndex.model_validate_json(path.read_text(encoding="utf-8")))
+        index = EngineIndex.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
-        size, precision = parse_set_name(name)
         raise refusal(bundle, backend, precision, size, f"index {str(path)!r} cannot be read") from None
+    if (index.backend, index.size, index.precision) != (backend, size, precision):
+        raise refusal(bundle, backend, precision, size, f"index {str(path)!r} is that of another set")
+    return EngineSet(bundle, path.parent, index)
 
 
 def set_names(bundle: Path, backend: str) -> list[str]:

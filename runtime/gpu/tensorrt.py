@@ -55,7 +55,7 @@ class TensorRtLoader:
         if flags.get("version_compatible"):
             self._runtime.engine_host_code_allowed = True
         engine = TensorRtEngine(self._library, self._runtime, path, cuda)
-        if flags.get("strip_weights"):
+        if flags.get("strip_weights") and table.root:
             check_files(bundle, {record.path for record in table.root.values()})
             engine.refit(table.root, lambda name: table.read(bundle, name))
         return engine
@@ -105,12 +105,13 @@ class TensorRtEngine:
     def _open_context(self) -> Any:
         """The execution context; made when the weights of a stripped engine are there."""
         strategy: Any = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        cache = None
         if self._library.backend == "tensorrt-rtx":
-            self._runtime_cache = _RuntimeCache(self._engine, strategy, self._path)
-            strategy = self._runtime_cache.config
-        context = self._engine.create_execution_context(strategy)
+            cache = _RuntimeCache(self._engine, strategy, self._path)
+        context = self._engine.create_execution_context(cache.config if cache else strategy)
         if context is None:
             raise self._library.failure(f"cannot make a context for {self._path.name}")
+        self._runtime_cache = cache
         return context
 
     def enqueue(self, addresses: Mapping[str, int]) -> None:

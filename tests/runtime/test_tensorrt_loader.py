@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,11 +177,15 @@ def test_an_engine_that_is_gone_is_refused(spoilt: Process) -> None:
     spoilt.refuses("is missing")
 
 
-def change_index(process: Process, **changes: Any) -> None:
+def change_record(process: Process, change: Callable[[dict[str, Any]], None]) -> None:
     path = process.folder / "engines.json"
     index = json.loads(path.read_text())
-    index["engines"][GRAPH]["spec"] |= changes
+    change(index["engines"][GRAPH])
     path.write_text(json.dumps(index))
+
+
+def change_index(process: Process, **changes: Any) -> None:
+    change_record(process, lambda record: record["spec"].update(changes))
 
 
 @pytest.mark.parametrize(
@@ -235,21 +239,20 @@ def test_an_index_that_is_none_is_refused(spoilt: Process) -> None:
     spoilt.refuses(r"index '.*engines\.json' cannot be read")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"path": "unet.engine"},
-        {"path": "../64x64x4-fp16/vae_decoder.engine"},
-        {"path": "/etc/hostname"},
-        {"files": {}},
-        {"files": {"../vae_decoder.engine": {"sha256": "0" * 64, "bytes": 1}}},
-    ],
-)
-def test_an_index_that_names_files_without_a_checksum_is_refused(spoilt: Process, changes: dict[str, Any]) -> None:
-    path = spoilt.folder / "engines.json"
-    index = json.loads(path.read_text())
-    index["engines"][GRAPH] |= changes
-    path.write_text(json.dumps(index))
+@pytest.mark.parametrize("changes", [{"path": "unet.engine"}, {"files": {}}])
+def test_an_engine_without_a_checksum_is_refused(spoilt: Process, changes: dict[str, Any]) -> None:
+    change_record(spoilt, lambda record: record.update(changes))
+    spoilt.refuses(r"index '.*engines\.json' cannot be read")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_an_index_names_no_files_elsewhere(spoilt: Process, moved: bool) -> None:
+    def name_another(record: dict[str, Any]) -> None:
+        elsewhere = f"../{spoilt.folder.name}/{GRAPH}.engine"
+        record["files"][elsewhere] = record["files"][record["path"]]
+        record["path"] = elsewhere if moved else record["path"]
+
+    change_record(spoilt, name_another)
     spoilt.refuses(r"index '.*engines\.json' cannot be read")
 
 
