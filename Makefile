@@ -8,7 +8,7 @@ VENV := .venv
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python demo/run.py
 
-$(DEMO)/installed: pyproject.toml $(shell find runtime cli export -name '*.py' -o -name '*.json' -o -name '*.onnx')
+$(DEMO)/installed: pyproject.toml $(shell find runtime cli engine export -name '*.py' -o -name '*.json' -o -name '*.onnx')
 	test -x $(DEMO)/bin/pip || $(PYTHON) -m venv --clear $(DEMO)
 	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
 	touch $@

@@ -58,6 +58,8 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except MemoryError:
         return _fail("out of memory; choose a smaller --size or fewer --frames")
+    if code == 130:  # typer has caught Ctrl-C itself
+        print("stopped", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

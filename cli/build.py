@@ -1,11 +1,15 @@
 """`sparsectrl-lcm build`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
+from ..runtime.errors import BackendError, InvalidRequest, SparseCtrlLcmError
+from .options import parse_size
+
+if TYPE_CHECKING:
+    from ..engine.options import TensorRtOptions
 
 BOUNDS = {("fp16", False): 1e-2, ("fp16", True): 3.0}
 """What an output may differ from fp32: relative, and levels for frames."""
@@ -41,7 +45,7 @@ def build(
 ) -> None:
     """Turn the portable graphs of a bundle into engines of a backend."""
     if backend not in BACKENDS:
-        raise InvalidRequest(f"--backend {backend!r} has no engines in this release; allowed are {', '.join(BACKENDS)}")
+        raise InvalidRequest(f"--backend {backend!r} is unknown; allowed are {', '.join(BACKENDS)}")
     _need_onnx_ir()
     if not backend.startswith("tensorrt"):
         _refuse(
@@ -78,9 +82,8 @@ def build(
             hardware_compatibility=hardware_compatibility,
             compute_capabilities=tuple(compute_capability or ()),
         )
-        texts: list[str | None] = list(size) if size else [None]
-        for text in texts:
-            build_tensorrt(bundle, backend, text, frames, options, check)
+        for width, height in dict.fromkeys(map(parse_size, size)) if size else [(None, None)]:
+            build_tensorrt(bundle, backend, width, height, frames, options, check)
 
 
 def build_onnxruntime(bundle: Path) -> None:
@@ -99,26 +102,34 @@ def build_onnxruntime_cuda(bundle: Path, precision: str, check: bool) -> None:
 
     with Bar() as bar:
         index = build(bundle, precision, bar.update, check)
+        bar.update("done", 1.0)
     _tell(index)
 
 
-def build_tensorrt(bundle: Path, backend: str, size: str | None, frames: int | None, options: Any, check: bool) -> None:
-    """Builds the engines of TensorRT or TensorRT-RTX for one size."""
+def build_tensorrt(
+    bundle: Path,
+    backend: str,
+    width: int | None,
+    height: int | None,
+    frames: int | None,
+    options: "TensorRtOptions",
+    check: bool,
+) -> None:
+    """Builds the engines of TensorRT or TensorRT-RTX for one size; None takes the bundle's own."""
     from ..engine.tensorrt import build
     from ..runtime.engines import ClipSize
     from ..runtime.manifest import read_manifest
     from .bar import Bar
-    from .options import parse_size
 
     sizes = read_manifest(bundle).sizes
-    width, height = parse_size(size)
     clip = ClipSize(
-        width=width or sizes.width,
-        height=height or sizes.height,
+        width=sizes.width if width is None else width,
+        height=sizes.height if height is None else height,
         frames=sizes.frames if frames is None else frames,
     )
     with Bar() as bar:
         index = build(bundle, backend, clip, options, bar.update, check)
+        bar.update("done", 1.0)
     _tell(index)
 
 
@@ -150,3 +161,7 @@ def _need_onnx_ir() -> None:
 
     if not find_spec("onnx_ir"):
         raise SparseCtrlLcmError("build needs onnx-ir; run: pip install onnx-ir")
+    from ..runtime.backends import availability
+
+    if (reason := availability("onnxruntime").reason) is not None:
+        raise BackendError(f"build needs onnxruntime, which {reason}")

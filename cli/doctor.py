@@ -6,7 +6,6 @@ import typer
 def doctor() -> None:
     """Show which backends can run on this machine, and what mends those that cannot."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from ..runtime.backends import BACKENDS, availability
@@ -18,13 +17,16 @@ def doctor() -> None:
         typer.echo(f"GPU: {device}, {device.memory / 2**30:.0f} GiB, driver {device.driver}")
     except BackendError as error:
         typer.echo(f"GPU: {str(error).removeprefix('backend: ')}")
-    table = Table("backend", "version", "can run", "what is missing")
-    best = None
-    for backend in BACKENDS:
-        found = availability(backend)
-        if found.reason is None:
-            best = best or backend
-        mark = "yes" if found.reason is None else "no"
-        table.add_row(backend, found.version or "-", mark, escape(found.reason or ""))
+    found = [availability(backend) for backend in BACKENDS]
+    table = Table("backend", "version", "can run here")
+    for item in found:
+        table.add_row(item.backend, item.version or "-", "no" if item.reason else "yes")
     Console().print(table)
-    typer.echo(f"--backend auto takes {best} where its engines were built, else the next that can run")
+    for item in found:
+        if item.reason:
+            typer.echo(f"{item.backend}: {item.reason}")
+    if any(item.backend == "tensorrt-rtx" and item.version and item.reason for item in found):
+        typer.echo("tensorrt-rtx: engines can be built here all the same")
+    usable = [item.backend for item in found if not item.reason]
+    if usable:
+        typer.echo(f"--backend auto takes the first of {', '.join(usable)} that has engines for the bundle")

@@ -43,34 +43,54 @@ def inspect(
 
 
 def _show_engines(bundle: "Bundle") -> None:
-    """The engines that were built, their keys, and what the builder said of them."""
+    """The engines that were built, their keys, whether they are whole, and what the builder said of them."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from ..runtime.backends import BACKENDS
     from ..runtime.engines import find_set, set_names
+    from ..runtime.errors import BackendError
 
     for backend in BACKENDS:
         for name in set_names(bundle.folder, backend):
-            engines = find_set(bundle.folder, backend, name)
+            try:
+                engines = find_set(bundle.folder, backend, name)
+            except BackendError as error:
+                typer.echo(str(error).removeprefix("backend: "))
+                continue
             if engines is None:
                 continue
-            table = Table(
-                "engine", "key", "size", "version", "device", "layers", "attention", title=f"{backend} {name}"
-            )
+            columns = ("engine", "key", "size", "version", "device", "layers", "attention")
+            table = Table(*columns, title=escape(f"{backend} {name} in {engines.folder.parent}"))
+            faults = []
             for graph, record in engines.index.engines.items():
                 size = sum(file.bytes for file in record.files.values())
-                spec, report = record.spec, record.report
-                layers = ", ".join(f"{count} {kind}" for kind, count in list(report.get("layers", {}).items())[:4])
-                facts = f"{size / 1e6:.1f} MB", spec.version, spec.device
-                table.add_row(graph, record.key[:12], *facts, layers or "-", _attention(report))
+                facts = (f"{size / 1e6:.1f} MB", record.spec.version, record.spec.device)
+                cells = (graph, record.key[:12], *facts, _layers(record.report), _attention(record.report))
+                table.add_row(*map(escape, cells))
+                if graph not in bundle.manifest.graphs or (fault := engines.fault(bundle.manifest, graph)) is None:
+                    continue
+                faults.append(fault)
             Console().print(table)
+            for fault in faults:
+                typer.echo(f"damaged: {fault}")
+
+
+def _layers(report: dict[str, Any]) -> str:
+    """The most frequent types of layers."""
+    layers = report.get("layers")
+    if not isinstance(layers, dict):
+        return "-"
+    return ", ".join(f"{count} {kind}" for kind, count in list(layers.items())[:4]) or "-"
 
 
 def _attention(report: dict[str, Any]) -> str:
     """Whether attention was fused: spatial and temporal, as far as the builder told."""
     if "attention fused" in report:
         return f"{report['attention fused']} spatial fused"
-    told = report.get("attention", {})
-    parts = [f"{kind} {counts['fused']} fused, {counts['split']} split" for kind, counts in told.items()]
+    told = report.get("attention")
+    if not isinstance(told, dict) or not all(isinstance(counts, dict) for counts in told.values()):
+        return "-"
+    parts = [f"{kind} {counts.get('fused')} fused, {counts.get('split')} split" for kind, counts in told.items()]
     return "; ".join(parts) or "-"

@@ -62,7 +62,7 @@ class TensorRtOptions:
         if "workspace" in flags:
             flags["workspace"] = f"{flags['workspace']:g} GiB"
         if self.compute_capabilities:
-            flags["compute_capabilities"] = ", ".join(sorted(self.compute_capabilities, key=float))
+            flags["compute_capabilities"] = ", ".join(sorted(set(self.compute_capabilities), key=float))
         return flags
 
 

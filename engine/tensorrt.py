@@ -246,8 +246,9 @@ def configure(trt: Any, config: Any, backend: str, options: TensorRtOptions) -> 
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if backend == "tensorrt-rtx":
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # so that a run can be captured
-        config.num_compute_capabilities = len(options.compute_capabilities)
-        for index, capability in enumerate(options.compute_capabilities):
+        capabilities = sorted(set(options.compute_capabilities), key=float)
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
             config.set_compute_capability(_compute_capability(trt, capability), index)
     else:
         levels = trt.HardwareCompatibilityLevel

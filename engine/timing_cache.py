@@ -36,7 +36,8 @@ class TimingCache:
                 part.write_bytes(memoryview(self._cache.serialize()))
                 part.replace(self._path)
             except OSError:
-                part.unlink(missing_ok=True)
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
 
     def attach(self, config: Any) -> None:
         """Gives a build what is known."""

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Protocol
 
 from .bundle import Bundle
@@ -16,7 +15,6 @@ from .sessions import Array
 
 _logger = logging.getLogger("sparsectrl_lcm")
 
-REINSTALL = "pip install --force-reinstall --no-deps onnxruntime"
 PLANNED = ("openvino",)
 """Backends that a later release brings."""
 
@@ -111,32 +109,39 @@ def availability(backend: str) -> Availability:
             probe()
     except BackendError as error:
         return Availability(backend, version, str(error).removeprefix("backend: "))
-    except (ImportError, AttributeError) as error:  # as where onnxruntime-gpu's files were removed with onnxruntime's
-        return Availability(backend, version, f"is broken ({error}); run: {INSTALL.get(backend, REINSTALL)}")
     return Availability(backend, version)
 
 
 def _onnxruntime_version(cuda: bool) -> str:
+    """The version of onnxruntime.
+
+    Raises:
+        BackendError: its files are not whole, or it has no CUDA provider; names the command that mends it.
+    """
     import onnxruntime
 
-    if cuda:
-        from importlib.metadata import PackageNotFoundError
-        from importlib.metadata import version as version_of
-
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            try:
-                version_of("onnxruntime-gpu")
-            except PackageNotFoundError:
-                raise BackendError(
-                    f"backend: onnxruntime-gpu is not installed; run: {INSTALL['onnxruntime-cuda']}"
-                ) from None
-            raise BackendError(
-                "backend: onnxruntime lies in the place of onnxruntime-gpu; run: "
-                "pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
-            )
-        if not find_spec("cuda"):
-            raise BackendError("backend: cuda-bindings is missing; run: pip install cuda-bindings")
+    gpu = _is_installed("onnxruntime-gpu")
+    package = "onnxruntime-gpu" if gpu else "onnxruntime"
+    if not hasattr(onnxruntime, "get_available_providers"):  # as where one of the two packages was removed
+        raise BackendError(f"backend: onnxruntime is broken; run: pip install --force-reinstall --no-deps {package}")
+    if cuda and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        if not gpu:
+            raise BackendError(f"backend: onnxruntime-gpu is not installed; run: {INSTALL['onnxruntime-cuda']}")
+        raise BackendError(
+            "backend: onnxruntime lies in the place of onnxruntime-gpu; run: "
+            "pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+        )
     return str(onnxruntime.__version__)
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _tensorrt(backend: str) -> Callable[[Bundle, int], Executor]:
@@ -167,6 +172,7 @@ def _onnxruntime(bundle: Bundle, kept_bytes: int) -> Executor:
     from .host import HostExecutor
     from .sessions import OnnxRuntimeSessions
 
+    _onnxruntime_version(cuda=False)
     return HostExecutor(bundle, OnnxRuntimeSessions(bundle), kept_bytes)
 
 

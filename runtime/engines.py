@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ class EngineSet:
         if record.spec.version != version:
             raise self._refuse(graph, f"was built by version {record.spec.version}, here is {version}")
         if record.spec.device != device:
-            raise self._refuse(graph, f"was built for {record.spec.device}, here is {device}")
+            raise self._refuse(graph, f"was built for {record.spec.device}, here is {device}", other_device=True)
         if record.spec.shapes != wanted.shapes:
             raise self._refuse(graph, "was built for other shapes")
         if record.spec != wanted or record.key != wanted.key():
@@ -155,10 +156,22 @@ class EngineSet:
             raise self._refuse(graph, difference[1])
         return self.folder / record.path
 
-    def _refuse(self, graph: str, reason: str) -> BackendError:
+    def fault(self, manifest: Manifest, graph: str) -> str | None:
+        """Why an engine cannot be loaded even where it was built for; None if it can."""
+        spec = self.index.engines[graph].spec
+        try:
+            self.open(manifest, graph, spec.version, spec.device, spec.shapes)
+        except BackendError as error:
+            return str(error).split(";", maxsplit=1)[0].removeprefix("backend: the ")
+        return None
+
+    def _refuse(self, graph: str, reason: str, other_device: bool = False) -> BackendError:
         index = self.index
         record = index.engines.get(graph)
-        flags = record.spec.flags if record else {}
+        flags = dict(record.spec.flags) if record else {}
+        if other_device:  # what excluded it must not do so again
+            flags.pop("compute_capabilities", None)
+            flags.pop("hardware_compatibility", None)
         reason = f"engine of {graph!r} {reason}"
         return refusal(self.bundle, index.backend, index.precision, index.size, reason, flags)
 
@@ -247,7 +260,7 @@ def refusal(
     flags: Mapping[str, bool | int | str] | None = None,
 ) -> BackendError:
     """An error that ends with the command that builds a set of engines."""
-    command = f"sparsectrl-lcm build {bundle} --backend {backend}"
+    command = f"sparsectrl-lcm build {shlex.quote(str(bundle))} --backend {backend}"
     if size is not None:
         command += f" --size {size.width}x{size.height} --frames {size.frames}"
     if precision is not None and backend != "onnxruntime":

@@ -15,11 +15,11 @@ from ..errors import BackendError, DeviceOutOfMemory
 _logger = logging.getLogger("sparsectrl_lcm.tensorrt")
 
 INSTALL = {
-    "tensorrt": "pip install 'tensorrt>=10.16,<12' cuda-bindings",
+    "tensorrt": "pip install 'tensorrt>=10.16,<12' cuda-bindings onnx-ir",
     "tensorrt-rtx": "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 "
-    "tensorrt-rtx-cu13-bindings==1.7.1.116 cuda-bindings",
+    "tensorrt-rtx-cu13-bindings==1.7.1.116 cuda-bindings onnx-ir",
     "onnxruntime-cuda": "pip uninstall --yes onnxruntime && "
-    "pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31' cuda-bindings",
+    "pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31' cuda-bindings onnx-ir",
 }
 """The command that brings a backend's libraries."""
 _RTX_LIBRARIES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")

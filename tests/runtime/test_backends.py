@@ -95,7 +95,7 @@ def test_a_library_that_cannot_be_loaded_is_said(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cpu_build_in_the_place_of_the_gpu_build_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.31.1")
+    monkeypatch.setattr(backends, "_is_installed", lambda name: True)
     assert "lies in the place of onnxruntime-gpu" in str(backends.availability("onnxruntime-cuda").reason)
 
 
@@ -117,11 +117,19 @@ def test_auto_takes_the_fastest_that_can_run_and_has_engines(
     assert backends.choose_backend(opened) == "onnxruntime"
 
 
-def test_a_broken_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_two_packages_share_and_one_removed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.delattr(onnxruntime, "get_available_providers")
-    reason = str(backends.availability("onnxruntime-cuda").reason)
-    assert reason.startswith("is broken")
-    assert "run: pip uninstall --yes onnxruntime && pip install" in reason
+    mend = "onnxruntime is broken; run: pip install --force-reinstall --no-deps onnxruntime"
+    for backend in ("onnxruntime", "onnxruntime-cuda"):
+        assert mend in str(backends.availability(backend).reason)
+    command = ["generate", "--prompt", "a boat", "-o", str(tmp_path / "x.mp4")]
+    for arguments in (command, ["build", str(demo_bundle()), "--backend", "onnxruntime"]):
+        assert run(arguments) == 2
+        assert mend in capsys.readouterr().err
+    assert run(["doctor"]) == 0
+    assert "None" not in capsys.readouterr().out
 
 
 def test_no_tensorrt_object_is_made_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +151,13 @@ def test_doctor_says_what_can_run_and_what_mends_the_rest(
     assert "GPU: no NVIDIA driver was found" in text
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
     assert set(rows) == set(backends.BACKENDS)
-    assert "pip install 'tensorrt>=10.16,<12' cuda-bindings" in rows["tensorrt"]
-    assert "onnxruntime-gpu[cuda,cudnn]>=1.31" in rows["onnxruntime-cuda"]
-    assert onnxruntime.__version__ in rows["onnxruntime"]
     assert " yes " in rows["onnxruntime"]
+    assert onnxruntime.__version__ in rows["onnxruntime"]
+    said = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    assert "run: pip install 'tensorrt>=10.16,<12' cuda-bindings onnx-ir" in said["tensorrt"]
+    assert "onnxruntime-gpu[cuda,cudnn]>=1.31" in said["onnxruntime-cuda"]
+    assert said["tensorrt-rtx"] == "engines can be built here all the same"
+    assert "takes the first of onnxruntime that has engines" in text
 
 
 def test_doctor_describes_the_device(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
