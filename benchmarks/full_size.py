@@ -103,9 +103,8 @@ def run_runtime(cache: Path, width: int, height: int) -> tuple[dict[str, float],
     return timings, clip.frames
 
 
-def run_diffusers(cache: Path, width: int, height: int) -> tuple[dict[str, float], np.ndarray]:
-    """diffusers in fp32, as documented for AnimateDiff with SparseCtrl and LCM."""
-    import torch
+def diffusers_pipeline(checkpoints: Path) -> Any:
+    """AnimateDiff with SparseCtrl and LCM of diffusers, as it documents them."""
     from diffusers import (
         AnimateDiffSparseControlNetPipeline,
         AutoencoderKL,
@@ -115,21 +114,29 @@ def run_diffusers(cache: Path, width: int, height: int) -> tuple[dict[str, float
         SparseControlNetModel,
         UNet2DConditionModel,
     )
-    from PIL import Image
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    start = time.perf_counter()
-    base = cache / "checkpoints" / "base"
+    base = checkpoints / "base"
     pipe = AnimateDiffSparseControlNetPipeline(
         vae=AutoencoderKL.from_pretrained(base / "vae"),
         text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(base / "unet"),
-        motion_adapter=MotionAdapter.from_pretrained(cache / "checkpoints" / "motion_adapter"),
-        controlnet=SparseControlNetModel.from_pretrained(cache / "checkpoints" / "scribble"),
+        motion_adapter=MotionAdapter.from_pretrained(checkpoints / "motion_adapter"),
+        controlnet=SparseControlNetModel.from_pretrained(checkpoints / "scribble"),
         scheduler=LCMScheduler.from_config(DDIMScheduler.load_config(base / "scheduler"), beta_schedule="linear"),
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run_diffusers(cache: Path, width: int, height: int) -> tuple[dict[str, float], np.ndarray]:
+    """diffusers in fp32, as documented for AnimateDiff with SparseCtrl and LCM."""
+    import torch
+    from PIL import Image
+
+    start = time.perf_counter()
+    pipe = diffusers_pipeline(cache / "checkpoints")
     load = time.perf_counter() - start
     timings: dict[str, float] = {"load": load}
 

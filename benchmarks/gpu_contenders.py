@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from flops import matmul_peak
-from full_size import PROMPT, keyframe
+from full_size import PROMPT, diffusers_pipeline, keyframe
 from sparsectrl_lcm.runtime.engines import (
     ANY_DEVICE,
     ClipSize,
@@ -152,32 +152,6 @@ def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") ->
     for samples_of_kind in samples.values():
         samples_of_kind |= {stage: [timings[stage] for timings in stages] for stage in stages[0]}
     yield row | {"samples": samples}
-
-
-def diffusers_pipeline(checkpoints: Path) -> Any:
-    from diffusers import (
-        AnimateDiffSparseControlNetPipeline,
-        AutoencoderKL,
-        DDIMScheduler,
-        LCMScheduler,
-        MotionAdapter,
-        SparseControlNetModel,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    base = checkpoints / "base"
-    pipe = AnimateDiffSparseControlNetPipeline(
-        vae=AutoencoderKL.from_pretrained(base / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(base / "unet"),
-        motion_adapter=MotionAdapter.from_pretrained(checkpoints / "motion_adapter"),
-        controlnet=SparseControlNetModel.from_pretrained(checkpoints / "scribble"),
-        scheduler=LCMScheduler.from_config(DDIMScheduler.load_config(base / "scheduler"), beta_schedule="linear"),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def watch_stages(pipe: Any, synchronize: Callable[[], None]) -> list[dict[str, float]]:

@@ -40,18 +40,23 @@ def build(bundle: Path) -> dict[str, int]:
                 continue
             ir.save(model, folder / f"{name}.onnx")
             fused[name] = count
-            spec = EngineSpec(
-                graph=name,
-                graph_sha256=graph_checksums(opened.manifest, name),
-                shapes={},
-                precision="fp32",
-                flags={},
-                backend=BACKEND,
-                version=onnxruntime.__version__,
-                device=ANY_DEVICE,
-            )
+            spec = engine_spec(opened, name, BACKEND, "fp32")
             index.engines[name] = engine_record(folder / f"{name}.onnx", spec, {"attention fused": count})
     return fused
+
+
+def engine_spec(bundle: Bundle, graph: str, backend: str, precision: str) -> EngineSpec:
+    """What an engine of ONNX Runtime depends on: it takes any size, and runs on any device."""
+    return EngineSpec(
+        graph=graph,
+        graph_sha256=graph_checksums(bundle.manifest, graph),
+        shapes={},
+        precision=precision,
+        flags={},
+        backend=backend,
+        version=onnxruntime.__version__,
+        device=ANY_DEVICE,
+    )
 
 
 def fuse_spatial_attention(model: ir.Model) -> int:

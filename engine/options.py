@@ -54,6 +54,11 @@ class TensorRtOptions:
             )
 
     @property
+    def sorted_capabilities(self) -> list[str]:
+        """The compute capabilities, each once and in order."""
+        return sorted(set(self.compute_capabilities), key=float)
+
+    @property
     def flags(self) -> dict[str, bool | int | str]:
         """What enters the engine's key: all that is not off."""
         options = asdict(self)
@@ -62,7 +67,7 @@ class TensorRtOptions:
         if "workspace" in flags:
             flags["workspace"] = f"{flags['workspace']:g} GiB"
         if self.compute_capabilities:
-            flags["compute_capabilities"] = ", ".join(sorted(set(self.compute_capabilities), key=float))
+            flags["compute_capabilities"] = ", ".join(self.sorted_capabilities)
         return flags
 
 

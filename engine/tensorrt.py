@@ -246,7 +246,7 @@ def configure(trt: Any, config: Any, backend: str, options: TensorRtOptions) -> 
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if backend == "tensorrt-rtx":
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # so that a run can be captured
-        capabilities = sorted(set(options.compute_capabilities), key=float)
+        capabilities = options.sorted_capabilities
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
             config.set_compute_capability(_compute_capability(trt, capability), index)
