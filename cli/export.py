@@ -34,6 +34,10 @@ def export(
         list[str] | None, typer.Option(metavar="PATH|HUB[=WEIGHT]", help="A LoRA to fuse, as the LCM-LoRA; repeatable.")
     ] = None,
     vae: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="Another VAE than the base's.")] = None,
+    tiny_decoder: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|HUB|FILE", help="A small decoder beside the VAE's: an AutoencoderTiny, or TAESD's."),
+    ] = None,
     temporal_norm: Annotated[
         TemporalNorm,
         typer.Option(help="Statistics of the temporal GroupNorm: frame (as trained) or clip (as diffusers)."),
@@ -71,6 +75,7 @@ def export(
         controlnets={kind: source for kind, source in controlnets.items() if source is not None},
         loras=tuple(Lora.parse(text) for text in lora or ()),
         vae=vae,
+        tiny_decoder=tiny_decoder,
         temporal_norm=temporal_norm.value,
         frames=frames,
         height=height,

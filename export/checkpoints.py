@@ -11,6 +11,7 @@ import torch
 import transformers
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     LCMScheduler,
     MotionAdapter,
     SparseControlNetModel,
@@ -21,10 +22,13 @@ from diffusers.configuration_utils import ConfigMixin
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..runtime.errors import first_line
+from . import taesd
 from .check import ExportError
 from .lora import Lora, fuse
 
 Model = TypeVar("Model")
+
+TINY_DECODER = "tiny-decoder"
 
 
 def load_text_encoder(base: str, loras: list[Lora]) -> CLIPTextModel:
@@ -83,6 +87,26 @@ def load_vae(base: str, vae: str | None) -> AutoencoderKL:
     return _load("vae", vae, lambda: AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32)).eval()
 
 
+def load_tiny_decoder(source: str) -> AutoencoderTiny:
+    """An AutoencoderTiny, in diffusers' format, or its decoder alone, from a file in TAESD's own."""
+    if _is_file(source):
+        return _attempt(TINY_DECODER, source, lambda: taesd.load(Path(source))).eval()
+    return _load(
+        TINY_DECODER, source, lambda: AutoencoderTiny.from_pretrained(source, torch_dtype=torch.float32)
+    ).eval()
+
+
+def load_tiny_config(source: str) -> dict[str, Any]:
+    """The configuration of what `load_tiny_decoder` takes."""
+    if _is_file(source):
+        return dict(load_tiny_decoder(source).config)
+    return load_config(AutoencoderTiny, TINY_DECODER, source)
+
+
+def _is_file(source: str) -> bool:
+    return Path(source).suffix in taesd.SUFFIXES or Path(source).is_file()
+
+
 def load_lcm_config(base: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the LCM scheduler for `base`, as diffusers documents it for AnimateDiff with LCM."""
 
@@ -121,6 +145,10 @@ def load_config(model: type[ConfigMixin], option: str, source: str, subfolder: s
 def _load(option: str, source: str, load: Callable[[], Model]) -> Model:
     if (source.startswith((".", "/", "~")) or source.count("/") > 1) and not Path(source).is_dir():
         raise ExportError(f"--{option}: {source!r} is not a folder")
+    return _attempt(option, source, load)
+
+
+def _attempt(option: str, source: str, load: Callable[[], Model]) -> Model:
     try:
         with _quiet():
             return load()

@@ -4,7 +4,7 @@ All of them are thin: they call the blocks of the diffusers and transformers mod
 """
 
 import torch
-from diffusers import AutoencoderKL, MotionAdapter, SparseControlNetModel, UNetMotionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, MotionAdapter, SparseControlNetModel, UNetMotionModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 from transformers import CLIPTextModel
@@ -238,5 +238,26 @@ class VaeDecoder(nn.Module):
         latents = 1 / self.model.config.scaling_factor * latents
         if self.model.post_quant_conv is not None:
             latents = self.model.post_quant_conv(latents)
-        pixels = (self.model.decoder(latents) / 2 + 0.5).clamp(0, 1)
-        return (pixels * 255).round().permute(0, 2, 3, 1).to(torch.uint8)  # TensorRT has uint8 outputs only
+        return _to_frames(self.model.decoder(latents))
+
+
+class TinyDecoder(nn.Module):
+    """latents [N, 4, h, w] -> frames [N, 8h, 8w, 3] uint8, by the decoder of TAESD (madebyollin/taesd).
+
+    Its scaling factor is 1: it takes the loop's latents as they are, and bounds them itself.
+    """
+
+    def __init__(self, model: AutoencoderTiny) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        if self.model.config.scaling_factor != 1:
+            latents = 1 / self.model.config.scaling_factor * latents
+        return _to_frames(self.model.decoder(latents))
+
+
+def _to_frames(images: torch.Tensor) -> torch.Tensor:
+    """[N, 3, H, W] in -1..1 -> [N, H, W, 3] uint8."""
+    pixels = (images / 2 + 0.5).clamp(0, 1)
+    return (pixels * 255).round().permute(0, 2, 3, 1).to(torch.uint8)  # TensorRT has uint8 outputs only

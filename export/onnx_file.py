@@ -143,6 +143,7 @@ def _simplify(model: ir.Model) -> None:
         return False if weights and node.op_type != "Constant" else None
 
     common.InlinePass()(model)
+    _drop_zero_biases(model.graph)
     for _ in range(2):
         optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=should_fold)
         common.RemoveUnusedNodesPass()(model)
@@ -154,6 +155,15 @@ def _simplify(model: ir.Model) -> None:
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.OutputFixPass()(model)
+
+
+def _drop_zero_biases(graph: ir.Graph) -> None:
+    """Takes the bias away that the tracer computes for a convolution without one: builders want theirs constant."""
+    for node in graph:
+        bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
+        maker = bias.producer() if bias is not None else None
+        if maker is not None and maker.op_type == "Expand":
+            node.resize_inputs(2)
 
 
 def _merge_constants(graph: ir.Graph) -> None:

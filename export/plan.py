@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import MotionAdapter, SparseControlNetModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import nn
 
-from ..runtime.manifest import MAX_SIDE, Dimension, SchedulerRecord, Sizes
-from . import checkpoints, graphs, specs
+from ..runtime.manifest import DECODERS, MAX_SIDE, Dimension, SchedulerRecord, Sizes
+from . import checkpoints, fit, graphs, specs
 from .check import ExportError
 from .lora import Lora
 from .lora import read as read_lora
@@ -31,6 +31,7 @@ class ExportOptions:
         controlnets: SparseCtrl by kind, `scribble` or `rgb`.
         loras: fused into UNet and text encoder, in this order.
         vae: another VAE than the base's.
+        tiny_decoder: an AutoencoderTiny, or a file in TAESD's own format; its decoder stands beside the VAE's.
         temporal_norm: see `TemporalTransformer`.
         frames: frames of a clip where a request does not say.
         height, width: pixels of a clip where a request does not say; None takes the UNet's sample size.
@@ -42,6 +43,7 @@ class ExportOptions:
     controlnets: dict[str, str] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
     vae: str | None = None
+    tiny_decoder: str | None = None
     temporal_norm: TemporalNorm = "frame"
     frames: int = 16
     height: int | None = None
@@ -55,6 +57,7 @@ class ExportOptions:
             "motion_adapter": self.motion_adapter,
             **{f"controlnet_{kind}": source for kind, source in self.controlnets.items()},
             **({"vae": self.vae} if self.vae else {}),
+            **({"tiny_decoder": self.tiny_decoder} if self.tiny_decoder else {}),
         }
         loras = {
             f"lora_{index}": f"{public_name(lora.source)}={lora.weight:g}" for index, lora in enumerate(self.loras)
@@ -105,16 +108,32 @@ def read_parts(options: ExportOptions) -> Parts:
             f"--base {options.base!r} takes {unet['in_channels']} channels (as inpainting models do), "
             f"its VAE gives {vae['latent_channels']}; use a text-to-image checkpoint"
         )
-    positions = [_check_motion_adapter(options, unet)]
-    positions += [_check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
+    positions = [fit.check_motion_adapter(options.motion_adapter, unet)]
+    positions += [fit.check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
     max_frames = min(MAX_FRAMES, *positions)
     if not 1 <= options.frames <= max_frames:
         raise ExportError(f"--frames {options.frames} is out of range; these motion modules allow 1 to {max_frames}")
     for lora in options.loras:
         read_lora(lora)
     channels = tuple(unet["block_out_channels"])
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    multiple = factor * 2 ** (len(channels) - 1)
+    if options.tiny_decoder:
+        fit.check_tiny_decoder(options.tiny_decoder, vae)
+    return Parts(
+        options=options,
+        sizes=_sizes(options, unet, vae, max_frames),
+        scheduler=lcm_schedule(checkpoints.load_lcm_config(options.base, options.scheduler)),
+        vocabulary=int(text.vocab_size),
+        max_tokens=int(text.max_position_embeddings),
+        text_width=int(text.hidden_size),
+        channels=channels,
+        layers=fit.per_level(unet["layers_per_block"], unet),
+    )
+
+
+def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], max_frames: int) -> Sizes:
+    """The sizes that requests may have."""
+    factor = fit.scale_factor(vae)
+    multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     default_side = (unet["sample_size"] or 64) * factor
     sizes = Sizes(
         height=default_side if options.height is None else max(1, options.height),
@@ -131,54 +150,7 @@ def read_parts(options: ExportOptions) -> Parts:
                 f"--size {sizes.width}x{sizes.height}: both sides have to be multiples of {multiple}, "
                 f"from {multiple} to {MAX_SIDE}"
             )
-    return Parts(
-        options=options,
-        sizes=sizes,
-        scheduler=lcm_schedule(checkpoints.load_lcm_config(options.base, options.scheduler)),
-        vocabulary=int(text.vocab_size),
-        max_tokens=int(text.max_position_embeddings),
-        text_width=int(text.hidden_size),
-        channels=channels,
-        layers=_per_level(unet["layers_per_block"], unet),
-    )
-
-
-def _per_level(value: int | list[int], config: dict[str, Any]) -> tuple[int, ...]:
-    return (value,) * len(config["block_out_channels"]) if isinstance(value, int) else tuple(value)
-
-
-def _check_motion_adapter(options: ExportOptions, unet: dict[str, Any]) -> int:
-    """How many frames the adapter has positions for."""
-    source = options.motion_adapter
-    adapter = checkpoints.load_config(MotionAdapter, "motion-adapter", source)
-    if adapter["conv_in_channels"]:
-        raise ExportError(f"--motion-adapter {source!r} is a PIA adapter, which takes an image; use an AnimateDiff one")
-    theirs = _per_level(adapter["block_out_channels"], adapter), _per_level(adapter["motion_layers_per_block"], adapter)
-    ours = _per_level(unet["block_out_channels"], unet), _per_level(unet["layers_per_block"], unet)
-    if theirs != ours:
-        raise ExportError(
-            f"--motion-adapter {source!r} does not fit --base: it has channels and layers {theirs}, the base {ours}"
-        )
-    return int(adapter["motion_max_seq_length"])
-
-
-def _check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:
-    """How many frames a SparseCtrl has positions for."""
-    config = checkpoints.load_config(SparseControlNetModel, f"controlnet-{kind}", source)
-    if config["use_simplified_condition_embedding"] != (kind == "rgb"):
-        other = "scribble" if kind == "rgb" else "rgb"
-        raise ExportError(
-            f"--controlnet-{kind} {source!r} is a SparseCtrl for {other}; pass it as --controlnet-{other}"
-        )
-    if config["global_pool_conditions"]:
-        raise ExportError(f"--controlnet-{kind} {source!r} pools its conditions globally, which is not supported")
-    for name in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
-        theirs, ours = _per_level(config[name], config), _per_level(unet[name], unet)
-        if theirs != ours:
-            raise ExportError(
-                f"--controlnet-{kind} {source!r} does not fit --base: {name} is {theirs}, the base's {ours}"
-            )
-    return int(config["motion_max_seq_length"])
+    return sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +182,10 @@ def plan_jobs(parts: Parts) -> list[Job]:
     if "rgb" in parts.options.controlnets:
         jobs.append(_vae(parts, specs.vae_encoder_spec, graphs.VaeEncoder))
     jobs += [_controlnet(parts, kind, source) for kind, source in parts.options.controlnets.items()]
-    return [*jobs, _unet(parts), _lcm_update(parts), _vae(parts, specs.vae_decoder_spec, graphs.VaeDecoder)]
+    jobs += [_unet(parts), _lcm_update(parts), _vae(parts, specs.vae_decoder_spec, graphs.VaeDecoder)]
+    if parts.options.tiny_decoder:
+        jobs.append(_tiny_decoder(parts, parts.options.tiny_decoder))
+    return jobs
 
 
 def _text_encoder(parts: Parts) -> Job:
@@ -271,15 +246,30 @@ def _lcm_update(parts: Parts) -> Job:
     return Job(specs.lcm_update_spec(_latents(parts)), build, *_video_sizes(parts))
 
 
+def _image_sizes(parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
+    factor = parts.sizes.vae_scale_factor
+    trace = {"images": 2, "height": 4 * factor, "width": 6 * factor, "latent_height": 4, "latent_width": 6}
+    check = {"images": 1, "height": 5 * factor, "width": 3 * factor, "latent_height": 5, "latent_width": 3}
+    return trace, check
+
+
 def _vae(parts: Parts, spec: Callable[[int, int], GraphSpec], module: Callable[..., nn.Module]) -> Job:
-    options, factor = parts.options, parts.sizes.vae_scale_factor
+    options, sizes = parts.options, parts.sizes
 
     def build() -> nn.Module:
         return module(checkpoints.load_vae(options.base, options.vae))
 
-    trace = {"images": 2, "height": 4 * factor, "width": 6 * factor, "latent_height": 4, "latent_width": 6}
-    check = {"images": 1, "height": 5 * factor, "width": 3 * factor, "latent_height": 5, "latent_width": 3}
-    return Job(spec(parts.sizes.latent_channels, factor), build, trace, check)
+    return Job(spec(sizes.latent_channels, sizes.vae_scale_factor), build, *_image_sizes(parts))
+
+
+def _tiny_decoder(parts: Parts, source: str) -> Job:
+    sizes = parts.sizes
+
+    def build() -> nn.Module:
+        return graphs.TinyDecoder(checkpoints.load_tiny_decoder(source))
+
+    spec = specs.vae_decoder_spec(sizes.latent_channels, sizes.vae_scale_factor, DECODERS["tiny"])
+    return Job(spec, build, *_image_sizes(parts))
 
 
 def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:

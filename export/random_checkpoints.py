@@ -10,7 +10,14 @@ from math import prod
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter, SparseControlNetModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    MotionAdapter,
+    SparseControlNetModel,
+    UNet2DConditionModel,
+)
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -32,6 +39,8 @@ class Architecture:
     vae_channels: tuple[int, ...] = (16, 16, 32, 32)
     vae_layers: int = 1
     vae_groups: int = 8
+    tiny_channels: int = 16
+    tiny_layers: int = 1
     motion_mid_block: bool = False
     linear_projection: bool = False
     sample_size: int = 16
@@ -52,19 +61,22 @@ FULL_SIZE = Architecture(
     vae_channels=(128, 256, 512, 512),
     vae_layers=2,
     vae_groups=32,
+    tiny_channels=64,
+    tiny_layers=3,
     sample_size=64,
     control_channels=(16, 32, 96, 256),
 )
-"""Stable Diffusion 1.5, AnimateDiff v3 and its SparseCtrl."""
+"""Stable Diffusion 1.5, AnimateDiff v3 and its SparseCtrl, TAESD."""
 
 
 def write_checkpoints(folder: Path, arch: Architecture, seed: int = 0) -> dict[str, Path]:
-    """Writes base, motion adapter and both SparseCtrls below `folder`; returns their folders by name."""
+    """Writes base, motion adapter, SparseCtrls and a tiny decoder below `folder`; returns their folders by name."""
     return {
         "base": write_base(folder / "base", arch, seed),
         "motion_adapter": write_motion_adapter(folder / "motion_adapter", arch, seed + 10),
         "scribble": write_controlnet(folder / "scribble", arch, "scribble", seed + 20),
         "rgb": write_controlnet(folder / "rgb", arch, "rgb", seed + 30),
+        "tiny_decoder": write_tiny_decoder(folder / "tiny_decoder", arch, seed + 40),
     }
 
 
@@ -220,6 +232,36 @@ def write_vae(folder: Path, arch: Architecture, seed: int) -> Path:
     )
     randomize(vae, seed).save_pretrained(folder)
     return folder
+
+
+def write_tiny_decoder(folder: Path, arch: Architecture, seed: int) -> Path:
+    """An AutoencoderTiny with as many levels as the VAE."""
+    channels = (arch.tiny_channels,) * len(arch.vae_channels)
+    layers = (arch.tiny_layers,) * (len(channels) - 1)
+    model = AutoencoderTiny(
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        num_encoder_blocks=(1, *layers),
+        num_decoder_blocks=(*layers, 1),
+    )
+    randomize(model, seed)
+    _spread_colours(model, seed)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _spread_colours(model: AutoencoderTiny, seed: int) -> None:
+    """Scales the last convolution so that colours lie around grey, where random ones would mostly be clipped.
+
+    The latents that a random UNet gives have a standard deviation of about 30.
+    """
+    latents = torch.randn(2, model.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(seed))
+    last = model.decoder.layers[-1]
+    with torch.no_grad():
+        colours = model.decoder(30 * latents) / 2 + 0.5
+        gain = 0.2 / colours.std((0, 2, 3))
+        last.weight *= gain[:, None, None, None]
+        last.bias.copy_(0.5 + gain * (last.bias - colours.mean((0, 2, 3))))
 
 
 def write_motion_adapter(folder: Path, arch: Architecture, seed: int) -> Path:

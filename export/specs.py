@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..runtime.manifest import Dimension, TensorRecord, resolve_shape
+from ..runtime.manifest import DECODERS, Dimension, TensorRecord, resolve_shape
 
 Sample = Callable[[tuple[int, ...], torch.Generator], torch.Tensor]
 
@@ -156,10 +156,10 @@ def vae_encoder_spec(latent_channels: int, factor: int) -> GraphSpec:
     )
 
 
-def vae_decoder_spec(latent_channels: int, factor: int) -> GraphSpec:
+def vae_decoder_spec(latent_channels: int, factor: int, name: str = DECODERS["full"]) -> GraphSpec:
     """Latents to frames."""
     return GraphSpec(
-        "vae_decoder",
+        name,
         (Input("latents", ("images", latent_channels, "latent_height", "latent_width")),),
         (("frames", ("images", f"latent_height*{factor}", f"latent_width*{factor}", 3)),),
     )

@@ -13,6 +13,9 @@ VERSION = 2
 MAX_SIDE = 2048
 """Largest height and width in pixels."""
 
+DECODERS = {"full": "vae_decoder", "tiny": "vae_decoder_tiny"}
+"""The graphs that make frames of latents, by the names that a request gives them; tiny is in some bundles only."""
+
 Dimension = int | str
 
 
@@ -111,6 +114,11 @@ class Manifest(Record):
     def controlnets(self) -> tuple[str, ...]:
         """The kinds of keyframes that the bundle takes, as `scribble` and `rgb`."""
         return tuple(name.removeprefix("controlnet_") for name in self.graphs if name.startswith("controlnet_"))
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """The names in `DECODERS` whose graphs the bundle has."""
+        return tuple(name for name, graph in DECODERS.items() if graph in self.graphs)
 
     def write(self, folder: Path) -> None:
         """Writes `manifest.json` into `folder`, whole or not at all."""

@@ -52,6 +52,7 @@ def export_architecture(name: str) -> Exported:
                 base=str(parts["base"]),
                 motion_adapter=str(parts["motion_adapter"]),
                 controlnets={"scribble": str(parts["scribble"]), "rgb": str(parts["rgb"])},
+                tiny_decoder=str(parts["tiny_decoder"]),
                 temporal_norm="clip",
             )
             export_bundle(options, bundle)

@@ -1,0 +1,76 @@
+"""Whether the parts fit the base, by their configurations, before any long work."""
+
+from typing import Any
+
+from diffusers import MotionAdapter, SparseControlNetModel
+
+from . import checkpoints
+from .check import ExportError
+
+
+def per_level(value: int | list[int], config: dict[str, Any]) -> tuple[int, ...]:
+    """A setting for each level, where a configuration may give one for all."""
+    return (value,) * len(config["block_out_channels"]) if isinstance(value, int) else tuple(value)
+
+
+def check_motion_adapter(source: str, unet: dict[str, Any]) -> int:
+    """How many frames the adapter has positions for.
+
+    Raises:
+        ExportError: it does not fit.
+    """
+    adapter = checkpoints.load_config(MotionAdapter, "motion-adapter", source)
+    if adapter["conv_in_channels"]:
+        raise ExportError(f"--motion-adapter {source!r} is a PIA adapter, which takes an image; use an AnimateDiff one")
+    theirs = per_level(adapter["block_out_channels"], adapter), per_level(adapter["motion_layers_per_block"], adapter)
+    ours = per_level(unet["block_out_channels"], unet), per_level(unet["layers_per_block"], unet)
+    if theirs != ours:
+        raise ExportError(
+            f"--motion-adapter {source!r} does not fit --base: it has channels and layers {theirs}, the base {ours}"
+        )
+    return int(adapter["motion_max_seq_length"])
+
+
+def check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:
+    """How many frames a SparseCtrl has positions for.
+
+    Raises:
+        ExportError: it does not fit, or is one for other keyframes.
+    """
+    config = checkpoints.load_config(SparseControlNetModel, f"controlnet-{kind}", source)
+    if config["use_simplified_condition_embedding"] != (kind == "rgb"):
+        other = "scribble" if kind == "rgb" else "rgb"
+        raise ExportError(
+            f"--controlnet-{kind} {source!r} is a SparseCtrl for {other}; pass it as --controlnet-{other}"
+        )
+    if config["global_pool_conditions"]:
+        raise ExportError(f"--controlnet-{kind} {source!r} pools its conditions globally, which is not supported")
+    for name in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
+        theirs, ours = per_level(config[name], config), per_level(unet[name], unet)
+        if theirs != ours:
+            raise ExportError(
+                f"--controlnet-{kind} {source!r} does not fit --base: {name} is {theirs}, the base's {ours}"
+            )
+    return int(config["motion_max_seq_length"])
+
+
+def scale_factor(vae: dict[str, Any]) -> int:
+    """How many pixels a latent is high and wide."""
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def check_tiny_decoder(source: str, vae: dict[str, Any]) -> None:
+    """Whether a decoder takes the latents of the VAE and gives pictures of the same size.
+
+    Raises:
+        ExportError: it does not fit.
+    """
+    config = checkpoints.load_tiny_config(source)
+    scale = config["upsampling_scaling_factor"] ** (len(config["num_decoder_blocks"]) - 1)
+    theirs = config["latent_channels"], scale, config["out_channels"]
+    ours = vae["latent_channels"], scale_factor(vae), 3
+    if theirs != ours:
+        raise ExportError(
+            f"--tiny-decoder {source!r} does not fit --base: it has latent channels, scale and colours {theirs}, "
+            f"the VAE {ours}"
+        )

@@ -1,0 +1,68 @@
+"""TAESD's own format: a file with the weights of a decoder, numbered as the entries of an nn.Sequential.
+
+Its entries are those of the layers of diffusers' AutoencoderTiny, but for a clamp without weights that comes first
+(https://github.com/madebyollin/taesd, taesd.py).
+"""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file
+
+from .check import ExportError
+
+SUFFIXES = (".safetensors", ".pth")
+
+_CONVOLUTION = re.compile(r"(\d+)\.weight")
+_BLOCK = re.compile(r"(\d+)\.conv\.0\.weight")
+
+
+def load(path: Path) -> AutoencoderTiny:
+    """An AutoencoderTiny with the decoder of a file; its encoder is random.
+
+    Raises:
+        ExportError: the file holds no such decoder.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ExportError(f"--tiny-decoder: {str(path)!r} is not a file of TAESD; allowed are {' and '.join(SUFFIXES)}")
+    weights = _read(path)
+    convolutions, blocks = (_entries(weights, kind) for kind in (_CONVOLUTION, _BLOCK))
+    refusal = ExportError(
+        f"--tiny-decoder: {str(path)!r} holds no decoder of TAESD; give taesd_decoder.safetensors or taesd_decoder.pth"
+    )
+    if len(convolutions) < 2 or convolutions[0] != 1:  # an encoder begins with a convolution, at 0
+        raise refusal
+    stages = [sum(start < block < end for block in blocks) for start, end in pairwise(convolutions)]
+    first, last = weights["1.weight"], weights[f"{convolutions[-1]}.weight"]
+    try:
+        model = AutoencoderTiny(
+            latent_channels=first.shape[1],
+            out_channels=last.shape[0],
+            decoder_block_out_channels=(first.shape[0],) * len(stages),
+            num_decoder_blocks=tuple(stages),
+        )
+        model.decoder.layers.load_state_dict({_without_clamp(name): values.float() for name, values in weights.items()})
+    except (IndexError, RuntimeError, ValueError):  # other names or shapes
+        raise refusal from None
+    return model
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(weights) if isinstance(weights, dict) else {}
+
+
+def _entries(weights: dict[str, torch.Tensor], kind: re.Pattern[str]) -> list[int]:
+    """Numbers of the entries of a kind, in order."""
+    return sorted(int(found[1]) for name in weights if (found := kind.fullmatch(str(name))))
+
+
+def _without_clamp(name: str) -> str:
+    """3.conv.0.weight -> 2.conv.0.weight."""
+    number, _, rest = name.partition(".")
+    return f"{int(number) - 1}.{rest}"
