@@ -134,14 +134,17 @@ def build_tensorrt(
 
 
 def _tell(index: Any) -> None:
+    from ..runtime.manifest import DECODERS
+
     for graph, record in index.engines.items():
+        frames = graph in DECODERS.values()
         report = record.report
         facts = [f"{sum(file.bytes for file in record.files.values()) / 1e6:.1f} MB"]
         if "seconds" in report:
             facts.append(f"built in {report['seconds']:.1f} s")
         if report.get("errors"):
-            unit = "levels from fp32 in the mean" if graph == "vae_decoder" else "from fp32 (relative)"
-            worst, bound = max(report["errors"].values()), BOUNDS.get((index.precision, graph == "vae_decoder"))
+            unit = "levels from fp32 in the mean" if frames else "from fp32 (relative)"
+            worst, bound = max(report["errors"].values()), BOUNDS.get((index.precision, frames))
             above = f", above the bound of {bound:g}" if bound and worst > bound else ""
             facts.append(f"{worst:.1e} {unit}{above}")
         typer.echo(f"{graph}: {', '.join(facts)}")

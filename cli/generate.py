@@ -27,6 +27,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Drawn at random where none is given.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the bundle's own by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames, 1 to 32; the bundle's own by default.")] = None,
+    decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle was exported with one.")] = "full",
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
@@ -55,6 +56,7 @@ def generate(
             height=height,
             width=width,
             num_frames=frames,
+            decoder=decoder,
             on_progress=lambda done: bar.update(f"{done.stage} {done.step}/{done.steps}", done.fraction),
         )
     try:

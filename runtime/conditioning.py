@@ -74,7 +74,7 @@ class ConditioningCache:
 
 
 def cache_key(request: Request) -> Hashable:
-    """What the conditioning of a request depends on: everything but the seed and how strong the guidance is."""
+    """What the conditioning of a request depends on: all but the seed, how strong the guidance is, and the decoder."""
     pictures = tuple((item.index, sha256(item.pixels.tobytes()).digest()) for item in request.keyframes)
     negative = request.negative_prompt if request.guidance else None
     size = (request.height, request.width, request.frames)
@@ -83,7 +83,7 @@ def cache_key(request: Request) -> Hashable:
 
 def graphs_of(request: Request) -> list[str]:
     """The graphs that a request runs."""
-    graphs = ["text_encoder", "unet", "lcm_update", "vae_decoder"]
+    graphs = ["text_encoder", "unet", "lcm_update", request.decoder_graph]
     if request.keyframes:
         graphs.append(f"controlnet_{request.controlnet}")
     if request.controlnet == "rgb":

@@ -151,10 +151,11 @@ class _Run:
     def decode(self, images: Array) -> Array:
         """Frames uint8 [F, H, W, 3], a bounded number of them at a time."""
         request = self.request
+        session = self.sessions.session(request.decoder_graph)
         frames = np.empty((request.frames, request.height, request.width, 3), np.uint8)
         with self.stages.stage("decode"):
             for chunk, start in enumerate(range(0, request.frames, self.chunk), start=1):
                 part = slice(start, start + self.chunk)
-                (frames[part],) = self.sessions.session("vae_decoder").run({"latents": images[part]})
+                (frames[part],) = session.run({"latents": images[part]})
                 self.report("decode", chunk)
         return frames

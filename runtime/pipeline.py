@@ -61,6 +61,7 @@ class VideoPipeline:
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
+        decoder: str = "full",
         on_progress: OnProgress | None = None,
     ) -> Clip:
         """Makes a clip.
@@ -75,6 +76,7 @@ class VideoPipeline:
             seed: 0 to 2**64 - 1; drawn at random when None. The noise is torch's CPU generator's.
             height, width: pixels; None takes the bundle's own.
             num_frames: 1 to 32; None takes the bundle's own.
+            decoder: what makes the frames, `full` (the VAE's decoder) or `tiny`, where the bundle has one.
             on_progress: called with a `Progress`; returning False cancels.
 
         Raises:
@@ -94,6 +96,7 @@ class VideoPipeline:
             height=height,
             width=width,
             num_frames=num_frames,
+            decoder=decoder,
         )
         with self._lock:
             frames, timings = self.executor.run(request, on_progress)

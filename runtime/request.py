@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import InvalidRequest
 from .images import fit, load_picture
-from .manifest import MAX_SIDE, Manifest, Sizes
+from .manifest import DECODERS, MAX_SIDE, Manifest, Sizes
 from .noise import MAX_SEED
 
 MAX_STEPS = 12
@@ -53,6 +53,12 @@ class Request:
     height: int
     width: int
     frames: int
+    decoder: str = "full"
+
+    @property
+    def decoder_graph(self) -> str:
+        """The graph that makes the frames."""
+        return DECODERS[self.decoder]
 
     @property
     def guidance(self) -> bool:
@@ -78,6 +84,7 @@ def validate(
     height: Any,
     width: Any,
     num_frames: Any,
+    decoder: Any,
 ) -> Request:
     """Checks every field against what `manifest` allows.
 
@@ -105,6 +112,7 @@ def validate(
         height=height,
         width=width,
         frames=frames,
+        decoder=_decoder(manifest, decoder),
     )
     fitted = (
         FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height)) for index, image in pictures
@@ -151,6 +159,14 @@ def _side(name: str, value: Any, multiple: int) -> int:
     if side % multiple:
         raise InvalidRequest(f"{name}: {side} is not allowed; give a multiple of {multiple} from {multiple} to {high}")
     return side
+
+
+def _decoder(manifest: Manifest, value: Any) -> str:
+    allowed = manifest.decoders
+    if not isinstance(value, str) or value not in allowed:
+        mend = "" if "tiny" in allowed else "; for tiny export the bundle with --tiny-decoder"
+        raise InvalidRequest(f"decoder: {value!r} is not in this bundle; allowed are {', '.join(allowed)}{mend}")
+    return value
 
 
 def _guidance(value: Any) -> float:

@@ -4,6 +4,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -129,41 +130,44 @@ class GpuExecutor:
 
     def _prepare(self, request: Request, frugal: bool) -> tuple[Workspace, Variant, Hashable]:
         """The engines and memory of a request, and what of it has to be computed."""
-        workspace = self._workspace(ClipSize(width=request.width, height=request.height, frames=request.frames))
-        prompts = 2 if request.guidance else 1
+        workspace = self._workspace(request)
+        variant = Variant(request.steps, 2 if request.guidance else 1, "none", request.decoder_graph)
         if not request.keyframes:
-            return workspace, Variant(request.steps, prompts, "none"), None
+            return workspace, variant, None
         key = cache_key(request)
         if workspace.area.recall(key):
-            return workspace, Variant(request.steps, prompts, "kept"), key
+            return workspace, replace(variant, source="kept"), key
         source: Literal["scribble", "rgb"] = "rgb" if request.controlnet == "rgb" else "scribble"
         self._load(workspace, f"controlnet_{source}")
         if source == "rgb":
             self._load(workspace, "vae_encoder")
-        variant = Variant(request.steps, prompts, source)
+        variant = replace(variant, source=source)
         if frugal or workspace.conditioning_bytes(variant) > self._kept_bytes:
-            variant = Variant(request.steps, prompts, source, stepwise=True)
+            variant = replace(variant, stepwise=True)
         workspace.area.reserve(workspace.conditioning_bytes(variant))
         return workspace, variant, key
 
     def _steps(self, request: Request) -> dict[str, int]:
         """Units of work of each stage."""
-        size = ClipSize(width=request.width, height=request.height, frames=request.frames)
+        size = _size(request)
         keyframes = {"keyframes": 1, "control": request.steps} if request.keyframes else {}
         chunks = size.frames // decode_frames(self.bundle.manifest, size)
         return {"load": 1, "text": 1, **keyframes, "denoise": request.steps, "decode": chunks}
 
-    def _workspace(self, size: ClipSize) -> Workspace:
+    def _workspace(self, request: Request) -> Workspace:
+        """What requests of this size share, with the decoder that this one asks for."""
+        size = _size(request)
         if size in self._workspaces and not self._workspaces[size].open_graphs:  # a failure has closed it
             del self._workspaces[size]
         if size not in self._workspaces:
             self._loader.check(self.bundle, size)
             while len(self._workspaces) >= MAX_SIZES:
                 self._workspaces.popitem(last=False)[1].close()
-            workspace = Workspace(self.bundle, self._loader, self._cuda, size, self._kept_bytes)
+            workspace = Workspace(self.bundle, self._loader, self._cuda, size, self._kept_bytes, request.decoder_graph)
             self._workspaces[size] = workspace
             self._take_weights(workspace, *workspace.open_graphs)
         self._workspaces.move_to_end(size)
+        self._load(self._workspaces[size], request.decoder_graph)
         return self._workspaces[size]
 
     def _load(self, workspace: Workspace, graph: str) -> None:
@@ -179,6 +183,10 @@ class GpuExecutor:
         except BaseException:
             workspace.close()
             raise
+
+
+def _size(request: Request) -> ClipSize:
+    return ClipSize(width=request.width, height=request.height, frames=request.frames)
 
 
 def _release(workspaces: OrderedDict[ClipSize, Workspace], cuda: Cuda) -> None:

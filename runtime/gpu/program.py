@@ -16,12 +16,14 @@ class Variant:
         steps: LCM steps.
         prompts: 2 with guidance, the negative one first, else 1.
         source: where the conditioning comes from.
+        decoder: the graph that makes the frames.
         stepwise: whether SparseCtrl runs just before each step, where residuals of all steps take too much memory.
     """
 
     steps: int
     prompts: int
     source: Source
+    decoder: str
     stepwise: bool = False
 
 
@@ -68,7 +70,7 @@ def program(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
         _denoise(machine, variant, step)
         yield "denoise", step + 1
     for chunk in range(machine.chunks):
-        machine.enqueue("vae_decoder", latents=machine.at("images", chunk), frames=machine.at("frames", chunk))
+        machine.enqueue(variant.decoder, latents=machine.at("images", chunk), frames=machine.at("frames", chunk))
         yield "decode", chunk + 1
 
 

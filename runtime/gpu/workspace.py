@@ -7,6 +7,7 @@ from ..bundle import Bundle
 from ..conditioning import residual_inputs
 from ..engines import ClipSize, decode_frames, static_shapes
 from ..errors import BackendError
+from ..manifest import DECODERS
 from ..request import MAX_STEPS
 from ..weights import changed_weights, check_files
 from .buffers import Block, Inputs, Tensor, aligned, host_array
@@ -22,10 +23,12 @@ MAX_PROMPTS = 2
 class Workspace:
     """Device memory is taken here, once; only the conditioning area grows where a request asks for more steps.
 
-    Implements `Machine` for the program.
+    Implements `Machine` for the program. Of the decoders that of `decoder` is opened; `load` opens another.
     """
 
-    def __init__(self, bundle: Bundle, loader: Loader, cuda: Cuda, size: ClipSize, kept_bytes: int) -> None:
+    def __init__(
+        self, bundle: Bundle, loader: Loader, cuda: Cuda, size: ClipSize, kept_bytes: int, decoder: str
+    ) -> None:
         self.bundle = bundle
         self.size = size
         self.residual_names = tuple(residual_inputs(bundle.manifest))
@@ -43,7 +46,7 @@ class Workspace:
         self.graphs = GraphCache(cuda)
         self.area = ConditioningArea(cuda, kept_bytes, self.graphs.clear)
         try:
-            for graph in ("unet", "vae_decoder", "text_encoder", "lcm_update"):
+            for graph in ("unet", decoder, "text_encoder", "lcm_update"):
                 self.load(graph)
             self._allocate()
         except BaseException:
@@ -199,7 +202,7 @@ class Workspace:
         for name in self.residual_names:
             self._residuals.add(name, unet[name], dtypes[name])
         images = (decode_frames(manifest, self.size), *static_shapes(manifest, "lcm_update", self.size)["images"][1:])
-        frames = static_shapes(manifest, "vae_decoder", self.size)["frames"]
+        frames = static_shapes(manifest, DECODERS["full"], self.size)["frames"]
 
         buffers = self._buffers
         buffers.add("prompt_embeds", self._embeds.shape, self._embeds.dtype, MAX_PROMPTS)

@@ -89,6 +89,7 @@ BAD = [
     (["--keyframe", "0={}/huge.png"], "keyframe 0: .* allowed are 64 million"),
     (["--keyframe", "0={}/missing.png"], "keyframe 0: .* does not exist"),
     (["--keyframe", "0={}/good.png", "--controlnet", "depth"], "controlnet: 'depth' .* allowed are scribble, rgb"),
+    (["--decoder", "tiny"], "decoder: 'tiny' is not in this bundle; allowed are full; .* with --tiny-decoder"),
     (["--steps", "0"], "num_inference_steps: 0 is not allowed; give a whole number from 1 to 12"),
     (["--steps", "many"], "'--steps'"),
     (["--guidance", "nan"], "guidance_scale: nan is not allowed; give a number from 0 to 30"),
