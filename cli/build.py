@@ -11,19 +11,22 @@ from .options import parse_size
 if TYPE_CHECKING:
     from ..engine.options import TensorRtOptions
 
-BOUNDS = {("fp16", False): 1e-2, ("fp16", True): 3.0}
+BOUNDS = {("fp16", False): 1e-2, ("fp16", True): 3.0, ("bf16", False): 5e-2, ("bf16", True): 3.0}
 """What an output may differ from fp32: relative, and levels for frames."""
-BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime")
+BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
 
 
 def build(
     bundle: Annotated[Path, typer.Argument(help="A folder that `export` wrote.")],
-    backend: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime.")],
+    backend: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime.")],
     size: Annotated[
         list[str] | None, typer.Option(metavar="WxH", help="For TensorRT: pixels; may be given several times.")
     ] = None,
     frames: Annotated[int | None, typer.Option(help="For TensorRT: frames of a clip.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp16 (default on GPUs), bf16 or fp32.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp16 (default on GPUs), bf16, fp32, or int8; openvino takes what fits the processor."),
+    ] = None,
     check: Annotated[bool, typer.Option(help="Compare each graph with fp32 on the CPU first.")] = True,
     optimization_level: Annotated[int, typer.Option(help="TensorRT: 0 to 5, how long to look for kernels.")] = 3,
     aux_streams: Annotated[int, typer.Option(help="TensorRT: streams besides the main one.")] = 0,
@@ -67,6 +70,8 @@ def build(
         build_onnxruntime(bundle)
     elif backend == "onnxruntime-cuda":
         build_onnxruntime_cuda(bundle, precision or "fp16", check)
+    elif backend == "openvino":
+        build_openvino(bundle, precision, check)
     else:
         from ..engine.options import TensorRtOptions
 
@@ -98,6 +103,21 @@ def build_onnxruntime(bundle: Path) -> None:
 def build_onnxruntime_cuda(bundle: Path, precision: str, check: bool) -> None:
     """Builds the engines of ONNX Runtime's CUDA provider."""
     from ..engine.onnxruntime_cuda import build
+    from .bar import Bar
+
+    with Bar() as bar:
+        index = build(bundle, precision, bar.update, check)
+        bar.update("done", 1.0)
+    _tell(index)
+
+
+def build_openvino(bundle: Path, precision: str | None, check: bool) -> None:
+    """Builds the engines of OpenVINO; None takes the precision that fits the processor."""
+    from ..runtime.backends import availability
+
+    if (reason := availability("openvino").reason) is not None:
+        raise BackendError(f"backend: {reason}")
+    from ..engine.openvino import build
     from .bar import Bar
 
     with Bar() as bar:

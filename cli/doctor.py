@@ -25,8 +25,14 @@ def doctor() -> None:
     for item in found:
         if item.reason:
             typer.echo(f"{item.backend}: {item.reason}")
+    if any(item.backend == "openvino" and not item.reason for item in found):
+        from ..runtime.openvino import best_precision, capabilities
+
+        typer.echo(f"openvino: the processor computes in {', '.join(capabilities())}; build takes {best_precision()}")
     if any(item.backend == "tensorrt-rtx" and item.version and item.reason for item in found):
         typer.echo("tensorrt-rtx: engines can be built here all the same")
     usable = [item.backend for item in found if not item.reason]
     if usable:
-        typer.echo(f"--backend auto takes the first of {', '.join(usable)} that has engines for the bundle")
+        typer.echo(
+            f"--backend auto takes the first of {', '.join(usable)} that has engines for the bundle, or needs none"
+        )

@@ -31,8 +31,13 @@ def generate(
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
-        str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime.")
+        str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime.")
     ] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="Of the engines: fp16, bf16, fp32 or int8; by default the first that was built.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="For openvino: CPU (default), GPU or NPU.")] = None,
+    threads: Annotated[int | None, typer.Option(help="On the CPU; by default one per core.")] = None,
 ) -> None:
     """Make a clip from a prompt and up to three keyframes."""
     from ..runtime import OutputError, VideoPipeline
@@ -43,7 +48,7 @@ def generate(
     check_output(output, fps)
     keyframes = [_keyframe(text) for text in keyframe or ()]
     width, height = parse_size(size)
-    pipeline = VideoPipeline.load(bundle, backend)
+    pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
     with Bar() as bar:
         clip = pipeline.generate(
             prompt,

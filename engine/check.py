@@ -46,14 +46,14 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
         BackendError: a result within the graph overflows, also where the activations that come in are scaled up by 30.
     """
     feeds = random_inputs(bundle, graph)
-    (expected,) = _run(bundle.folder / bundle.graph(graph).path, feeds)
+    (expected,) = run_portable(bundle.folder / bundle.graph(graph).path, feeds)
     rounded = typed.with_suffix(".rounded.onnx")
     try:
         model = ir.load(typed)
         observed = observe(model, round_results(model))
         ir.save(model, rounded)  # shares the typed graph's weights
         scales = (np.ones(1, np.float32), np.full(1, STRESS, np.float32))
-        actual, stressed = _run(rounded, *({**feeds, _SCALE: scale} for scale in scales))
+        actual, stressed = run_portable(rounded, *({**feeds, _SCALE: scale} for scale in scales))
     finally:
         rounded.unlink(missing_ok=True)
     for outputs, what in ((actual, ""), (stressed, f" with activations scaled up by {STRESS:g}")):
@@ -63,7 +63,7 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
                 f"build: {graph!r} in {precision} gives NaN or infinity at {bad[0]!r}{what}; "
                 "build with --precision bf16 or fp32"
             )
-    return {name: _error(actual[name], values) for name, values in expected.items()}
+    return {name: output_error(actual[name], values) for name, values in expected.items()}
 
 
 def round_results(model: ir.Model) -> list[ir.Value]:
@@ -211,7 +211,7 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
     return feeds
 
 
-def _run(path: Path, *requests: Feeds) -> list[Feeds]:
+def run_portable(path: Path, *requests: Feeds) -> list[Feeds]:
     """Outputs by name for each request, fp32 or uint8; without optimisations, which would take the rounding away."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -226,7 +226,8 @@ def _run(path: Path, *requests: Feeds) -> list[Feeds]:
         raise BackendError(f"build: ONNX Runtime cannot check {path.name}: {first_line(error)}") from error
 
 
-def _error(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+def output_error(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest difference relative to the largest value; for uint8 frames the mean in levels."""
     difference = np.abs(actual.astype(np.float64) - expected)
     if expected.dtype == np.uint8:
         return float(difference.mean())

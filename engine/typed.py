@@ -1,5 +1,6 @@
 """From a portable graph to the typed one that a GPU backend builds: fusions, types, weights by their names."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,25 @@ Fuse = Callable[[ir.Model], object]
 """Puts the operators of a backend in the place of patterns."""
 
 
-def typed_graph(bundle: Bundle, graph: str, precision: str, fuse: Fuse = fusions.fuse_for_tensorrt) -> ir.Model:
-    """A graph of the bundle in a precision; height, width and frames are still symbolic, weights unread."""
+def typed_graph(
+    bundle: Bundle,
+    graph: str,
+    precision: str,
+    fuse: Fuse = fusions.fuse_for_tensorrt,
+    islands: re.Pattern[str] | None = None,
+) -> ir.Model:
+    """A graph of the bundle in a precision; height, width and frames are still symbolic, weights unread.
+
+    Args:
+        bundle: the bundle.
+        graph: name of the graph.
+        precision: fp16, bf16 or fp32.
+        fuse: puts the operators of a backend in the place of patterns.
+        islands: names of nodes that stay in fp32 besides those that do so always.
+    """
     model = ir.load(bundle.folder / bundle.graph(graph).path)
     fuse(model)
-    assign_types(model, precision)
+    assign_types(model, precision, islands)
     model.ir_version = IR_VERSION
     return model
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .bundle import Bundle
+from .conditioning import KEPT_BYTES
 from .engines import ANY_DEVICE, device_scope, find_set, set_names, version_scope
-from .errors import BackendError
+from .errors import BackendError, InvalidRequest
 from .gpu.library import INSTALL
 from .progress import OnProgress
 from .request import Request
@@ -15,14 +16,36 @@ from .sessions import Array
 
 _logger = logging.getLogger("sparsectrl_lcm")
 
-PLANNED = ("openvino",)
-"""Backends that a later release brings."""
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a backend is to run a bundle.
+
+    Attributes:
+        precision: of the engines; None takes the first that was built, in the backend's order.
+        device: OpenVINO's name of a device; None takes the CPU.
+        threads: of a backend that computes on the CPU; None takes one per core.
+        kept_bytes: memory for what later requests use again.
+    """
+
+    precision: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    kept_bytes: int = KEPT_BYTES
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise InvalidRequest(f"threads: {self.threads} is out of range; give 1 or more")
 
 
 class Executor(Protocol):
     """Runs requests, one at a time."""
 
     backend: str
+
+    @property
+    def precision(self) -> str | None:
+        """Of its engines; None where that is chosen by the size of a request."""
 
     def run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
         """Frames uint8 [F, H, W, 3], and seconds per stage."""
@@ -43,37 +66,41 @@ class Availability:
     reason: str | None = None
 
 
-def open_executor(bundle: Bundle, backend: str, kept_bytes: int) -> Executor:
+def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executor:
     """What runs the requests of `bundle`.
 
     Args:
         bundle: the bundle.
-        backend: a name of `BACKENDS`, or auto: the first that can run here and has engines for this bundle.
-        kept_bytes: memory for what later requests use again.
+        backend: a name of `BACKENDS`, or auto: the first that can run here and has what it needs of this bundle.
+        options: how it is to run it.
 
     Raises:
-        BackendError: the name is unknown, or the backend cannot run here.
+        BackendError: the name is unknown, the backend cannot run here, or it has no such option.
     """
     if backend == "auto":
-        backend = choose_backend(bundle)
+        backend = OPENVINO if options.device is not None else choose_backend(bundle)
     if backend not in BACKENDS:
-        reason = "is not available in this release" if backend in PLANNED else "is unknown"
-        raise BackendError(f"backend: {backend!r} {reason}; allowed are auto, {', '.join(BACKENDS)}")
-    return BACKENDS[backend](bundle, kept_bytes)
+        raise BackendError(f"backend: {backend!r} is unknown; allowed are auto, {', '.join(BACKENDS)}")
+    if options.device is not None and backend != OPENVINO:
+        raise BackendError(f"device: {options.device!r} is for openvino; {backend} takes none")
+    if options.threads is not None and backend not in ON_CPU:
+        raise BackendError(f"threads: {backend} computes on the GPU; leave them out")
+    return BACKENDS[backend](bundle, options)
 
 
 def choose_backend(bundle: Bundle) -> str:
-    """The fastest backend that can run here and has engines for `bundle` that may be loaded."""
+    """The fastest backend that can run here and has engines for `bundle` that may be loaded; a CPU needs none."""
     for backend in BACKENDS:
         names = set_names(bundle.folder, backend)
-        if backend == "onnxruntime" or (names and (found := availability(backend)).reason is None):
-            if backend == "onnxruntime" or any(_fits(bundle, backend, name, found.version or "") for name in names):
+        if (names or backend in ON_CPU) and (found := availability(backend)).reason is None:
+            version = found.version or ""
+            if not names or backend == "onnxruntime" or any(_fits(bundle, backend, name, version) for name in names):
                 return backend
             _logger.warning(
                 "%s engines of %s are of another version or device; run: sparsectrl-lcm build %s --backend %s",
                 *(backend, bundle.folder, bundle.folder, backend),
             )
-    raise AssertionError("the CPU is the last")
+    return "onnxruntime"
 
 
 def _fits(bundle: Bundle, backend: str, name: str, version: str) -> bool:
@@ -82,13 +109,13 @@ def _fits(bundle: Bundle, backend: str, name: str, version: str) -> bool:
 
     try:
         engines = find_set(bundle.folder, backend, name)
-        device = probe()
+        device = None if backend in ON_CPU else probe()
     except BackendError:
         return False
     records = engines.index.engines.values() if engines else ()
     return all(
         record.spec.version == version_scope(version, record.spec.flags, record.spec.version)
-        and record.spec.device in (ANY_DEVICE, device_scope(backend, device, record.spec.flags))
+        and (record.spec.device == ANY_DEVICE or record.spec.device == device_scope(backend, device, record.spec.flags))
         for record in records
     )
 
@@ -101,9 +128,13 @@ def availability(backend: str) -> Availability:
             from .gpu.library import load_library
 
             version = load_library(backend).version
+        elif backend == OPENVINO:
+            from .openvino import version as openvino_version
+
+            version = openvino_version()
         else:
             version = _onnxruntime_version(cuda=backend == "onnxruntime-cuda")
-        if backend != "onnxruntime":
+        if backend not in ON_CPU:
             from .gpu.device import probe
 
             probe()
@@ -144,8 +175,8 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def _tensorrt(backend: str) -> Callable[[Bundle, int], Executor]:
-    def open_tensorrt(bundle: Bundle, kept_bytes: int) -> Executor:
+def _tensorrt(backend: str) -> Callable[[Bundle, LoadOptions], Executor]:
+    def open_tensorrt(bundle: Bundle, options: LoadOptions) -> Executor:
         from .gpu.device import probe
         from .gpu.executor import GpuExecutor
         from .gpu.library import load_library
@@ -153,33 +184,48 @@ def _tensorrt(backend: str) -> Callable[[Bundle, int], Executor]:
 
         library = load_library(backend)
         device = probe()  # some versions crash where an object is made without a driver
-        return GpuExecutor(bundle, TensorRtLoader(library, device), kept_bytes)
+        return GpuExecutor(bundle, TensorRtLoader(library, device, options.precision), options.kept_bytes)
 
     return open_tensorrt
 
 
-def _onnxruntime_cuda(bundle: Bundle, kept_bytes: int) -> Executor:
+def _onnxruntime_cuda(bundle: Bundle, options: LoadOptions) -> Executor:
     from .gpu.device import probe
     from .gpu.executor import GpuExecutor
     from .gpu.onnxruntime import OnnxRuntimeCudaLoader
 
     _onnxruntime_version(cuda=True)
     probe()
-    return GpuExecutor(bundle, OnnxRuntimeCudaLoader(), kept_bytes)
+    return GpuExecutor(bundle, OnnxRuntimeCudaLoader(options.precision), options.kept_bytes)
 
 
-def _onnxruntime(bundle: Bundle, kept_bytes: int) -> Executor:
+def _openvino(bundle: Bundle, options: LoadOptions) -> Executor:
+    from .host import HostExecutor
+    from .openvino import OpenVinoSessions
+
+    sessions = OpenVinoSessions(bundle, options.precision, options.device or "CPU", options.threads)
+    return HostExecutor(bundle, sessions, options.kept_bytes)
+
+
+def _onnxruntime(bundle: Bundle, options: LoadOptions) -> Executor:
     from .host import HostExecutor
     from .sessions import OnnxRuntimeSessions
 
     _onnxruntime_version(cuda=False)
-    return HostExecutor(bundle, OnnxRuntimeSessions(bundle), kept_bytes)
+    if options.precision not in (None, "fp32"):
+        raise BackendError(f"precision: onnxruntime computes in fp32 on the CPU; {options.precision!r} is for openvino")
+    return HostExecutor(bundle, OnnxRuntimeSessions(bundle, options.threads), options.kept_bytes)
 
 
-BACKENDS: dict[str, Callable[[Bundle, int], Executor]] = {
+OPENVINO = "openvino"
+ON_CPU = (OPENVINO, "onnxruntime")
+"""Backends that need no GPU, and no engines either."""
+
+BACKENDS: dict[str, Callable[[Bundle, LoadOptions], Executor]] = {
     "tensorrt": _tensorrt("tensorrt"),
     "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
     "onnxruntime-cuda": _onnxruntime_cuda,
+    OPENVINO: _openvino,
     "onnxruntime": _onnxruntime,
 }
 """What opens each backend, from the fastest to the one that runs everywhere."""

@@ -82,13 +82,28 @@ def cache_key(request: Request) -> Hashable:
 
 
 def graphs_of(request: Request) -> list[str]:
-    """The graphs that a request runs."""
-    graphs = ["text_encoder", "unet", "lcm_update", request.decoder_graph]
+    """The graphs that a request runs; the largest is opened first, while the memory for packing it is still free."""
+    graphs = ["unet"]
     if request.keyframes:
         graphs.append(f"controlnet_{request.controlnet}")
-    if request.controlnet == "rgb":
-        graphs.append("vae_encoder")
-    return graphs
+        if request.controlnet == "rgb":
+            graphs.append("vae_encoder")
+    return [*graphs, "text_encoder", "lcm_update", request.decoder_graph]
+
+
+def dimensions_of(graph: str, request: Request, manifest: Manifest, decoded: int) -> dict[str, int]:
+    """The symbolic dimensions of a graph's inputs in a request; `decoded` frames are decoded at a time."""
+    factor = manifest.sizes.vae_scale_factor
+    return {
+        "batch": 2 if request.guidance else 1,
+        "frames": request.frames,
+        "height": request.height,
+        "width": request.width,
+        "latent_height": request.height // factor,
+        "latent_width": request.width // factor,
+        "distinct_frames": len(request.keyframes) + 1,
+        "images": len(request.keyframes) if graph == "vae_encoder" else decoded,
+    }
 
 
 def encode_prompt(sessions: Sessions, tokenizer: ClipTokenizer, request: Request) -> Array:
@@ -139,12 +154,6 @@ def residual_inputs(manifest: Manifest) -> dict[str, tuple[Dimension, ...]]:
 
 def residual_bytes(manifest: Manifest, request: Request) -> int:
     """Memory of a request's residuals at all steps."""
-    factor = manifest.sizes.vae_scale_factor
-    sizes = {
-        "batch": 2 if request.guidance else 1,
-        "frames": request.frames,
-        "latent_height": request.height // factor,
-        "latent_width": request.width // factor,
-    }
+    sizes = dimensions_of("unet", request, manifest, decoded=1)
     elements = sum(prod(resolve_shape(shape, sizes)) for shape in residual_inputs(manifest).values())
     return 4 * elements * request.steps

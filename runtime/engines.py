@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -312,7 +312,7 @@ def set_name(precision: str, size: ClipSize | None = None) -> str:
 
 def parse_set_name(name: str) -> tuple[ClipSize | None, str | None]:
     """Size and precision of a set by the name of its folder; None where it has none."""
-    parts = re.fullmatch(r"(?:(\d+)x(\d+)x(\d+)-)?(fp16|bf16|fp32)", name)
+    parts = re.fullmatch(r"(?:(\d+)x(\d+)x(\d+)-)?(fp16|bf16|fp32|int8)", name)
     if parts is None:
         return None, None
     width, height, frames, precision = parts.groups()
@@ -345,6 +345,25 @@ def find_set(bundle: Path, backend: str, name: str) -> EngineSet | None:
     if (index.backend, index.size, index.precision) != (backend, size, precision):
         raise refusal(bundle, backend, precision, size, f"index {str(path)!r} is that of another set")
     return EngineSet(bundle, path.parent, index)
+
+
+def choose_set(
+    bundle: Path, backend: str, order: Sequence[str], precision: str | None, size: ClipSize | None = None
+) -> EngineSet | None:
+    """The set of a precision, or where none is asked for the first in `order` that was built; None without any.
+
+    Raises:
+        BackendError: the backend has no such precision, or it was not built; names the command that builds it.
+    """
+    if precision not in (None, *order):
+        raise BackendError(f"precision: {precision!r} is unknown to {backend}; allowed are {', '.join(sorted(order))}")
+    for name in order if precision is None else (precision,):
+        if (found := find_set(bundle, backend, set_name(name, size))) is not None:
+            return found
+    if precision is not None:
+        what = f"{precision} engines{f' for {size}' if size else ''} were not built"
+        raise refusal(bundle, backend, precision, size, what)
+    return None
 
 
 def set_names(bundle: Path, backend: str) -> list[str]:

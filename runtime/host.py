@@ -11,6 +11,7 @@ from .conditioning import (
     ConditioningCache,
     Residuals,
     cache_key,
+    dimensions_of,
     encode_prompt,
     graphs_of,
     keyframe_feeds,
@@ -29,11 +30,18 @@ DECODE_PIXELS = 512 * 512
 """Pixels that are decoded at a time, at least one frame; bounds the memory of the decoder."""
 
 
+def decode_chunk(request: Request) -> int:
+    """Frames that are decoded at a time; the parts are equal, so that one compiled decoder serves all."""
+    bound = max(1, DECODE_PIXELS // (request.height * request.width))
+    return max(count for count in range(1, min(bound, request.frames) + 1) if not request.frames % count)
+
+
 class HostExecutor:
     """Runs requests graph by graph."""
 
     def __init__(self, bundle: Bundle, sessions: Sessions, kept_bytes: int) -> None:
         self.backend = sessions.backend
+        self.precision = sessions.precision
         self.sessions = sessions
         self.manifest = bundle.manifest
         self.tokenizer = ClipTokenizer(bundle.tokenizer)
@@ -61,7 +69,7 @@ class _Run:
         self.sessions = executor.sessions
         self.manifest = executor.manifest
         self.request = request
-        self.chunk = max(1, DECODE_PIXELS // (request.height * request.width))
+        self.chunk = decode_chunk(request)
         steps = {"load": 1, "text": 1}
         if request.keyframes:
             steps |= {"keyframes": 1, "control": request.steps}
@@ -82,7 +90,7 @@ class _Run:
         """Opens the graphs of the request where they are not open yet."""
         with self.stages.stage("load"):
             for graph in graphs_of(self.request):
-                self.sessions.session(graph)
+                self.sessions.open(graph, dimensions_of(graph, self.request, self.manifest, self.chunk))
             self.report("load", 1)
 
     def conditioning(self, schedule: Schedule) -> Conditioning:

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 
-from .backends import Executor, open_executor
+from .backends import Executor, LoadOptions, open_executor
 from .bundle import Bundle
 from .clip import Clip
 from .conditioning import KEPT_BYTES
@@ -25,29 +25,42 @@ class VideoPipeline:
         """The name of the backend that runs the requests."""
         return self.executor.backend
 
+    @property
+    def precision(self) -> str | None:
+        """The precision of its engines, as fp32, bf16 or int8; None where each size has engines of its own."""
+        return self.executor.precision
+
     @classmethod
     def load(
         cls,
         bundle: str | os.PathLike[str] | None = None,
         backend: str = "auto",
         *,
+        precision: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
         kept_bytes: int = KEPT_BYTES,
     ) -> "VideoPipeline":
         """Opens a bundle.
 
         Args:
             bundle: the folder that `sparsectrl-lcm export` wrote; None is the demo bundle of the package.
-            backend: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime. auto takes the first of them that
-                can run here and has its engines.
+            backend: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime. auto takes the first of
+                them that can run here and has its engines; the last two run without engines too.
+            precision: of the engines: fp16, bf16, fp32 or int8. None takes the first that was built, in an order that
+                fits the backend and the processor.
+            device: for openvino: CPU (taken by None), GPU or NPU, as OpenVINO names it.
+            threads: for openvino and onnxruntime on the CPU; None takes one per core.
             kept_bytes: memory for what a later request with the same prompt and keyframes uses again, foremost
                 SparseCtrl's residuals; a request with larger ones computes them step by step.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
-            BackendError: the backend cannot run here.
+            BackendError: the backend cannot run here, or not in this precision.
         """
+        options = LoadOptions(precision=precision, device=device, threads=threads, kept_bytes=kept_bytes)
         opened = Bundle.load(bundle)
-        return cls(opened, open_executor(opened, backend, kept_bytes))
+        return cls(opened, open_executor(opened, backend, options))
 
     def generate(
         self,

@@ -26,9 +26,13 @@ class Sessions(Protocol):
     """Opens the graphs of a bundle."""
 
     backend: str
+    precision: str
+
+    def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
+        """Makes a graph ready for inputs of these sizes, by the names of the manifest's symbolic dimensions."""
 
     def session(self, graph: str) -> Session:
-        """The session of a graph, opened at its first use."""
+        """The session of a graph that was opened."""
 
     def close(self) -> None:
         """Frees all sessions."""
@@ -38,15 +42,20 @@ class OnnxRuntimeSessions:
     """ONNX Runtime's CPU provider on the portable graphs, or on the engines that were built of them."""
 
     backend = "onnxruntime"
+    precision = "fp32"
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._bundle = bundle
+        self._threads = threads
         self._sessions: dict[str, OnnxRuntimeSession] = {}
 
-    def session(self, graph: str) -> "OnnxRuntimeSession":
-        """The session of a graph; sessions stay open, so that the next request starts at once."""
+    def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
+        """Opens a graph, which takes any size; it stays open, so that the next request starts at once."""
         if graph not in self._sessions:
             self._sessions[graph] = self._open(graph)
+
+    def session(self, graph: str) -> "OnnxRuntimeSession":
+        """The session of a graph that was opened."""
         return self._sessions[graph]
 
     def close(self) -> None:
@@ -60,16 +69,17 @@ class OnnxRuntimeSessions:
         engines = find_set(bundle.folder, self.backend, set_name("fp32"))
         built = engines is not None and graph in engines.index.engines
         engine = engines.open(bundle.manifest, graph, onnxruntime.__version__) if engines and built else path
-        return OnnxRuntimeSession(engine, weights=path.parent)
+        return OnnxRuntimeSession(engine, weights=path.parent, threads=self._threads)
 
 
 class OnnxRuntimeSession:
     """One ONNX graph on the CPU, with its external weights in another folder."""
 
-    def __init__(self, path: Path, weights: Path) -> None:
+    def __init__(self, path: Path, weights: Path, threads: int | None = None) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
         if _shared_arena():
             options.add_session_config_entry("session.use_env_allocators", "1")

@@ -274,6 +274,7 @@ class EmulatedLoader:
     """Engines of a bundle that compute with `compute(graph, feeds)`."""
 
     backend = "tensorrt"
+    precision = None
 
     def __init__(self, bundle: Bundle, cudart_: EmulatedCudart, compute: Any) -> None:
         self.manifest: Manifest = bundle.manifest

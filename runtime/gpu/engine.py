@@ -50,6 +50,10 @@ class Loader(Protocol):
 
     backend: str
 
+    @property
+    def precision(self) -> str | None:
+        """Of its engines; None where the first that was built is taken."""
+
     def check(self, bundle: Bundle, size: ClipSize) -> None:
         """Raises BackendError where the engines for a size are not there."""
 

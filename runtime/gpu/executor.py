@@ -41,6 +41,7 @@ class GpuExecutor:
 
     def __init__(self, bundle: Bundle, loader: Loader, kept_bytes: int, cuda: Cuda | None = None) -> None:
         self.backend = loader.backend
+        self.precision = loader.precision
         self.bundle = bundle
         self.weights = bundle
         self._loader = loader

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle
-from ..engines import ClipSize, EngineSet, find_set, refusal, set_name
+from ..engines import ClipSize, EngineSet, choose_set, refusal
 from ..errors import BackendError, DeviceOutOfMemory, first_line
 from ..weights import WeightTable
 from .cuda import Cuda
@@ -32,6 +32,9 @@ class OnnxRuntimeCudaLoader:
     """Opens the typed graphs that `build` made; their shapes are set here."""
 
     backend = BACKEND
+
+    def __init__(self, precision: str | None = None) -> None:
+        self.precision = precision
 
     def check(self, bundle: Bundle, size: ClipSize) -> None:
         """Raises BackendError where no engines were built."""
@@ -60,9 +63,8 @@ class OnnxRuntimeCudaLoader:
         raise BackendError(_CANNOT_REFIT)
 
     def _set(self, bundle: Bundle) -> EngineSet:
-        for precision in PRECISIONS:
-            if found := find_set(bundle.folder, self.backend, set_name(precision)):
-                return found
+        if found := choose_set(bundle.folder, self.backend, PRECISIONS, self.precision):
+            return found
         raise refusal(bundle.folder, self.backend, None, None, "engines were not built")
 
 

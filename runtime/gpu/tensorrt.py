@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..bundle import Bundle
-from ..engines import ClipSize, EngineSet, device_scope, find_set, refusal, set_name, version_scope
+from ..engines import ClipSize, EngineSet, choose_set, device_scope, refusal, version_scope
 from ..errors import BackendError
 from ..weights import WeightTable, check_files, weight_table_path
 from .cuda import Cuda
@@ -26,10 +26,12 @@ class TensorRtLoader:
     Args:
         library: TensorRT or TensorRT-RTX.
         device: the GPU.
+        precision: of the engines; None takes the first that was built.
     """
 
-    def __init__(self, library: Library, device: Device) -> None:
+    def __init__(self, library: Library, device: Device, precision: str | None = None) -> None:
         self.backend = library.backend
+        self.precision = precision
         self._library = library
         self._device = device
         self._runtime: Any = None
@@ -66,9 +68,8 @@ class TensorRtLoader:
         return _weight_table(engines.folder / engines.index.engines[graph].path)
 
     def _set(self, bundle: Bundle, size: ClipSize) -> EngineSet:
-        for precision in PRECISIONS:
-            if found := find_set(bundle.folder, self.backend, set_name(precision, size)):
-                return found
+        if found := choose_set(bundle.folder, self.backend, PRECISIONS, self.precision, size):
+            return found
         raise refusal(bundle.folder, self.backend, None, size, f"engines for {size} were not built")
 
 

@@ -46,7 +46,7 @@ def test_frames_of_engines_are_those_of_the_portable_graphs(exported: Exported, 
     side = Bundle.load(built).manifest.sizes.height
     keyframes = [Keyframe(index, image) for index, image in zip((2, 11), pictures(2, side, side), strict=True)]
     clips = [
-        VideoPipeline.load(bundle).generate("a red circle", keyframes, guidance_scale=guidance, seed=3)
+        VideoPipeline.load(bundle, "onnxruntime").generate("a red circle", keyframes, guidance_scale=guidance, seed=3)
         for bundle in (exported.bundle, built)
     ]
     assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1
@@ -61,11 +61,11 @@ def demo(tmp_path: Path) -> Path:
 
 def refused(bundle: Path, reason: str) -> None:
     with pytest.raises(BackendError, match=reason) as error:
-        VideoPipeline.load(bundle).generate("a boat", num_frames=1, num_inference_steps=1)
+        VideoPipeline.load(bundle, "onnxruntime").generate("a boat", num_frames=1, num_inference_steps=1)
     assert f"run: sparsectrl-lcm build {bundle} --backend onnxruntime" in str(error.value)
     assert "\n" not in str(error.value)
     assert run(["build", str(bundle), "--backend", "onnxruntime"]) == 0
-    VideoPipeline.load(bundle).generate("a boat", num_frames=1, num_inference_steps=1)
+    VideoPipeline.load(bundle, "onnxruntime").generate("a boat", num_frames=1, num_inference_steps=1)
 
 
 def test_an_engine_of_another_version_is_refused(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_engines_of_a_read_only_bundle_lie_in_the_cache(tmp_path: Path, monkeypa
     build(bundle)
     outside = engine_folders(bundle, "onnxruntime")[1] / "fp32"
     assert (outside / "unet.onnx").exists()
-    VideoPipeline.load(bundle).generate("a boat", num_frames=1, num_inference_steps=1)
+    VideoPipeline.load(bundle, "onnxruntime").generate("a boat", num_frames=1, num_inference_steps=1)
     engines = find_set(bundle, "onnxruntime", "fp32")
     assert engines is not None
     assert engines.folder == outside

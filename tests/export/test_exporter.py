@@ -185,7 +185,7 @@ def test_another_motion_module_replaces_one_file(sd15_like: Exported, tmp_path: 
         generator=torch.Generator("cpu").manual_seed(1),
         output_type="np",
     ).frames[0]
-    clip = VideoPipeline.load(bundle).generate("a boat", num_inference_steps=2, num_frames=4, seed=1)
+    clip = VideoPipeline.load(bundle, "onnxruntime").generate("a boat", num_inference_steps=2, num_frames=4, seed=1)
     assert np.abs(clip.frames.astype(int) - to_uint8(expected)).max() <= 1
 
     replace_motion_module(str(sd15_like.checkpoints / "motion_adapter"), bundle)
@@ -332,7 +332,7 @@ def test_random_weights_are_zero_nowhere(sd15_like: Exported) -> None:
 
 
 def test_a_keyframe_reaches_every_frame(sd15_like: Exported) -> None:
-    pipeline = VideoPipeline.load(sd15_like.bundle)
+    pipeline = VideoPipeline.load(sd15_like.bundle, "onnxruntime")
     white, black = np.full((8, 8, 3), 255, np.uint8), np.zeros((8, 8, 3), np.uint8)
     clips = [pipeline.generate("a boat", [Keyframe(3, image)], seed=1).frames.astype(int) for image in (white, black)]
     assert (np.abs(clips[0] - clips[1]).reshape(16, -1).max(axis=1) > 3).all()

@@ -106,7 +106,7 @@ def test_a_bundle_without_a_controlnet_says_so(bundle: Path) -> None:
     for name in ("controlnet_scribble", "controlnet_rgb"):
         del manifest["graphs"][name]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    pipeline = VideoPipeline.load(bundle)
+    pipeline = VideoPipeline.load(bundle, "onnxruntime")
     pipeline.generate("a boat", num_frames=1, num_inference_steps=1)
     from sparsectrl_lcm.runtime import InvalidRequest, Keyframe
 

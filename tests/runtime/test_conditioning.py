@@ -63,7 +63,7 @@ def plain(model: SparseControlNetModel, feeds: dict[str, np.ndarray], timestep: 
 @pytest.mark.parametrize("controlnet", ["scribble", "rgb"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_residuals_equal_the_plain_computation(exported: Exported, controlnet: str, batch: int) -> None:
-    pipeline = VideoPipeline.load(exported.bundle)
+    pipeline = VideoPipeline.load(exported.bundle, "onnxruntime")
     feeds = keyframe_feeds(pipeline.executor.sessions, request(pipeline, controlnet))
     assert len(feeds["conditioning"]) == len(INDICES) + 1, "only distinct frames go in"
     model = SparseControlNetModel.from_pretrained(exported.checkpoints / controlnet)
@@ -83,7 +83,7 @@ def test_residuals_equal_the_plain_computation(exported: Exported, controlnet: s
 @pytest.mark.parametrize("controlnet", ["scribble", "rgb"])
 def test_work_saved_on_distinct_frames(exported: Exported, controlnet: str, tmp_path: Path) -> None:
     """The graph does the plain work less that of the first spatial layers on the frames that repeat."""
-    pipeline = VideoPipeline.load(exported.bundle)
+    pipeline = VideoPipeline.load(exported.bundle, "onnxruntime")
     feeds = keyframe_feeds(pipeline.executor.sessions, request(pipeline, controlnet))
     model = SparseControlNetModel.from_pretrained(exported.checkpoints / controlnet)
     prompt = torch.randn(1, 77, model.config.cross_attention_dim)
@@ -147,7 +147,7 @@ class Counting:
 
 
 def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
-    pipeline = VideoPipeline.load()
+    pipeline = VideoPipeline.load(backend="onnxruntime")
     counting = pipeline.executor.sessions = Counting(pipeline.executor.sessions)
     keyframes = [Keyframe(index, image) for index, image in zip(INDICES, pictures(3, 128, 128), strict=True)]
     first = pipeline.generate("a boat", keyframes, seed=1)
@@ -159,7 +159,9 @@ def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
     second = pipeline.generate("a boat", keyframes, seed=2)
     assert set(counting.calls) == {"unet", "lcm_update", "vae_decoder"}
     assert "control" not in second.timings
-    assert (second.frames == VideoPipeline.load().generate("a boat", keyframes, seed=2).frames).all()
+    assert (
+        second.frames == VideoPipeline.load(backend="onnxruntime").generate("a boat", keyframes, seed=2).frames
+    ).all()
 
     counting.calls.clear()
     pipeline.generate("a boat", [*keyframes[:2], Keyframe(14, keyframes[2].image)], seed=2)
@@ -168,12 +170,12 @@ def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
 
 def test_residuals_beyond_the_memory_bound_are_computed_step_by_step() -> None:
     keyframes = [Keyframe(0, pictures(1, 128, 128)[0])]
-    pipeline = VideoPipeline.load(kept_bytes=1_000_000)
+    pipeline = VideoPipeline.load(backend="onnxruntime", kept_bytes=1_000_000)
     counting = pipeline.executor.sessions = Counting(pipeline.executor.sessions)
     clip = pipeline.generate("a boat", keyframes, seed=1)
     order = [graph for graph in counting.calls if graph in ("controlnet_scribble", "unet")]
     assert order == ["controlnet_scribble", "unet"] * 4
-    assert (clip.frames == VideoPipeline.load().generate("a boat", keyframes, seed=1).frames).all()
+    assert (clip.frames == VideoPipeline.load(backend="onnxruntime").generate("a boat", keyframes, seed=1).frames).all()
 
 
 def test_the_cache_drops_the_least_recently_used() -> None:

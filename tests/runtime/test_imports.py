@@ -37,7 +37,7 @@ def test_a_request_pulls_in_no_torch() -> None:
     code = (
         "import sys\n"
         "from sparsectrl_lcm.runtime import VideoPipeline\n"
-        "VideoPipeline.load().generate('a boat', num_frames=2, num_inference_steps=1, seed=1)\n"
+        "VideoPipeline.load(backend='onnxruntime').generate('a boat', num_frames=2, num_inference_steps=1, seed=1)\n"
         "print(*({'torch', 'diffusers', 'transformers', 'onnx'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

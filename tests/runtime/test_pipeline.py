@@ -39,7 +39,7 @@ CASES = [
 def pair(exported: Exported, request: pytest.FixtureRequest):
     """This runtime and diffusers, on one architecture and kind of keyframes."""
     reference = sparsectrl_pipeline(exported.checkpoints, request.param)
-    return VideoPipeline.load(exported.bundle), reference, request.param
+    return VideoPipeline.load(exported.bundle, "onnxruntime"), reference, request.param
 
 
 @pytest.mark.parametrize(("steps", "guidance", "indices", "prompt"), CASES)
@@ -78,7 +78,7 @@ def test_frames_are_those_of_diffusers(pair, steps: int, guidance: int, indices:
 
 def test_keyframes_prompt_and_guidance_change_the_clip(exported: Exported) -> None:
     """What the comparison with diffusers rests on: every input has its effect on these random weights."""
-    pipeline = VideoPipeline.load(exported.bundle)
+    pipeline = VideoPipeline.load(exported.bundle, "onnxruntime")
     side = pipeline.bundle.manifest.sizes.height
     first, second = (Keyframe(4, image) for image in pictures(2, side, side))
     clips = [
@@ -99,7 +99,7 @@ def test_keyframes_prompt_and_guidance_change_the_clip(exported: Exported) -> No
 
 def test_without_keyframes_the_clip_is_animatediffs(exported: Exported) -> None:
     reference = animatediff_pipeline(exported.checkpoints)
-    pipeline = VideoPipeline.load(exported.bundle)
+    pipeline = VideoPipeline.load(exported.bundle, "onnxruntime")
     side = pipeline.bundle.manifest.sizes.height
     expected = to_uint8(
         reference(
@@ -120,7 +120,7 @@ def test_without_keyframes_the_clip_is_animatediffs(exported: Exported) -> None:
 @pytest.mark.parametrize(("frames", "width", "height"), [(1, 64, 128), (5, 192, 64), (32, 64, 64)])
 def test_other_sizes_and_lengths(sd15_like: Exported, frames: int, width: int, height: int) -> None:
     reference = sparsectrl_pipeline(sd15_like.checkpoints, "scribble")
-    pipeline = VideoPipeline.load(sd15_like.bundle)
+    pipeline = VideoPipeline.load(sd15_like.bundle, "onnxruntime")
     (image,) = pictures(1, width, height)
     expected = to_uint8(
         reference(
@@ -153,7 +153,7 @@ def test_the_demo_bundle_normalizes_per_frame(tmp_path: Path) -> None:
     """The bundle in the package, against diffusers with the temporal norm of the original AnimateDiff code."""
     demo = _demo_module()
     write_checkpoints(tmp_path, demo.ARCHITECTURE, demo.SEED)
-    pipeline = VideoPipeline.load()
+    pipeline = VideoPipeline.load(backend="onnxruntime")
     for controlnet in ("scribble", "rgb"):
         reference = sparsectrl_pipeline(tmp_path, controlnet)
         per_clip = _demo_frames(reference, controlnet)
@@ -198,7 +198,7 @@ def _demo_frames(reference, controlnet: str) -> np.ndarray:
 SAME_SEED = """
 import hashlib
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
-pipeline = VideoPipeline.load()
+pipeline = VideoPipeline.load(backend="onnxruntime")
 clips = [pipeline.generate("a boat", [Keyframe(3, "demo/scribbles/frame_00.png")], seed=9) for _ in range(2)]
 print(*(hashlib.sha256(clip.frames.tobytes()).hexdigest() for clip in clips))
 """
@@ -214,7 +214,7 @@ def test_the_same_seed_gives_the_same_bytes_in_every_process() -> None:
 
 
 def test_a_seed_is_drawn_and_told() -> None:
-    pipeline = VideoPipeline.load()
+    pipeline = VideoPipeline.load(backend="onnxruntime")
     clip = pipeline.generate("a boat", num_frames=2, num_inference_steps=1)
     other = pipeline.generate("a boat", num_frames=2, num_inference_steps=1)
     assert clip.seed != other.seed
@@ -223,7 +223,7 @@ def test_a_seed_is_drawn_and_told() -> None:
 
 
 def test_progress_and_timings() -> None:
-    pipeline = VideoPipeline.load()
+    pipeline = VideoPipeline.load(backend="onnxruntime")
     image = pictures(1, 64, 64)[0]
     seen: list[Progress] = []
     clip = pipeline.generate("a boat", [Keyframe(0, image)], "rgb", seed=1, on_progress=seen.append)
@@ -240,7 +240,7 @@ def test_progress_and_timings() -> None:
 
 @pytest.mark.parametrize("stage", ["load", "text", "keyframes", "control", "denoise", "decode"])
 def test_a_request_can_be_cancelled_between_steps(stage: str) -> None:
-    pipeline = VideoPipeline.load()
+    pipeline = VideoPipeline.load(backend="onnxruntime")
     keyframes = [Keyframe(0, pictures(1, 64, 64)[0])]
     seen: list[Progress] = []
 
@@ -251,7 +251,7 @@ def test_a_request_can_be_cancelled_between_steps(stage: str) -> None:
     with pytest.raises(Cancelled, match=f"cancelled after {stage} 1 of"):
         pipeline.generate("a boat", keyframes, seed=1, on_progress=cancel)
     assert [(item.stage, item.step) for item in seen][-1] == (stage, 1)
-    expected = VideoPipeline.load().generate("a boat", keyframes, seed=1)
+    expected = VideoPipeline.load(backend="onnxruntime").generate("a boat", keyframes, seed=1)
     after = pipeline.generate("a boat", keyframes, seed=1)
     assert isinstance(after, Clip)
     assert (after.frames == expected.frames).all(), "a cancelled request leaves nothing behind"

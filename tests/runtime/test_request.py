@@ -44,7 +44,7 @@ BAD = [
 
 @pytest.fixture(scope="module")
 def pipeline() -> VideoPipeline:
-    return VideoPipeline.load()
+    return VideoPipeline.load(backend="onnxruntime")
 
 
 @pytest.mark.parametrize(("fields", "message"), BAD)

@@ -1,0 +1,96 @@
+"""Engines for OpenVINO: typed graphs for any size, with the rewrites that spare a processor work.
+
+OpenVINO compiles them at a request for its size. It keeps to the types that stand in the graph, where its own choice
+of bf16 would round what carries the error (the sums that run through the network, foremost).
+"""
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..runtime.bundle import Bundle
+from ..runtime.engines import ANY_DEVICE, EngineIndex, EngineSpec, graph_checksums
+from ..runtime.errors import InvalidRequest
+from ..runtime.openvino import BACKEND, PRECISIONS, OpenVinoSession, best_precision, compile_options, version
+from .check import output_error, random_inputs, run_portable
+from .fusions import fuse_attention, is_transformer_attention
+from .identities import fold_upsampling, split_gated_units
+from .precision import RESIDUAL_STREAMS
+from .staging import engine_record, staged
+from .typed import typed_graph, write_typed
+
+IN_FP32 = ("text_encoder", "lcm_update")
+"""Graphs that run as they are: once a request, or of no weight."""
+
+OnProgress = Callable[[str, float], None]
+
+
+def build(
+    bundle: Path,
+    precision: str | None = None,
+    on_progress: OnProgress = lambda text, fraction: None,
+    check: bool = True,
+) -> EngineIndex:
+    """Writes an engine for each graph that is worth one.
+
+    Args:
+        bundle: the bundle's folder.
+        precision: bf16, fp32 or int8; None takes bf16 where the processor computes in it, else fp32.
+        on_progress: told what is done, and which part of the whole.
+        check: whether each engine is compared with fp32 by OpenVINO itself.
+
+    Raises:
+        BundleError: `bundle` is not a bundle.
+        InvalidRequest: the precision is unknown.
+        BackendError: OpenVINO is missing or cannot compile a graph, or the engines cannot be written.
+    """
+    built_by = version()
+    precision = precision or best_precision()
+    if precision not in PRECISIONS:
+        raise InvalidRequest(f"--precision {precision!r} is not one of {BACKEND}; allowed are {', '.join(PRECISIONS)}")
+    opened = Bundle.load(bundle)
+    index = EngineIndex(backend=BACKEND, precision=precision, engines={})
+    graphs = [graph for graph in opened.manifest.graphs if graph not in IN_FP32]
+    with staged(opened.folder, index) as folder:
+        for done, graph in enumerate(graphs):
+            on_progress(f"{graph} ({done + 1}/{len(graphs)})", done / len(graphs))
+            path = folder / f"{graph}.onnx"
+            write_typed(typed_graph(opened, graph, precision, _rewrite, RESIDUAL_STREAMS), path)
+            gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
+            errors = compare(opened, graph, path, precision) if check else {}
+            spec = EngineSpec(
+                graph=graph,
+                graph_sha256=graph_checksums(opened.manifest, graph),
+                shapes={},
+                precision=precision,
+                flags={},
+                backend=BACKEND,
+                version=built_by,
+                device=ANY_DEVICE,
+            )
+            weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
+            index.engines[graph] = engine_record(path, spec, {"errors": errors}, *weights)
+    return index
+
+
+def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str, float]:
+    """Errors of an engine as OpenVINO computes it, against the portable graph on ONNX Runtime.
+
+    Returns:
+        For each output the largest error, relative to its largest value; for uint8 frames the mean in levels.
+    """
+    feeds, record = random_inputs(bundle, graph), bundle.graph(graph)
+    (expected,) = run_portable(bundle.folder / record.path, feeds)
+    gc.collect()
+    shapes = {name: array.shape for name, array in feeds.items()}
+    session = OpenVinoSession(path, record, shapes, "CPU", compile_options("CPU", precision))
+    actual = dict(zip([item.name for item in record.outputs], session.run(feeds), strict=True))
+    return {name: output_error(actual[name], values) for name, values in expected.items()}
+
+
+def _rewrite(model: ir.Model) -> None:
+    fuse_attention(model, is_transformer_attention)
+    split_gated_units(model)
+    fold_upsampling(model)
