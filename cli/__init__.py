@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from . import build, doctor, export, generate, inspect
+from . import bench, build, doctor, export, generate, inspect
 
 WrongUse: Any = typer.BadParameter.__base__
 """Base of the errors of wrong use; typer does not name it, and brings it from click or from a copy of its own."""
@@ -23,6 +23,7 @@ app.add_typer(export.app, name="export")
 app.command()(build.build)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
+app.command()(bench.bench)
 
 
 @app.callback()

@@ -1,0 +1,215 @@
+"""`sparsectrl-lcm bench`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..runtime.errors import BackendError, InvalidRequest, OutputError, reason_of
+from .options import parse_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..runtime.bench.requests import RequestSize
+    from ..runtime.bench.rounds import Contender, Result
+    from ..runtime.bundle import Bundle
+
+PACKAGES = ("sparsectrl-lcm", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
+ROWS = (
+    ("first request", "first", "total"),
+    ("- text", "first", "text"),
+    ("- keyframes", "first", "keyframes"),
+    ("- control", "first", "control"),
+    ("- denoise", "first", "denoise"),
+    ("- decode", "first", "decode"),
+    ("second seed", "second_seed", "total"),
+)
+LEGEND = """\
+Seconds: medians of {repeat} (smallest .. largest), with graphs open. Each first request has a new prompt, the second
+seed the same prompt and keyframes after it. Memory: the most that a backend's process held of the host's."""
+
+
+def bench(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle; by default the demo bundle.")] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="Repeatable; by default all that can run here and have what they need."),
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the engines; by default as `generate` takes them.")] = None,
+    decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle was exported with one.")] = "full",
+    threads: Annotated[int | None, typer.Option(help="On CPUs; by default as the backend chooses.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the bundle's own by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames; the bundle's own by default.")] = None,
+    steps: Annotated[int, typer.Option(help="LCM steps, 1 to 12.")] = 4,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; on above 1.")] = 1.0,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; in each the backends answer in turn.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All samples as JSON.")] = None,
+) -> None:
+    """Measure requests: every backend in a process of its own, with three scribbles as keyframes."""
+    from rich.console import Console
+
+    from ..runtime.bench.machine import memory_bytes
+    from ..runtime.bench.rounds import Rounds
+    from ..runtime.bundle import Bundle
+    from .bar import Bar
+
+    if json_file is not None and not json_file.parent.is_dir():
+        raise OutputError(f"--json: the folder of {str(json_file)!r} does not exist")
+    opened = Bundle.load(bundle)
+    request = _request(opened, size, frames, steps, guidance, decoder)
+    chosen = _contenders(opened, request, backend, precision, decoder, threads)
+    budget = 0.8 * (memory_bytes() or float("inf")) / 1e9
+    events, done = len(chosen) * (2 + 2 * repeat), 0
+    with Bar() as bar:
+
+        def show(name: str, what: str) -> None:
+            nonlocal done
+            bar.update(f"{name}: {what}", min(done / events, 1.0))
+            done += 1
+
+        with Rounds(chosen, request.as_dict(), budget, show) as rounds:
+            for number in range(repeat):
+                rounds.run(number)
+        bar.update("done", 1.0)
+    if json_file is not None:
+        _write(json_file, opened, request, rounds.results)
+    results = {name: result for name, result in rounds.results.items() if result.samples}
+    if results:
+        clip = f"{request.frames} frames of {request.width}x{request.height}, {steps} steps, guidance {guidance:g}"
+        Console().print(_table(clip, results))
+        typer.echo(LEGEND.format(repeat=repeat))
+    failed = {name: result.failed for name, result in rounds.results.items() if result.failed}
+    for name, reason in failed.items():
+        typer.echo(f"{name}: {reason.removeprefix('backend: ')}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _request(
+    bundle: "Bundle", size: str | None, frames: int | None, steps: int, guidance: float, decoder: str
+) -> "RequestSize":
+    """The size of the requests.
+
+    Raises:
+        InvalidRequest: the bundle does not allow it.
+    """
+    from ..runtime.bench.requests import RequestSize
+    from ..runtime.request import validate
+
+    width, height = parse_size(size)
+    checked = validate(
+        bundle.manifest,
+        prompt="",
+        keyframes=(),
+        controlnet="scribble",
+        negative_prompt="",
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        seed=0,
+        height=height,
+        width=width,
+        num_frames=frames,
+        decoder=decoder,
+    )
+    return RequestSize(checked.width, checked.height, checked.frames, steps, guidance)
+
+
+def _contenders(
+    bundle: "Bundle",
+    request: "RequestSize",
+    backends: list[str] | None,
+    precision: str | None,
+    decoder: str,
+    threads: int | None,
+) -> "list[Contender]":
+    from ..runtime.backends import BACKENDS
+    from ..runtime.bench.rounds import Contender
+
+    for name in backends or ():
+        if name not in BACKENDS:
+            raise InvalidRequest(f"--backend {name!r} is unknown; allowed are {', '.join(BACKENDS)}")
+    names = list(dict.fromkeys(backends)) if backends else _ready(bundle, request, precision)
+    if not names:
+        raise BackendError("backend: none can run here with what the bundle has; see `sparsectrl-lcm doctor`")
+    options = {"precision": precision, "threads": threads}
+    load = {name: value for name, value in options.items() if value is not None}
+    weights = sum(record.bytes for record in bundle.manifest.files.values()) / 1e9
+    return [
+        Contender(
+            name=name,
+            load={"bundle": str(bundle.folder), "backend": name, **load},
+            memory_gb=1.2 * weights + 0.5,
+            request={"decoder": decoder},
+        )
+        for name in names
+    ]
+
+
+def _ready(bundle: "Bundle", request: "RequestSize", precision: str | None) -> list[str]:
+    """The backends that can run here and have engines for the request, or need none."""
+    from ..runtime.backends import BACKENDS, ON_CPU, availability
+    from ..runtime.engines import ClipSize, parse_set_name, set_names
+
+    clip = ClipSize(width=request.width, height=request.height, frames=request.frames)
+
+    def fits(name: str) -> bool:
+        size, built = parse_set_name(name)
+        return size in (None, clip) and precision in (None, built)
+
+    return [
+        backend
+        for backend in BACKENDS
+        if (any(map(fits, set_names(bundle.folder, backend))) or (backend in ON_CPU and precision in (None, "fp32")))
+        and availability(backend).reason is None
+    ]
+
+
+def _table(title: str, results: "dict[str, Result]") -> "Table":
+    """A column for each backend."""
+    from rich.table import Table
+
+    from ..runtime.bench.rounds import summarize
+
+    heads = [f"{name} {result.loaded['precision'] or ''}".strip() for name, result in results.items()]
+    table = Table("", *heads, title=title)
+    summaries = [summarize(result.samples) for result in results.values()]
+    for label, kind, stage in ROWS:
+        cells = [summary.get(kind, {}).get(stage) for summary in summaries]
+        if any(cells):
+            table.add_row(label, *(_spread(cell) if cell else "-" for cell in cells))
+    peaks = [result.peak_bytes for result in results.values()]
+    table.add_row("memory, GB", *("-" if peak is None else f"{peak / 1e9:.2f}" for peak in peaks))
+    return table
+
+
+def _spread(seconds: dict[str, float]) -> str:
+    """A median with its spread."""
+    digits = next((digits for digits, bound in enumerate((100, 10, 1)) if seconds["median"] >= bound), 3)
+    median, low, high = (f"{seconds[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({low} .. {high})"
+
+
+def _write(path: Path, bundle: "Bundle", request: "RequestSize", results: "dict[str, Result]") -> None:
+    """Everything that was measured, and what it holds for."""
+    import json
+    import shlex
+    from dataclasses import asdict
+
+    from ..runtime.bench.machine import report_head
+    from ..runtime.bench.rounds import summarize
+
+    manifest = bundle.manifest
+    report: dict[str, Any] = {
+        **report_head(shlex.join(["sparsectrl-lcm", *sys.argv[1:]]), PACKAGES),
+        "bundle": {"created_by": manifest.created_by, "sources": manifest.sources},
+        "request": request.as_dict(),
+        "backends": {
+            name: {**asdict(result), "summary": summarize(result.samples)} for name, result in results.items()
+        },
+    }
+    try:
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--json: {str(path)!r} cannot be written: {reason_of(error)}") from None

@@ -1,0 +1,1 @@
+"""Measuring requests: each contender in a process of its own, answering in turn."""
