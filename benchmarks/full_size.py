@@ -8,81 +8,23 @@ peak memory is that side's alone. Prints one table and writes it as JSON into be
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from models import diffusers_pipeline, peak_gb, prepare, watch_stages
+from sparsectrl_lcm.runtime.bench.machine import report_head
+from sparsectrl_lcm.runtime.bench.requests import PROMPT, SEED, scribbles
 
-PROMPT = "a photo of a red lighthouse on the sea, day turns to night"
-KEYFRAMES = (0, 8, 15)
-SEED = 42
+FRAMES = 16
 SECOND_SEED_LIMIT = 240.0
 """Seconds; a longer first request is not followed by a second one."""
 STAGES = ("text", "keyframes", "control", "denoise", "decode", "total")
-
-
-def keyframe(index: int, width: int, height: int) -> np.ndarray:
-    """A scribble: a white ring on black that moves with the index."""
-    y, x = np.mgrid[:height, :width]
-    radius = np.hypot(x - width * (0.25 + index / 30), y - height / 2)
-    ring = np.abs(radius - height / 5) < height / 64
-    return np.repeat((ring * 255).astype(np.uint8)[:, :, None], 3, axis=2)
-
-
-def prepare(cache: Path) -> dict[str, Any]:
-    """Checkpoints and bundle in `cache`; returns the export's time and memory where it ran now."""
-    from sparsectrl_lcm.export.random_checkpoints import FULL_SIZE, write_checkpoints
-
-    checkpoints, bundle = cache / "checkpoints", cache / "bundle"
-    if not (checkpoints / "done").exists():
-        print("writing random checkpoints of full size", file=sys.stderr)
-        write_checkpoints(checkpoints, FULL_SIZE)
-        (checkpoints / "done").touch()
-    if not bundle.exists():
-        run_side("export", cache, "512x512")
-    return dict(json.loads((cache / "export.json").read_text()))
-
-
-def export(cache: Path) -> dict[str, Any]:
-    """Exports the bundle, with the temporal norm of diffusers so that the frames can be compared, and its engines."""
-    from sparsectrl_lcm.engine.onnxruntime import build
-    from sparsectrl_lcm.export.exporter import export_bundle
-    from sparsectrl_lcm.export.plan import ExportOptions
-
-    root = cache / "checkpoints"
-    options = ExportOptions(
-        base=str(root / "base"),
-        motion_adapter=str(root / "motion_adapter"),
-        controlnets={"scribble": str(root / "scribble"), "rgb": str(root / "rgb")},
-        temporal_norm="clip",
-    )
-    start = time.perf_counter()
-    marks: list[tuple[str, float]] = []
-
-    def on_graph(name: str, index: int, count: int) -> None:
-        marks.append((name, time.perf_counter() - start))
-        print(f"exporting {name} ({index + 1}/{count}), peak {peak_gb():.2f} GB so far", file=sys.stderr)
-
-    manifest = export_bundle(options, cache / "bundle", on_graph)
-    weights = {
-        name: sum(manifest.files[file].bytes for file in graph.weights) / 1e9 for name, graph in manifest.graphs.items()
-    }
-    result = {
-        "seconds": time.perf_counter() - start,
-        "peak_gb": peak_gb(),
-        "largest_graph_gb": max(weights.values()),
-        "errors": {name: graph.max_error for name, graph in manifest.graphs.items()},
-    }
-    build(cache / "bundle")
-    (cache / "export.json").write_text(json.dumps(result, indent=2))
-    return result
 
 
 def run_runtime(cache: Path, width: int, height: int) -> tuple[dict[str, float], np.ndarray]:
@@ -90,44 +32,16 @@ def run_runtime(cache: Path, width: int, height: int) -> tuple[dict[str, float],
     from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 
     start = time.perf_counter()
-    pipeline = VideoPipeline.load(cache / "bundle")
-    for graph in ("text_encoder", "controlnet_scribble", "unet", "vae_decoder"):
-        pipeline.executor.sessions.session(graph)
+    pipeline = VideoPipeline.load(cache / "bundle", "onnxruntime")
     load = time.perf_counter() - start
-    keyframes = [Keyframe(index, keyframe(index, width, height)) for index in KEYFRAMES]
+    keyframes = [Keyframe(index, picture) for index, picture in scribbles(width, height, FRAMES).items()]
     clip = pipeline.generate(PROMPT, keyframes, seed=SEED, width=width, height=height)
-    timings = {**clip.timings, "load": load}
-    if clip.timings["total"] < SECOND_SEED_LIMIT:
+    opened = clip.timings["load"]
+    timings = {**clip.timings, "load": load + opened, "total": clip.timings["total"] - opened}
+    if timings["total"] < SECOND_SEED_LIMIT:
         second = pipeline.generate(PROMPT, keyframes, seed=SEED + 1, width=width, height=height)
         timings["second_seed"] = second.timings["total"]
     return timings, clip.frames
-
-
-def diffusers_pipeline(checkpoints: Path) -> Any:
-    """AnimateDiff with SparseCtrl and LCM of diffusers, as it documents them."""
-    from diffusers import (
-        AnimateDiffSparseControlNetPipeline,
-        AutoencoderKL,
-        DDIMScheduler,
-        LCMScheduler,
-        MotionAdapter,
-        SparseControlNetModel,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    base = checkpoints / "base"
-    pipe = AnimateDiffSparseControlNetPipeline(
-        vae=AutoencoderKL.from_pretrained(base / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(base / "unet"),
-        motion_adapter=MotionAdapter.from_pretrained(checkpoints / "motion_adapter"),
-        controlnet=SparseControlNetModel.from_pretrained(checkpoints / "scribble"),
-        scheduler=LCMScheduler.from_config(DDIMScheduler.load_config(base / "scheduler"), beta_schedule="linear"),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def run_diffusers(cache: Path, width: int, height: int) -> tuple[dict[str, float], np.ndarray]:
@@ -138,45 +52,24 @@ def run_diffusers(cache: Path, width: int, height: int) -> tuple[dict[str, float
     start = time.perf_counter()
     pipe = diffusers_pipeline(cache / "checkpoints")
     load = time.perf_counter() - start
-    timings: dict[str, float] = {"load": load}
-
-    def timed(stage: str, function: Any) -> Any:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            begin = time.perf_counter()
-            result = function(*arguments, **keywords)
-            timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - begin
-            return result
-
-        return call
-
-    pipe.encode_prompt = timed("text", pipe.encode_prompt)
-    pipe.prepare_image = timed("keyframes", pipe.prepare_image)
-    pipe.controlnet.forward = timed("control", pipe.controlnet.forward)
-    pipe.unet.forward = timed("denoise", pipe.unet.forward)
-    pipe.decode_latents = timed("decode", pipe.decode_latents)
+    stages = watch_stages(pipe)
+    stages.append({"load": load})
+    pictures = scribbles(width, height, FRAMES)
     begin = time.perf_counter()
     frames = pipe(
         PROMPT,
         negative_prompt="",
         num_inference_steps=4,
         guidance_scale=1.0,
-        conditioning_frames=[Image.fromarray(keyframe(index, width, height)) for index in KEYFRAMES],
-        controlnet_frame_indices=list(KEYFRAMES),
-        num_frames=16,
+        conditioning_frames=[Image.fromarray(picture) for picture in pictures.values()],
+        controlnet_frame_indices=list(pictures),
+        num_frames=FRAMES,
         width=width,
         height=height,
         generator=torch.Generator("cpu").manual_seed(SEED),
         output_type="np",
     ).frames[0]
-    timings["total"] = time.perf_counter() - begin
-    return timings, (frames * 255).round().astype(np.uint8)
-
-
-def peak_gb() -> float:
-    """The largest resident memory of this process so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return stages[0] | {"total": time.perf_counter() - begin}, (frames * 255).round().astype(np.uint8)
 
 
 def run_side(side: str, cache: Path, size: str) -> tuple[dict[str, float], np.ndarray | None]:
@@ -208,15 +101,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", action="append", help="WIDTHxHEIGHT; repeatable")
     parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"))
-    parser.add_argument("--side", choices=["export", "sparsectrl-lcm", "diffusers"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["sparsectrl-lcm", "diffusers"], help=argparse.SUPPRESS)
     parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     sizes = options.size or ["256x256", "512x512"]
     if options.side:
         width, height = map(int, sizes[0].split("x"))
-        if options.side == "export":
-            print(json.dumps(export(options.cache)))
-            return
         timings, frames = (run_runtime if options.side == "sparsectrl-lcm" else run_diffusers)(
             options.cache, width, height
         )
@@ -245,15 +135,8 @@ def main() -> None:
 def write_report(path: Path, exported: dict[str, Any], results: dict[str, Any]) -> None:
     """The results with machine, versions and commit."""
     packages = ("onnxruntime", "torch", "diffusers", "numpy", "sparsectrl-lcm")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    report = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        "commit": commit,
-        "export": exported,
-        "sizes": results,
-    }
+    head = report_head("python benchmarks/full_size.py", packages)
+    report = head | {"export": exported, "sizes": results}
     path.write_text(json.dumps(report, indent=2) + "\n")
 
 
@@ -268,22 +151,6 @@ def print_table(results: dict[str, Any]) -> None:
             difference = sides.get("difference") if side == "sparsectrl-lcm" else None
             cells.append(f"{difference['max']} / {difference['mean']:.3f}" if difference else "")
             print(f"| {size} | {side} | " + " | ".join(cells) + " |")
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and memory."""
-    import psutil
-
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return {
-        "processor": model,
-        "cores": psutil.cpu_count(logical=True),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": platform.platform(terse=True),
-    }
 
 
 if __name__ == "__main__":

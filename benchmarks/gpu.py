@@ -3,7 +3,7 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --bundle DIR --checkpoints DIR --contenders diffusers-eager,tensorrt
 
-The real architecture at full size with random weights: without --bundle, made in --cache as full_size.py makes it,
+The real architecture at full size with random weights: without --bundle, made in --cache as models.py makes it,
 before the time limit begins to count. Each contender runs in a process of its own; engines that are missing are built
 in another. Prints one table and writes all samples as JSON into benchmarks/results/.
 
@@ -26,13 +26,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import date
 from importlib.metadata import distributions
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from flops import data_sheet_peak, flops_per_second, request_flops
-from full_size import machine, prepare
 from gpu_contenders import BASELINE, CONTENDERS, KINDS, MODES, OUT_OF_TIME, STAGES, Job, Row, modes, work
+from models import prepare
+from sparsectrl_lcm.runtime.bench.machine import report_head
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
 from sparsectrl_lcm.runtime.gpu.cuda import runtime_api
@@ -147,22 +147,6 @@ def print_table(rows: list[Row]) -> None:
         print("| " + " | ".join([*cells, f"{built:.0f}" if built else "-"]) + " |")
 
 
-def report_head(options: argparse.Namespace, device: Row | None) -> Row:
-    """What the figures hold for."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    return {
-        "date": date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
-        "device": device,
-        "machine": machine() if find_spec("psutil") else None,
-        "versions": {"python": sys.version.split()[0]}
-        | dict(sorted((item.name, item.version) for item in distributions())),
-        "size": f"{options.size}x{options.frames}",
-        "steps": options.steps,
-    }
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="a full-size bundle; else one is made in --cache")
@@ -223,7 +207,9 @@ def measure_all(options: argparse.Namespace, device: Row | None) -> None:
     bundle = Bundle.load(options.bundle)
     flops = request_flops(bundle.folder, bundle.manifest, job.size, job.steps)
     path = output_path(options, device)
-    report = report_head(options, device) | {"flops": flops, "rows": []}
+    head = report_head(shlex.join(["python", *sys.argv]), (item.name for item in distributions()))
+    sizes = {"size": f"{options.size}x{options.frames}", "steps": options.steps}
+    report = head | {"device": device} | sizes | {"flops": flops, "rows": []}
     end = time.monotonic() + options.time_limit
     report["peak"] = device_peak(job, device["name"]) if device else None
     waiting = [name for name in (*CONTENDERS, "onnxruntime") if name in options.contenders.split(",")]

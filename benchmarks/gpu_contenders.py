@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from flops import matmul_peak
-from full_size import PROMPT, diffusers_pipeline, keyframe
+from models import diffusers_pipeline, watch_stages
+from sparsectrl_lcm.runtime.bench.requests import PROMPT, scribble
 from sparsectrl_lcm.runtime.engines import (
     ANY_DEVICE,
     ClipSize,
@@ -68,7 +69,7 @@ class Job:
 
     def scribbles(self) -> Iterator[list[np.ndarray]]:
         """Sets of scribbles, each another one."""
-        first = [keyframe(15 * place / self.frames, self.width, self.height) for place in self.keyframes]
+        first = [scribble(place / self.frames, self.width, self.height) for place in self.keyframes]
         for shift in count():
             yield [np.roll(picture, (shift, shift // self.height), axis=(0, 1)) for picture in first]
 
@@ -152,28 +153,6 @@ def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") ->
     for samples_of_kind in samples.values():
         samples_of_kind |= {stage: [timings[stage] for timings in stages] for stage in stages[0]}
     yield row | {"samples": samples}
-
-
-def watch_stages(pipe: Any, synchronize: Callable[[], None]) -> list[dict[str, float]]:
-    """From here on the seconds of a request's stages are added to the last entry of what this returns."""
-    requests: list[dict[str, float]] = []
-
-    def timed(stage: str, function: Any) -> Any:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            synchronize()
-            begin = time.perf_counter()
-            result = function(*arguments, **keywords)
-            synchronize()
-            requests[-1][stage] = requests[-1].get(stage, 0.0) + time.perf_counter() - begin
-            return result
-
-        return call
-
-    pipe.encode_prompt = timed("text", pipe.encode_prompt)
-    pipe.controlnet.forward = timed("control", pipe.controlnet.forward)
-    pipe.unet.forward = timed("denoise", pipe.unet.forward)
-    pipe.decode_latents = timed("decode", pipe.decode_latents)
-    return requests
 
 
 def modes(contender: str) -> tuple[str | None, ...]:

@@ -17,8 +17,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from full_size import machine, prepare  # type: ignore[import-not-found]
+from models import prepare
+from sparsectrl_lcm.runtime.bench.machine import report_head
 
 BACKEND = "tensorrt-rtx"
 
@@ -106,19 +106,9 @@ def main() -> None:
 
 def write_report(size: str, results: dict[str, Any]) -> Path:
     """The results with machine, versions and commit."""
-    from importlib.metadata import version
-
     packages = ("tensorrt-rtx-cu13-bindings", "onnx-ir", "onnxruntime", "numpy", "sparsectrl-lcm")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    report = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "versions": {name: version(name) for name in packages},
-        "commit": commit,
-        "command": " ".join(["python", "benchmarks/tensorrt_build.py", *sys.argv[1:]]),
-        "size": f"{size}x16",
-        "builds": results,
-    }
+    head = report_head(" ".join(["python", "benchmarks/tensorrt_build.py", *sys.argv[1:]]), packages)
+    report = head | {"size": f"{size}x16", "builds": results}
     path = Path(__file__).parent / "results" / f"{date.today().isoformat()}-tensorrt-rtx-build-cpu.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
