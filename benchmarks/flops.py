@@ -1,7 +1,8 @@
 """Floating-point operations: of a bundle's graphs, from their shapes alone, and what a device can do of them."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,29 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 """Dense fp16 operations per second, from NVIDIA's data sheets."""
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a graph computes: floating-point operations, and the elements that its products read and write."""
+
+    flops: int
+    elements: int
+
+
 def request_flops(folder: Path, manifest: Manifest, size: ClipSize, steps: int) -> dict[str, int]:
     """Operations of each stage of a request with scribbles and without guidance, as an engine of `size` runs them."""
-    counts = {
-        graph: count_flops(folder / manifest.graphs[graph].path, static_shapes(manifest, graph, size))
-        for graph in ("text_encoder", "controlnet_scribble", "unet", "vae_decoder")
-    }
-    return {
-        "text": counts["text_encoder"],
-        "control": counts["controlnet_scribble"] * steps,
-        "denoise": counts["unet"] * steps,
-        "decode": counts["vae_decoder"] * (size.frames // decode_frames(manifest, size)),
-    }
+    graphs = ("text_encoder", "controlnet_scribble", "unet", "vae_decoder")
+    text, control, denoise, decode = (work.flops for work in graph_work(folder, manifest, size, graphs).values())
+    return {"text": text, "control": control * steps, "denoise": denoise * steps, "decode": decode}
+
+
+def graph_work(folder: Path, manifest: Manifest, size: ClipSize, graphs: Iterable[str]) -> dict[str, Work]:
+    """The work of each graph for one prompt, of a decoder for all frames."""
+    found = {}
+    for graph in graphs:
+        runs = size.frames // decode_frames(manifest, size) if graph.startswith("vae_decoder") else 1
+        one = count_work(folder / manifest.graphs[graph].path, static_shapes(manifest, graph, size))
+        found[graph] = Work(one.flops * runs, one.elements * runs)
+    return found
 
 
 def flops_per_second(flops: Mapping[str, int], seconds: Mapping[str, float]) -> dict[str, float]:
@@ -76,7 +88,12 @@ def count_flops(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
         path: an ONNX graph; its weights need not be there.
         shapes: of its inputs, by name.
     """
-    return _Walk(onnx.load(path, load_external_data=False), shapes).flops()
+    return count_work(path, shapes).flops
+
+
+def count_work(path: Path, shapes: dict[str, tuple[int, ...]]) -> Work:
+    """Operations as `count_flops`; elements are the operands and results of convolutions and matrix products."""
+    return _Walk(onnx.load(path, load_external_data=False), shapes).work()
 
 
 class _Walk:
@@ -99,15 +116,16 @@ class _Walk:
             if weight.data_location != onnx.TensorProto.EXTERNAL:
                 self.values[weight.name] = numpy_helper.to_array(weight)
 
-    def flops(self) -> int:
-        total = 0
+    def work(self) -> Work:
+        flops = elements = 0
         for node in self.nodes:
             self.visit(node)
-            if node.op_type == "Conv":
-                total += 2 * prod(self.shape(node.output[0])) * prod(self.shape(node.input[1])[1:])
-            elif node.op_type in ("MatMul", "Gemm"):
-                total += 2 * prod(self.shape(node.output[0])) * self.shape(node.input[0])[-1]
-        return total
+            if node.op_type not in ("Conv", "MatMul", "Gemm"):
+                continue
+            result, left, right = (self.shape(name) for name in (node.output[0], *node.input[:2]))
+            elements += prod(result) + prod(left) + prod(right)
+            flops += 2 * prod(result) * (prod(right[1:]) if node.op_type == "Conv" else left[-1])
+        return Work(flops, elements)
 
     def shape(self, name: str) -> tuple[int, ...]:
         dimensions = self.types[name].tensor_type.shape.dim

@@ -1,0 +1,42 @@
+"""How the cost of a request grows with frames, pixels and steps."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from sparsectrl_lcm.runtime.bench.processes import Worker, WorkerFailed
+from sparsectrl_lcm.runtime.bench.requests import PROMPT, RequestSize
+from sparsectrl_lcm.runtime.bench.rounds import KINDS, Contender
+from sparsectrl_lcm.runtime.manifest import Sizes
+
+FRAMES = (1, 2, 4, 8, 16)
+SIDES = (128, 192, 256, 384, 512)
+STEPS = (1, 2, 4, 8, 12)
+
+
+def points(base: RequestSize, sizes: Sizes) -> list[tuple[str, int, RequestSize]]:
+    """Requests that differ from `base` in one thing: its name, its value, the request; those the bundle allows."""
+    frames = [("frames", count, replace(base, frames=count)) for count in FRAMES if count <= sizes.max_frames]
+    sides = [("side", side, replace(base, width=side, height=side)) for side in SIDES if side % sizes.multiple == 0]
+    return [*frames, *sides, *(("steps", count, replace(base, steps=count)) for count in STEPS)]
+
+
+def measure(contender: Contender, base: RequestSize, sizes: Sizes, repeat: int) -> Iterator[dict[str, Any]]:
+    """Seconds of both kinds of requests at each point; one that fails is the last."""
+    worker = Worker(contender.command)
+    try:
+        worker.ask("load", **contender.load)
+        for axis, value, size in points(base, sizes):
+            request = {**size.as_dict(), **contender.request}
+            worker.ask("warm_up", **(request | {"steps": 1}))
+            samples: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+            for number in range(repeat):
+                prompt = f"{PROMPT}, {axis} {value}, {number}"  # no earlier point's, of which much would be kept
+                for seed, kind in enumerate(KINDS, start=100 * number):
+                    reply = worker.ask("generate", prompt=prompt, seed=seed, **request)
+                    samples[kind].append(reply["seconds"])
+            yield {"axis": axis, "value": value, "request": size.as_dict(), "samples": samples}
+    except WorkerFailed as error:
+        yield {"failed": str(error)}
+    finally:
+        worker.close()
