@@ -118,10 +118,13 @@ def build_openvino(bundle: Path, precision: str | None, check: bool) -> None:
     if (reason := availability("openvino").reason) is not None:
         raise BackendError(f"backend: {reason}")
     from ..engine.openvino import build
+    from ..runtime.bundle import Bundle
+    from ..runtime.samples import run_samples
     from .bar import Bar
 
+    opened = Bundle.load(bundle)
     with Bar() as bar:
-        index = build(bundle, precision, bar.update, check)
+        index = build(bundle, precision, bar.update, check, lambda sessions: run_samples(opened, sessions))
         bar.update("done", 1.0)
     _tell(index)
 

@@ -22,7 +22,8 @@ from .precision import MOVES
 
 STRESS = 30.0
 """Factor on all activations that come in, at which nothing may overflow."""
-_SCALE, _LARGEST = "scale_of_activations", "largest_magnitudes"
+_SCALE = "scale_of_activations"
+LARGEST = "largest_magnitudes"
 _SCALARS = re.compile("timestep|mask|coefficients|guidance")
 _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOAT = ir.DataType.FLOAT
@@ -57,7 +58,7 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
     finally:
         rounded.unlink(missing_ok=True)
     for outputs, what in ((actual, ""), (stressed, f" with activations scaled up by {STRESS:g}")):
-        largest = outputs.pop(_LARGEST)
+        largest = outputs.pop(LARGEST)
         if bad := [name for name, value in zip(observed, largest, strict=True) if not np.isfinite(value)]:
             raise BackendError(
                 f"build: {graph!r} in {precision} gives NaN or infinity at {bad[0]!r}{what}; "
@@ -119,6 +120,12 @@ def observe(model: ir.Model, values: list[ir.Value]) -> list[str]:
         for use in users:
             use.node.replace_input_with(use.idx, node.outputs[0])
     graph.inputs.append(scale)
+    observe_largest(graph, values or [scale])
+    return [str(value.name) for value in values or [scale]]
+
+
+def observe_largest(graph: ir.Graph, values: list[ir.Value]) -> None:
+    """Adds one output, fp32 [N], that holds the largest magnitude of each value."""
     whole = ir.Value(name="whole", const_value=ir.tensor([-1], dtype=ir.DataType.INT64, name="whole"))
     graph.initializers["whole"] = whole
     maxima = []
@@ -126,18 +133,16 @@ def observe(model: ir.Model, values: list[ir.Value]) -> list[str]:
         chain = [ir.node("Abs", [value])]
         chain.append(ir.node("Reshape", [chain[0].outputs[0], whole]))
         chain.append(ir.node("ReduceMax", [chain[1].outputs[0]], {"keepdims": 1}))
+        chain.append(ir.node("Cast", [chain[2].outputs[0]], {"to": int(_FLOAT)}))
         for node in chain:
             node.name = node.outputs[0].name = f"observed.{index}.{node.op_type}"
         graph.extend(chain)
         maxima.append(chain[-1].outputs[0])
-    if not maxima:
-        maxima, values = [scale], [scale]
-    largest = ir.node("Concat", maxima, {"axis": 0}, name=_LARGEST)
+    largest = ir.node("Concat", maxima, {"axis": 0}, name=LARGEST)
     output = largest.outputs[0]
-    output.name, output.type, output.shape = _LARGEST, ir.TensorType(_FLOAT), ir.Shape([len(maxima)])
+    output.name, output.type, output.shape = LARGEST, ir.TensorType(_FLOAT), ir.Shape([len(maxima)])
     graph.append(largest)
     graph.outputs.append(output)
-    return [str(value.name) for value in values]
 
 
 def _incoming(graph: ir.Graph) -> list[ir.Value]:

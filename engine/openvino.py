@@ -5,7 +5,7 @@ of bf16 would round what carries the error (the sums that run through the networ
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,16 +13,29 @@ import onnx_ir as ir
 from ..runtime.bundle import Bundle
 from ..runtime.engines import ANY_DEVICE, EngineIndex, EngineSpec, graph_checksums
 from ..runtime.errors import InvalidRequest
-from ..runtime.openvino import BACKEND, PRECISIONS, OpenVinoSession, best_precision, compile_options, version
+from ..runtime.openvino import (
+    BACKEND,
+    PRECISIONS,
+    OpenVinoSession,
+    OpenVinoSessions,
+    best_precision,
+    compile_options,
+    version,
+)
+from .calibration import ObservedGraph, ObservingSessions, RunRequests
 from .check import output_error, random_inputs, run_portable
 from .fusions import fuse_attention, is_transformer_attention
 from .identities import fold_upsampling, split_gated_units
-from .precision import RESIDUAL_STREAMS
+from .precision import is_residual_stream
+from .quantization import belongs_to, quantize
 from .staging import engine_record, staged
 from .typed import typed_graph, write_typed
 
 IN_FP32 = ("text_encoder", "lcm_update")
 """Graphs that run as they are: once a request, or of no weight."""
+
+IN_INT8 = ("unet", "controlnet_")
+"""What the graphs' names begin with that int8 is for; the others run in bf16."""
 
 OnProgress = Callable[[str, float], None]
 
@@ -32,6 +45,7 @@ def build(
     precision: str | None = None,
     on_progress: OnProgress = lambda text, fraction: None,
     check: bool = True,
+    run_requests: RunRequests | None = None,
 ) -> EngineIndex:
     """Writes an engine for each graph that is worth one.
 
@@ -40,6 +54,7 @@ def build(
         precision: bf16, fp32 or int8; None takes bf16 where the processor computes in it, else fp32.
         on_progress: told what is done, and which part of the whole.
         check: whether each engine is compared with fp32 by OpenVINO itself.
+        run_requests: for int8: runs the requests that the ranges of the activations are read off.
 
     Raises:
         BundleError: `bundle` is not a bundle.
@@ -50,14 +65,22 @@ def build(
     precision = precision or best_precision()
     if precision not in PRECISIONS:
         raise InvalidRequest(f"--precision {precision!r} is not one of {BACKEND}; allowed are {', '.join(PRECISIONS)}")
+    if precision == "int8" and run_requests is None:
+        raise InvalidRequest("int8 needs run_requests, as sparsectrl_lcm.runtime.samples.run_samples")
     opened = Bundle.load(bundle)
     index = EngineIndex(backend=BACKEND, precision=precision, engines={})
     graphs = [graph for graph in opened.manifest.graphs if graph not in IN_FP32]
     with staged(opened.folder, index) as folder:
+        ranges: dict[str, dict[str, float]] = {}
+        if run_requests is not None and precision == "int8":
+            on_progress("reading the ranges of activations off sample requests", 0.0)
+            ranges = calibrate(opened, folder, run_requests)
         for done, graph in enumerate(graphs):
             on_progress(f"{graph} ({done + 1}/{len(graphs)})", done / len(graphs))
             path = folder / f"{graph}.onnx"
-            write_typed(typed_graph(opened, graph, precision, _rewrite, RESIDUAL_STREAMS), path)
+            model = _typed(opened, graph, "bf16" if precision == "int8" else precision, ranges.get(graph, {}))
+            write_typed(model, path)
+            del model
             gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
             errors = compare(opened, graph, path, precision) if check else {}
             spec = EngineSpec(
@@ -75,6 +98,31 @@ def build(
     return index
 
 
+def calibrate(bundle: Bundle, folder: Path, run_requests: RunRequests) -> dict[str, dict[str, float]]:
+    """The largest magnitude of what each matrix layer takes in, by graph and layer, over the requests.
+
+    Args:
+        bundle: the bundle.
+        folder: takes graphs that look on, for the time of the requests.
+        run_requests: runs the requests.
+    """
+    observed = {}
+    for graph in bundle.manifest.graphs:
+        if graph.startswith(IN_INT8):
+            path, model = folder / f"{graph}.observed.onnx", _typed(bundle, graph, "bf16", {})
+            observed[graph] = (path, ObservedGraph(model))
+            write_typed(model, path)
+            del model
+            gc.collect()
+    sessions = ObservingSessions(bundle, observed, OpenVinoSessions(bundle, "fp32"))
+    run_requests(sessions)
+    sessions.close()
+    for path, _ in observed.values():
+        path.unlink()
+        path.with_suffix(".weights").unlink(missing_ok=True)
+    return {graph: seen.ranges() for graph, (_, seen) in observed.items()}
+
+
 def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str, float]:
     """Errors of an engine as OpenVINO computes it, against the portable graph on ONNX Runtime.
 
@@ -88,6 +136,15 @@ def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str,
     session = OpenVinoSession(path, record, shapes, "CPU", compile_options("CPU", precision))
     actual = dict(zip([item.name for item in record.outputs], session.run(feeds), strict=True))
     return {name: output_error(actual[name], values) for name, values in expected.items()}
+
+
+def _typed(bundle: Bundle, graph: str, precision: str, ranges: Mapping[str, float]) -> ir.Model:
+    """A graph with all rewrites; layers with a range are in int8, with fp32 around it."""
+    model = typed_graph(
+        bundle, graph, precision, _rewrite, lambda node: is_residual_stream(node) or belongs_to(node, ranges)
+    )
+    quantize(model, ranges)
+    return model
 
 
 def _rewrite(model: ir.Model) -> None:

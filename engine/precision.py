@@ -6,6 +6,7 @@ fused attention, which keeps its own in fp32), the timestep's sinusoids, roundin
 """
 
 import re
+from collections.abc import Callable
 
 import onnx_ir as ir
 
@@ -28,8 +29,10 @@ _ISLAND_MODULES = re.compile(
     r"^conv_(in|act|out)/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
 )
 """The UNet's first and last convolution are a thousandth of its work, and in fp16 half of its error."""
-RESIDUAL_STREAMS = re.compile(r"(resnets|attentions|motion_modules|transformer_blocks)\.\d+/(Add|Div)_|(^|\.)time_emb")
-"""Sums that run through the whole network; the mantissa of bf16 has 8 bits, and rounds them at every layer."""
+_RESIDUAL_STREAMS = re.compile(r"(resnets|attentions|motion_modules|transformer_blocks)\.\d+/(Add|Div)_|(^|\.)time_emb")
+
+Islands = Callable[[ir.Node], bool]
+"""Whether a node stays in fp32 besides those that do so always."""
 MOVES = {
     *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"),
     *("Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
@@ -37,13 +40,18 @@ MOVES = {
 """Operators that move values and keep their type."""
 
 
-def assign_types(model: ir.Model, precision: str, islands: re.Pattern[str] | None = None) -> None:
+def is_residual_stream(node: ir.Node) -> bool:
+    """Whether a node is a sum that runs through the whole network, which bf16 with its 8 bits rounds at every layer."""
+    return _RESIDUAL_STREAMS.search(node.name or "") is not None
+
+
+def assign_types(model: ir.Model, precision: str, islands: Islands = lambda node: False) -> None:
     """Gives every value of a graph its type, in place; casts stand where two types meet, weights are converted.
 
     Args:
         model: a graph in fp32, portable or fused.
         precision: fp16, bf16 or fp32.
-        islands: names of further nodes that stay in fp32.
+        islands: which further nodes stay in fp32.
     """
     if precision != "fp32" and model.graph.name not in _ISLAND_GRAPHS:
         _Typing(model.graph, DTYPES[precision], islands).run()
@@ -52,7 +60,7 @@ def assign_types(model: ir.Model, precision: str, islands: re.Pattern[str] | Non
 class _Typing:
     """One walk over a graph in its order; `types` knows every float value that was passed."""
 
-    def __init__(self, graph: ir.Graph, low: ir.DataType, islands: re.Pattern[str] | None) -> None:
+    def __init__(self, graph: ir.Graph, low: ir.DataType, islands: Islands) -> None:
         self.graph = graph
         self.islands = islands
         self.low = low
@@ -97,9 +105,8 @@ class _Typing:
         computed = {self.types[value] for value in floats if value is not None and value.const_value is None}
         if node.op_type in MOVES and len(computed) == 1:
             return computed.pop()
-        name = node.name or ""
-        island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(name)
-        return _FLOAT if island or (self.islands is not None and self.islands.search(name)) else self.low
+        island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(node.name or "")
+        return _FLOAT if island or self.islands(node) else self.low
 
     def twin(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         """`value` in another type, one for all users."""

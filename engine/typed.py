@@ -1,6 +1,5 @@
 """From a portable graph to the typed one that a GPU backend builds: fusions, types, weights by their names."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import onnx_ir as ir
 from ..runtime.bundle import Bundle
 from ..runtime.weights import WeightRecord, WeightTable
 from . import fusions
-from .precision import assign_types
+from .precision import Islands, assign_types
 
 IR_VERSION = 11
 
@@ -22,7 +21,7 @@ def typed_graph(
     graph: str,
     precision: str,
     fuse: Fuse = fusions.fuse_for_tensorrt,
-    islands: re.Pattern[str] | None = None,
+    islands: Islands = lambda node: False,
 ) -> ir.Model:
     """A graph of the bundle in a precision; height, width and frames are still symbolic, weights unread.
 
@@ -31,7 +30,7 @@ def typed_graph(
         graph: name of the graph.
         precision: fp16, bf16 or fp32.
         fuse: puts the operators of a backend in the place of patterns.
-        islands: names of nodes that stay in fp32 besides those that do so always.
+        islands: which nodes stay in fp32 besides those that do so always.
     """
     model = ir.load(bundle.folder / bundle.graph(graph).path)
     fuse(model)

@@ -1,0 +1,94 @@
+"""The ranges of activations for int8, read off real requests: the largest that each matrix layer takes in."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from ..runtime.bundle import Bundle
+from ..runtime.manifest import TensorRecord, resolve_shape
+from ..runtime.openvino import OpenVinoSession, compile_options
+from ..runtime.sessions import Array, Session, Sessions
+from .check import LARGEST, observe_largest
+from .quantization import quantizable
+
+RunRequests = Callable[[Sessions], None]
+"""Runs requests through sessions that look on."""
+
+
+class ObservedGraph:
+    """A typed graph with an output more: the largest magnitude of what each of its matrix layers takes in.
+
+    Args:
+        model: the typed graph; it is changed.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        layers = quantizable(model)
+        self.sources = list(dict.fromkeys(str(node.inputs[0].name) for node in layers if node.inputs[0] is not None))
+        self._layers = {str(node.name): str(node.inputs[0].name) for node in layers if node.inputs[0] is not None}
+        values = {str(node.inputs[0].name): node.inputs[0] for node in layers if node.inputs[0] is not None}
+        observe_largest(model.graph, [values[name] for name in self.sources])
+        self._seen = np.zeros(len(self.sources), np.float32)
+
+    def see(self, largest: Array) -> None:
+        """Takes the magnitudes of one run, [N] for each prompt."""
+        self._seen = np.maximum(self._seen, largest.reshape(-1, len(self.sources)).max(axis=0))
+
+    def ranges(self) -> dict[str, float]:
+        """The largest magnitude so far, by the layer's name; layers that did not run are left out."""
+        by_source = dict(zip(self.sources, map(float, self._seen), strict=True))
+        return {layer: by_source[source] for layer, source in self._layers.items() if by_source[source] > 0}
+
+
+class ObservingSessions:
+    """Runs the observed graphs with OpenVINO, and a bundle's other graphs as they are.
+
+    Args:
+        bundle: the bundle.
+        observed: observed graphs by name, with the file that each was written to.
+        others: runs the graphs that are not observed.
+    """
+
+    backend = "openvino"
+    precision = "bf16"
+
+    def __init__(self, bundle: Bundle, observed: Mapping[str, tuple[Path, ObservedGraph]], others: Sessions) -> None:
+        self._bundle = bundle
+        self._observed = observed
+        self._others = others
+        self._sessions: dict[str, _ObservingSession] = {}
+
+    def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
+        """Compiles a graph for these sizes, if it is observed, for one prompt at a time."""
+        if graph not in self._observed:
+            self._others.open(graph, dimensions)
+        elif graph not in self._sessions:
+            path, observed = self._observed[graph]
+            record = self._bundle.graph(graph)
+            shapes = {item.name: resolve_shape(item.shape, {**dimensions, "batch": 1}) for item in record.inputs}
+            seen = TensorRecord(name=LARGEST, dtype="float32", shape=(len(observed.sources),))
+            record = record.model_copy(update={"outputs": (*record.outputs, seen)})
+            session = OpenVinoSession(path, record, shapes, "CPU", compile_options("CPU", self.precision))
+            self._sessions[graph] = _ObservingSession(session, observed)
+
+    def session(self, graph: str) -> Session:
+        """The session of a graph that was opened."""
+        return self._sessions[graph] if graph in self._sessions else self._others.session(graph)
+
+    def close(self) -> None:
+        """Frees all sessions."""
+        self._sessions.clear()
+        self._others.close()
+
+
+class _ObservingSession:
+    def __init__(self, session: OpenVinoSession, observed: ObservedGraph) -> None:
+        self._session = session
+        self._observed = observed
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        *outputs, largest = self._session.run(feeds)
+        self._observed.see(largest)
+        return outputs

@@ -1,0 +1,64 @@
+"""Requests that stand for what users ask for: engines in int8 are calibrated on them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .bundle import Bundle
+from .conditioning import KEPT_BYTES
+from .host import HostExecutor
+from .request import Keyframe, Request, validate
+from .sessions import Array, Sessions
+
+PROMPTS = (
+    "a photo of a red lighthouse on the sea, waves, day turns to night",
+    "a cartoon cat walks over a green meadow, bright colours",
+    "close-up portrait of a dancer, studio light, film grain",
+)
+MAX_SIDE = 256
+"""Pixels; ranges hardly depend on the size, the time does."""
+
+
+def run_samples(bundle: Bundle, sessions: Sessions) -> None:
+    """Runs one request for each prompt and kind of keyframes through `sessions`."""
+    executor = HostExecutor(bundle, sessions, KEPT_BYTES)
+    for request in sample_requests(bundle):
+        executor.run(request, None)
+
+
+def sample_requests(bundle: Bundle) -> Iterator[Request]:
+    """Requests of a small size: every prompt with each kind of keyframes, some with guidance, one without keyframes."""
+    sizes = bundle.manifest.sizes
+    height, width = (min(side, MAX_SIDE - MAX_SIDE % sizes.multiple) for side in (sizes.height, sizes.width))
+    kinds: list[str | None] = [*bundle.manifest.controlnets, None]
+    for seed, prompt in enumerate(PROMPTS):
+        for kind in kinds if seed == 0 else kinds[:-1] or kinds:
+            keyframes = [
+                Keyframe(index, _drawing(index / sizes.frames, kind == "rgb", height, width))
+                for index in sorted({0, sizes.frames // 2, sizes.frames - 1})
+            ]
+            yield validate(
+                bundle.manifest,
+                prompt=prompt,
+                keyframes=keyframes if kind else (),
+                controlnet=kind or (bundle.manifest.controlnets or ("scribble",))[0],
+                negative_prompt="low quality, blurred",
+                num_inference_steps=4,
+                guidance_scale=1.5 if seed == len(PROMPTS) - 1 else 1.0,
+                seed=seed,
+                height=height,
+                width=width,
+                num_frames=None,
+                decoder="full",
+            )
+
+
+def _drawing(time: float, filled: bool, height: int, width: int) -> Array:
+    """A ring that moves to the right on black, or a disc before a gradient: uint8 [height, width, 3]."""
+    y, x = np.mgrid[:height, :width]
+    distance = np.hypot(x - width * (0.25 + time / 2), y - height / 2)
+    if not filled:
+        ring = np.abs(distance - height / 5) < max(height / 64, 1)
+        return np.repeat((ring * 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    ground = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 160)], axis=2)
+    return np.where((distance < height / 5)[:, :, None], np.array([220, 60, 40]), ground).astype(np.uint8)
