@@ -32,8 +32,9 @@ from cpu_contenders import BASELINE, NAMES, OURS, build_engines, contender, cont
 from flops import graph_work
 from models import ARCHITECTURES, prepare
 from sparsectrl_lcm.runtime.bench.machine import memory_bytes, physical_cores, report_head
+from sparsectrl_lcm.runtime.bench.processes import Worker, WorkerFailed
 from sparsectrl_lcm.runtime.bench.requests import RequestSize
-from sparsectrl_lcm.runtime.bench.rounds import Result, Rounds
+from sparsectrl_lcm.runtime.bench.rounds import Contender, Result, Rounds
 from sparsectrl_lcm.runtime.engines import ClipSize
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
 from sparsectrl_lcm.runtime.manifest import read_manifest
@@ -147,14 +148,20 @@ def measure(options: argparse.Namespace, report: Report) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         frames = {item.name: str(Path(folder) / f"{item.name}.npy") for item in chosen}
-        with Rounds(chosen, report["request"], options.memory_gb, tell, frames) as rounds:
+        tiny = [item for item in chosen if item.request.get("decoder") == "tiny"]
+        save = {name: path for name, path in frames.items() if name not in {item.name for item in tiny}}
+        with Rounds(chosen, report["request"], options.memory_gb, tell, save) as rounds:
             for number in range(options.rounds):
                 rounds.run(number)
                 report["contenders"] = {name: row_of(name, result) for name, result in rounds.results.items()}
-                if report["temporal_norm"] == "clip":  # with another norm the frames are others
-                    add_differences(report, frames)
+                add_differences(report, frames)
                 evaluate(report, BASELINE)
                 write(options.output, report)
+        for item in tiny if BASELINE in save else ():
+            tell(item.name, "frames of the full decoder")
+            draw_with_full_decoder(item, report["request"], frames[item.name])
+            add_differences(report, frames)
+            write(options.output, report)
 
 
 def row_of(name: str, result: Result) -> Report:
@@ -165,10 +172,22 @@ def row_of(name: str, result: Result) -> Report:
     return row
 
 
+def draw_with_full_decoder(item: Contender, request: dict[str, Any], path: str) -> None:
+    """Makes frames that can be compared: with random weights those of a tiny decoder resemble none."""
+    worker = Worker(item.command)
+    try:
+        worker.ask("load", **item.load)
+        worker.ask("warm_up", **request, decoder="full", save=path)
+    except WorkerFailed as error:
+        print(f"{item.name}: {error}", file=sys.stderr)
+    finally:
+        worker.close()
+
+
 def add_differences(report: Report, frames: dict[str, str]) -> None:
     """How far the frames of each contender are from the baseline's, in levels of 255."""
-    if not Path(frames.get(BASELINE, "")).is_file():
-        return
+    if report["temporal_norm"] != "clip" or not Path(frames.get(BASELINE, "")).is_file():
+        return  # with another norm than that of diffusers the frames are others
     reference = np.load(frames[BASELINE]).astype(int)
     for name, path in frames.items():
         if name != BASELINE and Path(path).is_file():

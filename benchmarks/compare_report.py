@@ -92,7 +92,7 @@ def legend(report: Report) -> str:
         f"{request['frames']} frames of {request['width']}x{request['height']}, {request['steps']} steps, "
         f"{report['threads']} threads; seconds, medians of {rounds} rounds (smallest .. largest).",
         "Times faster: first request / second seed. Memory: the largest of the process. Difference: frames from",
-        "diffusers fp32, mean levels of 255 (largest).",
+        "diffusers fp32, mean levels of 255 (largest), with the full decoder also where a tiny one was measured.",
     ]
     if limits:
         said.append(
