@@ -45,11 +45,11 @@ def fold_upsampling(model: ir.Model) -> int:
     found = [node for node in model.graph if node.op_type == "Resize" and _is_doubled_for_convolution(node)]
     for resize in found:
         convolution = only_user(resize)
-        name, bias = convolution.name or "", convolution.inputs[2]
+        name, biases = convolution.name or "", convolution.inputs[2:]
         phases = [
             ir.node(
                 "Conv",
-                [resize.inputs[0], _phase(model.graph, convolution.inputs[1], row, column), bias],
+                [resize.inputs[0], _phase(model.graph, convolution.inputs[1], row, column), *biases],
                 {"pads": [1 - row, 1 - column, row, column], "kernel_shape": [2, 2]},
                 name=f"{name}.{row}{column}",
             )
