@@ -116,4 +116,4 @@ def test_engines_of_a_read_only_bundle_lie_in_the_cache(tmp_path: Path, monkeypa
 
 def test_an_unknown_backend_cannot_be_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", str(demo_bundle()), "--backend", "magic"]) == 2
-    assert "allowed are tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime" in capsys.readouterr().err
+    assert "allowed are tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino, onnxruntime" in capsys.readouterr().err

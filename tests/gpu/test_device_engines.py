@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from sparsectrl_lcm.engine.check import random_inputs
-from sparsectrl_lcm.runtime.backends import open_executor
+from sparsectrl_lcm.runtime.backends import LoadOptions, open_executor
 from sparsectrl_lcm.runtime.bundle import Bundle
 from sparsectrl_lcm.runtime.engines import ClipSize, static_shapes
 from sparsectrl_lcm.runtime.gpu.buffers import Block, Inputs, aligned
@@ -42,7 +42,7 @@ def test_an_engine_gives_what_the_portable_graph_gives(
 
 def run_engine(bundle: Bundle, backend: str, graph: str, size: ClipSize, feeds: Arrays) -> Arrays:
     """One run of an engine; its outputs."""
-    executor: Any = open_executor(bundle, backend, 0)
+    executor: Any = open_executor(bundle, backend, LoadOptions())
     cuda, shapes = executor._cuda, static_shapes(bundle.manifest, graph, size)
     engine = executor._loader.open(bundle, graph, size, shapes, cuda)
     block = Block()

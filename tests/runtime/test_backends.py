@@ -1,6 +1,7 @@
 """Which backend runs, and what a machine without it is told."""
 
 import logging
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine import onnxruntime_cuda
 from sparsectrl_lcm.runtime import BackendError, VideoPipeline, backends
-from sparsectrl_lcm.runtime.backends import Availability
+from sparsectrl_lcm.runtime.backends import Availability, LoadOptions
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.gpu import device, library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
+from sparsectrl_lcm.runtime.openvino import version as openvino_version
 
 NO_DRIVER = SimpleNamespace(cudaDriverGetVersion=lambda: (0, 0))
 
@@ -33,9 +35,20 @@ class Status(int):
     name = "cudaErrorInsufficientDriver"
 
 
+@pytest.fixture
+def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which OpenVINO is not installed."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+
 @pytest.mark.parametrize("name", ["auto", "onnxruntime"])
+@pytest.mark.usefixtures("no_openvino")
 def test_the_cpu_runs_everywhere(name: str) -> None:
     assert VideoPipeline.load(backend=name).backend == "onnxruntime"
+
+
+def test_auto_takes_openvino_on_a_cpu_that_has_it() -> None:
+    assert VideoPipeline.load().backend == "openvino"
 
 
 @pytest.mark.parametrize(
@@ -44,10 +57,14 @@ def test_the_cpu_runs_everywhere(name: str) -> None:
         ("tensorrt", "tensorrt is not installed; run: pip install 'tensorrt"),
         ("tensorrt-rtx", "no NVIDIA driver was found"),
         ("onnxruntime-cuda", "onnxruntime-gpu is not installed; run: pip uninstall --yes onnxruntime && pip install"),
-        ("openvino", "'openvino' is not available in this release; allowed are auto, tensorrt"),
-        ("magic", "'magic' is unknown; allowed are auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime"),
+        ("openvino", "OpenVINO is not installed; run: pip install 'sparsectrl-lcm[openvino]'"),
+        (
+            "magic",
+            "'magic' is unknown; allowed are auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino, onnxruntime",
+        ),
     ],
 )
+@pytest.mark.usefixtures("no_openvino")
 def test_a_backend_that_cannot_run_is_refused_in_one_line(
     name: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,12 +128,13 @@ def test_auto_takes_the_fastest_that_can_run_and_has_engines(
     assert backends.choose_backend(opened) == "onnxruntime-cuda"
     monkeypatch.setattr(backends, "availability", lambda name: Availability(name, "9.9"))
     with caplog.at_level(logging.WARNING):
-        assert backends.choose_backend(opened) == "onnxruntime", "engines of another version are not taken"
+        assert backends.choose_backend(opened) == "openvino", "engines of another version are not taken"
     assert f"run: sparsectrl-lcm build {bundle} --backend onnxruntime-cuda" in caplog.text
     monkeypatch.setattr(backends, "availability", lambda name: Availability(name, None, "is not there"))
     assert backends.choose_backend(opened) == "onnxruntime"
 
 
+@pytest.mark.usefixtures("no_openvino")
 def test_files_that_two_packages_share_and_one_removed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -138,7 +156,7 @@ def test_no_tensorrt_object_is_made_without_a_driver(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(library, "load_library", lambda backend: fake)
     monkeypatch.setattr(device, "runtime_api", lambda: NO_DRIVER)
     with pytest.raises(BackendError, match="no NVIDIA driver"):
-        backends.open_executor(Bundle.load(), "tensorrt", 0)
+        backends.open_executor(Bundle.load(), "tensorrt", LoadOptions())
 
 
 def test_doctor_says_what_can_run_and_what_mends_the_rest(
@@ -151,12 +169,24 @@ def test_doctor_says_what_can_run_and_what_mends_the_rest(
     assert "GPU: no NVIDIA driver was found" in text
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
     assert set(rows) == set(backends.BACKENDS)
-    assert " yes " in rows["onnxruntime"]
-    assert onnxruntime.__version__ in rows["onnxruntime"]
+    for name, version in (("onnxruntime", onnxruntime.__version__), ("openvino", openvino_version())):
+        assert " yes " in rows[name]
+        assert version in rows[name]
     said = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
     assert "run: pip install 'tensorrt>=10.16,<12' cuda-bindings onnx-ir" in said["tensorrt"]
     assert "onnxruntime-gpu[cuda,cudnn]>=1.31" in said["onnxruntime-cuda"]
     assert said["tensorrt-rtx"] == "engines can be built here all the same"
+    assert re.fullmatch(
+        r"the processor computes in (\w+\d, )*FP32(, \w+\d)*; build takes (bf16|fp32)", said["openvino"]
+    )
+    assert "takes the first of openvino, onnxruntime that has engines" in text
+
+
+@pytest.mark.usefixtures("no_openvino")
+def test_doctor_says_what_installs_openvino(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "openvino: OpenVINO is not installed; run: pip install 'sparsectrl-lcm[openvino]'" in text
     assert "takes the first of onnxruntime that has engines" in text
 
 

@@ -10,8 +10,9 @@ from diffusers import SparseControlNetModel
 from flops import count_flops
 from references import pictures
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
-from sparsectrl_lcm.runtime.conditioning import ConditioningCache, keyframe_feeds
+from sparsectrl_lcm.runtime.conditioning import ConditioningCache, dimensions_of, graphs_of, keyframe_feeds
 from sparsectrl_lcm.runtime.request import FittedKeyframe, Request
+from sparsectrl_lcm.runtime.sessions import Sessions
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,6 +27,14 @@ def request(pipeline: VideoPipeline, controlnet: str) -> Request:
         for index, image in zip(INDICES, pictures(len(INDICES), side, side), strict=True)
     )
     return Request("", "", keyframes, controlnet, 4, 1.0, 0, side, side, FRAMES)
+
+
+def opened(pipeline: VideoPipeline, asked: Request) -> Sessions:
+    """The sessions of a pipeline with the graphs of a request open."""
+    sessions = pipeline.executor.sessions
+    for graph in graphs_of(asked):
+        sessions.open(graph, dimensions_of(graph, asked, pipeline.bundle.manifest, decoded=1))
+    return sessions
 
 
 def dense_inputs(feeds: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,12 +73,14 @@ def plain(model: SparseControlNetModel, feeds: dict[str, np.ndarray], timestep: 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_residuals_equal_the_plain_computation(exported: Exported, controlnet: str, batch: int) -> None:
     pipeline = VideoPipeline.load(exported.bundle, "onnxruntime")
-    feeds = keyframe_feeds(pipeline.executor.sessions, request(pipeline, controlnet))
+    asked = request(pipeline, controlnet)
+    sessions = opened(pipeline, asked)
+    feeds = keyframe_feeds(sessions, asked)
     assert len(feeds["conditioning"]) == len(INDICES) + 1, "only distinct frames go in"
     model = SparseControlNetModel.from_pretrained(exported.checkpoints / controlnet)
     width = model.config.cross_attention_dim
     prompt = torch.randn(batch, 77, width, generator=torch.Generator().manual_seed(batch))
-    session = pipeline.executor.sessions.session(f"controlnet_{controlnet}")
+    session = sessions.session(f"controlnet_{controlnet}")
     for timestep in (999.0, 499.0, 19.0):
         inputs = {"timestep": np.array([timestep], np.float32), "prompt_embeds": prompt.numpy()}
         with torch.no_grad():
@@ -84,7 +95,9 @@ def test_residuals_equal_the_plain_computation(exported: Exported, controlnet: s
 def test_work_saved_on_distinct_frames(exported: Exported, controlnet: str, tmp_path: Path) -> None:
     """The graph does the plain work less that of the first spatial layers on the frames that repeat."""
     pipeline = VideoPipeline.load(exported.bundle, "onnxruntime")
-    feeds = keyframe_feeds(pipeline.executor.sessions, request(pipeline, controlnet))
+    asked = request(pipeline, controlnet)
+    sessions = opened(pipeline, asked)
+    feeds = keyframe_feeds(sessions, asked)
     model = SparseControlNetModel.from_pretrained(exported.checkpoints / controlnet)
     prompt = torch.randn(1, 77, model.config.cross_attention_dim)
     # the counter does not know the CPU's flash attention
@@ -128,12 +141,14 @@ def _repeated_text_flops(model: SparseControlNetModel, prompt: torch.Tensor) -> 
 
 
 class Counting:
-    """A backend that notes each run of a graph."""
+    """Sessions that note each run of a graph."""
 
-    def __init__(self, backend) -> None:
-        self.backend = backend.backend
-        self.sessions = backend
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
         self.calls: list[str] = []
+
+    def open(self, graph: str, dimensions: dict[str, int]) -> None:
+        self.sessions.open(graph, dimensions)
 
     def session(self, graph: str):
         session, calls = self.sessions.session(graph), self.calls
