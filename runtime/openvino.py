@@ -168,7 +168,8 @@ def check_device(device: str) -> None:
 
 def capabilities(device: str = "CPU") -> list[str]:
     """What a device computes in, as OpenVINO names it: FP32, BF16, INT8, ..."""
-    return [str(name) for name in _core().get_property(device, "OPTIMIZATION_CAPABILITIES")]
+    named = map(str, _core().get_property(device, "OPTIMIZATION_CAPABILITIES"))  # and what else it can, as WINOGRAD
+    return [name for name in named if name[-1:].isdigit()]
 
 
 def best_precision() -> str:
