@@ -10,7 +10,7 @@ from .conditioning import KEPT_BYTES
 from .engines import ANY_DEVICE, device_scope, find_set, set_names, version_scope
 from .errors import BackendError, InvalidRequest
 from .gpu.library import INSTALL
-from .progress import OnProgress
+from .progress import OnFrames, OnProgress
 from .request import Request
 from .sessions import Array
 
@@ -47,8 +47,10 @@ class Executor(Protocol):
     def precision(self) -> str | None:
         """Of its engines; None where that is chosen by the size of a request."""
 
-    def run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
-        """Frames uint8 [F, H, W, 3], and seconds per stage."""
+    def run(
+        self, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None = None
+    ) -> tuple[Array, dict[str, float]]:
+        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets every frame once, ahead of the result."""
 
     def refit(self, weights: Bundle | None) -> None:
         """Takes the weights of another bundle of the same architecture; None brings the base back."""

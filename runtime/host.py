@@ -20,7 +20,7 @@ from .conditioning import (
 )
 from .errors import BackendError
 from .noise import TorchGenerator
-from .progress import OnProgress, Stages
+from .progress import OnFrames, OnProgress, Stages
 from .request import Request
 from .schedule import Schedule, lcm_schedule
 from .sessions import Array, Sessions
@@ -47,9 +47,11 @@ class HostExecutor:
         self.tokenizer = ClipTokenizer(bundle.tokenizer)
         self.cache = ConditioningCache(kept_bytes)
 
-    def run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
-        """Frames uint8 [F, H, W, 3], and seconds per stage."""
-        return _Run(self, request, on_progress).frames()
+    def run(
+        self, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None = None
+    ) -> tuple[Array, dict[str, float]]:
+        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets each part as it is decoded."""
+        return _Run(self, request, on_progress, on_frames).frames()
 
     def refit(self, weights: Bundle | None) -> None:
         """Raises BackendError: the graphs read their weights from the bundle."""
@@ -64,11 +66,14 @@ class HostExecutor:
 class _Run:
     """One request on its way: conditioning, loop, frames."""
 
-    def __init__(self, executor: HostExecutor, request: Request, on_progress: OnProgress | None) -> None:
+    def __init__(
+        self, executor: HostExecutor, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None
+    ) -> None:
         self.executor = executor
         self.sessions = executor.sessions
         self.manifest = executor.manifest
         self.request = request
+        self.on_frames = on_frames
         self.chunk = decode_chunk(request)
         steps = {"load": 1, "text": 1}
         if request.keyframes:
@@ -165,5 +170,7 @@ class _Run:
             for chunk, start in enumerate(range(0, request.frames, self.chunk), start=1):
                 part = slice(start, start + self.chunk)
                 (frames[part],) = session.run({"latents": images[part]})
+                if self.on_frames is not None:
+                    self.on_frames(start, frames[part])
                 self.report("decode", chunk)
         return frames

@@ -8,7 +8,7 @@ from .backends import Executor, LoadOptions, open_executor
 from .bundle import Bundle
 from .clip import Clip
 from .conditioning import KEPT_BYTES
-from .progress import OnProgress
+from .progress import OnFrames, OnProgress
 from .request import Keyframe, validate
 
 
@@ -76,6 +76,7 @@ class VideoPipeline:
         num_frames: int | None = None,
         decoder: str = "full",
         on_progress: OnProgress | None = None,
+        on_frames: OnFrames | None = None,
     ) -> Clip:
         """Makes a clip.
 
@@ -91,6 +92,9 @@ class VideoPipeline:
             num_frames: 1 to 32; None takes the bundle's own.
             decoder: what makes the frames, `full` (the VAE's decoder) or `tiny`, where the bundle has one.
             on_progress: called with a `Progress`; returning False cancels.
+            on_frames: called with the index of the first and uint8 frames [n, H, W, 3], in order, as they are decoded:
+                in parts on a CPU, all at once on a GPU. They are views of the clip's, to be read only. What it raises
+                ends the request and reaches the caller.
 
         Raises:
             InvalidRequest: a value is not allowed; nothing was computed.
@@ -112,7 +116,7 @@ class VideoPipeline:
             decoder=decoder,
         )
         with self._lock:
-            frames, timings = self.executor.run(request, on_progress)
+            frames, timings = self.executor.run(request, on_progress, on_frames)
         return Clip(frames=frames, seed=request.seed, timings=timings, keyframes=request.keyframes)
 
     def refit(self, bundle: str | os.PathLike[str] | None) -> None:

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import Cancelled
 
 
@@ -25,6 +28,9 @@ class Progress:
 
 OnProgress = Callable[[Progress], Any]
 """Called at the start of each stage and after each unit of its work; returning False cancels the request."""
+
+OnFrames = Callable[[int, NDArray[np.uint8]], Any]
+"""Called with the index of the first frame and frames [n, H, W, 3], in order, as they are decoded."""
 
 
 class Stages:

@@ -14,7 +14,7 @@ from ..conditioning import cache_key, frame_index
 from ..engines import ClipSize, decode_frames
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
 from ..noise import TorchGenerator
-from ..progress import OnProgress, Stages
+from ..progress import OnFrames, OnProgress, Stages
 from ..request import Request
 from ..schedule import lcm_schedule
 from ..sessions import Array
@@ -52,8 +52,10 @@ class GpuExecutor:
         self._lost: DeviceLost | None = None
         weakref.finalize(self, _release, self._workspaces, self._cuda)
 
-    def run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
-        """Frames uint8 [F, H, W, 3], and seconds per stage.
+    def run(
+        self, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None = None
+    ) -> tuple[Array, dict[str, float]]:
+        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets all of them at once, as they come here.
 
         Raises:
             DeviceOutOfMemory: even with all other sizes given back the request does not fit; the next one may.
@@ -64,10 +66,13 @@ class GpuExecutor:
         if self._lost is not None:
             raise self._lost
         try:
-            return self._run(request, on_progress)
+            frames, timings = self._run(request, on_progress)
         except DeviceLost as error:
             self._lost = error
             raise
+        if on_frames is not None:
+            on_frames(0, frames)
+        return frames, timings
 
     def refit(self, weights: Bundle | None) -> None:
         """Gives the engines the weights of another bundle of the same architecture; None brings the base back.

@@ -313,6 +313,24 @@ def test_progress_of_a_replay(demo: SimpleNamespace) -> None:
     assert stages == ["load", "text", "keyframes", "control", "denoise", "decode"]
 
 
+def test_frames_are_given_once_when_all_are_here(demo: SimpleNamespace) -> None:
+    """Enqueued, and replayed; what the caller raises is the caller's, and the next request works."""
+    seen: list[tuple[int, np.ndarray]] = []
+    for seed in (1, 2):
+        clip = demo.pipeline.generate("a boat", keyframes(), seed=seed, on_frames=lambda *part: seen.append(part))
+        assert len(seen) == seed
+        first, frames = seen[-1]
+        assert first == 0
+        assert (frames == clip.frames).all()
+
+    def on_frames(*_: Any) -> None:
+        raise DeviceLost("of another device")
+
+    with pytest.raises(DeviceLost, match="of another device"):
+        demo.pipeline.generate("a boat", keyframes(), seed=3, on_frames=on_frames)
+    assert (demo.pipeline.generate("a boat", keyframes(), seed=2).frames == clip.frames).all()
+
+
 def requests_with_fault(index: int, status: Any) -> tuple[SimpleNamespace, list[Exception | None]]:
     """Three requests, the CUDA call at `index` of which fails."""
     machine = emulated_demo()

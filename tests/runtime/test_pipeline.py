@@ -16,7 +16,8 @@ from references import (
     to_uint8,
 )
 from sparsectrl_lcm.export.random_checkpoints import write_checkpoints
-from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline
+from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline, host
+from sparsectrl_lcm.runtime.writers import Recording
 
 EMPTY = ""
 FIVE_TOKENS = "a red circle moves right"
@@ -255,3 +256,66 @@ def test_a_request_can_be_cancelled_between_steps(stage: str) -> None:
     after = pipeline.generate("a boat", keyframes, seed=1)
     assert isinstance(after, Clip)
     assert (after.frames == expected.frames).all(), "a cancelled request leaves nothing behind"
+
+
+@pytest.fixture(scope="module")
+def demo_pipeline() -> VideoPipeline:
+    return VideoPipeline.load(backend="onnxruntime")
+
+
+@pytest.fixture
+def in_parts(demo_pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> VideoPipeline:
+    """Decodes two small frames at a time."""
+    monkeypatch.setattr(host, "DECODE_PIXELS", 2 * 64 * 64)
+    return demo_pipeline
+
+
+SMALL = {"seed": 1, "num_frames": 6, "num_inference_steps": 1, "width": 64, "height": 64}
+
+
+def test_frames_come_as_they_are_decoded(in_parts: VideoPipeline) -> None:
+    events: list[object] = []
+    parts: list[np.ndarray] = []
+
+    def on_frames(first: int, frames: np.ndarray) -> None:
+        events.append(first)
+        parts.append(frames.copy())
+
+    def on_progress(progress: Progress) -> None:
+        if progress.stage == "decode":
+            events.append(f"{progress.step} of {progress.steps}")
+
+    clip = in_parts.generate("a boat", **SMALL, on_progress=on_progress, on_frames=on_frames)
+    assert events == ["0 of 3", 0, "1 of 3", 2, "2 of 3", 4, "3 of 3"]
+    assert [part.shape for part in parts] == [(2, 64, 64, 3)] * 3
+    assert (np.concatenate(parts) == clip.frames).all()
+    assert (in_parts.generate("a boat", **SMALL).frames == clip.frames).all()
+
+
+def test_what_on_frames_raises_ends_the_request(in_parts: VideoPipeline) -> None:
+    error = RuntimeError("the reader has gone")
+    seen: list[int] = []
+
+    def on_frames(first: int, _: np.ndarray) -> None:
+        seen.append(first)
+        if first == 2:
+            raise error
+
+    with pytest.raises(RuntimeError) as raised:
+        in_parts.generate("a boat", **SMALL, on_frames=on_frames)
+    assert raised.value is error
+    assert seen == [0, 2]
+    assert len(in_parts.generate("a boat", **SMALL).frames) == 6
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_cancelled_request_leaves_no_file(in_parts: VideoPipeline, tmp_path: Path, step: int) -> None:
+    """Also after the last frame."""
+    with pytest.raises(Cancelled), Recording(tmp_path / "clip.mp4") as recording:
+        in_parts.generate(
+            "a boat",
+            **SMALL,
+            on_progress=lambda progress: (progress.stage, progress.step) != ("decode", step),
+            on_frames=recording.add,
+        )
+    assert list(tmp_path.iterdir()) == []
