@@ -41,33 +41,35 @@ def generate(
 ) -> None:
     """Make a clip from a prompt and up to three keyframes."""
     from ..runtime import OutputError, VideoPipeline
-    from ..runtime.writers import check_output
+    from ..runtime.writers import Recording
     from .bar import Bar
     from .options import parse_size
 
-    check_output(output, fps)
+    recording = Recording(output, fps)
     keyframes = [_keyframe(text) for text in keyframe or ()]
     width, height = parse_size(size)
     pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
-    with Bar() as bar:
-        clip = pipeline.generate(
-            prompt,
-            keyframes=keyframes,
-            controlnet=controlnet,
-            negative_prompt=negative_prompt,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            seed=seed,
-            height=height,
-            width=width,
-            num_frames=frames,
-            decoder=decoder,
-            on_progress=lambda done: bar.update(f"{done.stage} {done.step}/{done.steps}", done.fraction),
-        )
-    try:
-        path = clip.save(output, fps)
-    except OutputError as error:
-        raise OutputError(f"{error}; the clip was made with seed {clip.seed}") from error
+    with recording:
+        with Bar() as bar:
+            clip = pipeline.generate(
+                prompt,
+                keyframes=keyframes,
+                controlnet=controlnet,
+                negative_prompt=negative_prompt,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                seed=seed,
+                height=height,
+                width=width,
+                num_frames=frames,
+                decoder=decoder,
+                on_progress=lambda done: bar.update(f"{done.stage} {done.step}/{done.steps}", done.fraction),
+                on_frames=recording.add,
+            )
+        try:
+            path = recording.save(clip)
+        except OutputError as error:
+            raise OutputError(f"{error}; the clip was made with seed {clip.seed}") from error
     typer.echo(_summary(clip, path))
 
 

@@ -9,6 +9,8 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from sparsectrl_lcm import cli
+from sparsectrl_lcm.runtime import writers
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIBBLES = ROOT / "demo" / "scribbles"
@@ -51,6 +53,23 @@ def test_other_outputs(output: str, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "3 frames of 64x128" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == [output]
+
+
+def test_a_clip_that_cannot_be_written_is_told_with_its_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full while the video is encoded."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writers, "_encode", full)
+    output = tmp_path / "clip.mp4"
+    arguments = ["--frames", "2", "--size", "64x64", "--steps", "1", "--seed", "7"]
+    assert cli.run(["generate", "--prompt", "a boat", *arguments, "--backend", "onnxruntime", "-o", str(output)]) == 2
+    expected = f"error: output: '{output}' cannot be written: No space left on device; the clip was made with seed 7"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_line_and_python_agree(tmp_path: Path) -> None:
