@@ -131,12 +131,11 @@ def observe_largest(graph: ir.Graph, values: list[ir.Value]) -> None:
     maxima = []
     for index, value in enumerate(values):
         chain = [ir.node("Abs", [value])]
-        chain.append(ir.node("ReduceMax", [chain[0].outputs[0], whole], {"keepdims": 0}))  # in parallel, most of it
-        chain.append(ir.node("Reshape", [chain[1].outputs[0], whole]))
-        chain.append(ir.node("ReduceMax", [chain[2].outputs[0]], {"keepdims": 1}))
-        chain.append(ir.node("Cast", [chain[3].outputs[0]], {"to": int(_FLOAT)}))
-        for place, node in enumerate(chain):
-            node.name = node.outputs[0].name = f"observed.{index}.{place}.{node.op_type}"
+        chain.append(ir.node("Reshape", [chain[0].outputs[0], whole]))
+        chain.append(ir.node("ReduceMax", [chain[1].outputs[0]], {"keepdims": 1}))
+        chain.append(ir.node("Cast", [chain[2].outputs[0]], {"to": int(_FLOAT)}))
+        for node in chain:
+            node.name = node.outputs[0].name = f"observed.{index}.{node.op_type}"
         graph.extend(chain)
         maxima.append(chain[-1].outputs[0])
     largest = ir.node("Concat", maxima, {"axis": 0}, name=LARGEST)

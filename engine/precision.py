@@ -40,6 +40,10 @@ MOVES = {
 """Operators that move values and keep their type."""
 
 
+_MOVES_ONE = {"Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+"""Those of them that move one input whatever its values."""
+
+
 def is_residual_stream(node: ir.Node) -> bool:
     """Whether a node is a sum that runs through the whole network, which bf16 with its 8 bits rounds at every layer."""
     return _RESIDUAL_STREAMS.search(node.name or "") is not None
@@ -55,6 +59,11 @@ def assign_types(model: ir.Model, precision: str, islands: Islands = lambda node
     """
     if precision != "fp32" and model.graph.name not in _ISLAND_GRAPHS:
         _Typing(model.graph, DTYPES[precision], islands).run()
+
+
+def producer_of(value: ir.Value | None) -> ir.Node | None:
+    """The node that computes `value`; None of an input or a weight."""
+    return value.producer() if value is not None else None
 
 
 class _Typing:
@@ -82,6 +91,25 @@ class _Typing:
                 self.graph.outputs[index] = self.output(value)
         for name in [name for name, value in self.graph.initializers.items() if not value.uses()]:
             del self.graph.initializers[name]
+        for node in list(self.graph):
+            if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) == self.low:
+                self.hoist(node)
+
+    def hoist(self, cast: ir.Node) -> None:
+        """Takes a cast to the low type ahead of what only moves values, which then moves half of the bytes."""
+        result = cast.outputs[0]
+        while (move := producer_of(cast.inputs[0])) is not None and move.op_type in _MOVES_ONE:
+            moved = move.outputs[0]
+            if len(moved.uses()) != 1 or self.types.get(moved) != _FLOAT or result in self.graph.outputs:
+                return
+            users = list(result.uses())
+            cast.replace_input_with(0, move.inputs[0])
+            move.replace_input_with(0, result)
+            for use in users:
+                use.node.replace_input_with(use.idx, moved)
+            self.graph.remove(cast)
+            self.graph.insert_before(move, cast)
+            self.types[moved] = self.low
 
     def boundary(self, value: ir.Value) -> ir.DataType:
         return _FLOAT if value.name in _ISLAND_INPUTS else self.low
