@@ -1,7 +1,7 @@
 """OpenVINO in the host's memory: each graph compiled for the sizes of a request, and kept for the next."""
 
-import logging
 import mmap
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,8 +15,6 @@ from .errors import BackendError, first_line
 from .manifest import GraphRecord, resolve_shape
 from .sessions import Array
 from .verified import user_cache
-
-_logger = logging.getLogger("sparsectrl_lcm")
 
 BACKEND = "openvino"
 INSTALL = "pip install 'sparsectrl-lcm[openvino]'"
@@ -64,9 +62,10 @@ class OpenVinoSessions:
         self._sessions.pop(graph, None)
         path, precision = self._path(graph)
         options = compile_options(self._device, precision, self._threads)
-        weights = sum(self._bundle.manifest.files[name].bytes for name in record.weights)
-        options["CACHE_DIR"] = str(user_cache(self._bundle.folder, "openvino"))
-        options["CACHE_MODE"] = "OPTIMIZE_SPEED" if weights <= CACHED_WITH_WEIGHTS else "OPTIMIZE_SIZE"
+        if (folder := _cache_folder(self._bundle.folder)) is not None:
+            weights = sum(self._bundle.manifest.files[name].bytes for name in record.weights)
+            options["CACHE_DIR"] = str(folder)
+            options["CACHE_MODE"] = "OPTIMIZE_SPEED" if weights <= CACHED_WITH_WEIGHTS else "OPTIMIZE_SIZE"
         self._sessions[graph] = OpenVinoSession(path, record, shapes, self._device, options)
 
     def session(self, graph: str) -> "OpenVinoSession":
@@ -201,8 +200,18 @@ def _choose(bundle: Bundle, precision: str | None, device: str) -> EngineSet | N
         return None
     if precision == "fp32" and not find_set(bundle.folder, BACKEND, set_name("fp32")):
         return None
-    order = [name for name in PRECISIONS if name != "bf16" or precision == name or best_precision() == name]
+    order = [name for name in PRECISIONS if precision is not None or name != "bf16" or best_precision() == name]
     return choose_set(bundle.folder, BACKEND, order, precision)
+
+
+def _cache_folder(bundle: Path) -> Path | None:
+    """Where OpenVINO keeps what it compiled; None where the user's cache folder cannot be written."""
+    folder = user_cache(bundle, BACKEND)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _part_heads(model: Any) -> None:
@@ -253,7 +262,7 @@ def _forget_mapped(folder: Path) -> None:
     try:
         import ctypes
 
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        maps = os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
         advise = ctypes.CDLL(None, use_errno=True).madvise
     except (OSError, AttributeError):  # not Linux
         return
