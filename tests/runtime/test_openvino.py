@@ -1,0 +1,266 @@
+"""OpenVINO: frames against diffusers and ONNX Runtime; what is compiled, kept, given back and refused."""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Exported, export_architecture
+from references import animatediff_pipeline, pictures, sparsectrl_pipeline, to_uint8
+from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.runtime import Clip, Keyframe, SparseCtrlLcmError, VideoPipeline, openvino
+from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.openvino import OpenVinoSessions
+from sparsectrl_lcm.runtime.sessions import Array, OnnxRuntimeSessions, Sessions
+
+SIDE, FRAMES, STEPS, SEED = 64, 3, 2, 5
+PROMPT, NEGATIVE = "a red circle moves right", "blue small square"
+SIZE: dict[str, Any] = {"width": SIDE, "height": SIDE, "num_frames": FRAMES, "num_inference_steps": STEPS}
+
+
+@pytest.fixture(scope="module")
+def pipeline(exported: Exported) -> Iterator[VideoPipeline]:
+    """OpenVINO on portable graphs; what a test has compiled serves the next."""
+    opened = VideoPipeline.load(exported.bundle, "openvino")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def other() -> Exported:
+    return export_architecture("other")
+
+
+@pytest.fixture(scope="module")
+def hosts(other: Exported) -> Iterator[tuple[VideoPipeline, VideoPipeline]]:
+    """OpenVINO and ONNX Runtime on one bundle."""
+    opened = VideoPipeline.load(other.bundle, "openvino"), VideoPipeline.load(other.bundle, "onnxruntime")
+    yield opened
+    for each in opened:
+        each.close()
+
+
+def difference(frames: Array, others: Array) -> int:
+    return int(np.abs(frames.astype(int) - others).max())
+
+
+def reference_options(guidance: float) -> dict[str, Any]:
+    """What diffusers' pipelines call the options of SIZE."""
+    return {
+        "negative_prompt": NEGATIVE,
+        "num_inference_steps": STEPS,
+        "guidance_scale": guidance,
+        "num_frames": FRAMES,
+        "height": SIDE,
+        "width": SIDE,
+        "generator": torch.Generator("cpu").manual_seed(SEED),
+        "output_type": "np",
+    }
+
+
+@pytest.mark.parametrize(("controlnet", "guidance", "indices"), [("scribble", 2.0, (2, 0)), ("rgb", 1.0, (1,))])
+def test_frames_are_those_of_diffusers(
+    exported: Exported, pipeline: VideoPipeline, controlnet: str, guidance: float, indices: tuple[int, ...]
+) -> None:
+    images = pictures(len(indices), SIDE, SIDE)
+    reference = sparsectrl_pipeline(exported.checkpoints, controlnet)
+    given = {"conditioning_frames": images, "controlnet_frame_indices": list(indices)}
+    expected = to_uint8(reference(PROMPT, **given, **reference_options(guidance)).frames[0])
+    keyframes = [Keyframe(index, image) for index, image in zip(indices, images, strict=True)]
+    clip = pipeline.generate(
+        PROMPT, keyframes, controlnet, negative_prompt=NEGATIVE, guidance_scale=guidance, seed=SEED, **SIZE
+    )
+    assert expected.std() > 10, "a flat clip would prove nothing"
+    assert difference(clip.frames, expected) <= 1
+    assert (pipeline.backend, pipeline.precision) == ("openvino", "fp32")
+
+
+def test_without_keyframes_the_clip_is_animatediffs(exported: Exported, pipeline: VideoPipeline) -> None:
+    """With guidance, for which the UNet of a request without is not compiled anew."""
+    pipeline.generate(PROMPT, seed=SEED, **SIZE)
+    compiled = pipeline.executor.sessions.session("unet")  # type: ignore[attr-defined]
+    expected = to_uint8(animatediff_pipeline(exported.checkpoints)(PROMPT, **reference_options(2.0)).frames[0])
+    clip = pipeline.generate(PROMPT, negative_prompt=NEGATIVE, guidance_scale=2, seed=SEED, **SIZE)
+    assert difference(clip.frames, expected) <= 1
+    assert pipeline.executor.sessions.session("unet") is compiled  # type: ignore[attr-defined]
+
+
+def test_sizes_and_lengths_may_change_between_requests(hosts: tuple[VideoPipeline, VideoPipeline]) -> None:
+    """One frame with guidance, where the residuals' zeros have as many rows as one prompt; then another size."""
+    requests: list[dict[str, Any]] = [
+        {"width": 32, "height": 24, "num_frames": 1, "guidance_scale": 2},
+        {"width": 16, "height": 40, "num_frames": 5, "keyframes": [Keyframe(4, pictures(1, 16, 40)[0])]},
+        {"width": 32, "height": 24, "num_frames": 1, "guidance_scale": 2},
+    ]
+    clips: list[list[Clip]] = [
+        [host.generate(PROMPT, num_inference_steps=2, seed=1, **request) for host in hosts] for request in requests
+    ]
+    for (actual, expected), request in zip(clips, requests, strict=True):
+        assert actual.frames.shape == (request["num_frames"], request["height"], request["width"], 3)
+        assert difference(actual.frames, expected.frames) <= 1
+    assert (clips[0][0].frames == clips[2][0].frames).all()
+
+
+def test_the_second_seed_uses_what_is_kept(hosts: tuple[VideoPipeline, VideoPipeline]) -> None:
+    keyframes = [Keyframe(1, pictures(1, 32, 24)[0])]
+    request: dict[str, Any] = {"width": 32, "height": 24, "num_frames": 2, "num_inference_steps": 2}
+    first = hosts[0].generate(PROMPT, keyframes, seed=1, **request)
+    assert {"text", "keyframes", "control"} <= first.timings.keys()
+    second = hosts[0].generate(PROMPT, keyframes, seed=2, **request)
+    assert not {"text", "keyframes", "control"} & second.timings.keys()
+    assert difference(second.frames, hosts[1].generate(PROMPT, keyframes, seed=2, **request).frames) <= 1
+    assert difference(second.frames, first.frames) > 3
+
+    full = hosts[0].executor.sessions.session("vae_decoder")  # type: ignore[attr-defined]
+    tiny = [host.generate(PROMPT, keyframes, seed=2, decoder="tiny", **request).frames for host in hosts]
+    assert difference(*tiny) <= 1
+    assert difference(tiny[0], second.frames) > 3
+    assert hosts[0].executor.sessions.session("vae_decoder") is full  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    """The demo bundle in a folder whose name is not plain."""
+    return Path(shutil.copytree(demo_bundle(), tmp_path / "Bündel 1"))
+
+
+def encode(sessions: Sessions) -> Array:
+    """The embeddings of two prompts, by the smallest graph that has weights."""
+    sessions.open("text_encoder", {"batch": 2})
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 77))
+    (embeddings,) = sessions.session("text_encoder").run({"input_ids": tokens})
+    return embeddings
+
+
+def replace_weights(folder: Path, name: str) -> None:
+    """Gives a bundle other weights in place, as an export into the same folder does."""
+    path = folder / name
+    values = np.fromfile(path, np.float32)
+    values[np.abs(values) > 1e-6] *= 1.5  # not the whole numbers among them
+    values.tofile(path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_what_was_compiled_is_kept_for_the_same_weights_only(
+    demo: Path, with_weights: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_weights:
+        monkeypatch.setattr(openvino, "CACHED_WITH_WEIGHTS", 0)
+    folder = openvino.user_cache(demo, "openvino")
+    first = encode(OpenVinoSessions(Bundle.load(demo)))
+    (compiled,) = folder.glob("*.blob")
+    assert (encode(OpenVinoSessions(Bundle.load(demo))) == first).all()
+    assert list(folder.glob("*.blob")) == [compiled]
+    replace_weights(demo, "onnx/text_encoder.weights")
+    bundle = Bundle.load(demo)
+    expected = encode(OnnxRuntimeSessions(bundle))
+    assert np.abs(expected - first).max() > 0.1
+    np.testing.assert_allclose(encode(OpenVinoSessions(bundle)), expected, rtol=0, atol=1e-4)
+
+
+def test_without_a_cache_folder_nothing_is_kept(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))  # as with a home that cannot be written
+    bundle = Bundle.load(demo)
+    expected = encode(OnnxRuntimeSessions(bundle))
+    np.testing.assert_allclose(encode(OpenVinoSessions(bundle)), expected, rtol=0, atol=1e-4)
+
+
+def resident(folder: Path) -> dict[str, int]:
+    """kB of memory that the mapped weights of a folder take in this process."""
+    found: dict[str, int] = {}
+    name = ""
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            name = line.split(maxsplit=5)[-1]
+        elif line.startswith("Rss:") and name.startswith(str(folder)) and name.endswith(".weights"):
+            found[name] = found.get(name, 0) + int(line.split()[1])
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others do not map the weights, or keep them")
+def test_mapped_weights_are_given_back(demo: Path) -> None:
+    bundle = Bundle.load(demo)
+    sessions = OpenVinoSessions(bundle)
+    for graph in ("text_encoder", "vae_decoder"):
+        sessions.open(graph, {"batch": 1, "images": 1, "latent_height": 8, "latent_width": 8})
+    assert sum(resident(demo).values()) == 0
+    latents = {"latents": np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)}
+    (frames,) = sessions.session("vae_decoder").run(latents)
+    reference = OnnxRuntimeSessions(bundle)
+    reference.open("vae_decoder", {})
+    assert difference(frames, reference.session("vae_decoder").run(latents)[0]) <= 1
+    np.testing.assert_allclose(encode(sessions), encode(reference), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, None])
+def test_threads_are_those_that_were_asked_for(threads: int | None) -> None:
+    sessions = OpenVinoSessions(Bundle.load(), threads=threads)
+    sessions.open("lcm_update", {"batch": 1, "frames": 1, "latent_height": 8, "latent_width": 8})
+    compiled: Any = sessions.session("lcm_update")._request.get_compiled_model()
+    assert compiled.get_property("NUM_STREAMS") == 1
+    assert threads is None or compiled.get_property("INFERENCE_NUM_THREADS") == threads
+
+
+BAD = [
+    ({"backend": "openvino", "precision": "fp16"}, "precision: 'fp16' is unknown to openvino; allowed are bf16, fp32"),
+    (
+        {"backend": "openvino", "precision": "bf16"},
+        r"bf16 engines were not built; run: sparsectrl-lcm build \S+ --backend openvino --precision bf16$",
+    ),
+    ({"backend": "openvino", "device": "TPU"}, "device: OpenVINO finds no 'TPU' here; there are .*CPU"),
+    ({"device": "TPU"}, "device: OpenVINO finds no 'TPU' here; there are .*CPU"),
+    ({"backend": "onnxruntime", "device": "CPU"}, "device: 'CPU' is for openvino; onnxruntime takes none$"),
+    ({"backend": "tensorrt", "threads": 2}, "threads: tensorrt computes on the GPU; leave them out$"),
+    ({"backend": "onnxruntime", "precision": "bf16"}, "precision: onnxruntime computes in fp32 on the CPU; 'bf16' is"),
+    ({"threads": 0}, "threads: 0 is out of range; give 1 or more$"),
+    ({"backend": "openvino", "threads": -1}, "threads: -1 is out of range; give 1 or more$"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_what_a_backend_does_not_have_is_one_line(
+    options: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SparseCtrlLcmError, match=message) as error:
+        VideoPipeline.load(**options)
+    assert "\n" not in str(error.value)
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    assert run(["generate", "--prompt", "a boat", *arguments, "-o", str(tmp_path / "clip.mp4")]) == 2
+    output = capsys.readouterr()
+    assert output.err == f"error: {error.value}\n"
+    assert output.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_device_chooses_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "check_device", lambda device: None)
+    message = "precision: 'bf16' is for OpenVINO's CPU; leave it to 'GPU.0'"
+    with pytest.raises(SparseCtrlLcmError, match=message):
+        OpenVinoSessions(Bundle.load(), "bf16", "GPU.0")
+
+
+def test_generate_with_the_options_of_openvino(
+    other: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "--bundle", str(other.bundle), "--prompt", "a boat", "--size", "16x16", "--frames", "1"]
+    options = ["--device", "CPU", "--precision", "fp32", "--threads", "1", "--steps", "1", "--seed", "3"]
+    assert run([*command, *options, "-o", str(tmp_path / "clip.gif")]) == 0, capsys.readouterr().err
+    assert "1 frame of 16x16, seed 3" in capsys.readouterr().out
+
+
+def test_build_needs_openvino(demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert run(["build", str(demo), "--backend", "openvino"]) == 2
+    expected = "error: backend: OpenVINO is not installed; run: pip install 'sparsectrl-lcm[openvino]'\n"
+    assert capsys.readouterr().err == expected
