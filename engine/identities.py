@@ -1,6 +1,6 @@
 """Rewrites that give the same numbers with less work; a CPU gains by them, as its time is that of its arithmetic."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +11,9 @@ from .fusions import only_user, producer
 
 _TAPS = ({0: (0,), 1: (1, 2)}, {0: (0, 1), 1: (2,)})
 """Which taps of a 3-tap kernel fall on each of the two pixels below, for even and odd places of the doubled size."""
+_DOUBLING = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+_CONVOLUTION = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1), "strides": (1, 1), "dilations": (1, 1), "group": 1}
+"""What can be folded, as it is exported."""
 
 
 def split_gated_units(model: ir.Model) -> int:
@@ -69,16 +72,15 @@ def _is_doubled_for_convolution(resize: ir.Node) -> bool:
     scales = resize.inputs[2] if len(resize.inputs) > 2 else None
     factors = ir.convenience.get_const_tensor(scales) if scales is not None else None
     uses = list(resize.outputs[0].uses())
-    if resize.attributes["mode"].as_string() != "nearest" or factors is None or len(uses) != 1:
+    if factors is None or factors.numpy().tolist() != [1, 1, 2, 2] or len(uses) != 1:
         return False
     convolution = uses[0].node
-    return (
-        factors.numpy().tolist() == [1, 1, 2, 2]
-        and convolution.op_type == "Conv"
-        and tuple(convolution.attributes["kernel_shape"].as_ints()) == (3, 3)
-        and tuple(convolution.attributes["pads"].as_ints()) == (1, 1, 1, 1)
-        and tuple(convolution.attributes["strides"].as_ints()) == (1, 1)
-    )
+    return convolution.op_type == "Conv" and _has(resize, _DOUBLING) and _has(convolution, _CONVOLUTION)
+
+
+def _has(node: ir.Node, attributes: Mapping[str, object]) -> bool:
+    found = {name: node.attributes[name].value for name in attributes if name in node.attributes}
+    return found == attributes
 
 
 def _half(graph: ir.Graph, value: ir.Value | None, index: int) -> ir.Value:

@@ -1,0 +1,194 @@
+"""Rewrites that give the same numbers with less work, against the graphs as they were on ONNX Runtime."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from conftest import Exported
+from flops import count_flops
+from onnx import TensorProto, helper, numpy_helper
+from safetensors import safe_open
+from sparsectrl_lcm.engine.check import random_inputs, run_portable
+from sparsectrl_lcm.engine.identities import fold_upsampling, split_gated_units
+from sparsectrl_lcm.engine.typed import write_typed
+from sparsectrl_lcm.runtime.bundle import Bundle
+
+Arrays = dict[str, np.ndarray]
+DOUBLING = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+CONVOLUTION = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1], "dilations": [1, 1], "group": 1}
+
+
+def write_graph(
+    path: Path, nodes: list[onnx.NodeProto], weights: Arrays, outputs: tuple[str, ...] = ("y",), rank: int = 4
+) -> Path:
+    """A graph of one input `x` of any size."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank) for name in ("x", *outputs)]
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+def rewritten(path: Path, folder: Path, *rewrites: Callable[[ir.Model], int]) -> tuple[Path, list[int]]:
+    """The graph after some rewrites, and how many places each has found."""
+    model = ir.load(path)
+    counts = [rewrite(model) for rewrite in rewrites]
+    result = folder / f"{path.stem}.rewritten.onnx"
+    write_typed(model, result)
+    onnx.checker.check_model(result)
+    return result, counts
+
+
+def operators(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def upsampler(
+    path: Path, resize: dict[str, Any] | None = None, convolution: dict[str, Any] | None = None, **options: Any
+) -> Path:
+    """Doubling and a 3x3 convolution from 4 to 6 channels, with some options changed.
+
+    Args:
+        path: the file.
+        resize: attributes of the Resize that differ.
+        convolution: attributes of the Conv that differ; a value of None is left out.
+        options: `scales`, `bias`, `weight`, and `more` nodes, whose result `z` is an output too.
+    """
+    attributes = {name: value for name, value in (CONVOLUTION | (convolution or {})).items() if value is not None}
+    weights = {"scales": np.array(options.get("scales", (1, 1, 2, 2)), np.float32)}
+    weights["weight"] = options.get("weight", random(6, 4, 3, 3))
+    if options.get("bias", True):
+        weights["bias"] = random(len(weights["weight"]))
+    more = options.get("more", [])
+    nodes = [
+        helper.make_node("Resize", ["x", "", "scales"], ["doubled"], name="resize", **(DOUBLING | (resize or {}))),
+        helper.make_node("Conv", ["doubled", *list(weights)[1:]], ["convolved"], name="convolution", **attributes),
+        helper.make_node("Neg", ["convolved"], ["y"]),
+        *more,
+    ]
+    return write_graph(path, nodes, weights, ("y", "z") if more else ("y",))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (5, 7), (8, 4)])
+def test_folded_upsampling_gives_the_same_up_to_the_border(shape: tuple[int, int], bias: bool, tmp_path: Path) -> None:
+    path = upsampler(tmp_path / "g.onnx", bias=bias)
+    folded, counts = rewritten(path, tmp_path, fold_upsampling)
+    assert counts == [1]
+    assert operators(folded) == ["Conv"] * 4 + ["Concat", "DepthToSpace", "Neg"]
+    feeds = {"x": random(3, 4, *shape, seed=1)}
+    ((expected,), (actual,)) = (run_portable(each, feeds) for each in (path, folded))
+    assert actual["y"].shape == (3, 6, 2 * shape[0], 2 * shape[1])
+    np.testing.assert_allclose(actual["y"], expected["y"], rtol=0, atol=1e-5)
+
+
+UNLIKE: list[dict[str, Any]] = [
+    {"scales": (1, 1, 3, 3)},
+    {"scales": (1, 1, 2, 1)},
+    {"resize": {"mode": "linear"}},
+    {"resize": {"nearest_mode": "ceil"}},
+    {"resize": {"coordinate_transformation_mode": "half_pixel"}},
+    {"convolution": {"kernel_shape": [1, 1], "pads": [0, 0, 0, 0]}, "weight": random(6, 4, 1, 1)},
+    {"convolution": {"pads": [0, 0, 0, 0]}},
+    {"convolution": {"pads": None}},
+    {"convolution": {"strides": [2, 2]}},
+    {"convolution": {"dilations": [2, 2]}},
+    {"convolution": {"group": 2}, "weight": random(6, 2, 3, 3)},
+    {"more": [helper.make_node("Relu", ["doubled"], ["z"])]},
+]
+
+
+@pytest.mark.parametrize("options", UNLIKE)
+def test_what_is_no_doubling_before_a_plain_convolution_is_left(options: dict[str, Any], tmp_path: Path) -> None:
+    path = upsampler(tmp_path / "g.onnx", **options)
+    left, counts = rewritten(path, tmp_path, fold_upsampling)
+    assert counts == [0]
+    assert operators(left) == operators(path)
+
+
+def gated(path: Path, activation: str = "Gelu", halves: int = 2) -> Path:
+    """A GEGLU from 5 to 6 channels, as it is exported: the second half of a projection gates the first."""
+    weights = {"a.proj.weight": random(5, 6 * halves), "a.proj.bias": random(6 * halves)}
+    parts = [f"part{index}" for index in range(halves)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "a.proj.weight"], ["product"], name="a.proj/MatMul"),
+        helper.make_node("Add", ["product", "a.proj.bias"], ["sum"], name="a.proj/Add"),
+        helper.make_node("Split", ["sum"], parts, name="a/Split", axis=-1, num_outputs=halves),
+        helper.make_node(activation, [parts[1]], ["gate"], name="a/Gelu"),
+        helper.make_node("Mul", [parts[0], "gate"], ["y"], name="a/Mul"),
+    ]
+    return write_graph(path, nodes, weights, rank=3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7)])
+def test_each_half_of_a_gated_unit_gets_a_projection(shape: tuple[int, int], tmp_path: Path) -> None:
+    path = gated(tmp_path / "g.onnx")
+    split, counts = rewritten(path, tmp_path, split_gated_units)
+    assert counts == [1]
+    assert sorted(operators(split)) == ["Add", "Add", "Gelu", "MatMul", "MatMul", "Mul"]
+    feeds = {"x": random(*shape, 5, seed=1)}
+    ((expected,), (actual,)) = (run_portable(each, feeds) for each in (path, split))
+    np.testing.assert_allclose(actual["y"], expected["y"], rtol=0, atol=1e-5)
+
+
+def test_other_activations_are_left(tmp_path: Path) -> None:
+    path = gated(tmp_path / "g.onnx", "Sigmoid")
+    left, counts = rewritten(path, tmp_path, split_gated_units)
+    assert counts == [0]
+    assert operators(left) == operators(path)
+
+
+def weight_shapes(folder: Path, ending: str) -> list[list[int]]:
+    """Shapes of a checkpoint's weights whose name ends so, in the order of their names."""
+    with safe_open(next(folder.glob("*.safetensors")), "np") as file:
+        return [file.get_slice(name).get_shape() for name in sorted(file.keys()) if name.endswith(ending)]
+
+
+def assert_equal_results(path: Path, result: Path, feeds: Arrays) -> None:
+    ((expected,), (actual,)) = (run_portable(each, feeds) for each in (path, result))
+    for name, values in expected.items():
+        difference = np.abs(actual[name].astype(np.float64) - values).max()
+        assert difference <= (1 if values.dtype == np.uint8 else 1e-5 * np.abs(values).max())
+
+
+@pytest.mark.parametrize(("graph", "part"), [("unet", "unet"), ("vae_decoder", "vae")])
+def test_every_place_of_a_real_graph_is_found(exported: Exported, graph: str, part: str, tmp_path: Path) -> None:
+    """As many as the checkpoints have; 4 of 9 products of each upsampler remain, and the result."""
+    folder = exported.checkpoints
+    gates = [weight_shapes(folder / name, ".ff.net.0.proj.weight") for name in (f"base/{part}", "motion_adapter")]
+    units = sum(map(len, gates)) if graph == "unet" else 0
+    upsamplers = weight_shapes(folder / "base" / part, "upsamplers.0.conv.weight")
+    bundle = Bundle.load(exported.bundle)
+    path = bundle.folder / bundle.graph(graph).path
+    result, counts = rewritten(path, tmp_path, fold_upsampling, split_gated_units)
+    assert counts == [len(upsamplers), units]
+    assert len(upsamplers) > 0
+    model = onnx.load(result, load_external_data=False)
+    used = {name for node in model.graph.node for name in node.input}
+    assert {item.name for item in model.graph.initializer} <= used, "what was replaced is gone"
+
+    feeds = random_inputs(bundle, graph)
+    assert_equal_results(path, result, feeds)
+    *_, height, width = feeds["latents"].shape
+    frames = feeds["latents"].size // (4 * height * width)
+    largest = height * width * (1 if graph == "unet" else 4 ** len(upsamplers))
+    pixels = [frames * largest // 4**index for index in range(len(upsamplers))]  # of the results, the last first
+    products = [outputs * inputs * count for (outputs, inputs, *_), count in zip(upsamplers[::-1], pixels, strict=True)]
+    spared = 2 * (9 - 4) * sum(products)
+    assert count_flops(path, feeds, tmp_path) - count_flops(result, feeds, tmp_path) == spared
+
+
+def test_the_convolutions_of_the_tiny_decoder_have_no_bias(exported: Exported, tmp_path: Path) -> None:
+    bundle = Bundle.load(exported.bundle)
+    path = bundle.folder / bundle.graph("vae_decoder_tiny").path
+    result, (count,) = rewritten(path, tmp_path, fold_upsampling)
+    assert 2**count == bundle.manifest.sizes.vae_scale_factor
+    assert_equal_results(path, result, random_inputs(bundle, "vae_decoder_tiny"))
