@@ -241,3 +241,19 @@ def test_only_attention_of_transformers_is_fused() -> None:
     assert fusions.is_transformer_attention("down_blocks.0.attentions.0.transformer_blocks.0.attn2/Softmax_1")
     assert fusions.is_transformer_attention("mid_block.motion_modules.0.transformer_blocks.0.attn1/Softmax_1")
     assert not fusions.is_transformer_attention("decoder.mid_block.attentions.0/Softmax_1")
+
+
+def test_sums_through_the_whole_network_in_fp32_bring_bf16_closer(tmp_path: Path) -> None:
+    """The islands of OpenVINO's engines; the error is that of the root mean square."""
+    bundle = Bundle.load()
+    feeds = check.random_inputs(bundle, "unet")
+    (expected,) = check.run_portable(bundle.folder / bundle.graph("unet").path, feeds)
+    errors = []
+    for islands in (lambda node: False, precision.is_residual_stream):
+        model = typed.typed_graph(bundle, "unet", "bf16", lambda model: None, islands)
+        check.round_results(model)
+        path = tmp_path / f"{len(errors)}.onnx"
+        typed.write_typed(model, path)
+        (actual,) = check.run_portable(path, feeds)
+        errors.append(np.sqrt(np.mean((actual["prediction"] - expected["prediction"]) ** 2)))
+    assert 0 < errors[1] < 0.85 * errors[0]

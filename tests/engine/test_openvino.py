@@ -1,0 +1,268 @@
+"""OpenVINO engines: how far from fp32, which of them is taken, and never loaded where they do not belong."""
+
+import json
+import logging
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from bundles import with_other_motion_module
+from conftest import Exported
+from onnx import TensorProto, helper, numpy_helper
+from references import pictures
+from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.engine.openvino import build
+from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline, backends, openvino
+from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.engines import find_set
+from sparsectrl_lcm.runtime.manifest import GraphRecord, TensorRecord
+from sparsectrl_lcm.runtime.openvino import OpenVinoSession, OpenVinoSessions, compile_options
+
+HEADS = 4
+"""Heads of the attentions over time; a clip of as many frames is the case that OpenVINO 2026.4 gets wrong."""
+BUILT = ("vae_encoder", "controlnet_scribble", "controlnet_rgb", "unet", "vae_decoder", "vae_decoder_tiny")
+
+
+@pytest.fixture(scope="module")
+def built(sd15_like: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with engines in bf16, compared with fp32 as they were built, and in fp32."""
+    bundle = Path(shutil.copytree(sd15_like.bundle, tmp_path_factory.mktemp("built") / "Bündel 1"))
+    build(bundle, "bf16")
+    build(bundle, "fp32", check=False)
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def references(sd15_like: Exported) -> Iterator[VideoPipeline]:
+    """ONNX Runtime on the portable graphs, which test_pipeline.py compares with diffusers."""
+    pipeline = VideoPipeline.load(sd15_like.bundle, "onnxruntime")
+    yield pipeline
+    pipeline.close()
+
+
+def test_every_graph_with_work_gets_an_engine_close_to_fp32(built: Path) -> None:
+    """Outputs within 5e-2, frames within 3 levels in the mean; also with as many frames as heads."""
+    for precision in ("bf16", "fp32"):
+        engines = find_set(built, "openvino", precision)
+        assert engines is not None
+        assert set(engines.index.engines) == set(BUILT)
+        for graph, record in engines.index.engines.items():
+            assert set(record.files) == {f"{graph}.onnx", f"{graph}.weights"}
+            types = {item.data_type for item in initializers(engines.folder / record.path) if "." in item.name}
+            assert (TensorProto.BFLOAT16 in types) == (precision == "bf16")
+            if precision == "bf16":
+                assert 0 < max(record.report["errors"].values()) <= (3 if "decoder" in graph else 5e-2)
+
+
+def initializers(path: Path) -> list[onnx.TensorProto]:
+    return list(onnx.load(path, load_external_data=False).graph.initializer)
+
+
+def ask(pipeline: VideoPipeline, **options: Any) -> np.ndarray:
+    """Frames of a small request with guidance and as many frames as heads."""
+    keyframes = [Keyframe(1, pictures(1, 64, 64)[0])]
+    size = {"width": 64, "height": 64, "num_frames": HEADS, "num_inference_steps": 2}
+    clip = pipeline.generate("a red circle", keyframes, guidance_scale=1.5, **{"seed": 3, **size, **options})
+    return clip.frames.astype(int)
+
+
+@pytest.mark.parametrize(("precision", "mean", "largest"), [("fp32", 0.01, 1), ("bf16", 1.5, 30)])
+def test_frames_of_engines_are_close_to_those_of_the_portable_graphs(
+    built: Path, references: VideoPipeline, precision: str, mean: float, largest: int
+) -> None:
+    pipeline = VideoPipeline.load(built, "openvino", precision=precision)
+    assert pipeline.precision == precision
+    expected = ask(references)
+    difference = np.abs(ask(pipeline) - expected)
+    assert difference.mean() <= mean
+    assert difference.max() <= largest
+    assert np.abs(ask(references, seed=4) - expected).mean() > 10 * mean, "another clip is further away"
+
+
+def attention(path: Path, heads: int, size: int) -> np.ndarray:
+    """An attention in bf16 as the engines hold it, on its projections [B, S, heads * size]; its weights."""
+    width = heads * size
+    weight = np.random.default_rng(0).standard_normal((width, 3 * width)).astype(np.float32) / np.sqrt(width)
+    held = numpy_helper.from_array(weight.astype(ml_dtypes.bfloat16), "weight")
+    shape = numpy_helper.from_array(np.array([0, 0, heads, size]), "split")
+    merged = numpy_helper.from_array(np.array([0, 0, width]), "merged")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["low"], to=TensorProto.BFLOAT16),
+        helper.make_node("MatMul", ["low", "weight"], ["projected"]),
+        helper.make_node("Split", ["projected"], ["q", "k", "v"], axis=2, num_outputs=3),
+    ]
+    for name in "qkv":
+        nodes.append(helper.make_node("Reshape", [name, "split"], [f"{name}.parts"]))
+        nodes.append(helper.make_node("Transpose", [f"{name}.parts"], [f"{name}.heads"], perm=[0, 2, 1, 3]))
+    nodes += [
+        helper.make_node("Attention", ["q.heads", "k.heads", "v.heads"], ["mixed"], scale=size**-0.5),
+        helper.make_node("Transpose", ["mixed"], ["turned"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["turned", "merged"], ["joined"]),
+        helper.make_node("Cast", ["joined"], ["y"], to=TensorProto.FLOAT),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None, width]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [held, shape, merged])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), path)
+    return weight
+
+
+@pytest.mark.parametrize("positions", [HEADS - 1, HEADS, HEADS + 1])
+def test_attention_over_as_many_positions_as_heads(positions: int, tmp_path: Path) -> None:
+    """A clip of 8 frames with the 8 heads of Stable Diffusion 1.5, at small size."""
+    batch, size = 6, 8
+    weight = attention(tmp_path / "g.onnx", HEADS, size)
+    x = np.random.default_rng(1).standard_normal((batch, positions, HEADS * size)).astype(np.float32)
+    record = GraphRecord(
+        path="g.onnx",
+        weights=(),
+        inputs=(TensorRecord(name="x", dtype="float32", shape=x.shape),),
+        outputs=(TensorRecord(name="y", dtype="float32", shape=x.shape),),
+        max_error=0.0,
+    )
+    session = OpenVinoSession(tmp_path / "g.onnx", record, {"x": x.shape}, "CPU", compile_options("CPU", "bf16"))
+    (actual,) = session.run({"x": x})
+    query, key, value = (
+        part.reshape(batch, positions, HEADS, size).transpose(0, 2, 1, 3) for part in np.split(x @ weight, 3, axis=2)
+    )
+    scores = np.exp(query @ key.swapaxes(2, 3) / np.sqrt(size))
+    mixed = scores / scores.sum(axis=3, keepdims=True) @ value
+    expected = mixed.transpose(0, 2, 1, 3).reshape(x.shape)
+    assert np.abs(actual - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle with its engines, to be spoiled."""
+    return Path(shutil.copytree(built, tmp_path / "a bundle"))
+
+
+def refused(bundle: Path, precision: str, reason: str) -> list[str]:
+    """Checks that the engines are refused at a request; the command that builds them anew, as its arguments."""
+    with pytest.raises(BackendError, match=reason) as error:
+        ask(VideoPipeline.load(bundle, "openvino", precision=precision))
+    assert "\n" not in str(error.value)
+    command = shlex.split(str(error.value).split("; run: ")[1])
+    assert command == ["sparsectrl-lcm", "build", str(bundle), "--backend", "openvino", "--precision", precision]
+    return command[1:]
+
+
+def test_engines_of_another_version_are_refused(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And auto takes what runs without."""
+    assert backends.choose_backend(Bundle.load(bundle)) == "openvino"
+    monkeypatch.setattr(openvino, "version", lambda: "2031.1.0")
+    refused(bundle, "bf16", r"'unet' was built by version 202\d\.\d+\.\d+, here is 2031\.1\.0; run")
+    with caplog.at_level(logging.WARNING):
+        assert backends.choose_backend(Bundle.load(bundle)) == "onnxruntime"
+    assert f"run: sparsectrl-lcm build {bundle} --backend openvino" in caplog.text
+
+
+def test_engines_of_another_bundle_are_refused(bundle: Path, tmp_path: Path) -> None:
+    other = with_other_motion_module(bundle, tmp_path / "other")
+    shutil.copytree(bundle / "engines", other / "engines")
+    refused(other, "fp32", "'unet' was built from another bundle; run")
+
+
+def test_damaged_engines_are_refused_and_mended_by_the_command(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bundle / "engines/openvino/bf16"
+    weights = folder / "unet.weights"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    refused(bundle, "bf16", "'unet' differs from its checksum; run")
+    (folder / "unet.onnx").unlink()
+    refused(bundle, "bf16", "'unet' is missing; run")
+    (folder / "engines.json").write_text("[")
+    with pytest.raises(BackendError, match=r"cannot be read; run: .* --backend openvino --precision bf16$"):
+        VideoPipeline.load(bundle, "openvino")
+    command = shlex.split(f"build {shlex.quote(str(bundle))} --backend openvino --precision bf16 --no-check")
+    assert run(command) == 0
+    assert "openvino bf16: 6 engines" in capsys.readouterr().out
+    engines, manifest = find_set(bundle, "openvino", "bf16"), Bundle.load(bundle).manifest
+    assert engines is not None
+    assert [engines.fault(manifest, graph) for graph in BUILT] == [None] * len(BUILT)
+    assert run(["inspect", str(bundle)]) == 0
+    assert "openvino bf16" in capsys.readouterr().out
+
+
+def only(bundle: Path, *precisions: str) -> None:
+    """Removes the engines of all other precisions."""
+    for folder in (bundle / "engines/openvino").iterdir():
+        if folder.name not in precisions:
+            shutil.rmtree(folder)
+
+
+def computes_in(monkeypatch: pytest.MonkeyPatch, *types: str) -> None:
+    monkeypatch.setattr(openvino, "capabilities", lambda device="CPU": list(types))
+
+
+def test_the_precision_is_one_that_the_processor_computes_in(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(precision: str | None = None) -> str | None:
+        return VideoPipeline.load(bundle, "openvino", precision=precision).precision
+
+    computes_in(monkeypatch, "BF16", "FP32", "INT8")
+    assert (taken(), taken("bf16"), taken("fp32")) == ("bf16", "bf16", "fp32")
+    computes_in(monkeypatch, "FP32", "INT8")
+    assert (taken(), taken("bf16"), taken("fp32")) == ("fp32", "bf16", "fp32")
+    only(bundle, "bf16")
+    assert (taken(), taken("bf16"), taken("fp32")) == ("fp32", "bf16", "fp32"), "fp32 is that of the portable graphs"
+    assert OpenVinoSessions(Bundle.load(bundle))._engines is None
+    only(bundle)
+    refused(bundle, "bf16", "bf16 engines were not built")
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_bundle(), tmp_path / "demo"))
+
+
+@pytest.mark.parametrize(("types", "precision"), [(("BF16", "FP32"), "bf16"), (("FP32", "INT8"), "fp32")])
+def test_build_takes_the_precision_of_the_processor(
+    types: tuple[str, ...],
+    precision: str,
+    demo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    computes_in(monkeypatch, *types)
+    assert run(["build", str(demo), "--backend", "openvino", "--no-check"]) == 0
+    assert f"openvino {precision}: 5 engines" in capsys.readouterr().out
+    assert [path.name for path in (demo / "engines/openvino").iterdir()] == [precision]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "fp16"], "--precision 'fp16' is not one of openvino; allowed are bf16, fp32, int8"),
+        (["--size", "64x64"], "--size is not an option of openvino"),
+        (["--refit"], "--refit is not an option of openvino"),
+    ],
+)
+def test_options_that_a_build_does_not_have_are_one_line(
+    arguments: list[str], message: str, demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["build", str(demo), "--backend", "openvino", *arguments]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (demo / "engines").exists()
+
+
+def test_a_failed_build_leaves_what_was_there(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = json.loads((bundle / "engines/openvino/bf16/engines.json").read_text())
+
+    def fail(*_: Any) -> None:
+        raise BackendError("backend: OpenVINO cannot compile unet.onnx: no")
+
+    monkeypatch.setattr("sparsectrl_lcm.engine.openvino.compare", fail)
+    with pytest.raises(BackendError, match="cannot compile"):
+        build(bundle, "bf16")
+    assert json.loads((bundle / "engines/openvino/bf16/engines.json").read_text()) == before
+    assert sorted(path.name for path in (bundle / "engines/openvino").iterdir()) == ["bf16", "fp32"]
