@@ -160,13 +160,13 @@ def assert_equal_results(path: Path, result: Path, feeds: Arrays) -> None:
 
 
 @pytest.mark.parametrize(("graph", "part"), [("unet", "unet"), ("vae_decoder", "vae")])
-def test_every_place_of_a_real_graph_is_found(exported: Exported, graph: str, part: str, tmp_path: Path) -> None:
+def test_every_place_of_a_real_graph_is_found(sd15_like: Exported, graph: str, part: str, tmp_path: Path) -> None:
     """As many as the checkpoints have; 4 of 9 products of each upsampler remain, and the result."""
-    folder = exported.checkpoints
+    folder = sd15_like.checkpoints
     gates = [weight_shapes(folder / name, ".ff.net.0.proj.weight") for name in (f"base/{part}", "motion_adapter")]
     units = sum(map(len, gates)) if graph == "unet" else 0
     upsamplers = weight_shapes(folder / "base" / part, "upsamplers.0.conv.weight")
-    bundle = Bundle.load(exported.bundle)
+    bundle = Bundle.load(sd15_like.bundle)
     path = bundle.folder / bundle.graph(graph).path
     result, counts = rewritten(path, tmp_path, fold_upsampling, split_gated_units)
     assert counts == [len(upsamplers), units]

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import Exported, export_architecture
+from diffusers import AutoencoderTiny
 from references import animatediff_pipeline, pictures, sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.runtime import Clip, Keyframe, SparseCtrlLcmError, VideoPipeline, openvino
+from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError, VideoPipeline, openvino
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.openvino import OpenVinoSessions
 from sparsectrl_lcm.runtime.sessions import Array, OnnxRuntimeSessions, Sessions
 
-SIDE, FRAMES, STEPS, SEED = 64, 3, 2, 5
+SIDES, FRAMES, STEPS, SEED = {"sd15_like": 64, "other": 32}, 3, 2, 5
 PROMPT, NEGATIVE = "a red circle moves right", "blue small square"
-SIZE: dict[str, Any] = {"width": SIDE, "height": SIDE, "num_frames": FRAMES, "num_inference_steps": STEPS}
+CASES = {"sd15_like": ("scribble", 2.0, (2, 0)), "other": ("rgb", 1.0, (1,))}
+"""Kind of keyframes, guidance, and the keyframes' places, for each architecture."""
 
 
 @pytest.fixture(scope="module")
@@ -33,96 +35,86 @@ def pipeline(exported: Exported) -> Iterator[VideoPipeline]:
     opened.close()
 
 
-@pytest.fixture(scope="module")
-def other() -> Exported:
-    return export_architecture("other")
-
-
-@pytest.fixture(scope="module")
-def hosts(other: Exported) -> Iterator[tuple[VideoPipeline, VideoPipeline]]:
-    """OpenVINO and ONNX Runtime on one bundle."""
-    opened = VideoPipeline.load(other.bundle, "openvino"), VideoPipeline.load(other.bundle, "onnxruntime")
-    yield opened
-    for each in opened:
-        each.close()
-
-
 def difference(frames: Array, others: Array) -> int:
     return int(np.abs(frames.astype(int) - others).max())
 
 
-def reference_options(guidance: float) -> dict[str, Any]:
-    """What diffusers' pipelines call the options of SIZE."""
+def size_of(exported: Exported) -> dict[str, Any]:
+    side = SIDES[exported.name]
+    return {"width": side, "height": side, "num_frames": FRAMES, "num_inference_steps": STEPS}
+
+
+def reference_options(exported: Exported, guidance: float, seed: int) -> dict[str, Any]:
+    """The same as diffusers' pipelines call it."""
     return {
         "negative_prompt": NEGATIVE,
-        "num_inference_steps": STEPS,
         "guidance_scale": guidance,
-        "num_frames": FRAMES,
-        "height": SIDE,
-        "width": SIDE,
-        "generator": torch.Generator("cpu").manual_seed(SEED),
+        **size_of(exported),
+        "generator": torch.Generator("cpu").manual_seed(seed),
         "output_type": "np",
     }
 
 
-@pytest.mark.parametrize(("controlnet", "guidance", "indices"), [("scribble", 2.0, (2, 0)), ("rgb", 1.0, (1,))])
-def test_frames_are_those_of_diffusers(
-    exported: Exported, pipeline: VideoPipeline, controlnet: str, guidance: float, indices: tuple[int, ...]
-) -> None:
-    images = pictures(len(indices), SIDE, SIDE)
-    reference = sparsectrl_pipeline(exported.checkpoints, controlnet)
+def test_frames_are_those_of_diffusers(exported: Exported, pipeline: VideoPipeline) -> None:
+    """Also those of the next seed, for which all that does not depend on it is kept."""
+    controlnet, guidance, indices = CASES[exported.name]
+    images = pictures(len(indices), SIDES[exported.name], SIDES[exported.name])
     given = {"conditioning_frames": images, "controlnet_frame_indices": list(indices)}
-    expected = to_uint8(reference(PROMPT, **given, **reference_options(guidance)).frames[0])
     keyframes = [Keyframe(index, image) for index, image in zip(indices, images, strict=True)]
-    clip = pipeline.generate(
-        PROMPT, keyframes, controlnet, negative_prompt=NEGATIVE, guidance_scale=guidance, seed=SEED, **SIZE
-    )
-    assert expected.std() > 10, "a flat clip would prove nothing"
-    assert difference(clip.frames, expected) <= 1
+    reference = sparsectrl_pipeline(exported.checkpoints, controlnet)
+    options: dict[str, Any] = {"controlnet": controlnet, "negative_prompt": NEGATIVE, "guidance_scale": guidance}
+    conditioning = {"text", "keyframes", "control"}
+    for seed, computed in ((SEED, conditioning), (SEED + 1, set())):
+        clip = pipeline.generate(PROMPT, keyframes, **options, seed=seed, **size_of(exported))
+        expected = to_uint8(reference(PROMPT, **given, **reference_options(exported, guidance, seed)).frames[0])
+        assert expected.std() > 10, "a flat clip would prove nothing"
+        assert difference(clip.frames, expected) <= 1
+        assert clip.timings.keys() & conditioning == computed
     assert (pipeline.backend, pipeline.precision) == ("openvino", "fp32")
 
 
 def test_without_keyframes_the_clip_is_animatediffs(exported: Exported, pipeline: VideoPipeline) -> None:
     """With guidance, for which the UNet of a request without is not compiled anew."""
-    pipeline.generate(PROMPT, seed=SEED, **SIZE)
+    pipeline.generate(PROMPT, seed=SEED, **size_of(exported))
     compiled = pipeline.executor.sessions.session("unet")  # type: ignore[attr-defined]
-    expected = to_uint8(animatediff_pipeline(exported.checkpoints)(PROMPT, **reference_options(2.0)).frames[0])
-    clip = pipeline.generate(PROMPT, negative_prompt=NEGATIVE, guidance_scale=2, seed=SEED, **SIZE)
+    reference = animatediff_pipeline(exported.checkpoints)
+    expected = to_uint8(reference(PROMPT, **reference_options(exported, 2.0, SEED)).frames[0])
+    clip = pipeline.generate(PROMPT, negative_prompt=NEGATIVE, guidance_scale=2, seed=SEED, **size_of(exported))
     assert difference(clip.frames, expected) <= 1
     assert pipeline.executor.sessions.session("unet") is compiled  # type: ignore[attr-defined]
 
 
-def test_sizes_and_lengths_may_change_between_requests(hosts: tuple[VideoPipeline, VideoPipeline]) -> None:
+def test_each_decoder_is_compiled_once(exported: Exported, pipeline: VideoPipeline) -> None:
+    reference = animatediff_pipeline(exported.checkpoints)
+    reference.vae = AutoencoderTiny.from_pretrained(exported.checkpoints / "tiny_decoder")
+    expected = to_uint8(reference(PROMPT, **reference_options(exported, 1.0, SEED)).frames[0])
+    full = pipeline.generate(PROMPT, seed=SEED, **size_of(exported))
+    compiled = pipeline.executor.sessions.session("vae_decoder")  # type: ignore[attr-defined]
+    tiny = pipeline.generate(PROMPT, seed=SEED, decoder="tiny", **size_of(exported))
+    assert difference(tiny.frames, expected) <= 1
+    assert difference(tiny.frames, full.frames) > 3
+    assert (pipeline.generate(PROMPT, seed=SEED, **size_of(exported)).frames == full.frames).all()
+    assert pipeline.executor.sessions.session("vae_decoder") is compiled  # type: ignore[attr-defined]
+
+
+def test_sizes_and_lengths_may_change_between_requests() -> None:
     """One frame with guidance, where the residuals' zeros have as many rows as one prompt; then another size."""
-    requests: list[dict[str, Any]] = [
-        {"width": 32, "height": 24, "num_frames": 1, "guidance_scale": 2},
-        {"width": 16, "height": 40, "num_frames": 5, "keyframes": [Keyframe(4, pictures(1, 16, 40)[0])]},
-        {"width": 32, "height": 24, "num_frames": 1, "guidance_scale": 2},
-    ]
-    clips: list[list[Clip]] = [
-        [host.generate(PROMPT, num_inference_steps=2, seed=1, **request) for host in hosts] for request in requests
-    ]
-    for (actual, expected), request in zip(clips, requests, strict=True):
-        assert actual.frames.shape == (request["num_frames"], request["height"], request["width"], 3)
-        assert difference(actual.frames, expected.frames) <= 1
-    assert (clips[0][0].frames == clips[2][0].frames).all()
-
-
-def test_the_second_seed_uses_what_is_kept(hosts: tuple[VideoPipeline, VideoPipeline]) -> None:
-    keyframes = [Keyframe(1, pictures(1, 32, 24)[0])]
-    request: dict[str, Any] = {"width": 32, "height": 24, "num_frames": 2, "num_inference_steps": 2}
-    first = hosts[0].generate(PROMPT, keyframes, seed=1, **request)
-    assert {"text", "keyframes", "control"} <= first.timings.keys()
-    second = hosts[0].generate(PROMPT, keyframes, seed=2, **request)
-    assert not {"text", "keyframes", "control"} & second.timings.keys()
-    assert difference(second.frames, hosts[1].generate(PROMPT, keyframes, seed=2, **request).frames) <= 1
-    assert difference(second.frames, first.frames) > 3
-
-    full = hosts[0].executor.sessions.session("vae_decoder")  # type: ignore[attr-defined]
-    tiny = [host.generate(PROMPT, keyframes, seed=2, decoder="tiny", **request).frames for host in hosts]
-    assert difference(*tiny) <= 1
-    assert difference(tiny[0], second.frames) > 3
-    assert hosts[0].executor.sessions.session("vae_decoder") is full  # type: ignore[attr-defined]
+    bundle = export_architecture("other").bundle
+    ours, reference = (VideoPipeline.load(bundle, backend) for backend in ("openvino", "onnxruntime"))
+    small: dict[str, Any] = {"width": 32, "height": 24, "num_frames": 1, "guidance_scale": 2}
+    wide: dict[str, Any] = {
+        "width": 16,
+        "height": 40,
+        "num_frames": 5,
+        "keyframes": [Keyframe(4, pictures(1, 8, 8)[0])],
+    }
+    clips = []
+    for request in (small, wide, small):
+        clips.append(ours.generate(PROMPT, num_inference_steps=2, seed=1, **request))
+        expected = reference.generate(PROMPT, num_inference_steps=2, seed=1, **request)
+        assert clips[-1].frames.shape == expected.frames.shape
+        assert difference(clips[-1].frames, expected.frames) <= 1
+    assert (clips[0].frames == clips[2].frames).all()
 
 
 @pytest.fixture
@@ -250,13 +242,20 @@ def test_another_device_chooses_its_precision(monkeypatch: pytest.MonkeyPatch) -
         OpenVinoSessions(Bundle.load(), "bf16", "GPU.0")
 
 
-def test_generate_with_the_options_of_openvino(
-    other: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_options_of_generate_reach_the_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["generate", "--bundle", str(other.bundle), "--prompt", "a boat", "--size", "16x16", "--frames", "1"]
-    options = ["--device", "CPU", "--precision", "fp32", "--threads", "1", "--steps", "1", "--seed", "3"]
-    assert run([*command, *options, "-o", str(tmp_path / "clip.gif")]) == 0, capsys.readouterr().err
-    assert "1 frame of 16x16, seed 3" in capsys.readouterr().out
+    seen: list[Any] = []
+
+    def load(*arguments: Any, **options: Any) -> None:
+        seen.append((arguments, options))
+        raise InvalidRequest("seen")
+
+    monkeypatch.setattr(VideoPipeline, "load", load)
+    options = ["--backend", "openvino", "--device", "GPU", "--precision", "int8", "--threads", "3"]
+    assert run(["generate", "--prompt", "a boat", *options, "-o", str(tmp_path / "clip.gif")]) == 2
+    assert seen == [((None, "openvino"), {"precision": "int8", "device": "GPU", "threads": 3})]
+    assert capsys.readouterr().err == "error: seen\n"
 
 
 def test_build_needs_openvino(demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
