@@ -138,6 +138,12 @@ def test_engines_are_asked_for_where_there_are_none(executor: GpuExecutor) -> No
         cuda_backend.OnnxRuntimeCudaLoader().check(bundle, ClipSize(width=64, height=64, frames=1))
 
 
+def test_a_precision_that_was_not_built_is_refused(executor: GpuExecutor) -> None:
+    assert executor.precision is None
+    with pytest.raises(BackendError, match=r"fp32 engines were not built; run: .* onnxruntime-cuda --precision fp32$"):
+        cuda_backend.OnnxRuntimeCudaLoader("fp32").check(executor.bundle, ClipSize(width=64, height=64, frames=1))
+
+
 def test_an_unknown_precision_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", str(demo_bundle()), "--backend", "onnxruntime-cuda", "--precision", "bf16"]
     assert run(command) == 2

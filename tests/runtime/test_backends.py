@@ -47,6 +47,13 @@ def test_the_cpu_runs_everywhere(name: str) -> None:
     assert VideoPipeline.load(backend=name).backend == "onnxruntime"
 
 
+@pytest.mark.parametrize("threads", [1, None])
+def test_threads_reach_onnxruntime(threads: int | None) -> None:
+    sessions = VideoPipeline.load(backend="onnxruntime", threads=threads).executor.sessions  # type: ignore[attr-defined]
+    sessions.open("lcm_update", {})
+    assert sessions.session("lcm_update")._session.get_session_options().intra_op_num_threads == (threads or 0)
+
+
 def test_auto_takes_openvino_on_a_cpu_that_has_it() -> None:
     assert VideoPipeline.load().backend == "openvino"
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,6 +203,19 @@ def test_threads_are_those_that_were_asked_for(threads: int | None) -> None:
     compiled: Any = sessions.session("lcm_update")._request.get_compiled_model()
     assert compiled.get_property("NUM_STREAMS") == 1
     assert threads is None or compiled.get_property("INFERENCE_NUM_THREADS") == threads
+
+
+def test_a_session_pulls_in_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from sparsectrl_lcm.runtime.bundle import Bundle\n"
+        "from sparsectrl_lcm.runtime.openvino import OpenVinoSessions\n"
+        "sizes = {'batch': 1, 'frames': 1, 'latent_height': 8, 'latent_width': 8}\n"
+        "OpenVinoSessions(Bundle.load()).open('lcm_update', sizes)\n"
+        "print(*({'torch', 'diffusers', 'transformers', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
 
 
 BAD = [

@@ -13,6 +13,7 @@ from sparsectrl_lcm.runtime.bundle import Bundle
 from sparsectrl_lcm.runtime.engines import ClipSize, device_scope, engine_folders
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.gpu.device import Device
+from sparsectrl_lcm.runtime.gpu.tensorrt import TensorRtLoader
 from sparsectrl_lcm.runtime.manifest import read_manifest
 from tensorrt_builds import H200, RELEASES, RTX_4090, SIZE, TENSORRT, Workshop, small_copy
 from tensorrt_process import GRAPH, Process, one_line
@@ -298,3 +299,21 @@ def test_the_lower_precision_is_preferred(release: str, tmp_path: Path) -> None:
         Workshop(release).build(bundle, precision=precision)
         found.append(Process(release, bundle).open("text_encoder").engine.dtypes["prompt_embeds"])
     assert found == ["float32", "bfloat16", "float16"]
+    chosen = Process(release, bundle)
+    chosen.loader = TensorRtLoader(chosen.workshop.library, chosen.device, "bf16")
+    assert chosen.loader.precision == "bf16"
+    assert chosen.open("text_encoder").engine.dtypes["prompt_embeds"] == "bfloat16", "where it is asked for"
+
+
+@pytest.mark.parametrize(
+    ("precision", "reason"),
+    [
+        ("fp32", f"fp32 engines for {SIZE} were not built; run: .* --frames {SIZE.frames} --precision fp32$"),
+        ("int8", r"precision: 'int8' is unknown to tensorrt\S*; allowed are bf16, fp16, fp32$"),
+    ],
+)
+def test_a_precision_that_is_not_there_is_refused(process: Process, precision: str, reason: str) -> None:
+    loader = TensorRtLoader(process.workshop.library, process.device, precision)
+    with pytest.raises(BackendError, match=reason) as error:
+        loader.check(Bundle.load(process.bundle), SIZE)
+    one_line(error)
