@@ -96,8 +96,7 @@ def measure_pipeline(job: Job) -> Iterator[Row]:
     for number, mode in enumerate(wanted, start=1):
         if mode == "plain":
             for workspace in pipeline.executor._workspaces.values():
-                workspace.graphs.clear()
-                workspace.graphs.enabled = False
+                workspace.forgo_graphs()
         current = warm_up(ask, fresh)
         if mode == "CUDA graph" and complaints.last:
             yield {"mode": mode, "reason": complaints.last}

@@ -25,7 +25,7 @@ from ..runtime.weights import WeightTable, weight_table_path
 from .check import check_precision
 from .fusions import fuse_for_tensorrt
 from .layers import layer_report
-from .monitor import OnProgress, interruptible, make_progress_monitor
+from .monitor import BuildControl, OnProgress, interruptible, make_progress_monitor
 from .options import TensorRtOptions, check_size
 from .staging import engine_record, staged
 from .timing_cache import TimingCache
@@ -198,6 +198,14 @@ class _Build:
 
     def plan(self, graph: str, source: Path, names: list[str], report: OnProgress) -> Any:
         """Parses and builds, with the named weights refittable; the serialized engine."""
+        with interruptible() as control:  # all of it: what is raised within the library's calls of the logger is lost
+            plan = self._plan(graph, source, names, report, control)
+        control.check()
+        if plan is None:
+            raise self.library.failure(f"cannot build {graph!r}")
+        return plan
+
+    def _plan(self, graph: str, source: Path, names: list[str], report: OnProgress, control: BuildControl) -> Any:
         trt, logger = self.library.module, self.library.logger
         builder = trt.Builder(logger)
         network = builder.create_network(_strongly_typed(trt))
@@ -218,14 +226,10 @@ class _Build:
         config = builder.create_builder_config()
         configure(trt, config, self.library.backend, self.options)
         self.timing_cache.attach(config)
-        with interruptible() as control:
-            told = lambda text, fraction: report(text, 0.2 + 0.8 * fraction)  # noqa: E731
-            config.progress_monitor = make_progress_monitor(trt, told, control)
-            plan = builder.build_serialized_network(network, config)
+        told = lambda text, fraction: report(text, 0.2 + 0.8 * fraction)  # noqa: E731
+        config.progress_monitor = make_progress_monitor(trt, told, control)
+        plan = builder.build_serialized_network(network, config)
         self.timing_cache.detach(config)
-        control.check()
-        if plan is None:
-            raise self.library.failure(f"cannot build {graph!r}")
         return plan
 
 

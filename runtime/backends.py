@@ -68,6 +68,12 @@ class Availability:
     reason: str | None = None
 
 
+def check_backend(backend: str) -> None:
+    """Raises BackendError where a name is neither auto nor one of `BACKENDS`."""
+    if backend not in ("auto", *BACKENDS):
+        raise BackendError(f"backend: {backend!r} is unknown; allowed are auto, {', '.join(BACKENDS)}")
+
+
 def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executor:
     """What runs the requests of `bundle`.
 
@@ -81,8 +87,7 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
     """
     if backend == "auto":
         backend = OPENVINO if options.device is not None else choose_backend(bundle)
-    if backend not in BACKENDS:
-        raise BackendError(f"backend: {backend!r} is unknown; allowed are auto, {', '.join(BACKENDS)}")
+    check_backend(backend)
     if options.device is not None and backend != OPENVINO:
         raise BackendError(f"device: {options.device!r} is for openvino; {backend} takes none")
     if options.threads is not None and backend not in ON_CPU:

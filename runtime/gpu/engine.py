@@ -1,7 +1,7 @@
 """The seam between the loop on the device and what runs the graphs."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..bundle import Bundle
 from ..engines import ClipSize
@@ -43,6 +43,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees the engine."""
+
+
+@runtime_checkable
+class CapturesItself(Protocol):
+    """An engine that keeps CUDA graphs of its own runs."""
+
+    def forgo_graphs(self) -> None:
+        """From here on runs go without graphs."""
 
 
 class Loader(Protocol):

@@ -52,7 +52,14 @@ class Library:
 
 def is_out_of_memory(text: str) -> bool:
     """Whether a library's message says that the device's memory has run out."""
-    marks = ("out of memory", "outofmemory", "memoryallocation", "alloc_failed", "failed to allocate")
+    marks = (
+        "out of memory",
+        "outofmemory",
+        "memoryallocation",
+        "alloc_failed",
+        "failed to allocate",
+        "resource allocation failed",  # cuBLAS, whose handles take memory too
+    )
     return any(mark in text.lower() for mark in marks)
 
 

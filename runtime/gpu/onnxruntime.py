@@ -24,6 +24,7 @@ MAX_GRAPHS = 64
 PRECISIONS = ("fp16", "fp32")
 """In the order in which a set of engines is chosen."""
 _NO_GRAPH = -1
+_FATAL = 4
 _CANNOT_REFIT = "refit: ONNX Runtime cannot refit; load the other bundle instead"
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 
@@ -46,6 +47,7 @@ class OnnxRuntimeCudaLoader:
         """The engine of a graph, after its key was compared."""
         import onnxruntime
 
+        onnxruntime.set_default_logger_severity(_FATAL)  # what fails is raised; cuDNN's trials would fill the screen
         onnxruntime.preload_dlls()  # CUDA and cuDNN of the extra lie where only this finds them
         engines = self._set(bundle)
         path = engines.open(bundle.manifest, graph, onnxruntime.__version__)
@@ -110,6 +112,11 @@ class OnnxRuntimeCudaEngine:
             self._session.run_with_iobinding(*self._bindings[key])
         except Exception as error:  # onnxruntime raises classes of its own that share no public base
             raise _failure("failed", error) from error
+
+    def forgo_graphs(self) -> None:
+        """From here on runs go without graphs."""
+        self._graphs = False
+        self._bindings.clear()
 
     def refit(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
         """Raises BackendError: ONNX Runtime cannot."""

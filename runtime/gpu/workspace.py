@@ -12,7 +12,7 @@ from ..request import MAX_STEPS
 from ..weights import changed_weights, check_files
 from .buffers import Block, Inputs, Tensor, aligned, host_array
 from .cuda import Cuda
-from .engine import Engine, Loader
+from .engine import CapturesItself, Engine, Loader
 from .graphs import GraphCache
 from .kept import ConditioningArea
 from .program import Variant, program
@@ -135,6 +135,14 @@ class Workspace:
         if names := changed_weights(table, graph, current, wanted):
             check_files(wanted, {table.root[name].path for name in names})
             self._engines[graph].refit(names, lambda name: table.read(wanted, name))
+
+    def forgo_graphs(self) -> None:
+        """From here on requests go without CUDA graphs, those of the engines' own too; for tests and benchmarks."""
+        self.graphs.clear()
+        self.graphs.enabled = False
+        for engine in self._engines.values():
+            if isinstance(engine, CapturesItself):
+                engine.forgo_graphs()
 
     @property
     def capturable(self) -> bool:

@@ -99,7 +99,8 @@ def test_another_architecture_and_size_for_chosen_devices(exported: Exported, tm
 
 def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
     folder = demo / "engines" / BACKEND
-    main = "from sparsectrl_lcm.cli import main; main()"
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored in a shell's background
+    main = f"{heed}; from sparsectrl_lcm.cli import main; main()"
     command = [sys.executable, "-c", main, "build", str(demo), "--backend", BACKEND, "--no-check"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(folder.glob(".*/unet.weights")):
