@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers fill the cores; torch's threads would wait for each other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,17 @@ class Exported:
     name: str
     checkpoints: Path
     bundle: Path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
 
 
 def _cache() -> Path:
@@ -35,27 +49,44 @@ def _cache() -> Path:
 
 
 def export_architecture(name: str) -> Exported:
-    """Exports an architecture of `architectures.py` with diffusers' temporal norm, or takes it from the cache."""
+    """Exports an architecture of `architectures.py` with diffusers' temporal norm, or takes it from the cache.
+
+    While another worker exports it, this one exports what else is missing instead of waiting.
+    """
     from architectures import ARCHITECTURES
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
+
+    def lock(wanted: str) -> FileLock:
+        (_cache() / wanted).mkdir(parents=True, exist_ok=True)
+        return FileLock(_cache() / wanted / "lock")
+
+    for wanted in (name, *(other for other in ARCHITECTURES if other != name)):
+        with suppress(Timeout), lock(wanted).acquire(timeout=0):
+            made = _export(wanted)
+            if wanted == name:
+                return made
+    with lock(name):
+        return _export(name)
+
+
+def _export(name: str) -> Exported:
+    from architectures import ARCHITECTURES
     from sparsectrl_lcm.export.exporter import export_bundle
     from sparsectrl_lcm.export.plan import ExportOptions
     from sparsectrl_lcm.export.random_checkpoints import write_checkpoints
 
     folder = _cache() / name
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoints, bundle = folder / "checkpoints", folder / "bundle"
-    with FileLock(folder / "lock"):
-        if not bundle.exists():
-            parts = write_checkpoints(checkpoints, ARCHITECTURES[name])
-            options = ExportOptions(
-                base=str(parts["base"]),
-                motion_adapter=str(parts["motion_adapter"]),
-                controlnets={"scribble": str(parts["scribble"]), "rgb": str(parts["rgb"])},
-                tiny_decoder=str(parts["tiny_decoder"]),
-                temporal_norm="clip",
-            )
-            export_bundle(options, bundle)
+    if not bundle.exists():
+        parts = write_checkpoints(checkpoints, ARCHITECTURES[name])
+        options = ExportOptions(
+            base=str(parts["base"]),
+            motion_adapter=str(parts["motion_adapter"]),
+            controlnets={"scribble": str(parts["scribble"]), "rgb": str(parts["rgb"])},
+            tiny_decoder=str(parts["tiny_decoder"]),
+            temporal_norm="clip",
+        )
+        export_bundle(options, bundle)
     return Exported(name, checkpoints, bundle)
 
 

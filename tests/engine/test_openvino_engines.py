@@ -187,7 +187,7 @@ def test_damaged_engines_are_refused_and_mended_by_the_command(
     refused(bundle, "bf16", "'unet' is missing; run")
     (folder / "engines.json").write_text("[")
     with pytest.raises(BackendError, match=r"cannot be read; run: .* --backend openvino --precision bf16$"):
-        VideoPipeline.load(bundle, "openvino")
+        VideoPipeline.load(bundle, "openvino", precision="bf16")
     command = shlex.split(f"build {shlex.quote(str(bundle))} --backend openvino --precision bf16 --no-check")
     assert run(command) == 0
     assert "openvino bf16: 6 engines" in capsys.readouterr().out

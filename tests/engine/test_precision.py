@@ -28,8 +28,12 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def fuse_in_standard_operators(model: ir.Model) -> None:
     """As for TensorRT, but without its own attribute, which ONNX Runtime refuses."""
-    fusions.fuse_attention(model, fusions.is_transformer_attention)
+    fuse_transformer_attention(model)
     fusions.fuse_group_norm(model)
+
+
+def fuse_transformer_attention(model: ir.Model) -> None:
+    fusions.fuse_attention(model, fusions.is_transformer_attention)
 
 
 def write(bundle: Bundle, graph: str, kind: str, folder: Path) -> Path:
@@ -153,7 +157,8 @@ def test_fusions_do_not_change_the_result(exported: Exported, graph: str, tmp_pa
     typed.write_typed(typed.typed_graph(bundle, graph, "fp32", fuse_in_standard_operators), path)
     for actual, expected in zip(run(path, feeds), run(exported.bundle / f"onnx/{graph}.onnx", feeds), strict=True):
         scale = max(1, np.abs(expected.astype(np.float32)).max())
-        assert np.abs(actual.astype(np.float32) - expected).max() <= 1e-4 * scale
+        bound = 1 if expected.dtype == np.uint8 else 1e-4 * scale  # a level may be rounded to its neighbour
+        assert np.abs(actual.astype(np.float32) - expected).max() <= bound
 
 
 def graph_of(nodes: list[ir.Node], inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
@@ -250,7 +255,7 @@ def test_sums_through_the_whole_network_in_fp32_bring_bf16_closer(tmp_path: Path
     (expected,) = check.run_portable(bundle.folder / bundle.graph("unet").path, feeds)
     errors = []
     for islands in (lambda node: False, precision.is_residual_stream):
-        model = typed.typed_graph(bundle, "unet", "bf16", lambda model: None, islands)
+        model = typed.typed_graph(bundle, "unet", "bf16", fuse_transformer_attention, islands)
         check.round_results(model)
         path = tmp_path / f"{len(errors)}.onnx"
         typed.write_typed(model, path)

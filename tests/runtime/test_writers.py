@@ -272,7 +272,6 @@ def test_an_error_of_the_encoder_waits_for_the_clip(
 
     monkeypatch.setattr(writers, "_encode", full)
     monkeypatch.setattr(writers, "MAX_WAITING", 1)
-    before = threading.active_count()
     for saved in (True, False):
         with Recording(tmp_path / "clip.mp4") as recording:
             record(clip, recording, (1,) * 16)
@@ -280,7 +279,7 @@ def test_an_error_of_the_encoder_waits_for_the_clip(
                 with pytest.raises(OutputError, match=r"^output: '.*clip.mp4' cannot be written: No space left"):
                     recording.save(clip)
         assert list(tmp_path.iterdir()) == []
-        assert threading.active_count() == before
+        assert not [thread for thread in threading.enumerate() if thread.name == "encoder"]
 
 
 def test_a_recording_refuses_what_a_clip_would_refuse(clip: Clip, tmp_path: Path) -> None:
