@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from . import bench, build, doctor, export, generate, inspect
+from . import bench, build, doctor, export, generate, inspect, keys, serve
 
 WrongUse: Any = typer.BadParameter.__base__
 """Base of the errors of wrong use; typer does not name it, and brings it from click or from a copy of its own."""
@@ -24,6 +24,8 @@ app.command()(build.build)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
+app.command()(serve.serve)
+app.add_typer(keys.app, name="keys")
 
 
 @app.callback()

@@ -24,9 +24,7 @@ class Bundle:
         Raises:
             BundleError: a file is missing or differs from its checksum, or the manifest is of another version.
         """
-        folder = demo_bundle() if path is None else Path(path)
-        if not folder.is_dir():
-            raise BundleError(f"bundle: {str(folder)!r} is not a folder; name one that `sparsectrl-lcm export` wrote")
+        folder = bundle_folder(path)
         manifest = read_manifest(folder)
         verify(folder, manifest)
         return cls(folder.resolve(), manifest)
@@ -46,6 +44,14 @@ class Bundle:
             return self.manifest.graphs[name]
         except KeyError:
             raise BundleError(f"bundle: {str(self.folder)!r} has no graph {name!r}; export the bundle again") from None
+
+
+def bundle_folder(path: str | os.PathLike[str] | None) -> Path:
+    """The folder of a bundle; None is the demo bundle's. Raises BundleError where it is no folder."""
+    folder = demo_bundle() if path is None else Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"bundle: {str(folder)!r} is not a folder; name one that `sparsectrl-lcm export` wrote")
+    return folder
 
 
 def demo_bundle() -> Path:

@@ -1,0 +1,86 @@
+"""`sparsectrl-lcm keys`: API keys of the service."""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .service import database_errors, need_service_extra
+
+if TYPE_CHECKING:
+    from ..service.store import SqlStore
+
+app = typer.Typer(name="keys", help="API keys of the service: create, list, revoke.", no_args_is_help=True)
+Data = Annotated[Path, typer.Option(help="The folder of `serve`.")]
+Database = Annotated[str | None, typer.Option(help="The database of `serve`, where it has another than SQLite.")]
+
+
+@app.command()
+def create(data: Data, name: Annotated[str, typer.Option(help="Whose it is.")] = "", database: Database = None) -> None:
+    """Make a key and show it, this once."""
+    need_service_extra("keys")
+    from ..service.keys import create_key
+
+    with _store(data, database) as store:
+        typer.echo(create_key(store, name))
+
+
+@app.command("list")
+def list_keys(data: Data, database: Database = None) -> None:
+    """Show ids, names and states of all keys."""
+    with _store(data, database) as store:
+        for key in store.all_keys():
+            typer.echo(f"{key.id}  {_minute(key.created_at)}  {'revoked' if key.revoked_at else 'valid  '}  {key.name}")
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="As `keys list` shows it.")], data: Data, database: Database = None
+) -> None:
+    """Revoke a key; the server refuses it within two seconds."""
+    import time
+
+    from ..runtime import InvalidRequest
+
+    key_id = key_id.partition(":")[0]  # of a whole key, only what is no secret is repeated
+    with _store(data, database) as store:
+        done = store.revoke_key(key_id, time.time())
+        known = store.get_key(key_id)
+    if known is None:
+        options = ["--data", str(data), *(["--database", database] if database else [])]
+        command = f"sparsectrl-lcm keys list {shlex.join(options)}"
+        raise InvalidRequest(f"there is no key {key_id!r}; see them with: {command}")
+    typer.echo("revoked" if done else f"{key_id} was revoked already, at {_minute(known.revoked_at or 0)}")
+
+
+def _minute(time: float) -> str:
+    from datetime import datetime
+
+    return datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M")
+
+
+@contextmanager
+def _store(data: Path, database: str | None) -> Iterator["SqlStore"]:
+    """The store that `serve` made; a wrong folder must not become a new one, with keys that no server knows."""
+    need_service_extra("keys")
+    from ..runtime import InvalidRequest
+    from ..runtime.errors import reason_of
+    from ..service.settings import SQLITE, Settings
+    from ..service.store import SqlStore
+
+    if database is None and not (data / SQLITE).is_file():
+        make = shlex.join(["sparsectrl-lcm", "serve", "--data", str(data)])
+        raise InvalidRequest(f"--data {data} has no {SQLITE}; give the folder of a server, or make one with: {make}")
+    url = Settings(data, database=database).database_url
+    with database_errors(url):
+        try:
+            store = SqlStore(url)
+        except OSError as error:
+            raise InvalidRequest(f"--data {data}: cannot be used ({reason_of(error)})") from None
+        try:
+            yield store
+        finally:
+            store.close()

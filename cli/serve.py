@@ -1,0 +1,162 @@
+"""`sparsectrl-lcm serve`."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .service import database_errors, need_service_extra
+
+if TYPE_CHECKING:
+    from ..service.context import Service
+    from ..service.listeners import Listener
+
+LEVELS = ("debug", "info", "warning", "error")
+FILES = 16_384
+
+
+def serve(
+    data: Annotated[Path, typer.Option(help="Folder for requests, files and keys; made where there is none.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="http: the page, runs, storage, and the queue under /queue.")] = 8000,
+    queue_port: Annotated[int | None, typer.Option(help="http, where a POST to the endpoint is a submission.")] = None,
+    tls_port: Annotated[
+        int | None, typer.Option(help="https as well; Python's fal-client speaks nothing else.")
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file; by default one is made that DATA/tls/ca.pem vouches for.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    public_url: Annotated[str | None, typer.Option(help="In URLs that are given out; else what callers used.")] = None,
+    database: Annotated[str | None, typer.Option(help="postgresql://...; SQLite in DATA by default.")] = None,
+    files: Annotated[str | None, typer.Option(help="A URL of fsspec, as s3://bucket; DATA/files by default.")] = None,
+    anonymous: Annotated[bool, typer.Option("--anonymous", help="Take calls without a key.")] = False,
+    allow_private: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST|NETWORK", help="Not public, but keyframe and webhook URLs may lead there."),
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
+    backend: Annotated[str, typer.Option(help="As of `generate`.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="As of `generate`.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Of the runner on the CPU; by default one core is left to the server.")
+    ] = None,
+    limits: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A limit, time or count, as of docs/service.md; repeatable."),
+    ] = None,
+    log_level: Annotated[str, typer.Option(help=", ".join(LEVELS))] = "info",
+) -> None:
+    """Serve fal's protocol: queue, runs, storage, webhooks, and a page at /."""
+    need_service_extra("serve")
+    import asyncio
+
+    from ..runtime import InvalidRequest
+    from ..service.loading import check
+    from ..service.logs import log_to_stderr
+    from ..service.server import serve
+    from ..service.settings import Settings, with_limits
+
+    if log_level not in LEVELS:
+        raise InvalidRequest(f"--log-level {log_level!r} is not allowed; give {', '.join(LEVELS)}")
+    ports = _ports(port=port, queue_port=queue_port, tls_port=tls_port)
+    listeners = _listeners(data, host, ports, tls_certificate, tls_key)
+    try:
+        settings = Settings(
+            data=data,
+            public_url=public_url,
+            database=database,
+            files=files,
+            anonymous=anonymous,
+            allow_private=tuple(allow_private or ()),
+            queue_port=queue_port,
+            tls_port=tls_port,
+            bundle=bundle,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+        )
+    except ValueError as error:
+        raise InvalidRequest(f"--{str(error).replace('_', '-', 1)}") from None
+    try:
+        settings = with_limits(settings, limits or ())
+    except ValueError as error:
+        raise InvalidRequest(f"--set {error}") from None
+    check(bundle, backend, threads)
+    _allow_connections()
+    log_to_stderr(log_level)
+    try:
+        with database_errors(settings.database_url):
+            asyncio.run(serve(settings, listeners, on_open=partial(_greet, listeners[0], tls_certificate)))
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _ports(**given: int | None) -> dict[str, int]:
+    """The ports by their options.
+
+    Raises:
+        InvalidRequest: one is none of TCP, or two are the same.
+    """
+    from ..runtime import InvalidRequest
+
+    ports: dict[str, int] = {}
+    for name, port in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if port is None:
+            continue
+        if not 1 <= port <= 65_535:
+            raise InvalidRequest(f"{option} {port} is not allowed; give 1 to 65535")
+        if port in ports.values():
+            other = next(known for known, taken in ports.items() if taken == port)
+            raise InvalidRequest(f"{option} {port} is the port of {other} already; give another")
+        ports[option] = port
+    return ports
+
+
+def _allow_connections() -> None:
+    """A connection is a file of the process, and many systems allow a thousand where they would allow more."""
+    import resource
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if most == resource.RLIM_INFINITY else min(FILES, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def _listeners(
+    data: Path, host: str, ports: dict[str, int], certificate: Path | None, key: Path | None
+) -> list["Listener"]:
+    from ..runtime import InvalidRequest
+    from ..service.listeners import Listener
+    from ..service.tls import local_certificate, server_context
+
+    if (certificate is None) != (key is None):
+        raise InvalidRequest("--tls-certificate and --tls-key go together; give both, or none for one of its own")
+    if certificate is not None and key is not None:
+        context = server_context(certificate, key)
+        tls = lambda: context  # noqa: E731
+    else:
+        names = () if host == "0.0.0.0" else (host,)
+        tls = lambda: server_context(*local_certificate(data / "tls", names)[1:])  # noqa: E731
+    return [Listener(host, port, tls if option == "--tls-port" else None) for option, port in ports.items()]
+
+
+def _greet(first: "Listener", certificate: Path | None, service: "Service") -> None:
+    """Where the page is, whom https clients have to trust, and on the first start a key."""
+    from ..service.keys import create_key
+
+    settings = service.settings
+    url = settings.public_url or f"http://{'127.0.0.1' if first.host == '0.0.0.0' else first.host}:{first.port}"
+    url = url.rstrip("/")
+    if settings.tls_port is not None and certificate is None:
+        authority = (settings.data / "tls/ca.pem").absolute()
+        typer.echo(f"https clients have to trust {authority} (SSL_CERT_FILE, NODE_EXTRA_CA_CERTS)")
+    if settings.anonymous:
+        typer.echo(f"{url}/")
+    elif service.store.all_keys():
+        typer.echo(f"{url}/ (keys: sparsectrl-lcm keys --help)")
+    else:
+        key = create_key(service.store, "first")
+        typer.echo(f"a first API key, shown this once:\n  FAL_KEY={key}\n{url}/#key={key}")

@@ -1,0 +1,1 @@
+"""The runtime behind HTTP: fal's protocol, spoken to fal's own clients."""

@@ -1,0 +1,262 @@
+"""The seam to the bytes of keyframes and clips: a folder, or whatever fsspec knows, by name."""
+
+import io
+import os
+import re
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+
+from ..runtime.errors import InvalidRequest, first_line
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+COPY_BYTES = 2**20
+BLOCK_BYTES = 4 * 2**20
+"""How much of a remote object one request reads."""
+LEFT_SECONDS = 86_400.0
+"""A part file that is older was left by a process that died."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}){0,7}")
+_WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+"""Stores that show an upload only when it is complete; elsewhere it is moved to its name at the end."""
+
+
+class Files(Protocol):
+    """Objects by name. Names are relative, parted by "/", and made by the server: letters, digits, "_", "-" and ".".
+
+    All methods block, may be called from several threads, and raise OSError where the store fails and ValueError
+    where a name is not allowed.
+    """
+
+    def put(self, name: str, source: BinaryIO | Path | bytes) -> int:
+        """Writes an object, in place of one of that name, and returns its size. It appears whole or not at all."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object; None where there is none."""
+        ...
+
+    def open(self, name: str, start: int = 0) -> BinaryIO:
+        """Reads an object from byte `start` on; FileNotFoundError where there is none."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Removes an object; a missing one is fine."""
+        ...
+
+    def delete_under(self, prefix: str) -> None:
+        """Removes all objects whose names begin with `prefix` and "/"."""
+        ...
+
+
+def open_files(url: str) -> Files:
+    """Opens the store at a path, a file:// URL, or any other URL that fsspec knows (memory://, s3://bucket/prefix).
+
+    Raises:
+        InvalidRequest: the kind of URL is not known, or the package that fsspec needs for it is not installed.
+    """
+    if "://" not in url:
+        return FolderFiles(Path(url).expanduser())
+    if url.startswith("file://"):
+        return FolderFiles(Path(url.removeprefix("file://")))
+    return ObjectFiles(url)
+
+
+def check_name(name: str) -> str:
+    """Returns a name that is allowed.
+
+    Raises:
+        ValueError: it is not, as with "..", a leading "/" or ".", "\\", wildcards or control characters.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of an object; allowed are letters, digits, '_', '-', '.' and '/'")
+    return name
+
+
+class FolderFiles:
+    """Objects as files of a local folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self._parts = self._root / ".parts"  # no name begins with a dot
+        _make_folder(self._parts)
+        for path in self._parts.iterdir():
+            with suppress(OSError):
+                if path.stat().st_mtime < time.time() - LEFT_SECONDS:
+                    path.unlink()
+
+    def put(self, name: str, source: BinaryIO | Path | bytes) -> int:
+        """See `Files.put`. The bytes are on the disk before the name is."""
+        target = self._path(name)
+        part = self._parts / token_hex(8)
+        try:
+            with part.open("xb") as file:
+                _copy(source, file)
+                file.flush()
+                os.fsync(file.fileno())
+                size = file.tell()
+            _make_folder(target.parent)
+            part.replace(target)
+            _sync_folder(target.parent)
+        finally:
+            part.unlink(missing_ok=True)
+        return size
+
+    def size(self, name: str) -> int | None:
+        """See `Files.size`."""
+        path = self._path(name)
+        return path.stat().st_size if path.is_file() else None
+
+    def open(self, name: str, start: int = 0) -> BinaryIO:
+        """See `Files.open`."""
+        file = self._path(name).open("rb")
+        file.seek(start)
+        return file
+
+    def delete(self, name: str) -> None:
+        """See `Files.delete`."""
+        self._path(name).unlink(missing_ok=True)
+
+    def delete_under(self, prefix: str) -> None:
+        """See `Files.delete_under`."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            shutil.rmtree(self._path(prefix))
+
+    def _path(self, name: str) -> Path:
+        return self._root / check_name(name)
+
+
+class ObjectFiles:
+    """Objects of a store that fsspec reaches."""
+
+    def __init__(self, url: str) -> None:
+        self._system: Any
+        self._system, root = _system(url)
+        self._root = root.rstrip("/")
+        protocols = {self._system.protocol} if isinstance(self._system.protocol, str) else set(self._system.protocol)
+        self._whole = bool(protocols & _WHOLE)
+
+    def put(self, name: str, source: BinaryIO | Path | bytes) -> int:
+        """See `Files.put`."""
+        target = self._path(name)
+        with tempfile.TemporaryDirectory() as folder:
+            if not isinstance(source, Path):
+                local = Path(folder) / "object"
+                with local.open("xb") as file:
+                    _copy(source, file)
+                source = local
+            size = source.stat().st_size
+            if self._whole:
+                self._system.put_file(str(source), target)
+            else:
+                self._put_and_move(source, target)
+        return size
+
+    def _put_and_move(self, source: Path, target: str) -> None:
+        part = f"{self._root}/.parts/{token_hex(8)}"
+        for path in (part, target):
+            self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            self._system.put_file(str(source), part)
+            self._system.mv(part, target)
+        finally:
+            with suppress(FileNotFoundError):
+                self._system.rm_file(part)
+
+    def size(self, name: str) -> int | None:
+        """See `Files.size`."""
+        try:
+            about = self._system.info(self._path(name))
+        except FileNotFoundError:
+            return None
+        return int(about["size"]) if about["type"] == "file" else None
+
+    def open(self, name: str, start: int = 0) -> BinaryIO:
+        """See `Files.open`."""
+        size = self.size(name)
+        if size is None:
+            raise FileNotFoundError(name)
+        return cast(BinaryIO, io.BufferedReader(_Remote(self._system, self._path(name), start, size), BLOCK_BYTES))
+
+    def delete(self, name: str) -> None:
+        """See `Files.delete`."""
+        with suppress(FileNotFoundError):
+            self._system.rm_file(self._path(name))
+
+    def delete_under(self, prefix: str) -> None:
+        """See `Files.delete_under`."""
+        with suppress(FileNotFoundError):
+            self._system.rm(self._path(prefix), recursive=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{check_name(name)}"
+
+
+class _Remote(io.RawIOBase):
+    """An object, read by ranges: fsspec's own files share their position where they are kept in memory."""
+
+    def __init__(self, system: Any, path: str, start: int, size: int) -> None:
+        self._system, self._path, self._at, self._size = system, path, start, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        end = min(self._at + len(view), self._size)
+        if end <= self._at:
+            return 0
+        data = self._system.cat_file(self._path, start=self._at, end=end)
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _system(url: str) -> tuple[Any, str]:
+    import fsspec
+    from fsspec.registry import known_implementations
+
+    try:
+        # a listing that another machine made old must not hide an object
+        system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        kind = url.partition("://")[0]
+        package = known_implementations.get(kind, {}).get("class", "").partition(".")[0]
+        mend = f"; run: pip install {package}" if isinstance(error, ImportError) and package != "fsspec" else ""
+        raise InvalidRequest(f"files: {kind}:// cannot be opened ({first_line(error)}){mend}") from None
+    return system, str(root)
+
+
+def _copy(source: BinaryIO | Path | bytes, target: BinaryIO) -> None:
+    if isinstance(source, bytes):
+        target.write(source)
+    elif isinstance(source, Path):
+        with source.open("rb") as file:
+            shutil.copyfileobj(file, target, COPY_BYTES)
+    else:
+        shutil.copyfileobj(source, target, COPY_BYTES)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder that survives a crash of the system."""
+    if not folder.is_dir():
+        if folder.parent != folder:
+            _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,147 @@
+"""The bytes of a keyframe, wherever its URL leads: into itself, to a file of this server, or to a public host."""
+
+import asyncio
+import base64
+import binascii
+import logging
+import re
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, unquote, unquote_to_bytes, urlsplit
+
+from .errors import ServiceError, field_error
+from .fetch import MAX_URL, FetchError, FetchTooLarge, fetch
+from .store import FileRow
+from .uploads import is_file_id
+
+if TYPE_CHECKING:
+    from .context import Service
+
+MAX_DATA_URI = 10 * 2**20
+"""Longest data URI, in characters, as on fal."""
+SCHEMES = {"http", "https"}
+MISSING = "this server has no such file, or it has expired"
+
+_FILE_PATH = re.compile(r"/files/([^/]+)/([^/]+)$")
+
+_log = logging.getLogger(__name__)
+
+
+async def keyframe_bytes(service: "Service", url: str, field: str, own_bases: tuple[str, ...] = ()) -> bytes:
+    """Resolves a keyframe's URL: `data:`, this server's own files, http and https.
+
+    Args:
+        service: of the server.
+        url: what the user gave.
+        field: of the input, to name in errors.
+        own_bases: URLs below which no file is anybody else's; `Settings.public_url` is one of them anyway.
+
+    Returns:
+        The bytes of a file; whether it is an image shows later.
+
+    Raises:
+        ServiceError: 422 `file_download_error` or `file_too_large`.
+    """
+    limit = service.settings.image_bytes
+    if url[:5].lower() == "data:":
+        if len(url) > MAX_DATA_URI:
+            raise _too_large(field, MAX_DATA_URI)
+        data = await asyncio.to_thread(_data_of, url)
+        if data is None:
+            raise _failed(field, "the data URI is damaged")
+        if len(data) > limit:
+            raise _too_large(field, limit)
+        return data
+    if len(url) > MAX_URL:
+        raise _failed(field, f"the URL is longer than {MAX_URL} characters")
+    own = await asyncio.to_thread(_own_file, service, url)
+    if own is not None:
+        return await asyncio.to_thread(_stored, service, *own, field, limit)
+    if _is_below(url, (*own_bases, *([service.settings.public_url] if service.settings.public_url else []))):
+        raise _failed(field, MISSING)
+    return await _download(service, url, field, limit)
+
+
+async def _download(service: "Service", url: str, field: str, limit: int) -> bytes:
+    settings = service.settings
+    try:
+        return await fetch(
+            url,
+            limit_bytes=limit,
+            seconds=settings.fetch_seconds,
+            redirects=settings.fetch_redirects,
+            allow=settings.allow_private,
+        )
+    except FetchTooLarge:
+        raise _too_large(field, limit) from None
+    except FetchError as error:
+        _log.info("%s was not downloaded: %s", field, error.reason)
+        raise _failed(field, str(error), url) from None
+
+
+def _data_of(url: str) -> bytes | None:
+    """The bytes in a data URI (RFC 2397); None where it is damaged."""
+    head, comma, text = url[5:].partition(",")
+    if not comma:
+        return None
+    data = unquote_to_bytes(text)
+    if not re.search(r";\s*base64\s*$", head, re.IGNORECASE):
+        return data
+    data = data.translate(None, b" \t\r\n\f").rstrip(b"=")
+    try:
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except binascii.Error:
+        return None
+
+
+def _own_file(service: "Service", url: str) -> tuple[FileRow, str] | None:
+    """A file of this server and the name that the URL has for it.
+
+    Its id alone tells: nobody else has 128 random bits of this server, which callers may know by many hosts and ports.
+    """
+    with suppress(ValueError):  # no URL; the download says so
+        parts = urlsplit(url)
+        found = _FILE_PATH.search(parts.path) if parts.scheme in SCHEMES else None
+        row = service.store.get_file(found[1]) if found is not None and is_file_id(found[1]) else None
+        if found is not None and row is not None:
+            return row, unquote(found[2])
+    return None
+
+
+def _is_below(url: str, bases: tuple[str, ...]) -> bool:
+    """Whether a URL is one of this server's files, whether there is such a file or not."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        for base in bases:
+            own = urlsplit(base)
+            prefix = f"{own.path.rstrip('/')}/files/"
+            if parts.scheme in SCHEMES and _authority(parts) == _authority(own) and parts.path.startswith(prefix):
+                return True
+    return False
+
+
+def _authority(parts: SplitResult) -> tuple[str | None, int | None]:
+    # whether TLS ends here or ahead of here is no difference
+    return parts.hostname, None if parts.port in (80, 443) else parts.port
+
+
+def _stored(service: "Service", row: FileRow, name: str, field: str, limit: int) -> bytes:
+    if row.name != name or (row.expires_at is not None and row.expires_at <= time.time()):
+        raise _failed(field, MISSING)
+    if row.size > limit:
+        raise _too_large(field, limit)
+    try:
+        with service.files.open(row.object_name) as file:
+            return file.read(limit + 1)
+    except FileNotFoundError:
+        raise _failed(field, MISSING) from None
+
+
+def _failed(field: str, reason: str, url: str | None = None) -> ServiceError:
+    return field_error(field, f"The file cannot be downloaded: {reason}", "file_download_error", None, url)
+
+
+def _too_large(field: str, limit: int) -> ServiceError:
+    message = f"The file is too large; allowed are {limit} bytes"
+    return field_error(field, message, "file_too_large", {"max_size": limit})

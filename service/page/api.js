@@ -1,0 +1,73 @@
+// fal's protocol, as far as the page needs it.
+export const APP = "fal-ai/animatediff-sparsectrl-lcm";
+const QUEUE = `/queue/${APP}`;
+
+/** An answer that is not a success: one line, and the fields of the input that are to blame. */
+export class ApiError extends Error {
+  constructor(status, body) {
+    const detail = body?.detail;
+    const details = (Array.isArray(detail) ? detail : []).map(one => ({ field: one.loc.at(-1), message: one.msg }));
+    super(details.length ? details.map(one => `${one.field}: ${one.message}`).join("\n") : detail ?? `HTTP ${status}`);
+    this.status = status;
+    this.details = details;
+    this.fields = details.map(one => one.field);
+  }
+}
+
+async function call(key, path, options = {}) {
+  const headers = { ...options.headers, ...(key ? { Authorization: `Key ${key}` } : {}) };
+  const answer = await fetch(path, { ...options, headers });
+  if (!answer.ok) throw new ApiError(answer.status, await answer.json().catch(() => null));
+  return answer;
+}
+
+/** Uploads a picture, until the signal aborts it; its URL. */
+export async function upload(key, blob, signal) {
+  const body = JSON.stringify({ content_type: blob.type, file_name: "keyframe.png" });
+  const headers = { "Content-Type": "application/json" };
+  const path = "/storage/upload/initiate?storage_type=fal-cdn-v3";
+  const { upload_url, file_url } = await (await call(key, path, { method: "POST", headers, body, signal })).json();
+  await call("", upload_url, { method: "PUT", signal, headers: { "Content-Type": blob.type }, body: blob });
+  return file_url;
+}
+
+export async function submit(key, input) {
+  const headers = { "Content-Type": "application/json" };
+  return (await call(key, QUEUE, { method: "POST", headers, body: JSON.stringify(input) })).json();
+}
+
+export const cancel = (key, id) => call(key, `${QUEUE}/requests/${id}/cancel`, { method: "PUT" });
+
+/** What came out; the seed as the digits that were sent, since numbers here do not hold all of them. */
+export async function result(key, id) {
+  const text = await (await call(key, `${QUEUE}/requests/${id}`)).text();
+  return { ...JSON.parse(text), seed: /"seed":(-?\d+)/.exec(text)[1] };
+}
+
+/** What this server says of itself. */
+export const about = async () => (await call("", "/page/about.json")).json();
+
+/** Tells every state of a request until it has ended; a stream that breaks is taken up again. */
+export async function watch(key, id, tell) {
+  for (;;) {
+    try {
+      const answer = await call(key, `${QUEUE}/requests/${id}/status/stream?logs=1`);
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      let text = "";
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) break;
+        const events = (text + value).split("\n\n");
+        text = events.pop();
+        for (const event of events.filter(one => one.startsWith("data: "))) {
+          const state = JSON.parse(event.slice(6));
+          tell(state);
+          if (state.status === "COMPLETED") return;
+        }
+      }
+    } catch (error) {
+      if (error instanceof ApiError) throw error;
+    }
+    await new Promise(resolve => setTimeout(resolve, 1000));
+  }
+}

@@ -1,0 +1,36 @@
+// A request as code for both of fal's clients.
+import { APP } from "./api.js";
+
+/** Python's client speaks https alone, so the request is told with the port for https, files included. */
+export function python(input, origin, tlsPort) {
+  const { protocol, hostname, host } = new URL(origin);
+  const secure = protocol === "https:" ? host : `${hostname}:${tlsPort ?? "TLS_PORT"}`;
+  const text = JSON.stringify(input, null, 4).replaceAll(`"${origin}/`, `"https://${secure}/`).replace(/\n/g, "\n    ");
+  return `# export FAL_KEY=... FAL_RUN_HOST=${secure} FAL_QUEUE_RUN_HOST=${secure}/queue
+# export SSL_CERT_FILE=DATA/tls/ca.pem  # of the server's data folder, for a certificate of its own
+import fal_client
+
+result = fal_client.subscribe(
+    "${APP}",
+    ${text.replace(/"seed": "(-?\d+)"/, '"seed": $1')},
+)
+print(result["video"]["url"])
+`;
+}
+
+/** Seeds that JavaScript's numbers do not hold stay texts. */
+export function javascript(input, origin) {
+  const text = JSON.stringify(input, null, 2).replace(/\n/g, "\n  ");
+  return `// export FAL_KEY=...
+import { createFalClient } from "@fal-ai/client";
+
+const fal = createFalClient({
+  credentials: process.env.FAL_KEY,
+  proxyUrl: { url: "${origin}/api/fal/proxy", when: "always" },
+});
+const { data } = await fal.subscribe("${APP}", {
+  input: ${text},
+});
+console.log(data.video.url);
+`;
+}

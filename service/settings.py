@@ -1,0 +1,164 @@
+"""Every knob of the service, with its default."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+SQLITE = "service.sqlite3"
+MIB = 2**20
+_ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
+DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the service runs; sizes in bytes, times in seconds.
+
+    Attributes:
+        data: folder of everything that has to outlive the process.
+        database: SQLAlchemy URL; None is SQLite in `data`.
+        files: fsspec URL of keyframes and clips; None is a folder in `data`.
+        public_url: scheme and authority in the URLs that are given out; None takes those that the caller used.
+        endpoint: the name that clients call.
+        anonymous: calls without a key are taken.
+        allow_private: host names, addresses or networks that keyframe and webhook URLs may reach, public or not.
+        bundle, backend, precision, threads: as `VideoPipeline.load` takes them; None leaves the server a core.
+        pipeline: `module:callable` that makes the pipeline.
+        queue_port: where a POST to the endpoint is always a submission; None leaves that to prefix and host name.
+        tls_port: where https is spoken, for the page to tell.
+        body_bytes: largest JSON body.
+        upload_bytes, part_bytes: largest uploaded file, and part of one.
+        image_bytes, image_pixels: largest keyframe.
+        prompt_characters: longest prompt.
+        key_queue: requests of one key that may wait at once.
+        queue: requests that may wait in all.
+        fetch_seconds, fetch_redirects: bounds of one download of a keyframe.
+        header_seconds: for the head of an HTTP request to arrive.
+        body_seconds: longest silence within a body.
+        step_seconds: longest silence of the runner before it counts as hung.
+        start_seconds: longest time for the runner to load.
+        retries: how often a request is tried again whose runner died.
+        lease_seconds: after so long without a sign of life another machine takes a request over.
+        object_seconds: lifetime of files where the caller asks for none; None keeps them.
+        request_seconds: how long results are kept; `private_seconds` where the caller asked for no storage.
+        webhook_attempts: deliveries of a webhook, with waits that double from 1 s up to `webhook_wait_seconds`.
+        webhook_seconds: longest wait for a webhook's answer.
+        drain_seconds: at the end, for the running request to finish.
+        key_unstarted: requests of one key that may end within an hour without a start: wrong, late or cancelled ones.
+        free_bytes: the disk of `data` keeps so much free; uploads and requests are refused meanwhile.
+    """
+
+    data: Path
+    database: str | None = None
+    files: str | None = None
+    public_url: str | None = None
+    endpoint: str = "fal-ai/animatediff-sparsectrl-lcm"
+    anonymous: bool = False
+    allow_private: tuple[str, ...] = ()
+
+    bundle: Path | None = None
+    backend: str = "auto"
+    precision: str | None = None
+    threads: int | None = None
+    pipeline: str = "sparsectrl_lcm.service.loading:load"
+
+    queue_port: int | None = None
+    tls_port: int | None = None
+    body_bytes: int = 32 * MIB
+    upload_bytes: int = 512 * MIB
+    part_bytes: int = 128 * MIB
+    image_bytes: int = 20 * MIB
+    image_pixels: int = 50_000_000
+    prompt_characters: int = 10_000
+    key_queue: int = 1000
+    queue: int = 10_000
+    fetch_seconds: float = 20.0
+    fetch_redirects: int = 3
+    header_seconds: float = 20.0
+    body_seconds: float = 30.0
+    step_seconds: float = 600.0
+    start_seconds: float = 900.0
+    retries: int = 1
+    lease_seconds: float = 30.0
+    object_seconds: float | None = 7 * DAY
+    request_seconds: float = 7 * DAY
+    private_seconds: float = 3600.0
+    webhook_attempts: int = 12
+    webhook_wait_seconds: float = 900.0
+    webhook_seconds: float = 15.0
+    drain_seconds: float = 30.0
+    key_unstarted: int = 2000
+    free_bytes: int = 256 * MIB
+
+    def __post_init__(self) -> None:
+        if self.public_url is not None and not _ORIGIN.fullmatch(self.public_url):
+            raise ValueError(
+                f"public_url: {self.public_url!r} is not allowed; give http(s)://HOST or http(s)://HOST:PORT"
+            )
+        for name, kind in LIMITS.items():
+            value = getattr(self, name)
+            if value is None and kind == float | None:
+                continue
+            if not math.isfinite(value) or value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
+                least = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
+                raise ValueError(f"{name}: {value} is not allowed; give {least}")
+
+    @property
+    def database_url(self) -> str:
+        """Where requests, logs and keys are."""
+        return self.database or f"sqlite:///{self.data / SQLITE}"
+
+    @property
+    def files_url(self) -> str:
+        """Where keyframes and clips are."""
+        return self.files or str(self.data / "files")
+
+    @property
+    def work(self) -> Path:
+        """Where the runner and its jobs have their files; emptied at every start."""
+        return self.data / "work"
+
+
+LIMITS = {field.name: field.type for field in fields(Settings) if field.type in (int, float, float | None)}
+"""What `with_limits` may change: sizes, times and counts."""
+_MAY_BE_ZERO = {
+    "drain_seconds",
+    "fetch_redirects",
+    "free_bytes",
+    "key_unstarted",
+    "private_seconds",
+    "request_seconds",
+    "retries",
+    "webhook_attempts",
+    "webhook_wait_seconds",
+}
+
+
+def with_limits(settings: Settings, given: Iterable[str]) -> Settings:
+    """Settings with other sizes, times and counts, each as NAME=VALUE; `none` is for what may be absent.
+
+    Raises:
+        ValueError: a name is unknown, or its value is not allowed.
+    """
+    values: dict[str, int | float | None] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not (separator and name):
+            raise ValueError(f"{text}: not allowed; give NAME=VALUE, as queue=100")
+        if name not in LIMITS:
+            raise ValueError(f"{name}: unknown; there are {', '.join(LIMITS)}")
+        values[name] = _number(name, value)
+    return replace(settings, **values)  # type: ignore[arg-type]
+
+
+def _number(name: str, text: str) -> int | float | None:
+    kind = LIMITS[name]
+    if kind == float | None and text.lower() == "none":
+        return None
+    try:
+        return int(text) if kind is int else float(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{name}: {text!r} is not {what}") from None

@@ -1,0 +1,132 @@
+"""The tables. JSON is kept as text with ASCII alone, so that every database takes what any client sent."""
+
+import json
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+
+class Json(TypeDecorator[Any]):
+    """A value as JSON text."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> str | None:
+        """To the database."""
+        return None if value is None else json.dumps(value, separators=(",", ":"))
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        """From the database."""
+        return None if value is None else json.loads(value)
+
+
+Counter = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only in INTEGER keys
+metadata = MetaData()
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("sequence", Counter, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("key_id", String(64), nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("input", Json),
+    Column("state", String(8), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("start_by", Float(53)),
+    Column("started_at", Float(53)),
+    Column("finished_at", Float(53)),
+    Column("keep_io", Boolean, nullable=False),
+    Column("retry", Boolean, nullable=False),
+    Column("object_seconds", Float(53)),
+    Column("webhook", Text),
+    Column("base_url", Text, nullable=False),
+    Column("home", String(64)),
+    Column("owner", String(64)),
+    Column("lease_until", Float(53)),
+    Column("attempts", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False),
+    Column("cancelled", Boolean, nullable=False),
+    Column("status", Integer),
+    Column("body", Json),
+    Column("error", Text),
+    Column("error_type", String(64)),
+    Column("seconds", Float(53)),
+    Index("requests_in_order", "state", "priority", "sequence"),
+    Index("requests_of_key", "key_id", "state"),
+    sqlite_autoincrement=True,
+)
+unstarted = (requests.c.state == "done") & requests.c.started_at.is_(None)
+Index(
+    "requests_that_never_started",
+    requests.c.key_id,
+    requests.c.created_at,
+    sqlite_where=unstarted,
+    postgresql_where=unstarted,
+)
+
+logs = Table(
+    "logs",
+    metadata,
+    Column("number", Counter, primary_key=True, autoincrement=True),
+    Column("request_id", String(64), nullable=False, index=True),
+    Column("message", Text, nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("labels", Json, nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("revoked_at", Float(53)),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key_id", String(64), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("object_name", Text, nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("expires_at", Float(53), index=True),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("request_id", String(64), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", Float(53), index=True),  # null once delivered or given up
+    Column("last_error", Text),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)

@@ -1,0 +1,120 @@
+"""Deliveries of webhooks: signed, off the request's way, tried again for a bounded time."""
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+
+import httpx
+
+from .answers import to_json
+from .context import Service, user_id
+from .fetch import guarded_client
+from .store import RequestRow, WebhookRow
+
+TICK_SECONDS = 0.25
+MOST, AT_ONCE = 64, 8
+"""Deliveries under way: in all, and about how many to one host."""
+
+log = logging.getLogger("sparsectrl_lcm.service")
+
+
+class Webhooks:
+    """Tells receivers of ends. What is due is in the store, so that nothing is lost with the process."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._task: asyncio.Task[None] | None = None
+        self._under_way: dict[asyncio.Task[None], str] = {}  # and the host of each
+        self._ended = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begins to deliver."""
+        self._task = asyncio.ensure_future(self._deliver())
+
+    async def stop(self) -> None:
+        """Ends; deliveries that are under way are made again later."""
+        if self._task is not None:
+            tasks = [*self._under_way, self._task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _deliver(self) -> None:
+        settings = self.service.settings
+        async with guarded_client(settings.allow_private, seconds=settings.webhook_seconds) as client:
+            while True:
+                self._ended.clear()
+                try:
+                    due = await self._due()
+                except Exception:
+                    log.exception("the store failed")
+                    due = []
+                for row in due:
+                    task = asyncio.create_task(self._one(client, row))
+                    self._under_way[task] = row.host
+                    task.add_done_callback(self._end)
+                if len(due) < AT_ONCE:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._ended.wait(), TICK_SECONDS)
+
+    async def _due(self) -> list[WebhookRow]:
+        """What to begin now: a receiver that is slow has only so many at once, and others have the rest."""
+        room = min(AT_ONCE, MOST - len(self._under_way))
+        if room <= 0:
+            return []
+        busy = [host for host, count in Counter(self._under_way.values()).items() if count >= AT_ONCE]
+        hold = 4 * self.service.settings.webhook_seconds
+        return await self.service.board.call(self.service.store.due_webhooks, time.time(), hold, room, busy)
+
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        del self._under_way[task]
+        self._ended.set()
+        if not task.cancelled() and task.exception() is not None:  # it is due again soon
+            log.error("the store failed", exc_info=task.exception())
+
+    async def _one(self, client: httpx.AsyncClient, row: WebhookRow) -> None:
+        settings, store = self.service.settings, self.service.store
+        error, final = None, False
+        try:
+            request = await self.service.board.call(store.get, row.request_id)
+            if request is None:
+                return
+            async with asyncio.timeout(settings.webhook_seconds):
+                status, final = await self._post(client, row.url, request)
+            if not 200 <= status < 300:
+                error = f"HTTP {status}"
+        except Exception as failure:  # whatever a receiver does, it has had its attempt
+            error = type(failure).__name__
+            final = error == "AddressRefused"
+            if not isinstance(failure, httpx.HTTPError | httpx.InvalidURL | TimeoutError | OSError):
+                log.exception("a webhook failed", extra={"request_id": row.request_id})
+        attempts = row.attempts + 1
+        self.service.metrics.webhooks.labels("delivered" if error is None else "failed").inc()
+        again = error is not None and not final and attempts < settings.webhook_attempts
+        wait = min(settings.webhook_wait_seconds, 2.0**row.attempts) * random.uniform(0.8, 1.2)
+        if error is not None:
+            about = {"request_id": row.request_id, "attempts": attempts, "again": again}
+            log.warning("a webhook was not delivered: %s", error, extra=about)
+        await self.service.board.call(store.webhook_tried, row.request_id, error, time.time() + wait if again else None)
+
+    async def _post(self, client: httpx.AsyncClient, url: str, request: RequestRow) -> tuple[int, bool]:
+        """The status of the answer, and whether it is one that never changes: redirects are not followed."""
+        body = to_json(payload(request))
+        headers = self.service.signer.headers(request.id, user_id(request.key_id), body)
+        headers["Content-Type"] = "application/json"
+        async with client.stream("POST", url, content=body, headers=headers) as response:
+            return response.status_code, response.is_redirect
+
+
+def payload(request: RequestRow) -> dict[str, Any]:
+    """What a receiver is sent."""
+    outcome = request.outcome
+    body: dict[str, Any] = {"request_id": request.id, "gateway_request_id": request.id, "status": "OK"}
+    if outcome is None or outcome.error is not None:
+        status = 500 if outcome is None else outcome.status
+        body |= {"status": "ERROR", "error": f"Invalid status code: {status}"}
+    return body | {"payload": None if outcome is None else outcome.body}
