@@ -1,0 +1,142 @@
+"""What waiters cost: status polls at 10 Hz while clips are made, against the same clips without any waiter.
+
+    python benchmarks/polling.py
+    python benchmarks/polling.py --waiters 100 --rounds 5 --threads 2 --steps 12
+
+Server, runner and waiters are processes of their own on this machine; rounds with and without waiters alternate.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+import httpx
+import numpy as np
+from sparsectrl_lcm.runtime.bench.machine import report_head
+
+APP = "fal-ai/animatediff-sparsectrl-lcm"
+PORT = 8791
+HZ = 10
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--waiters", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--threads", type=int, help="of the runner; by default it leaves the server a core")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--output", type=Path, help="by default in benchmarks/results/")
+    return parser.parse_args()
+
+
+async def wait_for(url: str, key: str, waiters: int, stop: float) -> list[float]:
+    """Seconds of every poll of so many waiters, each with a connection of its own."""
+    path = url.partition(f":{PORT}")[2]
+    ask = f"GET {path}/status?logs=1 HTTP/1.1\r\nHost: 127.0.0.1:{PORT}\r\nAuthorization: Key {key}\r\n\r\n".encode()
+
+    async def one(number: int) -> list[float]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+        await asyncio.sleep(number / waiters / HZ)
+        seconds, due = [], time.perf_counter()
+        while time.time() < stop:
+            start = time.perf_counter()
+            writer.write(ask)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            body = await reader.readexactly(length)
+            seconds.append(time.perf_counter() - start)
+            if b"COMPLETED" in body:
+                break
+            due = max(due + 1 / HZ, time.perf_counter())
+            await asyncio.sleep(due - time.perf_counter())
+        writer.close()
+        return seconds
+
+    return [second for part in await asyncio.gather(*map(one, range(waiters))) for second in part]
+
+
+def poll(url: str, key: str, waiters: int, answers: "multiprocessing.Queue[list[float]]") -> None:
+    answers.put(asyncio.run(wait_for(url, key, waiters, time.time() + 600)))
+
+
+def clip(client: httpx.Client, key: str, steps: int, waiters: int) -> tuple[float, list[float]]:
+    """Seconds of one clip, and those of the polls meanwhile."""
+    queue = f"http://127.0.0.1:{PORT}/queue/{APP}"
+    given = {"prompt": "a boat", "seed": 1, "num_inference_steps": steps}
+    url = f"{queue}/requests/" + client.post(queue, json=given).raise_for_status().json()["request_id"]
+    answers: multiprocessing.Queue[list[float]] = multiprocessing.Queue()
+    process = multiprocessing.Process(target=poll, args=(url, key, waiters, answers))
+    if waiters:
+        process.start()
+    while True:
+        status = client.get(url + "/status").json()
+        if status["status"] == "COMPLETED":
+            break
+        time.sleep(0.25)
+    polls = answers.get() if waiters else []
+    return status["metrics"]["inference_time"], polls
+
+
+def measure(options: argparse.Namespace, key: str) -> dict[str, object]:
+    alone, watched, polls = [], [], []
+    with httpx.Client(headers={"Authorization": f"Key {key}"}, timeout=60) as client:
+        for _ in range(600):
+            if client.get(f"http://127.0.0.1:{PORT}/readyz").status_code == 200:
+                break
+            time.sleep(0.1)
+        clip(client, key, options.steps, 0)
+        for _ in range(options.rounds):
+            alone.append(clip(client, key, options.steps, 0)[0])
+            seconds, answers = clip(client, key, options.steps, options.waiters)
+            watched.append(seconds)
+            polls += answers
+    return {
+        "clip_seconds_alone": alone,
+        "clip_seconds_watched": watched,
+        "ratio_of_medians": median(watched) / median(alone),
+        "polls": len(polls),
+        "poll_ms": {f"p{q}": float(np.percentile(polls, q) * 1e3) for q in (50, 90, 99, 100)},
+    }
+
+
+def main() -> None:
+    options = arguments()
+    with tempfile.TemporaryDirectory() as data:
+        command = "from sparsectrl_lcm.cli import main; main()"
+        serve = ["serve", "--data", data, "--port", str(PORT), "--backend", options.backend, "--log-level", "warning"]
+        serve += ["--threads", str(options.threads)] if options.threads else []
+        made = [sys.executable, "-c", command, "keys", "create", "--data", data]
+        server = subprocess.Popen([sys.executable, "-c", command, *serve], stdout=subprocess.DEVNULL)
+        try:
+            for _ in range(300):
+                try:
+                    httpx.get(f"http://127.0.0.1:{PORT}/healthz")
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            key = subprocess.run(made, capture_output=True, text=True, check=True).stdout.strip()
+            result = measure(options, key)
+        finally:
+            server.terminate()
+            server.wait()
+    packages = ("sparsectrl-lcm", "uvicorn", "uvloop", "sqlalchemy", "onnxruntime", "openvino")
+    settings = {name: value for name, value in vars(options).items() if name != "output"}
+    report = {**report_head(shlex.join(["python", *sys.argv]), packages), "settings": settings, **result}
+    path = options.output or Path(__file__).parent / f"results/{date.today()}-polling-{os.cpu_count()}cores.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(result["poll_ms"]), "clip", f"{result['ratio_of_medians']:.3f}x", path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""A real server in a process of its own, and what reaches it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from .test_webhooks import Receiver
+
+APP = "fal-ai/animatediff-sparsectrl-lcm"
+HERE = Path(__file__).parent
+MAIN = """
+import sys, json, asyncio
+from pathlib import Path
+from sparsectrl_lcm.service.logs import log_to_stderr
+from sparsectrl_lcm.service.listeners import Listener
+from sparsectrl_lcm.service.server import serve
+from sparsectrl_lcm.service.settings import Settings
+from sparsectrl_lcm.service.tls import local_certificate, server_context
+options = json.loads(sys.argv[1])
+port, queue_port, tls_port = options.pop("ports")
+settings = Settings(data=Path(options.pop("data")), queue_port=queue_port, tls_port=tls_port, **options)
+log_to_stderr("info")
+tls = Listener("127.0.0.1", tls_port, lambda: server_context(*local_certificate(settings.data / "tls")[1:]))
+asyncio.run(serve(settings, [Listener("127.0.0.1", port), Listener("127.0.0.1", queue_port), tls]))
+"""
+
+
+@dataclass
+class Server:
+    """`serve` with three listeners; it may be killed and started again on the same data."""
+
+    data: Path
+    options: dict[str, Any]
+    port: int = 0
+    queue_port: int = 0
+    tls_port: int = 0
+    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+    key: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def queue(self) -> str:
+        return f"{self.url}/queue/{APP}"
+
+    @property
+    def ca(self) -> Path:
+        return self.data / "tls/ca.pem"
+
+    @property
+    def log(self) -> str:
+        return (self.data / "server.log").read_text()
+
+    def headers(self, key: str | None = None) -> dict[str, str]:
+        return {"Authorization": f"Key {key or self.key}"}
+
+    def start(self) -> None:
+        import json
+
+        self.data.mkdir(parents=True, exist_ok=True)
+        self.port, self.queue_port, self.tls_port = (
+            (self.port, self.queue_port, self.tls_port) if self.port else ports()
+        )
+        options = self.options | {"data": str(self.data), "ports": [self.port, self.queue_port, self.tls_port]}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+        with (self.data / "server.log").open("ab") as log:
+            command = [sys.executable, "-c", MAIN, json.dumps(options)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        self.wait("/healthz", 30)
+
+    def wait(self, path: str = "/readyz", seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert self.process is not None and self.process.poll() is None, self.log
+            try:
+                if httpx.get(self.url + path, timeout=5).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(self.log)
+
+    def kill(self) -> None:
+        """As a loss of power: no process of the server is left."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def new_key(self, name: str = "test") -> str:
+        code = "from sparsectrl_lcm.cli import main; main()"
+        command = [sys.executable, "-c", code, "keys", "create", "--data", str(self.data), "--name", name]
+        if "database" in self.options:
+            command += ["--database", self.options["database"]]
+        made = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        assert re.fullmatch(r"[0-9a-f]{16}:[\w-]{43}", made)
+        return made
+
+
+def example(language: str, server: Server) -> str:
+    """The program of docs/service.md in this language, led to a server."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", (HERE.parents[1] / "docs/service.md").read_text(), re.M | re.S)
+    (code,) = blocks
+    return code.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}").replace(":8443", f":{server.tls_port}")
+
+
+def ports() -> tuple[int, int, int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    numbers = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return numbers[0], numbers[1], numbers[2]
+
+
+def started(folder: Path, port: int = 0, **options: Any) -> Iterator[Server]:
+    server = Server(folder, {"allow_private": ["127.0.0.1"], **options}, port, *(ports()[1:] if port else ()))
+    server.start()
+    server.key = server.new_key()
+    try:
+        yield server
+    finally:
+        if server.process is not None and server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose pipeline does what the prompt says."""
+    yield from started(tmp_path_factory.mktemp("stub"), pipeline="stub_pipeline:load", step_seconds=5.0)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the demo bundle."""
+    for server in started(tmp_path_factory.mktemp("demo"), backend="onnxruntime"):
+        server.wait()
+        yield server
+
+
+def missing(program: str) -> NoReturn:
+    """Skips the test where a contributor lacks a program; CI has to have it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{program} is not installed")
+    pytest.skip(f"{program} is not installed")
+
+
+@pytest.fixture
+def hook() -> "Iterator[Receiver]":
+    """A receiver of webhooks, for tests of the clients."""
+    from .test_webhooks import Receiver
+
+    server = Receiver()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()

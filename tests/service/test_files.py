@@ -1,0 +1,222 @@
+"""Objects in a folder, in memory, and in a store that fsspec reaches."""
+
+import errno
+import io
+import os
+import threading
+import time
+from pathlib import Path
+from random import Random
+from typing import BinaryIO
+
+import fsspec
+import pytest
+from sparsectrl_lcm.service.files import Files, FolderFiles, ObjectFiles, check_name, open_files
+
+CONTENT = bytes(range(256)) * 40_000  # more than one block of any buffer
+
+
+@pytest.fixture(params=["folder", "file", "memory", "local"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
+    """`local` is fsspec's own store of files, for the way of stores in general."""
+    fsspec.filesystem("memory").store.clear()
+    urls = {"folder": "", "file": "file://", "local": "local://"}
+    return open_files("memory://clips" if request.param == "memory" else f"{urls[request.param]}{tmp_path / 'x'}")
+
+
+class Broken(io.RawIOBase):
+    """Bytes that end in an error."""
+
+    def __init__(self) -> None:
+        self.left = 3
+
+    def read(self, _: int = -1) -> bytes:
+        self.left -= 1
+        if not self.left:
+            raise OSError(errno.EIO, "broken")
+        return b"part"
+
+
+def read(files: Files, name: str, start: int = 0) -> bytes:
+    with files.open(name, start) as file:
+        return file.read()
+
+
+def test_kinds(tmp_path: Path) -> None:
+    assert isinstance(open_files(str(tmp_path)), FolderFiles)
+    assert isinstance(open_files(f"file://{tmp_path}"), FolderFiles)
+    assert isinstance(open_files("memory://"), ObjectFiles)
+    with pytest.raises(ValueError, match="nosuch"):
+        open_files("nosuch://bucket")
+
+
+def test_objects(files: Files, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(CONTENT)
+    assert files.put("a/bytes", CONTENT) == len(CONTENT)
+    assert files.put("a/path", source) == len(CONTENT)
+    assert files.put("a/file", io.BytesIO(CONTENT)) == len(CONTENT)
+    assert files.put("empty", b"") == 0
+    for name in ("a/bytes", "a/path", "a/file"):
+        assert files.size(name) == len(CONTENT)
+        assert read(files, name) == CONTENT
+    assert files.size("empty") == 0
+    assert read(files, "empty") == b""
+    assert source.exists()
+
+
+def test_reads_from_a_position(files: Files) -> None:
+    files.put("object", CONTENT)
+    for start in (0, 1, 255, 4 * 2**20, len(CONTENT) - 1, len(CONTENT), len(CONTENT) + 5):
+        assert read(files, "object", start) == CONTENT[start:]
+    with files.open("object", 10) as file:
+        assert file.read(5) == CONTENT[10:15]
+        assert file.read(5) == CONTENT[15:20]
+
+
+def test_readers_do_not_disturb_each_other(files: Files) -> None:
+    files.put("object", CONTENT)
+    with files.open("object") as first, files.open("object", 100) as second:
+        assert first.read(10) == CONTENT[:10]
+        assert second.read(10) == CONTENT[100:110]
+        assert first.read(10) == CONTENT[10:20]
+
+
+def test_missing_objects(files: Files) -> None:
+    assert files.size("none") is None
+    assert files.size("none/at/all") is None
+    with pytest.raises(FileNotFoundError):
+        files.open("none")
+    files.delete("none")
+    files.delete_under("none")
+
+
+def test_deletion(files: Files) -> None:
+    for name in ("a/1", "a/b/2", "ab/3", "4"):
+        files.put(name, b"x")
+    files.delete("4")
+    files.delete_under("a")
+    assert [files.size(name) for name in ("a/1", "a/b/2", "ab/3", "4")] == [None, None, 1, None]
+
+
+def test_an_object_is_there_whole_or_not_at_all(files: Files, tmp_path: Path) -> None:
+    files.put("kept", b"old")
+    for name in ("kept", "new"):
+        with pytest.raises(OSError, match="broken"):
+            files.put(name, Broken())  # type: ignore[arg-type]
+    assert read(files, "kept") == b"old"
+    assert files.size("new") is None
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] in ([], ["kept"])
+    assert [path for path in fsspec.filesystem("memory").store if path != "/clips/kept"] == []
+
+
+def test_a_reader_sees_the_old_object_or_the_new_one(files: Files) -> None:
+    sizes = (300_000, 700_000)
+    contents = [bytes([65 + index]) * size for index, size in enumerate(sizes)]
+    files.put("object", contents[0])
+    done = threading.Event()
+
+    def write() -> None:
+        for turn in range(12):
+            files.put("object", contents[turn % 2])
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        assert files.size("object") in sizes
+        if isinstance(files, FolderFiles):  # elsewhere one object is read by several requests
+            assert read(files, "object") in contents
+    writer.join()
+
+
+REFUSED_NAMES = """
+    /etc/passwd .. ../x a/../x a/.. ./a a//b a/ .hidden a/.b a:b a* a?b [a] ~ ~root/x a%2e%2e file://x
+    a/b/c/d/e/f/g/h/i
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *REFUSED_NAMES.split(),
+        "",
+        "a\\b",
+        "C:\\x",
+        "a\x00b",
+        "a\nb",
+        "a\x7fb",
+        "a b",
+        "ä",
+        "x" * 201,
+        "a\n",
+    ],
+)
+def test_names_that_are_refused(name: str, files: Files) -> None:
+    for call in (files.size, files.open, files.delete, files.delete_under, lambda name: files.put(name, b"x")):
+        with pytest.raises(ValueError, match="not the name of an object"):
+            call(name)
+
+
+def test_no_name_leads_out(tmp_path: Path) -> None:
+    random = Random(7)
+    root = os.path.normpath(tmp_path)
+    for _ in range(20_000):
+        name = "".join(random.choices("./\\a-_%0~:\n\0 é*", k=random.randint(0, 12)))
+        try:
+            check_name(name)
+        except ValueError:
+            continue
+        resolved = os.path.normpath(os.path.join(root, name))  # noqa: PTH118
+        assert resolved == f"{root}/{name}"
+        assert "/." not in resolved.removeprefix(root)
+
+
+def test_the_bytes_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = open_files(str(tmp_path / "x"))
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(handle: int) -> None:
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        events.append("file" if path.parent.name == ".parts" else path.name)
+        fsync(handle)
+
+    def replaced(self: Path, target: Path) -> Path:
+        events.append("rename")
+        return replace(self, target)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("the system does not tell the paths of open files")
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    files.put("folder/object", b"x")
+    assert events == ["file", "x", "rename", "folder"]
+
+
+def test_what_a_crash_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    open_files(str(tmp_path))
+    old, new = tmp_path / ".parts" / "old", tmp_path / ".parts" / "new"
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    open_files(str(tmp_path))
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_object_stores_take_the_object_at_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an upload appears only when it is complete, nothing is moved."""
+    files = open_files("memory://bucket")
+    assert isinstance(files, ObjectFiles)
+    monkeypatch.setattr(files, "_whole", True)
+    monkeypatch.setattr(files._system, "mv", None)
+    files.put("a/object", io.BytesIO(b"abc"))
+    assert read(files, "a/object") == b"abc"
+
+
+def test_binary_files_only(files: Files) -> None:
+    files.put("object", b"a\r\nb\x1a")
+    file: BinaryIO = files.open("object")
+    with file:
+        assert file.read() == b"a\r\nb\x1a"

@@ -1,0 +1,300 @@
+"""Input that nobody should send: a 4xx in fal's shape, never a 5xx, a hang or a leak."""
+
+import base64
+import http.client
+import json
+import socket
+import sqlite3
+import struct
+import time
+import zlib
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from .conftest import APP, Server, started
+
+ODD_BODIES = [
+    b"{",
+    b"[]",
+    b"null",
+    b'"a"',
+    b"{'prompt': 1}",
+    b'{"prompt": NaN}',
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"prompt": ' + b"9" * 5000 + b"}",
+]
+ODD_INPUTS: list[dict[str, Any]] = [
+    {},
+    {"prompt": None},
+    {"prompt": ["a"]},
+    {"prompt": "a" * 20_000},
+    {"prompt": "a", "seed": 2**64},
+    {"prompt": "a", "seed": 1e300},
+    {"prompt": "a", "seed": "x"},
+    {"prompt": "a", "num_inference_steps": 0},
+    {"prompt": "a", "guidance_scale": 1.2},
+    {"prompt": "a", "keyframe_0_index": 16},
+    {"prompt": "a", "controlnet_type": "canny"},
+    {"prompt": "\ud800"},
+    {"prompt": "a", "keyframe_0_image_url": "data:,x", "keyframe_1_image_url": "data:,x"},
+]
+ODD_KEYFRAMES = {
+    "data:image/png;base64,AAAA": "image_load_error",
+    "data:image/png;base64,%%%": "file_download_error",
+    "http://127.0.0.2:9/x.png": "file_download_error",
+    "http://169.254.169.254/latest/meta-data": "file_download_error",
+    "http://[::1]/": "file_download_error",
+    "http://2130706434/": "file_download_error",
+    "file:///etc/passwd": "file_download_error",
+    "gopher://example.com/": "file_download_error",
+    "not a url": "file_download_error",
+}
+
+
+@pytest.fixture
+def client(stub: Server) -> httpx.Client:
+    return httpx.Client(headers=stub.headers(), timeout=30)
+
+
+@pytest.mark.parametrize("body", ODD_BODIES, ids=range(len(ODD_BODIES)))
+@pytest.mark.parametrize("queued", [False, True])
+def test_bodies_that_are_no_input(stub: Server, client: httpx.Client, body: bytes, queued: bool) -> None:
+    answer = client.post(stub.queue if queued else f"{stub.url}/{APP}", content=body)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"][0] == "body"
+    assert answer.headers["x-fal-request-id"]
+
+
+@pytest.mark.parametrize("given", ODD_INPUTS, ids=range(len(ODD_INPUTS)))
+def test_inputs_that_are_not_allowed(stub: Server, client: httpx.Client, given: dict[str, Any]) -> None:
+    direct = client.post(f"{stub.url}/{APP}", content=json.dumps(given))
+    assert direct.status_code == 422
+    accepted = client.post(stub.queue, content=json.dumps(given)).raise_for_status().json()
+    assert client.get(f"{stub.queue}/requests/{accepted['request_id']}/status").status_code == 200
+    later = client.get(f"{stub.queue}/requests/{accepted['request_id']}")
+    assert (later.status_code, later.json()) == (422, direct.json())
+    for detail in direct.json()["detail"]:
+        assert detail["loc"][0] == "body" and detail["msg"] and detail["type"]
+
+
+@pytest.mark.parametrize("url", ODD_KEYFRAMES)
+def test_keyframes_that_are_none(stub: Server, client: httpx.Client, url: str) -> None:
+    answer = client.post(f"{stub.url}/{APP}", json={"prompt": "a", "keyframe_1_image_url": url})
+    assert answer.status_code == 422
+    (detail,) = answer.json()["detail"]
+    assert detail["loc"] == ["body", "keyframe_1_image_url"]
+    assert detail["type"] == ODD_KEYFRAMES[url]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_large_bodies_are_refused_early(stub: Server, chunked: bool, known: bool) -> None:
+    """The answer is there for a client that sends on regardless, with a key and without one."""
+    head = f"POST /queue/{APP} HTTP/1.1\r\nHost: x\r\n" + (f"Authorization: Key {stub.key}\r\n" if known else "")
+    size = 100 * 2**20
+    head += "Transfer-Encoding: chunked\r\n\r\n" if chunked else f"Content-Length: {size}\r\n\r\n"
+    block = (b"100000\r\n" if chunked else b"") + b" " * 2**20 + (b"\r\n" if chunked else b"")
+    with socket.create_connection(("127.0.0.1", stub.port), timeout=20) as sock:
+        sock.sendall(head.encode())
+        try:
+            for _ in range(size // 2**20):
+                sock.sendall(block)
+        except OSError:
+            pass  # the server has waited long enough
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        assert answer.status == (413 if known else 401)
+        assert json.loads(answer.read())["detail"]
+        assert sock.recv(1) == b""
+
+
+def png(width: int, height: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> str:
+    """A data URI of one bit a pixel."""
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    made = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", head), *chunks, (b"IDAT", pixels), (b"IEND", b"")):
+        made += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return "data:image/png;base64," + base64.b64encode(made).decode()
+
+
+def test_bombs_are_no_keyframes(stub: Server, client: httpx.Client) -> None:
+    def nothing(size: int) -> bytes:
+        return zlib.compress(bytes(size), 1)
+
+    bombs = {
+        "pixels": png(30_000, 30_000, nothing(30_000 * 3751)),
+        "said pixels": png(2**31 - 1, 2**31 - 1, nothing(9)),
+        "more than said": png(8, 8, nothing(2**26)),
+        "text": png(8, 8, nothing(16), (b"zTXt", b"a\0\0" + nothing(2**27))),
+        "profile": png(8, 8, nothing(16), (b"iCCP", b"a\0\0" + nothing(2**27))),
+    }
+    for name, bomb in bombs.items():
+        start = time.monotonic()
+        answer = client.post(f"{stub.url}/{APP}", json={"prompt": "a", "keyframe_2_image_url": bomb})
+        fine = name in ("more than said", "profile")  # what the picture does not need is left alone
+        assert answer.status_code == 422 or (fine and answer.status_code == 200), (name, answer.text[:300])
+        if answer.status_code == 422:
+            assert answer.json()["detail"][0]["loc"] == ["body", "keyframe_2_image_url"]
+        assert time.monotonic() - start < 10
+
+
+def test_keys(stub: Server, client: httpx.Client) -> None:
+    request_id = client.post(stub.queue, json={"prompt": "a"}).json()["request_id"]
+    url = f"{stub.queue}/requests/{request_id}"
+    other = stub.headers(stub.new_key("other"))
+    for path in ("", "/status", "/status/stream"):
+        answer = httpx.get(url + path, headers=other)
+        assert (answer.status_code, answer.json()) == (404, {"status": "NOT_FOUND"})
+        for wrong in ("", "Key", "Key a:b", f"Key {stub.key}x", "Basic YTpi", "Key \xff:\xff"):
+            headers = [(b"Authorization", wrong.encode("latin-1"))] if wrong else []
+            assert httpx.get(url + path, headers=headers).status_code == 401
+    assert httpx.put(url + "/cancel", headers=other).status_code == 404
+    assert httpx.post(stub.queue, json={"prompt": "a"}).status_code == 401
+    assert client.get(f"{stub.queue}/requests/{'x' * 300}/status").status_code == 404
+    assert client.get(f"{stub.queue}/requests/%00/status").status_code == 404
+
+
+def test_a_revoked_key_is_refused(stub: Server) -> None:
+    import subprocess
+    import sys
+
+    key = stub.new_key("short")
+    url = f"{stub.queue}/requests/none/status"
+    assert httpx.get(url, headers=stub.headers(key)).status_code == 404
+    code = "from sparsectrl_lcm.cli import main; main()"
+    revoke = [sys.executable, "-c", code, "keys", "revoke", key.partition(":")[0], "--data", str(stub.data)]
+    subprocess.run(revoke, check=True, capture_output=True)
+    time.sleep(2.1)
+    assert httpx.get(url, headers=stub.headers(key)).status_code == 401
+    assert key.partition(":")[2].encode() not in (stub.data / "service.sqlite3").read_bytes()
+
+
+def test_headers_and_queries(stub: Server, client: httpx.Client) -> None:
+    for headers in ({"X-Fal-Request-Timeout": "soon"}, {"X-Fal-Object-Lifecycle-Preference": "{"}):
+        assert client.post(stub.queue, json={"prompt": "a"}, headers=headers).status_code == 400
+    for query in ({"fal_webhook": "ftp://x"}, {"fal_webhook": "http://["}, {"fal_max_queue_length": "-1"}):
+        assert client.post(stub.queue, json={"prompt": "a"}, params=query).status_code == 400
+    assert client.get(f"{stub.url}/files/../../etc/passwd").status_code == 404
+    assert client.get(f"{stub.url}/files/%2e%2e/%2e%2e%2fetc%2fpasswd").status_code == 404
+    proxied = client.post(f"{stub.url}/api/fal/proxy", headers={"x-fal-target-url": "https://evil.example/x"})
+    assert proxied.status_code == 412
+    assert client.post(f"{stub.url}/api/fal/proxy").status_code == 400
+    assert client.patch(f"{stub.url}/api/fal/proxy").status_code == 405
+    assert client.delete(stub.queue).status_code == 405
+
+
+def ended(client: httpx.Client, url: str) -> dict[str, Any]:
+    end = time.monotonic() + 30
+    while (answer := client.get(url, params={"logs": "1"})).status_code == 202:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    state: dict[str, Any] = answer.json()
+    return state
+
+
+def test_low_priority_runs_after_normal(stub: Server, client: httpx.Client) -> None:
+    slow = [client.post(stub.queue, json={"prompt": "slow 0.2"}).json() for _ in range(3)]
+    made = {}
+    for name in ("low", "normal"):
+        headers = {"X-Fal-Queue-Priority": name}
+        made[name] = client.post(stub.queue, json={"prompt": "a"}, headers=headers).json()
+    assert made["low"]["queue_position"] > 0
+    full = client.post(stub.queue, json={"prompt": "a"}, params={"fal_max_queue_length": 0})
+    assert full.status_code == 429
+    began = {name: ended(client, one["status_url"])["logs"][0]["timestamp"] for name, one in made.items()}
+    assert began["normal"] < began["low"]
+    assert {ended(client, one["status_url"])["status"] for one in slow} == {"COMPLETED"}
+
+
+def test_a_request_that_starts_too_late_ends(stub: Server, client: httpx.Client) -> None:
+    slow = client.post(stub.queue, json={"prompt": "slow 0.5"}).json()
+    while client.get(slow["status_url"]).json()["status"] == "IN_QUEUE":
+        time.sleep(0.02)
+    late = client.post(stub.queue, json={"prompt": "a"}, headers={"X-Fal-Request-Timeout": "0.3"}).json()
+    state = ended(client, late["status_url"])
+    assert (state["status"], state["error_type"]) == ("COMPLETED", "startup_timeout")
+    answer = client.get(late["response_url"])
+    assert (answer.status_code, answer.headers["x-fal-request-timeout-type"]) == (504, "user")
+    assert ended(client, slow["status_url"]).get("error") is None
+
+
+def test_what_is_not_to_be_kept(stub: Server, client: httpx.Client) -> None:
+    private = {"X-Fal-Store-IO": "0", "X-Fal-Object-Lifecycle-Preference": '{"expiration_duration_seconds":2}'}
+    for _ in range(2):
+        client.post(stub.queue, json={"prompt": "slow 0.2"})
+    made = client.post(stub.queue, json={"prompt": "a prompt to forget"}, headers=private).json()
+    assert "a prompt to forget" in stored(stub)
+    ended(client, made["status_url"])
+    clip = client.get(made["response_url"]).json()["video"]["url"]  # its caller still gets it
+    assert httpx.get(clip).status_code == 200
+    assert "a prompt to forget" not in stored(stub)
+    time.sleep(2)
+    assert httpx.get(clip).status_code == 404
+
+
+def stored(server: Server) -> str:
+    with closing(sqlite3.connect(server.data / "service.sqlite3")) as database:
+        return "\n".join(database.iterdump())
+
+
+def test_forged_tokens_and_paths(stub: Server, client: httpx.Client) -> None:
+    about = {"file_name": "../../../a.png", "content_type": "image/png"}
+    made = client.post(f"{stub.url}/storage/upload/initiate", json=about).json()
+    url, token = made["upload_url"].split("token=")
+    payload, signature = token.split(".")
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
+    other = base64.urlsafe_b64encode(json.dumps(claims | {"exp": 2e10}).encode()).decode().rstrip("=")
+    for forged in ("", token[:-1], f"{other}.{signature}", f"{payload}.", f".{signature}", "\xff.\xff"):
+        assert httpx.put(url, params={"token": forged}, content=b"x").status_code == 403
+    storage = client.post(f"{stub.url}/storage/auth/token").json()["token"]
+    assert httpx.put(url, params={"token": storage}, content=b"x").status_code == 403
+    for forged in (token, storage + "x", "a.b"):
+        headers = {"Authorization": f"Bearer {forged}"}
+        assert httpx.post(f"{stub.url}/files/upload", headers=headers, content=b"x").status_code == 401
+    httpx.put(made["upload_url"], content=b"x").raise_for_status()
+    assert made["file_url"].endswith("/a.png") and httpx.get(made["file_url"]).content == b"x"
+    file_id = made["file_url"].split("/files/")[1].split("/")[0]
+    for path in (f"{file_id}/..%2f{file_id}%2fa.png", "..%2f..%2fservice.sqlite3/a", f"{file_id}%2f../a.png", "%00/a"):
+        with socket.create_connection(("127.0.0.1", stub.port), timeout=5) as sock:  # clients would tidy it up
+            sock.sendall(f"GET /files/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            assert b" 404 " in sock.recv(100)
+
+
+def test_slow_senders_are_cut_off(tmp_path: Path) -> None:
+    for server in started(tmp_path, pipeline="stub_pipeline:load", header_seconds=1.0, body_seconds=1.0):
+        whole = b"POST /queue/" + APP.encode() + b" HTTP/1.1\r\nHost: x\r\nAuthorization: Key " + server.key.encode()
+        for head in (b"", b"GET / HT", whole + b"\r\nContent-Length: 100\r\n\r\n{"):
+            with socket.create_connection(("127.0.0.1", server.port)) as sock:
+                sock.sendall(head)
+                sock.settimeout(10)
+                said = sock.recv(10_000)
+                assert said == b"" or b" 400 " in said.splitlines()[0]
+        assert httpx.get(server.url + "/healthz").status_code == 200
+
+
+def test_browsers_may_call_from_anywhere(stub: Server) -> None:
+    asked = {"Origin": "https://x.example", "Access-Control-Request-Headers": "authorization,x-fal-queue-priority"}
+    answer = httpx.options(stub.queue, headers=asked)
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-headers"] == asked["Access-Control-Request-Headers"]
+    assert "PUT" in answer.headers["access-control-allow-methods"]
+    assert "x-fal-request-id" in httpx.get(stub.url + "/healthz").headers["access-control-expose-headers"]
+
+
+def test_operations(stub: Server, client: httpx.Client) -> None:
+    client.post(f"{stub.url}/{APP}", json={"prompt": "a"}).raise_for_status()
+    told = httpx.get(stub.url + "/metrics").text
+    for name in ("queue_depth", "queue_wait_seconds_bucket", 'stage_seconds_count{stage="denoise"}', "requests_ended"):
+        assert f"sparsectrl_lcm_{name}" in told
+    document = httpx.get(stub.url + "/openapi.json").json()
+    assert set(document["paths"]) == {
+        f"/{APP}{rest}"
+        for rest in ("", "/requests/{request_id}", "/requests/{request_id}/status", "/requests/{request_id}/cancel")
+    }
+    for line in stub.log.splitlines():
+        assert json.loads(line)["message"]

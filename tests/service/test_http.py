@@ -1,0 +1,206 @@
+"""Connections whose clients send or read as they should not: closed in time, and bounded in memory."""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from sparsectrl_lcm.service.http import HEAD_BYTES, LINGER_SECONDS, BoundedProtocol
+from sparsectrl_lcm.service.tls import local_certificate
+
+SECONDS = 0.5
+LARGE, MIDDLE = 64 * 2**20, 60_000
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """/early answers without a look at the body, /large and /middle with much, /echo when it has all."""
+    size = 0
+    more = scope["path"] == "/echo"
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = b"x" * {"/large": LARGE, "/middle": MIDDLE}.get(scope["path"], 0) or str(size).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for start in range(0, len(body), 2**18):
+        await send({"type": "http.response.body", "body": body[start : start + 2**18], "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@contextmanager
+def served(tls: tuple[Path, Path] | None = None, send_buffer: int = 0, **bounds: Any) -> Iterator[int]:
+    protocol = BoundedProtocol.bounded(**{"header_seconds": SECONDS, "write_seconds": SECONDS, **bounds})
+    files = {} if tls is None else {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]}
+    config = uvicorn.Config(
+        app, loop="asyncio", http=protocol, ws="none", lifespan="off", log_config=None, timeout_keep_alive=1, **files
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        if send_buffer:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        thread = threading.Thread(target=server.run, args=([bound],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield bound.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with served() as port:
+        yield port
+
+
+def seconds_until_closed(sock: socket.socket, drip: bytes = b"", most: float = 12) -> tuple[float, bytes]:
+    """How long a connection lasts on which a byte is sent now and then, and what was read."""
+    start, got = time.monotonic(), b""
+    sock.settimeout(0.1)
+    while time.monotonic() - start < most:
+        try:
+            if drip:
+                sock.sendall(drip)
+            part = sock.recv(2**16)
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+        if not part:
+            break
+        got += part
+    return time.monotonic() - start, got
+
+
+UNFINISHED = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+CHUNKED = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "drip"),
+    [
+        (b"", b""),
+        (b"", b"\r\n"),
+        (b"GET / HTTP/1.1\r\n", b"a: b\r\n"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b""),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n"),
+        (UNFINISHED, b""),
+        (UNFINISHED, b"x"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", b"x"),
+        (b"nonsense\r\n\r\n", b"x"),
+    ],
+    ids=["silent", "empty lines", "endless head", "idle", "idle lines", "early", "early drip", "upgrade", "nonsense"],
+)
+def test_nobody_holds_a_connection(port: int, first: bytes, drip: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(first)
+        seconds, got = seconds_until_closed(sock, drip)
+    assert seconds < 6
+    assert bool(got) == (first.endswith(b"\r\n\r\n"))
+
+
+def test_an_early_answer_is_read_although_the_body_goes_on(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(UNFINISHED.replace(b"1000000", b"100000000"))
+        for _ in range(50):  # much more than the buffers of a socket hold
+            sock.sendall(b"x" * 2**20)
+        assert seconds_until_closed(sock)[1].startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("first", "endless"),
+    [(b"0\r\n", b"abc: def\r\n" * 100), (b"0\r\nabc: ", b"d" * 1000), (b"1\r\nx\r\n5;", b"d" * 1000)],
+    ids=["trailers", "one trailer", "chunk extension"],
+)
+def test_what_is_no_body_is_bounded_within_one(port: int, first: bytes, endless: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(CHUNKED + first)
+        sock.settimeout(5)
+        sent = 0
+        with pytest.raises(OSError):
+            while sent < 2**28:
+                sent += sock.send(endless)
+        assert sent < 2**24
+
+
+def test_small_chunks_and_trailers_are_no_offence(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(CHUNKED + b"1\r\nx\r\n" * (2 * HEAD_BYTES) + b"0\r\nSome: trailer\r\n\r\n")
+        assert seconds_until_closed(sock)[1].endswith(str(2 * HEAD_BYTES).encode())
+
+
+def test_requests_may_follow_each_other(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall((b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab" * 100) + CHUNKED + b"0\r\n\r\n")
+        assert seconds_until_closed(sock)[1].count(b"HTTP/1.1 200") == 101
+
+
+def test_a_reader_that_takes_nothing_is_cut_off(port: int, tmp_path: Path) -> None:
+    for ending in (b"", b"Connection: close\r\n"):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", port))
+            sock.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n" + ending + b"\r\n")
+            time.sleep(4 * SECONDS)
+            assert len(seconds_until_closed(sock, most=20)[1]) < LARGE
+
+
+def test_a_reader_that_is_slow_gets_all(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        size, start = 0, time.monotonic()
+        while part := sock.recv(2**20):
+            size += len(part)
+            time.sleep(max(0.0, start + 3 * SECONDS * size / LARGE - time.monotonic()))
+    assert size > LARGE
+
+
+def test_tls_ends_in_time_too(tmp_path: Path) -> None:
+    authority, *files = local_certificate(tmp_path)
+    context = ssl.create_default_context(cafile=authority)
+    with served((files[0], files[1])) as port:
+        for first, drip in ((b"", b""), (UNFINISHED, b"x")):
+            plain = socket.create_connection(("127.0.0.1", port))
+            with context.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+                sock.sendall(first)
+                seconds, got = seconds_until_closed(sock, drip)
+            assert seconds < 6 and bool(got) == bool(first)
+
+
+def test_the_end_of_an_answer_may_take_its_time(tmp_path: Path) -> None:
+    authority, *files = local_certificate(tmp_path)
+    context = ssl.create_default_context(cafile=authority)
+    with served((files[0], files[1]), send_buffer=8192, write_seconds=20.0) as port:
+        plain = socket.socket()
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.connect(("127.0.0.1", port))
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+            sock.sendall(b"GET /middle HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            time.sleep(LINGER_SECONDS + 1)
+            size = 0
+            while part := sock.recv(2**16):
+                size += len(part)
+    assert size > MIDDLE
+
+
+def test_connections_are_counted() -> None:
+    with served(header_seconds=20.0, most_connections=3) as port:
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            assert b" 503 " in seconds_until_closed(sock)[1]
+        for sock in held:
+            sock.close()
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b" 200 " in seconds_until_closed(sock)[1]

@@ -1,0 +1,79 @@
+"""What schemathesis makes of the OpenAPI document is never a failure of the server, and always answered as it says."""
+
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode, checks
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from .conftest import APP, Server
+
+CONFORMANCE: list[Any] = [
+    checks.not_a_server_error,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+]
+"""Not that wrong input is refused: the queue accepts it, as fal's does, and it fails as its result."""
+
+ONE = "/requests/{request_id}"
+
+
+@pytest.fixture(scope="module")
+def document(stub: Server) -> Any:
+    stub.wait()
+    return schemathesis.openapi.from_url(f"{stub.url}/openapi.json")
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("operation", ["submit", "result", "status", "cancel"])
+def test_any_request(document: Any, stub: Server, operation: str, mode: GenerationMode) -> None:
+    path = f"/{APP}" + {"submit": "", "result": ONE}.get(operation, f"{ONE}/{operation}")
+    method = {"submit": "POST", "cancel": "PUT"}.get(operation, "GET")
+
+    @settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(document[path][method].as_strategy(generation_mode=mode))
+    def check(case: Any) -> None:
+        case.call_and_validate(headers=stub.headers(), checks=[*CONFORMANCE, ignored_auth])
+
+    check()
+
+
+def test_requests_that_exist(document: Any, stub: Server) -> None:
+    """Generated ids are unknown; these are of requests that have ended well, badly, or not yet."""
+    with httpx.Client(headers=stub.headers(), timeout=30) as client:
+        inputs = [{"prompt": "a"}, {"prompt": 1}, {"prompt": "fail"}, {"prompt": "slow 0.2"}, {"prompt": "a"}]
+        ids = [client.post(stub.queue, json=given).json()["request_id"] for given in inputs]
+    seen = set()
+    for _ in range(2):
+        for request_id in ids:
+            for operation in (result.ok() for result in document.get_all_operations()):
+                if "{request_id}" in operation.path and (operation.method != "put" or request_id == ids[-1]):
+                    case = operation.Case(path_parameters={"request_id": request_id})
+                    response = case.call(headers=stub.headers())
+                    case.validate_response(response, checks=CONFORMANCE[1:])  # a 500 is how one of them ended
+                    seen.add((operation.path.rpartition("/")[2], response.status_code))
+        with httpx.Client(headers=stub.headers()) as client:
+            while client.get(f"{stub.queue}/requests/{ids[3]}/status").status_code == 202:
+                pass
+    assert seen >= {
+        ("status", 200),
+        ("status", 202),
+        ("{request_id}", 200),
+        ("{request_id}", 400),
+        ("{request_id}", 422),
+        ("{request_id}", 500),
+        ("{request_id}", 499),
+        ("cancel", 202),
+        ("cancel", 400),
+    }

@@ -1,0 +1,174 @@
+"""`serve` and `keys` as somebody uses them who gives what is wrong: one line, exit code 2, and nothing is left."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sparsectrl_lcm.cli import run, service
+from sparsectrl_lcm.service.tls import local_certificate
+
+from .conftest import ports
+
+PROGRAM = [sys.executable, "-u", "-c", "from sparsectrl_lcm.cli import main; main()"]
+
+
+def refused(capfd: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """The line on stderr; nothing is on stdout."""
+    assert run([*map(str, arguments)]) == 2
+    said, told = capfd.readouterr()
+    assert said == ""
+    assert re.fullmatch(r"error: [^\n]+\n", told), told
+    return told.removeprefix("error: ").strip()
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsectrl_lcm.service.logs.log_to_stderr", lambda level: None)
+
+
+@pytest.fixture
+def port() -> str:
+    return str(ports()[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--port 99999", "--port 99999 is not allowed; give 1 to 65535"),
+        ("--port 8001 --tls-port 8001", "--tls-port 8001 is the port of --port already; give another"),
+        ("--public-url nope", "--public-url: 'nope' is not allowed; give http(s)://HOST"),
+        ("--public-url https://a/b", "--public-url: 'https://a/b' is not allowed"),
+        ("--set queue", "--set queue: not allowed; give NAME=VALUE"),
+        ("--backend nope", "backend: 'nope' is unknown; allowed are auto, "),
+        ("--bundle nope", "bundle: 'nope' is not a folder"),
+        ("--threads 0", "threads: 0 is out of range; give 1 or more"),
+        ("--tls-certificate a", "--tls-certificate and --tls-key go together"),
+        ("--tls-certificate a --tls-key a", "--tls-certificate a: No such file"),
+    ],
+)
+def test_what_is_wrong_at_a_glance(capfd: pytest.CaptureFixture[str], tmp_path: Path, options: str, told: str) -> None:
+    assert refused(capfd, "serve", "--data", tmp_path / "data", *options.split()).startswith(told)
+    assert not (tmp_path / "data").exists()
+
+
+def test_certificates_and_keys_that_are_none(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    authority, certificate, key = local_certificate(tmp_path / "a")
+    _, _, other = local_certificate(tmp_path / "b")
+    for given, of, told in (
+        (key, key, f"--tls-certificate {key}: holds no certificate"),
+        (certificate, authority, f"--tls-key {authority}: holds no key"),
+        (certificate, other, f"--tls-key {other}: cannot be used with --tls-certificate {certificate}"),
+    ):
+        command = ("serve", "--data", tmp_path / "data", "--tls-port", 8443)
+        assert refused(capfd, *command, "--tls-certificate", given, "--tls-key", of).startswith(told)
+
+
+def test_folders_that_cannot_be_used(capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for data, why in ((file, "it is a file"), (Path("/proc/x"), "No such file or directory")):
+        told = refused(capfd, "serve", "--data", data, "--port", port)
+        assert told == f"--data {data}: cannot be used ({why}); give a folder that can be written"
+        for command in (["list"], ["create"], ["revoke", "a"]):
+            assert f"--data {data} has no service.sqlite3" in refused(capfd, "keys", *command, "--data", data)
+
+
+def test_keys_make_no_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = tmp_path / "a b"
+    for command in (["list"], ["create"], ["revoke", "a"]):
+        told = refused(capfd, "keys", *command, "--data", data)
+        assert told.endswith(f"or make one with: sparsectrl-lcm serve --data '{data}'")
+    assert not data.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--database=mysql://u:secret@h/x", "database: mysql:// is not supported; give postgresql://"),
+        ("--database=nope secret", "database: what was given is no URL; give postgresql://"),
+        ("--files=nope://x", "files: nope:// cannot be opened (Protocol not known: nope)"),
+    ],
+)
+def test_stores_that_are_unknown(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str, option: str, told: str
+) -> None:
+    said = refused(capfd, "serve", "--data", tmp_path, "--port", port, option)
+    assert said.startswith(told) and "secret" not in said
+    if option.startswith("--database"):
+        assert refused(capfd, "keys", "list", "--data", tmp_path, option).startswith(told)
+
+
+def test_packages_that_are_missing(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("psycopg", "s3fs"):
+        monkeypatch.setitem(sys.modules, name, None)
+    command = ("serve", "--data", tmp_path / "data", "--port", port)
+    told = refused(capfd, *command, "--database", "postgresql://h/x")
+    assert told.startswith("database: postgresql:// needs psycopg (")
+    assert told.endswith("; run: pip install '.[service,postgresql]'")
+    told = refused(capfd, *command, "--files", "s3://bucket")
+    assert told.startswith("files: s3:// cannot be opened (") and told.endswith("; run: pip install s3fs")
+    monkeypatch.setattr(service, "find_spec", lambda name: None if name in ("fastapi", "sqlalchemy") else name)
+    for needing in (("serve",), ("keys", "list"), ("keys", "create"), ("keys", "revoke", "a")):
+        told = refused(capfd, *needing, "--data", tmp_path / "data")
+        assert told == f"{needing[0]} needs fastapi, sqlalchemy; run: pip install '.[service]'"
+
+
+def test_a_database_that_does_not_answer(capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str) -> None:
+    url = f"postgresql://u:secret@127.0.0.1:{ports()[0]}/x"
+    told = refused(capfd, "serve", "--data", tmp_path, "--port", port, "--database", url)
+    assert told.startswith("database postgresql://u:***@127.0.0.1:") and "refused" in told
+    (tmp_path / "service.sqlite3").write_text("no database, but as long as the head of one would have to be" * 20)
+    assert "file is not a database" in refused(capfd, "keys", "list", "--data", tmp_path)
+
+
+def test_an_address_that_is_taken(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = refused(capfd, "serve", "--data", tmp_path, "--port", port)
+    assert told == f"127.0.0.1:{port}: Address already in use; give another host or port"
+
+
+def test_what_only_the_runner_finds_out(tmp_path: Path, port: str) -> None:
+    command = ["serve", "--data", str(tmp_path), "--port", port, "--backend", "onnxruntime", "--precision", "fp8"]
+    done = subprocess.run([*PROGRAM, *command], capture_output=True, text=True, timeout=60, check=False)
+    wanted = "error: precision: onnxruntime computes in fp32 on the CPU; 'fp8' is for openvino\n"
+    assert (done.returncode, done.stderr) == (2, wanted)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> "Iterator[tuple[subprocess.Popen[str], Path, str]]":
+    data, (port, tls_port, _) = tmp_path / "data", ports()
+    command = [*PROGRAM, "serve", "--data", str(data), "--port", str(port), "--tls-port", str(tls_port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        yield process, data, f"http://127.0.0.1:{port}"
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def test_the_greeting_and_the_keys(
+    capfd: pytest.CaptureFixture[str], server: "tuple[subprocess.Popen[str], Path, str]"
+) -> None:
+    process, data, url = server
+    assert process.stdout is not None
+    trust, _, shown, page = (process.stdout.readline().strip() for _ in range(4))
+    assert trust.startswith(f"https clients have to trust {data}/tls/ca.pem")
+    assert page == f"{url}/#key={shown.removeprefix('FAL_KEY=')}"
+    assert httpx.get(url).status_code == 200
+    told = refused(capfd, "serve", "--data", data, "--port", ports()[0])
+    assert told == f"--data {data}: another server uses this folder; give another, or end it"
+
+    key_id = shown.removeprefix("FAL_KEY=").partition(":")[0]
+    told = refused(capfd, "keys", "revoke", "nope", "--data", data)
+    assert told == f"there is no key 'nope'; see them with: sparsectrl-lcm keys list --data {data}"
+    for wanted in (r"revoked", rf"{key_id} was revoked already, at [\d: -]+"):
+        assert run(["keys", "revoke", key_id, "--data", str(data)]) == 0
+        assert re.fullmatch(wanted, capfd.readouterr().out.strip())

@@ -1,0 +1,64 @@
+"""Limits from the command line, and what the runner's process makes of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sparsectrl_lcm.cli import app
+from sparsectrl_lcm.service import loading
+from sparsectrl_lcm.service.settings import LIMITS, Settings, with_limits
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_values_take_the_type_of_their_setting() -> None:
+    settings = with_limits(Settings(Path("x")), ["key_queue=7", "step_seconds=1.5", "object_seconds=none", "retries=0"])
+    assert (settings.key_queue, settings.step_seconds, settings.object_seconds, settings.retries) == (7, 1.5, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("key_que=7", "key_que: unknown; there are "),
+        ("anonymous=1", "anonymous: unknown"),
+        ("key_queue", "key_queue: not allowed; give NAME=VALUE"),
+        ("key_queue=", "key_queue: '' is not a whole number"),
+        ("key_queue=1.5", "'1.5' is not a whole number"),
+        ("step_seconds=soon", "'soon' is not a number"),
+        ("step_seconds=0", "step_seconds: 0.0 is not allowed; give more than 0"),
+        ("step_seconds=nan", "give more than 0"),
+        ("drain_seconds=-1", "give 0 or more"),
+        ("step_seconds=none", "'none' is not a number"),
+    ],
+)
+def test_a_wrong_limit_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    done = CliRunner().invoke(app, ["serve", "--data", str(tmp_path / "data"), "--set", text])
+    assert done.exit_code != 0
+    said = f"{done.output}{done.exception or ''}"
+    assert f"--set {text.partition('=')[0]}" in said and told in said
+    assert not (tmp_path / "data").exists()
+
+
+def test_every_limit_is_documented() -> None:
+    documented = (ROOT / "docs/service.md").read_text()
+    assert [name for name in LIMITS if f"`{name}`" not in documented] == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "threads", "cores", "taken"),
+    [("onnxruntime", None, 8, 7), ("onnxruntime", None, 1, 1), ("onnxruntime", 8, 8, 8), ("tensorrt", None, 8, None)],
+)
+def test_the_server_keeps_a_core(
+    monkeypatch: pytest.MonkeyPatch, backend: str, threads: int | None, cores: int, taken: int | None
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(loading, "physical_cores", lambda: cores)
+    monkeypatch.setattr(loading.VideoPipeline, "load", lambda bundle, backend, **options: asked.update(options))
+    loading.load(None, backend, threads=threads)
+    assert asked["threads"] == taken
+
+
+def test_auto_chooses_a_backend_first() -> None:
+    pipeline = loading.load()
+    assert pipeline.backend in ("openvino", "onnxruntime")

@@ -1,0 +1,153 @@
+"""Webhooks as receivers see them: delivered once the end is known, signed, tried again."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from sparsectrl_lcm.service.server import open_service
+from sparsectrl_lcm.service.settings import Settings
+from sparsectrl_lcm.service.signing import Signer
+from sparsectrl_lcm.service.store import NewRequest, Outcome
+from sparsectrl_lcm.service.webhooks import Webhooks
+
+from .conftest import Server, started
+
+
+class Receiver(ThreadingHTTPServer):
+    """Refuses the first delivery of each request, and keeps all."""
+
+    def __init__(self, host: str = "127.0.0.1", seconds: float = 0.0) -> None:
+        super().__init__((host, 0), Handler)
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.refuse = 0
+        self.seconds = seconds
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.server_address[0]}:{self.server_address[1]}/hook?a=b%20c"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        receiver: Any = self.server
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+        receiver.refuse -= 1
+        time.sleep(receiver.seconds)
+        self.send_response(500 if receiver.refuse >= 0 else 204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    server = Receiver()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def delivered(receiver: Receiver, count: int) -> list[tuple[dict[str, str], bytes]]:
+    end = time.monotonic() + 20
+    while len(receiver.got) < count and time.monotonic() < end:
+        time.sleep(0.02)
+    assert len(receiver.got) == count
+    return receiver.got
+
+
+def verify(headers: dict[str, str], body: bytes, jwks: dict[str, Any]) -> None:
+    """As fal documents it for receivers in Python; every key is tried, without padding what has none."""
+    assert abs(int(headers["x-fal-webhook-timestamp"]) - time.time()) < 300
+    names = ("x-fal-webhook-request-id", "x-fal-webhook-user-id", "x-fal-webhook-timestamp")
+    message = "\n".join([*(headers[name] for name in names), hashlib.sha256(body).hexdigest()]).encode()
+    for key in jwks["keys"]:
+        public = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(key["x"] + "=" * (-len(key["x"]) % 4)))
+        public.verify(bytes.fromhex(headers["x-fal-webhook-signature"]), message)
+    assert any(len(base64.urlsafe_b64decode(key["x"])) == 32 for key in jwks["keys"] if key["x"].endswith("="))
+
+
+def test_success_and_failure_are_told_and_signed(stub: Server, receiver: Receiver) -> None:
+    jwks = httpx.get(stub.url + "/.well-known/jwks.json").json()
+    receiver.refuse = 1
+    with httpx.Client(headers=stub.headers()) as client:
+        given = {"prompt": "a", "seed": 9}
+        first = client.post(stub.queue, json=given, params={"fal_webhook": receiver.url}).json()["request_id"]
+        (_, refused), (headers, body) = delivered(receiver, 2)
+        assert refused == body
+        verify(headers, body, jwks)
+        told = json.loads(body)
+        assert (told["request_id"], told["status"], told["payload"]["seed"]) == (first, "OK", 9)
+        client.post(stub.queue, json={"prompt": 1}, params={"fal_webhook": receiver.url})
+        headers, body = delivered(receiver, 3)[2]
+        verify(headers, body, jwks)
+        told = json.loads(body)
+        assert (told["status"], told["error"]) == ("ERROR", "Invalid status code: 422")
+        assert told["payload"]["detail"][0]["loc"] == ["body", "prompt"]
+
+
+def test_a_slow_receiver_delays_no_other(tmp_path: Path) -> None:
+    slow, fast = Receiver(seconds=3.0), Receiver("127.0.0.2")
+    for one in (slow, fast):
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+    for server in started(tmp_path, pipeline="stub_pipeline:load", allow_private=["127.0.0.0/8"]):
+        with httpx.Client(headers=server.headers()) as client:
+            for _ in range(30):
+                client.post(server.queue, json={}, params={"fal_webhook": slow.url}).raise_for_status()
+            start = time.monotonic()
+            for _ in range(10):
+                client.post(server.queue, json={}, params={"fal_webhook": fast.url}).raise_for_status()
+            delivered(fast, 10)
+            assert time.monotonic() - start < 2.5
+            assert len(slow.got) < 30
+    for one in (slow, fast):
+        one.shutdown()
+        one.server_close()
+
+
+def test_whatever_a_receiver_does_is_an_attempt(tmp_path: Path) -> None:
+    class Odd:
+        def stream(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("odd")
+
+    async def scenario() -> None:
+        runner: Any = None
+        service = open_service(Settings(tmp_path, pipeline="stub_pipeline:load"), runner)
+        request = NewRequest("a", "k", {}, 1.0, "http://x", webhook="http://h/")
+        service.store.submit(request, limit=9, key_limit=9, outcome=Outcome(422, {}, "x"))
+        (row,) = service.store.due_webhooks(time.time(), 60.0)
+        client: Any = Odd()
+        await Webhooks(service)._one(client, row)
+        assert service.store.due_webhooks(time.time(), 60.0) == []
+        (row,) = service.store.due_webhooks(time.time() + 5, 60.0)
+        assert row.attempts == 1
+        service.board.close()
+        service.store.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_known_vector() -> None:
+    body = (
+        b'{"request_id":"123e4567-e89b-12d3-a456-426614174000",'
+        b'"gateway_request_id":"123e4567-e89b-12d3-a456-426614174000","status":"OK","payload":{"seed":42}}'
+    )
+    signer = Signer(bytes(range(32)))
+    headers = signer.headers("123e4567-e89b-12d3-a456-426614174000", "user-1", body, 1700000000)
+    assert headers["X-Fal-Webhook-Signature"] == (
+        "bda89268ae24886f3a6e4811a992c7b31d529f9b9fabc53e4c74b4cb181cb406"
+        "b415c16e387c43207c580548f93ab5bf2a72bb5214eabf5e02db7e0ba0be0700"
+    )
+    assert signer.jwks()["keys"][0]["x"] == "A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg"
