@@ -5,6 +5,7 @@ at full size, in the benchmarks. No weight is zero, or SparseCtrl's zero-initial
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -145,13 +146,13 @@ WORDS = [
 ]
 
 
-def write_tokenizer(folder: Path) -> int:
-    """Writes a small CLIP tokenizer (vocab.json, merges.txt) and returns the size of its vocabulary."""
+def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> int:
+    """Writes a CLIP tokenizer (vocab.json, merges.txt) that knows some words whole; the size of its vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters]
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
+    for word in words:
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
             pair = (parts[0], parts[1])
@@ -206,6 +207,12 @@ def write_base(folder: Path, arch: Architecture, seed: int) -> Path:
     write_vae(folder / "vae", arch, seed + 2)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     scheduler.save_config(folder / "scheduler")
+    write_index(folder)
+    return folder
+
+
+def write_index(folder: Path) -> None:
+    """The file that makes a folder of parts a Stable Diffusion checkpoint."""
     classes = {
         "_class_name": "StableDiffusionPipeline",
         "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -215,7 +222,6 @@ def write_base(folder: Path, arch: Architecture, seed: int) -> Path:
         "scheduler": ["diffusers", "DDIMScheduler"],
     }
     (folder / "model_index.json").write_text(json.dumps(classes))
-    return folder
 
 
 def write_vae(folder: Path, arch: Architecture, seed: int) -> Path:

@@ -1,0 +1,109 @@
+"""The part of the model that denoises: text encoder, UNet with motion modules, SparseCtrl of both kinds."""
+
+from pathlib import Path
+
+import torch
+from clips import Batch
+from diffusers import SparseControlNetModel, UNetMotionModel
+from networks import (
+    KINDS,
+    make_controlnet,
+    make_motion_adapter,
+    make_schedule,
+    make_spatial_unet,
+    make_text_encoder,
+)
+from sparsectrl_lcm.export.random_checkpoints import write_index
+from sparsectrl_lcm.export.temporal import TemporalTransformer, replace_temporal_transformers
+from torch import Tensor, nn
+
+
+class Denoiser(nn.Module):
+    """Text encoder, UNet and both SparseCtrl.
+
+    Args:
+        folder: takes the tokenizer, in the place where a checkpoint has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.text_encoder = make_text_encoder(folder / "tokenizer")
+        self.unet = UNetMotionModel.from_unet2d(make_spatial_unet(), make_motion_adapter())
+        self.controlnets = nn.ModuleDict({kind: make_controlnet(kind) for kind in KINDS})
+        replace_temporal_transformers(self, "frame")
+        for module in self.modules():  # motion begins as nothing, as SparseCtrl does
+            if isinstance(module, TemporalTransformer):
+                nn.init.zeros_(module.proj_out.weight)
+                nn.init.zeros_(module.proj_out.bias)
+        self.register_buffer("alphas", make_schedule().alphas_cumprod, persistent=False)
+
+    def motion_parameters(self) -> list[nn.Parameter]:
+        """Of all motion modules."""
+        modules = [module for module in self.modules() if isinstance(module, TemporalTransformer)]
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def levels(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of picture and of noise is left at a timestep [B], each [B, 1, 1, 1, 1]."""
+        alphas = self.alphas[timestep][:, None, None, None, None]
+        return alphas.sqrt(), (1 - alphas).sqrt()
+
+    def original(self, latents: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
+        """The clip without noise that latents [B, 4, F, h, w] at a timestep [B] are predicted to be."""
+        alpha, sigma = self.levels(timestep)
+        return alpha * latents - sigma * self(latents, timestep, batch)
+
+    def forward(self, latents: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
+        """The prediction of v for latents [B, 4, F, h, w] at a timestep [B]."""
+        frames = latents.shape[2]
+        prompt = self.text_encoder(batch.tokens).last_hidden_state.repeat_interleave(frames, 0)  # [B*F, 77, D]
+        residuals: list[Tensor] = []
+        if batch.kind is not None:
+            residuals = control(self.controlnets[batch.kind], timestep, prompt, batch, frames)
+        return self.unet(
+            latents,
+            timestep,
+            prompt,
+            down_block_additional_residuals=residuals[:-1] or None,
+            mid_block_additional_residual=residuals[-1] if residuals else None,
+        ).sample
+
+
+def control(model: SparseControlNetModel, timestep: Tensor, prompt: Tensor, batch: Batch, frames: int) -> list[Tensor]:
+    """SparseCtrl as diffusers computes it, but keyframes and one blank are embedded instead of all frames.
+
+    Returns:
+        the residuals of the down blocks and of the middle, each [B*F, C, h, w].
+    """
+    size, count = batch.places.shape
+    pictures = batch.keyframes.flatten(0, 1)  # [B*K, C, H, W]
+    shown = batch.wanted.flatten()[:, None, None, None].float()
+    pictures = torch.cat([pictures * shown, shown.expand(-1, 1, *pictures.shape[2:])], 1)
+    blank = torch.zeros_like(pictures[:1])
+    embedded = model.controlnet_cond_embedding(torch.cat([pictures, blank]))
+    index = torch.full((size, frames), size * count, device=pictures.device)
+    index.scatter_(1, batch.places, torch.arange(size * count, device=pictures.device).view(size, count))
+    sample = embedded.index_select(0, index.flatten()) + model.conv_in.bias[None, :, None, None]
+
+    temb = model.time_embedding(model.time_proj(timestep)).repeat_interleave(frames, 0)
+    states = [sample]
+    for block in model.down_blocks:
+        arguments = {"encoder_hidden_states": prompt} if hasattr(block, "attentions") else {}
+        sample, more = block(hidden_states=sample, temb=temb, num_frames=frames, **arguments)
+        states += more
+    sample = model.mid_block(sample, temb, encoder_hidden_states=prompt)
+    down = [project(state) for project, state in zip(model.controlnet_down_blocks, states, strict=True)]
+    return [*down, model.controlnet_mid_block(sample)]
+
+
+def save(denoiser: Denoiser, folder: Path) -> None:
+    """Writes the parts in the format of diffusers: base (without the VAE), motion_adapter, scribble, rgb."""
+    weights = denoiser.unet.state_dict()
+    base = folder / "base"
+    for part, path in ((make_spatial_unet(), base / "unet"), (make_motion_adapter(), folder / "motion_adapter")):
+        part.load_state_dict({name: weights[name] for name in part.state_dict()})
+        part.save_pretrained(path)
+    denoiser.text_encoder.save_pretrained(base / "text_encoder")
+    make_schedule().save_pretrained(base / "scheduler")
+    write_index(base)
+    for kind, controlnet in denoiser.controlnets.items():
+        controlnet.save_pretrained(folder / kind)

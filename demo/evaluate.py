@@ -1,0 +1,147 @@
+"""The figures of the demo model on requests that training never saw, through the lean runtime.
+
+    python demo/evaluate.py [--bundle DIR] [--backend NAME] [--requests 200] [--json FILE]
+
+With `--undistilled FOLDER`, the folder of a training, also those of 25 DDIM steps of the model before its distillation.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from drawing import clip, scribble
+from measure import centre, colour_of, edge_f1, flicker, kind_of, name_of, parts, psnr, still_ground
+from numpy.typing import NDArray
+from rich.progress import track
+from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+from world import FRAMES, HELD_OUT_SEED, Scene, scene
+
+PLACES = (0, 8, 15)
+JUDGED = (0, 4, 8, 12, 15)
+PATH_PIXELS = 6.0
+Frames = NDArray[np.uint8]
+Make = Callable[[Scene, str | None, int], Frames]
+"""Makes a clip of a scene with keyframes of a kind, or without, from a seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Means over requests.
+
+    Attributes:
+        scribble_f1: of edges at the keyframes, scribbles given.
+        free_f1: the same without keyframes.
+        rgb_psnr: at the keyframes, pictures given, in dB.
+        prompt: share of requests with the asked colour and shape.
+        colour, kind: the same, each alone.
+        on_path: share of frames whose shape is within `PATH_PIXELS` of the path through the keyframes.
+        flicker: of still ground, in levels.
+    """
+
+    scribble_f1: float
+    free_f1: float
+    rgb_psnr: float
+    prompt: float
+    colour: float
+    kind: float
+    on_path: float
+    flicker: float
+
+
+def with_runtime(pipeline: VideoPipeline) -> Make:
+    """Clips by the lean runtime."""
+
+    def make(world: Scene, kind: str | None, seed: int) -> Frames:
+        truth = clip(world)
+        pictures = {"scribble": lambda index: scribble(world, index), "rgb": lambda index: truth[index]}
+        keyframes = [Keyframe(index, pictures[kind](index)) for index in PLACES] if kind else []
+        return pipeline.generate(world.caption, keyframes, controlnet=kind or "scribble", seed=seed).frames
+
+    return make
+
+
+def evaluate(make: Make, requests: int) -> Figures:
+    """The figures of so many held-out scenes, asked for with scribbles, with pictures, and with the prompt alone."""
+    rows = []
+    for number in track(range(requests), "requests"):
+        world = scene(HELD_OUT_SEED + number)
+        truth = clip(world)
+        drawn, painted, free = (make(world, kind, number) for kind in ("scribble", "rgb", None))
+        colour, kind = judged(drawn, world)
+        rows.append(
+            Figures(
+                scribble_f1=mean(edge_f1(drawn[index], truth[index]) for index in PLACES),
+                free_f1=mean(edge_f1(free[index], truth[index]) for index in PLACES),
+                rgb_psnr=mean(psnr(painted[index], truth[index]) for index in PLACES),
+                prompt=float(colour and kind),
+                colour=float(colour),
+                kind=float(kind),
+                on_path=on_path(drawn, truth, world),
+                flicker=flicker(drawn, still_ground(truth)),
+            )
+        )
+    return Figures(*(mean(getattr(row, field.name) for row in rows) for field in fields(Figures)))
+
+
+def mean(values: Iterable[float]) -> float:
+    """The arithmetic mean."""
+    return float(np.mean(list(values)))
+
+
+def judged(frames: Frames, world: Scene) -> tuple[bool, bool]:
+    """Whether most of the judged frames show the asked colours, and the asked shapes."""
+    colours, kinds = [], []
+    for index in JUDGED if len(world.shapes) == 1 else (0, FRAMES - 1):  # two shapes hide each other between
+        for mask, shape in zip(parts(frames[index], world, index), world.shapes, strict=True):
+            found = centre(mask) is not None
+            asked = name_of(np.array(shape.at(index).colour))
+            colours.append(found and name_of(colour_of(frames[index], mask)) == asked)
+            kinds.append(found and kind_of(mask) == shape.kind)
+    return mean(colours) > 0.5, mean(kinds) > 0.5
+
+
+def on_path(frames: Frames, truth: Frames, world: Scene) -> float:
+    """The share of frames in which every shape is where the path through the keyframes says."""
+    known = {index: [centre(mask) for mask in parts(truth[index], world, index)] for index in PLACES}
+    near = []
+    for index in range(FRAMES):
+        for place, mask in enumerate(parts(frames[index], world, index)):
+            points = [(at, known[at][place]) for at in PLACES if known[at][place] is not None]
+            wanted = [
+                np.interp(index, [at for at, _ in points], [point[axis] for _, point in points]) for axis in (0, 1)
+            ]
+            found = centre(mask)
+            near.append(found is not None and float(np.linalg.norm(found - wanted)) <= PATH_PIXELS)
+    return mean(near)
+
+
+def main() -> None:
+    """Prints the figures, and writes them where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision")
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--undistilled", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    pipeline = VideoPipeline.load(options.bundle, backend=options.backend, precision=options.precision)
+    names = {"backend": pipeline.backend, "precision": pipeline.precision, "processor": platform.machine()}
+    report: dict[str, object] = {**names, "requests": options.requests}
+    report["4 steps"] = asdict(evaluate(with_runtime(pipeline), options.requests))
+    if options.undistilled:
+        from undistilled import with_ddim
+
+        report["25 steps, undistilled"] = asdict(evaluate(with_ddim(options.undistilled), options.requests))
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

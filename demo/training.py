@@ -1,0 +1,132 @@
+"""The loop that all stages share: AdamW with warm-up and cosine decay, averaged weights, checkpoints, a curve."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+SAVE_SECONDS = 60.0
+LOG_STEPS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How one stage is trained.
+
+    Attributes:
+        name: of its checkpoint and curve.
+        steps: how many.
+        rate: the highest learning rate.
+        warmup: steps until it is reached.
+        average: of the weights, how much of the average stays in a step.
+        clip: the largest norm of a gradient.
+    """
+
+    name: str
+    steps: int
+    rate: float
+    warmup: int = 100
+    average: float = 0.998
+    clip: float = 1.0
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step: linear warm-up, then half a cosine down to a fiftieth."""
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.rate * (0.02 + 0.98 * (1 + float(torch.cos(torch.tensor(torch.pi * done)))) / 2)
+
+
+def averaged(module: nn.Module) -> nn.Module:
+    """A copy that is to follow a module's weights, for use and not for training."""
+    return deepcopy(module).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, keep: float) -> None:
+    """Moves averaged weights towards a module's."""
+    mine, theirs = list(average.parameters()), [p.detach() for p in module.parameters()]
+    torch._foreach_lerp_(mine, theirs, 1 - keep)
+
+
+def fit(
+    stage: Stage,
+    folder: Path,
+    module: nn.Module,
+    average: nn.Module,
+    loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+) -> None:
+    """Trains a module until the stage is over, from its last checkpoint on.
+
+    Args:
+        stage: how.
+        folder: takes NAME.pt and NAME.jsonl, the curve.
+        module: is trained; frozen parameters stay as they are.
+        average: its averaged weights, see `averaged`.
+        loss: of a step; what it draws has to depend on the step alone, so that a run that was interrupted ends alike.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=stage.rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    path, first = folder / f"{stage.name}.pt", 0
+    if path.exists():
+        saved = torch.load(path, map_location=trained[0].device, weights_only=True)
+        module.load_state_dict(saved["module"])
+        average.load_state_dict(saved["average"])
+        first = saved["step"]
+        if first < stage.steps:
+            optimizer.load_state_dict(saved["optimizer"])
+
+    def save(step: int) -> None:
+        state = {"step": step, "module": module.state_dict(), "average": average.state_dict()}
+        torch.save(state | {"optimizer": optimizer.state_dict()}, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    began = saved_at = time.monotonic()
+    sums: dict[str, float] = {}
+    with Progress(*columns) as bar, (folder / f"{stage.name}.jsonl").open("a") as curve:
+        task = bar.add_task(stage.name, total=stage.steps, completed=first)
+        for step in range(first, stage.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = stage.rate_at(step)
+            value, figures = loss(step)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            figures["gradient"] = float(nn.utils.clip_grad_norm_(trained, stage.clip))
+            optimizer.step()
+            follow(average, module, min(stage.average, (1 + step) / (10 + step)))
+            for name, figure in (figures | {"loss": float(value.detach())}).items():
+                sums[name] = sums.get(name, 0.0) + figure / LOG_STEPS
+            if (step + 1) % LOG_STEPS == 0:
+                row = {"step": step + 1, "seconds": round(time.monotonic() - began, 1)}
+                curve.write(json.dumps(row | {name: float(f"{figure:.4g}") for name, figure in sums.items()}) + "\n")
+                curve.flush()
+                bar.update(task, completed=step + 1, description=f"{stage.name} {sums['loss']:.4f}")
+                sums = {}
+            if time.monotonic() - saved_at > SAVE_SECONDS:
+                save(step + 1)
+                saved_at = time.monotonic()
+    if first < stage.steps:
+        save(stage.steps)
+
+
+def generator(*seeds: int) -> torch.Generator:
+    """A source of random numbers for these seeds alone."""
+    mixed = 0
+    for seed in seeds:
+        mixed = (mixed * 1_000_003 + seed) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def read_curve(folder: Path, name: str) -> Iterable[dict[str, float]]:
+    """The rows of a stage's curve."""
+    with suppress(FileNotFoundError):
+        for line in (folder / f"{name}.jsonl").read_text().splitlines():
+            yield json.loads(line)

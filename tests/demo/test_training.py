@@ -1,0 +1,122 @@
+"""The training of the demo model: what it computes, and all of its stages for a few steps."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import LCMScheduler
+from sparsectrl_lcm.export.plan import read_parts
+
+DEMO = Path(__file__).parents[2] / "demo"
+sys.path.append(str(DEMO))
+
+import make_bundle  # noqa: E402
+import train  # noqa: E402
+import train_vae  # noqa: E402
+import training  # noqa: E402
+from clips import Batch  # noqa: E402
+from denoiser import Denoiser, control  # noqa: E402
+from networks import KINDS, LATENT_SIZE, make_vae  # noqa: E402
+from training import read_curve  # noqa: E402
+from world import FRAMES, SIZE  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train.train(folder, torch.device("cpu"), scale=0.001, batch=1)
+    return folder
+
+
+def test_all_stages_leave_checkpoints_that_fit_each_other(trained: Path) -> None:
+    checkpoints = {name: trained / name for name in make_bundle.TRAINED}
+    parts = read_parts(make_bundle.export_options(checkpoints))
+    assert (parts.sizes.width, parts.sizes.height, parts.sizes.frames) == (SIZE, SIZE, FRAMES)
+    assert parts.scheduler.prediction_type == "v_prediction"
+    for stage in train.STEPS:
+        assert (trained / f"{stage}.pt").exists()
+
+
+def test_the_checkpoints_that_ship_fit_each_other() -> None:
+    parts = read_parts(make_bundle.export_options({name: DEMO / "trained" / name for name in make_bundle.TRAINED}))
+    assert (parts.sizes.width, parts.sizes.height, parts.sizes.frames) == (SIZE, SIZE, FRAMES)
+
+
+def test_a_training_that_was_left_goes_on_and_one_that_is_over_does_nothing(trained: Path) -> None:
+    before = torch.load(trained / "lcm.pt", weights_only=True)
+    train.train(trained, torch.device("cpu"), scale=0.001, batch=1)
+    after = torch.load(trained / "lcm.pt", weights_only=True)
+    assert after["step"] == before["step"]
+    assert all(torch.equal(after["average"][name], value) for name, value in before["average"].items())
+
+
+def test_the_curve_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOG_STEPS", 3)
+    train_vae.train_vae(tmp_path, torch.device("cpu"), 3)
+    (row,) = read_curve(tmp_path, "vae")
+    assert row["step"] == 3 and row["loss"] > 0 and row["psnr"] > 0
+    assert json.loads((tmp_path / "vae" / "config.json").read_text())["scaling_factor"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shown", [(True, True, True), (False, True, False)])
+def test_residuals_are_those_of_diffusers(kind: str, shown: tuple[bool, ...], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    denoiser = Denoiser(tmp_path)
+    for parameter in denoiser.parameters():  # convolutions that begin at zero would hide all
+        torch.nn.init.normal_(parameter, std=0.1)
+    model = denoiser.controlnets[kind]
+    places, wanted = torch.tensor([[0, 2, 3]]), torch.tensor([shown])
+    side, channels = (SIZE, 3) if kind == "scribble" else (LATENT_SIZE, 4)
+    pictures = torch.rand(1, 3, channels, side, side)
+    prompt = torch.randn(1, 77, denoiser.text_encoder.config.hidden_size).repeat_interleave(4, 0)
+    batch = Batch(torch.zeros(0), torch.zeros(0), kind, pictures, places, wanted)
+    conditioning, mask = torch.zeros(1, channels, 4, side, side), torch.zeros(1, 1, 4, side, side)
+    for slot, place in enumerate(places[0]):
+        if shown[slot]:
+            conditioning[0, :, place], mask[0, :, place] = pictures[0, slot], 1
+    sample = torch.zeros(1, 4, 4, LATENT_SIZE, LATENT_SIZE)
+    with torch.no_grad():
+        ours = control(model, torch.tensor([500]), prompt, batch, 4)
+        down, middle = model(
+            sample, torch.tensor([500]), prompt, conditioning, conditioning_mask=mask, return_dict=False
+        )
+    for mine, theirs in zip(ours, [*down, middle], strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-4 * theirs.abs().max())
+
+
+def test_the_distilled_model_meets_the_clip_as_the_sampler_does(tmp_path: Path) -> None:
+    """The prediction of the clip is the one that diffusers' LCM takes at its last step."""
+    torch.manual_seed(2)
+    denoiser = Denoiser(tmp_path).eval()
+    scheduler = LCMScheduler.from_config(dict(train_vae_schedule()), beta_schedule="linear")
+    scheduler.set_timesteps(4)
+    timestep = scheduler.timesteps[-1]
+    latents = torch.randn(1, 4, 2, LATENT_SIZE, LATENT_SIZE)
+    batch = Batch(latents, torch.zeros(1, 77, dtype=torch.int64), None, latents, latents, latents)
+    with torch.no_grad():
+        predicted = denoiser(latents, timestep[None], batch)
+        original = denoiser.original(latents, timestep[None], batch)
+        scheduler._step_index = 3
+        denoised = scheduler.step(predicted, timestep, latents).denoised
+    assert torch.allclose(original, denoised, atol=1e-3)
+
+
+def train_vae_schedule() -> dict[str, object]:
+    from networks import make_schedule
+
+    return dict(make_schedule().config)
+
+
+def test_latents_are_whitened_and_pictures_stay(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    vae = make_vae().eval().requires_grad_(False)
+    images = torch.rand(16, 3, 64, 64) * 2 - 1
+    before = vae.decode(vae.encode(images).latent_dist.mean).sample
+    train_vae.whiten(vae, images)
+    latents = vae.encode(images).latent_dist.mean
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-3
+    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=1e-2)
+    assert torch.allclose(vae.decode(latents).sample, before, atol=1e-3)
