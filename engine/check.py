@@ -222,6 +222,7 @@ def run_portable(path: Path, *requests: Feeds) -> list[Feeds]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
+    options.enable_mem_reuse = False  # planning it takes 20 s for the thousands of casts of a rounded UNet
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
