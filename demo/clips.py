@@ -1,7 +1,7 @@
 """Clips for training: encoded once by the autoencoder, with keyframes chosen anew each time."""
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ class Batch:
         keyframes: pictures of K keyframes each, scribbles [B, K, 3, H, W] in 0..1 or latents [B, K, 4, h, w].
         places: their frames, [B, K] int64.
         wanted: which of them there are, [B, K] bool.
+        rows: the clips' places among all, [B] int64, where they come from `Clips`.
     """
 
     latents: Tensor
@@ -42,6 +43,7 @@ class Batch:
     keyframes: Tensor
     places: Tensor
     wanted: Tensor
+    rows: Tensor | None = None
 
 
 class Clips:
@@ -64,15 +66,27 @@ class Clips:
         kept = torch.load(path, map_location=self.device, weights_only=True)
         self._latents = kept["latents"]  # [N, F, 4, h, w] float16
         self._scribbles = kept["scribbles"]  # [N, F, H, W] uint8
-        captions = [*(scene(seed).caption for seed in range(count)), ""]
+        scenes = [scene(seed) for seed in range(count)]
+        self._motions = np.array([world.motion for world in scenes])
+        captions = [*(world.caption for world in scenes), ""]
         tokens = tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
         self._tokens = tokens.to(self.device)
 
-    def batch(self, seed: int, size: int, kind: str | None, frames: int = FRAMES) -> Batch:
-        """Whole clips, or one frame of each (`frames` of 1); from the seed alone."""
+    def batch(
+        self, seed: int, size: int, kind: str | None, frames: int = FRAMES, shares: Mapping[str, float] | None = None
+    ) -> Batch:
+        """Clips for one step.
+
+        Args:
+            seed: everything is drawn from it alone.
+            size: how many.
+            kind: of the keyframes.
+            frames: all of a clip, or 1.
+            shares: how often each motion comes; without them as often as in the world.
+        """
         rng = np.random.default_rng(seed)
         count, slots = len(self._latents), 1 if frames == 1 else 3
-        chosen = rng.integers(count, size=size)
+        chosen = rng.integers(count, size=size) if shares is None else self._of_motions(rng, size, shares)
         first = rng.integers(FRAMES, size=size) if frames == 1 else np.zeros(size, int)
         places = np.stack([_places(rng, slots) if frames > 1 else np.zeros(1, int) for _ in range(size)])
         wanted = rng.random((size, slots)) < (0.7 if frames == 1 else 0.85)
@@ -91,7 +105,18 @@ class Clips:
             keyframes,
             self._index(places),
             self._index(wanted),
+            rows[:, 0],
         )
+
+    def scribbles(self, rows: Tensor) -> Tensor:
+        """Of all frames of these clips [B]: [B, F, H, W] in 0..1."""
+        return self._scribbles[rows] / 255
+
+    def _of_motions(self, rng: np.random.Generator, size: int, shares: Mapping[str, float]) -> NDArray[np.int64]:
+        known = {motion: share for motion, share in shares.items() if motion in self._motions}
+        total = sum(known.values())
+        drawn = rng.choice(list(known), size=size, p=[share / total for share in known.values()])
+        return np.array([rng.choice(np.flatnonzero(self._motions == motion)) for motion in drawn])
 
     def _index(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device)

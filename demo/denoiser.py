@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from clips import Batch
-from diffusers import SparseControlNetModel, UNetMotionModel
+from diffusers import MotionAdapter, SparseControlNetModel, UNet2DConditionModel, UNetMotionModel
 from networks import (
     KINDS,
     make_controlnet,
@@ -16,6 +16,7 @@ from networks import (
 from sparsectrl_lcm.export.random_checkpoints import write_index
 from sparsectrl_lcm.export.temporal import TemporalTransformer, replace_temporal_transformers
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 
 class Denoiser(nn.Module):
@@ -107,3 +108,15 @@ def save(denoiser: Denoiser, folder: Path) -> None:
     write_index(base)
     for kind, controlnet in denoiser.controlnets.items():
         controlnet.save_pretrained(folder / kind)
+
+
+def load(folder: Path, scratch: Path) -> Denoiser:
+    """The parts that `save` wrote, in fp32; `scratch` takes the tokenizer."""
+    denoiser = Denoiser(scratch / "base")
+    denoiser.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder / "base" / "text_encoder").state_dict())
+    spatial = UNet2DConditionModel.from_pretrained(folder / "base" / "unet").state_dict()
+    motion = MotionAdapter.from_pretrained(folder / "motion_adapter").state_dict()
+    denoiser.unet.load_state_dict(spatial | motion)
+    for kind, controlnet in denoiser.controlnets.items():
+        controlnet.load_state_dict(SparseControlNetModel.from_pretrained(folder / kind).state_dict())
+    return denoiser

@@ -1,6 +1,7 @@
-"""Trains the demo model from nothing: autoencoder, denoiser, distillation; each stage goes on where it was left.
+"""Trains the demo model from nothing, stage by stage; each goes on where it was left.
 
     python demo/train.py --folder DIR [--device auto] [--scale 1]
+    python demo/train.py --folder DIR --refine demo/trained        # the last stage alone, from checkpoints
     python demo/make_bundle.py --trained DIR -o BUNDLE
     python demo/evaluate.py --bundle BUNDLE --undistilled DIR
 
@@ -8,18 +9,23 @@ The folder then holds checkpoints in the format of diffusers. `--scale 0.01` run
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
 from clips import Clips
-from denoiser import save
+from denoiser import load, save
+from diffusers import AutoencoderKL
 from networks import make_text_encoder
+from refine import refine
 from train_denoiser import distill, train_denoiser
 from train_vae import train_tiny, train_vae
 from transformers import CLIPTokenizer
 
-STEPS = {"vae": 3000, "tiny": 1000, "images": 800, "clips": 3000, "lcm": 500}
+STEPS = {"vae": 3000, "tiny": 1000, "images": 800, "clips": 3000, "lcm": 500, "refine": 1000}
 CLIPS, BATCH = 4000, 4
+PARTS = ("base", "motion_adapter", "scribble", "rgb", "tiny_decoder")
+"""Folders of checkpoints that a training leaves."""
 
 
 def main() -> None:
@@ -29,9 +35,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps and clips")
     parser.add_argument("--batch", type=int, default=BATCH, help="clips in a batch")
+    parser.add_argument("--refine", type=Path, help="the folder of a training that is over, to train its last stage on")
     options = parser.parse_args()
     name = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    train(options.folder, torch.device(name), options.scale, options.batch)
+    if options.refine:
+        refine_only(options.folder, options.refine, torch.device(name), options.scale, options.batch)
+    else:
+        train(options.folder, torch.device(name), options.scale, options.batch)
 
 
 def train(folder: Path, device: torch.device, scale: float = 1.0, batch: int = BATCH) -> None:
@@ -42,11 +52,29 @@ def train(folder: Path, device: torch.device, scale: float = 1.0, batch: int = B
     vae.save_pretrained(folder / "base" / "vae")
     make_text_encoder(folder / "base" / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "base" / "tokenizer")
-    clips = Clips(folder, max(batch, round(CLIPS * scale)), vae, tokenizer)
+    clips = make_clips(folder, vae, tokenizer, scale, batch)
     teacher = train_denoiser(folder, clips, device, images=steps["images"], steps=steps["clips"], batch=batch)
     student = distill(folder, clips, device, teacher, steps=steps["lcm"], batch=batch)
-    save(student.cpu(), folder)
+    refined = refine(folder, clips, device, student, steps=steps["refine"], batch=batch)
+    save(refined.cpu(), folder)
     train_tiny(folder, device, steps["tiny"], vae)
+
+
+def refine_only(folder: Path, start: Path, device: torch.device, scale: float, batch: int) -> None:
+    """Trains the last stage on from the checkpoints of a training; what it leaves untouched is copied."""
+    for part in PARTS:
+        shutil.copytree(start / part, folder / part, dirs_exist_ok=True)
+    vae = AutoencoderKL.from_pretrained(start / "base" / "vae", torch_dtype=torch.float32).to(device)
+    tokenizer = CLIPTokenizer.from_pretrained(start / "base" / "tokenizer")
+    clips = make_clips(folder, vae, tokenizer, scale, batch)
+    steps = max(1, round(STEPS["refine"] * scale))
+    refined = refine(folder, clips, device, load(start, folder), steps=steps, batch=batch)
+    save(refined.cpu(), folder)
+
+
+def make_clips(folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scale: float, batch: int) -> Clips:
+    """The clips of a training of such a scale."""
+    return Clips(folder, max(batch, round(CLIPS * scale)), vae, tokenizer)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import LCMScheduler
+from safetensors.torch import load_file
 from sparsectrl_lcm.export.plan import read_parts
 
 DEMO = Path(__file__).parents[2] / "demo"
 sys.path.append(str(DEMO))
 
 import make_bundle  # noqa: E402
+import refine  # noqa: E402
 import train  # noqa: E402
 import train_vae  # noqa: E402
 import training  # noqa: E402
@@ -31,16 +33,38 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_stages_leave_checkpoints_that_fit_each_other(trained: Path) -> None:
-    checkpoints = {name: trained / name for name in make_bundle.TRAINED}
-    parts = read_parts(make_bundle.export_options(checkpoints))
+    parts = read_parts(make_bundle.export_options(trained))
     assert (parts.sizes.width, parts.sizes.height, parts.sizes.frames) == (SIZE, SIZE, FRAMES)
     assert parts.scheduler.prediction_type == "v_prediction"
     for stage in train.STEPS:
         assert (trained / f"{stage}.pt").exists()
 
 
+def test_the_last_stage_goes_on_from_checkpoints(trained: Path, tmp_path: Path) -> None:
+    train.refine_only(tmp_path, trained, torch.device("cpu"), scale=0.001, batch=1)
+    parts = read_parts(make_bundle.export_options(tmp_path))
+    assert (parts.sizes.width, parts.sizes.height, parts.sizes.frames) == (SIZE, SIZE, FRAMES)
+    unets = [load_file(folder / "base/unet/diffusion_pytorch_model.safetensors") for folder in (trained, tmp_path)]
+    assert any(not torch.equal(unets[1][name], value) for name, value in unets[0].items())
+
+
+def test_refinement_trains_the_steps_of_the_runtime() -> None:
+    scheduler = LCMScheduler.from_config(dict(train_vae_schedule()), beta_schedule="linear")
+    scheduler.set_timesteps(refine.STEPS)
+    assert refine.schedule() == scheduler.timesteps.tolist()
+
+
+def test_outlines_count_for_the_latents_around_them() -> None:
+    scribbles = torch.zeros(1, 2, SIZE, SIZE)
+    scribbles[0, 1, 20, 41] = 1.0
+    near = refine.near_outlines(scribbles, LATENT_SIZE)
+    expected = torch.zeros(1, 1, 2, LATENT_SIZE, LATENT_SIZE)
+    expected[0, 0, 1, 1:4, 4:7] = 1.0
+    assert torch.equal(near, expected)
+
+
 def test_the_checkpoints_that_ship_fit_each_other() -> None:
-    parts = read_parts(make_bundle.export_options({name: DEMO / "trained" / name for name in make_bundle.TRAINED}))
+    parts = read_parts(make_bundle.export_options(make_bundle.TRAINED))
     assert (parts.sizes.width, parts.sizes.height, parts.sizes.frames) == (SIZE, SIZE, FRAMES)
 
 
