@@ -81,6 +81,7 @@ class OnnxRuntimeSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
+        options.enable_mem_reuse = False  # 4 s to plan for a deep UNet; sizes are symbols, so it saves nothing
         if _shared_arena():
             options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
