@@ -53,15 +53,24 @@ def clip(scene: Scene) -> NDArray[np.uint8]:
     return np.stack([frame(scene, index) for index in range(FRAMES)])
 
 
-def scribble(scene: Scene, index: int) -> NDArray[np.uint8]:
-    """The outlines of the shapes in one frame, [SIZE, SIZE] uint8, white on black; what lies behind is hidden."""
+def scribble(scene: Scene, index: int, scale: int = 1) -> NDArray[np.uint8]:
+    """The outlines of the shapes in one frame, white on black; what lies behind is hidden.
+
+    Args:
+        scene: what is drawn.
+        index: of the frame.
+        scale: how much larger than a frame, a divisor of `DETAIL`.
+
+    Returns:
+        [scale*SIZE, scale*SIZE] uint8.
+    """
     image = Image.new("L", (SIZE * DETAIL, SIZE * DETAIL))
     draw = ImageDraw.Draw(image)
     for shape in scene.shapes:
         corners = _scaled(outline(shape.kind, shape.at(index)))
         draw.polygon(corners, fill=0)
         draw.line([*corners, *corners[:2]], fill=255, width=LINE * DETAIL, joint="curve")
-    return np.asarray(image.reduce(DETAIL))
+    return np.asarray(image.reduce(DETAIL // scale))
 
 
 def _scaled(corners: Sequence[Point]) -> list[Point]:

@@ -10,7 +10,7 @@ import torch
 from clips import Clips
 from denoiser import Denoiser
 from torch import Tensor, nn
-from train_denoiser import LCM_STEPS, TRAIN_STEPS
+from train_denoiser import LCM_STEPS, TRAIN_STEPS, by_kind
 from training import Stage, averaged, fit, generator
 
 STEPS = 4
@@ -76,7 +76,7 @@ def refine(
                 wanted, weight = before.original(latents, timestep, part), torch.ones_like(weight)
         error = ((made - wanted).square() + 1e-4).sqrt()  # pseudo-Huber
         value = (error * weight).sum() / (weight.sum() * error.shape[1])
-        return value, {f"{kind or 'text'} {timesteps[place]}": float(value.detach())}
+        return value, by_kind(part, value, KINDS)
 
     fit(Stage("refine", steps, rate, warmup=50, average=0.995), folder, denoiser, average, loss)
     return average  # type: ignore[return-value]

@@ -297,6 +297,17 @@ class EmulatedLoader:
         return self.tables.get(graph, WeightTable({}))
 
 
+def open_session(
+    path: Path, level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU that opens fast: planning the reuse of memory takes most of the time for large graphs."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.enable_mem_reuse = False
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
 class PortableGraphs:
     """Computes with ONNX Runtime's CPU provider on a bundle's portable graphs."""
 
@@ -307,7 +318,7 @@ class PortableGraphs:
     def __call__(self, graph: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         if graph not in self.sessions:
             path = self.bundle.folder / self.bundle.graph(graph).path
-            self.sessions[graph] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            self.sessions[graph] = open_session(path)
         return list(self.sessions[graph].run(None, feeds))
 
 
@@ -333,10 +344,7 @@ class RoundedGraphs:
         round_results(model)
         path = self.folder / f"{graph}.onnx"
         write_typed(model, path)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return open_session(path, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
 
 
 class Digests:

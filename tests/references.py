@@ -27,7 +27,7 @@ def _parts(checkpoints: Path) -> dict[str, Any]:
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     return {
         "vae": AutoencoderKL.from_pretrained(base / "vae"),
-        "text_encoder": CLIPTextModel.from_pretrained(base / "text_encoder"),
+        "text_encoder": CLIPTextModel.from_pretrained(base / "text_encoder", dtype="float32"),
         "tokenizer": CLIPTokenizer.from_pretrained(base / "tokenizer"),
         "unet": UNet2DConditionModel.from_pretrained(base / "unet"),
         "motion_adapter": MotionAdapter.from_pretrained(checkpoints / "motion_adapter"),

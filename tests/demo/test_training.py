@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import LCMScheduler
+from PIL import Image
 from safetensors.torch import load_file
 from sparsectrl_lcm.export.plan import read_parts
 
 DEMO = Path(__file__).parents[2] / "demo"
 sys.path.append(str(DEMO))
 
+import curves  # noqa: E402
 import make_bundle  # noqa: E402
 import refine  # noqa: E402
 import train  # noqa: E402
@@ -144,3 +146,13 @@ def test_latents_are_whitened_and_pictures_stay(tmp_path: Path) -> None:
     assert latents.mean((0, 2, 3)).abs().max() < 1e-3
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=1e-2)
     assert torch.allclose(vae.decode(latents).sample, before, atol=1e-3)
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    rows = [{"step": 25, "seconds": 1.0, "loss": 0.5, "scribble": 0.4}, {"step": 50, "seconds": 2.0, "loss": 0.3}]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curves.draw(tmp_path, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size[0] > picture.size[1] > 100
+    with pytest.raises(SystemExit, match="no curves"):
+        curves.draw(tmp_path / "nowhere", tmp_path / "none.png")

@@ -47,13 +47,13 @@ def test_every_graph_is_typed_and_self_attention_is_fused(built: Path) -> None:
         path = engines.open(bundle.manifest, graph, onnxruntime.__version__)
         assert path.stat().st_size
         errors = record.report["errors"]
-        assert max(errors.values(), default=0) <= (3 if graph == "vae_decoder" else 1e-2)
+        assert max(errors.values(), default=0) <= (3 if graph.startswith("vae_decoder") else 1e-2)
         assert set(record.files) >= {f"{graph}.onnx"}
     count = Counter(
         node.op_type for node in onnx.load(engines.folder / "unet.onnx", load_external_data=False).graph.node
     )
-    assert count["MultiHeadAttention"] == 10 + 24, "spatial self-attention, and temporal attention twice per module"
-    assert count["Softmax"] == 10, "attention to the text"
+    assert count["MultiHeadAttention"] == 7 + 18, "spatial self-attention, and temporal attention twice per module"
+    assert count["Softmax"] == 7, "attention to the text"
 
 
 def test_frames_are_close_to_those_of_the_cpu_backend(executor: GpuExecutor, built: Path) -> None:

@@ -8,7 +8,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from conftest import Exported
+from conftest import Exported, export_architecture
+from gpu_emulation import open_session
 from sparsectrl_lcm.engine import check, fusions, precision, typed
 from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.bundle import Bundle
@@ -21,9 +22,7 @@ GRAPHS = (
 
 
 def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return open_session(path).run(None, feeds)
 
 
 def fuse_in_standard_operators(model: ir.Model) -> None:
@@ -210,7 +209,7 @@ def spoil(path: Path, name: str, factor: float) -> None:
         ("vae_decoder", "decoder.conv_out.bias", np.nan, "; build"),
         ("vae_decoder", "decoder.conv_in.weight", 3e4, "; build"),
         ("text_encoder", "embeddings.token_embedding.weight", 3e4, " with activations scaled up by 30; build"),
-        ("vae_encoder", "encoder.conv_in.weight", 2e4, " with activations scaled up by 30; build"),
+        ("vae_encoder", "encoder.conv_in.weight", 2e3, " with activations scaled up by 30; build"),
         ("controlnet_scribble", "controlnet_cond_embedding.conv_in.weight", 2e3, " with activations scaled up by 30"),
     ],
 )
@@ -249,8 +248,8 @@ def test_only_attention_of_transformers_is_fused() -> None:
 
 
 def test_sums_through_the_whole_network_in_fp32_bring_bf16_closer(tmp_path: Path) -> None:
-    """The islands of OpenVINO's engines; the error is that of the root mean square."""
-    bundle = Bundle.load()
+    """The islands of OpenVINO's engines, where residuals outweigh what the layers add; the root mean square's error."""
+    bundle = Bundle.load(export_architecture("other").bundle)
     feeds = check.random_inputs(bundle, "unet")
     (expected,) = check.run_portable(bundle.folder / bundle.graph("unet").path, feeds)
     errors = []

@@ -66,8 +66,8 @@ def test_frames_are_those_of_the_cpu_backend(exported: Exported) -> None:
     device, host = VideoPipeline(bundle, machine.executor), VideoPipeline.load(exported.bundle, "onnxruntime")
     images = pictures(2, bundle.manifest.sizes.width, bundle.manifest.sizes.height)
     frames = [Keyframe(index, image) for index, image in zip((15, 4), images, strict=True)]
-    for options in (*REQUESTS[:5], REQUESTS[5], REQUESTS[0]):
-        request = {"keyframes": frames, "seed": 1, **options}
+    for options in (*REQUESTS[:6], REQUESTS[0]):
+        request = {"keyframes": frames, "seed": 1, "num_inference_steps": 2, **options}
         clips = [pipeline.generate("a red boat", **request) for pipeline in (device, host)]
         assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1, options
 

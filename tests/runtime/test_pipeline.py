@@ -15,14 +15,16 @@ from references import (
     sparsectrl_pipeline,
     to_uint8,
 )
-from sparsectrl_lcm.export.random_checkpoints import write_checkpoints
 from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline, host
 from sparsectrl_lcm.runtime.writers import Recording
 
+TRAINED = Path(__file__).parents[2] / "demo" / "trained"
 EMPTY = ""
 FIVE_TOKENS = "a red circle moves right"
 LONG = "a large green triangle slowly turns over the plain sea on a snow night, " * 9
 NEGATIVE = "blue small square"
+SMALL = {"seed": 1, "num_frames": 6, "num_inference_steps": 1, "width": 64, "height": 64}
+KINDS = ("scribble", "rgb")
 CASES = [
     # steps, guidance, keyframes, prompt
     (1, 1, (5,), EMPTY),
@@ -36,16 +38,20 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=["scribble", "rgb"])
-def pair(exported: Exported, request: pytest.FixtureRequest):
-    """This runtime and diffusers, on one architecture and kind of keyframes."""
-    reference = sparsectrl_pipeline(exported.checkpoints, request.param)
-    return VideoPipeline.load(exported.bundle, "onnxruntime"), reference, request.param
+@pytest.fixture(scope="module")
+def both(exported: Exported):
+    """This runtime, and diffusers for each kind of keyframes, on one architecture."""
+    references = {kind: sparsectrl_pipeline(exported.checkpoints, kind) for kind in KINDS}
+    return VideoPipeline.load(exported.bundle, "onnxruntime"), references
 
 
-@pytest.mark.parametrize(("steps", "guidance", "indices", "prompt"), CASES)
-def test_frames_are_those_of_diffusers(pair, steps: int, guidance: int, indices: tuple[int, ...], prompt: str) -> None:
-    pipeline, reference, controlnet = pair
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_frames_are_those_of_diffusers(exported: Exported, both, number: int) -> None:
+    """Every case with either kind of keyframes, one on each architecture."""
+    pipeline, references = both
+    steps, guidance, indices, prompt = CASES[number]
+    controlnet = KINDS[(number + (exported.name == "other")) % 2]
+    reference = references[controlnet]
     side = pipeline.bundle.manifest.sizes.height
     images = pictures(len(indices), side, side, seed=steps)
     expected = to_uint8(
@@ -82,17 +88,19 @@ def test_keyframes_prompt_and_guidance_change_the_clip(exported: Exported) -> No
     pipeline = VideoPipeline.load(exported.bundle, "onnxruntime")
     side = pipeline.bundle.manifest.sizes.height
     first, second = (Keyframe(4, image) for image in pictures(2, side, side))
-    clips = [
-        pipeline.generate(FIVE_TOKENS, seed=1),
-        pipeline.generate(FIVE_TOKENS, [first], seed=1),
-        pipeline.generate(FIVE_TOKENS, [second], seed=1),
-        pipeline.generate(FIVE_TOKENS, [Keyframe(5, first.image)], seed=1),
-        pipeline.generate(FIVE_TOKENS, [first], "rgb", seed=1),
-        pipeline.generate(LONG, [first], seed=1),
-        pipeline.generate(FIVE_TOKENS, [first], seed=2),
-        pipeline.generate(FIVE_TOKENS, [first], guidance_scale=2, seed=1),
-        pipeline.generate(FIVE_TOKENS, [first], guidance_scale=2, negative_prompt=NEGATIVE, seed=1),
+    requests = [
+        {},
+        {"keyframes": [first]},
+        {"keyframes": [second]},
+        {"keyframes": [Keyframe(5, first.image)]},
+        {"keyframes": [first], "controlnet": "rgb"},
+        {"keyframes": [first], "prompt": LONG},
+        {"keyframes": [first], "seed": 2},
+        {"keyframes": [first], "guidance_scale": 2},
+        {"keyframes": [first], "guidance_scale": 2, "negative_prompt": NEGATIVE},
     ]
+    usual = {"prompt": FIVE_TOKENS, "seed": 1, "num_frames": 8, "num_inference_steps": 2}
+    clips = [pipeline.generate(**usual | request) for request in requests]
     for index, clip in enumerate(clips):
         for other in clips[:index]:
             assert np.abs(clip.frames.astype(int) - other.frames).max() > 3
@@ -150,13 +158,11 @@ def test_other_sizes_and_lengths(sd15_like: Exported, frames: int, width: int, h
     assert np.abs(clip.frames.astype(int) - expected).max() <= 1
 
 
-def test_the_demo_bundle_normalizes_per_frame(tmp_path: Path) -> None:
+def test_the_demo_bundle_normalizes_per_frame() -> None:
     """The bundle in the package, against diffusers with the temporal norm of the original AnimateDiff code."""
-    demo = _demo_module()
-    write_checkpoints(tmp_path, demo.ARCHITECTURE, demo.SEED)
     pipeline = VideoPipeline.load(backend="onnxruntime")
     for controlnet in ("scribble", "rgb"):
-        reference = sparsectrl_pipeline(tmp_path, controlnet)
+        reference = sparsectrl_pipeline(TRAINED, controlnet)
         per_clip = _demo_frames(reference, controlnet)
         normalize_per_frame(reference.unet)
         normalize_per_frame(reference.controlnet)
@@ -165,18 +171,6 @@ def test_the_demo_bundle_normalizes_per_frame(tmp_path: Path) -> None:
         clip = pipeline.generate(FIVE_TOKENS, [Keyframe(0, images[0]), Keyframe(9, images[1])], controlnet, seed=11)
         assert np.abs(clip.frames.astype(int) - expected).max() <= 1
         assert np.abs(clip.frames.astype(int) - per_clip).max() > 3, "the two norms have to differ"
-
-
-def _demo_module():
-    import importlib.util
-
-    path = Path(__file__).parent.parent.parent / "demo" / "make_bundle.py"
-    spec = importlib.util.spec_from_file_location("make_bundle", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _demo_frames(reference, controlnet: str) -> np.ndarray:
@@ -194,6 +188,11 @@ def _demo_frames(reference, controlnet: str) -> np.ndarray:
             output_type="np",
         ).frames[0]
     )
+
+
+@pytest.fixture(scope="module")
+def demo_pipeline() -> VideoPipeline:
+    return VideoPipeline.load(backend="onnxruntime")
 
 
 SAME_SEED = """
@@ -240,9 +239,9 @@ def test_progress_and_timings() -> None:
 
 
 @pytest.mark.parametrize("stage", ["load", "text", "keyframes", "control", "denoise", "decode"])
-def test_a_request_can_be_cancelled_between_steps(stage: str) -> None:
+def test_a_request_can_be_cancelled_between_steps(stage: str, demo_pipeline: VideoPipeline) -> None:
     pipeline = VideoPipeline.load(backend="onnxruntime")
-    keyframes = [Keyframe(0, pictures(1, 64, 64)[0])]
+    request = SMALL | {"num_inference_steps": 2, "keyframes": [Keyframe(0, pictures(1, 64, 64)[0])]}
     seen: list[Progress] = []
 
     def cancel(progress: Progress) -> bool:
@@ -250,17 +249,11 @@ def test_a_request_can_be_cancelled_between_steps(stage: str) -> None:
         return (progress.stage, progress.step) != (stage, 1)
 
     with pytest.raises(Cancelled, match=f"cancelled after {stage} 1 of"):
-        pipeline.generate("a boat", keyframes, seed=1, on_progress=cancel)
+        pipeline.generate("a boat", **request, on_progress=cancel)
     assert [(item.stage, item.step) for item in seen][-1] == (stage, 1)
-    expected = VideoPipeline.load(backend="onnxruntime").generate("a boat", keyframes, seed=1)
-    after = pipeline.generate("a boat", keyframes, seed=1)
+    expected, after = (made.generate("a boat", **request) for made in (demo_pipeline, pipeline))
     assert isinstance(after, Clip)
     assert (after.frames == expected.frames).all(), "a cancelled request leaves nothing behind"
-
-
-@pytest.fixture(scope="module")
-def demo_pipeline() -> VideoPipeline:
-    return VideoPipeline.load(backend="onnxruntime")
 
 
 @pytest.fixture
@@ -268,9 +261,6 @@ def in_parts(demo_pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> V
     """Decodes two small frames at a time."""
     monkeypatch.setattr(host, "DECODE_PIXELS", 2 * 64 * 64)
     return demo_pipeline
-
-
-SMALL = {"seed": 1, "num_frames": 6, "num_inference_steps": 1, "width": 64, "height": 64}
 
 
 def test_frames_come_as_they_are_decoded(in_parts: VideoPipeline) -> None:
