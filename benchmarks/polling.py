@@ -73,7 +73,7 @@ def poll(url: str, key: str, waiters: int, answers: "multiprocessing.Queue[list[
 def clip(client: httpx.Client, key: str, steps: int, waiters: int) -> tuple[float, list[float]]:
     """Seconds of one clip, and those of the polls meanwhile."""
     queue = f"http://127.0.0.1:{PORT}/queue/{APP}"
-    given = {"prompt": "a boat", "seed": 1, "num_inference_steps": steps}
+    given = {"prompt": "a yellow star", "seed": 1, "num_inference_steps": steps}
     url = f"{queue}/requests/" + client.post(queue, json=given).raise_for_status().json()["request_id"]
     answers: multiprocessing.Queue[list[float]] = multiprocessing.Queue()
     process = multiprocessing.Process(target=poll, args=(url, key, waiters, answers))
@@ -130,7 +130,7 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-    packages = ("sparsectrl-lcm", "uvicorn", "uvloop", "sqlalchemy", "onnxruntime", "openvino")
+    packages = ("sparsectrl-lcm", "uvicorn", "sqlalchemy", "onnxruntime", "openvino")
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     report = {**report_head(shlex.join(["python", *sys.argv]), packages), "settings": settings, **result}
     path = options.output or Path(__file__).parent / f"results/{date.today()}-polling-{os.cpu_count()}cores.json"

@@ -1,5 +1,6 @@
 """Clips for training: encoded once by the autoencoder, with keyframes chosen anew each time."""
 
+import hashlib
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -58,11 +59,12 @@ class Clips:
 
     def __init__(self, folder: Path, count: int, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
         self.device = vae.device
-        path = folder / f"clips-{count}.pt"
+        path = folder / f"clips-{count}-{_digest(vae)}.pt"
         if not path.exists():
             pairs = track(_encoded(vae, count), "drawing and encoding clips", total=count)
             latents, scribbles = zip(*pairs, strict=True)
-            torch.save({"latents": torch.stack(latents), "scribbles": torch.stack(scribbles)}, path)
+            torch.save({"latents": torch.stack(latents), "scribbles": torch.stack(scribbles)}, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
         kept = torch.load(path, map_location=self.device, weights_only=True)
         self._latents = kept["latents"]  # [N, F, 4, h, w] float16
         self._scribbles = kept["scribbles"]  # [N, F, H, W] uint8
@@ -120,6 +122,14 @@ class Clips:
 
     def _index(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
+
+
+def _digest(vae: AutoencoderKL) -> str:
+    """Of its weights: another autoencoder gives other latents."""
+    digest = hashlib.sha256()
+    for weight in vae.state_dict().values():
+        digest.update(weight.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def _places(rng: np.random.Generator, count: int) -> NDArray[np.int64]:

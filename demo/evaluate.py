@@ -2,14 +2,15 @@
 
     python demo/evaluate.py [--bundle DIR] [--backend NAME] [--requests 200] [--json FILE]
 
-With `--undistilled FOLDER`, the folder of a training, also those of 25 DDIM steps of the model before its distillation.
+With `--undistilled FOLDER`, the folder of a training from nothing, also those of 25 DDIM steps of the model before its
+distillation.
 """
 
 import argparse
 import json
-import platform
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from measure import centre, colour_of, edge_f1, flicker, kind_of, name_of, parts
 from numpy.typing import NDArray
 from rich.progress import track
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime.bench.machine import report_head
 from world import FRAMES, HELD_OUT_SEED, Scene, scene
 
 PLACES = (0, 8, 15)
@@ -26,6 +28,7 @@ PATH_PIXELS = 6.0
 Frames = NDArray[np.uint8]
 Make = Callable[[Scene, str | None, int], Frames]
 """Makes a clip of a scene with keyframes of a kind, or without, from a seed."""
+PACKAGES = ("sparsectrl-lcm", "numpy", "openvino", "onnxruntime", "torch", "diffusers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Figures:
         colour, kind: the same, each alone.
         on_path: share of frames whose shape is within `PATH_PIXELS` of the path through the keyframes.
         flicker: of still ground, in levels.
+        prompt_by_motion: `prompt` of the requests with each motion.
     """
 
     scribble_f1: float
@@ -50,6 +54,10 @@ class Figures:
     kind: float
     on_path: float
     flicker: float
+    prompt_by_motion: dict[str, float] = field(default_factory=dict)
+
+
+MEANS = tuple(field.name for field in fields(Figures) if field.name != "prompt_by_motion")
 
 
 def with_runtime(pipeline: VideoPipeline) -> Make:
@@ -66,12 +74,13 @@ def with_runtime(pipeline: VideoPipeline) -> Make:
 
 def evaluate(make: Make, requests: int) -> Figures:
     """The figures of so many held-out scenes, asked for with scribbles, with pictures, and with the prompt alone."""
-    rows = []
+    rows, motions = [], []
     for number in track(range(requests), "requests"):
         world = scene(HELD_OUT_SEED + number)
         truth = clip(world)
         drawn, painted, free = (make(world, kind, number) for kind in ("scribble", "rgb", None))
         colour, kind = judged(drawn, world)
+        motions.append(world.motion)
         rows.append(
             Figures(
                 scribble_f1=mean(edge_f1(drawn[index], truth[index]) for index in PLACES),
@@ -84,7 +93,12 @@ def evaluate(make: Make, requests: int) -> Figures:
                 flicker=flicker(drawn, still_ground(truth)),
             )
         )
-    return Figures(*(mean(getattr(row, field.name) for row in rows) for field in fields(Figures)))
+    means = {name: mean(getattr(row, name) for row in rows) for name in MEANS}
+    by_motion = {
+        motion: mean(row.prompt for row, its in zip(rows, motions, strict=True) if its == motion)
+        for motion in sorted(set(motions))
+    }
+    return Figures(**means, prompt_by_motion=by_motion)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -130,17 +144,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     pipeline = VideoPipeline.load(options.bundle, backend=options.backend, precision=options.precision)
-    names = {"backend": pipeline.backend, "precision": pipeline.precision, "processor": platform.machine()}
-    report: dict[str, object] = {**names, "requests": options.requests}
-    report["4 steps"] = asdict(evaluate(with_runtime(pipeline), options.requests))
+    makers = {"4 steps": with_runtime(pipeline)}
     if options.undistilled:
         from undistilled import with_ddim
 
-        report["25 steps, undistilled"] = asdict(evaluate(with_ddim(options.undistilled), options.requests))
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+        makers["25 steps, undistilled"] = with_ddim(options.undistilled)
+    report = report_head(f"python {' '.join(sys.argv)}", PACKAGES)
+    report |= {"backend": pipeline.backend, "precision": pipeline.precision, "requests": options.requests}
+    for name, make in makers.items():
+        report[name] = asdict(evaluate(make, options.requests))
+        if options.json:  # what there is, should the next be interrupted
+            options.json.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, default=TRAINED, help="the folder of a training")
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
+    if options.output.exists() and not (options.output / "manifest.json").exists():
+        parser.error(f"{options.output} exists and is no bundle; name a new folder")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "demo_bundle"
         export_bundle(

@@ -18,6 +18,7 @@ from denoiser import load, save
 from diffusers import AutoencoderKL
 from networks import make_text_encoder
 from refine import refine
+from safetensors.torch import load_file, save_file
 from train_denoiser import distill, train_denoiser
 from train_vae import train_tiny, train_vae
 from transformers import CLIPTokenizer
@@ -58,6 +59,7 @@ def train(folder: Path, device: torch.device, scale: float = 1.0, batch: int = B
     refined = refine(folder, clips, device, student, steps=steps["refine"], batch=batch)
     save(refined.cpu(), folder)
     train_tiny(folder, device, steps["tiny"], vae)
+    halve(folder)
 
 
 def refine_only(folder: Path, start: Path, device: torch.device, scale: float, batch: int) -> None:
@@ -70,6 +72,16 @@ def refine_only(folder: Path, start: Path, device: torch.device, scale: float, b
     steps = max(1, round(STEPS["refine"] * scale))
     refined = refine(folder, clips, device, load(start, folder), steps=steps, batch=batch)
     save(refined.cpu(), folder)
+    halve(folder)
+
+
+def halve(folder: Path) -> None:
+    """Stores the finished parts in fp16, as checkpoints are published."""
+    for path in [path for part in PARTS for path in (folder / part).rglob("*.safetensors")]:
+        weights = {
+            name: weight.half() if weight.is_floating_point() else weight for name, weight in load_file(path).items()
+        }
+        save_file(weights, path, metadata={"format": "pt"})
 
 
 def make_clips(folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scale: float, batch: int) -> Clips:

@@ -91,6 +91,8 @@ def fit(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     began = saved_at = time.monotonic()
     sums: dict[str, float] = {}
+    summed = 0
+    _cut_curve(folder, stage.name, first)
     with Progress(*columns) as bar, (folder / f"{stage.name}.jsonl").open("a") as curve:
         task = bar.add_task(stage.name, total=stage.steps, completed=first)
         for step in range(first, stage.steps):
@@ -103,18 +105,26 @@ def fit(
             optimizer.step()
             follow(average, module, min(stage.average, (1 + step) / (10 + step)))
             for name, figure in (figures | {"loss": float(value.detach())}).items():
-                sums[name] = sums.get(name, 0.0) + figure / LOG_STEPS
+                sums[name] = sums.get(name, 0.0) + figure
+            summed += 1
             if (step + 1) % LOG_STEPS == 0:
                 row = {"step": step + 1, "seconds": round(time.monotonic() - began, 1)}
-                curve.write(json.dumps(row | {name: float(f"{figure:.4g}") for name, figure in sums.items()}) + "\n")
+                means = {name: figure / summed for name, figure in sums.items()}  # of fewer steps after an interruption
+                curve.write(json.dumps(row | {name: float(f"{mean:.4g}") for name, mean in means.items()}) + "\n")
                 curve.flush()
-                bar.update(task, completed=step + 1, description=f"{stage.name} {sums['loss']:.4f}")
-                sums = {}
+                bar.update(task, completed=step + 1, description=f"{stage.name} {means['loss']:.4f}")
+                sums, summed = {}, 0
             if time.monotonic() - saved_at > SAVE_SECONDS:
                 save(step + 1)
                 saved_at = time.monotonic()
     if first < stage.steps:
         save(stage.steps)
+
+
+def _cut_curve(folder: Path, name: str, step: int) -> None:
+    """Drops the rows behind a step: they are written again."""
+    rows = [row for row in read_curve(folder, name) if row["step"] <= step]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def generator(*seeds: int) -> torch.Generator:

@@ -14,7 +14,7 @@ SIZE, FRAMES = 128, 16
 HORIZON = 80
 """Where the second colour of a two-tone ground begins, in pixels from the top."""
 HELD_OUT_SEED = 1_000_000_000
-"""Seeds from here on make scenes of combinations that training never sees."""
+"""Seeds from here on make scenes whose first shape is a combination that training never sees."""
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
@@ -108,7 +108,7 @@ class Scene:
 
 
 def scene(seed: int) -> Scene:
-    """The scene of a seed; from `HELD_OUT_SEED` on of combinations that no lower seed gives."""
+    """The scene of a seed; from `HELD_OUT_SEED` on its first shape is a combination that no lower seed gives."""
     rng = np.random.default_rng(seed)
     while True:
         motion = str(rng.choice(MOTIONS, p=(0.4, 0.14, 0.12, 0.12, 0.12, 0.1)))

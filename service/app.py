@@ -55,12 +55,8 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "lifespan":
+        if scope["type"] != "http":  # lifespan: the listeners take no websockets
             await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            if scope["type"] == "websocket":  # realtime is not offered; before an accept this is a 403
-                await send({"type": "websocket.close", "code": 1000})
             return
         scope, refused = routed(scope), None
         if scope["path"] == PROXY and scope["method"] != "OPTIONS":

@@ -170,14 +170,14 @@ class Board:
                     self._written[request_id] += len(lines[request_id])
         return [request_id for request_id in stop if self._mine.get(request_id) is held[request_id]]
 
-    async def finish(self, view: View, outcome: Outcome) -> bool:
-        """Ends a request that ran here; False where it was no longer this server's."""
-        done = await self._let_go(
+    async def finish(self, view: View, outcome: Outcome) -> int | None:
+        """Ends a request that ran here; the status, None where it was no longer this server's."""
+        ended = await self._let_go(
             view, lambda lines: self.store.finish(view.row, outcome, time.time(), lines), f"status {outcome.status}"
         )
-        if done:
-            self._count(outcome.status)
-        return done
+        if ended is not None:
+            self._count(ended)
+        return ended
 
     async def put_back(self, view: View, *, crashed: bool) -> None:
         """Puts a request that ran here back into the queue."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,9 @@ from .store import Outcome
 from .uploads import file_url, keep_file
 
 AHEAD = 3
-"""Requests whose keyframes are fetched before their turn. One that is slow lets the next ones pass."""
+"""Requests whose keyframes are fetched before their turn. Those that are slow let the next ones pass."""
+SLOW, SLOW_OF_KEY = 24, 6
+"""How many slow ones are waited for beside them, and of one API key: the key's next ones come when these have ended."""
 IN_HAND = 3
 """Requests that are begun at once: one is computed while clips of others are stored."""
 TICK_SECONDS = 1.0
@@ -71,7 +74,7 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._hand = self._ticker = None
-        await self._preparations.keep(())
+        await self._preparations.keep({})
         try:
             await self._board.give_back()
         except SQLAlchemyError as error:  # the next start does it
@@ -93,7 +96,10 @@ class Dispatcher:
 
     async def _begin_next(self) -> bool:
         """Begins the first request that can be; False where there is none."""
-        ahead = await self._board.call(self.service.store.ahead, AHEAD, time.time())
+        slow = self._preparations.slow()
+        busy = [key_id for key_id, count in Counter(slow.values()).items() if count >= SLOW_OF_KEY]
+        limit = AHEAD + min(SLOW, len(slow))
+        ahead = await self._board.call(self.service.store.ahead, limit, time.time(), list(slow), busy)
         await self._preparations.keep(ahead)
         for request_id in ahead:
             preparation = self._preparations.get(request_id)
@@ -136,10 +142,10 @@ class Dispatcher:
             outcome = await self._attempt(view, preparation)
             if outcome is None:
                 await self._board.put_back(view, crashed=True)
-            elif await self._board.finish(view, outcome):
+            elif (status := await self._board.finish(view, outcome)) is not None:
                 seconds = time.monotonic() - start
                 metrics.total.observe(seconds)
-                about = {"request_id": row.id, "status": outcome.status, "seconds": round(seconds, 3)}
+                about = {"request_id": row.id, "status": status, "seconds": round(seconds, 3)}
                 log.info("request ended", extra=about)
         except Exception:
             log.exception("the end of a request was not written", extra={"request_id": row.id})

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from ..runtime import VideoPipeline
+from ..runtime import InvalidRequest, VideoPipeline
 from ..runtime.backends import ON_CPU, LoadOptions, check_backend, choose_backend
 from ..runtime.bench.machine import physical_cores
 from ..runtime.bundle import Bundle, bundle_folder
 from ..runtime.manifest import read_manifest
+from .schema import LAST
 
 
 def load(
@@ -32,4 +33,6 @@ def check(bundle: Path | None, backend: str, threads: int | None) -> None:
     """
     LoadOptions(threads=threads)
     check_backend(backend)
-    read_manifest(bundle_folder(bundle))
+    frames = read_manifest(bundle_folder(bundle)).sizes.frames
+    if frames != LAST + 1:
+        raise InvalidRequest(f"bundle: its clips have {frames} frames, the endpoint's {LAST + 1}; export it with these")

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -37,14 +37,15 @@ class Prepared:
 class Preparation:
     """A job on its way; None as the result where the request waits no longer. `close` ends it in any case."""
 
+    key_id: str
     folder: Path
     task: "asyncio.Task[Prepared | None]"
     begun_at: float
 
     @property
     def slow(self) -> bool:
-        """Whether the requests behind it should not wait for it any longer."""
-        return time.monotonic() - self.begun_at > PASS_SECONDS
+        """Whether it is under way, and the requests behind it should not wait for it any longer."""
+        return not self.task.done() and time.monotonic() - self.begun_at > PASS_SECONDS
 
     @property
     def failed(self) -> bool:
@@ -89,16 +90,24 @@ class Preparations:
         """The preparation of a request, which is the caller's from now on."""
         return self._there.pop(request_id)
 
-    async def keep(self, request_ids: Sequence[str]) -> None:
-        """Begins those that are missing, and ends all others: their requests were cancelled, or others came first."""
-        for request_id in self._there.keys() - set(request_ids):
+    def slow(self) -> dict[str, str]:
+        """The API keys of those that are slow, by the requests' ids."""
+        return {request_id: item.key_id for request_id, item in self._there.items() if item.slow}
+
+    async def keep(self, requests: Mapping[str, str]) -> None:
+        """Begins those that are missing, and ends all others: their requests were cancelled, or others came first.
+
+        Args:
+            requests: the API keys of those that come next, by their ids.
+        """
+        for request_id in self._there.keys() - requests.keys():
             await self.take(request_id).close()
-        for request_id in request_ids:
+        for request_id, key_id in requests.items():
             if request_id not in self._there:
                 folder = self._service.settings.work / f"job-{token_hex(8)}"
                 task = asyncio.create_task(_prepare(self._service, request_id, folder))
                 task.add_done_callback(lambda _: self._told.set())
-                self._there[request_id] = Preparation(folder, task, time.monotonic())
+                self._there[request_id] = Preparation(key_id, folder, task, time.monotonic())
 
 
 async def _prepare(service: Service, request_id: str, folder: Path) -> Prepared | None:

@@ -127,7 +127,6 @@ _MAY_BE_ZERO = {
     "drain_seconds",
     "fetch_redirects",
     "free_bytes",
-    "key_unstarted",
     "private_seconds",
     "request_seconds",
     "retries",

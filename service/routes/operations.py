@@ -26,7 +26,8 @@ async def readyz(request: Request) -> Response:
     if not service.runner.ready:
         problem = service.runner.problem
         return Json({"status": "failed", "problem": problem} if problem else {"status": "loading"}, 503)
-    return Json({"status": "ready", **service.runner.about})
+    told = {name: value for name, value in service.runner.about.items() if name not in ("bundle", "pid")}
+    return Json({"status": "ready", **told})  # everybody may ask: no path, no process
 
 
 @router.get("/metrics")

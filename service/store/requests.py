@@ -18,6 +18,8 @@ SHOWN = tuple(column for column in requests.c if column.name != "input")
 ATTEMPTS = 10
 """How often a request is begun. One that takes its server down with it would otherwise do so for ever."""
 UNSTARTED_SECONDS = 3600.0
+CANCELLED = 499
+"""The status of a request that was cancelled."""
 
 
 class QueueFull(Exception):
@@ -77,10 +79,18 @@ class Requests(Database):
         with self._read() as connection:
             return list(connection.execute(_in_order).scalars())
 
-    def ahead(self, limit: int, now: float) -> list[str]:
-        """The ids of those that are next and may still be started."""
+    def ahead(
+        self, limit: int, now: float, known: Collection[str] = (), without_keys: Collection[str] = ()
+    ) -> dict[str, str]:
+        """Those that are next and may still be started; of some API keys only those that are known already.
+
+        Returns:
+            The API keys by the requests' ids, in order.
+        """
+        heeded = or_(requests.c.key_id.not_in(without_keys), requests.c.id.in_(known))
+        query = _in_order.add_columns(requests.c.key_id).where(_in_time(now), heeded).limit(limit)
         with self._read() as connection:
-            return list(connection.execute(_in_order.where(_in_time(now)).limit(limit)).scalars())
+            return dict(row._tuple() for row in connection.execute(query))
 
     def claim(
         self, request_id: str, owner: str, now: float, lease_seconds: float
@@ -139,14 +149,21 @@ class Requests(Database):
             _add_logs(connection, row.id, lines)
             return _wait_again(connection, mine, now, mine.crashes + crashed)
 
-    def finish(self, row: RequestRow, outcome: Outcome, now: float, lines: Sequence[LogRow] = ()) -> bool:
-        """Ends a request; False where it is no longer in the hands of this try's owner, as after a lost lease."""
+    def finish(self, row: RequestRow, outcome: Outcome, now: float, lines: Sequence[LogRow] = ()) -> int | None:
+        """Ends a request; one that was cancelled meanwhile ends so, since its caller was told that it will.
+
+        Returns:
+            The status; None where it is no longer in the hands of this try's owner, as after a lost lease.
+        """
         with self._write() as connection:
             mine = _locked(connection, row)
-            if mine is not None:
-                _add_logs(connection, row.id, lines)
-                _end(connection, row.id, mine.webhook, outcome, now)
-            return mine is not None
+            if mine is None:
+                return None
+            if mine.cancelled and outcome.status != CANCELLED:
+                outcome = _cancelled("client_cancelled")
+            _add_logs(connection, row.id, lines)
+            _end(connection, row.id, mine.webhook, outcome, now)
+            return outcome.status
 
     def cancel(
         self, request_id: str, now: float, reason: str = "client_cancelled"
@@ -257,7 +274,7 @@ def _ended(status: int, detail: str, error_type: str) -> Outcome:
 
 
 def _cancelled(reason: str) -> Outcome:
-    return _ended(499, "Request was cancelled", reason)
+    return _ended(CANCELLED, "Request was cancelled", reason)
 
 
 def _end(connection: Connection, request_id: str, webhook: str | None, outcome: Outcome, now: float) -> None:

@@ -1,5 +1,6 @@
 """The training of the demo model: what it computes, and all of its stages for a few steps."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -84,6 +85,34 @@ def test_the_curve_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (row,) = read_curve(tmp_path, "vae")
     assert row["step"] == 3 and row["loss"] > 0 and row["psnr"] > 0
     assert json.loads((tmp_path / "vae" / "config.json").read_text())["scaling_factor"] == 1
+
+
+def test_an_interrupted_stage_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOG_STEPS", 4)
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    ends, curves_of = [], []
+    for name, stop in (("whole", None), ("interrupted", 6)):
+        torch.manual_seed(4)
+        module = torch.nn.Linear(3, 1)
+        average = training.averaged(module)
+        for last in (stop, None) if stop else (None,):
+
+            def loss(step: int, module: torch.nn.Module = module, last: int | None = last):
+                if step == last:
+                    raise KeyboardInterrupt
+                value = (module(torch.randn(8, 3, generator=training.generator(step))) - 1).square().mean()
+                return value, {"same": 2.0}
+
+            (tmp_path / name).mkdir(exist_ok=True)
+            stage = training.Stage("stage", 12, 1e-2, warmup=2)
+            with contextlib.suppress(KeyboardInterrupt):
+                training.fit(stage, tmp_path / name, module, average, loss)
+        ends.append([*module.parameters(), *average.parameters()])
+        curves_of.append(list(read_curve(tmp_path / name, "stage")))
+    assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+    assert [row["step"] for row in curves_of[1]] == [4, 8, 12]
+    assert {row["same"] for rows in curves_of for row in rows} == {2.0}
+    assert curves_of[0][-1]["loss"] == curves_of[1][-1]["loss"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

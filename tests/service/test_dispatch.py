@@ -12,6 +12,7 @@ from sparsectrl_lcm.service import board as board_module
 from sparsectrl_lcm.service import dispatch, preparation
 from sparsectrl_lcm.service.board import Board, View
 from sparsectrl_lcm.service.context import Service
+from sparsectrl_lcm.service.dispatch import Dispatcher
 from sparsectrl_lcm.service.errors import field_error
 from sparsectrl_lcm.service.metrics import Metrics
 from sparsectrl_lcm.service.runner import Job, JobFailed, Made, RunnerLost
@@ -85,8 +86,8 @@ async def submit(service: Service, request_id: str, outcome: Outcome | None = No
     await service.board.submit(new(request_id, **values), limit=99, key_limit=99, outcome=outcome)
 
 
-async def ended(service: Service, request_id: str) -> Outcome:
-    while (view := await service.board.view(request_id, "k")).row.outcome is None:
+async def ended(service: Service, request_id: str, key_id: str = "k") -> Outcome:
+    while (view := await service.board.view(request_id, key_id)).row.outcome is None:
         await service.board.change(view, 0.05)
     return view.row.outcome
 
@@ -211,6 +212,43 @@ def test_a_slow_keyframe_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.Mon
         await until(lambda: left == ["http://slow"])
         assert counted(service) == {"200": 1, "499": 1}
         await until(lambda: not list(service.settings.work.glob("job-*")))
+
+    serving(tmp_path, scenario)
+
+
+def test_many_slow_keyframes_hold_up_no_other_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are prepared ahead, and more than are waited for of one key."""
+
+    async def never(*_: Any) -> bytes:
+        await asyncio.sleep(3600)
+        return b""
+
+    async def scenario(service: Service, runner: StandIn) -> None:
+        monkeypatch.setattr(preparation, "keyframe_bytes", never)
+        for place in range(40):
+            await submit(service, f"slow {place}", input={"prompt": "a", "keyframe_1_image_url": "http://slow"})
+        await submit(service, "next", key_id="other")
+        assert (await ended(service, "next", "other")).status == 200
+        assert runner.order == ["next"]
+        assert len(list(service.settings.work.glob("job-*"))) <= dispatch.AHEAD + dispatch.SLOW_OF_KEY
+
+    serving(tmp_path, scenario)
+
+
+def test_what_was_cancelled_as_its_clip_was_stored_ends_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(service: Service, runner: StandIn) -> None:
+        loop = asyncio.get_running_loop()
+        store = Dispatcher._store
+
+        def cancelled_meanwhile(self: Dispatcher, view: Any, clip: Path) -> dict[str, Any]:
+            assert asyncio.run_coroutine_threadsafe(service.board.cancel("a"), loop).result(10)
+            return store(self, view, clip)
+
+        monkeypatch.setattr(Dispatcher, "_store", cancelled_meanwhile)
+        await submit(service, "a")
+        outcome = await ended(service, "a")
+        assert (outcome.status, outcome.error_type) == (499, "client_cancelled")
+        assert counted(service) == {"499": 1}
 
     serving(tmp_path, scenario)
 
@@ -357,7 +395,7 @@ def test_lines_of_logs_are_written_once(store: SqlStore, monkeypatch: pytest.Mon
         finishing = asyncio.create_task(board.finish(view, Outcome(200, {})))
         await asyncio.sleep(0.05)
         go_on.set()
-        assert (await renewing, await finishing) == ([], True)
+        assert (await renewing, await finishing) == ([], 200)
         assert [line.message for line in store.logs("a")] == ["one", "two", "three"]
         assert not await board.finish(view, Outcome(200, {}))
 

@@ -92,7 +92,7 @@ def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server) -> None:
     page.keyboard.press("ArrowDown")
     page.wait_for_selector(".handle.empty >> nth=0")
     assert page.locator(".handle:not(.empty)").count() == 2
-    page.fill("#prompt", "a boat passes a lighthouse")
+    page.fill("#prompt", "a yellow star moves up over a navy ground")
     page.fill("#seed", "42")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#video:not([hidden])", timeout=60_000)
@@ -103,7 +103,11 @@ def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server) -> None:
     page.click("summary")
     for language in ("python", "javascript"):
         code = page.inner_text(f"#{language}")
-        assert "a boat passes a lighthouse" in code and '"keyframe_1_index": 7' in code and "/files/" in code
+        assert (
+            "a yellow star moves up over a navy ground" in code
+            and '"keyframe_1_index": 7' in code
+            and "/files/" in code
+        )
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.set_viewport_size({"width": 1280, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280

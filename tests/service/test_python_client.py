@@ -105,7 +105,8 @@ assert fal_client.run(APP, {"prompt": "a", "seed": -1, "num_inference_steps": 1}
 events = list(fal_client.stream(APP, {"prompt": "a", "seed": 5, "num_inference_steps": 2}))
 assert events[-1]["seed"] == 5 and any("preview" in event for event in events) and "fraction" in events[0], events
 handle = fal_client.submit(APP, {"prompt": "a", "num_inference_steps": 2})
-assert handle.status().logs is None if isinstance(handle.status(), fal_client.InProgress) else True
+status = handle.status()
+assert not isinstance(status, fal_client.InProgress) or status.logs is None
 assert [type(event).__name__ for event in handle.iter_events()][-1] == "Completed"
 assert handle.get() == fal_client.result(APP, handle.request_id)
 print(handle.get()["video"]["url"])

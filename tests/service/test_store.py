@@ -75,7 +75,8 @@ def test_order_priority_and_claims(store: SqlStore) -> None:
     submit(store, first)
     submit(store, second)
     assert store.waiting() == [first, second, low]
-    assert store.ahead(2, 2.0) == [first, second]
+    assert list(store.ahead(2, 2.0)) == [first, second]
+    assert store.ahead(9, 2.0, [second], ["k"]) == {second: "k"}
     assert store.given(first) == (new("").input, "http://x")
     row = claimed(store)
     assert (row.id, row.state, row.owner, row.attempts, row.started_at) == (first, "running", "me", 1, 2.0)
@@ -141,7 +142,7 @@ def test_lost_owners_cancels_and_limits(store: SqlStore) -> None:
         store.submit(new("x"), limit=1, key_limit=9)
     with pytest.raises(QueueFull):
         store.submit(new("x"), limit=9, key_limit=1)
-    assert store.ahead(9, 11.0) == []
+    assert store.ahead(9, 11.0) == {}
     assert store.claim(c, "me", 11.0, 1.0) is None
     assert store.expire_waiting(11.0) == [c]
 

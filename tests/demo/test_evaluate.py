@@ -1,0 +1,20 @@
+"""The model in the package draws: the figures of a few held-out requests."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "demo"))
+
+import evaluate
+from sparsectrl_lcm.runtime import VideoPipeline
+
+
+def test_the_model_in_the_package_heeds_keyframes_and_prompt() -> None:
+    """The share of asked colours and shapes is bounded loosely: six requests tell little."""
+    figures = evaluate.evaluate(evaluate.with_runtime(VideoPipeline.load(backend="onnxruntime")), 6)
+    assert figures.scribble_f1 > 0.8
+    assert figures.free_f1 < 0.35
+    assert figures.rgb_psnr > 24
+    assert figures.on_path > 0.85
+    assert figures.flicker < 2
+    assert figures.prompt >= 0.5
