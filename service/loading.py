@@ -35,4 +35,4 @@ def check(bundle: Path | None, backend: str, threads: int | None) -> None:
     check_backend(backend)
     frames = read_manifest(bundle_folder(bundle)).sizes.frames
     if frames != LAST + 1:
-        raise InvalidRequest(f"bundle: its clips have {frames} frames, the endpoint's {LAST + 1}; export it with these")
+        raise InvalidRequest(f"bundle: its clips have {frames} frames, the endpoint's {LAST + 1}; export one with --frames {LAST + 1}")

@@ -1,6 +1,8 @@
 """`serve` and `keys` as somebody uses them who gives what is wrong: one line, exit code 2, and nothing is left."""
 
+import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from sparsectrl_lcm.cli import run, service
+from sparsectrl_lcm.runtime.bundle import demo_bundle
 from sparsectrl_lcm.service.tls import local_certificate
 
 from .conftest import ports
@@ -56,6 +59,15 @@ def port() -> str:
 def test_what_is_wrong_at_a_glance(capfd: pytest.CaptureFixture[str], tmp_path: Path, options: str, told: str) -> None:
     assert refused(capfd, "serve", "--data", tmp_path / "data", *options.split()).startswith(told)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_bundle_of_shorter_clips_is_refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["sizes"]["frames"] = 8
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    told = refused(capfd, "serve", "--data", tmp_path / "data", "--bundle", bundle)
+    assert told == "bundle: its clips have 8 frames, the endpoint's 16; export one with --frames 16"
 
 
 def test_certificates_and_keys_that_are_none(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
