@@ -35,4 +35,5 @@ def check(bundle: Path | None, backend: str, threads: int | None) -> None:
     check_backend(backend)
     frames = read_manifest(bundle_folder(bundle)).sizes.frames
     if frames != LAST + 1:
-        raise InvalidRequest(f"bundle: its clips have {frames} frames, the endpoint's {LAST + 1}; export one with --frames {LAST + 1}")
+        told = f"bundle: its clips have {frames} frames, the endpoint's {LAST + 1}"
+        raise InvalidRequest(f"{told}; export one with --frames {LAST + 1}")
