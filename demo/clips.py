@@ -1,10 +1,12 @@
 """Clips for training: encoded once by the autoencoder, with keyframes chosen anew each time."""
 
 import hashlib
+import itertools
 import multiprocessing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,14 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 from world import FRAMES, scene
 
+SHARES = {"moves": 0.14, "turns": 0.12, "grows": 0.05, "shrinks": 0.05, "changes": 0.3, "crosses": 0.34}
+"""How often each motion comes: those that are hard more often than in the world."""
 USUAL = (0, 8, 15)
 """Where half of the training's keyframes stand, as in most requests."""
 WORDLESS = 0.1
 """Share of clips without a caption, so that guidance has something to lead away from."""
+AHEAD = 256
+"""How many clips are drawn while others are encoded, of 1 MB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class Batch:
         keyframes: pictures of K keyframes each, scribbles [B, K, 3, H, W] in 0..1 or latents [B, K, 4, h, w].
         places: their frames, [B, K] int64.
         wanted: which of them there are, [B, K] bool.
+        shown: which frames of a clip these are, [F] int64, where they are not its first ones.
         rows: the clips' places among all, [B] int64, where they come from `Clips`.
     """
 
@@ -44,11 +51,12 @@ class Batch:
     keyframes: Tensor
     places: Tensor
     wanted: Tensor
+    shown: Tensor | None = None
     rows: Tensor | None = None
 
 
 class Clips:
-    """The first scenes of the world, as latents and scribbles on the device that trains.
+    """The first scenes that give each motion its share, as latents and scribbles on the device that trains.
 
     Args:
         folder: keeps them from run to run, 0.3 MB each.
@@ -59,81 +67,91 @@ class Clips:
 
     def __init__(self, folder: Path, count: int, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
         self.device = vae.device
-        path = folder / f"clips-{count}-{_digest(vae)}.pt"
+        seeds = _seeds(count)
+        path = folder / f"clips-{_digest(vae, seeds)}.pt"
         if not path.exists():
-            pairs = track(_encoded(vae, count), "drawing and encoding clips", total=count)
+            pairs = track(_encoded(vae, seeds), "drawing and encoding clips", total=count)
             latents, scribbles = zip(*pairs, strict=True)
             torch.save({"latents": torch.stack(latents), "scribbles": torch.stack(scribbles)}, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
         kept = torch.load(path, map_location=self.device, weights_only=True)
         self._latents = kept["latents"]  # [N, F, 4, h, w] float16
         self._scribbles = kept["scribbles"]  # [N, F, H, W] uint8
-        scenes = [scene(seed) for seed in range(count)]
-        self._motions = np.array([world.motion for world in scenes])
-        captions = [*(world.caption for world in scenes), ""]
+        captions = [*(scene(seed).caption for seed in seeds), ""]
         tokens = tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
         self._tokens = tokens.to(self.device)
 
-    def batch(
-        self, seed: int, size: int, kind: str | None, frames: int = FRAMES, shares: Mapping[str, float] | None = None
-    ) -> Batch:
+    def batch(self, seed: int, size: int, kind: str | None, frames: int = FRAMES) -> Batch:
         """Clips for one step.
 
         Args:
             seed: everything is drawn from it alone.
             size: how many.
             kind: of the keyframes.
-            frames: all of a clip, or 1.
-            shares: how often each motion comes; without them as often as in the world.
+            frames: of a clip: all, or so many of them, keyframes first.
         """
         rng = np.random.default_rng(seed)
-        count, slots = len(self._latents), 1 if frames == 1 else 3
-        chosen = rng.integers(count, size=size) if shares is None else self._of_motions(rng, size, shares)
-        first = rng.integers(FRAMES, size=size) if frames == 1 else np.zeros(size, int)
-        places = np.stack([_places(rng, slots) if frames > 1 else np.zeros(1, int) for _ in range(size)])
-        wanted = rng.random((size, slots)) < (0.7 if frames == 1 else 0.85)
+        count = len(self._latents)
+        chosen = rng.integers(count, size=size)
+        shown, places = _frames(rng, frames)
+        wanted = rng.random((size, len(places))) < (0.7 if frames == 1 else 0.85)
         captions = np.where(rng.random(size) < WORDLESS, count, chosen)
-        rows, which = self._index(chosen[:, None]), self._index(first[:, None] + np.arange(frames))
-        latents = self._latents[rows, which].float()  # [B, F, 4, h, w]
-        shown = self._index(first[:, None] + places)
+        rows = self._index(chosen)
+        latents = self._latents[rows[:, None], self._index(shown)].float()  # [B, F, 4, h, w]
         if kind == "rgb":
-            keyframes = self._latents[rows, shown].float()
+            keyframes = latents[:, self._index(places)]
         else:
-            keyframes = self._scribbles[rows, shown, None].expand(-1, -1, 3, -1, -1) / 255
+            keyframes = self._scribbles[rows[:, None], self._index(shown[places])]
+            keyframes = keyframes[:, :, None].expand(-1, -1, 3, -1, -1) / 255
         return Batch(
             latents.transpose(1, 2),
             self._tokens[self._index(captions)],
             kind,
             keyframes,
-            self._index(places),
+            self._index(places).expand(size, -1),
             self._index(wanted),
-            rows[:, 0],
+            self._index(shown),
+            rows,
         )
 
-    def scribbles(self, rows: Tensor) -> Tensor:
-        """Of all frames of these clips [B]: [B, F, H, W] in 0..1."""
-        return self._scribbles[rows] / 255
-
-    def _of_motions(self, rng: np.random.Generator, size: int, shares: Mapping[str, float]) -> NDArray[np.int64]:
-        known = {motion: share for motion, share in shares.items() if motion in self._motions}
-        total = sum(known.values())
-        drawn = rng.choice(list(known), size=size, p=[share / total for share in known.values()])
-        return np.array([rng.choice(np.flatnonzero(self._motions == motion)) for motion in drawn])
+    def scribbles(self, part: Batch) -> Tensor:
+        """Of all frames of a batch: [B, F, H, W] in 0..1."""
+        return self._scribbles[part.rows[:, None], part.shown] / 255  # type: ignore[index]
 
     def _index(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
 
-def _digest(vae: AutoencoderKL) -> str:
-    """Of its weights: another autoencoder gives other latents."""
-    digest = hashlib.sha256()
+def _seeds(count: int) -> list[int]:
+    """The first scenes of which each motion has its share."""
+    left = {motion: ceil(share * count) for motion, share in SHARES.items()}
+    seeds: list[int] = []
+    for seed in itertools.count():
+        if len(seeds) == count:
+            return seeds
+        motion = scene(seed).motion
+        if left[motion]:
+            left[motion] -= 1
+            seeds.append(seed)
+    raise AssertionError
+
+
+def _digest(vae: AutoencoderKL, seeds: list[int]) -> str:
+    """Of its weights and the scenes: others give other latents."""
+    digest = hashlib.sha256(np.array(seeds).tobytes())
     for weight in vae.state_dict().values():
         digest.update(weight.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:8]
 
 
-def _places(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-    return np.array(USUAL) if rng.random() < 0.5 else np.sort(rng.choice(FRAMES, count, replace=False))
+def _frames(rng: np.random.Generator, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Some frames of a clip in order, and which of these have keyframes: up to three, before others are taken."""
+    slots = min(count, len(USUAL))
+    usual = slots == len(USUAL) and rng.random() < 0.5
+    keyframes = np.array(USUAL) if usual else rng.choice(FRAMES, slots, replace=False)
+    others = np.setdiff1d(np.arange(FRAMES), keyframes)
+    shown = np.sort(np.concatenate([keyframes, rng.choice(others, count - slots, replace=False)]))
+    return shown, np.searchsorted(shown, np.sort(keyframes))
 
 
 def _drawn(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -143,9 +161,11 @@ def _drawn(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 @torch.no_grad()
-def _encoded(vae: AutoencoderKL, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Latents [F, 4, h, w] float16 and scribbles [F, H, W] uint8 of the scenes of the first seeds."""
+def _encoded(vae: AutoencoderKL, seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Latents [F, 4, h, w] float16 and scribbles [F, H, W] uint8 of scenes."""
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context(method)) as processes:
-        for frames, scribbles in processes.map(_drawn, range(count), chunksize=16):
+        groups = (seeds[first : first + AHEAD] for first in range(0, len(seeds), AHEAD))
+        drawn = (processes.map(_drawn, group, chunksize=16) for group in groups)
+        for frames, scribbles in itertools.chain.from_iterable(drawn):
             yield vae.encode(to_pixels(frames, vae.device)).latent_dist.mean.half().cpu(), torch.from_numpy(scribbles)

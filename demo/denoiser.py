@@ -1,10 +1,13 @@
 """The part of the model that denoises: text encoder, UNet with motion modules, SparseCtrl of both kinds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from clips import Batch
 from diffusers import MotionAdapter, SparseControlNetModel, UNet2DConditionModel, UNetMotionModel
+from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from networks import (
     KINDS,
     make_controlnet,
@@ -53,20 +56,34 @@ class Denoiser(nn.Module):
         alpha, sigma = self.levels(timestep)
         return alpha * latents - sigma * self(latents, timestep, batch)
 
+    @contextmanager
+    def showing(self, frames: Tensor | None) -> Iterator[None]:
+        """Lets the motion modules take what they get as these frames [F] of a clip, not as its first ones."""
+        modules = [module for module in self.modules() if isinstance(module, SinusoidalPositionalEmbedding)]
+        tables = [module.pe for module in modules]
+        for module, table in zip(modules, tables, strict=True):
+            module.pe = table if frames is None else table[:, frames]
+        try:
+            yield
+        finally:
+            for module, table in zip(modules, tables, strict=True):
+                module.pe = table
+
     def forward(self, latents: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         """The prediction of v for latents [B, 4, F, h, w] at a timestep [B]."""
         frames = latents.shape[2]
         prompt = self.text_encoder(batch.tokens).last_hidden_state.repeat_interleave(frames, 0)  # [B*F, 77, D]
-        residuals: list[Tensor] = []
-        if batch.kind is not None:
-            residuals = control(self.controlnets[batch.kind], timestep, prompt, batch, frames)
-        return self.unet(
-            latents,
-            timestep,
-            prompt,
-            down_block_additional_residuals=residuals[:-1] or None,
-            mid_block_additional_residual=residuals[-1] if residuals else None,
-        ).sample
+        with self.showing(batch.shown):
+            residuals: list[Tensor] = []
+            if batch.kind is not None:
+                residuals = control(self.controlnets[batch.kind], timestep, prompt, batch, frames)
+            return self.unet(
+                latents,
+                timestep,
+                prompt,
+                down_block_additional_residuals=residuals[:-1] or None,
+                mid_block_additional_residual=residuals[-1] if residuals else None,
+            ).sample
 
 
 def control(model: SparseControlNetModel, timestep: Tensor, prompt: Tensor, batch: Batch, frames: int) -> list[Tensor]:

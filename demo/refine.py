@@ -12,12 +12,15 @@ from denoiser import Denoiser
 from torch import Tensor, nn
 from train_denoiser import LCM_STEPS, TRAIN_STEPS, by_kind
 from training import Stage, averaged, fit, generator
+from world import FRAMES
 
 STEPS = 4
-KINDS = ("scribble", "rgb", "scribble", "scribble", "rgb", "scribble", "scribble", None)
+KINDS = ("scribble", "scribble", "rgb", "scribble", "scribble", "scribble", "scribble", None)
 """Which keyframes the training's steps get, in turn."""
-SHARES = {"moves": 0.3, "changes": 0.3, "crosses": 0.15, "turns": 0.11, "grows": 0.07, "shrinks": 0.07}
-"""How often each motion comes: those that are hard more often than in the world."""
+FEW = 4
+"""Frames of a clip that most of the training sees, of as many more clips: what words mean needs no others."""
+WHOLE = 0.3
+"""Share of the steps, the last, that see whole clips."""
 OUTLINE = 4.0
 """How much more the surroundings of outlines count."""
 ARRIVED = 0.5
@@ -31,7 +34,7 @@ def schedule() -> list[int]:
 
 
 def refine(
-    folder: Path, clips: Clips, device: torch.device, student: Denoiser, *, steps: int, batch: int, rate: float = 4e-4
+    folder: Path, clips: Clips, device: torch.device, student: Denoiser, *, steps: int, batch: int, rate: float = 8e-4
 ) -> Denoiser:
     """Trains the steps of a distilled model on clips.
 
@@ -43,7 +46,7 @@ def refine(
         device: where.
         student: stays as it is.
         steps: of the training.
-        batch: clips in a batch.
+        batch: whole clips in a batch.
         rate: the highest learning rate.
     """
     before = averaged(student).to(device)
@@ -54,11 +57,13 @@ def refine(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         kind = KINDS[step % len(KINDS)]
-        part = clips.batch(2 * 10**6 + step, batch, kind, shares=SHARES)
+        frames = FRAMES if step >= (1 - WHOLE) * steps else FEW
+        size = batch * FRAMES // frames
+        part = clips.batch(2 * 10**6 + step, size, kind, frames)
         random = generator(8, step)
         place, arrived = int(torch.randint(STEPS + 1, (), generator=random)) % STEPS, torch.rand((), generator=random)
         first, noise = (torch.randn(part.latents.shape, generator=random).to(device) for _ in range(2))
-        start = torch.full((batch,), timesteps[0], device=device)
+        start = torch.full((size,), timesteps[0], device=device)
         timestep = torch.full_like(start, timesteps[place])
         latents = noise
         if place:
@@ -69,7 +74,7 @@ def refine(
             alpha, sigma = denoiser.levels(timestep)
             latents = alpha * clean + sigma * noise
         made = denoiser.original(latents, timestep, part)
-        outlines = near_outlines(clips.scribbles(part.rows), latents.shape[-1])
+        outlines = near_outlines(clips.scribbles(part), latents.shape[-1])
         wanted, weight = part.latents, 1 + OUTLINE * outlines
         if kind is None:
             with torch.no_grad():

@@ -5,9 +5,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import LCMScheduler
+from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from PIL import Image
 from safetensors.torch import load_file
 from sparsectrl_lcm.export.plan import read_parts
@@ -15,6 +17,7 @@ from sparsectrl_lcm.export.plan import read_parts
 DEMO = Path(__file__).parents[2] / "demo"
 sys.path.append(str(DEMO))
 
+import clips  # noqa: E402
 import curves  # noqa: E402
 import make_bundle  # noqa: E402
 import refine  # noqa: E402
@@ -25,7 +28,7 @@ from clips import Batch  # noqa: E402
 from denoiser import Denoiser, control  # noqa: E402
 from networks import KINDS, LATENT_SIZE, make_vae  # noqa: E402
 from training import read_curve  # noqa: E402
-from world import FRAMES, SIZE  # noqa: E402
+from world import FRAMES, SIZE, scene  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +143,35 @@ def test_residuals_are_those_of_diffusers(kind: str, shown: tuple[bool, ...], tm
         )
     for mine, theirs in zip(ours, [*down, middle], strict=True):
         assert torch.allclose(mine, theirs, atol=1e-4 * theirs.abs().max())
+
+
+@pytest.mark.parametrize("count", [1, 4, FRAMES])
+def test_frames_of_a_clip_are_in_order_and_have_their_keyframes(count: int) -> None:
+    for seed in range(20):
+        shown, places = clips._frames(np.random.default_rng(seed), count)
+        assert len(shown) == count and (np.diff(shown) > 0).all() and 0 <= shown[0] <= shown[-1] < FRAMES
+        assert len(places) == min(count, 3) and (np.diff(places) > 0).all() and places[-1] < count
+    assert count != FRAMES or shown.tolist() == list(range(FRAMES))
+
+
+def test_each_motion_has_its_share_of_the_clips() -> None:
+    seeds = clips._seeds(50)
+    motions = [scene(seed).motion for seed in seeds]
+    assert len(set(seeds)) == 50
+    assert all(abs(motions.count(motion) - 50 * share) <= 2.5 for motion, share in clips.SHARES.items())
+
+
+def test_motion_modules_know_which_frames_they_are_shown(tmp_path: Path) -> None:
+    denoiser = Denoiser(tmp_path)
+    modules = [module for module in denoiser.modules() if isinstance(module, SinusoidalPositionalEmbedding)]
+    states, frames = torch.randn(2, 3, modules[0].pe.shape[-1]), torch.tensor([0, 8, 15])
+    whole = modules[0](torch.zeros(1, FRAMES, states.shape[-1]))
+    names = list(denoiser.state_dict())
+    with denoiser.showing(frames):
+        shown = modules[0](states)
+    assert torch.equal(shown, states + whole[:, frames])
+    assert torch.equal(modules[0](states), states + whole[:, :3])
+    assert list(denoiser.state_dict()) == names
 
 
 def test_the_distilled_model_meets_the_clip_as_the_sampler_does(tmp_path: Path) -> None:
