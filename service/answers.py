@@ -10,6 +10,8 @@ from .store import Outcome
 
 SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Of server-sent events, which proxies are not to keep back."""
+PING_SECONDS, PING = 10.0, b": ping\n\n"
+"""After how much silence a stream gets a comment, so that nobody takes it for dead."""
 
 
 def to_json(value: Any) -> bytes:

@@ -12,10 +12,7 @@ STATUS_OF_TYPE = {
     "client_cancelled": 499,
     "runner_server_error": 500,
     "internal_error": 500,
-    "runner_disconnected": 503,
     "runner_scheduling_failure": 503,
-    "request_timeout": 504,
-    "startup_timeout": 504,
 }
 """The HTTP status of fal's infrastructure errors."""
 
@@ -57,7 +54,7 @@ def headers_of(status: int, body: Any) -> dict[str, str]:
         return {"X-Fal-Error-Type": detail[0]["type"], "X-Fal-Billable-Units": "0", "X-Fal-Retryable": retryable}
     error_type = body.get("error_type") if detail is not None else None
     headers = {"X-Fal-Error-Type": str(error_type)} if error_type else {}
-    if error_type in ("startup_timeout", "request_timeout"):
+    if error_type == "startup_timeout":
         headers["X-Fal-Request-Timeout-Type"] = "user"
     return headers
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .context import Service
 
 WRITE_BYTES = 2**20
+ABOUT_BYTES = 65_536
+"""Largest body that describes something."""
 SLOWEST = 8 * 1024
 """Bytes a second that a body has to bring on average, once it was silent for twice the longest silence."""
 MAX_NAME = 100
@@ -80,7 +82,7 @@ async def read_body(service: "Service", request: Request, limit: int) -> bytes:
     return b"".join([block async for block in _blocks(request, limit, service.settings.body_seconds)])
 
 
-async def read_object(service: "Service", request: Request, limit: int) -> dict[str, object]:
+async def read_object(service: "Service", request: Request, limit: int = ABOUT_BYTES) -> dict[str, object]:
     """The JSON object in a small body; raises as `received`, and 400 where it is something else."""
     try:
         value = json.loads(await read_body(service, request, limit) or b"{}")

@@ -7,15 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from ..answers import SSE_HEADERS, Json, answer_of, to_json
+from ..answers import PING, PING_SECONDS, SSE_HEADERS, Json, answer_of, to_json
 from ..board import View
 from ..context import Service
 from ..errors import ServiceError, not_found
 from ..status import WANTS_LOGS, preview_uri, status_of, urls
 from ..submission import accept
 from .run import run
-
-PING_SECONDS = 10.0
 
 
 def make_router(endpoint: str) -> APIRouter:
@@ -108,7 +106,7 @@ async def _states(service: Service, request: Request, view: View) -> AsyncIterat
             last = to_json(body | {"logs": [] if with_logs else None})
             quiet = 0.0
         elif quiet >= PING_SECONDS:
-            yield b": ping\n\n"
+            yield PING
             quiet = 0.0
         if view.row.state == "done":
             return

@@ -8,15 +8,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ..answers import SSE_HEADERS, answer_of, to_json
+from ..answers import PING, PING_SECONDS, SSE_HEADERS, answer_of, to_json
 from ..context import Service
 from ..errors import infrastructure_error
 from ..status import preview_uri
 from ..store import NewRequest
 from ..submission import accept
 from .tokens import caller
-
-PING_SECONDS = 10.0
 
 
 def make_router(endpoint: str) -> APIRouter:
@@ -85,7 +83,7 @@ async def _events(service: Service, new: NewRequest) -> AsyncIterator[bytes]:
             await service.board.change(view, 1.0)
             quiet += 1
         if quiet > PING_SECONDS:
-            yield b": ping\n\n"
+            yield PING
             quiet = 0
         view = await service.board.view(view.row.id, view.row.key_id)
     outcome = view.row.outcome

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 TOKEN_SECONDS = 3600.0
 GRACE_SECONDS = 600.0
 """How much longer a token holds than its client believes, so that an upload which has begun can end."""
-ABOUT_BYTES = 65_536
-"""Largest body that says what will be uploaded."""
 
 router = APIRouter()
 
@@ -188,7 +186,7 @@ def _announced(service: "Service", request: Request, key_id: str) -> Upload:
 async def _described(service: "Service", request: Request) -> Upload:
     """An upload that the body describes."""
     key_id = await service.authenticate(request)
-    about = await read_object(service, request, ABOUT_BYTES)
+    about = await read_object(service, request)
     name, kind = about.get("file_name"), about.get("content_type")
     if not isinstance(name, str | None) or not isinstance(kind, str | None):
         raise infrastructure_error("bad_request", "file_name and content_type have to be texts")

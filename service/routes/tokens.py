@@ -15,7 +15,6 @@ from ..uploads import read_object
 from .storage import check_key
 
 SECONDS, MOST_SECONDS = 120.0, 3600.0
-ABOUT_BYTES = 65_536
 
 router = APIRouter()
 
@@ -25,7 +24,7 @@ async def token(request: Request) -> Response:
     """A token of the caller's key for some apps, which are named without their owner."""
     service: Service = request.app.state.service
     key_id = await service.authenticate(request)
-    about: dict[str, Any] = await read_object(service, request, ABOUT_BYTES)
+    about: dict[str, Any] = await read_object(service, request)
     apps, seconds = about.get("allowed_apps"), about.get("token_expiration", SECONDS)
     if not isinstance(apps, list) or not all(isinstance(app, str) for app in apps):
         raise infrastructure_error("bad_request", "allowed_apps: give a list of names")
