@@ -18,7 +18,8 @@ def points(base: RequestSize, sizes: Sizes) -> list[tuple[str, int, RequestSize]
     """Requests that differ from `base` in one thing: its name, its value, the request; those the bundle allows."""
     frames = [("frames", count, replace(base, frames=count)) for count in FRAMES if count <= sizes.max_frames]
     sides = [("side", side, replace(base, width=side, height=side)) for side in SIDES if side % sizes.multiple == 0]
-    return [*frames, *sides, *(("steps", count, replace(base, steps=count)) for count in STEPS)]
+    steps = [("steps", count, replace(base, steps=count)) for count in STEPS]
+    return [*frames, *steps, *sides]  # the longest last
 
 
 def measure(contender: Contender, base: RequestSize, sizes: Sizes, repeat: int) -> Iterator[dict[str, Any]]:

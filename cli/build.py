@@ -49,7 +49,10 @@ def build(
     """Turn the portable graphs of a bundle into engines of a backend."""
     if backend not in BACKENDS:
         raise InvalidRequest(f"--backend {backend!r} is unknown; allowed are {', '.join(BACKENDS)}")
-    _need_onnx_ir()
+    from ..runtime.bundle import bundle_folder
+
+    bundle = bundle_folder(bundle)
+    _need_libraries(backend)
     if not backend.startswith("tensorrt"):
         _refuse(
             backend,
@@ -93,7 +96,7 @@ def build(
 
 def build_onnxruntime(bundle: Path) -> None:
     """Builds the engines of ONNX Runtime and says what was fused."""
-    _need_onnx_ir()
+    _need_libraries("onnxruntime")
     from ..engine.onnxruntime import build
 
     for graph, count in build(bundle).items():
@@ -113,10 +116,6 @@ def build_onnxruntime_cuda(bundle: Path, precision: str, check: bool) -> None:
 
 def build_openvino(bundle: Path, precision: str | None, check: bool) -> None:
     """Builds the engines of OpenVINO; None takes the precision that fits the processor."""
-    from ..runtime.backends import availability
-
-    if (reason := availability("openvino").reason) is not None:
-        raise BackendError(f"backend: {reason}")
     from ..engine.openvino import build
     from ..runtime.bundle import Bundle
     from ..runtime.samples import run_samples
@@ -182,12 +181,14 @@ def _refuse(backend: str, **given: Any) -> None:
             raise InvalidRequest(f"--{name.replace('_', '-')} is not an option of {backend}")
 
 
-def _need_onnx_ir() -> None:
+def _need_libraries(backend: str) -> None:
     from importlib.util import find_spec
 
-    if not find_spec("onnx_ir"):
-        raise SparseCtrlLcmError("build needs onnx-ir; run: pip install onnx-ir")
     from ..runtime.backends import availability
 
+    if backend == "openvino" and (reason := availability(backend).reason) is not None:  # its extra brings onnx-ir
+        raise BackendError(f"backend: {reason}")
+    if not find_spec("onnx_ir"):
+        raise SparseCtrlLcmError("build needs onnx-ir; run: pip install onnx-ir")
     if (reason := availability("onnxruntime").reason) is not None:
         raise BackendError(f"build needs onnxruntime, which {reason}")

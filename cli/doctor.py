@@ -16,7 +16,7 @@ def doctor() -> None:
         device = probe()
         typer.echo(f"GPU: {device}, {device.memory / 2**30:.0f} GiB, driver {device.driver}")
     except BackendError as error:
-        typer.echo(f"GPU: {str(error).removeprefix('backend: ')}")
+        typer.echo(f"GPU: {str(error).removeprefix('backend: ')} (openvino and onnxruntime need none)")
     found = [availability(backend) for backend in BACKENDS]
     table = Table("backend", "version", "can run here")
     for item in found:

@@ -135,9 +135,7 @@ def _need_export_extra() -> None:
     if missing := [
         name for name in ("torch", "diffusers", "transformers", "onnxscript", "peft") if not find_spec(name)
     ]:
-        raise SparseCtrlLcmError(
-            f"export needs {', '.join(missing)}; install the export extra: pip install '.[export]' in a clone"
-        )
+        raise SparseCtrlLcmError(f"export needs {', '.join(missing)}; run: pip install 'sparsectrl-lcm[export]'")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

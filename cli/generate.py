@@ -48,6 +48,8 @@ def generate(
     recording = Recording(output, fps)
     keyframes = [_keyframe(text) for text in keyframe or ()]
     width, height = parse_size(size)
+    if negative_prompt and guidance <= 1:
+        typer.echo("note: --negative-prompt counts only with --guidance above 1", err=True)
     pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
     with recording:
         with Bar() as bar:

@@ -23,7 +23,7 @@ NEEDS = (
 def need_service_extra(command: str) -> None:
     """Raises SparseCtrlLcmError where the service extra is not installed."""
     if missing := [name for name in NEEDS if not find_spec(name)]:
-        raise SparseCtrlLcmError(f"{command} needs {', '.join(missing)}; run: pip install '.[service]'")
+        raise SparseCtrlLcmError(f"{command} needs {', '.join(missing)}; run: pip install 'sparsectrl-lcm[service]'")
 
 
 @contextmanager

@@ -154,9 +154,14 @@ def _onnxruntime_version(cuda: bool) -> str:
     """The version of onnxruntime.
 
     Raises:
-        BackendError: its files are not whole, or it has no CUDA provider; names the command that mends it.
+        BackendError: it is missing, its files are not whole, or it has no CUDA provider; names the command that
+            mends it.
     """
-    import onnxruntime
+    try:
+        import onnxruntime
+    except ImportError as error:
+        mend = INSTALL["onnxruntime-cuda"] if cuda else "pip install onnxruntime"
+        raise BackendError(f"backend: onnxruntime cannot be loaded ({error}); run: {mend}") from None
 
     gpu = _is_installed("onnxruntime-gpu")
     package = "onnxruntime-gpu" if gpu else "onnxruntime"

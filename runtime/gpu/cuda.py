@@ -1,10 +1,13 @@
 """The calls of CUDA's runtime that the loop needs, each checked, on one stream."""
 
+import ctypes
+import os
 from importlib import import_module
 from typing import Any
 
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
 
+NO_DRIVER = "no NVIDIA driver was found; install one"
 _OUT_OF_MEMORY = 2
 _LOST = frozenset((4, 46, 100, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 911, 999))
 """Errors after which the process's context is of no use, by their numbers in `cudaError_t`."""
@@ -158,9 +161,19 @@ def runtime_api() -> Any:
     """`cuda.bindings.runtime`.
 
     Raises:
-        BackendError: it is not installed.
+        BackendError: it is not installed, or has no driver to call.
     """
     try:
         return import_module("cuda.bindings.runtime")
     except ImportError:
-        raise BackendError("backend: cuda-bindings is missing; run: pip install cuda-bindings") from None
+        missing = "cuda-bindings is missing; run: pip install cuda-bindings"
+        raise BackendError(f"backend: {missing if has_driver() else NO_DRIVER}") from None
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver can be loaded."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError
-from .cuda import runtime_api
+from .cuda import NO_DRIVER, runtime_api
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def probe(api: Any = None) -> Device:
         version = _result(api.cudaDriverGetVersion())
         count = _result(api.cudaGetDeviceCount()) if version else 0
         if not version:
-            raise BackendError("backend: no NVIDIA driver was found; install one")
+            raise BackendError(f"backend: {NO_DRIVER}")
         if not count:
             raise BackendError("backend: no NVIDIA GPU was found")
         properties = _result(api.cudaGetDeviceProperties(0))

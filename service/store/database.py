@@ -92,7 +92,7 @@ def _engine(url: str) -> Engine:
             return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=8)
         except ImportError as error:
             reason = first_line(error)
-            mend = "pip install '.[service,postgresql]'"
+            mend = "pip install 'sparsectrl-lcm[service,postgresql]'"
             raise InvalidRequest(f"database: postgresql:// needs psycopg ({reason}); run: {mend}") from None
     if parsed.database and parsed.database != ":memory:":
         _make_private(Path(parsed.database))

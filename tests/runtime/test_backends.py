@@ -15,7 +15,7 @@ from sparsectrl_lcm.engine import onnxruntime_cuda
 from sparsectrl_lcm.runtime import BackendError, VideoPipeline, backends
 from sparsectrl_lcm.runtime.backends import Availability, LoadOptions
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.gpu import device, library
+from sparsectrl_lcm.runtime.gpu import cuda, device, library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
 from sparsectrl_lcm.runtime.openvino import version as openvino_version
 
@@ -102,9 +102,16 @@ def test_what_a_device_lacks_is_said(api: Any, reason: str) -> None:
         probe(api)
 
 
-def test_missing_bindings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [(True, "cuda-bindings is missing; run: pip install cuda-bindings"), (False, "no NVIDIA driver was found")],
+)
+def test_missing_bindings_are_named_where_a_driver_wants_them(
+    driver: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(BackendError, match="cuda-bindings is missing; run: pip install cuda-bindings"):
+    monkeypatch.setattr(cuda, "has_driver", lambda: driver)
+    with pytest.raises(BackendError, match=reason):
         probe()
 
 
@@ -155,6 +162,23 @@ def test_files_that_two_packages_share_and_one_removed(
         assert mend in capsys.readouterr().err
     assert run(["doctor"]) == 0
     assert "None" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_openvino")
+def test_a_missing_onnxruntime_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "run: pip uninstall --yes onnxruntime" in str(backends.availability("onnxruntime-cuda").reason)
+    for command in (
+        ["generate", "--prompt", "a boat", "-o", str(tmp_path / "x.mp4")],
+        ["build", str(demo_bundle()), "--backend", "onnxruntime"],
+    ):
+        assert run(command) == 2
+        assert re.search(
+            r"onnxruntime cannot be loaded \(.*\); run: pip install onnxruntime\n$", capsys.readouterr().err
+        )
+    assert run(["doctor"]) == 0
 
 
 def test_no_tensorrt_object_is_made_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,13 +125,13 @@ def test_packages_that_are_missing(
     command = ("serve", "--data", tmp_path / "data", "--port", port)
     told = refused(capfd, *command, "--database", "postgresql://h/x")
     assert told.startswith("database: postgresql:// needs psycopg (")
-    assert told.endswith("; run: pip install '.[service,postgresql]'")
+    assert told.endswith("; run: pip install 'sparsectrl-lcm[service,postgresql]'")
     told = refused(capfd, *command, "--files", "s3://bucket")
     assert told.startswith("files: s3:// cannot be opened (") and told.endswith("; run: pip install s3fs")
     monkeypatch.setattr(service, "find_spec", lambda name: None if name in ("fastapi", "sqlalchemy") else name)
     for needing in (("serve",), ("keys", "list"), ("keys", "create"), ("keys", "revoke", "a")):
         told = refused(capfd, *needing, "--data", tmp_path / "data")
-        assert told == f"{needing[0]} needs fastapi, sqlalchemy; run: pip install '.[service]'"
+        assert told == f"{needing[0]} needs fastapi, sqlalchemy; run: pip install 'sparsectrl-lcm[service]'"
 
 
 def test_a_database_that_does_not_answer(capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str) -> None:
