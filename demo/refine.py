@@ -17,7 +17,7 @@ from world import FRAMES
 STEPS = 4
 KINDS = ("scribble", "scribble", "rgb", "scribble", "scribble", "scribble", "scribble", None)
 """Which keyframes the training's steps get, in turn."""
-FEW = 4
+FEW = 2
 """Frames of a clip that most of the training sees, of as many more clips: what words mean needs no others."""
 WHOLE = 0.3
 """Share of the steps, the last, that see whole clips."""

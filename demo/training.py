@@ -1,4 +1,7 @@
-"""The loop that all stages share: AdamW with warm-up and cosine decay, averaged weights, checkpoints, a curve."""
+"""The loop that all stages share: warm-up and cosine decay, averaged weights, checkpoints, a curve.
+
+Matrices of linear layers are moved by Muon, all other weights by AdamW.
+"""
 
 import json
 import time
@@ -49,6 +52,20 @@ def averaged(module: nn.Module) -> nn.Module:
     return deepcopy(module).requires_grad_(False).eval()
 
 
+def make_optimizers(module: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of linear layers, scaled to move as far as AdamW would, and AdamW for all else."""
+    linear = {layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter in linear]
+    rest = [parameter for parameter in trained if parameter not in linear]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    ]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=1e-3, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
 @torch.no_grad()
 def follow(average: nn.Module, module: nn.Module, keep: float) -> None:
     """Moves averaged weights towards a module's."""
@@ -73,7 +90,7 @@ def fit(
         loss: of a step; what it draws has to depend on the step alone, so that a run that was interrupted ends alike.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=stage.rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    optimizers = make_optimizers(module, stage.rate)
     path, first = folder / f"{stage.name}.pt", 0
     if path.exists():
         saved = torch.load(path, map_location=trained[0].device, weights_only=True)
@@ -81,11 +98,13 @@ def fit(
         average.load_state_dict(saved["average"])
         first = saved["step"]
         if first < stage.steps:
-            optimizer.load_state_dict(saved["optimizer"])
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
 
     def save(step: int) -> None:
         state = {"step": step, "module": module.state_dict(), "average": average.state_dict()}
-        torch.save(state | {"optimizer": optimizer.state_dict()}, path.with_suffix(".new"))
+        state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+        torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -96,13 +115,14 @@ def fit(
     with Progress(*columns) as bar, (folder / f"{stage.name}.jsonl").open("a") as curve:
         task = bar.add_task(stage.name, total=stage.steps, completed=first)
         for step in range(first, stage.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = stage.rate_at(step)
             value, figures = loss(step)
-            optimizer.zero_grad(set_to_none=True)
+            module.zero_grad(set_to_none=True)
             value.backward()
             figures["gradient"] = float(nn.utils.clip_grad_norm_(trained, stage.clip))
-            optimizer.step()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.rate_at(step)
+                optimizer.step()
             follow(average, module, min(stage.average, (1 + step) / (10 + step)))
             for name, figure in (figures | {"loss": float(value.detach())}).items():
                 sums[name] = sums.get(name, 0.0) + figure
