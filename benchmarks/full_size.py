@@ -88,7 +88,7 @@ def run_side(side: str, cache: Path, size: str) -> tuple[dict[str, float], np.nd
             "--save",
             str(frames),
         ]
-        result = subprocess.run(command, capture_output=False, stdout=subprocess.PIPE, check=False, text=True)
+        result = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True)
         if result.returncode:
             print(f"{side} at {size} failed with exit code {result.returncode}", file=sys.stderr)
             return {"failed": result.returncode}, None

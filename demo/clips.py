@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import ceil
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 from transformers import CLIPTokenizer
-from world import FRAMES, scene
+from world import FRAMES, SIZE, scene
 
 SHARES = {"moves": 0.14, "turns": 0.12, "grows": 0.05, "shrinks": 0.05, "changes": 0.3, "crosses": 0.34}
 """How often each motion comes: those that are hard more often than in the world."""
@@ -70,18 +70,26 @@ class Clips:
         seeds = _seeds(count)
         path = folder / f"clips-{_digest(vae, seeds)}.pt"
         if not path.exists():
-            pairs = track(_encoded(vae, seeds), "drawing and encoding clips", total=count)
-            latents, scribbles = zip(*pairs, strict=True)
-            torch.save({"latents": torch.stack(latents), "scribbles": torch.stack(scribbles)}, path.with_suffix(".new"))
+            latents = torch.empty(count, FRAMES, 4, SIZE // 8, SIZE // 8, dtype=torch.float16)
+            scribbles = torch.empty(count, FRAMES, SIZE, SIZE, dtype=torch.uint8)
+            made = enumerate(track(_encoded(vae, seeds), "drawing and encoding clips", total=count))
+            for row, pair in made:
+                latents[row], scribbles[row] = pair
+            torch.save({"latents": latents, "scribbles": scribbles}, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
+            del latents, scribbles
         kept = torch.load(path, map_location=self.device, weights_only=True)
         self._latents = kept["latents"]  # [N, F, 4, h, w] float16
         self._scribbles = kept["scribbles"]  # [N, F, H, W] uint8
-        captions = [*(scene(seed).caption for seed in seeds), ""]
+        scenes = [scene(seed) for seed in seeds]
+        self._motions = np.array([each.motion for each in scenes])
+        captions = [*(each.caption for each in scenes), ""]
         tokens = tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
         self._tokens = tokens.to(self.device)
 
-    def batch(self, seed: int, size: int, kind: str | None, frames: int = FRAMES) -> Batch:
+    def batch(
+        self, seed: int, size: int, kind: str | None, frames: int = FRAMES, motions: Sequence[str] | None = None
+    ) -> Batch:
         """Clips for one step.
 
         Args:
@@ -89,10 +97,14 @@ class Clips:
             size: how many.
             kind: of the keyframes.
             frames: of a clip: all, or so many of them, keyframes first.
+            motions: of the clips, by default all.
         """
         rng = np.random.default_rng(seed)
         count = len(self._latents)
-        chosen = rng.integers(count, size=size)
+        these = np.arange(count) if motions is None else np.flatnonzero(np.isin(self._motions, motions))
+        if not len(these):
+            raise ValueError(f"no clip has a motion of {motions}")
+        chosen = rng.choice(these, size=size)
         shown, places = _frames(rng, frames)
         wanted = rng.random((size, len(places))) < (0.7 if frames == 1 else 0.85)
         captions = np.where(rng.random(size) < WORDLESS, count, chosen)

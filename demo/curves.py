@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from training import read_curve
 
-NOT_LOSSES = ("step", "seconds", "gradient", "psnr")
+NOT_LOSSES = ("step", "seconds", "gradient", "psnr", "kl")
 
 
 def main() -> None:

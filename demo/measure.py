@@ -102,7 +102,7 @@ def kind_of(mask: Mask) -> str:
     crop = _centred(mask, middle)
     scores = {}
     for kind in SHAPES:
-        for angle in range(0, 180, 9):
+        for angle in range(0, 360, 18):
             template = _template(kind, angle, round(float(np.sqrt(crop.sum())), 0))
             scores[kind, angle] = (crop & template).sum() / (crop | template).sum()
     return max(scores, key=lambda key: scores[key])[0]
@@ -116,7 +116,7 @@ def _centred(mask: Mask, middle: NDArray[np.float64]) -> Mask:
 @cache
 def _template(kind: str, degrees: int, root: float) -> Mask:
     """A shape of `root` squared pixels around the middle."""
-    angle = np.deg2rad(2 * degrees)
+    angle = np.deg2rad(degrees)
     image = Image.new("1", (SIZE, SIZE))
     unit = State((0.0, 0.0), 1.0, float(angle), (0.0, 0.0, 0.0))
     corners = np.array(outline(kind, unit))

@@ -1,7 +1,7 @@
 """Trains the demo model from nothing, stage by stage; each goes on where it was left.
 
     python demo/train.py --folder DIR [--device auto] [--scale 1]
-    python demo/train.py --folder DIR --refine demo/trained        # the last stage alone, from checkpoints
+    python demo/train.py --folder DIR --refine demo/trained        # the last two stages alone, from checkpoints
     python demo/make_bundle.py --trained DIR -o BUNDLE
     python demo/evaluate.py --bundle BUNDLE --undistilled DIR
 
@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 from clips import Clips
-from denoiser import load, save
+from denoiser import Denoiser, load, save
 from diffusers import AutoencoderKL
 from networks import make_text_encoder
-from refine import refine
+from refine import refine, words
 from safetensors.torch import load_file, save_file
 from train_denoiser import distill, train_denoiser
 from train_vae import train_tiny, train_vae
 from transformers import CLIPTokenizer
 
-STEPS = {"vae": 3000, "tiny": 1000, "images": 800, "clips": 3000, "lcm": 500, "refine": 1000}
-CLIPS, BATCH = 4000, 4
+STEPS = {"vae": 3000, "tiny": 1000, "images": 800, "clips": 3000, "lcm": 500, "words": 500, "refine": 550}
+CLIPS, BATCH = 6000, 4
 PARTS = ("base", "motion_adapter", "scribble", "rgb", "tiny_decoder")
 """Folders of checkpoints that a training leaves."""
 
@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps and clips")
     parser.add_argument("--batch", type=int, default=BATCH, help="clips in a batch")
-    parser.add_argument("--refine", type=Path, help="the folder of a training that is over, to train its last stage on")
+    parser.add_argument(
+        "--refine", type=Path, help="the folder of a training that is over, to train its last two stages on"
+    )
     options = parser.parse_args()
     name = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     if options.refine:
@@ -47,8 +49,10 @@ def main() -> None:
 
 def train(folder: Path, device: torch.device, scale: float = 1.0, batch: int = BATCH) -> None:
     """Trains all parts; the folder keeps checkpoints, curves and the finished parts."""
+    if (folder / "words.pt").exists() and not (folder / "vae.pt").exists():
+        raise SystemExit(f"{folder}: holds the last stages of another training; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    steps = {stage: max(1, round(count * scale)) for stage, count in STEPS.items()}
+    steps = steps_of(scale)
     vae = train_vae(folder, device, steps["vae"])
     vae.save_pretrained(folder / "base" / "vae")
     make_text_encoder(folder / "base" / "tokenizer")
@@ -56,23 +60,35 @@ def train(folder: Path, device: torch.device, scale: float = 1.0, batch: int = B
     clips = make_clips(folder, vae, tokenizer, scale, batch)
     teacher = train_denoiser(folder, clips, device, images=steps["images"], steps=steps["clips"], batch=batch)
     student = distill(folder, clips, device, teacher, steps=steps["lcm"], batch=batch)
-    refined = refine(folder, clips, device, student, steps=steps["refine"], batch=batch)
-    save(refined.cpu(), folder)
+    save(last_stages(folder, clips, device, student, steps, batch), folder)
     train_tiny(folder, device, steps["tiny"], vae)
     halve(folder)
 
 
 def refine_only(folder: Path, start: Path, device: torch.device, scale: float, batch: int) -> None:
-    """Trains the last stage on from the checkpoints of a training; what it leaves untouched is copied."""
+    """Trains the last two stages on from the checkpoints of a training; what it leaves untouched is copied."""
+    if (folder / "vae.pt").exists():
+        raise SystemExit(f"{folder}: holds a training from nothing, with another autoencoder; name another folder")
     for part in PARTS:
         shutil.copytree(start / part, folder / part, dirs_exist_ok=True)
     vae = AutoencoderKL.from_pretrained(start / "base" / "vae", torch_dtype=torch.float32).to(device)
     tokenizer = CLIPTokenizer.from_pretrained(start / "base" / "tokenizer")
     clips = make_clips(folder, vae, tokenizer, scale, batch)
-    steps = max(1, round(STEPS["refine"] * scale))
-    refined = refine(folder, clips, device, load(start, folder), steps=steps, batch=batch)
-    save(refined.cpu(), folder)
+    save(last_stages(folder, clips, device, load(start, folder), steps_of(scale), batch), folder)
     halve(folder)
+
+
+def last_stages(
+    folder: Path, clips: Clips, device: torch.device, student: Denoiser, steps: dict[str, int], batch: int
+) -> Denoiser:
+    """What follows the distillation; the result is on the CPU."""
+    learnt = words(folder, clips, device, student, steps=steps["words"], batch=batch)
+    return refine(folder, clips, device, learnt, student, steps=steps["refine"], batch=batch).cpu()
+
+
+def steps_of(scale: float) -> dict[str, int]:
+    """Of each stage of a training of such a scale."""
+    return {stage: max(1, round(count * scale)) for stage, count in STEPS.items()}
 
 
 def halve(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Second to fourth stage: the UNet on single frames, with motion on clips, and distilled to few steps."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +44,7 @@ def train_denoiser(
         alpha, sigma = denoiser.levels(timestep)
         wanted = alpha * noise - sigma * part.latents
         value = (denoiser(alpha * part.latents + sigma * noise, timestep, part) - wanted).square().mean()
-        return value, by_kind(part, value, KINDS)
+        return value, by_kind(part, value)
 
     for parameter in denoiser.motion_parameters():
         parameter.requires_grad_(False)
@@ -62,9 +61,9 @@ def train_denoiser(
     return denoiser
 
 
-def by_kind(part: Batch, value: Tensor, kinds: Sequence[str | None]) -> dict[str, float]:
-    """The loss under the name of the batch's keyframes, so weighted that the curve's mean is that of such batches."""
-    return {part.kind or "text": float(value.detach()) * len(kinds) / kinds.count(part.kind)}
+def by_kind(part: Batch, value: Tensor) -> dict[str, float]:
+    """The loss under the name of the batch's keyframes."""
+    return {part.kind or "text": float(value.detach())}
 
 
 def _timesteps(size: int, random: torch.Generator) -> Tensor:
@@ -108,7 +107,7 @@ def distill(folder: Path, clips: Clips, device: torch.device, teacher: Denoiser,
             wanted = torch.where(first, part.latents, wanted)  # the consistency's boundary: the clip itself
         error = consistent(student, latents, start, part) - wanted
         value = (error.square() + 1e-6).sqrt().mean()  # pseudo-Huber
-        return value, by_kind(part, value, KINDS)
+        return value, by_kind(part, value)
 
     fit(Stage("lcm", steps, 3e-4, warmup=50, average=0.99), folder, student, target, loss)
     return target  # type: ignore[return-value]

@@ -4,6 +4,7 @@ Matrices of linear layers are moved by Muon, all other weights by AdamW.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -16,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 SAVE_SECONDS = 60.0
-LOG_STEPS = 25
+LOG_STEPS = 48
+"""Whole turns of the kinds of keyframes in every stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Stage:
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * (0.02 + 0.98 * (1 + float(torch.cos(torch.tensor(torch.pi * done)))) / 2)
+        return self.rate * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
 
 
 def averaged(module: nn.Module) -> nn.Module:
@@ -109,8 +111,7 @@ def fit(
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     began = saved_at = time.monotonic()
-    sums: dict[str, float] = {}
-    summed = 0
+    seen: dict[str, list[float]] = {}
     _cut_curve(folder, stage.name, first)
     with Progress(*columns) as bar, (folder / f"{stage.name}.jsonl").open("a") as curve:
         task = bar.add_task(stage.name, total=stage.steps, completed=first)
@@ -125,15 +126,14 @@ def fit(
                 optimizer.step()
             follow(average, module, min(stage.average, (1 + step) / (10 + step)))
             for name, figure in (figures | {"loss": float(value.detach())}).items():
-                sums[name] = sums.get(name, 0.0) + figure
-            summed += 1
+                seen.setdefault(name, []).append(figure)
             if (step + 1) % LOG_STEPS == 0:
                 row = {"step": step + 1, "seconds": round(time.monotonic() - began, 1)}
-                means = {name: figure / summed for name, figure in sums.items()}  # of fewer steps after an interruption
+                means = {name: sum(figures) / len(figures) for name, figures in seen.items()}
                 curve.write(json.dumps(row | {name: float(f"{mean:.4g}") for name, mean in means.items()}) + "\n")
                 curve.flush()
                 bar.update(task, completed=step + 1, description=f"{stage.name} {means['loss']:.4f}")
-                sums, summed = {}, 0
+                seen = {}
             if time.monotonic() - saved_at > SAVE_SECONDS:
                 save(step + 1)
                 saved_at = time.monotonic()

@@ -20,7 +20,7 @@ def with_ddim(folder: Path, steps: int = STEPS) -> Make:
     """Clips by the model that was trained in a folder, before its distillation."""
     vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
     denoiser = Denoiser(folder / "base").eval()
-    denoiser.load_state_dict(torch.load(folder / "clips.pt", weights_only=True)["average"])
+    denoiser.load_state_dict(torch.load(folder / "clips.pt", map_location="cpu", weights_only=True)["average"])
     tokenizer = CLIPTokenizer.from_pretrained(folder / "base" / "tokenizer")
     schedule = make_schedule()
     schedule.set_timesteps(steps)

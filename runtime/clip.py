@@ -17,8 +17,8 @@ class Clip:
     Attributes:
         frames: uint8 [frames, height, width, 3], RGB.
         seed: the seed used, drawn at random when none was given.
-        timings: seconds per stage: load (opening graphs at their first use), text, keyframes, control, denoise,
-            decode, total. A stage that was kept from an earlier request is missing.
+        timings: seconds per stage: load (opening graphs at their first use), inputs (on a GPU), text, keyframes,
+            control, denoise, decode, total. A stage that was kept from an earlier request is missing.
         keyframes: the keyframes as the model saw them.
     """
 

@@ -81,14 +81,20 @@ def cache_key(request: Request) -> Hashable:
     return (request.prompt, negative, pictures, request.controlnet, request.steps, size)
 
 
-def graphs_of(request: Request) -> list[str]:
-    """The graphs that a request runs; the largest is opened first, while the memory for packing it is still free."""
+def graphs_of(request: Request, kept: Conditioning | None = None) -> list[str]:
+    """The graphs that a request runs, the largest first: while the memory for packing it is still free.
+
+    Args:
+        request: the request.
+        kept: what an earlier request has left of its conditioning.
+    """
     graphs = ["unet"]
-    if request.keyframes:
+    if request.keyframes and (kept is None or kept.residuals is None):
         graphs.append(f"controlnet_{request.controlnet}")
-        if request.controlnet == "rgb":
-            graphs.append("vae_encoder")
-    return [*graphs, "text_encoder", "lcm_update", request.decoder_graph]
+    if kept is None:
+        graphs += ["vae_encoder"] if request.keyframes and request.controlnet == "rgb" else []
+        graphs.append("text_encoder")
+    return [*graphs, "lcm_update", request.decoder_graph]
 
 
 def dimensions_of(graph: str, request: Request, manifest: Manifest, decoded: int) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """The LCM loop on a backend that takes and gives arrays in the host's memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import numpy as np
@@ -84,24 +84,25 @@ class _Run:
 
     def frames(self) -> tuple[Array, dict[str, float]]:
         with self.stages.timed("total"):
-            self.load()
+            key = cache_key(self.request)
+            kept = self.executor.cache.get(key)
+            self.load(kept)
             schedule = lcm_schedule(self.manifest.scheduler, self.request.steps)
-            conditioning = self.conditioning(schedule)
+            conditioning = kept or self.conditioning(schedule, key)
             images = self.denoise(schedule, conditioning)
             frames = self.decode(images)
         return frames, self.stages.timings
 
-    def load(self) -> None:
-        """Opens the graphs of the request where they are not open yet."""
+    def load(self, kept: Conditioning | None) -> None:
+        """Opens the graphs that the request runs where they are not open yet."""
         with self.stages.stage("load"):
-            for graph in graphs_of(self.request):
+            for graph in graphs_of(self.request, kept):
                 self.sessions.open(graph, dimensions_of(graph, self.request, self.manifest, self.chunk))
             self.report("load", 1)
 
-    def conditioning(self, schedule: Schedule) -> Conditioning:
-        cache, key, request = self.executor.cache, cache_key(self.request), self.request
-        if (kept := cache.get(key)) is not None:
-            return kept
+    def conditioning(self, schedule: Schedule, key: Hashable) -> Conditioning:
+        """Computes the conditioning, and keeps it under `key`."""
+        cache, request = self.executor.cache, self.request
         with self.stages.stage("text"):
             prompt_embeds = encode_prompt(self.sessions, self.executor.tokenizer, request)
             self.report("text", 1)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from PIL import Image
 from safetensors.torch import load_file
 from sparsectrl_lcm.export.plan import read_parts
+from transformers import CLIPTokenizer
 
 DEMO = Path(__file__).parents[2] / "demo"
 sys.path.append(str(DEMO))
@@ -24,7 +26,7 @@ import refine  # noqa: E402
 import train  # noqa: E402
 import train_vae  # noqa: E402
 import training  # noqa: E402
-from clips import Batch  # noqa: E402
+from clips import Batch, Clips  # noqa: E402
 from denoiser import Denoiser, control  # noqa: E402
 from networks import KINDS, LATENT_SIZE, make_vae  # noqa: E402
 from training import read_curve  # noqa: E402
@@ -38,6 +40,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def few_clips(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    tokenizer = CLIPTokenizer.from_pretrained(trained / "base" / "tokenizer")
+    return Clips(tmp_path_factory.mktemp("clips"), 12, make_vae().eval().requires_grad_(False), tokenizer)
+
+
 def test_all_stages_leave_checkpoints_that_fit_each_other(trained: Path) -> None:
     parts = read_parts(make_bundle.export_options(trained))
     assert (parts.sizes.width, parts.sizes.height, parts.sizes.frames) == (SIZE, SIZE, FRAMES)
@@ -46,7 +54,7 @@ def test_all_stages_leave_checkpoints_that_fit_each_other(trained: Path) -> None
         assert (trained / f"{stage}.pt").exists()
 
 
-def test_the_last_stage_goes_on_from_checkpoints(trained: Path, tmp_path: Path) -> None:
+def test_the_last_stages_go_on_from_checkpoints(trained: Path, tmp_path: Path) -> None:
     train.refine_only(tmp_path, trained, torch.device("cpu"), scale=0.001, batch=1)
     parts = read_parts(make_bundle.export_options(tmp_path))
     assert (parts.sizes.width, parts.sizes.height, parts.sizes.frames) == (SIZE, SIZE, FRAMES)
@@ -74,12 +82,27 @@ def test_the_checkpoints_that_ship_fit_each_other() -> None:
     assert (parts.sizes.width, parts.sizes.height, parts.sizes.frames) == (SIZE, SIZE, FRAMES)
 
 
-def test_a_training_that_was_left_goes_on_and_one_that_is_over_does_nothing(trained: Path) -> None:
-    before = torch.load(trained / "lcm.pt", weights_only=True)
+def test_a_training_that_is_over_does_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "backward", None)
+    written = {path: path.stat().st_mtime_ns for path in trained.glob("*.pt")}
     train.train(trained, torch.device("cpu"), scale=0.001, batch=1)
-    after = torch.load(trained / "lcm.pt", weights_only=True)
-    assert after["step"] == before["step"]
-    assert all(torch.equal(after["average"][name], value) for name, value in before["average"].items())
+    assert {path: path.stat().st_mtime_ns for path in trained.glob("*.pt")} == written
+
+
+def test_two_trainings_do_not_share_a_folder(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds a training from nothing"):
+        train.refine_only(trained, make_bundle.TRAINED, torch.device("cpu"), scale=0.001, batch=1)
+    (tmp_path / "words.pt").touch()
+    with pytest.raises(SystemExit, match="holds the last stages of another training"):
+        train.train(tmp_path, torch.device("cpu"), scale=0.001, batch=1)
+
+
+def test_matrices_go_to_muon_and_what_is_frozen_to_none() -> None:
+    module = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    module[2].requires_grad_(False)
+    adamw, muon = training.make_optimizers(module, 1e-3)
+    assert [id(one) for one in muon.param_groups[0]["params"]] == [id(module[1].weight)]
+    assert [id(one) for one in adamw.param_groups[0]["params"]] == [id(module[0].weight), id(module[1].bias)]
 
 
 def test_the_curve_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +168,7 @@ def test_residuals_are_those_of_diffusers(kind: str, shown: tuple[bool, ...], tm
         assert torch.allclose(mine, theirs, atol=1e-4 * theirs.abs().max())
 
 
-@pytest.mark.parametrize("count", [1, 4, FRAMES])
+@pytest.mark.parametrize("count", [1, refine.FEW, 4, FRAMES])
 def test_frames_of_a_clip_are_in_order_and_have_their_keyframes(count: int) -> None:
     for seed in range(20):
         shown, places = clips._frames(np.random.default_rng(seed), count)
@@ -159,6 +182,31 @@ def test_each_motion_has_its_share_of_the_clips() -> None:
     motions = [scene(seed).motion for seed in seeds]
     assert len(set(seeds)) == 50
     assert all(abs(motions.count(motion) - 50 * share) <= 2.5 for motion, share in clips.SHARES.items())
+
+
+def test_clips_of_some_motions_are_chosen(few_clips: Clips) -> None:
+    motions = [scene(seed).motion for seed in clips._seeds(12)]
+    for wanted, found in ((refine.HARD, set(refine.HARD)), (None, set(motions))):
+        rows = few_clips.batch(1, 128, "scribble", refine.FEW, wanted).rows
+        assert rows is not None and {motions[row] for row in rows} == found
+    with pytest.raises(ValueError, match="no clip has a motion of"):
+        few_clips.batch(1, 1, "scribble", refine.FEW, ("rests",))
+
+
+def test_the_last_stages_see_all_kinds_and_leave_what_they_begin_with(
+    few_clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LOG_STEPS", 16)
+    student = Denoiser(tmp_path / "student")
+    before = deepcopy(student.state_dict())
+    learnt = refine.words(tmp_path, few_clips, few_clips.device, student, steps=2, batch=1)
+    between = deepcopy(learnt.state_dict())
+    refined = refine.refine(tmp_path, few_clips, few_clips.device, learnt, student, steps=16, batch=1)
+    for model, weights in ((student, before), (learnt, between)):
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(refined.unet.conv_in.weight, learnt.unet.conv_in.weight)
+    (row,) = read_curve(tmp_path, "refine")
+    assert row["scribble"] > 0 and row["rgb"] > 0 and row["text"] > 0
 
 
 def test_motion_modules_know_which_frames_they_are_shown(tmp_path: Path) -> None:

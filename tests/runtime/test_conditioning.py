@@ -141,13 +141,15 @@ def _repeated_text_flops(model: SparseControlNetModel, prompt: torch.Tensor) -> 
 
 
 class Counting:
-    """Sessions that note each run of a graph."""
+    """Sessions that note which graphs are opened, and each run of one."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
+        self.opened: list[str] = []
         self.calls: list[str] = []
 
     def open(self, graph: str, dimensions: dict[str, int]) -> None:
+        self.opened.append(graph)
         self.sessions.open(graph, dimensions)
 
     def session(self, graph: str):
@@ -170,9 +172,10 @@ def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
     assert order == ["controlnet_scribble"] * 4 + ["unet"] * 4
     assert "control" in first.timings
 
+    counting.opened.clear()
     counting.calls.clear()
     second = pipeline.generate("a boat", keyframes, seed=2)
-    assert set(counting.calls) == {"unet", "lcm_update", "vae_decoder"}
+    assert set(counting.opened) == set(counting.calls) == {"unet", "lcm_update", "vae_decoder"}
     assert "control" not in second.timings
     assert (
         second.frames == VideoPipeline.load(backend="onnxruntime").generate("a boat", keyframes, seed=2).frames
@@ -190,6 +193,9 @@ def test_residuals_beyond_the_memory_bound_are_computed_step_by_step() -> None:
     clip = pipeline.generate("a boat", keyframes, seed=1)
     order = [graph for graph in counting.calls if graph in ("controlnet_scribble", "unet")]
     assert order == ["controlnet_scribble", "unet"] * 4
+    counting.opened.clear()
+    pipeline.generate("a boat", keyframes, seed=2)
+    assert set(counting.opened) == {"controlnet_scribble", "unet", "lcm_update", "vae_decoder"}
     assert (clip.frames == VideoPipeline.load(backend="onnxruntime").generate("a boat", keyframes, seed=1).frames).all()
 
 

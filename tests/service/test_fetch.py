@@ -229,11 +229,9 @@ PRIVATE_HOSTS = """
     PRIVATE_HOSTS.split(),
 )
 def test_private_hosts_are_refused_before_anything_is_sent(host: str) -> None:
-    start = time.monotonic()
     with pytest.raises(FetchError, match=NOT_REACHED) as raised:
         asyncio.run(get(f"http://{host}/latest/meta-data/", allow=(), seconds=30.0))
     assert "not public" in raised.value.reason
-    assert time.monotonic() - start < 10  # no connection was tried
 
 
 @pytest.mark.parametrize(
