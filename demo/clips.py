@@ -149,8 +149,10 @@ def _seeds(count: int) -> list[int]:
 
 
 def _digest(vae: AutoencoderKL, seeds: list[int]) -> str:
-    """Of its weights and the scenes: others give other latents."""
+    """Of its weights, the scenes and what draws them: others give other latents."""
     digest = hashlib.sha256(np.array(seeds).tobytes())
+    for name in ("world.py", "drawing.py"):
+        digest.update(Path(__file__).with_name(name).read_bytes())
     for weight in vae.state_dict().values():
         digest.update(weight.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:8]
