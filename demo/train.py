@@ -23,7 +23,7 @@ from train_denoiser import distill, train_denoiser
 from train_vae import train_tiny, train_vae
 from transformers import CLIPTokenizer
 
-STEPS = {"vae": 3000, "tiny": 1000, "images": 800, "clips": 3000, "lcm": 500, "words": 500, "refine": 700}
+STEPS = {"vae": 3000, "tiny": 1000, "images": 800, "clips": 3000, "lcm": 500, "words": 500, "refine": 550}
 CLIPS, BATCH = 6000, 4
 PARTS = ("base", "motion_adapter", "scribble", "rgb", "tiny_decoder")
 """Folders of checkpoints that a training leaves."""
