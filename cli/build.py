@@ -49,9 +49,6 @@ def build(
     """Turn the portable graphs of a bundle into engines of a backend."""
     if backend not in BACKENDS:
         raise InvalidRequest(f"--backend {backend!r} is unknown; allowed are {', '.join(BACKENDS)}")
-    from ..runtime.bundle import bundle_folder
-
-    bundle = bundle_folder(bundle)
     _need_libraries(backend)
     if not backend.startswith("tensorrt"):
         _refuse(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 from transformers import CLIPTokenizer
-from world import FRAMES, SIZE, scene
+from world import FRAMES, SIZE, Scene, scene
 
 SHARES = {"moves": 0.14, "turns": 0.12, "grows": 0.05, "shrinks": 0.05, "changes": 0.3, "crosses": 0.34}
 """How often each motion comes: those that are hard more often than in the world."""
@@ -67,13 +67,14 @@ class Clips:
 
     def __init__(self, folder: Path, count: int, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
         self.device = vae.device
-        seeds = _seeds(count)
+        scenes = _scenes(count)
+        seeds = list(scenes)
         path = folder / f"clips-{_digest(vae, seeds)}.pt"
         if not path.exists():
             latents = torch.empty(count, FRAMES, 4, SIZE // 8, SIZE // 8, dtype=torch.float16)
             scribbles = torch.empty(count, FRAMES, SIZE, SIZE, dtype=torch.uint8)
-            made = enumerate(track(_encoded(vae, seeds), "drawing and encoding clips", total=count))
-            for row, pair in made:
+            pairs = track(_encoded(vae, seeds), "drawing and encoding clips", total=count)
+            for row, pair in enumerate(pairs):
                 latents[row], scribbles[row] = pair
             torch.save({"latents": latents, "scribbles": scribbles}, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
@@ -81,9 +82,8 @@ class Clips:
         kept = torch.load(path, map_location=self.device, weights_only=True)
         self._latents = kept["latents"]  # [N, F, 4, h, w] float16
         self._scribbles = kept["scribbles"]  # [N, F, H, W] uint8
-        scenes = [scene(seed) for seed in seeds]
-        self._motions = np.array([each.motion for each in scenes])
-        captions = [*(each.caption for each in scenes), ""]
+        self._motions = np.array([world.motion for world in scenes.values()])
+        captions = [*(world.caption for world in scenes.values()), ""]
         tokens = tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
         self._tokens = tokens.to(self.device)
 
@@ -134,17 +134,17 @@ class Clips:
         return torch.from_numpy(array).to(self.device)
 
 
-def _seeds(count: int) -> list[int]:
-    """The first scenes of which each motion has its share."""
+def _scenes(count: int) -> dict[int, Scene]:
+    """The first scenes of which each motion has its share, by their seeds."""
     left = {motion: ceil(share * count) for motion, share in SHARES.items()}
-    seeds: list[int] = []
+    scenes: dict[int, Scene] = {}
     for seed in itertools.count():
-        if len(seeds) == count:
-            return seeds
-        motion = scene(seed).motion
-        if left[motion]:
-            left[motion] -= 1
-            seeds.append(seed)
+        if len(scenes) == count:
+            return scenes
+        world = scene(seed)
+        if left[world.motion]:
+            left[world.motion] -= 1
+            scenes[seed] = world
     raise AssertionError
 
 

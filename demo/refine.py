@@ -12,7 +12,7 @@ import torch
 from clips import Batch, Clips
 from denoiser import Denoiser
 from torch import Tensor, nn
-from train_denoiser import LCM_STEPS, TRAIN_STEPS, by_kind
+from train_denoiser import LCM_STEPS, TRAIN_STEPS, by_kind, copies
 from training import Stage, averaged, fit, generator
 from world import FRAMES
 
@@ -39,7 +39,7 @@ def words(
     folder: Path, clips: Clips, device: torch.device, student: Denoiser, *, steps: int, batch: int, rate: float = 1e-3
 ) -> Denoiser:
     """Trains the first step of a distilled model on scribbles and captions; arguments as of `refine`."""
-    denoiser, average = _copies(folder, student, device)
+    denoiser, average = copies(folder, student, device)
     first = schedule()[0]
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -79,7 +79,7 @@ def refine(
         rate: the highest learning rate.
     """
     before = averaged(before).to(device)  # type: ignore[assignment]
-    denoiser, average = _copies(folder, student, device)
+    denoiser, average = copies(folder, student, device)
     timesteps = schedule()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -112,13 +112,6 @@ def refine(
 
     fit(Stage("refine", steps, rate, warmup=50, average=0.995), folder, denoiser, average, loss)
     return average  # type: ignore[return-value]
-
-
-def _copies(folder: Path, student: Denoiser, device: torch.device) -> tuple[Denoiser, nn.Module]:
-    """A student to train, and its averaged weights."""
-    denoiser = Denoiser(folder / "base").to(device)
-    denoiser.load_state_dict(student.state_dict())
-    return denoiser, averaged(denoiser)
 
 
 def _distance(clips: Clips, part: Batch, made: Tensor) -> Tensor:

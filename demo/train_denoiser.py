@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from clips import Batch, Clips
 from denoiser import Denoiser
-from torch import Tensor
+from torch import Tensor, nn
 from training import Stage, averaged, fit, generator
 from world import FRAMES
 
@@ -61,6 +61,13 @@ def train_denoiser(
     return denoiser
 
 
+def copies(folder: Path, model: Denoiser, device: torch.device) -> tuple[Denoiser, nn.Module]:
+    """A model to train that begins as this one, and its averaged weights."""
+    student = Denoiser(folder / "base").to(device)
+    student.load_state_dict(model.state_dict())
+    return student, averaged(student)
+
+
 def by_kind(part: Batch, value: Tensor) -> dict[str, float]:
     """The loss under the name of the batch's keyframes."""
     return {part.kind or "text": float(value.detach())}
@@ -80,9 +87,7 @@ def distill(folder: Path, clips: Clips, device: torch.device, teacher: Denoiser,
     leads.
     """
     teacher = averaged(teacher)  # type: ignore[assignment]
-    student = Denoiser(folder / "base").to(device)
-    student.load_state_dict(teacher.state_dict())
-    target = averaged(student)
+    student, target = copies(folder, teacher, device)
     schedule = torch.arange(1, LCM_STEPS + 1, device=device) * (TRAIN_STEPS // LCM_STEPS) - 1
 
     def consistent(model: Denoiser, latents: Tensor, timestep: Tensor, part: Batch) -> Tensor:

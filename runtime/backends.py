@@ -8,7 +8,7 @@ from typing import Protocol
 from .bundle import Bundle
 from .conditioning import KEPT_BYTES
 from .engines import ANY_DEVICE, device_scope, find_set, set_names, version_scope
-from .errors import BackendError, InvalidRequest
+from .errors import BackendError, InvalidRequest, first_line
 from .gpu.library import INSTALL
 from .progress import OnFrames, OnProgress
 from .request import Request
@@ -161,7 +161,7 @@ def _onnxruntime_version(cuda: bool) -> str:
         import onnxruntime
     except ImportError as error:
         mend = INSTALL["onnxruntime-cuda"] if cuda else "pip install onnxruntime"
-        raise BackendError(f"backend: onnxruntime cannot be loaded ({error}); run: {mend}") from None
+        raise BackendError(f"backend: onnxruntime cannot be loaded ({first_line(error)}); run: {mend}") from None
 
     gpu = _is_installed("onnxruntime-gpu")
     package = "onnxruntime-gpu" if gpu else "onnxruntime"

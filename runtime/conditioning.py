@@ -92,7 +92,8 @@ def graphs_of(request: Request, kept: Conditioning | None = None) -> list[str]:
     if request.keyframes and (kept is None or kept.residuals is None):
         graphs.append(f"controlnet_{request.controlnet}")
     if kept is None:
-        graphs += ["vae_encoder"] if request.keyframes and request.controlnet == "rgb" else []
+        if request.keyframes and request.controlnet == "rgb":
+            graphs.append("vae_encoder")
         graphs.append("text_encoder")
     return [*graphs, "lcm_update", request.decoder_graph]
 

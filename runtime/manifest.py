@@ -131,8 +131,10 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads and validates `folder/manifest.json`.
 
     Raises:
-        BundleError: the file is missing, is not a manifest, or is of a newer version.
+        BundleError: the folder or the file is missing, is not a manifest, or is of a newer version.
     """
+    if not folder.is_dir():
+        raise BundleError(f"bundle: {str(folder)!r} is not a folder; name one that `sparsectrl-lcm export` wrote")
     path = folder / "manifest.json"
     try:
         text = path.read_text(encoding="utf-8")

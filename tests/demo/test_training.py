@@ -178,14 +178,14 @@ def test_frames_of_a_clip_are_in_order_and_have_their_keyframes(count: int) -> N
 
 
 def test_each_motion_has_its_share_of_the_clips() -> None:
-    seeds = clips._seeds(50)
+    seeds = list(clips._scenes(50))
     motions = [scene(seed).motion for seed in seeds]
     assert len(set(seeds)) == 50
     assert all(abs(motions.count(motion) - 50 * share) <= 2.5 for motion, share in clips.SHARES.items())
 
 
 def test_clips_of_some_motions_are_chosen(few_clips: Clips) -> None:
-    motions = [scene(seed).motion for seed in clips._seeds(12)]
+    motions = [scene(seed).motion for seed in clips._scenes(12)]
     for wanted, found in ((refine.HARD, set(refine.HARD)), (None, set(motions))):
         rows = few_clips.batch(1, 128, "scribble", refine.FEW, wanted).rows
         assert rows is not None and {motions[row] for row in rows} == found
