@@ -15,6 +15,12 @@ CONTRAST = 45.0
 """How far a colour has to be from the ground's to belong to a shape, in levels."""
 NEAR = 2
 """Pixels within which two edges are the same."""
+RIM = 2
+"""Pixels over which a shape fades into the ground."""
+PERIODS = {"circle": 6, "square": 90, "triangle": 120, "star": 72, "cross": 90}
+"""Degrees after which a turned shape looks the same."""
+TURN = 6
+"""Degrees between the angles at which shapes are tried; at 18, crosses pass for squares."""
 
 
 def foreground(frame: Frame) -> Mask:
@@ -66,13 +72,24 @@ def psnr(made: Frame, wanted: Frame) -> float:
 
 
 def parts(frame: Frame, scene: Scene, index: int) -> list[Mask]:
-    """The pixels of each of a scene's shapes: of two shapes, what is nearer to the colour of each."""
+    """The pixels of each of a scene's shapes: of two shapes, what is nearer to the colour of each.
+
+    Where a shape fades into the ground its rim may be nearer to the other's colour: that is left out.
+    """
     mask = foreground(frame)
     if len(scene.shapes) == 1:
         return [mask]
     wanted = np.array([shape.at(index).colour for shape in scene.shapes])
     nearest = np.linalg.norm(frame[:, :, None] - wanted, axis=-1).argmin(-1)
-    return [mask & (nearest == place) for place in range(len(wanted))]
+    return [_without_rims(mask & (nearest == place)) for place in range(len(wanted))]
+
+
+def _without_rims(mask: Mask) -> Mask:
+    """What hangs together with a pixel that is `RIM` away from all that is outside."""
+    kept = mask & ~near(~mask, RIM)
+    while (grown := near(kept, 1) & mask).sum() > kept.sum():
+        kept = grown
+    return kept
 
 
 def centre(mask: Mask) -> NDArray[np.float64] | None:
@@ -102,7 +119,7 @@ def kind_of(mask: Mask) -> str:
     crop = _centred(mask, middle)
     scores = {}
     for kind in SHAPES:
-        for angle in range(0, 360, 18):
+        for angle in range(0, PERIODS[kind], TURN):
             template = _template(kind, angle, round(float(np.sqrt(crop.sum())), 0))
             scores[kind, angle] = (crop & template).sum() / (crop | template).sum()
     return max(scores, key=lambda key: scores[key])[0]

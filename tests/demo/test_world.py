@@ -12,7 +12,19 @@ sys.path.append(str(DEMO))
 import drawing  # noqa: E402
 import evaluate  # noqa: E402
 import measure  # noqa: E402
-from world import COLOURS, FRAMES, HELD_OUT_SEED, MOTIONS, SHAPES, SIZE, WORDS, Scene, is_held_out, scene  # noqa: E402
+from world import (  # noqa: E402
+    COLOURS,
+    FRAMES,
+    HELD_OUT_SEED,
+    MOTIONS,
+    SHAPES,
+    SIZE,
+    WORDS,
+    Scene,
+    Shape,
+    is_held_out,
+    scene,
+)
 
 SEEDS = range(400)
 
@@ -85,6 +97,21 @@ def test_shapes_are_told_apart_at_any_size_and_angle(kind: str) -> None:
     for world in chosen:
         for index in (0, FRAMES - 1):
             assert measure.kind_of(measure.foreground(drawing.frame(world, index))) == kind
+
+
+def test_crosses_at_any_angle_are_no_squares() -> None:
+    for degrees in range(0, 90, 5):
+        angle = float(np.deg2rad(degrees))
+        shape = Shape("cross", ("red", "red"), ((64.3, 63.6),) * 2, (15.0, 15.0), (angle, angle))
+        world = Scene("moves", "", (shape,), ("black",))
+        assert measure.kind_of(measure.foreground(drawing.frame(world, 0))) == "cross"
+
+
+def test_two_shapes_are_told_apart_whatever_colours_their_rims_fade_through() -> None:
+    worlds = [world for world in map(scene, range(2000)) if world.motion == "crosses"][:60]
+    for world in worlds:
+        found = measure.parts(drawing.frame(world, 0), world, 0)
+        assert [measure.kind_of(mask) for mask in found] == [shape.kind for shape in world.shapes], world.caption
 
 
 def test_flicker_is_that_of_the_ground() -> None:
