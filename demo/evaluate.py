@@ -1,9 +1,10 @@
 """The figures of the demo model on requests that training never saw, through the lean runtime.
 
-    python demo/evaluate.py [--bundle DIR] [--backend NAME] [--requests 200] [--json FILE]
+    python demo/evaluate.py [--bundle DIR] [--backend NAME] [--requests 200] [--also PRECISION] [--json FILE]
 
 With `--undistilled FOLDER`, the folder of a training from nothing, also those of 25 DDIM steps of the model before its
-distillation.
+distillation. With `--also PRECISION` also those of the backend's engines of that precision, and how far their frames
+are from the first ones'.
 """
 
 import argparse
@@ -101,6 +102,15 @@ def evaluate(make: Make, requests: int) -> Figures:
     return Figures(**means, prompt_by_motion=by_motion)
 
 
+def nearness(make: Make, reference: Make, requests: int) -> float:
+    """PSNR in dB of all frames of the same requests with scribbles by two makers, in the mean."""
+    found = []
+    for number in track(range(requests), "frames"):
+        world = scene(HELD_OUT_SEED + number)
+        found.append(psnr(make(world, "scribble", number), reference(world, "scribble", number)))
+    return mean(found)
+
+
 def mean(values: Iterable[float]) -> float:
     """The arithmetic mean."""
     return float(np.mean(list(values)))
@@ -141,10 +151,14 @@ def main() -> None:
     parser.add_argument("--precision")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--undistilled", type=Path)
+    parser.add_argument("--also", metavar="PRECISION")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     pipeline = VideoPipeline.load(options.bundle, backend=options.backend, precision=options.precision)
     makers = {"4 steps": with_runtime(pipeline)}
+    if options.also:
+        other = VideoPipeline.load(options.bundle, backend=options.backend, precision=options.also)
+        makers[f"4 steps, {options.also}"] = with_runtime(other)
     if options.undistilled:
         from undistilled import with_ddim
 
@@ -153,6 +167,8 @@ def main() -> None:
     report |= {"backend": pipeline.backend, "precision": pipeline.precision, "requests": options.requests}
     for name, make in makers.items():
         report[name] = asdict(evaluate(make, options.requests))
+        if name == f"4 steps, {options.also}":
+            report[name]["psnr_to_first"] = nearness(make, makers["4 steps"], options.requests)
         if options.json:  # what there is, should the next be interrupted
             options.json.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
