@@ -7,7 +7,8 @@
 Checkpoints and bundle are made in --cache (about 20 GB at full size). In each round the contenders answer in turn, each
 in a process of its own: a first request with a new prompt, from the prompt to uint8 frames, and for this project's
 another seed after it. A process stays alive from round to round where --memory-gb allows; starts and warm-ups do not
-count. Samples are written into benchmarks/results/ after each round, pictures beside them at the end.
+count. Samples are written into benchmarks/results/ (of a small model into --cache) after each round, pictures beside
+them at the end.
 
 Operations are those of the portable graphs for every contender; diffusers runs more for the same clip, and engines
 fewer, so that a rate is that of useful work.
@@ -16,16 +17,15 @@ fewer, so that a rate is that of useful work.
 import argparse
 import json
 import re
-import shlex
 import sys
 import tempfile
 import time
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reports
 import scaling
 from compare_report import Report, evaluate, legend, markdown_table
 from cpu_contenders import BASELINE, NAMES, OURS, build_engines, contender, contenders, element_bytes, graphs_of
@@ -59,16 +59,20 @@ def arguments() -> argparse.Namespace:
         "--scaling", nargs="?", const="openvino-bf16", choices=OURS, help="also its cost over frames, pixels and steps"
     )
     parser.add_argument("--scaling-rounds", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="a JSON file; by default in benchmarks/results")
+    parser.add_argument("--output", type=Path, help="a JSON file; by default a new one in benchmarks/results")
     parser.add_argument("--plot", type=Path, metavar="JSON", help="draw and print earlier results, measure nothing")
     options = parser.parse_args()
     options.cache = options.cache or CACHES[options.architecture]
     options.size = options.size or SIZES[options.architecture]
     options.contender = options.contender or list(NAMES)
-    other = "" if options.size == SIZES["full"] else f"-{options.size}"
-    name = f"{date.today().isoformat()}-compare-{options.threads}cores{other}.json"
-    options.output = options.output or Path(__file__).parent / "results" / name
     return options
+
+
+def output_path(options: argparse.Namespace) -> Path:
+    """The file that was asked for, or a new one; a small model's is no result to keep."""
+    other = "" if options.size == SIZES["full"] else f"-{options.size}"
+    folder = reports.RESULTS if options.architecture == "full" else options.cache
+    return reports.results_file(f"compare-{options.threads}cores{other}", options.output, folder)
 
 
 def main() -> None:
@@ -77,7 +81,7 @@ def main() -> None:
     if options.plot:
         show(json.loads(options.plot.read_text(encoding="utf-8")), options.plot)
         return
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output = output_path(options)
     prepare(options.cache, options.architecture)
     try:
         build_engines({*options.contender, *filter(None, [options.scaling])}, options.cache / "bundle")
@@ -108,7 +112,7 @@ def begin_report(options: argparse.Namespace) -> Report:
     graphs = {graph for name in options.contender for graph in graphs_of(name).values()} & manifest.graphs.keys()
     clip = ClipSize(width=size.width, height=size.height, frames=size.frames)
     work = graph_work(bundle, manifest, clip, sorted(graphs))
-    report = report_head(command(), PACKAGES) | {
+    report = report_head(reports.command(), PACKAGES) | {
         "architecture": options.architecture,
         "temporal_norm": manifest.temporal_norm,
         "request": size.as_dict(),
@@ -124,18 +128,6 @@ def begin_report(options: argparse.Namespace) -> Report:
 def request_size(options: argparse.Namespace) -> RequestSize:
     width, height = map(int, options.size.split("x"))
     return RequestSize(width, height, options.frames, options.steps)
-
-
-def command() -> str:
-    """The command without the places of files."""
-    words = iter(sys.argv[1:])
-    kept = ["python", "benchmarks/compare.py"]
-    for word in words:
-        if word in ("--cache", "--output"):
-            next(words, None)
-        elif not word.startswith(("--cache=", "--output=")):
-            kept.append(word)
-    return shlex.join(kept)
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:

@@ -12,11 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reports
 from models import diffusers_pipeline, peak_gb, prepare, watch_stages
 from sparsectrl_lcm.runtime.bench.machine import report_head
 from sparsectrl_lcm.runtime.bench.requests import PROMPT, SEED, scribbles
@@ -116,8 +116,7 @@ def main() -> None:
 
     exported = prepare(options.cache)
     results: dict[str, Any] = {}
-    path = Path(__file__).parent / "results" / f"{date.today().isoformat()}-full-size-cpu.json"
-    path.parent.mkdir(exist_ok=True)
+    path = reports.results_file("full-size-cpu")
     for size in sizes:
         mine, frames = run_side("sparsectrl-lcm", options.cache, size)
         theirs, reference = run_side("diffusers", options.cache, size)
@@ -135,7 +134,7 @@ def main() -> None:
 def write_report(path: Path, exported: dict[str, Any], results: dict[str, Any]) -> None:
     """The results with machine, versions and commit."""
     packages = ("onnxruntime", "torch", "diffusers", "numpy", "sparsectrl-lcm")
-    head = report_head("python benchmarks/full_size.py", packages)
+    head = report_head(reports.command(), packages)
     report = head | {"export": exported, "sizes": results}
     path.write_text(json.dumps(report, indent=2) + "\n")
 

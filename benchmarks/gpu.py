@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,11 +23,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import date
 from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
+import reports
 from flops import data_sheet_peak, flops_per_second, request_flops
 from gpu_contenders import BASELINE, CONTENDERS, KINDS, MODES, OUT_OF_TIME, STAGES, Job, Row, modes, work
 from models import prepare
@@ -207,7 +206,7 @@ def measure_all(options: argparse.Namespace, device: Row | None) -> None:
     bundle = Bundle.load(options.bundle)
     flops = request_flops(bundle.folder, bundle.manifest, job.size, job.steps)
     path = output_path(options, device)
-    head = report_head(shlex.join(["python", *sys.argv]), (item.name for item in distributions()))
+    head = report_head(reports.command(), (item.name for item in distributions()))
     sizes = {"size": f"{options.size}x{options.frames}", "steps": options.steps}
     report = head | {"device": device} | sizes | {"flops": flops, "rows": []}
     end = time.monotonic() + options.time_limit
@@ -237,10 +236,8 @@ def device_peak(job: Job, name: str) -> Row:
 
 def output_path(options: argparse.Namespace, device: Row | None) -> Path:
     slug = re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-") if device else "dry-run"
-    folder = Path(__file__).parent / "results" if device else Path(tempfile.gettempdir())
-    path: Path = options.output or folder / f"{date.today().isoformat()}-gpu-{slug}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    folder = reports.RESULTS if device else Path(tempfile.gettempdir())
+    return reports.results_file(f"gpu-{slug}", options.output, folder)
 
 
 if __name__ == "__main__":

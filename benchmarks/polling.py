@@ -11,22 +11,23 @@ import asyncio
 import json
 import multiprocessing
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from statistics import median
 
 import httpx
 import numpy as np
+import reports
 from sparsectrl_lcm.runtime.bench.machine import report_head
 
 APP = "fal-ai/animatediff-sparsectrl-lcm"
 PORT = 8791
 HZ = 10
+LIMIT = 600.0
+"""Seconds for one clip."""
 
 
 def arguments() -> argparse.Namespace:
@@ -67,7 +68,7 @@ async def wait_for(url: str, key: str, waiters: int, stop: float) -> list[float]
 
 
 def poll(url: str, key: str, waiters: int, answers: "multiprocessing.Queue[list[float]]") -> None:
-    answers.put(asyncio.run(wait_for(url, key, waiters, time.time() + 600)))
+    answers.put(asyncio.run(wait_for(url, key, waiters, time.time() + LIMIT)))
 
 
 def clip(client: httpx.Client, key: str, steps: int, waiters: int) -> tuple[float, list[float]]:
@@ -79,12 +80,12 @@ def clip(client: httpx.Client, key: str, steps: int, waiters: int) -> tuple[floa
     process = multiprocessing.Process(target=poll, args=(url, key, waiters, answers))
     if waiters:
         process.start()
-    while True:
-        status = client.get(url + "/status").json()
-        if status["status"] == "COMPLETED":
-            break
+    end = time.monotonic() + LIMIT
+    while (status := client.get(url + "/status").json())["status"] != "COMPLETED":
+        if time.monotonic() > end:
+            sys.exit(f"a clip was not ready after {LIMIT:g} s")
         time.sleep(0.25)
-    polls = answers.get() if waiters else []
+    polls = answers.get(timeout=LIMIT) if waiters else []
     return status["metrics"]["inference_time"], polls
 
 
@@ -132,8 +133,8 @@ def main() -> None:
             server.wait()
     packages = ("sparsectrl-lcm", "uvicorn", "sqlalchemy", "onnxruntime", "openvino")
     settings = {name: value for name, value in vars(options).items() if name != "output"}
-    report = {**report_head(shlex.join(["python", *sys.argv]), packages), "settings": settings, **result}
-    path = options.output or Path(__file__).parent / f"results/{date.today()}-polling-{os.cpu_count()}cores.json"
+    report = {**report_head(reports.command(), packages), "settings": settings, **result}
+    path = reports.results_file(f"polling-{os.cpu_count()}cores", options.output)
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(result["poll_ms"]), "clip", f"{result['ratio_of_medians']:.3f}x", path)
 

@@ -13,10 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+import reports
 from models import prepare
 from sparsectrl_lcm.runtime.bench.machine import report_head
 
@@ -107,10 +107,9 @@ def main() -> None:
 def write_report(size: str, results: dict[str, Any]) -> Path:
     """The results with machine, versions and commit."""
     packages = ("tensorrt-rtx-cu13-bindings", "onnx-ir", "onnxruntime", "numpy", "sparsectrl-lcm")
-    head = report_head(" ".join(["python", "benchmarks/tensorrt_build.py", *sys.argv[1:]]), packages)
+    head = report_head(reports.command(), packages)
     report = head | {"size": f"{size}x16", "builds": results}
-    path = Path(__file__).parent / "results" / f"{date.today().isoformat()}-tensorrt-rtx-build-cpu.json"
-    path.parent.mkdir(exist_ok=True)
+    path = reports.results_file("tensorrt-rtx-build-cpu")
     path.write_text(json.dumps(report, indent=2) + "\n")
     return path
 
