@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 from transformers import CLIPTokenizer
-from world import FRAMES, SIZE, Scene, scene
+from world import FRAMES, KEYFRAMES, SIZE, Scene, scene
 
 SHARES = {"moves": 0.14, "turns": 0.12, "grows": 0.05, "shrinks": 0.05, "changes": 0.3, "crosses": 0.34}
 """How often each motion comes: those that are hard more often than in the world."""
-USUAL = (0, 8, 15)
-"""Where half of the training's keyframes stand, as in most requests."""
 WORDLESS = 0.1
 """Share of clips without a caption, so that guidance has something to lead away from."""
 AHEAD = 256
@@ -160,9 +158,9 @@ def _digest(vae: AutoencoderKL, seeds: list[int]) -> str:
 
 def _frames(rng: np.random.Generator, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Some frames of a clip in order, and which of these have keyframes: up to three, before others are taken."""
-    slots = min(count, len(USUAL))
-    usual = slots == len(USUAL) and rng.random() < 0.5
-    keyframes = np.array(USUAL) if usual else rng.choice(FRAMES, slots, replace=False)
+    slots = min(count, len(KEYFRAMES))
+    usual = slots == len(KEYFRAMES) and rng.random() < 0.5
+    keyframes = np.array(KEYFRAMES) if usual else rng.choice(FRAMES, slots, replace=False)
     others = np.setdiff1d(np.arange(FRAMES), keyframes)
     shown = np.sort(np.concatenate([keyframes, rng.choice(others, count - slots, replace=False)]))
     return shown, np.searchsorted(shown, np.sort(keyframes))

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from drawing import DETAIL, scribble
 from PIL import Image
-from world import Scene, Shape
+from run import PROMPT
+from world import KEYFRAMES, Scene, Shape
 
-FRAMES = (0, 8, 15)
-PROMPT = "a yellow star moves up and right over a navy ground"
 SCENE = Scene(
     motion="moves",
     caption=PROMPT,
@@ -23,7 +22,7 @@ def main() -> None:
     """Writes demo/scribbles/frame_00.png, frame_08.png and frame_15.png, 512x512."""
     folder = Path(__file__).parent / "scribbles"
     folder.mkdir(exist_ok=True)
-    for frame in FRAMES:
+    for frame in KEYFRAMES:
         Image.fromarray(scribble(SCENE, frame, DETAIL)).save(folder / f"frame_{frame:02d}.png", optimize=True)
 
 

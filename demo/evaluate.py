@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.bench.machine import report_head
-from world import FRAMES, HELD_OUT_SEED, Scene, scene
+from world import FRAMES, HELD_OUT_SEED, KEYFRAMES, Scene, scene
 
-PLACES = (0, 8, 15)
 JUDGED = (0, 4, 8, 12, 15)
 PATH_PIXELS = 6.0
 Frames = NDArray[np.uint8]
@@ -67,7 +66,7 @@ def with_runtime(pipeline: VideoPipeline) -> Make:
     def make(world: Scene, kind: str | None, seed: int) -> Frames:
         truth = clip(world)
         pictures = {"scribble": lambda index: scribble(world, index), "rgb": lambda index: truth[index]}
-        keyframes = [Keyframe(index, pictures[kind](index)) for index in PLACES] if kind else []
+        keyframes = [Keyframe(index, pictures[kind](index)) for index in KEYFRAMES] if kind else []
         return pipeline.generate(world.caption, keyframes, controlnet=kind or "scribble", seed=seed).frames
 
     return make
@@ -84,9 +83,9 @@ def evaluate(make: Make, requests: int) -> Figures:
         motions.append(world.motion)
         rows.append(
             Figures(
-                scribble_f1=mean(edge_f1(drawn[index], truth[index]) for index in PLACES),
-                free_f1=mean(edge_f1(free[index], truth[index]) for index in PLACES),
-                rgb_psnr=mean(psnr(painted[index], truth[index]) for index in PLACES),
+                scribble_f1=mean(edge_f1(drawn[index], truth[index]) for index in KEYFRAMES),
+                free_f1=mean(edge_f1(free[index], truth[index]) for index in KEYFRAMES),
+                rgb_psnr=mean(psnr(painted[index], truth[index]) for index in KEYFRAMES),
                 prompt=float(colour and kind),
                 colour=float(colour),
                 kind=float(kind),
@@ -130,11 +129,11 @@ def judged(frames: Frames, world: Scene) -> tuple[bool, bool]:
 
 def on_path(frames: Frames, truth: Frames, world: Scene) -> float:
     """The share of frames in which every shape is where the path through the keyframes says."""
-    known = {index: [centre(mask) for mask in parts(truth[index], world, index)] for index in PLACES}
+    known = {index: [centre(mask) for mask in parts(truth[index], world, index)] for index in KEYFRAMES}
     near = []
     for index in range(FRAMES):
         for place, mask in enumerate(parts(frames[index], world, index)):
-            points = [(at, known[at][place]) for at in PLACES if known[at][place] is not None]
+            points = [(at, known[at][place]) for at in KEYFRAMES if known[at][place] is not None]
             wanted = [
                 np.interp(index, [at for at, _ in points], [point[axis] for _, point in points]) for axis in (0, 1)
             ]

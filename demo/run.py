@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+from world import KEYFRAMES
 
 PROMPT = "a yellow star moves up and right over a navy ground"
-FRAMES = (0, 8, 15)
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     root = Path(__file__).parent.parent
     start = time.perf_counter()
     pipeline = VideoPipeline.load()
-    keyframes = [Keyframe(index, root / f"demo/scribbles/frame_{index:02d}.png") for index in FRAMES]
+    keyframes = [Keyframe(index, root / f"demo/scribbles/frame_{index:02d}.png") for index in KEYFRAMES]
     clip = pipeline.generate(PROMPT, keyframes, seed=42)
     for name in ("demo.mp4", "demo.png"):
         path = clip.save(root / "out" / name, fps=8)

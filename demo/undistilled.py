@@ -8,10 +8,10 @@ from clips import Batch
 from denoiser import Denoiser
 from diffusers import AutoencoderKL
 from drawing import clip, scribble
-from evaluate import PLACES, Frames, Make
+from evaluate import Frames, Make
 from networks import LATENT_SIZE, make_schedule, to_pixels
 from transformers import CLIPTokenizer
-from world import FRAMES, Scene
+from world import FRAMES, KEYFRAMES, Scene
 
 STEPS = 25
 
@@ -28,14 +28,14 @@ def with_ddim(folder: Path, steps: int = STEPS) -> Make:
     @torch.no_grad()
     def make(world: Scene, kind: str | None, seed: int) -> Frames:
         if kind == "rgb":
-            keyframes = vae.encode(to_pixels(clip(world)[list(PLACES)], vae.device)).latent_dist.mean
+            keyframes = vae.encode(to_pixels(clip(world)[list(KEYFRAMES)], vae.device)).latent_dist.mean
         else:
-            drawn = np.stack([scribble(world, index) for index in PLACES])
+            drawn = np.stack([scribble(world, index) for index in KEYFRAMES])
             keyframes = torch.from_numpy(drawn)[:, None].expand(-1, 3, -1, -1).float() / 255
         random = torch.Generator().manual_seed(seed)
         latents = torch.randn(1, 4, FRAMES, LATENT_SIZE, LATENT_SIZE, generator=random)
         tokens = tokenizer([world.caption], padding="max_length", max_length=77, return_tensors="pt").input_ids
-        request = Batch(latents, tokens, kind, keyframes[None], torch.tensor([PLACES]), torch.ones(1, 3, dtype=bool))
+        request = Batch(latents, tokens, kind, keyframes[None], torch.tensor([KEYFRAMES]), torch.ones(1, 3, dtype=bool))
         for timestep in schedule.timesteps:
             predicted = denoiser(latents, timestep[None], request)
             latents = schedule.step(predicted, timestep, latents).prev_sample

@@ -11,6 +11,8 @@ from numpy.random import Generator
 
 SIZE, FRAMES = 128, 16
 """Pixels of a side, frames of a clip."""
+KEYFRAMES = (0, 8, 15)
+"""Where keyframes stand in the demo, in evaluations and in half of the training."""
 HORIZON = 80
 """Where the second colour of a two-tone ground begins, in pixels from the top."""
 HELD_OUT_SEED = 1_000_000_000
