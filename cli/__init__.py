@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     from ..runtime.errors import SparseCtrlLcmError
+    from .options import name_option
 
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="sparsectrl-lcm", standalone_mode=False)
@@ -58,7 +59,7 @@ def run(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except SparseCtrlLcmError as error:
-        return _fail(str(error))
+        return _fail(name_option(str(error)))
     except MemoryError:
         return _fail("out of memory; choose a smaller --size or fewer --frames")
     if code == 130:  # typer has caught Ctrl-C itself

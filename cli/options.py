@@ -1,6 +1,25 @@
-"""Reading the values of options."""
+"""Reading the values of options, and naming them."""
 
 from ..runtime.errors import InvalidRequest
+
+OPTIONS = {
+    "prompt": "--prompt",
+    "negative_prompt": "--negative-prompt",
+    "controlnet": "--controlnet",
+    "keyframes": "--keyframe",
+    "keyframe index": "--keyframe index",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "height": "--size height",
+    "width": "--size width",
+    "seed": "--seed",
+    "num_frames": "--frames",
+    "decoder": "--decoder",
+    "threads": "--threads",
+    "fps": "--fps",
+    "output": "--output",
+}
+"""What sets each field of a request."""
 
 
 def parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
@@ -15,3 +34,9 @@ def parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
     if not (separator and width.isdecimal() and height.isdecimal()):
         raise InvalidRequest(f"--size {text!r} is not allowed; give WIDTHxHEIGHT in pixels, as 512x512")
     return int(width), int(height)
+
+
+def name_option(message: str) -> str:
+    """An error's message, which may begin with a field of a request, with the option in its place."""
+    field, separator, rest = message.partition(": ")
+    return f"{OPTIONS.get(field, field)}{separator}{rest}"

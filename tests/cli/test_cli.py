@@ -67,7 +67,7 @@ def test_a_clip_that_cannot_be_written_is_told_with_its_seed(
     output = tmp_path / "clip.mp4"
     arguments = ["--frames", "2", "--size", "64x64", "--steps", "1", "--seed", "7"]
     assert cli.run(["generate", "--prompt", "a boat", *arguments, "--backend", "onnxruntime", "-o", str(output)]) == 2
-    expected = f"error: output: '{output}' cannot be written: No space left on device; the clip was made with seed 7"
+    expected = f"error: --output: '{output}' cannot be written: No space left on device; the clip was made with seed 7"
     assert capsys.readouterr().err.splitlines()[-1] == expected
     assert list(tmp_path.iterdir()) == []
 
@@ -98,8 +98,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 BAD = [
-    (["--keyframe", "16={}/good.png"], "keyframe index: 16 is not allowed; give a whole number from 0 to 15"),
-    (["--keyframe", "-1={}/good.png"], "keyframe index: -1 is not allowed; give a whole number from 0 to 15"),
+    (["--keyframe", "16={}/good.png"], "--keyframe index: 16 is not allowed; give a whole number from 0 to 15"),
+    (["--keyframe", "-1={}/good.png"], "--keyframe index: -1 is not allowed; give a whole number from 0 to 15"),
     (["--keyframe", "first={}/good.png"], "--keyframe 'first=.*' is not allowed; give INDEX=IMAGE"),
     (["--keyframe", "{}/good.png"], "give INDEX=IMAGE"),
     (["--keyframe", "3={}/good.png", "--keyframe", "3={}/good.png"], "index 3 was given twice"),
@@ -108,23 +108,23 @@ BAD = [
     (["--keyframe", "0={}/truncated.png"], "keyframe 0: .* give a readable, whole image"),
     (["--keyframe", "0={}/huge.png"], "keyframe 0: .* allowed are 64 million"),
     (["--keyframe", "0={}/missing.png"], "keyframe 0: .* does not exist"),
-    (["--keyframe", "0={}/good.png", "--controlnet", "depth"], "controlnet: 'depth' .* allowed are scribble, rgb"),
-    (["--decoder", "fast"], "decoder: 'fast' is not in this bundle; allowed are full, tiny"),
-    (["--steps", "0"], "num_inference_steps: 0 is not allowed; give a whole number from 1 to 12"),
+    (["--keyframe", "0={}/good.png", "--controlnet", "depth"], "--controlnet: 'depth' .* allowed are scribble, rgb"),
+    (["--decoder", "fast"], "--decoder: 'fast' is not in this bundle; allowed are full, tiny"),
+    (["--steps", "0"], "--steps: 0 is not allowed; give a whole number from 1 to 12"),
     (["--steps", "many"], "'--steps'"),
-    (["--guidance", "nan"], "guidance_scale: nan is not allowed; give a number from 0 to 30"),
-    (["--seed", "-1"], "seed: -1 is not allowed"),
-    (["--size", "0x0"], "height: 0 is not allowed; give a whole number from 32 to 2048"),
-    (["--size", "100x128"], "width: 100 is not allowed; give a multiple of 32"),
+    (["--guidance", "nan"], "--guidance: nan is not allowed; give a number from 0 to 30"),
+    (["--seed", "-1"], "--seed: -1 is not allowed"),
+    (["--size", "0x0"], "--size height: 0 is not allowed; give a whole number from 32 to 2048"),
+    (["--size", "100x128"], "--size width: 100 is not allowed; give a multiple of 32"),
     (["--size", "large"], "--size 'large' is not allowed; give WIDTHxHEIGHT"),
-    (["--frames", "99"], "num_frames: 99 is not allowed; give a whole number from 1 to 32"),
-    (["--fps", "0"], "fps: 0.0 is not allowed; give a number from 1 to 60"),
+    (["--frames", "99"], "--frames: 99 is not allowed; give a whole number from 1 to 32"),
+    (["--fps", "0"], "--fps: 0.0 is not allowed; give a number from 1 to 60"),
     (["--bundle", "/nowhere"], "bundle: '/nowhere' is not a folder"),
     (["--backend", "magic"], "backend: 'magic' is unknown"),
     (["--unknown"], "No such option"),
-    (["-o", "/proc/clip.mp4"], "output: '/proc/clip.mp4' cannot be written"),
-    (["-o", "new/folder/clip.mp4", "--steps", "0"], "num_inference_steps"),
-    (["-o", "clip.avi"], "output: '.avi' is not a known format"),
+    (["-o", "/proc/clip.mp4"], "--output: '/proc/clip.mp4' cannot be written"),
+    (["-o", "new/folder/clip.mp4", "--steps", "0"], "--steps: 0"),
+    (["-o", "clip.avi"], "--output: '.avi' is not a known format"),
 ]
 
 
