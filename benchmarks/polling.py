@@ -77,7 +77,7 @@ def clip(client: httpx.Client, key: str, steps: int, waiters: int) -> tuple[floa
     given = {"prompt": "a yellow star", "seed": 1, "num_inference_steps": steps}
     url = f"{queue}/requests/" + client.post(queue, json=given).raise_for_status().json()["request_id"]
     answers: multiprocessing.Queue[list[float]] = multiprocessing.Queue()
-    process = multiprocessing.Process(target=poll, args=(url, key, waiters, answers))
+    process = multiprocessing.Process(target=poll, args=(url, key, waiters, answers), daemon=True)
     if waiters:
         process.start()
     end = time.monotonic() + LIMIT
