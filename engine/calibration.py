@@ -49,12 +49,15 @@ class ObservingSessions:
         bundle: the bundle.
         observed: observed graphs by name, with the file that each was written to.
         others: runs the graphs that are not observed.
+        precision: of the observed graphs.
     """
 
     backend = "openvino"
-    precision = "bf16"
 
-    def __init__(self, bundle: Bundle, observed: Mapping[str, tuple[Path, ObservedGraph]], others: Sessions) -> None:
+    def __init__(
+        self, bundle: Bundle, observed: Mapping[str, tuple[Path, ObservedGraph]], others: Sessions, precision: str
+    ) -> None:
+        self.precision = precision
         self._bundle = bundle
         self._observed = observed
         self._others = others

@@ -35,7 +35,7 @@ IN_FP32 = ("text_encoder", "lcm_update")
 """Graphs that run as they are: once a request, or of no weight."""
 
 IN_INT8 = ("unet", "controlnet_")
-"""What the graphs' names begin with that int8 is for; the others run in bf16."""
+"""What the graphs' names begin with that int8 is for; the others run in `best_precision`, as what is around int8."""
 
 OnProgress = Callable[[str, float], None]
 
@@ -51,7 +51,8 @@ def build(
 
     Args:
         bundle: the bundle's folder.
-        precision: bf16, fp32 or int8; None takes bf16 where the processor computes in it, else fp32.
+        precision: bf16, fp32 or int8; None takes bf16 where the processor computes in it, else fp32. So does what
+            int8 leaves.
         on_progress: told what is done, and which part of the whole.
         check: whether each engine is compared with fp32 by OpenVINO itself.
         run_requests: for int8: runs the requests that the ranges of the activations are read off.
@@ -67,6 +68,7 @@ def build(
         raise InvalidRequest(f"--precision {precision!r} is not one of {BACKEND}; allowed are {', '.join(PRECISIONS)}")
     if precision == "int8" and run_requests is None:
         raise InvalidRequest("int8 needs run_requests, as sparsectrl_lcm.runtime.samples.run_samples")
+    types = best_precision() if precision == "int8" else precision
     opened = Bundle.load(bundle)
     index = EngineIndex(backend=BACKEND, precision=precision, engines={})
     graphs = [graph for graph in opened.manifest.graphs if graph not in IN_FP32]
@@ -74,11 +76,11 @@ def build(
         ranges: dict[str, dict[str, float]] = {}
         if run_requests is not None and precision == "int8":
             on_progress("reading the ranges of activations off sample requests", 0.0)
-            ranges = calibrate(opened, folder, run_requests)
+            ranges = calibrate(opened, folder, run_requests, types)
         for done, graph in enumerate(graphs):
             on_progress(f"{graph} ({done + 1}/{len(graphs)})", done / len(graphs))
             path = folder / f"{graph}.onnx"
-            model = _typed(opened, graph, "bf16" if precision == "int8" else precision, ranges.get(graph, {}))
+            model = _typed(opened, graph, types, ranges.get(graph, {}))
             write_typed(model, path)
             del model
             gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
@@ -98,23 +100,24 @@ def build(
     return index
 
 
-def calibrate(bundle: Bundle, folder: Path, run_requests: RunRequests) -> dict[str, dict[str, float]]:
+def calibrate(bundle: Bundle, folder: Path, run_requests: RunRequests, precision: str) -> dict[str, dict[str, float]]:
     """The largest magnitude of what each matrix layer takes in, by graph and layer, over the requests.
 
     Args:
         bundle: the bundle.
         folder: takes graphs that look on, for the time of the requests.
         run_requests: runs the requests.
+        precision: of the graphs that look on.
     """
     observed = {}
     for graph in bundle.manifest.graphs:
         if graph.startswith(IN_INT8):
-            path, model = folder / f"{graph}.observed.onnx", _typed(bundle, graph, "bf16", {})
+            path, model = folder / f"{graph}.observed.onnx", _typed(bundle, graph, precision, {})
             observed[graph] = (path, ObservedGraph(model))
             write_typed(model, path)
             del model
             gc.collect()
-    sessions = ObservingSessions(bundle, observed, OpenVinoSessions(bundle, "fp32"))
+    sessions = ObservingSessions(bundle, observed, OpenVinoSessions(bundle, "fp32"), precision)
     run_requests(sessions)
     sessions.close()
     for path, _ in observed.values():
