@@ -15,6 +15,8 @@ OPTIONS = {
     "seed": "--seed",
     "num_frames": "--frames",
     "decoder": "--decoder",
+    "precision": "--precision",
+    "device": "--device",
     "threads": "--threads",
     "fps": "--fps",
     "output": "--output",

@@ -17,6 +17,7 @@ from conftest import Exported, export_architecture
 from diffusers import AutoencoderTiny
 from references import animatediff_pipeline, pictures, sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.cli.options import name_option
 from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError, VideoPipeline, openvino
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.openvino import OpenVinoSessions
@@ -239,7 +240,7 @@ def test_what_a_backend_does_not_have_is_one_line(
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert run(["generate", "--prompt", "a boat", *arguments, "-o", str(tmp_path / "clip.mp4")]) == 2
     output = capsys.readouterr()
-    assert output.err == f"error: {error.value}\n"
+    assert output.err == f"error: {name_option(str(error.value))}\n"
     assert output.out == ""
     assert list(tmp_path.iterdir()) == []
 
