@@ -51,7 +51,7 @@ def port() -> str:
         ("--set queue", "--set queue: not allowed; give NAME=VALUE"),
         ("--backend nope", "backend: 'nope' is unknown; allowed are auto, "),
         ("--bundle nope", "bundle: 'nope' is not a folder"),
-        ("--threads 0", "threads: 0 is out of range; give 1 or more"),
+        ("--threads 0", "--threads: 0 is out of range; give 1 or more"),
         ("--tls-certificate a", "--tls-certificate and --tls-key go together"),
         ("--tls-certificate a --tls-key a", "--tls-certificate a: No such file"),
     ],
