@@ -117,10 +117,11 @@ def kind_of(mask: Mask) -> str:
     if middle is None:
         return "nothing"
     crop = _centred(mask, middle)
+    root = round(float(np.sqrt(crop.sum())), 0)
     scores = {}
     for kind in SHAPES:
         for angle in range(0, PERIODS[kind], TURN):
-            template = _template(kind, angle, round(float(np.sqrt(crop.sum())), 0))
+            template = _template(kind, angle, root)
             scores[kind, angle] = (crop & template).sum() / (crop | template).sum()
     return max(scores, key=lambda key: scores[key])[0]
 
