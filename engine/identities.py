@@ -35,7 +35,7 @@ def split_gated_units(model: ir.Model) -> int:
             sum_ = ir.node("Add", [product.outputs[0], parts[1]], name=f"{names[1]}.{index}")
             model.graph.insert_after(split, [product, sum_])
             half.replace_all_uses_with(sum_.outputs[0])
-    _clean(model, found)
+    remove_unused(model, found)
     return len(found)
 
 
@@ -45,7 +45,7 @@ def fold_upsampling(model: ir.Model) -> int:
     Taps that fall on copies of one pixel are added up ahead of time: 4 instead of 9 products for each output
     (Shi et al. 2016, arXiv:1609.07009).
     """
-    found = [node for node in model.graph if node.op_type == "Resize" and _is_doubled_for_convolution(node)]
+    found = [node for node in model.graph if node.op_type == "Resize" and is_doubled_for_convolution(node)]
     for resize in found:
         convolution = only_user(resize)
         name, biases = convolution.name or "", convolution.inputs[2:]
@@ -63,19 +63,23 @@ def fold_upsampling(model: ir.Model) -> int:
         spread = ir.node("DepthToSpace", [joined.outputs[0]], {"blocksize": 2, "mode": "DCR"}, name=f"{name}.spread")
         model.graph.insert_after(convolution, [*phases, joined, spread])
         convolution.outputs[0].replace_all_uses_with(spread.outputs[0])
-    _clean(model, found)
+    remove_unused(model, found)
     return len(found)
 
 
-def _is_doubled_for_convolution(resize: ir.Node) -> bool:
+def is_doubled_for_convolution(resize: ir.Node) -> bool:
     """Whether a nearest-neighbour doubling feeds one 3x3 convolution and nothing else."""
     scales = resize.inputs[2] if len(resize.inputs) > 2 else None
     factors = ir.convenience.get_const_tensor(scales) if scales is not None else None
     uses = list(resize.outputs[0].uses())
     if factors is None or factors.numpy().tolist() != [1, 1, 2, 2] or len(uses) != 1:
         return False
-    convolution = uses[0].node
-    return convolution.op_type == "Conv" and _has(resize, _DOUBLING) and _has(convolution, _CONVOLUTION)
+    return is_plain_convolution(uses[0].node) and _has(resize, _DOUBLING)
+
+
+def is_plain_convolution(node: ir.Node) -> bool:
+    """Whether a node is a 3x3 convolution whose result is as large as its input."""
+    return node.op_type == "Conv" and _has(node, _CONVOLUTION)
 
 
 def _has(node: ir.Node, attributes: Mapping[str, object]) -> bool:
@@ -92,7 +96,7 @@ def _half(graph: ir.Graph, value: ir.Value | None, index: int) -> ir.Value:
     assert value is not None
     assert value.const_value is not None
     *leading, last = (int(size) for size in value.const_value.shape)
-    return _derived(graph, value, f"{index}", (*leading, last // 2), half)
+    return derived_weight(graph, value, f"{index}", (*leading, last // 2), half)
 
 
 def _phase(graph: ir.Graph, value: ir.Value | None, row: int, column: int) -> ir.Value:
@@ -105,10 +109,10 @@ def _phase(graph: ir.Graph, value: ir.Value | None, row: int, column: int) -> ir
     assert value is not None
     assert value.const_value is not None
     outputs, inputs, *_ = (int(size) for size in value.const_value.shape)
-    return _derived(graph, value, f"{row}{column}", (outputs, inputs, 2, 2), phase)
+    return derived_weight(graph, value, f"{row}{column}", (outputs, inputs, 2, 2), phase)
 
 
-def _derived(
+def derived_weight(
     graph: ir.Graph,
     value: ir.Value,
     suffix: str,
@@ -127,6 +131,7 @@ def _derived(
     return derived
 
 
-def _clean(model: ir.Model, found: list[ir.Node]) -> None:
+def remove_unused(model: ir.Model, found: list[ir.Node]) -> None:
+    """Removes what nothing needs any more, where something was `found`."""
     if found:
         common.RemoveUnusedNodesPass()(model)

@@ -30,6 +30,7 @@ from .precision import is_residual_stream
 from .quantization import belongs_to, quantize
 from .staging import engine_record, staged
 from .typed import typed_graph, write_typed
+from .winograd import filter_convolutions
 
 IN_FP32 = ("text_encoder", "lcm_update")
 """Graphs that run as they are: once a request, or of no weight."""
@@ -143,14 +144,17 @@ def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str,
 
 def _typed(bundle: Bundle, graph: str, precision: str, ranges: Mapping[str, float]) -> ir.Model:
     """A graph with all rewrites; layers with a range are in int8, with fp32 around it."""
+
+    def rewrite(model: ir.Model) -> None:
+        fuse_attention(model, is_transformer_attention)
+        split_gated_units(model)
+        if precision == "fp32":
+            filter_convolutions(model)
+        fold_upsampling(model)
+
     model = typed_graph(
-        bundle, graph, precision, _rewrite, lambda node: is_residual_stream(node) or belongs_to(node, ranges)
+        bundle, graph, precision, rewrite, lambda node: is_residual_stream(node) or belongs_to(node, ranges)
     )
     quantize(model, ranges)
     return model
 
-
-def _rewrite(model: ir.Model) -> None:
-    fuse_attention(model, is_transformer_attention)
-    split_gated_units(model)
-    fold_upsampling(model)

@@ -1,0 +1,244 @@
+"""3x3 convolutions as matrix products that are 4 times fewer, after Winograd (Lavin and Gray 2015, arXiv:1509.09308).
+
+The image is cut into tiles of 4x4 results, each from 6x6 pixels. Transformed, those become 36 products over channels in
+the place of 144. Where the image was doubled first (nearest neighbour), 25 of the 36 remain: the others are zero, as
+pairs of its pixels are equal.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.tape import Tape
+
+from .fusions import only_user
+from .identities import derived_weight, is_doubled_for_convolution, is_plain_convolution, remove_unused
+
+MIN_CHANNELS = 32
+"""Fewer, as of pictures and latents, are not worth the transforms."""
+LARGE = 1920 * 640
+"""Inputs times outputs above which tiles are 2x2, whose weights are 1.8 times those of the kernel instead of 4 times."""
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Filtering:
+    """Minimal filtering along one axis; points are 0, 1, -1 (and 2, -2) and infinity, in this order.
+
+    Attributes:
+        pixels: [products, pixels], what is multiplied, of the pixels under a tile; the first is ahead of the tile.
+        taps: [products, 3], by what, of a kernel's taps.
+        results: [tile, products], the tile's results, of the products.
+        step: pixels from tile to tile.
+    """
+
+    pixels: Matrix
+    taps: Matrix
+    results: Matrix
+    step: int
+
+    @property
+    def tile(self) -> int:
+        """Results of a tile."""
+        return len(self.results)
+
+    def doubled(self) -> "Filtering":
+        """The same for an image that is to be doubled, of its pixels before that."""
+        pairs = (np.arange(self.tile + 2) + 1) // 2
+        pixels = self.pixels @ np.eye(self.tile // 2 + 2)[pairs]
+        kept = pixels.any(axis=1)
+        return Filtering(pixels[kept], self.taps[kept], self.results[:, kept], self.tile // 2)
+
+
+F2 = Filtering(
+    pixels=np.array([(1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)], float),
+    taps=np.array([(2, 0, 0), (1, 1, 1), (1, -1, 1), (0, 0, 2)]) / 2,
+    results=np.array([(1, 1, 1, 0), (0, 1, -1, -1)], float),
+    step=2,
+)
+F4 = Filtering(
+    pixels=np.array(
+        [
+            (4, 0, -5, 0, 1, 0),
+            (0, -4, -4, 1, 1, 0),
+            (0, 4, -4, -1, 1, 0),
+            (0, -2, -1, 2, 1, 0),
+            (0, 2, -1, -2, 1, 0),
+            (0, 4, 0, -5, 0, 1),
+        ],
+        float,
+    ),
+    taps=np.array([(6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24)]) / 24,
+    results=np.array([(1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)], float),
+    step=4,
+)
+_BIASED = 1
+"""The product that is added to every result alike, of which the bias becomes part."""
+
+
+def filter_convolutions(model: ir.Model) -> int:
+    """Rewrites every 3x3 convolution that is worth it, with the doubling ahead of it; returns how many."""
+    doublings = [node for node in model.graph if node.op_type == "Resize" and is_doubled_for_convolution(node)]
+    doubled = {only_user(resize): resize for resize in doublings}
+    found = [node for node in model.graph if is_plain_convolution(node) and _is_worth_it(node)]
+    for convolution in found:
+        resize = doubled.get(convolution)
+        source = (resize or convolution).inputs[0]
+        assert source is not None
+        outputs, inputs = _channels(convolution)
+        form = F4 if outputs * inputs <= LARGE else F2
+        rewrite = _Rewrite(model.graph, convolution, form.doubled() if resize else form)
+        result = rewrite.run(source)
+        nodes = rewrite.tape.nodes
+        ir.convenience.replace_nodes_and_values(
+            model.graph, convolution, [convolution], nodes, convolution.outputs, [result]
+        )
+    remove_unused(model, found)
+    return len(found)
+
+
+def _is_worth_it(convolution: ir.Node) -> bool:
+    return min(_channels(convolution)) >= MIN_CHANNELS
+
+
+def _channels(convolution: ir.Node) -> tuple[int, int]:
+    """Channels that come out and go in."""
+    weight = convolution.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    outputs, inputs, *_ = (int(size) for size in weight.const_value.shape)
+    return outputs, inputs
+
+
+class _Rewrite:
+    """One convolution; T counts the tiles of all images, P the products of a tile, L its pixels along an axis."""
+
+    def __init__(self, graph: ir.Graph, convolution: ir.Node, form: Filtering) -> None:
+        self.graph = graph
+        self.convolution = convolution
+        self.form = form
+        self.tape = Tape()
+
+    def run(self, source: ir.Value) -> ir.Value:
+        """The result [N, K, H, W] for an input [N, C, H, W] (of half the size, where it is doubled); sizes any."""
+        outputs, inputs = _channels(self.convolution)
+        count, height, width = self.sizes(source)
+        down, across = self.tiles(height), self.tiles(width)
+        places = self.places(count, height, width, down, across)
+
+        flat = self.op("Reshape", source, self.integers(0, inputs, 1, -1))  # OpenVINO transposes this twice as fast
+        pixels = self.op("Transpose", flat, perm=[0, 3, 1, 2])
+        rows = self.op("Reshape", pixels, self.integers(-1, inputs))
+        rows = self.op("Pad", rows, self.integers(0, 0, 1, 0))  # [N*H*W + 1, C], the last one the border
+        pixels = self.transform(self.form.pixels, self.op("Gather", rows, places, axis=0), inputs)  # [P, T, C]
+        products = self.multiply(pixels)  # [P, T, K]
+        results = self.transform(self.form.results, products, outputs)  # [16, T, K]
+
+        tiled = self.join(self.integers(self.form.tile, self.form.tile), count, down, across, self.integers(outputs))
+        spread = self.op("Transpose", self.op("Reshape", results, tiled), perm=[2, 3, 0, 4, 1, 5])
+        tile = self.integers(self.form.tile)
+        size = self.join(count, self.op("Mul", down, tile), self.op("Mul", across, tile), self.integers(outputs))
+        return self.finish(self.op("Reshape", spread, size), height, width)
+
+    def finish(self, image: ir.Value, height: ir.Value, width: ir.Value) -> ir.Value:
+        """[N, K, H, W] of rows of pixels, without what tiles have beyond the border."""
+        scale = self.integers(self.form.tile // self.form.step)
+        ends = self.op("Mul", self.join(height, width), scale)
+        image = self.op("Slice", image, self.integers(0, 0), ends, self.integers(1, 2))
+        return self.op("Transpose", image, perm=[0, 3, 1, 2])
+
+    def sizes(self, source: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """N, H and W as vectors of one."""
+        count, _, height, width = self.tape.op_multi_out(
+            "Split", [self.op("Shape", source)], {"num_outputs": 4}, num_outputs=4
+        )
+        return count, height, width
+
+    def tiles(self, size: ir.Value) -> ir.Value:
+        """How many tiles an axis has, the last one in part."""
+        step = self.form.step
+        return self.op("Div", self.op("Add", size, self.integers(step - 1)), self.integers(step))
+
+    def places(
+        self, count: ir.Value, height: ir.Value, width: ir.Value, down: ir.Value, across: ir.Value
+    ) -> ir.Value:
+        """Rows [L*L, T] under each tile; beyond the border the last one."""
+        image = self.op("Mul", height, width)
+        border = self.op("Mul", count, image)
+        images = self.op("Mul", self.range(count), image)
+        lines = self.op("Mul", self.along(down, height, border), width)  # beyond the border large
+        columns = self.along(across, width, border)
+        parts = [  # [L, L, N, down, across]
+            self.op("Unsqueeze", images, self.integers(0, 1, 3, 4)),
+            self.op("Unsqueeze", lines, self.integers(1, 2, 4)),
+            self.op("Unsqueeze", columns, self.integers(0, 2, 3)),
+        ]
+        rows = self.op("Add", self.op("Add", parts[0], parts[1]), parts[2])
+        return self.op("Reshape", self.op("Min", rows, border), self.integers(self.form.pixels.shape[1] ** 2, -1))
+
+    def along(self, tiles: ir.Value, size: ir.Value, border: ir.Value) -> ir.Value:
+        """Places [L, tiles] of a tile's pixels along an axis; `border` where there is none."""
+        offsets = self.constant(np.arange(self.form.pixels.shape[1], dtype=np.int64)[:, None] - 1)
+        places = self.op("Add", self.op("Mul", self.range(tiles), self.integers(self.form.step)), offsets)
+        inside = self.op(
+            "And", self.op("GreaterOrEqual", places, self.integers(0)), self.op("Less", places, size)
+        )
+        return self.op("Where", inside, places, border)
+
+    def transform(self, matrix: Matrix, values: ir.Value, channels: int) -> ir.Value:
+        """A transform along both axes of a tile, which are the first of `values`."""
+        both = self.constant(np.kron(matrix, matrix).astype(np.float32))
+        flat = self.op("Reshape", values, self.integers(both.const_value.shape[1], -1))
+        return self.op("Reshape", self.op("MatMul", both, flat), self.integers(both.const_value.shape[0], -1, channels))
+
+    def multiply(self, pixels: ir.Value) -> ir.Value:
+        """The products over channels, each with weights of its own, which a backend can pack."""
+        along = len(self.form.taps)
+        parts = self.tape.op_multi_out(
+            "Split", [pixels], {"axis": 0, "num_outputs": along**2}, num_outputs=along**2
+        )
+        products = []
+        for index, part in enumerate(parts):
+            row, column = divmod(index, along)
+            product = self.op("MatMul", part, self.kernel(row, column))
+            if row == column == _BIASED and len(self.convolution.inputs) > 2:
+                product = self.op("Add", product, self.convolution.inputs[2])
+            products.append(product)
+        return self.op("Concat", *products, axis=0)
+
+    def kernel(self, row: int, column: int) -> ir.Value:
+        """Weights [C, K] of one product."""
+        outputs, inputs = _channels(self.convolution)
+        across = np.outer(self.form.taps[row], self.form.taps[column])
+
+        def transformed(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.ascontiguousarray(np.einsum("kchw,hw->ck", weight, across), np.float32)
+
+        return derived_weight(self.graph, self.convolution.inputs[1], f"{row}{column}", (inputs, outputs), transformed)
+
+    @property
+    def name(self) -> str:
+        return self.convolution.name or self.convolution.outputs[0].name or ""
+
+    def op(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        name = f"{self.name}.winograd.{len(self.tape.nodes)}"
+        return self.tape.op(operator, inputs, attributes or None, name=name)
+
+    def range(self, count: ir.Value) -> ir.Value:
+        scalar = self.op("Squeeze", count, self.integers(0))
+        return self.op("Range", self.constant(np.int64(0)), scalar, self.constant(np.int64(1)))
+
+    def join(self, *parts: ir.Value) -> ir.Value:
+        return self.op("Concat", *parts, axis=0)
+
+    def integers(self, *values: int) -> ir.Value:
+        return self.constant(np.array(values, np.int64))
+
+    def constant(self, array: Any) -> ir.Value:
+        name = f"{self.name}.winograd.constant{len(self.tape.initializers)}"
+        value = self.tape.initializer(ir.tensor(array, name=name), name)
+        self.graph.register_initializer(value)
+        return value

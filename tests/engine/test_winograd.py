@@ -1,0 +1,114 @@
+"""Winograd's convolutions, against the plain ones on ONNX Runtime."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Exported
+from flops import count_flops
+from onnx import helper
+from sparsectrl_lcm.engine.check import random_inputs, run_portable
+from sparsectrl_lcm.engine.winograd import MIN_CHANNELS, filter_convolutions
+from sparsectrl_lcm.runtime.bundle import Bundle
+from test_identities import CONVOLUTION, operators, random, rewritten, upsampler, weight_shapes, write_graph
+
+INPUTS, OUTPUTS = 32, 48
+
+
+def convolution(path: Path, outputs: int = OUTPUTS, inputs: int = INPUTS, bias: bool = True, **changed: Any) -> Path:
+    """A 3x3 convolution with some attributes changed."""
+    attributes = CONVOLUTION | changed
+    weights = {"weight": random(outputs, inputs // attributes["group"], *attributes["kernel_shape"])}
+    if bias:
+        weights["bias"] = random(outputs)
+    return write_graph(path, [helper.make_node("Conv", ["x", *weights], ["y"], name="c", **attributes)], weights)
+
+
+def assert_close(path: Path, result: Path, feeds: dict[str, np.ndarray]) -> None:
+    """Within 2e-5 of the largest value."""
+    ((expected,), (actual,)) = (run_portable(each, feeds) for each in (path, result))
+    assert actual["y"].shape == expected["y"].shape
+    np.testing.assert_allclose(actual["y"], expected["y"], rtol=0, atol=2e-5 * np.abs(expected["y"]).max())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (4, 8), (5, 7)])
+def test_results_are_the_same_up_to_the_border(shape: tuple[int, int], bias: bool, tmp_path: Path) -> None:
+    path = convolution(tmp_path / "g.onnx", bias=bias)
+    result, counts = rewritten(path, tmp_path, filter_convolutions)
+    assert counts == [1]
+    assert "Conv" not in operators(result)
+    assert_close(path, result, {"x": random(3, INPUTS, *shape, seed=1)})
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (4, 8), (5, 7)])
+def test_results_are_the_same_after_a_doubling(shape: tuple[int, int], bias: bool, tmp_path: Path) -> None:
+    path = upsampler(tmp_path / "g.onnx", weight=random(OUTPUTS, INPUTS, 3, 3), bias=bias)
+    result, counts = rewritten(path, tmp_path, filter_convolutions)
+    assert counts == [1]
+    assert not {"Conv", "Resize"} & set(operators(result))
+    assert_close(path, result, {"x": random(3, INPUTS, *shape, seed=1)})
+
+
+@pytest.mark.parametrize(("doubled", "products"), [(False, 36), (True, 25)])
+def test_products_over_channels_are_a_quarter_and_less(doubled: bool, products: int, tmp_path: Path) -> None:
+    """36 or 25 for 16 results, and the transforms, whose matrices hold as many rows."""
+    weight = random(OUTPUTS, INPUTS, 3, 3)
+    path = upsampler(tmp_path / "g.onnx", weight=weight) if doubled else convolution(tmp_path / "g.onnx")
+    result, _ = rewritten(path, tmp_path, filter_convolutions)
+    size, pixels = (8, 4 * 4) if doubled else (16, 6 * 6)
+    tiles = 2 * 4 * 4
+    transforms = products * pixels * INPUTS + 16 * products * OUTPUTS
+    expected = 2 * tiles * (products * INPUTS * OUTPUTS + transforms)
+    feeds = {"x": random(2, INPUTS, size, size, seed=1)}
+    assert count_flops(result, feeds, tmp_path) == expected
+    assert count_flops(path, feeds, tmp_path) == 2 * tiles * 144 * INPUTS * OUTPUTS
+
+
+UNLIKE: list[dict[str, Any]] = [
+    {"kernel_shape": [1, 1], "pads": [0, 0, 0, 0]},
+    {"pads": [0, 0, 0, 0]},
+    {"strides": [2, 2]},
+    {"dilations": [2, 2], "pads": [2, 2, 2, 2]},
+    {"group": 2},
+    {"outputs": MIN_CHANNELS - 1},
+    {"inputs": MIN_CHANNELS - 1},
+    {"outputs": 1300, "inputs": 1000},
+]
+
+
+@pytest.mark.parametrize("options", UNLIKE)
+def test_other_convolutions_are_left(options: dict[str, Any], tmp_path: Path) -> None:
+    path = convolution(tmp_path / "g.onnx", **options)
+    left, counts = rewritten(path, tmp_path, filter_convolutions)
+    assert counts == [0]
+    assert operators(left) == operators(path)
+
+
+def test_a_doubling_with_another_user_is_left(tmp_path: Path) -> None:
+    more = [helper.make_node("Relu", ["doubled"], ["z"])]
+    path = upsampler(tmp_path / "g.onnx", weight=random(OUTPUTS, INPUTS, 3, 3), more=more)
+    result, counts = rewritten(path, tmp_path, filter_convolutions)
+    assert counts == [1], "the convolution, on the doubled image"
+    assert "Resize" in operators(result)
+    assert_close(path, result, {"x": random(3, INPUTS, 5, 7, seed=1)})
+
+
+def test_the_convolutions_of_a_real_graph_are_found(sd15_like: Exported, tmp_path: Path) -> None:
+    """All of the decoder's 3x3 ones but those of latents and pictures; nothing that was replaced is left."""
+    shapes = [shape for shape in weight_shapes(sd15_like.checkpoints / "base/vae", ".weight") if shape[2:] == [3, 3]]
+    assert shapes
+    bundle = Bundle.load(sd15_like.bundle)
+    path = bundle.folder / bundle.graph("vae_decoder").path
+    result, _ = rewritten(path, tmp_path, filter_convolutions)
+    model = onnx.load(result, load_external_data=False)
+    weights = {item.name: list(item.dims) for item in model.graph.initializer}
+    left = [weights[node.input[1]] for node in model.graph.node if node.op_type == "Conv"]
+    assert all(min(shape[:2]) < MIN_CHANNELS or shape[2:] == [1, 1] for shape in left)
+    assert set(weights) <= {name for node in model.graph.node for name in node.input}
+    feeds = random_inputs(bundle, "vae_decoder")
+    ((expected,), (actual,)) = (run_portable(each, feeds) for each in (path, result))
+    assert np.abs(actual["frames"].astype(int) - expected["frames"]).max() <= 1
