@@ -38,6 +38,9 @@ IN_FP32 = ("text_encoder", "lcm_update")
 IN_INT8 = ("unet", "controlnet_")
 """What the graphs' names begin with that int8 is for; the others run in `best_precision`, as what is around int8."""
 
+FILTERED = ("unet", "vae_")
+"""What the graphs' names begin with whose fp32 convolutions are rewritten; SparseCtrl runs once, and would grow."""
+
 OnProgress = Callable[[str, float], None]
 
 
@@ -81,7 +84,9 @@ def build(
         for done, graph in enumerate(graphs):
             on_progress(f"{graph} ({done + 1}/{len(graphs)})", done / len(graphs))
             path = folder / f"{graph}.onnx"
-            model = _typed(opened, graph, types, ranges.get(graph, {}))
+            in_int8 = precision == "int8" and graph.startswith(IN_INT8)
+            filtered = types == "fp32" and graph.startswith(FILTERED) and not in_int8
+            model = _typed(opened, graph, types, ranges.get(graph, {}), filtered)
             write_typed(model, path)
             del model
             gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
@@ -142,13 +147,21 @@ def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str,
     return {name: output_error(actual[name], values) for name, values in expected.items()}
 
 
-def _typed(bundle: Bundle, graph: str, precision: str, ranges: Mapping[str, float]) -> ir.Model:
-    """A graph with all rewrites; layers with a range are in int8, with fp32 around it."""
+def _typed(bundle: Bundle, graph: str, precision: str, ranges: Mapping[str, float], filtered: bool = False) -> ir.Model:
+    """A graph with all rewrites; layers with a range are in int8, with fp32 around it.
+
+    Args:
+        bundle: the bundle.
+        graph: name of the graph.
+        precision: of what has no range.
+        ranges: the largest magnitude of each int8 layer's input.
+        filtered: whether convolutions become fewer products.
+    """
 
     def rewrite(model: ir.Model) -> None:
         fuse_attention(model, is_transformer_attention)
         split_gated_units(model)
-        if precision == "fp32":
+        if filtered:
             filter_convolutions(model)
         fold_upsampling(model)
 
@@ -157,4 +170,3 @@ def _typed(bundle: Bundle, graph: str, precision: str, ranges: Mapping[str, floa
     )
     quantize(model, ranges)
     return model
-

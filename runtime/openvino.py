@@ -2,7 +2,9 @@
 
 import mmap
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ PRECISIONS = ("bf16", "fp32", "int8")
 """In the order in which a set of engines is chosen; bf16 only where the processor computes in it."""
 CACHED_WITH_WEIGHTS = 256 * 1024**2
 """Bytes of weights up to which the cache of compiled graphs holds them packed; above, they would be there twice."""
+FORGET_EVERY = 0.2
+"""Seconds after which weights that were read while a graph is compiled are given back."""
 _ALONE = {"batch": 1}
 """Sizes that every compiled graph has; a request with guidance runs it prompt by prompt, so that one serves both."""
 
@@ -110,13 +114,13 @@ class OpenVinoSession:
         self.shapes = dict(shapes)
         self._outputs = [item.name for item in record.outputs]
         try:
-            model = _core().read_model(path)
-            model.reshape({name: list(shape) for name, shape in shapes.items()})
-            _part_heads(model)
-            self._request = _core().compile_model(_in_fp32(model), device, options).create_infer_request()
+            with _mapped_weights_forgotten(path.parent):
+                model = _core().read_model(path)
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
+                _part_heads(model)
+                self._request = _core().compile_model(_in_fp32(model), device, options).create_infer_request()
         except (RuntimeError, openvino.exceptions.UserInputError) as error:
             raise BackendError(f"backend: OpenVINO cannot compile {path.name}: {_reason(error)}") from error
-        _forget_mapped(path.parent)
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """The outputs of the graph, in its order; several prompts are run one by one."""
@@ -254,8 +258,27 @@ def _in_fp32(model: Any) -> Any:
     return edges.build()
 
 
+@contextmanager
+def _mapped_weights_forgotten(folder: Path) -> Iterator[None]:
+    """While a graph is compiled, and after it, gives back the mapped weights: packed copies take their place."""
+    done = threading.Event()
+
+    def forget_at_times() -> None:
+        while not done.wait(FORGET_EVERY):
+            _forget_mapped(folder)
+
+    thread = threading.Thread(target=forget_at_times, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        _forget_mapped(folder)
+
+
 def _forget_mapped(folder: Path) -> None:
-    """Gives back the mapped weights in `folder`: what was compiled holds them packed, and else they count twice.
+    """Gives back the pages of the weights that are mapped from `folder`.
 
     They are files, mapped to be read; whatever is still read comes back from there.
     """
