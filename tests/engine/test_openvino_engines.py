@@ -18,6 +18,7 @@ from conftest import Exported
 from onnx import TensorProto, helper, numpy_helper
 from references import pictures
 from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.engine import winograd
 from sparsectrl_lcm.engine.openvino import build, compare
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline, backends, openvino
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
@@ -66,6 +67,23 @@ def test_the_check_of_a_build_computes_as_a_request_does(built: Path, graph: str
     errors = compare(bundle, graph, built / f"engines/openvino/bf16/{graph}.onnx", "bf16")
     assert set(errors) == {item.name for item in bundle.graph(graph).outputs}
     assert 0 < max(errors.values()) <= (3 if graph == "vae_decoder" else 5e-2)
+
+
+@pytest.mark.parametrize("large", [0, winograd.LARGE])
+def test_filtered_convolutions_keep_to_fp32_on_openvino(
+    sd15_like: Exported, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The small models have fewer channels than convolutions are rewritten from, so those of 16 are here."""
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 16)
+    monkeypatch.setattr(winograd, "LARGE", large)
+    folder = Path(shutil.copytree(sd15_like.bundle, tmp_path / "bundle"))
+    build(folder, "fp32", check=False)
+    bundle = Bundle.load(folder)
+    for graph, largest in (("unet", 1e-4), ("vae_encoder", 1e-4), ("vae_decoder", 0.01)):
+        path = folder / f"engines/openvino/fp32/{graph}.onnx"
+        names = [node.name for node in onnx.load(path, load_external_data=False).graph.node]
+        assert any(".winograd." in name for name in names)
+        assert max(compare(bundle, graph, path, "fp32").values()) <= largest
 
 
 def ask(pipeline: VideoPipeline, **options: Any) -> np.ndarray:
