@@ -93,9 +93,7 @@ def _half(graph: ir.Graph, value: ir.Value | None, index: int) -> ir.Value:
     def half(array: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.ascontiguousarray(np.split(array, 2, axis=-1)[index])
 
-    assert value is not None
-    assert value.const_value is not None
-    *leading, last = (int(size) for size in value.const_value.shape)
+    *leading, last = weight_shape(value)
     return derived_weight(graph, value, f"{index}", (*leading, last // 2), half)
 
 
@@ -106,20 +104,26 @@ def _phase(graph: ir.Graph, value: ir.Value | None, row: int, column: int) -> ir
         rows = np.stack([array[:, :, list(_TAPS[row][tap])].sum(2) for tap in (0, 1)], axis=2)
         return np.stack([rows[..., list(_TAPS[column][tap])].sum(3) for tap in (0, 1)], axis=3)
 
+    outputs, inputs, *_ = weight_shape(value)
+    return derived_weight(graph, value, f"{row}{column}", (outputs, inputs, 2, 2), phase)
+
+
+def weight_shape(value: ir.Value | None) -> tuple[int, ...]:
+    """The shape of a weight."""
     assert value is not None
     assert value.const_value is not None
-    outputs, inputs, *_ = (int(size) for size in value.const_value.shape)
-    return derived_weight(graph, value, f"{row}{column}", (outputs, inputs, 2, 2), phase)
+    return tuple(int(size) for size in value.const_value.shape)
 
 
 def derived_weight(
     graph: ir.Graph,
-    value: ir.Value,
+    value: ir.Value | None,
     suffix: str,
     shape: tuple[int, ...],
     function: Callable[[NDArray[np.float32]], NDArray[np.float32]],
 ) -> ir.Value:
     """A weight that is computed of another when it is written."""
+    assert value is not None
     source = value.const_value
     assert source is not None
     name = f"{value.name}.{suffix}"

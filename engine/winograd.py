@@ -5,6 +5,7 @@ the place of 144 (of 2x2 results: 16 in the place of 36). Where the image was do
 remain: the others are zero, as pairs of its pixels are equal. In fp32 the error is about 1e-5 of the largest value.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
 from .fusions import only_user
-from .identities import derived_weight, is_doubled_for_convolution, is_plain_convolution, remove_unused
+from .identities import derived_weight, is_doubled_for_convolution, is_plain_convolution, remove_unused, weight_shape
 
 MIN_CHANNELS = 128
 """Fewer going in or coming out are not worth the transforms: with 64 a convolution gets slower."""
@@ -83,38 +84,31 @@ def filter_convolutions(model: ir.Model) -> int:
     """Rewrites every 3x3 convolution that is worth it, with the doubling ahead of it; returns how many."""
     doublings = [node for node in model.graph if node.op_type == "Resize" and is_doubled_for_convolution(node)]
     doubled = {only_user(resize): resize for resize in doublings}
-    found = [node for node in model.graph if is_plain_convolution(node) and _is_worth_it(node)]
+    plain = [node for node in model.graph if is_plain_convolution(node)]
+    found = [node for node in plain if min(_channels(node)) >= MIN_CHANNELS]
     for convolution in found:
         resize = doubled.get(convolution)
-        source = (resize or convolution).inputs[0]
-        assert source is not None
-        outputs, inputs = _channels(convolution)
-        form = F4 if outputs * inputs <= LARGE else F2
+        form = F4 if math.prod(_channels(convolution)) <= LARGE else F2
         rewrite = _Rewrite(model.graph, convolution, form.doubled() if resize else form)
-        result = rewrite.run(source)
-        nodes = rewrite.tape.nodes
+        result = rewrite.run((resize or convolution).inputs[0])
         ir.convenience.replace_nodes_and_values(
-            model.graph, convolution, [convolution], nodes, convolution.outputs, [result]
+            model.graph, convolution, [convolution], rewrite.tape.nodes, convolution.outputs, [result]
         )
     remove_unused(model, found)
     return len(found)
 
 
-def _is_worth_it(convolution: ir.Node) -> bool:
-    return min(_channels(convolution)) >= MIN_CHANNELS
-
-
 def _channels(convolution: ir.Node) -> tuple[int, int]:
     """Channels that come out and go in."""
-    weight = convolution.inputs[1]
-    assert weight is not None
-    assert weight.const_value is not None
-    outputs, inputs, *_ = (int(size) for size in weight.const_value.shape)
+    outputs, inputs, *_ = weight_shape(convolution.inputs[1])
     return outputs, inputs
 
 
 class _Rewrite:
-    """One convolution; T counts the tiles of all images, P the products of a tile, L its pixels along an axis."""
+    """One convolution; T counts the tiles of all images, L a tile's pixels along an axis.
+
+    P and R are the products and the results of a tile, C and K the channels that go in and come out.
+    """
 
     def __init__(self, graph: ir.Graph, convolution: ir.Node, form: Filtering) -> None:
         self.graph = graph
@@ -122,7 +116,7 @@ class _Rewrite:
         self.form = form
         self.tape = Tape()
 
-    def run(self, source: ir.Value) -> ir.Value:
+    def run(self, source: ir.Value | None) -> ir.Value:
         """The result [N, K, H, W] for an input [N, C, H, W] (of half the size, where it is doubled); sizes any."""
         outputs, inputs = _channels(self.convolution)
         count, height, width = self.sizes(source)
@@ -130,27 +124,23 @@ class _Rewrite:
         places = self.places(count, height, width, down, across)
 
         flat = self.op("Reshape", source, self.integers(0, inputs, 1, -1))  # OpenVINO transposes this twice as fast
-        pixels = self.op("Transpose", flat, perm=[0, 3, 1, 2])
-        rows = self.op("Reshape", pixels, self.integers(-1, inputs))
+        rows = self.op("Reshape", self.op("Transpose", flat, perm=[0, 3, 1, 2]), self.integers(-1, inputs))
         rows = self.op("Pad", rows, self.integers(0, 0, 1, 0))  # [N*H*W + 1, C], the last one the border
         pixels = self.transform(self.form.pixels, self.op("Gather", rows, places, axis=0), inputs)  # [P, T, C]
-        products = self.multiply(pixels)  # [P, T, K]
-        results = self.transform(self.form.results, products, outputs)  # [16, T, K]
+        results = self.transform(self.form.results, self.multiply(pixels), outputs)  # [R, T, K]
 
-        tiled = self.join(self.integers(self.form.tile, self.form.tile), count, down, across, self.integers(outputs))
-        spread = self.op("Transpose", self.op("Reshape", results, tiled), perm=[2, 3, 0, 4, 1, 5])
-        tile = self.integers(self.form.tile)
-        size = self.join(count, self.op("Mul", down, tile), self.op("Mul", across, tile), self.integers(outputs))
-        return self.finish(self.op("Reshape", spread, size), height, width)
+        tile, channels = self.integers(self.form.tile), self.integers(outputs)
+        tiled = self.op("Reshape", results, self.join(tile, tile, count, down, across, channels))
+        size = self.join(count, self.op("Mul", down, tile), self.op("Mul", across, tile), channels)
+        image = self.op("Reshape", self.op("Transpose", tiled, perm=[2, 3, 0, 4, 1, 5]), size)
+        return self.op("Transpose", self.cropped(image, height, width), perm=[0, 3, 1, 2])
 
-    def finish(self, image: ir.Value, height: ir.Value, width: ir.Value) -> ir.Value:
-        """[N, K, H, W] of rows of pixels, without what tiles have beyond the border."""
-        scale = self.integers(self.form.tile // self.form.step)
-        ends = self.op("Mul", self.join(height, width), scale)
-        image = self.op("Slice", image, self.integers(0, 0), ends, self.integers(1, 2))
-        return self.op("Transpose", image, perm=[0, 3, 1, 2])
+    def cropped(self, image: ir.Value, height: ir.Value, width: ir.Value) -> ir.Value:
+        """[N, H, W, K], without what tiles have beyond the border."""
+        ends = self.op("Mul", self.join(height, width), self.integers(self.form.tile // self.form.step))
+        return self.op("Slice", image, self.integers(0, 0), ends, self.integers(1, 2))
 
-    def sizes(self, source: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def sizes(self, source: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value]:
         """N, H and W as vectors of one."""
         count, _, height, width = self.tape.op_multi_out(
             "Split", [self.op("Shape", source)], {"num_outputs": 4}, num_outputs=4
@@ -186,9 +176,11 @@ class _Rewrite:
 
     def transform(self, matrix: Matrix, values: ir.Value, channels: int) -> ir.Value:
         """A transform along both axes of a tile, which are the first of `values`."""
-        both = self.constant(np.kron(matrix, matrix).astype(np.float32))
-        flat = self.op("Reshape", values, self.integers(both.const_value.shape[1], -1))
-        return self.op("Reshape", self.op("MatMul", both, flat), self.integers(both.const_value.shape[0], -1, channels))
+        both = np.kron(matrix, matrix).astype(np.float32)
+        after, before = both.shape
+        flat = self.op("Reshape", values, self.integers(before, -1))
+        transformed = self.op("MatMul", self.constant(both), flat)
+        return self.op("Reshape", transformed, self.integers(after, -1, channels))
 
     def multiply(self, pixels: ir.Value) -> ir.Value:
         """The products over channels, each with weights of its own, which a backend can pack."""

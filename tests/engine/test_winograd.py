@@ -41,20 +41,20 @@ def assert_close(path: Path, result: Path, feeds: dict[str, np.ndarray]) -> None
     np.testing.assert_allclose(actual["y"], expected["y"], rtol=0, atol=2e-5 * np.abs(expected["y"]).max())
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (4, 8), (5, 7)])
-def test_results_are_the_same_up_to_the_border(shape: tuple[int, int], bias: bool, tmp_path: Path) -> None:
-    path = convolution(tmp_path / "g.onnx", bias=bias)
-    result, counts = rewritten(path, tmp_path, filter_convolutions)
-    assert counts == [1]
-    assert "Conv" not in operators(result)
-    assert_close(path, result, {"x": random(3, INPUTS, *shape, seed=1)})
+def graph(folder: Path, doubled: bool, **options: Any) -> Path:
+    """A convolution, after a doubling or not; `bias` and nodes that come `more` are options."""
+    if doubled:
+        return upsampler(folder / "g.onnx", weight=random(OUTPUTS, INPUTS, 3, 3), **options)
+    return convolution(folder / "g.onnx", **options)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (4, 8), (5, 7)])
-def test_results_are_the_same_after_a_doubling(shape: tuple[int, int], bias: bool, tmp_path: Path) -> None:
-    path = upsampler(tmp_path / "g.onnx", weight=random(OUTPUTS, INPUTS, 3, 3), bias=bias)
+@pytest.mark.parametrize("doubled", [False, True])
+def test_results_are_the_same_up_to_the_border(
+    doubled: bool, shape: tuple[int, int], bias: bool, tmp_path: Path
+) -> None:
+    path = graph(tmp_path, doubled, bias=bias)
     result, counts = rewritten(path, tmp_path, filter_convolutions)
     assert counts == [1]
     assert not {"Conv", "Resize"} & set(operators(result))
@@ -65,8 +65,7 @@ def test_results_are_the_same_after_a_doubling(shape: tuple[int, int], bias: boo
 def test_large_kernels_take_small_tiles(doubled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine or 16 products for four results."""
     monkeypatch.setattr(winograd, "LARGE", INPUTS * OUTPUTS - 1)
-    weight = random(OUTPUTS, INPUTS, 3, 3)
-    path = upsampler(tmp_path / "g.onnx", weight=weight) if doubled else convolution(tmp_path / "g.onnx")
+    path = graph(tmp_path, doubled)
     result, counts = rewritten(path, tmp_path, filter_convolutions)
     assert counts == [1]
     assert operators(result).count("MatMul") == (9 if doubled else 16) + 2
@@ -76,8 +75,7 @@ def test_large_kernels_take_small_tiles(doubled: bool, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(("doubled", "products"), [(False, 36), (True, 25)])
 def test_products_over_channels_are_a_quarter_and_less(doubled: bool, products: int, tmp_path: Path) -> None:
     """36 or 25 for 16 results, and the transforms, whose matrices hold as many rows."""
-    weight = random(OUTPUTS, INPUTS, 3, 3)
-    path = upsampler(tmp_path / "g.onnx", weight=weight) if doubled else convolution(tmp_path / "g.onnx")
+    path = graph(tmp_path, doubled)
     result, _ = rewritten(path, tmp_path, filter_convolutions)
     size, pixels = (8, 4 * 4) if doubled else (16, 6 * 6)
     tiles = 2 * 4 * 4
@@ -109,7 +107,7 @@ def test_other_convolutions_are_left(options: dict[str, Any], tmp_path: Path) ->
 
 def test_a_doubling_with_another_user_is_left(tmp_path: Path) -> None:
     more = [helper.make_node("Relu", ["doubled"], ["z"])]
-    path = upsampler(tmp_path / "g.onnx", weight=random(OUTPUTS, INPUTS, 3, 3), more=more)
+    path = graph(tmp_path, doubled=True, more=more)
     result, counts = rewritten(path, tmp_path, filter_convolutions)
     assert counts == [1], "the convolution, on the doubled image"
     assert "Resize" in operators(result)
