@@ -15,6 +15,7 @@ from sparsectrl_lcm.runtime.manifest import DECODERS
 BASELINE = "diffusers-fp32"
 DIFFUSERS = {
     BASELINE: (BASELINE, {"dtype": "float32"}, {}, 13.4),
+    "diffusers-fp32-compiled": (BASELINE, {"dtype": "float32"}, {"compiled": True}, 14.5),
     "diffusers-bf16": ("diffusers-bf16", {"dtype": "bfloat16"}, {}, 7.5),
     "diffusers-bf16-compiled": ("diffusers-bf16", {"dtype": "bfloat16"}, {"compiled": True}, 9.0),
 }
