@@ -34,7 +34,7 @@ class Ours:
 
 OURS = {
     "onnxruntime-fp32": Ours("onnxruntime", "fp32", 10.4),
-    "openvino-fp32": Ours("openvino", "fp32", 11.5),
+    "openvino-fp32": Ours("openvino", "fp32", 13.0),
     "openvino-bf16": Ours("openvino", "bf16", 8.0),
     "openvino-int8-tiny": Ours("openvino", "int8", 6.0, "tiny"),
 }

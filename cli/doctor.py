@@ -2,6 +2,9 @@
 
 import typer
 
+INT8_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+"""Instruction sets of x86 with one of which int8 is faster than fp32."""
+
 
 def doctor() -> None:
     """Show which backends can run on this machine, and what mends those that cannot."""
@@ -26,9 +29,7 @@ def doctor() -> None:
         if item.reason:
             typer.echo(f"{item.backend}: {item.reason}")
     if any(item.backend == "openvino" and not item.reason for item in found):
-        from ..runtime.openvino import best_precision, capabilities
-
-        typer.echo(f"openvino: the processor computes in {', '.join(capabilities())}; build takes {best_precision()}")
+        typer.echo(f"openvino: {_openvino_precisions()}")
     if any(item.backend == "tensorrt-rtx" and item.version and item.reason for item in found):
         typer.echo("tensorrt-rtx: engines can be built here all the same")
     usable = [item.backend for item in found if not item.reason]
@@ -36,3 +37,14 @@ def doctor() -> None:
         typer.echo(
             f"--backend auto takes the first of {', '.join(usable)} that has engines for the bundle, or needs none"
         )
+
+
+def _openvino_precisions() -> str:
+    """What OpenVINO computes in on this processor, and what a build makes of it."""
+    from ..runtime.bench.machine import instruction_sets
+    from ..runtime.openvino import best_precision, capabilities
+
+    said = f"the processor computes in {', '.join(capabilities())}; build takes {best_precision()}"
+    known = instruction_sets()
+    slow = known and not known & INT8_PRODUCTS
+    return f"{said}; int8 is no faster than fp32 without VNNI or AMX" if slow else said

@@ -26,8 +26,8 @@ from .schedule import Schedule, lcm_schedule
 from .sessions import Array, Sessions
 from .tokenizer import ClipTokenizer
 
-DECODE_PIXELS = 512 * 512
-"""Pixels that are decoded at a time, at least one frame; bounds the memory of the decoder."""
+DECODE_PIXELS = 256 * 256
+"""Pixels that are decoded at a time, at least one frame; bounds the memory of the decoder. More are no faster."""
 
 
 def decode_chunk(request: Request) -> int:

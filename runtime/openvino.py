@@ -23,7 +23,7 @@ INSTALL = "pip install 'sparsectrl-lcm[openvino]'"
 PRECISIONS = ("bf16", "fp32", "int8")
 """In the order in which a set of engines is chosen; bf16 only where the processor computes in it."""
 CACHED_WITH_WEIGHTS = 256 * 1024**2
-"""Bytes of weights up to which the cache of compiled graphs holds them packed; above, they would be there twice."""
+"""Bytes of a graph up to which OpenVINO's cache holds its packed weights; above, they would be there twice."""
 FORGET_EVERY = 0.2
 """Seconds after which weights that were read while a graph is compiled are given back."""
 _ALONE = {"batch": 1}
@@ -64,12 +64,11 @@ class OpenVinoSessions:
         if graph in self._sessions and self._sessions[graph].shapes == shapes:
             return
         self._sessions.pop(graph, None)
-        path, precision = self._path(graph)
+        path, precision, size = self._source(graph)
         options = compile_options(self._device, precision, self._threads)
         if (folder := _cache_folder(self._bundle.folder)) is not None:
-            weights = sum(self._bundle.manifest.files[name].bytes for name in record.weights)
             options["CACHE_DIR"] = str(folder)
-            options["CACHE_MODE"] = "OPTIMIZE_SPEED" if weights <= CACHED_WITH_WEIGHTS else "OPTIMIZE_SIZE"
+            options["CACHE_MODE"] = "OPTIMIZE_SPEED" if size <= CACHED_WITH_WEIGHTS else "OPTIMIZE_SIZE"
         self._sessions[graph] = OpenVinoSession(path, record, shapes, self._device, options)
 
     def session(self, graph: str) -> "OpenVinoSession":
@@ -80,11 +79,14 @@ class OpenVinoSessions:
         """Frees all sessions."""
         self._sessions.clear()
 
-    def _path(self, graph: str) -> tuple[Path, str]:
-        """The file of a graph, and its precision."""
-        if self._engines is not None and graph in self._engines.index.engines:
-            return self._engines.open(self._bundle.manifest, graph, version()), self.precision
-        return self._bundle.folder / self._bundle.graph(graph).path, "fp32"
+    def _source(self, graph: str) -> tuple[Path, str, int]:
+        """The file of a graph, its precision, and how many bytes graph and weights have."""
+        if self._engines is not None and (engine := self._engines.index.engines.get(graph)):
+            path = self._engines.open(self._bundle.manifest, graph, version())
+            return path, self.precision, sum(file.bytes for file in engine.files.values())
+        record = self._bundle.graph(graph)
+        size = sum(self._bundle.manifest.files[name].bytes for name in (record.path, *record.weights))
+        return self._bundle.folder / record.path, "fp32", size
 
 
 class OpenVinoSession:

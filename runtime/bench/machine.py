@@ -42,6 +42,11 @@ def physical_cores() -> int:
     return min(usable, len(places) or usable)
 
 
+def instruction_sets() -> frozenset[str]:
+    """The processor's instruction sets by Linux' names; none where the system does not tell."""
+    return frozenset(next(iter(_cpu_fields("flags")), "").split())
+
+
 def memory_bytes() -> int | None:
     """The machine's memory, or what its container may use of it."""
     try:

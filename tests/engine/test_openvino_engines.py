@@ -242,6 +242,18 @@ def test_the_precision_is_one_that_the_processor_computes_in(bundle: Path, monke
     refused(bundle, "bf16", "bf16 engines were not built")
 
 
+def test_the_cache_holds_weights_by_the_size_of_what_is_compiled(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(bundle, "bf16")  # half as large; fp32 is the portable graph
+    opened = Bundle.load(bundle)
+    portable = sum(opened.manifest.files[name].bytes for name in opened.graph("unet").weights)
+    monkeypatch.setattr(openvino, "CACHED_WITH_WEIGHTS", portable)
+    modes = []
+    monkeypatch.setattr(openvino, "OpenVinoSession", lambda *given: modes.append(given[-1]["CACHE_MODE"]))
+    for precision in ("bf16", "fp32"):
+        OpenVinoSessions(opened, precision).open("unet", {"frames": 1, "latent_height": 8, "latent_width": 8})
+    assert modes == ["OPTIMIZE_SPEED", "OPTIMIZE_SIZE"]
+
+
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_bundle(), tmp_path / "demo"))

@@ -14,6 +14,7 @@ from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine import onnxruntime_cuda
 from sparsectrl_lcm.runtime import BackendError, VideoPipeline, backends
 from sparsectrl_lcm.runtime.backends import Availability, LoadOptions
+from sparsectrl_lcm.runtime.bench import machine
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.gpu import cuda, device, library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
@@ -207,10 +208,17 @@ def test_doctor_says_what_can_run_and_what_mends_the_rest(
     assert "run: pip install 'tensorrt>=10.16,<12' cuda-bindings onnx-ir" in said["tensorrt"]
     assert "onnxruntime-gpu[cuda,cudnn]>=1.31" in said["onnxruntime-cuda"]
     assert said["tensorrt-rtx"] == "engines can be built here all the same"
-    assert re.fullmatch(
-        r"the processor computes in (\w+\d, )*FP32(, \w+\d)*; build takes (bf16|fp32)", said["openvino"]
-    )
+    assert re.match(r"the processor computes in (\w+\d, )*FP32(, \w+\d)*; build takes (bf16|fp32)\b", said["openvino"])
     assert "takes the first of openvino, onnxruntime that has engines" in text
+
+
+@pytest.mark.parametrize(("flags", "slow"), [("fpu avx2", True), ("fpu avx2 avx_vnni", False), ("", False)])
+def test_doctor_says_where_int8_does_not_pay(
+    flags: str, slow: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_cpu_fields", lambda name: [flags] if name == "flags" else [])
+    assert run(["doctor"]) == 0
+    assert ("; int8 is no faster than fp32 without VNNI or AMX\n" in capsys.readouterr().out) is slow
 
 
 @pytest.mark.usefixtures("no_openvino")
