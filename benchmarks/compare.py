@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", help=f"WIDTHxHEIGHT; by default {SIZES['full']}")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0 for the scaling alone")
     parser.add_argument("--threads", type=int, default=physical_cores(), help="of each contender; by default all cores")
     parser.add_argument("--memory-gb", type=float, default=0.8 * (memory_bytes() or 16e9) / 1e9)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="full", help="small: to try it in minutes")
@@ -59,6 +59,7 @@ def arguments() -> argparse.Namespace:
         "--scaling", nargs="?", const="openvino-bf16", choices=OURS, help="also its cost over frames, pixels and steps"
     )
     parser.add_argument("--scaling-rounds", type=int, default=1)
+    parser.add_argument("--scaling-axis", action="append", choices=scaling.AXES, help="repeatable; by default all")
     parser.add_argument("--output", type=Path, help="a JSON file; by default a new one in benchmarks/results")
     parser.add_argument("--plot", type=Path, metavar="JSON", help="draw and print earlier results, measure nothing")
     options = parser.parse_args()
@@ -197,7 +198,8 @@ def measure_scaling(options: argparse.Namespace, report: Report) -> None:
     found: list[dict[str, Any]] = []
     report["scaling"] = {"contender": options.scaling, "points": found}
     measured = contender(options.scaling, options.cache, size, options.threads)
-    for point in scaling.measure(measured, size, sizes, options.scaling_rounds):
+    axes = options.scaling_axis or scaling.AXES
+    for point in scaling.measure(measured, size, sizes, options.scaling_rounds, axes):
         print("scaling:", point.get("failed") or f"{point['axis']} {point['value']}", file=sys.stderr)
         found.append(point)
         write(options.output, report)

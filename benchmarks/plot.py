@@ -96,11 +96,13 @@ def draw_roofline(report: Report) -> Figure:
 
 def draw_scaling(found: dict[str, Any]) -> Figure:
     """Seconds over frames, pixels and steps."""
-    figure, panels = plt.subplots(1, len(AXES), figsize=(10, 3.4), layout="constrained")
-    for (axis, label), axes in zip(AXES.items(), panels, strict=True):
-        points = [point for point in found["points"] if point.get("axis") == axis]
+    measured = {axis: [point for point in found["points"] if point.get("axis") == axis] for axis in AXES}
+    measured = {axis: points for axis, points in measured.items() if points}
+    size = (1 + 3 * len(measured), 3.4)
+    figure, (panels,) = plt.subplots(1, len(measured), figsize=size, layout="constrained", squeeze=False)
+    for (axis, points), axes in zip(measured.items(), panels, strict=True):
         _draw_curves(axes, points)
-        axes.set_xlabel(label, fontsize=8)
+        axes.set_xlabel(AXES[axis], fontsize=8)
         axes.set(xlim=(0, None), ylim=(0, None))
         axes.grid(linewidth=0.2)
     panels[0].set_ylabel(f"seconds, {found['contender']}", fontsize=8)

@@ -1,6 +1,6 @@
 """How the cost of a request grows with frames, pixels and steps."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,20 +14,26 @@ SIDES = (128, 192, 256, 384, 512)
 STEPS = (1, 2, 4, 8, 12)
 
 
-def points(base: RequestSize, sizes: Sizes) -> list[tuple[str, int, RequestSize]]:
+AXES = ("frames", "steps", "side")
+"""In what requests differ, the longest last."""
+
+
+def points(base: RequestSize, sizes: Sizes, axes: Container[str] = AXES) -> list[tuple[str, int, RequestSize]]:
     """Requests that differ from `base` in one thing: its name, its value, the request; those the bundle allows."""
     frames = [("frames", count, replace(base, frames=count)) for count in FRAMES if count <= sizes.max_frames]
     sides = [("side", side, replace(base, width=side, height=side)) for side in SIDES if side % sizes.multiple == 0]
     steps = [("steps", count, replace(base, steps=count)) for count in STEPS]
-    return [*frames, *steps, *sides]  # the longest last
+    return [point for point in (*frames, *steps, *sides) if point[0] in axes]
 
 
-def measure(contender: Contender, base: RequestSize, sizes: Sizes, repeat: int) -> Iterator[dict[str, Any]]:
-    """Seconds of both kinds of requests at each point; one that fails is the last."""
+def measure(
+    contender: Contender, base: RequestSize, sizes: Sizes, repeat: int, axes: Container[str] = AXES
+) -> Iterator[dict[str, Any]]:
+    """Seconds of both kinds of requests at each point of the axes; one that fails is the last."""
     worker = Worker(contender.command)
     try:
         worker.ask("load", **contender.load)
-        for axis, value, size in points(base, sizes):
+        for axis, value, size in points(base, sizes, axes):
             request = {**size.as_dict(), **contender.request}
             worker.ask("warm_up", **(request | {"steps": 1}))
             samples: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
