@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", help=f"WIDTHxHEIGHT; by default {SIZES['full']}")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="0 for the scaling alone")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=physical_cores(), help="of each contender; by default all cores")
     parser.add_argument("--memory-gb", type=float, default=0.8 * (memory_bytes() or 16e9) / 1e9)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="full", help="small: to try it in minutes")
@@ -63,6 +63,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="a JSON file; by default a new one in benchmarks/results")
     parser.add_argument("--plot", type=Path, metavar="JSON", help="draw and print earlier results, measure nothing")
     options = parser.parse_args()
+    if options.scaling_axis and options.scaling is None:
+        parser.error("--scaling-axis wants --scaling")
     options.cache = options.cache or CACHES[options.architecture]
     options.size = options.size or SIZES[options.architecture]
     options.contender = options.contender or list(NAMES)

@@ -1,6 +1,6 @@
 """How the cost of a request grows with frames, pixels and steps."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,10 @@ STEPS = (1, 2, 4, 8, 12)
 
 
 AXES = ("frames", "steps", "side")
-"""In what requests differ, the longest last."""
+"""In what requests differ."""
 
 
-def points(base: RequestSize, sizes: Sizes, axes: Container[str] = AXES) -> list[tuple[str, int, RequestSize]]:
+def points(base: RequestSize, sizes: Sizes, axes: Collection[str] = AXES) -> list[tuple[str, int, RequestSize]]:
     """Requests that differ from `base` in one thing: its name, its value, the request; those the bundle allows."""
     frames = [("frames", count, replace(base, frames=count)) for count in FRAMES if count <= sizes.max_frames]
     sides = [("side", side, replace(base, width=side, height=side)) for side in SIDES if side % sizes.multiple == 0]
@@ -27,7 +27,7 @@ def points(base: RequestSize, sizes: Sizes, axes: Container[str] = AXES) -> list
 
 
 def measure(
-    contender: Contender, base: RequestSize, sizes: Sizes, repeat: int, axes: Container[str] = AXES
+    contender: Contender, base: RequestSize, sizes: Sizes, repeat: int, axes: Collection[str] = AXES
 ) -> Iterator[dict[str, Any]]:
     """Seconds of both kinds of requests at each point of the axes; one that fails is the last."""
     worker = Worker(contender.command)

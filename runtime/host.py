@@ -27,7 +27,7 @@ from .sessions import Array, Sessions
 from .tokenizer import ClipTokenizer
 
 DECODE_PIXELS = 256 * 256
-"""Pixels that are decoded at a time, at least one frame; bounds the memory of the decoder. More are no faster."""
+"""Pixels that are decoded at a time, at least one frame; bounds the memory of the decoder (docs/cpu.md)."""
 
 
 def decode_chunk(request: Request) -> int:

@@ -23,7 +23,7 @@ INSTALL = "pip install 'sparsectrl-lcm[openvino]'"
 PRECISIONS = ("bf16", "fp32", "int8")
 """In the order in which a set of engines is chosen; bf16 only where the processor computes in it."""
 CACHED_WITH_WEIGHTS = 256 * 1024**2
-"""Bytes of a graph up to which OpenVINO's cache holds its packed weights; above, they would be there twice."""
+"""Bytes of a graph up to which OpenVINO's cache also holds its packed weights, mapped beside those in use."""
 FORGET_EVERY = 0.2
 """Seconds after which weights that were read while a graph is compiled are given back."""
 _ALONE = {"batch": 1}
