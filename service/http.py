@@ -2,14 +2,27 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 64 * 1024
 """Most bytes that are not of a body, in a row: a head, the lines between chunks, trailers."""
 LINGER_SECONDS = 3.0
 """How long what a client still sends is dropped once it was answered, so that it can read the answer."""
+
+
+def _closing_if_early(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
+    """The sending end of a request that says `Connection: close` where it answers before the body has come."""
+    send = cycle.send
+
+    async def closing(message: Any) -> None:
+        if message["type"] == "http.response.start" and cycle.more_body:
+            cycle.keep_alive = False  # else the client's next request would meet a closed connection
+        await send(message)
+
+    return closing
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -83,6 +96,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._disarm()
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.send = _closing_if_early(self.cycle)  # type: ignore[assignment, method-assign]
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""

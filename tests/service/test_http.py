@@ -82,6 +82,7 @@ def seconds_until_closed(sock: socket.socket, drip: bytes = b"", most: float = 1
 
 
 UNFINISHED = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+FINISHED = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab"
 CHUNKED = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -114,6 +115,16 @@ def test_an_early_answer_is_read_although_the_body_goes_on(port: int) -> None:
         for _ in range(50):  # much more than the buffers of a socket hold
             sock.sendall(b"x" * 2**20)
         assert seconds_until_closed(sock)[1].startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(("sent", "closes"), [(UNFINISHED, True), (FINISHED, False)], ids=["early", "in time"])
+def test_an_answer_that_ends_the_connection_says_so(port: int, sent: bytes, closes: bool) -> None:
+    """Else a client sends its next request on it."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(sent)
+        head = seconds_until_closed(sock)[1].partition(b"\r\n\r\n")[0]
+    assert head.startswith(b"HTTP/1.1 200")
+    assert (b"connection: close" in head) is closes
 
 
 @pytest.mark.parametrize(
