@@ -65,6 +65,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.scaling_axis and options.scaling is None:
         parser.error("--scaling-axis wants --scaling")
+    options.scaling_axis = options.scaling_axis or list(scaling.AXES)
     options.cache = options.cache or CACHES[options.architecture]
     options.size = options.size or SIZES[options.architecture]
     options.contender = options.contender or list(NAMES)
@@ -200,8 +201,7 @@ def measure_scaling(options: argparse.Namespace, report: Report) -> None:
     found: list[dict[str, Any]] = []
     report["scaling"] = {"contender": options.scaling, "points": found}
     measured = contender(options.scaling, options.cache, size, options.threads)
-    axes = options.scaling_axis or scaling.AXES
-    for point in scaling.measure(measured, size, sizes, options.scaling_rounds, axes):
+    for point in scaling.measure(measured, size, sizes, options.scaling_rounds, options.scaling_axis):
         print("scaling:", point.get("failed") or f"{point['axis']} {point['value']}", file=sys.stderr)
         found.append(point)
         write(options.output, report)

@@ -12,11 +12,11 @@ import numpy as np
 from compare_report import STEPWISE, Report
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scaling import AXES
 
 STAGES = {"text": "#9e9e9e", "keyframes": "#c7b299", "control": "#e0a030", "denoise": "#3070b0", "decode": "#50a070"}
 OTHER = "#d9d9d9"
 MARKERS = {"text_encoder": "v", "controlnet_scribble": "s", "unet": "o", "vae_decoder": "D", "vae_decoder_tiny": "d"}
-AXES = {"frames": "frames", "side": "pixels of a side", "steps": "steps"}
 
 
 def draw(report: Report, path: Path) -> list[Path]:
@@ -96,8 +96,8 @@ def draw_roofline(report: Report) -> Figure:
 
 def draw_scaling(found: dict[str, Any]) -> Figure:
     """Seconds over frames, pixels and steps."""
-    measured = {axis: [point for point in found["points"] if point.get("axis") == axis] for axis in AXES}
-    measured = {axis: points for axis, points in measured.items() if points}
+    by_axis = {axis: [point for point in found["points"] if point.get("axis") == axis] for axis in AXES}
+    measured = {axis: points for axis, points in by_axis.items() if points}
     size = (1 + 3 * len(measured), 3.4)
     figure, (panels,) = plt.subplots(1, len(measured), figsize=size, layout="constrained", squeeze=False)
     for (axis, points), axes in zip(measured.items(), panels, strict=True):

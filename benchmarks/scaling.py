@@ -12,10 +12,8 @@ from sparsectrl_lcm.runtime.manifest import Sizes
 FRAMES = (1, 2, 4, 8, 16)
 SIDES = (128, 192, 256, 384, 512)
 STEPS = (1, 2, 4, 8, 12)
-
-
-AXES = ("frames", "steps", "side")
-"""In what requests differ."""
+AXES = {"frames": "frames", "side": "pixels of a side", "steps": "steps"}
+"""In what requests differ, and what pictures call it."""
 
 
 def points(base: RequestSize, sizes: Sizes, axes: Collection[str] = AXES) -> list[tuple[str, int, RequestSize]]:
@@ -23,11 +21,11 @@ def points(base: RequestSize, sizes: Sizes, axes: Collection[str] = AXES) -> lis
     frames = [("frames", count, replace(base, frames=count)) for count in FRAMES if count <= sizes.max_frames]
     sides = [("side", side, replace(base, width=side, height=side)) for side in SIDES if side % sizes.multiple == 0]
     steps = [("steps", count, replace(base, steps=count)) for count in STEPS]
-    return [point for point in (*frames, *steps, *sides) if point[0] in axes]
+    return [point for point in (*frames, *steps, *sides) if point[0] in axes]  # the longest last
 
 
 def measure(
-    contender: Contender, base: RequestSize, sizes: Sizes, repeat: int, axes: Collection[str] = AXES
+    contender: Contender, base: RequestSize, sizes: Sizes, repeat: int, axes: Collection[str]
 ) -> Iterator[dict[str, Any]]:
     """Seconds of both kinds of requests at each point of the axes; one that fails is the last."""
     worker = Worker(contender.command)

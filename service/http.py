@@ -19,7 +19,7 @@ def _closing_if_early(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[
 
     async def closing(message: Any) -> None:
         if message["type"] == "http.response.start" and cycle.more_body:
-            cycle.keep_alive = False  # else the client's next request would meet a closed connection
+            cycle.keep_alive = False  # nothing that follows on this connection would be understood
         await send(message)
 
     return closing
@@ -108,12 +108,6 @@ class BoundedProtocol(HttpToolsProtocol):
         """The body of a request is complete."""
         self._head_bytes = 0
         super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        """An answer is complete; where its request is not, nothing that follows on this connection is understood."""
-        if self.unfinished:
-            self.transport.close()
-        super().on_response_complete()
 
     def pause_writing(self) -> None:
         """The client takes the answer more slowly than it is made."""

@@ -103,9 +103,10 @@ def test_memory_is_expected_to_grow_with_the_size() -> None:
 
 def test_points_of_scaling_differ_in_one_thing() -> None:
     base = RequestSize(256, 256, 16)
-    points = scaling.points(base, read_manifest(demo_bundle()).sizes)
+    sizes = read_manifest(demo_bundle()).sizes
+    points = scaling.points(base, sizes)
     assert {axis for axis, _, _ in points} == set(plot.AXES) == set(scaling.AXES)
-    assert {axis for axis, _, _ in scaling.points(base, read_manifest(demo_bundle()).sizes, ["side"])} == {"side"}
+    assert {axis for axis, _, _ in scaling.points(base, sizes, ["side"])} == {"side"}
     for axis, value, size in points:
         changed = {name for name, given in size.as_dict().items() if given != base.as_dict()[name]}
         assert changed <= ({"width", "height"} if axis == "side" else {axis})
