@@ -25,6 +25,16 @@ def only_user(node: ir.Node) -> ir.Node:
     return use.node
 
 
+def affine_parameter(node: ir.Node) -> ir.Value:
+    """The weight or bias [C] that `node` takes reshaped to [C, 1, 1]."""
+    for value in node.inputs:
+        reshape = value.producer() if value is not None else None
+        source = reshape.inputs[0] if reshape is not None else None
+        if source is not None and source.const_value is not None:
+            return source
+    raise AssertionError(f"{node.name} has no parameter")
+
+
 def is_spatial_attention(name: str) -> bool:
     """Whether a node belongs to an attention of a spatial transformer."""
     return ".attentions." in name and (".attn1/" in name or ".attn2/" in name)
@@ -121,7 +131,7 @@ def fuse_group_norm(model: ir.Model) -> int:
         assert (split.op_type, scaled.op_type, shifted.op_type) == ("Reshape", "Mul", "Add")
         assert groups is not None
         assert groups.const_value is not None
-        weight, bias = (_parameter(node) for node in (scaled, shifted))
+        weight, bias = (affine_parameter(node) for node in (scaled, shifted))
         fused = ir.node(
             "GroupNormalization",
             [split.inputs[0], weight, bias],
@@ -133,13 +143,3 @@ def fuse_group_norm(model: ir.Model) -> int:
     if found:
         common.RemoveUnusedNodesPass()(model)
     return len(found)
-
-
-def _parameter(node: ir.Node) -> ir.Value:
-    """The weight or bias [C] that `node` takes reshaped to [C, 1, 1]."""
-    for value in node.inputs:
-        reshape = value.producer() if value is not None else None
-        source = reshape.inputs[0] if reshape is not None else None
-        if source is not None and source.const_value is not None:
-            return source
-    raise AssertionError(f"{node.name} has no parameter")

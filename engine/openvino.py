@@ -23,6 +23,7 @@ from ..runtime.openvino import (
     version,
 )
 from .calibration import ObservedGraph, ObservingSessions, RunRequests
+from .channels_last import norm_by_channels, turn_motion_modules
 from .check import output_error, random_inputs, run_portable
 from .fusions import fuse_attention, is_transformer_attention
 from .identities import fold_upsampling, split_gated_units
@@ -161,6 +162,9 @@ def _typed(bundle: Bundle, graph: str, precision: str, ranges: Mapping[str, floa
     def rewrite(model: ir.Model) -> None:
         fuse_attention(model, is_transformer_attention)
         split_gated_units(model)
+        if precision == "bf16":
+            turn_motion_modules(model)
+            norm_by_channels(model)
         if filtered:
             filter_convolutions(model)
         fold_upsampling(model)

@@ -7,15 +7,14 @@ remain: the others are zero, as pairs of its pixels are equal. In fp32 the error
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.tape import Tape
 
 from .fusions import only_user
 from .identities import derived_weight, is_doubled_for_convolution, is_plain_convolution, remove_unused, weight_shape
+from .rewriting import Rewriting
 
 MIN_CHANNELS = 128
 """Fewer going in or coming out are not worth the transforms: with 64 a convolution gets slower."""
@@ -92,7 +91,7 @@ def filter_convolutions(model: ir.Model) -> int:
         rewrite = _Rewrite(model.graph, convolution, form.doubled() if resize else form)
         result = rewrite.run((resize or convolution).inputs[0])
         ir.convenience.replace_nodes_and_values(
-            model.graph, convolution, [convolution], rewrite.tape.nodes, convolution.outputs, [result]
+            model.graph, convolution, [convolution], rewrite.nodes, convolution.outputs, [result]
         )
     remove_unused(model, found)
     return len(found)
@@ -104,17 +103,16 @@ def _channels(convolution: ir.Node) -> tuple[int, int]:
     return outputs, inputs
 
 
-class _Rewrite:
+class _Rewrite(Rewriting):
     """One convolution; T counts the tiles of all images, L a tile's pixels along an axis.
 
     P and R are the products and the results of a tile, C and K the channels that go in and come out.
     """
 
     def __init__(self, graph: ir.Graph, convolution: ir.Node, form: Filtering) -> None:
-        self.graph = graph
+        super().__init__(graph, f"{convolution.name or convolution.outputs[0].name}.winograd")
         self.convolution = convolution
         self.form = form
-        self.tape = Tape()
 
     def run(self, source: ir.Value | None) -> ir.Value:
         """The result [N, K, H, W] for an input [N, C, H, W] (of half the size, where it is doubled); sizes any."""
@@ -142,9 +140,7 @@ class _Rewrite:
 
     def sizes(self, source: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value]:
         """N, H and W as vectors of one."""
-        count, _, height, width = self.tape.op_multi_out(
-            "Split", [self.op("Shape", source)], {"num_outputs": 4}, num_outputs=4
-        )
+        count, _, height, width = self.split(self.op("Shape", source), 4)
         return count, height, width
 
     def tiles(self, size: ir.Value) -> ir.Value:
@@ -185,15 +181,14 @@ class _Rewrite:
     def multiply(self, pixels: ir.Value) -> ir.Value:
         """The products over channels, each with weights of its own, which a backend can pack."""
         along = len(self.form.taps)
-        parts = self.tape.op_multi_out("Split", [pixels], {"axis": 0, "num_outputs": along**2}, num_outputs=along**2)
         products = []
-        for index, part in enumerate(parts):
+        for index, part in enumerate(self.split(pixels, along**2)):
             row, column = divmod(index, along)
             product = self.op("MatMul", part, self.kernel(row, column))
             if row == column == _BIASED and len(self.convolution.inputs) > 2:
                 product = self.op("Add", product, self.convolution.inputs[2])
             products.append(product)
-        return self.op("Concat", *products, axis=0)
+        return self.join(*products)
 
     def kernel(self, row: int, column: int) -> ir.Value:
         """Weights [C, K] of one product."""
@@ -205,26 +200,6 @@ class _Rewrite:
 
         return derived_weight(self.graph, self.convolution.inputs[1], f"{row}{column}", (inputs, outputs), transformed)
 
-    @property
-    def name(self) -> str:
-        return self.convolution.name or self.convolution.outputs[0].name or ""
-
-    def op(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        name = f"{self.name}.winograd.{len(self.tape.nodes)}"
-        return self.tape.op(operator, inputs, attributes or None, name=name)
-
     def range(self, count: ir.Value) -> ir.Value:
         scalar = self.op("Squeeze", count, self.integers(0))
         return self.op("Range", self.constant(np.int64(0)), scalar, self.constant(np.int64(1)))
-
-    def join(self, *parts: ir.Value) -> ir.Value:
-        return self.op("Concat", *parts, axis=0)
-
-    def integers(self, *values: int) -> ir.Value:
-        return self.constant(np.array(values, np.int64))
-
-    def constant(self, array: Any) -> ir.Value:
-        name = f"{self.name}.winograd.constant{len(self.tape.initializers)}"
-        value = self.tape.initializer(ir.tensor(array, name=name), name)
-        self.graph.register_initializer(value)
-        return value

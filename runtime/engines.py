@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 INDEX = "engines.json"
 DECODE_PIXELS = 8 * 512 * 512
 """Pixels that an engine decodes at a time; bounds the memory of the decoder."""
-CONVERSION = 2
+CONVERSION = 3
 """How portable graphs become those of engines; counts up with every change that makes other engines."""
 ANY_DEVICE = "any"
 """The device of engines that are bound to none."""

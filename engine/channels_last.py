@@ -1,0 +1,176 @@
+"""Group norms and motion modules that leave channels innermost, as a CPU's convolutions and products want them.
+
+As exported, a group norm reshapes [N, C, H, W] to [N, groups, -1] and a motion module its frames to [B, F, C, H*W]: a
+backend that keeps channels innermost turns the whole image around for each. Here the sums of a norm are taken channel
+by channel, which any layout allows, and joined to those of the groups; frames and pixels change places as rows of
+channels.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from .fusions import affine_parameter, only_user, producer
+from .identities import remove_unused, weight_shape
+from .rewriting import Rewriting
+
+_AFFINE_OF_IMAGES = [-1, 1, 1]
+"""What the weight of a group norm is reshaped to where it stands for images."""
+_ENTRANCE = re.compile(r"(?P<module>(^|.*\.)motion_modules\.\d+)\.proj_in/MatMul")
+"""The name of a motion module's first product."""
+
+Statistics = tuple[ir.Value, ir.Value]
+"""The mean of each channel and that of its squares, [N, C, 1, 1]."""
+
+
+def norm_by_channels(model: ir.Model) -> int:
+    """Takes the statistics of every group norm of images channel by channel; returns how many.
+
+    The variance is E[x^2] - E[x]^2 in fp32: exact to a tenth of what bf16 rounds up to a mean of ten deviations.
+    """
+    found = [node for node in model.graph if node.op_type == "InstanceNormalization" and _is_of_images(node)]
+    for instance in found:
+        shifted = only_user(only_user(only_user(instance)))
+        rewriting = _ChannelNorm(model.graph, shifted)
+        source = producer(instance.inputs[0]).inputs[0]
+        result = rewriting.normalized(source, rewriting.statistics(source))
+        ir.convenience.replace_nodes_and_values(
+            model.graph, shifted, [shifted], rewriting.nodes, shifted.outputs, [result]
+        )
+    remove_unused(model, found)
+    return len(found)
+
+
+def _is_of_images(instance: ir.Node) -> bool:
+    scaled = only_user(only_user(instance))
+    affine = ir.convenience.get_const_tensor(producer(scaled.inputs[1]).inputs[1])
+    return affine is not None and affine.numpy().tolist() == _AFFINE_OF_IMAGES
+
+
+def turn_motion_modules(model: ir.Model) -> int:
+    """Lets every motion module take and give its frames with channels innermost; returns how many.
+
+    Its group norm, with statistics of each frame or of the clip, is taken channel by channel, too.
+    """
+    found = [(node, match["module"]) for node in model.graph if (match := _ENTRANCE.match(node.name or ""))]
+    for entrance, module in found:
+        source = _turn_entrance(model.graph, entrance, module)
+        (total,) = (use.node for use in source.uses() if (use.node.name or "").startswith(f"{module}/Add"))
+        _turn_exit(model.graph, source, total)
+    remove_unused(model, [entrance for entrance, _ in found])
+    return len(found)
+
+
+def _turn_entrance(graph: ir.Graph, entrance: ir.Node, module: str) -> ir.Value:
+    """From frames [B*F, C, H, W] to the rows [B*H*W, F, C] that `entrance` takes; returns the frames."""
+    rows = producer(entrance.inputs[0])
+    before = producer(producer(rows.inputs[0]).inputs[0])  # over a clip [B, C, F, H*W], else [B, F, C, H*W]
+    over_clip = before.op_type == "Add"
+    rewriting = _ChannelNorm(graph, before if over_clip else producer(before.inputs[0]))
+    head = rewriting.norm.split
+    while ((earlier := producer(head.inputs[0])).name or "").startswith(f"{module}/"):
+        head = earlier
+    source, layout = head.inputs  # [-1, F, C, H*W]
+    assert source is not None
+    statistics = rewriting.statistics(source)
+    if over_clip:
+        statistics = rewriting.over_clip(statistics, layout)
+    images = rewriting.op("Transpose", rewriting.normalized(source, statistics), perm=[0, 2, 3, 1])
+    clips = rewriting.op("Reshape", images, rewriting.picked(layout, 0, 1, 3, 2))
+    turned = rewriting.op("Transpose", clips, perm=[0, 2, 1, 3])  # [B, H*W, F, C]
+    graph.insert_before(rows, rewriting.nodes)
+    rows.replace_input_with(0, turned)
+    return source
+
+
+def _turn_exit(graph: ir.Graph, source: ir.Value, total: ir.Node) -> None:
+    """From rows [B, H*W, F, C] to what is added to the frames `source` [B*F, C, H, W]."""
+    rows = producer(producer(producer(total.inputs[1]).inputs[0]).inputs[0])
+    rewriting = Rewriting(graph, f"{total.name}.turned")
+    clips = rewriting.op("Transpose", rows.outputs[0], perm=[0, 2, 1, 3])
+    shape = rewriting.picked(rewriting.op("Shape", source), 0, 2, 3, 1)
+    images = rewriting.op("Transpose", rewriting.op("Reshape", clips, shape), perm=[0, 3, 1, 2])
+    graph.insert_before(total, rewriting.nodes)
+    total.replace_input_with(1, images)
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """A group norm of the graph.
+
+    Attributes:
+        split: the Reshape that gives each group an axis.
+        weight: [C].
+        bias: [C].
+        groups: how many.
+        epsilon: added to the variance.
+    """
+
+    split: ir.Node
+    weight: ir.Value
+    bias: ir.Value
+    groups: int
+    epsilon: float
+
+
+def _read(shifted: ir.Node) -> _Norm:
+    """The norm that ends in `shifted`: an InstanceNormalization, or over a clip (x - mean) * (1 / sqrt(variance))."""
+    scaled = producer(shifted.inputs[0])
+    normalized = producer(producer(scaled.inputs[0]).inputs[0])
+    if normalized.op_type == "InstanceNormalization":
+        split, epsilon = producer(normalized.inputs[0]), normalized.attributes["epsilon"].as_float()
+    else:
+        deviation = producer(producer(normalized.inputs[1]).inputs[0])
+        constant = ir.convenience.get_const_tensor(producer(deviation.inputs[0]).inputs[1])
+        assert constant is not None
+        split, epsilon = producer(producer(normalized.inputs[0]).inputs[0]), float(constant.numpy())
+    groups = ir.convenience.get_const_tensor(producer(split.inputs[1]).inputs[1])
+    assert groups is not None
+    return _Norm(split, affine_parameter(scaled), affine_parameter(shifted), int(groups.numpy()[0]), epsilon)
+
+
+class _ChannelNorm(Rewriting):
+    """A group norm of [N, C, H, W] by the statistics of its channels.
+
+    Args:
+        graph: the graph.
+        shifted: the last node of the norm as it was exported.
+    """
+
+    def __init__(self, graph: ir.Graph, shifted: ir.Node) -> None:
+        super().__init__(graph, f"{shifted.name}.channels")
+        self.norm = _read(shifted)
+        (self.channels,) = weight_shape(self.norm.weight)
+
+    def statistics(self, source: ir.Value | None) -> Statistics:
+        """Those of each image."""
+        axes = self.integers(2, 3)
+        mean = self.op("ReduceMean", source, axes, keepdims=1)
+        length = self.op("ReduceL2", source, axes, keepdims=1)  # reads once, where Mul and ReduceMean would twice
+        pixels = self.op("ReduceProd", self.op("Shape", source, start=2), keepdims=1)
+        return mean, self.op("Div", self.op("Mul", length, length), self.op("Cast", pixels, to=ir.DataType.FLOAT))
+
+    def over_clip(self, statistics: Statistics, layout: ir.Value | None) -> Statistics:
+        """Those of each clip, for every frame; `layout` is [-1, F, C, H*W]."""
+        shape, once = self.picked(layout, 0, 1, 2), self.integers(1)
+        repeats = self.join(once, self.picked(layout, 1), once)
+        mean, squares = (
+            self.op("Tile", self.op("ReduceMean", self.op("Reshape", each, shape), once, keepdims=1), repeats)
+            for each in statistics
+        )
+        return mean, squares
+
+    def normalized(self, source: ir.Value | None, statistics: Statistics) -> ir.Value:
+        """What the norm gives for `source`: one product and one sum."""
+        size = self.channels // self.norm.groups
+        grouped = [self.op("Reshape", each, self.integers(-1, self.norm.groups, size)) for each in statistics]
+        mean, squares = (self.op("ReduceMean", each, self.integers(2), keepdims=1) for each in grouped)
+        variance = self.op("Max", self.op("Sub", squares, self.op("Mul", mean, mean)), self.constant(np.float32(0)))
+        deviation = self.op("Sqrt", self.op("Add", variance, self.constant(np.float32(self.norm.epsilon))))
+        shape, image = self.integers(1, self.norm.groups, size), self.integers(-1, self.channels, 1, 1)
+        factor = self.op("Div", self.op("Reshape", self.norm.weight, shape), deviation)
+        summand = self.op("Sub", self.op("Reshape", self.norm.bias, shape), self.op("Mul", mean, factor))
+        scaled = self.op("Mul", source, self.op("Reshape", factor, image))
+        return self.op("Add", scaled, self.op("Reshape", summand, image))

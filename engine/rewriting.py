@@ -1,0 +1,57 @@
+"""Writing the nodes that take the place of others."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+
+class Rewriting:
+    """New nodes of a graph, in their order; their names begin with that of what they take the place of.
+
+    Args:
+        graph: takes the constants at once, the nodes where the caller puts `nodes`.
+        name: what the names of nodes and constants begin with.
+    """
+
+    def __init__(self, graph: ir.Graph, name: str) -> None:
+        self.graph = graph
+        self.name = name
+        self._tape = Tape()
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The nodes so far."""
+        return tuple(self._tape.nodes)
+
+    def op(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """The result of an operator."""
+        return self._tape.op(operator, inputs, attributes or None, name=self._next_name())
+
+    def split(self, value: ir.Value, count: int) -> tuple[ir.Value, ...]:
+        """Equal parts along the first axis."""
+        attributes = {"axis": 0, "num_outputs": count}
+        return tuple(self._tape.op_multi_out("Split", [value], attributes, num_outputs=count, name=self._next_name()))
+
+    def join(self, *parts: ir.Value) -> ir.Value:
+        """Parts behind each other along the first axis."""
+        return self.op("Concat", *parts, axis=0)
+
+    def picked(self, value: ir.Value | None, *places: int) -> ir.Value:
+        """What stands at some places of the first axis."""
+        return self.op("Gather", value, self.integers(*places), axis=0)
+
+    def integers(self, *values: int) -> ir.Value:
+        """A vector of integers."""
+        return self.constant(np.array(values, np.int64))
+
+    def constant(self, array: Any) -> ir.Value:
+        """A constant."""
+        name = f"{self.name}.constant{len(self._tape.initializers)}"
+        value = self._tape.initializer(ir.tensor(array, name=name), name)
+        self.graph.register_initializer(value)
+        return value
+
+    def _next_name(self) -> str:
+        return f"{self.name}.{len(self._tape.nodes)}"
