@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", help=f"WIDTHxHEIGHT; by default {SIZES['full']}")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="none with 0, as for --scaling alone")
     parser.add_argument("--threads", type=int, default=physical_cores(), help="of each contender; by default all cores")
     parser.add_argument("--memory-gb", type=float, default=0.8 * (memory_bytes() or 16e9) / 1e9)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="full", help="small: to try it in minutes")
@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     options.scaling_axis = options.scaling_axis or list(scaling.AXES)
     options.cache = options.cache or CACHES[options.architecture]
     options.size = options.size or SIZES[options.architecture]
-    options.contender = options.contender or list(NAMES)
+    options.contender = (options.contender or list(NAMES)) if options.rounds > 0 else []
     return options
 
 

@@ -21,6 +21,9 @@ _AFFINE_OF_IMAGES = [-1, 1, 1]
 _ENTRANCE = re.compile(r"(?P<module>(^|.*\.)motion_modules\.\d+)\.proj_in/MatMul")
 """The name of a motion module's first product."""
 
+_NORMS = (("Reshape", "InstanceNormalization", "Mul", "Add"), ("Reshape", "Mul", "Mul", "Add"))
+"""The operators of a norm from the split into groups, of images and over a clip."""
+
 Statistics = tuple[ir.Value, ir.Value]
 """The mean of each channel and that of its squares, [N, C, 1, 1]."""
 
@@ -28,7 +31,9 @@ Statistics = tuple[ir.Value, ir.Value]
 def norm_by_channels(model: ir.Model) -> int:
     """Takes the statistics of every group norm of images channel by channel; returns how many.
 
-    The variance is E[x^2] - E[x]^2 in fp32: exact to a tenth of what bf16 rounds up to a mean of ten deviations.
+    The variance is E[x^2] - E[x]^2, whose error grows with the square of mean over deviation, and with the summands
+    that a backend adds up one after the other: where channels are innermost, OpenVINO does so with all pixels of a
+    reduction. So the sums are those of rows first.
     """
     found = [node for node in model.graph if node.op_type == "InstanceNormalization" and _is_of_images(node)]
     for instance in found:
@@ -68,31 +73,34 @@ def _turn_entrance(graph: ir.Graph, entrance: ir.Node, module: str) -> ir.Value:
     rows = producer(entrance.inputs[0])
     before = producer(producer(rows.inputs[0]).inputs[0])  # over a clip [B, C, F, H*W], else [B, F, C, H*W]
     over_clip = before.op_type == "Add"
-    rewriting = _ChannelNorm(graph, before if over_clip else producer(before.inputs[0]))
-    head = rewriting.norm.split
+    norm = _ChannelNorm(graph, before if over_clip else producer(before.inputs[0]))
+    head = norm.norm.split
     while ((earlier := producer(head.inputs[0])).name or "").startswith(f"{module}/"):
         head = earlier
     source, layout = head.inputs  # [-1, F, C, H*W]
     assert source is not None
-    statistics = rewriting.statistics(source)
+    statistics = norm.statistics(source)
     if over_clip:
-        statistics = rewriting.over_clip(statistics, layout)
-    images = rewriting.op("Transpose", rewriting.normalized(source, statistics), perm=[0, 2, 3, 1])
-    clips = rewriting.op("Reshape", images, rewriting.picked(layout, 0, 1, 3, 2))
-    turned = rewriting.op("Transpose", clips, perm=[0, 2, 1, 3])  # [B, H*W, F, C]
-    graph.insert_before(rows, rewriting.nodes)
+        statistics = norm.over_clip(statistics, layout)
+    normalized = norm.normalized(source, statistics)
+    turn = Rewriting(graph, f"{rows.name}.turned")
+    images = turn.op("Transpose", normalized, perm=[0, 2, 3, 1])
+    clips = turn.op("Reshape", images, turn.picked(layout, 0, 1, 3, 2))
+    turned = turn.op("Transpose", clips, perm=[0, 2, 1, 3])  # [B, H*W, F, C]
+    graph.insert_before(rows, (*norm.nodes, *turn.nodes))
     rows.replace_input_with(0, turned)
     return source
 
 
 def _turn_exit(graph: ir.Graph, source: ir.Value, total: ir.Node) -> None:
     """From rows [B, H*W, F, C] to what is added to the frames `source` [B*F, C, H, W]."""
-    rows = producer(producer(producer(total.inputs[1]).inputs[0]).inputs[0])
-    rewriting = Rewriting(graph, f"{total.name}.turned")
-    clips = rewriting.op("Transpose", rows.outputs[0], perm=[0, 2, 1, 3])
-    shape = rewriting.picked(rewriting.op("Shape", source), 0, 2, 3, 1)
-    images = rewriting.op("Transpose", rewriting.op("Reshape", clips, shape), perm=[0, 3, 1, 2])
-    graph.insert_before(total, rewriting.nodes)
+    frames = producer(total.inputs[1])
+    rows = producer(producer(frames.inputs[0]).inputs[0])
+    turn = Rewriting(graph, f"{frames.name}.turned")
+    clips = turn.op("Transpose", rows.outputs[0], perm=[0, 2, 1, 3])
+    shape = turn.picked(turn.op("Shape", source), 0, 2, 3, 1)
+    images = turn.op("Transpose", turn.op("Reshape", clips, shape), perm=[0, 3, 1, 2])
+    graph.insert_before(total, turn.nodes)
     total.replace_input_with(1, images)
 
 
@@ -120,15 +128,24 @@ def _read(shifted: ir.Node) -> _Norm:
     scaled = producer(shifted.inputs[0])
     normalized = producer(producer(scaled.inputs[0]).inputs[0])
     if normalized.op_type == "InstanceNormalization":
-        split, epsilon = producer(normalized.inputs[0]), normalized.attributes["epsilon"].as_float()
+        split = producer(normalized.inputs[0])
+        (groups,) = weight_shape(normalized.inputs[1])
+        epsilon = normalized.attributes["epsilon"].as_float()
     else:
+        split = producer(producer(normalized.inputs[0]).inputs[0])
+        groups = int(_constant(producer(split.inputs[1]).inputs[1]))
         deviation = producer(producer(normalized.inputs[1]).inputs[0])
-        constant = ir.convenience.get_const_tensor(producer(deviation.inputs[0]).inputs[1])
-        assert constant is not None
-        split, epsilon = producer(producer(normalized.inputs[0]).inputs[0]), float(constant.numpy())
-    groups = ir.convenience.get_const_tensor(producer(split.inputs[1]).inputs[1])
-    assert groups is not None
-    return _Norm(split, affine_parameter(scaled), affine_parameter(shifted), int(groups.numpy()[0]), epsilon)
+        epsilon = _constant(producer(deviation.inputs[0]).inputs[1])
+    found = (split.op_type, normalized.op_type, scaled.op_type, shifted.op_type)
+    assert found in _NORMS, f"{shifted.name} ends no group norm: {found}"
+    return _Norm(split, affine_parameter(scaled), affine_parameter(shifted), groups, epsilon)
+
+
+def _constant(value: ir.Value | None) -> float:
+    """The one element of a constant."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    assert tensor is not None, f"{value} is no constant"
+    return float(tensor.numpy().item())
 
 
 class _ChannelNorm(Rewriting):
@@ -145,12 +162,16 @@ class _ChannelNorm(Rewriting):
         (self.channels,) = weight_shape(self.norm.weight)
 
     def statistics(self, source: ir.Value | None) -> Statistics:
-        """Those of each image."""
-        axes = self.integers(2, 3)
-        mean = self.op("ReduceMean", source, axes, keepdims=1)
-        length = self.op("ReduceL2", source, axes, keepdims=1)  # reads once, where Mul and ReduceMean would twice
-        pixels = self.op("ReduceProd", self.op("Shape", source, start=2), keepdims=1)
-        return mean, self.op("Div", self.op("Mul", length, length), self.op("Cast", pixels, to=ir.DataType.FLOAT))
+        """Those of each image; rows first, by other operators than columns, as OpenVINO joins equal ones."""
+        columns, rows = self.integers(2), self.integers(3)
+        width = self.op("Cast", self.op("Shape", source, start=3), to=ir.DataType.FLOAT)
+        sums = self.op("ReduceSum", source, rows, keepdims=1)
+        lengths = self.op("ReduceL2", source, rows, keepdims=1)  # reads once, where Mul and ReduceSum would twice
+        mean, squares = (
+            self.op("Div", self.op("ReduceMean", each, columns, keepdims=1), width)
+            for each in (sums, self.op("Mul", lengths, lengths))
+        )
+        return mean, squares
 
     def over_clip(self, statistics: Statistics, layout: ir.Value | None) -> Statistics:
         """Those of each clip, for every frame; `layout` is [-1, F, C, H*W]."""

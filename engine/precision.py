@@ -22,7 +22,8 @@ _ISLAND_GRAPHS = ("lcm_update",)
 _ISLAND_INPUTS = ("latents", "timestep", "conditioning", "conditioning_mask", "prediction")
 """Inputs and outputs in fp32; the prompt's embeddings and the residuals take the low precision."""
 _ISLAND_OPERATORS = {
-    *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "ReduceMean", "Softmax"),
+    *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "Softmax"),
+    *("ReduceL2", "ReduceMean", "ReduceSum"),
     *("Clip", "Cos", "Exp", "Max", "Min", "Round", "Sin"),
 }
 _ISLAND_MODULES = re.compile(

@@ -11,7 +11,7 @@ class Rewriting:
     """New nodes of a graph, in their order; their names begin with that of what they take the place of.
 
     Args:
-        graph: takes the constants at once, the nodes where the caller puts `nodes`.
+        graph: gets the constants at once; where `nodes` go, the caller says.
         name: what the names of nodes and constants begin with.
     """
 

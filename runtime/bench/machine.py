@@ -11,6 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+MATRIX_SETS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+"""Instruction sets that decide how fast a processor multiplies matrices in each precision, by Linux' names."""
+
 
 def report_head(command: str, packages: Iterable[str]) -> dict[str, Any]:
     """What every report begins with; packages that are not installed are left out."""
@@ -24,10 +27,11 @@ def report_head(command: str, packages: Iterable[str]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and system; memory is None where the system does not tell."""
-    memory = memory_bytes()
+    """Processor, cores, memory and system; memory is None where the system does not tell, of `MATRIX_SETS` none."""
+    memory, sets = memory_bytes(), instruction_sets()
     return {
         "processor": next(iter(_cpu_fields("model name")), platform.processor() or platform.machine()),
+        "instruction_sets": [name for name in MATRIX_SETS if name in sets],
         "cores": os.cpu_count(),
         "physical_cores": physical_cores(),
         "memory_gb": None if memory is None else round(memory / 1e9, 1),

@@ -138,6 +138,16 @@ def test_facts_of_the_machine() -> None:
     assert psutil.Process().memory_info().rss <= 1.01 * (peak_bytes() or 0)
 
 
+def test_facts_of_the_machine_tell_what_it_multiplies_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors are called the same with and without AMX."""
+    monkeypatch.setattr(
+        "sparsectrl_lcm.runtime.bench.machine.instruction_sets", lambda: frozenset({"sse2", "amx_int8", "avx2", "fma"})
+    )
+    assert machine()["instruction_sets"] == ["avx2", "amx_int8"]
+    monkeypatch.setattr("sparsectrl_lcm.runtime.bench.machine.instruction_sets", frozenset)
+    assert machine()["instruction_sets"] == []
+
+
 def test_scribbles_are_on_the_first_frame_the_middle_and_the_last() -> None:
     assert list(scribbles(64, 64, 16)) == [0, 8, 15]
     assert list(scribbles(64, 64, 2)) == [0, 1]
