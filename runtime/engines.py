@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .gpu.device import Device
 
 INDEX = "engines.json"
-DECODE_PIXELS = 8 * 512 * 512
+ENGINE_DECODE_PIXELS = 8 * 512 * 512
 """Pixels that an engine decodes at a time; bounds the memory of the decoder."""
 CONVERSION = 3
 """How portable graphs become those of engines; counts up with every change that makes other engines."""
@@ -206,7 +206,7 @@ def decode_frames(manifest: Manifest, size: ClipSize) -> int:
     aligned = [
         count for count in parts if count == size.frames or not (4 * count * latents % 256 or 3 * count * pixels % 256)
     ]
-    return max((count for count in aligned if count * pixels <= DECODE_PIXELS), default=aligned[0])
+    return max((count for count in aligned if count * pixels <= ENGINE_DECODE_PIXELS), default=aligned[0])
 
 
 def device_scope(backend: str, device: "Device | None", flags: Mapping[str, Any]) -> str:

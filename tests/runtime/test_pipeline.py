@@ -16,6 +16,7 @@ from references import (
     to_uint8,
 )
 from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline, host
+from sparsectrl_lcm.runtime.request import Request
 from sparsectrl_lcm.runtime.writers import Recording
 
 TRAINED = Path(__file__).parents[2] / "demo" / "trained"
@@ -254,6 +255,16 @@ def test_a_request_can_be_cancelled_between_steps(stage: str, demo_pipeline: Vid
     expected, after = (made.generate("a boat", **request) for made in (demo_pipeline, pipeline))
     assert isinstance(after, Clip)
     assert (after.frames == expected.frames).all(), "a cancelled request leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("side", "frames", "chunk"),
+    [(512, 16, 1), (256, 16, 1), (128, 16, 4), (128, 6, 3), (128, 7, 1), (64, 16, 16), (64, 5, 5)],
+)
+def test_as_many_frames_are_decoded_at_a_time_as_make_256x256_pixels(side: int, frames: int, chunk: int) -> None:
+    """In equal parts, at least one frame each."""
+    request = Request("a boat", "", (), None, 4, 1.0, 0, height=side, width=side, frames=frames)
+    assert host.decode_chunk(request) == chunk
 
 
 @pytest.fixture
