@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     options.scaling_axis = options.scaling_axis or list(scaling.AXES)
     options.cache = options.cache or CACHES[options.architecture]
     options.size = options.size or SIZES[options.architecture]
-    options.contender = (options.contender or list(NAMES)) if options.rounds > 0 else []
+    options.contender = options.contender or list(NAMES)
     return options
 
 
@@ -88,7 +88,6 @@ def main() -> None:
     options.output = output_path(options)
     prepare(options.cache, options.architecture)
     try:
-        build_engines({*options.contender, *filter(None, [options.scaling])}, options.cache / "bundle")
         report = begin_report(options)
         measure(options, report)
         measure_scaling(options, report)
@@ -136,6 +135,9 @@ def request_size(options: argparse.Namespace) -> RequestSize:
 
 def measure(options: argparse.Namespace, report: Report) -> None:
     """All rounds; the report is written after each."""
+    if options.rounds < 1:
+        return
+    build_engines(options.contender, options.cache / "bundle")
     chosen = contenders(options.contender, options.cache, request_size(options), options.threads)
     start = time.monotonic()
 
@@ -196,6 +198,7 @@ def measure_scaling(options: argparse.Namespace, report: Report) -> None:
     """The cost of one contender over frames, pixels and steps; the report is written after each point."""
     if options.scaling is None:
         return
+    build_engines([options.scaling], options.cache / "bundle")
     size = request_size(options)
     sizes = read_manifest(options.cache / "bundle").sizes
     found: list[dict[str, Any]] = []
