@@ -7,12 +7,11 @@ channels.
 """
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from .fusions import affine_parameter, only_user, producer
+from .fusions import only_user, producer, read_group_norm
 from .identities import remove_unused, weight_shape
 from .rewriting import Rewriting
 
@@ -20,9 +19,6 @@ _AFFINE_OF_IMAGES = [-1, 1, 1]
 """What the weight of a group norm is reshaped to where it stands for images."""
 _ENTRANCE = re.compile(r"(?P<module>(^|.*\.)motion_modules\.\d+)\.proj_in/MatMul")
 """The name of a motion module's first product."""
-
-_NORMS = (("Reshape", "InstanceNormalization", "Mul", "Add"), ("Reshape", "Mul", "Mul", "Add"))
-"""The operators of a norm from the split into groups, of images and over a clip."""
 
 Statistics = tuple[ir.Value, ir.Value]
 """The mean of each channel and that of its squares, [N, C, 1, 1]."""
@@ -39,11 +35,8 @@ def norm_by_channels(model: ir.Model) -> int:
     for instance in found:
         shifted = only_user(only_user(only_user(instance)))
         rewriting = _ChannelNorm(model.graph, shifted)
-        source = producer(instance.inputs[0]).inputs[0]
-        result = rewriting.normalized(source, rewriting.statistics(source))
-        ir.convenience.replace_nodes_and_values(
-            model.graph, shifted, [shifted], rewriting.nodes, shifted.outputs, [result]
-        )
+        source = rewriting.norm.split.inputs[0]
+        rewriting.replace(shifted, rewriting.normalized(source, rewriting.statistics(source)))
     remove_unused(model, found)
     return len(found)
 
@@ -73,21 +66,21 @@ def _turn_entrance(graph: ir.Graph, entrance: ir.Node, module: str) -> ir.Value:
     rows = producer(entrance.inputs[0])
     before = producer(producer(rows.inputs[0]).inputs[0])  # over a clip [B, C, F, H*W], else [B, F, C, H*W]
     over_clip = before.op_type == "Add"
-    norm = _ChannelNorm(graph, before if over_clip else producer(before.inputs[0]))
-    head = norm.norm.split
+    rewriting = _ChannelNorm(graph, before if over_clip else producer(before.inputs[0]))
+    head = rewriting.norm.split
     while ((earlier := producer(head.inputs[0])).name or "").startswith(f"{module}/"):
         head = earlier
     source, layout = head.inputs  # [-1, F, C, H*W]
     assert source is not None
-    statistics = norm.statistics(source)
+    statistics = rewriting.statistics(source)
     if over_clip:
-        statistics = norm.over_clip(statistics, layout)
-    normalized = norm.normalized(source, statistics)
+        statistics = rewriting.over_clip(statistics, layout)
+    normalized = rewriting.normalized(source, statistics)
     turn = Rewriting(graph, f"{rows.name}.turned")
     images = turn.op("Transpose", normalized, perm=[0, 2, 3, 1])
     clips = turn.op("Reshape", images, turn.picked(layout, 0, 1, 3, 2))
     turned = turn.op("Transpose", clips, perm=[0, 2, 1, 3])  # [B, H*W, F, C]
-    graph.insert_before(rows, (*norm.nodes, *turn.nodes))
+    graph.insert_before(rows, (*rewriting.nodes, *turn.nodes))
     rows.replace_input_with(0, turned)
     return source
 
@@ -104,50 +97,6 @@ def _turn_exit(graph: ir.Graph, source: ir.Value, total: ir.Node) -> None:
     total.replace_input_with(1, images)
 
 
-@dataclass(frozen=True, slots=True)
-class _Norm:
-    """A group norm of the graph.
-
-    Attributes:
-        split: the Reshape that gives each group an axis.
-        weight: [C].
-        bias: [C].
-        groups: how many.
-        epsilon: added to the variance.
-    """
-
-    split: ir.Node
-    weight: ir.Value
-    bias: ir.Value
-    groups: int
-    epsilon: float
-
-
-def _read(shifted: ir.Node) -> _Norm:
-    """The norm that ends in `shifted`: an InstanceNormalization, or over a clip (x - mean) * (1 / sqrt(variance))."""
-    scaled = producer(shifted.inputs[0])
-    normalized = producer(producer(scaled.inputs[0]).inputs[0])
-    if normalized.op_type == "InstanceNormalization":
-        split = producer(normalized.inputs[0])
-        (groups,) = weight_shape(normalized.inputs[1])
-        epsilon = normalized.attributes["epsilon"].as_float()
-    else:
-        split = producer(producer(normalized.inputs[0]).inputs[0])
-        groups = int(_constant(producer(split.inputs[1]).inputs[1]))
-        deviation = producer(producer(normalized.inputs[1]).inputs[0])
-        epsilon = _constant(producer(deviation.inputs[0]).inputs[1])
-    found = (split.op_type, normalized.op_type, scaled.op_type, shifted.op_type)
-    assert found in _NORMS, f"{shifted.name} ends no group norm: {found}"
-    return _Norm(split, affine_parameter(scaled), affine_parameter(shifted), groups, epsilon)
-
-
-def _constant(value: ir.Value | None) -> float:
-    """The one element of a constant."""
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    assert tensor is not None, f"{value} is no constant"
-    return float(tensor.numpy().item())
-
-
 class _ChannelNorm(Rewriting):
     """A group norm of [N, C, H, W] by the statistics of its channels.
 
@@ -158,7 +107,7 @@ class _ChannelNorm(Rewriting):
 
     def __init__(self, graph: ir.Graph, shifted: ir.Node) -> None:
         super().__init__(graph, f"{shifted.name}.channels")
-        self.norm = _read(shifted)
+        self.norm = read_group_norm(shifted)
         (self.channels,) = weight_shape(self.norm.weight)
 
     def statistics(self, source: ir.Value | None) -> Statistics:

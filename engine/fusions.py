@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -10,6 +11,8 @@ DECOMPOSABLE = "TRT_decomposable"
 """TensorRT's attribute of an Attention: whether it may be split where there is no kernel for it."""
 ATTENTION_OPSET = 23
 """The first opset with Attention."""
+_GROUP_NORMS = (("Reshape", "InstanceNormalization", "Mul", "Add"), ("Reshape", "Mul", "Mul", "Add"))
+"""The operators of a group norm from the split into groups, of images and over a clip."""
 
 
 def producer(value: ir.Value | None) -> ir.Node:
@@ -23,16 +26,6 @@ def only_user(node: ir.Node) -> ir.Node:
     """The one node that takes the output of `node`."""
     (use,) = node.outputs[0].uses()
     return use.node
-
-
-def affine_parameter(node: ir.Node) -> ir.Value:
-    """The weight or bias [C] that `node` takes reshaped to [C, 1, 1]."""
-    for value in node.inputs:
-        reshape = value.producer() if value is not None else None
-        source = reshape.inputs[0] if reshape is not None else None
-        if source is not None and source.const_value is not None:
-            return source
-    raise AssertionError(f"{node.name} has no parameter")
 
 
 def is_spatial_attention(name: str) -> bool:
@@ -111,10 +104,63 @@ def _scale(multiplication: ir.Node) -> float:
     """The factor of Mul(x, Sqrt(constant))."""
     root = producer(multiplication.inputs[1])
     assert (multiplication.op_type, root.op_type) == ("Mul", "Sqrt")
-    constant = root.inputs[0]
-    assert constant is not None
-    assert constant.const_value is not None
-    return math.sqrt(float(constant.const_value.numpy()))
+    return math.sqrt(_constant(root.inputs[0]))
+
+
+def _constant(value: ir.Value | None) -> float:
+    """The one element of a constant."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    assert tensor is not None, f"{value} is no constant"
+    return float(tensor.numpy().item())
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorm:
+    """A group norm of a portable graph.
+
+    Attributes:
+        split: the Reshape that gives each group an axis.
+        weight: [C].
+        bias: [C].
+        groups: how many.
+        epsilon: added to the variance.
+    """
+
+    split: ir.Node
+    weight: ir.Value
+    bias: ir.Value
+    groups: int
+    epsilon: float
+
+
+def read_group_norm(shifted: ir.Node) -> GroupNorm:
+    """The norm that ends in `shifted`: an InstanceNormalization, or over a clip (x - mean) * (1 / sqrt(variance))."""
+    scaled = producer(shifted.inputs[0])
+    normalized = producer(producer(scaled.inputs[0]).inputs[0])
+    if normalized.op_type == "InstanceNormalization":
+        split, instances = producer(normalized.inputs[0]), normalized.inputs[1]
+        assert instances is not None
+        assert instances.const_value is not None
+        (groups,) = instances.const_value.shape
+        epsilon = normalized.attributes["epsilon"].as_float()
+    else:
+        split = producer(producer(normalized.inputs[0]).inputs[0])
+        groups = _constant(producer(split.inputs[1]).inputs[1])
+        deviation = producer(producer(normalized.inputs[1]).inputs[0])
+        epsilon = _constant(producer(deviation.inputs[0]).inputs[1])
+    found = (split.op_type, normalized.op_type, scaled.op_type, shifted.op_type)
+    assert found in _GROUP_NORMS, f"{shifted.name} ends no group norm: {found}"
+    return GroupNorm(split, _parameter(scaled), _parameter(shifted), int(groups), epsilon)
+
+
+def _parameter(node: ir.Node) -> ir.Value:
+    """The weight or bias [C] that `node` takes reshaped to [C, 1, 1]."""
+    for value in node.inputs:
+        reshape = value.producer() if value is not None else None
+        source = reshape.inputs[0] if reshape is not None else None
+        if source is not None and source.const_value is not None:
+            return source
+    raise AssertionError(f"{node.name} has no parameter")
 
 
 def fuse_group_norm(model: ir.Model) -> int:
@@ -124,18 +170,12 @@ def fuse_group_norm(model: ir.Model) -> int:
     """
     found = [node for node in model.graph if node.op_type == "InstanceNormalization"]
     for norm in found:
-        split = producer(norm.inputs[0])
-        groups = norm.inputs[1]
-        scaled = only_user(only_user(norm))
-        shifted = only_user(scaled)
-        assert (split.op_type, scaled.op_type, shifted.op_type) == ("Reshape", "Mul", "Add")
-        assert groups is not None
-        assert groups.const_value is not None
-        weight, bias = (affine_parameter(node) for node in (scaled, shifted))
+        shifted = only_user(only_user(only_user(norm)))
+        parts = read_group_norm(shifted)
         fused = ir.node(
             "GroupNormalization",
-            [split.inputs[0], weight, bias],
-            {"num_groups": groups.const_value.shape[0], "epsilon": norm.attributes["epsilon"].as_float()},
+            [parts.split.inputs[0], parts.weight, parts.bias],
+            {"num_groups": parts.groups, "epsilon": parts.epsilon},
             name=(norm.name or "").replace("Instance", "Group"),
         )
         model.graph.insert_after(shifted, fused)

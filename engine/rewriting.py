@@ -53,5 +53,9 @@ class Rewriting:
         self.graph.register_initializer(value)
         return value
 
+    def replace(self, node: ir.Node, result: ir.Value) -> None:
+        """Puts the nodes in the place of `node`, and `result` in that of its output."""
+        ir.convenience.replace_nodes_and_values(self.graph, node, [node], self.nodes, node.outputs, [result])
+
     def _next_name(self) -> str:
         return f"{self.name}.{len(self._tape.nodes)}"

@@ -89,10 +89,7 @@ def filter_convolutions(model: ir.Model) -> int:
         resize = doubled.get(convolution)
         form = F4 if math.prod(_channels(convolution)) <= LARGE else F2
         rewrite = _Rewrite(model.graph, convolution, form.doubled() if resize else form)
-        result = rewrite.run((resize or convolution).inputs[0])
-        ir.convenience.replace_nodes_and_values(
-            model.graph, convolution, [convolution], rewrite.nodes, convolution.outputs, [result]
-        )
+        rewrite.replace(convolution, rewrite.run((resize or convolution).inputs[0]))
     remove_unused(model, found)
     return len(found)
 
