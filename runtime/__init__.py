@@ -6,6 +6,10 @@
 >>> clip.save("clip.mp4", fps=8)
 """
 
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ahead of its import, which else reports to its maker
+
 from .clip import Clip
 from .errors import (
     BackendError,
