@@ -74,11 +74,10 @@ def fuse_attention(model: ir.Model, belongs: Callable[[str], bool]) -> int:
     for softmax in found:
         scores, mixed = producer(softmax.inputs[0]), only_user(softmax)
         query, key = (_heads(value) for value in scores.inputs)
-        scale = _scale(producer(scores.inputs[0])) * _scale(producer(scores.inputs[1]))
         attention = ir.node(
             "Attention",
             [query, key, mixed.inputs[1]],
-            {"scale": scale},
+            {"scale": attention_scale(scores)},
             name=(softmax.name or "").replace("Softmax", "Attention"),
         )
         model.graph.insert_after(mixed, attention)
@@ -98,6 +97,11 @@ def _heads(value: ir.Value | None) -> ir.Value:
 
 def _splits_heads(node: ir.Node) -> bool:
     return node.op_type == "Transpose" and tuple(node.attributes["perm"].as_ints()) == (0, 2, 1, 3)
+
+
+def attention_scale(scores: ir.Node) -> float:
+    """The factor of an attention's scores, half of which is on the queries and half on the keys."""
+    return _scale(producer(scores.inputs[0])) * _scale(producer(scores.inputs[1]))
 
 
 def _scale(multiplication: ir.Node) -> float:

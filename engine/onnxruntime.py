@@ -12,9 +12,9 @@ import onnxruntime
 from onnx_ir.passes import common
 
 from ..runtime.bundle import Bundle
-from ..runtime.engines import ANY_DEVICE, EngineIndex, EngineSpec, graph_checksums
-from .fusions import is_spatial_self_attention, only_user, producer, softmaxes
-from .staging import engine_record, staged
+from ..runtime.engines import EngineIndex
+from .fusions import attention_scale, is_spatial_self_attention, only_user, producer, softmaxes
+from .staging import any_size_spec, engine_record, staged
 
 BACKEND = "onnxruntime"
 _DOMAIN = "com.microsoft"
@@ -40,23 +40,9 @@ def build(bundle: Path) -> dict[str, int]:
                 continue
             ir.save(model, folder / f"{name}.onnx")
             fused[name] = count
-            spec = engine_spec(opened, name, BACKEND, "fp32")
+            spec = any_size_spec(opened, name, BACKEND, "fp32", onnxruntime.__version__)
             index.engines[name] = engine_record(folder / f"{name}.onnx", spec, {"attention fused": count})
     return fused
-
-
-def engine_spec(bundle: Bundle, graph: str, backend: str, precision: str) -> EngineSpec:
-    """What an engine of ONNX Runtime depends on: it takes any size, and runs on any device."""
-    return EngineSpec(
-        graph=graph,
-        graph_sha256=graph_checksums(bundle.manifest, graph),
-        shapes={},
-        precision=precision,
-        flags={},
-        backend=backend,
-        version=onnxruntime.__version__,
-        device=ANY_DEVICE,
-    )
 
 
 def fuse_spatial_attention(model: ir.Model) -> int:
@@ -72,9 +58,8 @@ def fuse_multi_head_attention(model: ir.Model, belongs: Callable[[str], bool]) -
         mixed = only_user(softmax)
         merged = only_user(only_user(mixed))
         (query, heads), (key, _), (value, _) = map(_before_heads, (*scores.inputs, mixed.inputs[1]))
-        attention = ir.node(
-            "MultiHeadAttention", [query, key, value], {"num_heads": heads}, domain=_DOMAIN, name=softmax.name
-        )
+        options = {"num_heads": heads, "scale": attention_scale(scores)}
+        attention = ir.node("MultiHeadAttention", [query, key, value], options, domain=_DOMAIN, name=softmax.name)
         model.graph.insert_after(merged, attention)
         merged.outputs[0].replace_all_uses_with(attention.outputs[0])
     if found:

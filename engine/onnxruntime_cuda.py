@@ -5,14 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
+import onnxruntime
 
 from ..runtime.bundle import Bundle
 from ..runtime.engines import EngineIndex
 from ..runtime.errors import InvalidRequest
 from .check import check_precision
 from .fusions import is_spatial_self_attention, is_temporal_attention
-from .onnxruntime import engine_spec, fuse_multi_head_attention
-from .staging import engine_record, staged
+from .onnxruntime import fuse_multi_head_attention
+from .staging import any_size_spec, engine_record, staged
 from .typed import typed_graph, write_typed
 
 BACKEND = "onnxruntime-cuda"
@@ -45,7 +46,7 @@ def build(
             errors = check_precision(opened, graph, precision, path) if check and precision != "fp32" else {}
             gc.collect()
             weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
-            spec = engine_spec(opened, graph, BACKEND, precision)
+            spec = any_size_spec(opened, graph, BACKEND, precision, onnxruntime.__version__)
             index.engines[graph] = engine_record(path, spec, {"errors": errors}, *weights)
     return index
 

@@ -8,11 +8,12 @@ import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from ..runtime.bundle import Bundle
-from ..runtime.engines import ANY_DEVICE, EngineIndex, EngineSpec, graph_checksums
-from ..runtime.errors import InvalidRequest
+from ..runtime.engines import EngineIndex
+from ..runtime.errors import BackendError, InvalidRequest
 from ..runtime.openvino import (
     BACKEND,
     PRECISIONS,
@@ -29,7 +30,7 @@ from .fusions import fuse_attention, is_transformer_attention
 from .identities import fold_upsampling, split_gated_units
 from .precision import is_residual_stream
 from .quantization import belongs_to, quantize
-from .staging import engine_record, staged
+from .staging import any_size_spec, engine_record, staged
 from .typed import typed_graph, write_typed
 from .winograd import filter_convolutions
 
@@ -65,7 +66,8 @@ def build(
     Raises:
         BundleError: `bundle` is not a bundle.
         InvalidRequest: the precision is unknown.
-        BackendError: OpenVINO is missing or cannot compile a graph, or the engines cannot be written.
+        BackendError: OpenVINO is missing, cannot compile a graph or gets no finite result of it, or the engines cannot
+            be written.
     """
     built_by = version()
     precision = precision or best_precision()
@@ -92,17 +94,8 @@ def build(
             del model
             gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
             errors = compare(opened, graph, path, precision) if check else {}
-            spec = EngineSpec(
-                graph=graph,
-                graph_sha256=graph_checksums(opened.manifest, graph),
-                shapes={},
-                precision=precision,
-                flags={},
-                backend=BACKEND,
-                version=built_by,
-                device=ANY_DEVICE,
-            )
             weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
+            spec = any_size_spec(opened, graph, BACKEND, precision, built_by)
             index.engines[graph] = engine_record(path, spec, {"errors": errors}, *weights)
     return index
 
@@ -125,8 +118,10 @@ def calibrate(bundle: Bundle, folder: Path, run_requests: RunRequests, precision
             del model
             gc.collect()
     sessions = ObservingSessions(bundle, observed, OpenVinoSessions(bundle, "fp32"), precision)
-    run_requests(sessions)
-    sessions.close()
+    try:
+        run_requests(sessions)
+    finally:
+        sessions.close()
     for path, _ in observed.values():
         path.unlink()
         path.with_suffix(".weights").unlink(missing_ok=True)
@@ -138,6 +133,9 @@ def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str,
 
     Returns:
         For each output the largest error, relative to its largest value; for uint8 frames the mean in levels.
+
+    Raises:
+        BackendError: OpenVINO cannot compile the engine, or an output is not finite.
     """
     feeds, record = random_inputs(bundle, graph), bundle.graph(graph)
     (expected,) = run_portable(bundle.folder / record.path, feeds)
@@ -145,6 +143,10 @@ def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str,
     shapes = {name: array.shape for name, array in feeds.items()}
     session = OpenVinoSession(path, record, shapes, "CPU", compile_options("CPU", precision))
     actual = dict(zip([item.name for item in record.outputs], session.run(feeds), strict=True))
+    if bad := [name for name, values in actual.items() if not np.isfinite(values).all()]:
+        raise BackendError(
+            f"build: {graph!r} in {precision} gives NaN or infinity at {bad[0]!r}; build another precision"
+        )
     return {name: output_error(actual[name], values) for name, values in expected.items()}
 
 

@@ -9,8 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..runtime.engines import EngineIndex, EngineRecord, EngineSpec, set_name, writable_engine_folder, write_index
-from ..runtime.errors import BackendError
+from ..runtime.bundle import Bundle
+from ..runtime.engines import (
+    ANY_DEVICE,
+    EngineIndex,
+    EngineRecord,
+    EngineSpec,
+    graph_checksums,
+    set_name,
+    writable_engine_folder,
+    write_index,
+)
+from ..runtime.errors import BackendError, reason_of
 from ..runtime.manifest import FileRecord
 from ..runtime.verified import sha256
 
@@ -35,7 +45,7 @@ def staged(bundle: Path, index: EngineIndex) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise BackendError(f"backend: the engines of {str(bundle)!r} cannot be written: {error.strerror}") from error
+        raise BackendError(f"backend: the engines of {str(bundle)!r} cannot be written: {reason_of(error)}") from error
 
 
 def _clear_leftovers(parent: Path) -> None:
@@ -69,6 +79,28 @@ def replace_folder(source: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         source.rename(target)
+
+
+def any_size_spec(bundle: Bundle, graph: str, backend: str, precision: str, version: str) -> EngineSpec:
+    """What an engine depends on that takes any size and runs on any device.
+
+    Args:
+        bundle: the bundle.
+        graph: name of the graph.
+        backend: what is to run the engine.
+        precision: of the engine.
+        version: of the backend.
+    """
+    return EngineSpec(
+        graph=graph,
+        graph_sha256=graph_checksums(bundle.manifest, graph),
+        shapes={},
+        precision=precision,
+        flags={},
+        backend=backend,
+        version=version,
+        device=ANY_DEVICE,
+    )
 
 
 def engine_record(path: Path, spec: EngineSpec, report: dict[str, Any], *beside: Path) -> EngineRecord:

@@ -37,7 +37,7 @@ class TimingCache:
                 part.replace(self._path)
             except OSError:
                 with suppress(OSError):
-                    part.unlink(missing_ok=True)
+                    part.unlink()
 
     def attach(self, config: Any) -> None:
         """Gives a build what is known."""

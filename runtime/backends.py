@@ -7,8 +7,8 @@ from typing import Protocol
 
 from .bundle import Bundle
 from .conditioning import KEPT_BYTES
-from .engines import ANY_DEVICE, device_scope, find_set, set_names, version_scope
-from .errors import BackendError, InvalidRequest, first_line
+from .engines import ANY_DEVICE, device_scope, find_set, parse_set_name, set_names, version_scope
+from .errors import BackendError, InvalidRequest, first_line, shown
 from .gpu.library import INSTALL
 from .progress import OnFrames, OnProgress
 from .request import Request
@@ -26,6 +26,9 @@ class LoadOptions:
         device: OpenVINO's name of a device; None takes the CPU.
         threads: of a backend that computes on the CPU; None takes one per core.
         kept_bytes: memory for what later requests use again.
+
+    Raises:
+        InvalidRequest: a number is not allowed.
     """
 
     precision: str | None = None
@@ -34,8 +37,11 @@ class LoadOptions:
     kept_bytes: int = KEPT_BYTES
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise InvalidRequest(f"threads: {self.threads} is out of range; give 1 or more")
+        for name, value, low in (("threads", self.threads, 1), ("kept_bytes", self.kept_bytes, 0)):
+            if name == "threads" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise InvalidRequest(f"{name}: {shown(value)} is not allowed; give a whole number from {low} on")
 
 
 class Executor(Protocol):
@@ -86,7 +92,7 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
         BackendError: the name is unknown, the backend cannot run here, or it has no such option.
     """
     if backend == "auto":
-        backend = OPENVINO if options.device is not None else choose_backend(bundle)
+        backend = choose_backend(bundle, options)
     check_backend(backend)
     if options.device is not None and backend != OPENVINO:
         raise BackendError(f"device: {options.device!r} is for openvino; {backend} takes none")
@@ -95,19 +101,36 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
     return BACKENDS[backend](bundle, options)
 
 
-def choose_backend(bundle: Bundle) -> str:
-    """The fastest backend that can run here and has engines for `bundle` that may be loaded; a CPU needs none."""
+def choose_backend(bundle: Bundle, options: LoadOptions = LoadOptions()) -> str:
+    """The fastest backend that takes these options, can run here, and has engines that may be loaded; a CPU needs none.
+
+    A set of OpenVINO's has to be the one that it would load.
+    """
+    if options.device is not None:
+        return OPENVINO
     for backend in BACKENDS:
-        names = set_names(bundle.folder, backend)
-        if (names or backend in ON_CPU) and (found := availability(backend)).reason is None:
-            version = found.version or ""
-            if not names or backend == "onnxruntime" or any(_fits(bundle, backend, name, version) for name in names):
-                return backend
-            _logger.warning(
-                "%s engines of %s are of another version or device; run: sparsectrl-lcm build %s --backend %s",
-                *(backend, bundle.folder, bundle.folder, backend),
-            )
+        on_cpu = backend in ON_CPU
+        names = [name for name in set_names(bundle.folder, backend) if _has(name, options.precision)]
+        if not (names or (on_cpu and options.precision in (None, "fp32"))) or (options.threads and not on_cpu):
+            continue
+        if (found := availability(backend)).reason is not None:
+            continue
+        if backend == OPENVINO and names:
+            from .openvino import precisions
+
+            names = [name for name in precisions(options.precision) if name in names][:1]
+        version = found.version or ""
+        if not names or backend == "onnxruntime" or any(_fits(bundle, backend, name, version) for name in names):
+            return backend
+        _logger.warning(
+            "%s engines of %s are of another version or device; run: sparsectrl-lcm build %s --backend %s",
+            *(backend, bundle.folder, bundle.folder, backend),
+        )
     return "onnxruntime"
+
+
+def _has(name: str, precision: str | None) -> bool:
+    return precision is None or parse_set_name(name)[1] == precision
 
 
 def _fits(bundle: Bundle, backend: str, name: str, version: str) -> bool:

@@ -15,8 +15,8 @@ from .bundle import Bundle
 from .engines import EngineSet, choose_set, find_set, set_name
 from .errors import BackendError, first_line
 from .manifest import GraphRecord, resolve_shape
+from .openvino_cache import cache_folder, trim
 from .sessions import Array
-from .verified import user_cache
 
 BACKEND = "openvino"
 INSTALL = "pip install 'sparsectrl-lcm[openvino]'"
@@ -66,7 +66,8 @@ class OpenVinoSessions:
         self._sessions.pop(graph, None)
         path, precision, size = self._source(graph)
         options = compile_options(self._device, precision, self._threads)
-        if (folder := _cache_folder(self._bundle.folder)) is not None:
+        if (folder := cache_folder(self._bundle.folder)) is not None:
+            trim(folder)
             options["CACHE_DIR"] = str(folder)
             options["CACHE_MODE"] = "OPTIMIZE_SPEED" if size <= CACHED_WITH_WEIGHTS else "OPTIMIZE_SIZE"
         self._sessions[graph] = OpenVinoSession(path, record, shapes, self._device, options)
@@ -182,6 +183,11 @@ def best_precision() -> str:
     return "bf16" if "BF16" in capabilities() else "fp32"
 
 
+def precisions(wanted: str | None) -> list[str]:
+    """Those that may run here, in the order in which a set of engines is chosen; bf16 everywhere where it is wanted."""
+    return [name for name in PRECISIONS if wanted is not None or name != "bf16" or best_precision() == name]
+
+
 def compile_options(device: str, precision: str, threads: int | None = None) -> dict[str, Any]:
     """OpenVINO's options for the lowest latency of one request.
 
@@ -206,18 +212,7 @@ def _choose(bundle: Bundle, precision: str | None, device: str) -> EngineSet | N
         return None
     if precision == "fp32" and not find_set(bundle.folder, BACKEND, set_name("fp32")):
         return None
-    order = [name for name in PRECISIONS if precision is not None or name != "bf16" or best_precision() == name]
-    return choose_set(bundle.folder, BACKEND, order, precision)
-
-
-def _cache_folder(bundle: Path) -> Path | None:
-    """Where OpenVINO keeps what it compiled; None where the user's cache folder cannot be written."""
-    folder = user_cache(bundle, BACKEND)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+    return choose_set(bundle.folder, BACKEND, precisions(precision), precision)
 
 
 def _part_heads(model: Any) -> None:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from conftest import Exported
 from references import pictures
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.engine.onnxruntime import build
+from sparsectrl_lcm.engine.check import output_error, random_inputs, run_portable
+from sparsectrl_lcm.engine.fusions import is_spatial_self_attention
+from sparsectrl_lcm.engine.onnxruntime import build, fuse_spatial_attention
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.engines import engine_folders, find_set
@@ -39,6 +42,31 @@ def test_every_spatial_self_attention_is_fused(built: Path) -> None:
         assert after.count("MultiHeadAttention") == len(spatial) > 0
         assert after.count("Softmax") == before.count("Softmax") - len(spatial)
     assert not list(folder.glob("*.weights")), "engines share the bundle's weights"
+
+
+def test_an_attention_keeps_its_scale(tmp_path: Path) -> None:
+    """Also where it is not one over the root of a head's size, which ONNX Runtime would take by itself."""
+    bundle = Bundle.load()
+    folder = Path(shutil.copytree(bundle.folder / "onnx", tmp_path / "onnx"))
+    path = folder / "unet.onnx"
+    model = ir.load(path)
+    softmax = next(node for node in model.graph if node.op_type == "Softmax" and is_spatial_self_attention(node.name))
+    for scaled in (value.producer() for value in softmax.inputs[0].producer().inputs):
+        constant = scaled.inputs[1].producer().inputs[0]
+        four_times = ir.Value(name="four_times", const_value=ir.tensor(4 * constant.const_value.numpy()))
+        four_times.const_value.name = "four_times"
+        model.graph.initializers["four_times"] = four_times
+        constant.replace_all_uses_with(four_times)
+    ir.save(model, folder / "changed.onnx")
+    assert fuse_spatial_attention(model)
+    ir.save(model, folder / "fused.onnx")
+    feeds = random_inputs(bundle, "unet")
+    ((expected,), (other,), (actual,)) = (
+        run_portable(folder / name, feeds) for name in ("changed.onnx", "unet.onnx", "fused.onnx")
+    )
+    for name, values in expected.items():
+        assert output_error(other[name], values) > 1e-3
+        assert output_error(actual[name], values) < 1e-5
 
 
 @pytest.mark.parametrize("guidance", [1, 2])

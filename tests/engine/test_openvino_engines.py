@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -25,6 +26,7 @@ from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.engines import find_set
 from sparsectrl_lcm.runtime.manifest import GraphRecord, TensorRecord
 from sparsectrl_lcm.runtime.openvino import OpenVinoSession, OpenVinoSessions, compile_options
+from sparsectrl_lcm.runtime.openvino_cache import trim
 
 HEADS = 4
 """Heads of the attentions over time; a clip of as many frames is the case that OpenVINO 2026.4 gets wrong."""
@@ -256,6 +258,16 @@ def test_the_cache_holds_weights_by_the_size_of_what_is_compiled(bundle: Path, m
     assert modes == ["OPTIMIZE_SPEED", "OPTIMIZE_SIZE"]
 
 
+def test_the_cache_drops_what_was_not_used_for_longest(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "old", "oldest")):
+        (tmp_path / f"{name}.blob").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{name}.blob", (1e9 - age, 1e9 - age))
+    trim(tmp_path, 300)
+    assert len(list(tmp_path.iterdir())) == 3
+    trim(tmp_path, 299)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.blob", "old.blob"]
+
+
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_bundle(), tmp_path / "demo"))
@@ -293,6 +305,16 @@ def test_options_that_a_build_does_not_have_are_one_line(
     assert run(["build", str(demo), "--backend", "openvino", *arguments]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
     assert not (demo / "engines").exists()
+
+
+def test_an_engine_whose_results_are_not_finite_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def infinite(*_: Any) -> list[np.ndarray]:
+        return [np.array([0.0, np.nan])]
+
+    monkeypatch.setattr(openvino.OpenVinoSession, "run", infinite)
+    path = bundle / "engines/openvino/bf16/vae_encoder.onnx"
+    with pytest.raises(BackendError, match="^build: 'vae_encoder' in bf16 gives NaN or infinity at"):
+        compare(Bundle.load(bundle), "vae_encoder", path, "bf16")
 
 
 def test_a_failed_build_leaves_what_was_there(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

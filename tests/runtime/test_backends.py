@@ -1,8 +1,10 @@
 """Which backend runs, and what a machine without it is told."""
 
 import logging
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +14,12 @@ import onnxruntime
 import pytest
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine import onnxruntime_cuda
-from sparsectrl_lcm.runtime import BackendError, VideoPipeline, backends
+from sparsectrl_lcm.engine.staging import any_size_spec, engine_record, staged
+from sparsectrl_lcm.runtime import BackendError, InvalidRequest, VideoPipeline, backends
 from sparsectrl_lcm.runtime.backends import Availability, LoadOptions
 from sparsectrl_lcm.runtime.bench import machine
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.engines import EngineIndex
 from sparsectrl_lcm.runtime.gpu import cuda, device, library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
 from sparsectrl_lcm.runtime.openvino import version as openvino_version
@@ -147,6 +151,61 @@ def test_auto_takes_the_fastest_that_can_run_and_has_engines(
     assert f"run: sparsectrl-lcm build {bundle} --backend onnxruntime-cuda" in caplog.text
     monkeypatch.setattr(backends, "availability", lambda name: Availability(name, None, "is not there"))
     assert backends.choose_backend(opened) == "onnxruntime"
+
+
+def test_auto_takes_what_the_options_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+    onnxruntime_cuda.build(bundle, check=False)
+    opened = Bundle.load(bundle)
+    monkeypatch.setattr(device, "probe", lambda api=None: Device("NVIDIA H200", "9.0", 150 << 30, "580.95.05"))
+    monkeypatch.setattr(backends, "availability", lambda name: Availability(name, onnxruntime.__version__))
+
+    def chosen(**options: Any) -> str:
+        return backends.choose_backend(opened, LoadOptions(**options))
+
+    assert chosen() == chosen(precision="fp16") == "onnxruntime-cuda"
+    assert chosen(threads=2) == chosen(precision="fp32") == chosen(device="CPU") == "openvino"
+
+
+def test_auto_asks_about_the_engines_that_openvino_would_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+    for precision, built_by in (("fp32", "2020.1"), ("int8", openvino_version())):
+        index = EngineIndex(backend="openvino", precision=precision, engines={})
+        spec = any_size_spec(Bundle.load(bundle), "unet", "openvino", precision, built_by)
+        with staged(bundle, index) as folder:
+            (folder / "unet.onnx").write_bytes(b"")
+            index.engines["unet"] = engine_record(folder / "unet.onnx", spec, {})
+    opened = Bundle.load(bundle)
+    assert backends.choose_backend(opened) == "onnxruntime"
+    assert f"run: sparsectrl-lcm build {bundle} --backend openvino" in caplog.text
+    assert backends.choose_backend(opened, LoadOptions(precision="int8")) == "openvino"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads: 0 is not allowed; give a whole number from 1 on"),
+        ({"threads": "2"}, "threads: '2'"),
+        ({"threads": 1.5}, "threads: 1.5"),
+        ({"kept_bytes": None}, "kept_bytes: None is not allowed; give a whole number from 0 on"),
+        ({"kept_bytes": -1}, "kept_bytes: -1"),
+    ],
+)
+def test_options_that_are_no_number_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        VideoPipeline.load(**options)
+
+
+@pytest.mark.parametrize("module", ["runtime.backends", "engine.check", "export.check"])
+def test_onnxruntime_does_not_report_its_use(module: str, tmp_path: Path) -> None:
+    """What it would send it keeps in the user's cache folder first."""
+    code = f"import sparsectrl_lcm.{module}, onnxruntime"
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment["XDG_CACHE_HOME"] = environment["HOME"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert list(tmp_path.rglob("*onnxruntime*")) == []
 
 
 @pytest.mark.usefixtures("no_openvino")
