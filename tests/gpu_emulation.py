@@ -293,6 +293,9 @@ class EmulatedLoader:
     def open(self, bundle: Bundle, graph: str, size: ClipSize, shapes: Any, cuda: Cuda) -> EmulatedEngine:
         return EmulatedEngine(self, graph, shapes)
 
+    def check_refit(self, bundle: Bundle) -> None:
+        pass
+
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
         return self.tables.get(graph, WeightTable({}))
 

@@ -74,5 +74,8 @@ class Loader(Protocol):
             BackendError: there is none for this size, or it must not be loaded here.
         """
 
+    def check_refit(self, bundle: Bundle) -> None:
+        """Raises BackendError where no engines of a bundle can be refitted."""
+
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
         """Where the weights of an engine lie; empty where it cannot be refitted."""

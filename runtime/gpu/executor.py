@@ -49,7 +49,7 @@ class GpuExecutor:
         self._cuda = cuda or Cuda()
         self._tokenizer = ClipTokenizer(bundle.tokenizer)
         self._workspaces: OrderedDict[ClipSize, Workspace] = OrderedDict()
-        self._lost: DeviceLost | None = None
+        self._lost: str | None = None
         weakref.finalize(self, _release, self._workspaces, self._cuda)
 
     def run(
@@ -64,11 +64,11 @@ class GpuExecutor:
             Cancelled: the callback returned False; what was on the device has ended first.
         """
         if self._lost is not None:
-            raise self._lost
+            raise DeviceLost(self._lost)  # anew: an error keeps the frames that it passes
         try:
             frames, timings = self._run(request, on_progress)
         except DeviceLost as error:
-            self._lost = error
+            self._lost = str(error)
             raise
         if on_frames is not None:
             on_frames(0, frames)
@@ -82,6 +82,8 @@ class GpuExecutor:
         """
         wanted = weights or self.bundle
         check_same_graphs(self.bundle, wanted)
+        if weights is not None:
+            self._loader.check_refit(self.bundle)
         try:
             for workspace in self._workspaces.values():
                 for graph in workspace.open_graphs:

@@ -60,6 +60,10 @@ class OnnxRuntimeCudaLoader:
         }
         return OnnxRuntimeCudaEngine(path, dimensions, shapes, cuda)
 
+    def check_refit(self, bundle: Bundle) -> None:
+        """Raises BackendError: ONNX Runtime cannot refit."""
+        raise BackendError(_CANNOT_REFIT)
+
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
         """Raises BackendError: ONNX Runtime cannot refit."""
         raise BackendError(_CANNOT_REFIT)

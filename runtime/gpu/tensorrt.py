@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..bundle import Bundle
-from ..engines import ClipSize, EngineSet, choose_set, device_scope, refusal, version_scope
+from ..engines import ClipSize, EngineSet, choose_set, device_scope, find_set, refusal, set_names, version_scope
 from ..errors import BackendError
 from ..weights import WeightTable, check_files, weight_table_path
 from .cuda import Cuda
@@ -18,6 +18,7 @@ from .library import Library
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 """In the order in which a set of engines is chosen."""
+_NOT_REFITTABLE = "refit: the engines were built without it; build them again with --refit"
 
 
 class TensorRtLoader:
@@ -61,6 +62,13 @@ class TensorRtLoader:
             check_files(bundle, {record.path for record in table.root.values()})
             engine.refit(table.root, lambda name: table.read(bundle, name))
         return engine
+
+    def check_refit(self, bundle: Bundle) -> None:
+        """Raises BackendError where no engines of a bundle take other weights."""
+        sets = (find_set(bundle.folder, self.backend, name) for name in set_names(bundle.folder, self.backend))
+        records = (record for found in sets if found for record in found.index.engines.values())
+        if not any(record.spec.flags.get("refit") or record.spec.flags.get("strip_weights") for record in records):
+            raise BackendError(_NOT_REFITTABLE)
 
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
         """Where the weights of an engine lie; empty where it was built without refit."""
@@ -130,7 +138,7 @@ class TensorRtEngine:
         """Puts other weights in the place of the named ones, and of those that the builder merged with them."""
         trt = self._library.module
         if not self._engine.refittable:
-            raise BackendError("refit: the engines were built without it; build them again with --refit")
+            raise BackendError(_NOT_REFITTABLE)
         self._cuda.synchronize()
         refitter = trt.Refitter(self._engine, self._library.logger)
         known = set(refitter.get_all_weights())
@@ -181,7 +189,8 @@ class _RuntimeCache:
             part.write_bytes(memoryview(self._cache.serialize()))
             part.replace(path)
         except OSError:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # as on a read-only file system
+                part.unlink()
 
 
 def _weight_table(engine: Path) -> WeightTable:

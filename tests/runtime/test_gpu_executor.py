@@ -381,6 +381,16 @@ def test_a_lost_device_says_that_the_pipeline_has_to_be_loaded_again() -> None:
         assert "load the pipeline again" in str(after[-1])
 
 
+def test_what_a_lost_device_answers_keeps_nothing_of_earlier_requests(demo: SimpleNamespace) -> None:
+    demo.executor._lost = "of another device"
+    errors = []
+    for _ in range(2):
+        with pytest.raises(DeviceLost, match="of another device") as error:
+            demo.pipeline.generate("a boat", seed=1)
+        errors.append(error.value)
+    assert errors[0] is not errors[1], "an error keeps the frames that it passes"
+
+
 def test_a_request_that_does_not_fit_is_refused_and_a_smaller_one_runs() -> None:
     bundle = Bundle.load()
     machine = emulate(bundle, lambda graph, feeds: outputs(bundle, graph, feeds), limit=12_000_000)
@@ -467,6 +477,20 @@ def test_a_refit_that_fails_leaves_the_old_weights(demo: SimpleNamespace, tmp_pa
             demo.pipeline.generate("a boat", seed=1)
     demo.pipeline.refit(None)
     assert (demo.pipeline.generate("a boat", seed=1).frames == before).all()
+
+
+def test_a_backend_that_can_never_refit_says_so_at_once(
+    demo: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bundles import with_other_motion_module
+    from sparsectrl_lcm.runtime.gpu.onnxruntime import OnnxRuntimeCudaLoader
+
+    other = with_other_motion_module(demo.bundle.folder, tmp_path / "other")
+    monkeypatch.setattr(demo.loader, "check_refit", OnnxRuntimeCudaLoader().check_refit)
+    with pytest.raises(BackendError, match="ONNX Runtime"):
+        demo.pipeline.refit(other)
+    assert demo.executor.weights is demo.bundle
+    demo.pipeline.refit(None)
 
 
 def test_the_cpu_backend_cannot_refit() -> None:

@@ -387,6 +387,12 @@ def test_engines_that_were_not_built_for_it_are_not_refitted(opened: Opened) -> 
     one_line(error)
     assert opened.workshop.calls("Refitter") == []
     assert opened.loader.weight_table(opened.bundle, GRAPH, SIZE).root == {}
+    with pytest.raises(BackendError, match="--refit"):
+        opened.loader.check_refit(opened.bundle)
+
+
+def test_engines_that_were_built_for_it_can_be_refitted(refitting: Opened) -> None:
+    refitting.loader.check_refit(refitting.bundle)
 
 
 def test_engines_keep_their_own_weights_when_they_are_opened(refitting: Opened) -> None:
