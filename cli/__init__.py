@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
-    from ..runtime.errors import SparseCtrlLcmError
+    from ..runtime.errors import SparseCtrlLcmError, reason_of
     from .options import name_option
 
     try:
@@ -60,6 +60,8 @@ def run(arguments: list[str] | None = None) -> int:
         return 130
     except SparseCtrlLcmError as error:
         return _fail(name_option(str(error)))
+    except OSError as error:
+        return _fail(f"{error.filename}: {reason_of(error)}" if error.filename else reason_of(error))
     except MemoryError:
         return _fail("out of memory; choose a smaller --size or fewer --frames")
     if code == 130:  # typer has caught Ctrl-C itself

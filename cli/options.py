@@ -1,5 +1,7 @@
 """Reading the values of options, and naming them."""
 
+import re
+
 from ..runtime.errors import InvalidRequest
 
 OPTIONS = {
@@ -33,7 +35,7 @@ def parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
     if text is None:
         return None, None
     width, separator, height = text.lower().partition("x")
-    if not (separator and width.isdecimal() and height.isdecimal()):
+    if not (separator and re.fullmatch(r"\d{1,9}", width) and re.fullmatch(r"\d{1,9}", height)):
         raise InvalidRequest(f"--size {text!r} is not allowed; give WIDTHxHEIGHT in pixels, as 512x512")
     return int(width), int(height)
 

@@ -47,8 +47,15 @@ class Bundle:
 
 
 def bundle_folder(path: str | os.PathLike[str] | None) -> Path:
-    """The folder of a bundle; None is the demo bundle's."""
-    return demo_bundle() if path is None else Path(path)
+    """The folder of a bundle; None is the demo bundle's.
+
+    Raises:
+        BundleError: what was given is no path.
+    """
+    try:
+        return demo_bundle() if path is None else Path(path)
+    except TypeError:
+        raise BundleError(f"bundle: {path!r} is not a path") from None
 
 
 def demo_bundle() -> Path:

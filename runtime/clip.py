@@ -32,7 +32,7 @@ class Clip:
 
         Args:
             path: `.mp4` (H.264), `.webm` (VP9), `.gif`, `.webp`, `.png` (contact sheet), or a folder (one PNG a frame).
-            fps: frames per second, 1 to 60.
+            fps: frames per second, 1 to 60; for `.gif` 1 to 50.
 
         Raises:
             OutputError: the path cannot be written.

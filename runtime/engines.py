@@ -180,8 +180,8 @@ def static_shapes(manifest: Manifest, graph: str, size: ClipSize) -> dict[str, t
     """Shapes of a graph's inputs and outputs in an engine of one size.
 
     The batch is one prompt: with guidance an engine runs twice, so that one set of weights and activations serves
-    both, and no attention has more than 65,535 rows of batch and heads. SparseCtrl and the VAE's encoder take all
-    keyframe slots, the decoder a part of the frames.
+    both, and up to 704x704 pixels no attention has more than 65,535 rows of batch and heads. SparseCtrl and the VAE's
+    encoder take all keyframe slots, the decoder a part of the frames.
     """
     sizes, slots = manifest.sizes, manifest.keyframe_slots
     dimensions = {

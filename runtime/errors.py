@@ -33,6 +33,14 @@ class Cancelled(SparseCtrlLcmError):
     """The caller's `on_progress` asked to stop."""
 
 
+def shown(value: object) -> str:
+    """A value as an error names it."""
+    try:
+        return repr(value)
+    except ValueError:  # Python does not write out whole numbers of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says in its first line, or its class where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import BundleError
+from .errors import BundleError, reason_of
 
 FORMAT = "sparsectrl-lcm-bundle"
 VERSION = 2
@@ -133,17 +133,19 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: the folder or the file is missing, is not a manifest, or is of a newer version.
     """
-    if not folder.is_dir():
-        raise BundleError(f"bundle: {str(folder)!r} is not a folder; name one that `sparsectrl-lcm export` wrote")
     path = folder / "manifest.json"
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BundleError(
-            f"bundle: {str(folder)!r} has no manifest.json; name a folder that `sparsectrl-lcm export` wrote"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        if folder.is_dir():
+            what = "has no manifest.json; name a folder that `sparsectrl-lcm export` wrote"
+        else:
+            what = "is not a folder; name one that `sparsectrl-lcm export` wrote"
+        raise BundleError(f"bundle: {str(folder)!r} {what}") from None
+    except UnicodeDecodeError as error:
         raise BundleError(f"bundle: cannot read {str(path)!r} ({error}); export the bundle again") from None
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        raise BundleError(f"bundle: cannot read {str(path)!r}: {reason_of(error)}") from None
     try:
         header = _Header.model_validate_json(text)
         if header.version != VERSION:

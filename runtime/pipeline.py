@@ -57,6 +57,7 @@ class VideoPipeline:
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
             BackendError: the backend cannot run here, or not in this precision.
+            InvalidRequest: `threads` or `kept_bytes` is not allowed.
         """
         options = LoadOptions(precision=precision, device=device, threads=threads, kept_bytes=kept_bytes)
         opened = Bundle.load(bundle)
@@ -86,7 +87,7 @@ class VideoPipeline:
             controlnet: what the keyframes are, `scribble` (white lines on black) or `rgb` (pictures).
             negative_prompt: what it does not show; used when guidance is on.
             num_inference_steps: LCM steps, 1 to 12.
-            guidance_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598); on above 1.
+            guidance_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598), 0 to 30; on above 1.
             seed: 0 to 2**64 - 1; drawn at random when None. The noise is torch's CPU generator's.
             height, width: pixels; None takes the bundle's own.
             num_frames: 1 to 32; None takes the bundle's own.

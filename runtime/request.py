@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, shown
 from .images import fit, load_picture
 from .manifest import DECODERS, MAX_SIDE, Manifest, Sizes
 from .noise import MAX_SEED
@@ -149,7 +149,7 @@ def _text(name: str, value: Any) -> str:
 def _integer(name: str, value: Any, low: int, high: int) -> int:
     number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
     if number is None or not low <= number <= high:
-        raise InvalidRequest(f"{name}: {value!r} is not allowed; give a whole number from {low} to {high}")
+        raise InvalidRequest(f"{name}: {shown(value)} is not allowed; give a whole number from {low} to {high}")
     return number
 
 
@@ -170,7 +170,7 @@ def _decoder(manifest: Manifest, value: Any) -> str:
 
 
 def _guidance(value: Any) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+    number = value if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
     if not 0 <= number <= MAX_GUIDANCE:  # as is every comparison with nan
-        raise InvalidRequest(f"guidance_scale: {value!r} is not allowed; give a number from 0 to {MAX_GUIDANCE:g}")
-    return number
+        raise InvalidRequest(f"guidance_scale: {shown(value)} is not allowed; give a number from 0 to {MAX_GUIDANCE:g}")
+    return float(number)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .conditioning import KEPT_BYTES
@@ -36,7 +37,7 @@ def sample_requests(bundle: Bundle) -> Iterator[Request]:
     kinds: list[str | None] = [None, *bundle.manifest.controlnets]
     for seed, kind in enumerate(kinds):
         keyframes = [
-            Keyframe(index, _drawing(index / sizes.frames, kind == "rgb", height, width))
+            Keyframe(index, (picture if kind == "rgb" else scribble)(index / sizes.frames, width, height))
             for index in sorted({0, sizes.frames // 2, sizes.frames - 1})
         ]
         yield validate(
@@ -55,12 +56,21 @@ def sample_requests(bundle: Bundle) -> Iterator[Request]:
         )
 
 
-def _drawing(time: float, filled: bool, height: int, width: int) -> Array:
-    """A ring that moves to the right on black, or a disc before a gradient: uint8 [height, width, 3]."""
-    y, x = np.mgrid[:height, :width]
-    distance = np.hypot(x - width * (0.25 + time / 2), y - height / 2)
-    if not filled:
-        ring = np.abs(distance - height / 5) < max(height / 64, 1)
-        return np.repeat((ring * 255).astype(np.uint8)[:, :, None], 3, axis=2)
+def scribble(place: float, width: int, height: int) -> NDArray[np.uint8]:
+    """A white ring on black, uint8 [H, W, 3]; it moves to the right with `place`, 0 to 1."""
+    _, _, distance = _from_centre(place, width, height)
+    ring = np.abs(distance - height / 5) < max(height / 64, 1)
+    return np.repeat((ring * 255).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def picture(place: float, width: int, height: int) -> NDArray[np.uint8]:
+    """A red disc before a gradient, uint8 [H, W, 3]; it moves to the right with `place`, 0 to 1."""
+    x, y, distance = _from_centre(place, width, height)
     ground = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 160)], axis=2)
     return np.where((distance < height / 5)[:, :, None], np.array([220, 60, 40]), ground).astype(np.uint8)
+
+
+def _from_centre(place: float, width: int, height: int) -> tuple[Array, Array, Array]:
+    """Columns, rows, and the distance of each pixel from where the shape is."""
+    y, x = np.mgrid[:height, :width]
+    return x, y, np.hypot(x - width * (0.25 + place / 2), y - height / 2)

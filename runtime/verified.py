@@ -41,12 +41,11 @@ def first_difference(folder: Path, records: Mapping[str, FileRecord]) -> tuple[s
     unknown = [name for name, look in looks.items() if memory.known.get(name) != look]
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
-        digests = pool.map(lambda name: sha256(folder / name), unknown)
-        for name, digest in zip(unknown, digests, strict=True):
+        for name, digest in zip(unknown, pool.map(lambda name: _digest(folder / name), unknown), strict=True):
+            if digest is None:
+                return name, "cannot be read"
             if digest != records[name].sha256:
                 return name, "differs from its checksum"
-    except OSError as error:
-        return Path(str(error.filename)).relative_to(folder).as_posix(), "cannot be read"
     finally:
         pool.shutdown(cancel_futures=True)
     if unknown:
@@ -58,6 +57,14 @@ def sha256(path: Path) -> str:
     """The checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(path: Path) -> str | None:
+    """The checksum of a file; None where it cannot be read."""
+    try:
+        return sha256(path)
+    except OSError:
+        return None
 
 
 class _Memory:

@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from math import isfinite
 from numbers import Real
 from pathlib import Path
 from queue import Full, Queue
@@ -20,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contact_sheet import contact_sheet
-from .errors import InvalidRequest, OutputError, reason_of
+from .errors import InvalidRequest, OutputError, reason_of, shown
 
 if TYPE_CHECKING:
     from .clip import Clip
 
 MAX_FPS = 60
+MAX_GIF_FPS = 50
+"""Browsers show a frame of less than two hundredths of a second for ten."""
 MAX_WAITING = 32
 """Parts of a clip that may wait for the encoder."""
 
@@ -33,9 +34,9 @@ MAX_WAITING = 32
 def save(clip: "Clip", path: Path, fps: float) -> Path:
     """Writes `clip` in the format that the ending of `path` names; see `Clip.save`."""
     check_output(path, fps)
-    if path.suffix:
+    if (write := _WRITERS.get(path.suffix.lower())) is not None:
         with _complete_file(path) as part:
-            _WRITERS[path.suffix.lower()](clip, part, fps)
+            write(clip, part, fps)
     else:
         _write_folder(clip, path)
     return path
@@ -53,7 +54,7 @@ class Recording:
 
     Args:
         path: as in `Clip.save`.
-        fps: frames per second, 1 to 60.
+        fps: frames per second, as in `Clip.save`.
 
     Raises:
         InvalidRequest: the ending or the frame rate is not known.
@@ -151,25 +152,29 @@ def check_output(path: Path, fps: float) -> None:
         InvalidRequest: the ending or the frame rate is not known.
         OutputError: the folder cannot be written.
     """
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not isfinite(fps) or not 1 <= fps <= MAX_FPS:
-        raise InvalidRequest(f"fps: {fps!r} is not allowed; give a number from 1 to {MAX_FPS}")
-    if path.suffix and path.suffix.lower() not in _WRITERS:
+    suffix = path.suffix.lower()
+    most, where = (MAX_GIF_FPS, " for .gif") if suffix == ".gif" else (MAX_FPS, "")
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 1 <= fps <= most:
+        raise InvalidRequest(f"fps: {shown(fps)} is not allowed{where}; give a number from 1 to {most}")
+    try:
+        with suppress(FileNotFoundError):
+            path.stat()  # raises what the questions below would hide or let through
+        is_folder, exists = path.is_dir(), path.exists()
+        not_empty = is_folder and any(path.iterdir())
+        place = path if is_folder else next(parent for parent in path.parents if parent.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        raise _unwritable(path, error) from None
+    if suffix in _WRITERS and is_folder:
+        raise OutputError(f"output: {str(path)!r} is a folder; name a file in it")
+    if suffix and suffix not in _WRITERS and not is_folder:
         allowed = ", ".join(_WRITERS)
         raise InvalidRequest(f"output: {path.suffix!r} is not a known format; allowed are {allowed} or a folder")
-    if path.suffix and path.is_dir():
-        raise OutputError(f"output: {str(path)!r} is a folder; name a file in it")
-    if not path.suffix and path.exists() and not path.is_dir():
+    if not suffix and exists and not is_folder:
         raise OutputError(f"output: {str(path)!r} is a file; name a folder, or a file that ends in .mp4")
-    if not path.suffix and path.is_dir() and any(path.iterdir()):
+    if suffix not in _WRITERS and not_empty:
         raise OutputError(f"output: the folder {str(path)!r} is not empty; name a new one")
-    parent = path if path.is_dir() else path.parent
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise _unwritable(path, error) from None
 
 
 def _unwritable(path: Path, error: Exception) -> OutputError:
@@ -179,7 +184,7 @@ def _unwritable(path: Path, error: Exception) -> OutputError:
 @contextmanager
 def _complete_file(path: Path) -> Iterator[Path]:
     """A file beside `path` that takes its place when all went well, and is gone otherwise."""
-    part = path.with_name(f".{path.stem}-{token_hex(4)}{path.suffix}")
+    part = path.with_name(f".{token_hex(4)}{path.suffix}")  # a long name has no room for more
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..samples import scribble
+
 PROMPT = "a photo of a red lighthouse on the sea, day turns to night"
 SEED = 42
 
@@ -23,14 +25,6 @@ class RequestSize:
     def as_dict(self) -> dict[str, Any]:
         """For a line of JSON."""
         return asdict(self)
-
-
-def scribble(place: float, width: int, height: int) -> NDArray[np.uint8]:
-    """A white ring on black, uint8 [H, W, 3]; it moves to the right with `place`, 0 to 1."""
-    y, x = np.mgrid[:height, :width]
-    radius = np.hypot(x - width * (0.25 + place / 2), y - height / 2)
-    ring = np.abs(radius - height / 5) < height / 64
-    return np.repeat((ring * 255).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def scribbles(width: int, height: int, frames: int) -> dict[int, NDArray[np.uint8]]:

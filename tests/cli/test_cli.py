@@ -117,6 +117,7 @@ BAD = [
     (["--size", "0x0"], "--size height: 0 is not allowed; give a whole number from 32 to 2048"),
     (["--size", "100x128"], "--size width: 100 is not allowed; give a multiple of 32"),
     (["--size", "large"], "--size 'large' is not allowed; give WIDTHxHEIGHT"),
+    (["--size", f"{'9' * 5000}x8"], "is not allowed; give WIDTHxHEIGHT"),
     (["--frames", "99"], "--frames: 99 is not allowed; give a whole number from 1 to 32"),
     (["--fps", "0"], "--fps: 0.0 is not allowed; give a number from 1 to 60"),
     (["--bundle", "/nowhere"], "bundle: '/nowhere' is not a folder"),
@@ -125,6 +126,7 @@ BAD = [
     (["-o", "/proc/clip.mp4"], "--output: '/proc/clip.mp4' cannot be written"),
     (["-o", "new/folder/clip.mp4", "--steps", "0"], "--steps: 0"),
     (["-o", "clip.avi"], "--output: '.avi' is not a known format"),
+    (["-o", "x" * 256], "--output: 'x*' cannot be written: File name too long"),
 ]
 
 

@@ -99,6 +99,11 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "not a valid manifest")
     (tmp_path / "manifest.json").write_bytes(b"\xff\xfe")
     refused(tmp_path, "cannot read")
+    refused(tmp_path / ("x" * 256), "cannot read .*: File name too long")
+    refused(tmp_path / "manifest.json", "is not a folder")
+    refused(tmp_path / "a\0b", "cannot read .*null")
+    with pytest.raises(BundleError, match="bundle: 3 is not a path"):
+        Bundle.load(3)  # type: ignore[arg-type]
 
 
 def test_a_bundle_without_a_controlnet_says_so(bundle: Path) -> None:

@@ -111,6 +111,15 @@ def test_a_folder_that_is_there_is_filled_only_when_empty(clip: Clip, tmp_path: 
     assert len(list(target.iterdir())) == 16
 
 
+def test_a_folder_that_is_there_may_have_any_name(clip: Clip, tmp_path: Path) -> None:
+    (tmp_path / "take.2").mkdir()
+    assert len(list(clip.save(tmp_path / "take.2").iterdir())) == 16
+
+
+def test_the_longest_name_of_a_file_will_do(clip: Clip, tmp_path: Path) -> None:
+    assert clip.save(tmp_path / f"{'x' * 251}.png").exists()
+
+
 def test_missing_folders_are_made(clip: Clip, tmp_path: Path) -> None:
     assert clip.save(tmp_path / "a" / "b" / "clip.gif").exists()
 
@@ -121,11 +130,17 @@ def test_files_have_the_usual_rights(clip: Clip, tmp_path: Path) -> None:
     assert clip.save(tmp_path / "clip.gif").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-@pytest.mark.parametrize("fps", [0, -1, 61, float("nan"), "8", True])
+@pytest.mark.parametrize("fps", [0, -1, 61, float("nan"), float("inf"), pytest.param(10**5000, id="huge"), "8", True])
 def test_a_wrong_frame_rate_is_refused(clip: Clip, tmp_path: Path, fps: object) -> None:
     with pytest.raises(InvalidRequest, match="fps: .* give a number from 1 to 60"):
         clip.save(tmp_path / "clip.mp4", fps=fps)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gif_takes_no_rate_that_browsers_slow_down(clip: Clip, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="fps: 51 is not allowed for .gif; give a number from 1 to 50"):
+        clip.save(tmp_path / "clip.gif", fps=51)
+    assert clip.save(tmp_path / "clip.gif", fps=50).exists()
 
 
 def test_an_unknown_ending_is_refused(clip: Clip, tmp_path: Path) -> None:
@@ -136,7 +151,8 @@ def test_an_unknown_ending_is_refused(clip: Clip, tmp_path: Path) -> None:
 def test_unwritable_outputs(clip: Clip, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.mp4").mkdir()
-    for path in (tmp_path / "file" / "clip.mp4", tmp_path / "folder.mp4", tmp_path / "file", Path("/proc/x/clip.mp4")):
+    names = ("file/clip.mp4", "folder.mp4", "file", "/proc/x/clip.mp4", f"{'x' * 252}.png", "x" * 256, "a\0b.mp4")
+    for path in map(tmp_path.joinpath, names):
         with pytest.raises(OutputError, match="^output: ") as error:
             clip.save(path)
         assert "\n" not in str(error.value)
