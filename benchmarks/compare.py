@@ -30,7 +30,7 @@ import scaling
 from compare_report import Report, evaluate, legend, markdown_table
 from cpu_contenders import BASELINE, NAMES, OURS, build_engines, contender, contenders, element_bytes, graphs_of
 from flops import graph_work
-from models import ARCHITECTURES, prepare
+from models import ARCHITECTURES, clip_size, prepare
 from sparsectrl_lcm.runtime.bench.machine import memory_bytes, physical_cores, report_head
 from sparsectrl_lcm.runtime.bench.processes import Worker, WorkerFailed
 from sparsectrl_lcm.runtime.bench.requests import RequestSize
@@ -47,7 +47,7 @@ SIZES = {"full": "256x256", "small": "64x64"}
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contender", action="append", choices=NAMES, help="repeatable; by default all")
-    parser.add_argument("--size", help=f"WIDTHxHEIGHT; by default {SIZES['full']}")
+    parser.add_argument("--size", type=clip_size, help=f"WIDTHxHEIGHT; by default {SIZES['full']}")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3, help="none with 0, as for --scaling alone")
@@ -65,6 +65,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.scaling_axis and options.scaling is None:
         parser.error("--scaling-axis wants --scaling")
+    if options.rounds < 1 and options.scaling is None:
+        parser.error("--rounds 0 wants --scaling")
     options.scaling_axis = options.scaling_axis or list(scaling.AXES)
     options.cache = options.cache or CACHES[options.architecture]
     options.size = options.size or SIZES[options.architecture]

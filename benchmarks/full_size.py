@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import reports
-from models import diffusers_pipeline, peak_gb, prepare, watch_stages
+from models import clip_size, diffusers_pipeline, peak_gb, prepare, watch_stages
 from sparsectrl_lcm.runtime.bench.machine import report_head
 from sparsectrl_lcm.runtime.bench.requests import PROMPT, SEED, scribbles
 
@@ -99,7 +99,7 @@ def run_side(side: str, cache: Path, size: str) -> tuple[dict[str, float], np.nd
 def main() -> None:
     """Runs all sizes, prints the table, writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", action="append", help="WIDTHxHEIGHT; repeatable")
+    parser.add_argument("--size", action="append", type=clip_size, help="WIDTHxHEIGHT; repeatable")
     parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"))
     parser.add_argument("--side", choices=["sparsectrl-lcm", "diffusers"], help=argparse.SUPPRESS)
     parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)

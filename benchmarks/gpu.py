@@ -30,7 +30,7 @@ import numpy as np
 import reports
 from flops import data_sheet_peak, flops_per_second, request_flops
 from gpu_contenders import BASELINE, CONTENDERS, KINDS, MODES, OUT_OF_TIME, STAGES, Job, Row, modes, work
-from models import prepare
+from models import clip_size, prepare
 from sparsectrl_lcm.runtime.bench.machine import report_head
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
@@ -151,7 +151,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, help="a full-size bundle; else one is made in --cache")
     parser.add_argument("--checkpoints", type=Path, help="what the bundle was exported from, for diffusers")
     parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"))
-    parser.add_argument("--size", default="512x512", help="WIDTHxHEIGHT")
+    parser.add_argument("--size", type=clip_size, default="512x512", help="WIDTHxHEIGHT")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--requests", type=int, default=20, help="second seeds; half as many with new keyframes")

@@ -1,26 +1,49 @@
 """Models with random weights that the benchmarks share: a bundle, and diffusers' pipeline on the same checkpoints."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sparsectrl_lcm.runtime.bench.machine import peak_bytes
 
+MULTIPLE = 64
 ARCHITECTURES = ("full", "small")
 """Stable Diffusion 1.5, AnimateDiff v3 and SparseCtrl, and one of the same structure in a few megabytes."""
 
 
+def clip_size(text: str) -> str:
+    """`512x512`, as an option's type.
+
+    Raises:
+        ArgumentTypeError: it is not two multiples of 64, which the architectures ask for.
+    """
+    parts = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    if parts is None or any(int(side) == 0 or int(side) % MULTIPLE for side in parts.groups()):
+        raise ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in multiples of {MULTIPLE}, as 512x512")
+    return text
+
+
 def prepare(cache: Path, architecture: str = "full") -> dict[str, Any]:
-    """Makes checkpoints and bundle in `cache` where there is none; time and memory of the export, where known."""
+    """Makes checkpoints and bundle in `cache` where there is none; time and memory of the export.
+
+    Ends the program where the cache holds something else.
+    """
+    exported = cache / "export.json"
     if not (cache / "bundle").exists():
         for job in JOBS:
             subprocess.run([sys.executable, __file__, job, str(cache), architecture], check=True)
-    exported = cache / "export.json"
-    return dict(json.loads(exported.read_text())) if exported.exists() else {}
+    elif not exported.exists():
+        sys.exit(f"{cache / 'bundle'} is of another program, or was not finished; remove it, or give another --cache")
+    found = dict(json.loads(exported.read_text()))
+    if found.setdefault("architecture", architecture) != architecture:  # an earlier release does not say
+        sys.exit(f"{cache} holds the {found['architecture']} architecture; give another --cache")
+    return found
 
 
 def write_models(cache: Path, architecture: str) -> None:
@@ -37,7 +60,7 @@ def write_models(cache: Path, architecture: str) -> None:
         write_tiny_decoder(checkpoints / "tiny_decoder", sizes, 40)
 
 
-def export(cache: Path, _: str) -> None:
+def export(cache: Path, architecture: str) -> None:
     """Exports the bundle, with the temporal norm of diffusers so that the frames can be compared, and its engines."""
     from sparsectrl_lcm.engine.onnxruntime import build
     from sparsectrl_lcm.export.exporter import export_bundle
@@ -62,6 +85,7 @@ def export(cache: Path, _: str) -> None:
         name: sum(manifest.files[file].bytes for file in graph.weights) / 1e9 for name, graph in manifest.graphs.items()
     }
     result = {
+        "architecture": architecture,
         "seconds": time.perf_counter() - start,
         "peak_gb": peak_gb(),
         "largest_graph_gb": max(weights.values()),

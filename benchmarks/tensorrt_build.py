@@ -2,22 +2,24 @@
 
     python benchmarks/tensorrt_build.py --size 512x512 --precision fp16 --precision fp32
 
-Takes a full-size bundle with random weights from benchmarks/full_size.py's cache (made there where it is missing).
+Takes a full-size bundle with random weights from --cache (made there where it is missing); its engines stay.
 Each precision is built in a process of its own. Prints one table and writes it as JSON into benchmarks/results/.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import reports
-from models import prepare
+from models import clip_size, prepare
 from sparsectrl_lcm.runtime.bench.machine import report_head
 
 BACKEND = "tensorrt-rtx"
@@ -81,24 +83,30 @@ def build_all(bundle: Path, precision: str, size: str, check: bool) -> dict[str,
 def main() -> None:
     """Runs all precisions, prints the table, writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="512x512", help="WIDTHxHEIGHT")
+    parser.add_argument("--size", type=clip_size, default="512x512", help="WIDTHxHEIGHT")
     parser.add_argument("--precision", action="append", choices=["fp16", "bf16", "fp32"])
     parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"))
     parser.add_argument("--no-check", action="store_true", help="leave out the comparison with fp32")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    bundle = options.cache / "bundle"
     if options.child:
+        bundle = options.cache / "bundle"
         print(json.dumps(build_all(bundle, options.child, options.size, not options.no_check)))
         return
     prepare(options.cache)
     results = {}
     for precision in options.precision or ["fp16", "fp32"]:
-        command = [sys.executable, __file__, "--child", precision, "--size", options.size]
-        command += ["--cache", str(options.cache), *(["--no-check"] if options.no_check else [])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        with tempfile.TemporaryDirectory(dir=options.cache) as folder:
+            shutil.copytree(
+                options.cache / "bundle",
+                Path(folder) / "bundle",
+                ignore=shutil.ignore_patterns("engines"),
+                copy_function=os.link,
+            )
+            command = [sys.executable, __file__, "--child", precision, "--size", options.size]
+            command += ["--cache", folder, *(["--no-check"] if options.no_check else [])]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         results[precision] = json.loads(done.stdout) if done.returncode == 0 else {"failed": done.returncode}
-        shutil.rmtree(bundle / "engines" / BACKEND, ignore_errors=True)
     path = write_report(options.size, results)
     print_table(results)
     print(f"\nwritten to {path}")

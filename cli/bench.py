@@ -43,7 +43,7 @@ def bench(
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the bundle's own by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames; the bundle's own by default.")] = None,
     steps: Annotated[int, typer.Option(help="LCM steps, 1 to 12.")] = 4,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; on above 1.")] = 1.0,
+    guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; on above 1.")] = 1.0,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; in each the backends answer in turn.")] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All samples as JSON.")] = None,
 ) -> None:
@@ -124,7 +124,7 @@ def _contenders(
     decoder: str,
     threads: int | None,
 ) -> "list[Contender]":
-    from ..runtime.backends import BACKENDS
+    from ..runtime.backends import BACKENDS, ON_CPU, LoadOptions
     from ..runtime.bench.rounds import Contender
 
     for name in backends or ():
@@ -133,18 +133,23 @@ def _contenders(
     names = list(dict.fromkeys(backends)) if backends else _ready(bundle, request, precision)
     if not names:
         raise BackendError("backend: none can run here with what the bundle has; see `sparsectrl-lcm doctor`")
-    options = {"precision": precision, "threads": threads}
-    load = {name: value for name, value in options.items() if value is not None}
+    LoadOptions(precision=precision, threads=threads)  # raises where a value is not allowed
     weights = sum(record.bytes for record in bundle.manifest.files.values()) / 1e9
     return [
         Contender(
             name=name,
-            load={"bundle": str(bundle.folder), "backend": name, **load},
+            load={"bundle": str(bundle.folder), "backend": name, **_load(precision, threads, name in ON_CPU)},
             memory_gb=1.2 * weights + 0.5,
             request={"decoder": decoder},
         )
         for name in names
     ]
+
+
+def _load(precision: str | None, threads: int | None, on_cpu: bool) -> dict[str, Any]:
+    """What was asked for, as far as it is for a backend."""
+    options = {"precision": precision, "threads": threads if on_cpu else None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _ready(bundle: "Bundle", request: "RequestSize", precision: str | None) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ sys.path.append(str(BENCHMARKS))
 
 import compare_report  # noqa: E402
 import cpu_contenders  # noqa: E402
+import models  # noqa: E402
 import plot  # noqa: E402
 import scaling  # noqa: E402
 
@@ -115,6 +117,7 @@ def test_points_of_scaling_differ_in_one_thing() -> None:
 
 def test_the_program_measures_one_contender(tmp_path: Path) -> None:
     shutil.copytree(demo_bundle(), tmp_path / "bundle")  # engines are built in it
+    (tmp_path / "export.json").write_text("{}")
     output = tmp_path / "run.json"
     size = ("--size", "64x64", "--frames", "2", "--steps", "1", "--rounds", "1")
     command = ["--cache", str(tmp_path), "--output", str(output), "--contender", "onnxruntime-fp32", *size]
@@ -127,3 +130,20 @@ def test_the_program_measures_one_contender(tmp_path: Path) -> None:
     ours = report["contenders"]["onnxruntime-fp32"]
     seconds = ours["samples"]["first"]["denoise"][0]
     assert ours["flops_per_s"]["denoise"] == pytest.approx(report["work"]["unet"]["flops"] / seconds)
+
+
+@pytest.mark.parametrize("text", ["64", "100x64", "0x64", "64x64x16", "64x99999999"])
+def test_a_size_that_no_contender_takes_is_refused(text: str) -> None:
+    assert models.clip_size("256x64") == "256x64"
+    with pytest.raises(ArgumentTypeError, match="is not WIDTHxHEIGHT in multiples of 64"):
+        models.clip_size(text)
+
+
+def test_a_cache_of_something_else_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(SystemExit, match="was not finished"):
+        models.prepare(tmp_path, "full")
+    (tmp_path / "export.json").write_text('{"architecture": "small"}')
+    with pytest.raises(SystemExit, match="holds the small architecture"):
+        models.prepare(tmp_path, "full")
+    assert models.prepare(tmp_path, "small") == {"architecture": "small"}
