@@ -23,12 +23,12 @@ def generate(
         list[str] | None, typer.Option(metavar="INDEX=IMAGE", help="A picture for a frame; up to three times.")
     ] = None,
     steps: Annotated[int, typer.Option(help="LCM steps, 1 to 12.")] = 4,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; on above 1.")] = 1.0,
+    guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; on above 1.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Drawn at random where none is given.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the bundle's own by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames, 1 to 32; the bundle's own by default.")] = None,
     decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle was exported with one.")] = "full",
-    fps: Annotated[float, typer.Option(help="Frames per second.")] = 8.0,
+    fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60.")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
         str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime.")
