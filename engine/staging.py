@@ -1,9 +1,6 @@
 """A set of engines is written whole or not at all."""
 
-import os
-import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +19,7 @@ from ..runtime.engines import (
 )
 from ..runtime.errors import BackendError, reason_of
 from ..runtime.manifest import FileRecord
+from ..runtime.staging import clear_leftovers, staged_folder
 from ..runtime.verified import sha256
 
 
@@ -35,35 +33,13 @@ def staged(bundle: Path, index: EngineIndex) -> Iterator[Path]:
     name = set_name(index.precision, index.size)
     try:
         parent = writable_engine_folder(bundle, index.backend)
-        _clear_leftovers(parent)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}-{os.getpid()}-", dir=parent))
-        folder.chmod(0o755)
-        try:
+        clear_leftovers(parent)
+        with staged_folder(parent, name) as folder:
             yield folder
             write_index(folder, index)
             replace_folder(folder, parent / name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise BackendError(f"backend: the engines of {str(bundle)!r} cannot be written: {reason_of(error)}") from error
-
-
-def _clear_leftovers(parent: Path) -> None:
-    """Removes what builds have left that were killed: gigabytes at full size."""
-    for folder in parent.glob(".*-*-*"):
-        process = re.fullmatch(r"\..*-(\d+)-\w+(-old)?", folder.name)
-        if process is not None and not _is_alive(int(process[1])):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def replace_folder(source: Path, target: Path) -> None:

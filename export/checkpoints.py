@@ -108,17 +108,24 @@ def _is_file(source: str) -> bool:
 
 
 def load_lcm_config(base: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of the LCM scheduler for `base`, as diffusers documents it for AnimateDiff with LCM."""
+    """The configuration of the LCM scheduler for `base`, as diffusers documents it for AnimateDiff with LCM.
+
+    Raises:
+        ExportError: it cannot be loaded, or an override is none of its settings.
+    """
+    known = inspect.signature(LCMScheduler.__init__).parameters
+    if unknown := sorted(overrides.keys() - known.keys()):
+        raise ExportError(f"--scheduler: {unknown[0]!r} is not a setting of LCMScheduler")
+    for name, value in overrides.items():
+        if isinstance(known[name].default, bool) and value not in (True, False):
+            raise ExportError(f"--scheduler: {name}={value!r} is not supported: give true or false")
 
     def load() -> dict[str, Any]:
-        known = inspect.signature(LCMScheduler.__init__).parameters
-        if unknown := sorted(overrides.keys() - known.keys()):
-            raise ExportError(f"--scheduler: {unknown[0]!r} is not a setting of LCMScheduler")
         config = LCMScheduler.load_config(base, subfolder="scheduler")
         own = getattr(diffusers, config["_class_name"]).from_config(config)
-        return dict(LCMScheduler.from_config(own.config, **{"beta_schedule": "linear", **overrides}).config)
+        return dict(LCMScheduler.from_config(own.config, beta_schedule="linear").config)
 
-    return _load("base", base, load)
+    return {**_load("base", base, load), **overrides}
 
 
 def load_text_config(base: str) -> CLIPTextConfig:

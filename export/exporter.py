@@ -2,16 +2,15 @@
 
 import gc
 import hashlib
-import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from secrets import token_hex
 
 import torch
 
-from ..runtime.errors import first_line
+from ..runtime.errors import first_line, reason_of
 from ..runtime.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest
+from ..runtime.staging import clear_leftovers, staged_folder
 from . import checkpoints, specs
 from .check import ExportError, check, largest_error, open_session
 from .onnx_file import trace, write
@@ -32,21 +31,22 @@ def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None
     """
     if options.temporal_norm not in ("frame", "clip"):
         raise ExportError(f"--temporal-norm {options.temporal_norm!r} is unknown; choose frame or clip")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    inside = output.is_dir()  # it may be a mount: fill it instead of replacing it
+    places = [(output.parent, output.name), *([(output, "export")] if inside else [])]
+    for place in places:
+        clear_leftovers(*place)
+    if output.exists() and (not inside or any(output.iterdir())):
         raise ExportError(f"--output {str(output)!r} exists and is not an empty folder; name a new one")
-    staging = output / ".export" if output.is_dir() else output.with_name(f".{output.name}-{token_hex(4)}")
     try:
-        staging.mkdir(parents=True)
-        manifest = _Exporter(options, staging, on_graph or (lambda *_: None)).run()
-        if output.is_dir():  # it may be a mount: fill it instead of replacing it
-            for name in ("onnx", "tokenizer.json", "manifest.json"):
-                (staging / name).replace(output / name)
-        else:
-            staging.replace(output)
+        with staged_folder(*places[-1]) as folder:
+            manifest = _Exporter(options, folder, on_graph or (lambda *_: None)).run()
+            if inside:
+                for name in ("onnx", "tokenizer.json", "manifest.json"):
+                    (folder / name).replace(output / name)
+            else:
+                folder.replace(output)
     except OSError as error:
-        raise ExportError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        raise ExportError(f"--output {str(output)!r} cannot be written: {reason_of(error)}") from error
     return manifest
 
 

@@ -13,6 +13,24 @@ def per_level(value: int | list[int], config: dict[str, Any]) -> tuple[int, ...]
     return (value,) * len(config["block_out_channels"]) if isinstance(value, int) else tuple(value)
 
 
+def check_unet(base: str, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    """Whether the UNet of `base` takes latents, timestep and prompt, and nothing else.
+
+    Raises:
+        ExportError: it does not.
+    """
+    if unet["in_channels"] != vae["latent_channels"]:
+        raise ExportError(
+            f"--base {base!r} takes {unet['in_channels']} channels (as inpainting models do), "
+            f"its VAE gives {vae['latent_channels']}; use a text-to-image checkpoint"
+        )
+    if unet["time_cond_proj_dim"]:
+        raise ExportError(
+            f"--base {base!r} is distilled for LCM (its UNet embeds the guidance: time_cond_proj_dim is "
+            f"{unet['time_cond_proj_dim']}); use the undistilled base, and pass the LCM-LoRA as --lora"
+        )
+
+
 def check_motion_adapter(source: str, unet: dict[str, Any]) -> int:
     """How many frames the adapter has positions for.
 

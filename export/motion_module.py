@@ -1,15 +1,18 @@
 """Another motion module for an existing bundle, and motion modules as a graph of their own."""
 
 import gc
-import shutil
+import os
+from contextlib import suppress
 from pathlib import Path
-from secrets import token_hex
 
 import onnx_ir as ir
 import torch
+from diffusers import MotionAdapter
+from diffusers.models.attention_processor import Attention
 
-from ..runtime.errors import BundleError
+from ..runtime.errors import BundleError, reason_of
 from ..runtime.manifest import Manifest, read_manifest
+from ..runtime.staging import clear_leftovers, staged_folder
 from .check import ExportError, check, largest_error, open_session
 from .checkpoints import load_motion_adapter
 from .exporter import file_record, weights_file
@@ -24,7 +27,8 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
     """Writes the motion-module weights of `bundle` anew from the adapter `source`; nothing else is touched.
 
     Raises:
-        ExportError: the adapter has other shapes than the one that the bundle was exported with.
+        ExportError: the adapter has other shapes or heads than the one that the bundle was exported with, or the
+            bundle cannot be written; it is then as it was.
         BundleError: `bundle` is not a bundle.
     """
     manifest = read_manifest(bundle)
@@ -39,7 +43,8 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
         if isinstance(value.const_value, ir.ExternalTensor) and str(value.const_value.location) == Path(name).name
     ]
     places.sort(key=lambda item: item[1].offset or 0)
-    weights = load_motion_adapter(source).state_dict()
+    adapter = load_motion_adapter(source)
+    weights = adapter.state_dict()
     if weights.keys() != {key for key, _ in places}:
         raise ExportError(f"--motion-adapter {source!r} has other layers than the bundle; export the bundle again")
     tensors = []
@@ -51,8 +56,9 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
                 f"{tuple(place.shape)}; export the bundle again"
             )
         tensors.append(ir.Tensor(weight.contiguous().numpy()))
+    _check_heads(source, adapter, model.graph)
     del model
-    part = bundle / f"{name}.part"
+    part, manifest_part = bundle / f"{name}.part", bundle / "manifest.json.part"
     try:
         write_tensors(part, tensors)
         changed = manifest.model_copy(
@@ -61,13 +67,49 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
                 "files": {**manifest.files, name: file_record(part)},
             }
         )
+        _write_text(manifest_part, changed.model_dump_json(indent=2) + "\n")
         part.replace(bundle / name)
-        changed.write(bundle)
+        manifest_part.replace(bundle / "manifest.json")
     except OSError as error:
-        raise ExportError(f"--bundle {str(bundle)!r} cannot be written: {error.strerror or error}") from error
+        raise ExportError(f"--bundle {str(bundle)!r} cannot be written: {reason_of(error)}") from error
     finally:
-        part.unlink(missing_ok=True)
+        for path in (part, manifest_part):
+            with suppress(OSError):
+                path.unlink()
     return changed
+
+
+def _check_heads(source: str, adapter: MotionAdapter, graph: ir.Graph) -> None:
+    """Whether the graph splits each attention into as many heads as the adapter: no weight's shape tells it."""
+    heads = _attention_heads(graph)
+    for name, module in adapter.named_modules():
+        if isinstance(module, Attention) and module.heads != heads.get(name):
+            raise ExportError(
+                f"--motion-adapter {source!r}: {name} has {module.heads} attention heads, the bundle's has "
+                f"{heads.get(name, 'none')}; export the bundle again"
+            )
+
+
+def _attention_heads(graph: ir.Graph) -> dict[str, int]:
+    """The heads of each attention by its name: the third size of a reshape to [B, S, heads, d]."""
+    heads = {}
+    for node in graph:
+        name, _, operator = (node.name or "").partition("/")
+        if not name.endswith((".attn1", ".attn2")) or not operator.startswith("Reshape"):
+            continue
+        shape = node.inputs[1].producer() if node.inputs[1] is not None else None
+        size = shape.inputs[2] if shape is not None and shape.op_type == "Concat" and len(shape.inputs) == 4 else None
+        if size is not None and size.const_value is not None:
+            heads[name] = int(size.const_value.numpy()[0])
+    return heads
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes a file that is on the disk when this returns."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) -> float:
@@ -88,18 +130,16 @@ def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) ->
     with torch.no_grad():
         expected = module(*inputs)
     model = trace(module, spec, spec.sample_inputs(sizes, seed=0))
-    staging = output.with_name(f".{output.name}-{token_hex(4)}")
+    clear_leftovers(output.parent, output.name)
     try:
-        staging.mkdir(parents=True)
-        files = write(model, staging / output.name, lambda _: f"{output.stem}.weights")
-        del module, model
-        gc.collect()
-        error = largest_error(open_session(staging / output.name), inputs, expected)
-        check(spec.name, error, frames=False)
-        for file in (*files, staging / output.name):
-            file.replace(output.parent / file.name)
+        with staged_folder(output.parent, output.name) as folder:
+            files = write(model, folder / output.name, lambda _: f"{output.stem}.weights")
+            del module, model
+            gc.collect()
+            error = largest_error(open_session(folder / output.name), inputs, expected)
+            check(spec.name, error, frames=False)
+            for file in (*files, folder / output.name):
+                file.replace(output.parent / file.name)
     except OSError as failure:
-        raise ExportError(f"--standalone {str(output)!r} cannot be written: {failure.strerror or failure}") from failure
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        raise ExportError(f"--standalone {str(output)!r} cannot be written: {reason_of(failure)}") from failure
     return error

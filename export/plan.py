@@ -1,6 +1,5 @@
 """What to export: the options, what the checkpoints' configurations say, and one job per graph."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from pydantic import ValidationError
 from torch import nn
 
 from ..runtime.manifest import DECODERS, MAX_SIDE, Dimension, SchedulerRecord, Sizes
@@ -103,11 +103,7 @@ def read_parts(options: ExportOptions) -> Parts:
     unet = checkpoints.load_config(UNet2DConditionModel, "base", options.base, "unet")
     vae = checkpoints.load_vae_config(options.base, options.vae)
     text = checkpoints.load_text_config(options.base)
-    if unet["in_channels"] != vae["latent_channels"]:
-        raise ExportError(
-            f"--base {options.base!r} takes {unet['in_channels']} channels (as inpainting models do), "
-            f"its VAE gives {vae['latent_channels']}; use a text-to-image checkpoint"
-        )
+    fit.check_unet(options.base, unet, vae)
     positions = [fit.check_motion_adapter(options.motion_adapter, unet)]
     positions += [fit.check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
     max_frames = min(MAX_FRAMES, *positions)
@@ -134,10 +130,11 @@ def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], ma
     """The sizes that requests may have."""
     factor = fit.scale_factor(vae)
     multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    default_side = (unet["sample_size"] or 64) * factor
+    sample_size = unet["sample_size"] or 64
+    rows, columns = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     sizes = Sizes(
-        height=default_side if options.height is None else max(1, options.height),
-        width=default_side if options.width is None else max(1, options.width),
+        height=rows * factor if options.height is None else max(1, options.height),
+        width=columns * factor if options.width is None else max(1, options.width),
         frames=options.frames,
         max_frames=max_frames,
         multiple=multiple,
@@ -280,11 +277,15 @@ def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:
     """
     for name in ("thresholding", "rescale_betas_zero_snr", "trained_betas"):
         if config.get(name):
-            raise ExportError(f"scheduler: {name} is not supported")
+            raise ExportError(f"--scheduler: {name} is not supported")
     fields = {name: config[name] for name in SchedulerRecord.model_fields if name in config}
     if not config.get("clip_sample"):
         fields.pop("clip_sample_range", None)
     try:
         return SchedulerRecord.model_validate(fields)
-    except ValueError as error:
-        raise ExportError(f"scheduler: {json.dumps(fields)} is not supported: {error}".replace("\n", " ")) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        names = [str(name) for name in first["loc"]] or list(fields)
+        reason = first["msg"].removeprefix("Value error, ")
+        values = ", ".join(f"{name}={fields.get(name)!r}" for name in names)
+        raise ExportError(f"--scheduler: {values} is not supported: {reason}") from None

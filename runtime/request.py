@@ -170,7 +170,7 @@ def _decoder(manifest: Manifest, value: Any) -> str:
 
 
 def _guidance(value: Any) -> float:
-    number = value if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
     if not 0 <= number <= MAX_GUIDANCE:  # as is every comparison with nan
         raise InvalidRequest(f"guidance_scale: {shown(value)} is not allowed; give a number from 0 to {MAX_GUIDANCE:g}")
     return float(number)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -145,10 +146,15 @@ def test_missing_options(tmp_path: Path) -> None:
     fails(run("paint", cwd=tmp_path), "No such command 'paint'")
 
 
-def test_bad_sources_of_an_export(tmp_path: Path) -> None:
+def test_bad_sources_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
     arguments = ["export", "--base", "./nothing", "--motion-adapter", "./nothing", "-o", "bundle"]
-    fails(run(*arguments, cwd=tmp_path), "--base: './nothing' is not a folder")
-    fails(run(*arguments, "--lora", "x=heavy", cwd=tmp_path), "--lora 'x=heavy'")
+    for more, message in (([], "--base: './nothing' is not a folder"), (["--lora", "x=heavy"], "--lora 'x=heavy'")):
+        assert cli.run([*arguments, *more]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,6 @@ from sparsectrl_lcm.export import exporter, graphs
 from sparsectrl_lcm.export.check import ExportError, check, largest_error, open_session
 from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.lora import Lora
-from sparsectrl_lcm.export.motion_module import export_standalone, replace_motion_module
 from sparsectrl_lcm.export.plan import ExportOptions
 from sparsectrl_lcm.export.random_checkpoints import Architecture, randomize, write_controlnet, write_motion_adapter
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
@@ -158,70 +157,6 @@ def test_the_unet_graph_at_sizes_it_was_not_traced_with(sd15_like: Exported, siz
     pairs = ((prediction, wanted), (next_latents, expected.prev_sample), (images, expected.denoised[0].transpose(0, 1)))
     for actual, reference in pairs:
         assert np.abs(actual - reference.numpy()).max() <= 1e-5 * max(1.0, reference.abs().max().item())
-
-
-def test_another_motion_module_replaces_one_file(sd15_like: Exported, tmp_path: Path) -> None:
-    import shutil
-
-    from references import animatediff_pipeline, to_uint8
-
-    bundle = Path(shutil.copytree(sd15_like.bundle, tmp_path / "bundle"))
-    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
-    adapter = write_motion_adapter(tmp_path / "adapter", Architecture(), seed=99)
-    replace_motion_module(str(adapter), bundle)
-    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
-    assert changed == {"manifest.json", "unet.motion.weights"}
-    assert {path for path in bundle.rglob("*") if path.is_file()} == before.keys()
-
-    reference = animatediff_pipeline(sd15_like.checkpoints)
-    reference.unet.load_motion_modules(MotionAdapter.from_pretrained(adapter))
-    expected = reference(
-        "a boat",
-        num_inference_steps=2,
-        guidance_scale=1.0,
-        num_frames=4,
-        height=128,
-        width=128,
-        generator=torch.Generator("cpu").manual_seed(1),
-        output_type="np",
-    ).frames[0]
-    clip = VideoPipeline.load(bundle, "onnxruntime").generate("a boat", num_inference_steps=2, num_frames=4, seed=1)
-    assert np.abs(clip.frames.astype(int) - to_uint8(expected)).max() <= 1
-
-    replace_motion_module(str(sd15_like.checkpoints / "motion_adapter"), bundle)
-    for path, content in before.items():
-        assert path.name == "manifest.json" or path.read_bytes() == content
-
-
-def test_a_motion_module_that_does_not_fit_is_refused(sd15_like: Exported, tmp_path: Path) -> None:
-    narrow = write_motion_adapter(tmp_path / "narrow", Architecture(channels=(16, 32, 32, 32)), seed=1)
-    deep = write_motion_adapter(tmp_path / "deep", Architecture(layers=2), seed=1)
-    for source in (narrow, deep):
-        with pytest.raises(ExportError, match="export the bundle again"):
-            replace_motion_module(str(source), sd15_like.bundle)
-
-
-def test_the_motion_module_as_a_graph_of_its_own(tmp_path: Path) -> None:
-    """Layer by layer against diffusers' own temporal transformers."""
-    arch = Architecture(channels=(16, 32), groups=8)
-    source = write_motion_adapter(tmp_path / "adapter", arch, seed=4)
-    with pytest.raises(ExportError, match=r"name a file that ends in \.onnx"):
-        export_standalone(str(source), "clip", tmp_path / "motion.weights")
-    path = tmp_path / "new" / "motion.onnx"
-    assert export_standalone(str(source), "clip", path) <= 1e-4
-    adapter = MotionAdapter.from_pretrained(source)
-    assert sorted(file.name for file in path.parent.iterdir()) == ["motion.onnx", "motion.weights"]
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    generator = torch.Generator().manual_seed(0)
-    states = {item.name: torch.randn(6, item.shape[1], 4, 3, generator=generator) for item in session.get_inputs()}
-    outputs = session.run(None, {name: state.numpy() for name, state in states.items()})
-    names = [item.name for item in session.get_outputs()]
-    assert len(names) == sum(name.endswith("proj_in.weight") for name in adapter.state_dict())
-    for name, output in zip(names, outputs, strict=True):
-        block = adapter.get_submodule(name.removesuffix(".output"))
-        with torch.no_grad():
-            expected = block(states[name.replace(".output", ".input")], num_frames=6)
-        assert np.abs(output - expected.numpy()).max() <= 1e-5 * max(1.0, expected.abs().max().item())
 
 
 def test_a_graph_that_differs_is_refused(sd15_like: Exported) -> None:
