@@ -71,15 +71,17 @@ def _store(data: Path, database: str | None) -> Iterator["SqlStore"]:
     from ..service.settings import SQLITE, Settings
     from ..service.store import SqlStore
 
-    if database is None and not (data / SQLITE).is_file():
-        make = shlex.join(["sparsectrl-lcm", "serve", "--data", str(data)])
-        raise InvalidRequest(f"--data {data} has no {SQLITE}; give the folder of a server, or make one with: {make}")
     url = Settings(data, database=database).database_url
     with database_errors(url):
         try:
+            if database is None and not (data / SQLITE).is_file():
+                make = shlex.join(["sparsectrl-lcm", "serve", "--data", str(data)])
+                mend = f"give the folder of a server, or make one with: {make}"
+                raise InvalidRequest(f"--data {data} has no {SQLITE}; {mend}")
             store = SqlStore(url)
         except OSError as error:
-            raise InvalidRequest(f"--data {data}: cannot be used ({reason_of(error)})") from None
+            mend = "give the folder of a server that you may read and write"
+            raise InvalidRequest(f"--data {data}: cannot be used ({reason_of(error)}); {mend}") from None
         try:
             yield store
         finally:

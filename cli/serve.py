@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LEVELS = ("debug", "info", "warning", "error")
 FILES = 16_384
+ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Hosts that stand for every address of the machine, and one of those."""
 
 
 def serve(
@@ -138,7 +140,7 @@ def _listeners(
         context = server_context(certificate, key)
         tls = lambda: context  # noqa: E731
     else:
-        names = () if host == "0.0.0.0" else (host,)
+        names = () if host in ANY else (host,)
         tls = lambda: server_context(*local_certificate(data / "tls", names)[1:])  # noqa: E731
     return [Listener(host, port, tls if option == "--tls-port" else None) for option, port in ports.items()]
 
@@ -148,7 +150,8 @@ def _greet(first: "Listener", certificate: Path | None, service: "Service") -> N
     from ..service.keys import create_key
 
     settings = service.settings
-    url = settings.public_url or f"http://{'127.0.0.1' if first.host == '0.0.0.0' else first.host}:{first.port}"
+    host = ANY.get(first.host, first.host)
+    url = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{first.port}"
     url = url.rstrip("/")
     if settings.tls_port is not None and certificate is None:
         authority = (settings.data / "tls/ca.pem").absolute()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import BinaryIO
 from urllib.parse import urljoin
 
 import httpcore
@@ -28,7 +29,7 @@ _CORE_ERRORS = (
 
 
 class FetchError(Exception):
-    """Nothing was downloaded.
+    """Nothing was downloaded, or not all of it.
 
     The message is fit for the user who gave the URL: of a host that is not public it says nothing that could be
     learned from outside. `reason` is for the log.
@@ -79,17 +80,19 @@ def _certificates() -> ssl.SSLContext:
 
 async def fetch(
     url: str,
+    file: BinaryIO,
     *,
     limit_bytes: int,
     seconds: float,
     redirects: int,
     allow: Sequence[str],
     resolver: Resolve = resolve,
-) -> bytes:
-    """Downloads what a URL leads to.
+) -> None:
+    """Downloads what a URL leads to, a part at a time: of a slow answer nothing waits in memory.
 
     Args:
         url: http or https.
+        file: where the answer is written.
         limit_bytes: largest answer.
         seconds: longest time in all.
         redirects: how many are followed.
@@ -99,13 +102,14 @@ async def fetch(
     Raises:
         FetchTooLarge: the answer is larger.
         FetchError: there is no answer, or another than 200.
+        OSError: the file cannot be written.
     """
     try:
         async with asyncio.timeout(seconds), guarded_client(allow, seconds=seconds, resolver=resolver) as client:
             for _ in range(redirects + 1):
                 async with client.stream("GET", check_url(url), headers={"Accept-Encoding": "identity"}) as response:
                     if response.status_code not in REDIRECTS or "location" not in response.extensions:
-                        return await _body(response, limit_bytes)
+                        return await _save(response, file, limit_bytes)
                     url = _next(response)
         raise FetchError(f"it redirects more than {redirects} times")
     except TimeoutError:
@@ -114,7 +118,7 @@ async def fetch(
         raise FetchError(f"it takes longer than {seconds:g} seconds", repr(error)) from None
     except httpx.ConnectError as error:  # the same for names that are unknown, refused and closed: inside is not mapped
         raise FetchError("its host cannot be reached, or is not public", str(error)) from None
-    except (httpx.HTTPError, OSError) as error:
+    except httpx.HTTPError as error:
         raise FetchError("its host broke off, or does not speak HTTP", repr(error)) from None
 
 
@@ -151,7 +155,7 @@ def _next(response: httpx.Response) -> str:
         raise FetchError("it redirects to something that is not a URL", repr(error)) from None
 
 
-async def _body(response: httpx.Response, limit: int) -> bytes:
+async def _save(response: httpx.Response, file: BinaryIO, limit: int) -> None:
     if response.status_code != 200:
         shown = f"its host answers {response.status_code}" if _from_outside(response) else "its host answers no file"
         raise FetchError(shown, f"status {response.status_code}")
@@ -160,12 +164,12 @@ async def _body(response: httpx.Response, limit: int) -> bytes:
     length = response.headers.get("Content-Length", "")
     if length.isdigit() and int(length) > limit:
         raise FetchTooLarge(f"it has more than {limit} bytes")
-    body = bytearray()
+    size = 0
     async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > limit:
+        size += len(chunk)
+        if size > limit:
             raise FetchTooLarge(f"it has more than {limit} bytes")
-    return bytes(body)
+        await asyncio.to_thread(file.write, chunk)
 
 
 def _from_outside(response: httpx.Response) -> bool:
@@ -231,8 +235,10 @@ class _Body(httpx.AsyncByteStream):
 
 @contextmanager
 def _mapped_errors() -> Iterator[None]:
-    """httpx has the exceptions of httpcore under the same names."""
+    """httpx has the exceptions of httpcore under the same names; what the system says is of the network here."""
     try:
         yield
     except _CORE_ERRORS as error:
         raise getattr(httpx, type(error).__name__, httpx.TransportError)(str(error)) from error
+    except OSError as error:
+        raise httpx.NetworkError(str(error)) from error

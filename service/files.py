@@ -38,20 +38,12 @@ class Files(Protocol):
         """Writes an object, in place of one of that name, and returns its size. It appears whole or not at all."""
         ...
 
-    def size(self, name: str) -> int | None:
-        """Bytes of an object; None where there is none."""
-        ...
-
     def open(self, name: str, start: int = 0) -> BinaryIO:
         """Reads an object from byte `start` on; FileNotFoundError where there is none."""
         ...
 
     def delete(self, name: str) -> None:
         """Removes an object; a missing one is fine."""
-        ...
-
-    def delete_under(self, prefix: str) -> None:
-        """Removes all objects whose names begin with `prefix` and "/"."""
         ...
 
 
@@ -108,11 +100,6 @@ class FolderFiles:
             part.unlink(missing_ok=True)
         return size
 
-    def size(self, name: str) -> int | None:
-        """See `Files.size`."""
-        path = self._path(name)
-        return path.stat().st_size if path.is_file() else None
-
     def open(self, name: str, start: int = 0) -> BinaryIO:
         """See `Files.open`."""
         file = self._path(name).open("rb")
@@ -122,11 +109,6 @@ class FolderFiles:
     def delete(self, name: str) -> None:
         """See `Files.delete`."""
         self._path(name).unlink(missing_ok=True)
-
-    def delete_under(self, prefix: str) -> None:
-        """See `Files.delete_under`."""
-        with suppress(FileNotFoundError, NotADirectoryError):
-            shutil.rmtree(self._path(prefix))
 
     def _path(self, name: str) -> Path:
         return self._root / check_name(name)
@@ -169,30 +151,18 @@ class ObjectFiles:
             with suppress(FileNotFoundError):
                 self._system.rm_file(part)
 
-    def size(self, name: str) -> int | None:
-        """See `Files.size`."""
-        try:
-            about = self._system.info(self._path(name))
-        except FileNotFoundError:
-            return None
-        return int(about["size"]) if about["type"] == "file" else None
-
     def open(self, name: str, start: int = 0) -> BinaryIO:
         """See `Files.open`."""
-        size = self.size(name)
-        if size is None:
+        path = self._path(name)
+        about = self._system.info(path)
+        if about["type"] != "file":
             raise FileNotFoundError(name)
-        return cast(BinaryIO, io.BufferedReader(_Remote(self._system, self._path(name), start, size), BLOCK_BYTES))
+        return cast(BinaryIO, io.BufferedReader(_Remote(self._system, path, start, int(about["size"])), BLOCK_BYTES))
 
     def delete(self, name: str) -> None:
         """See `Files.delete`."""
         with suppress(FileNotFoundError):
             self._system.rm_file(self._path(name))
-
-    def delete_under(self, prefix: str) -> None:
-        """See `Files.delete_under`."""
-        with suppress(FileNotFoundError):
-            self._system.rm(self._path(prefix), recursive=True)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{check_name(name)}"

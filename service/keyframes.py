@@ -1,17 +1,19 @@
-"""The bytes of a keyframe, wherever its URL leads: into itself, to a file of this server, or to a public host."""
+"""A keyframe as a file, wherever its URL leads: into itself, to a file of this server, or to a public host."""
 
 import asyncio
 import base64
 import binascii
 import logging
 import re
+import shutil
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import SplitResult, unquote, unquote_to_bytes, urlsplit
 
 from .errors import ServiceError, field_error
 from .fetch import MAX_URL, FetchError, FetchTooLarge, fetch
+from .files import COPY_BYTES
 from .store import FileRow
 from .uploads import is_file_id
 
@@ -28,20 +30,21 @@ _FILE_PATH = re.compile(r"/files/([^/]+)/([^/]+)$")
 _log = logging.getLogger(__name__)
 
 
-async def keyframe_bytes(service: "Service", url: str, field: str, own_bases: tuple[str, ...] = ()) -> bytes:
+async def save_keyframe(
+    service: "Service", url: str, file: BinaryIO, field: str, own_bases: tuple[str, ...] = ()
+) -> None:
     """Resolves a keyframe's URL: `data:`, this server's own files, http and https.
 
     Args:
         service: of the server.
         url: what the user gave.
+        file: where the bytes are written; whether they are an image shows later.
         field: of the input, to name in errors.
         own_bases: URLs below which no file is anybody else's; `Settings.public_url` is one of them anyway.
 
-    Returns:
-        The bytes of a file; whether it is an image shows later.
-
     Raises:
         ServiceError: 422 `file_download_error` or `file_too_large`.
+        OSError: the file cannot be written.
     """
     limit = service.settings.image_bytes
     if url[:5].lower() == "data:":
@@ -52,22 +55,25 @@ async def keyframe_bytes(service: "Service", url: str, field: str, own_bases: tu
             raise _failed(field, "the data URI is damaged")
         if len(data) > limit:
             raise _too_large(field, limit)
-        return data
+        await asyncio.to_thread(file.write, data)
+        return
     if len(url) > MAX_URL:
         raise _failed(field, f"the URL is longer than {MAX_URL} characters")
     own = await asyncio.to_thread(_own_file, service, url)
     if own is not None:
-        return await asyncio.to_thread(_stored, service, *own, field, limit)
+        await asyncio.to_thread(_copy_stored, service, *own, file, field, limit)
+        return
     if _is_below(url, (*own_bases, *([service.settings.public_url] if service.settings.public_url else []))):
         raise _failed(field, MISSING)
-    return await _download(service, url, field, limit)
+    await _download(service, url, file, field, limit)
 
 
-async def _download(service: "Service", url: str, field: str, limit: int) -> bytes:
+async def _download(service: "Service", url: str, file: BinaryIO, field: str, limit: int) -> None:
     settings = service.settings
     try:
-        return await fetch(
+        await fetch(
             url,
+            file,
             limit_bytes=limit,
             seconds=settings.fetch_seconds,
             redirects=settings.fetch_redirects,
@@ -126,14 +132,14 @@ def _authority(parts: SplitResult) -> tuple[str | None, int | None]:
     return parts.hostname, None if parts.port in (80, 443) else parts.port
 
 
-def _stored(service: "Service", row: FileRow, name: str, field: str, limit: int) -> bytes:
+def _copy_stored(service: "Service", row: FileRow, name: str, file: BinaryIO, field: str, limit: int) -> None:
     if row.name != name or (row.expires_at is not None and row.expires_at <= time.time()):
         raise _failed(field, MISSING)
     if row.size > limit:
         raise _too_large(field, limit)
     try:
-        with service.files.open(row.object_name) as file:
-            return file.read(limit + 1)
+        with service.files.open(row.object_name) as stored:
+            shutil.copyfileobj(stored, file, COPY_BYTES)
     except FileNotFoundError:
         raise _failed(field, MISSING) from None
 

@@ -11,7 +11,7 @@ from secrets import token_hex
 from sqlalchemy.exc import SQLAlchemyError
 
 from .context import QUEUE_PREFIX, Service
-from .keyframes import keyframe_bytes
+from .keyframes import save_keyframe
 from .runner import Job
 from .schema import parse_input
 
@@ -116,20 +116,21 @@ async def _prepare(service: Service, request_id: str, folder: Path) -> Prepared 
         return None
     values, base_url = found
     given = parse_input(values, service.settings.prompt_characters)
+    options, seed, slots = given.options(), given.seed, tuple(slot for slot, *_ in given.keyframes())
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
 
     async def one(slot: int, frame: int, url: str) -> tuple[int, Path]:
-        field = f"keyframe_{slot}_image_url"
-        data = await keyframe_bytes(service, url, field, (base_url, base_url + QUEUE_PREFIX))
         path = folder / f"keyframe-{slot}"
-        await asyncio.to_thread(path.write_bytes, data)
+        with path.open("xb") as file:
+            bases = (base_url, base_url + QUEUE_PREFIX)
+            await save_keyframe(service, url, file, f"keyframe_{slot}_image_url", bases)
         return frame, path
 
-    slots = tuple(slot for slot, *_ in given.keyframes())
     try:
         async with asyncio.TaskGroup() as tasks:
             fetched = [tasks.create_task(one(*keyframe)) for keyframe in given.keyframes()]
+            del found, values, given  # data URIs are large, and the other keyframes may be slow
     except ExceptionGroup as errors:  # of one keyframe; the others are not waited for
         raise errors.exceptions[0] from None
-    job = Job(request_id, given.options(), tuple(task.result() for task in fetched), folder / "clip.mp4")
-    return Prepared(job, given.seed, slots)
+    job = Job(request_id, options, tuple(task.result() for task in fetched), folder / "clip.mp4")
+    return Prepared(job, seed, slots)

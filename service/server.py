@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import shutil
 import signal
 import time
@@ -24,13 +25,16 @@ from .keys import Keyring
 from .listeners import Listener, make_server
 from .metrics import Metrics
 from .runner import LocalRunner, Runner
-from .settings import Settings
+from .settings import SQLITE, Settings
 from .signing import Signer
 from .store import SqlStore
 from .uploads import remove_stale_uploads
 from .webhooks import Webhooks
 
 SWEEP_SECONDS = 60.0
+FIRST_FILES = {"files", "lock", "owner.new", "work"}
+"""What a first start may leave in the data folder before the server has its name there."""
+_OWNER = re.compile(rb"[0-9a-f]{32}\s*")
 
 log = logging.getLogger("sparsectrl_lcm.service")
 
@@ -108,15 +112,15 @@ async def serve(
         on_open: called as soon as the data folder and all addresses are this server's.
 
     Raises:
-        InvalidRequest: the data folder cannot be used or is another server's, or the settings name a database or a
-            store of files that cannot be opened.
+        InvalidRequest: the data folder cannot be used, is no server's or another's, or the settings name a database
+            or a store of files that cannot be opened.
         BackendError: no model was there yet, and the runner says that with these settings there will be none.
         OSError: an address cannot be listened on.
     """
     with _lock(settings.data), contextlib.ExitStack() as sockets:
+        bound = [sockets.enter_context(listener.bind()) for listener in listeners]
         for left in (settings.work, settings.data / "tmp"):  # by an earlier server
             shutil.rmtree(left, ignore_errors=True)
-        bound = [sockets.enter_context(listener.bind()) for listener in listeners]
         service = open_service(settings, runner)
         app = create_app(service)
         servers = [make_server(app, settings, listener) for listener in listeners]
@@ -147,11 +151,14 @@ def _lock(data: Path) -> Any:
     file: IO[str]
     try:
         data.mkdir(parents=True, exist_ok=True)
+        if not _is_servers(data):
+            mend = "give a new or empty folder, or a server's"
+            raise InvalidRequest(f"--data {data}: is not empty, and no server's; {mend}")
         with contextlib.suppress(PermissionError):  # it is another user's
             data.chmod(0o700)  # requests, files and secrets are nobody else's
         file = (data / "lock").open("w")
     except OSError as error:
-        reason = "it is a file" if data.is_file() else reason_of(error)
+        reason = "it is a file" if isinstance(error, FileExistsError) else reason_of(error)
         raise InvalidRequest(f"--data {data}: cannot be used ({reason}); give a folder that can be written") from None
     with file:
         try:
@@ -159,6 +166,15 @@ def _lock(data: Path) -> Any:
         except OSError:
             raise InvalidRequest(f"--data {data}: another server uses this folder; give another, or end it") from None
         yield
+
+
+def _is_servers(data: Path) -> bool:
+    """Whether a folder is a server's, or may become one: parts of it are emptied, and all of it is made private."""
+    names = {path.name for path in data.iterdir()} - {"lost+found"}  # of a disk of its own
+    if not names or SQLITE in names or ("lock" in names and names <= FIRST_FILES):
+        return True
+    owner = data / "owner"  # there even where the database is elsewhere
+    return owner.is_file() and _OWNER.fullmatch(owner.read_bytes()) is not None
 
 
 def _owner(data: Path) -> str:

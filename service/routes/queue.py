@@ -89,22 +89,22 @@ async def _status(service: Service, request: Request, view: View, logs_from: int
 
 
 async def _states(service: Service, request: Request, view: View) -> AsyncIterator[bytes]:
-    told, last, shown = 0, b"", None
+    told, shown = 0, None
+    last: dict[str, Any] = {}
     with_logs = _wants_logs(request)
     quiet = 0.0
     while True:
         changed = view.changed
         _, body = await _status(service, request, view, told if with_logs else None)
         told += len(body.get("logs") or ())  # before it is sent: lines that come meanwhile are the next event's
+        state = {name: value for name, value in body.items() if name != "logs"}
         preview = preview_uri(view) if view.preview is not shown else None
         if preview is not None and view.row.state == "running":
             body["preview"] = preview
             shown = view.preview
-        event = to_json(body)
-        if event != last:
-            yield b"data: " + event + b"\n\n"
-            last = to_json(body | {"logs": [] if with_logs else None})
-            quiet = 0.0
+        if state != last or body.get("logs") or "preview" in body:
+            yield b"data: " + to_json(body) + b"\n\n"
+            last, quiet = state, 0.0
         elif quiet >= PING_SECONDS:
             yield PING
             quiet = 0.0

@@ -64,7 +64,11 @@ class Server:
 
     @property
     def log(self) -> str:
-        return (self.data / "server.log").read_text()
+        return self._log.read_text()
+
+    @property
+    def _log(self) -> Path:
+        return self.data.with_name("server.log")  # the data folder holds what the server puts there
 
     def headers(self, key: str | None = None) -> dict[str, str]:
         return {"Authorization": f"Key {key or self.key}"}
@@ -72,13 +76,13 @@ class Server:
     def start(self) -> None:
         import json
 
-        self.data.mkdir(parents=True, exist_ok=True)
+        self.data.parent.mkdir(parents=True, exist_ok=True)
         self.port, self.queue_port, self.tls_port = (
             (self.port, self.queue_port, self.tls_port) if self.port else ports()
         )
         options = self.options | {"data": str(self.data), "ports": [self.port, self.queue_port, self.tls_port]}
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
-        with (self.data / "server.log").open("ab") as log:
+        with self._log.open("ab") as log:
             command = [sys.executable, "-c", MAIN, json.dumps(options)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         self.wait("/healthz", 30)
@@ -132,7 +136,7 @@ def ports() -> tuple[int, int, int]:
 
 
 def started(folder: Path, port: int = 0, **options: Any) -> Iterator[Server]:
-    server = Server(folder, {"allow_private": ["127.0.0.1"], **options}, port, *(ports()[1:] if port else ()))
+    server = Server(folder / "data", {"allow_private": ["127.0.0.1"], **options}, port, *(ports()[1:] if port else ()))
     server.start()
     server.key = server.new_key()
     try:

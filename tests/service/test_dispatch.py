@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,14 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def serving(
-    folder: Path, scenario: Callable[[Service, StandIn], Awaitable[None]], prepare: Callable[[Service], None] = id
+    folder: Path,
+    scenario: Callable[[Service, StandIn], Awaitable[None]],
+    prepare: Callable[[Service], None] = id,
+    **settings: Any,
 ) -> None:
     async def main() -> None:
         runner = StandIn()
-        service = open_service(Settings(folder, drain_seconds=1.0), runner)
+        service = open_service(Settings(folder, drain_seconds=1.0, **settings), runner)
         prepare(service)
         async with asyncio.timeout(20), running(service):
             await scenario(service, runner)
@@ -194,15 +198,14 @@ def test_only_what_runs_has_begun(tmp_path: Path) -> None:
 def test_a_slow_keyframe_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[str] = []
 
-    async def never(_: Service, url: str, *__: Any) -> bytes:
+    async def never(_: Service, url: str, *__: Any) -> None:
         try:
             await asyncio.sleep(3600)
         finally:
             left.append(url)
-        return b""
 
     async def scenario(service: Service, runner: StandIn) -> None:
-        monkeypatch.setattr(preparation, "keyframe_bytes", never)
+        monkeypatch.setattr(preparation, "save_keyframe", never)
         await submit(service, "slow", input={"prompt": "a", "keyframe_1_image_url": "http://slow"})
         await submit(service, "next")
         assert (await ended(service, "next")).status == 200
@@ -219,12 +222,11 @@ def test_a_slow_keyframe_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.Mon
 def test_many_slow_keyframes_hold_up_no_other_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than are prepared ahead, and more than are waited for of one key."""
 
-    async def never(*_: Any) -> bytes:
+    async def never(*_: Any) -> None:
         await asyncio.sleep(3600)
-        return b""
 
     async def scenario(service: Service, runner: StandIn) -> None:
-        monkeypatch.setattr(preparation, "keyframe_bytes", never)
+        monkeypatch.setattr(preparation, "save_keyframe", never)
         for place in range(40):
             await submit(service, f"slow {place}", input={"prompt": "a", "keyframe_1_image_url": "http://slow"})
         await submit(service, "next", key_id="other")
@@ -233,6 +235,49 @@ def test_many_slow_keyframes_hold_up_no_other_key(tmp_path: Path, monkeypatch: p
         assert len(list(service.settings.work.glob("job-*"))) <= dispatch.AHEAD + dispatch.SLOW_OF_KEY
 
     serving(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("data_uris", [0, 2])
+def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int) -> None:
+    """Neither what has come of them, nor the data URIs of the same input."""
+    large, sent = 16 * 2**20, 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        size = 1 if b"small" in await reader.readuntil(b"\r\n\r\n") else large
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nx" % size)
+        for _ in range(size // 2**16 - 1):  # of a large one the last part does not come
+            writer.write(b"x" * 2**16)
+            await writer.drain()
+        sent += 1
+        await reader.read()
+        writer.close()
+
+    async def scenario(service: Service, _: StandIn) -> None:
+        def given(path: str) -> dict[str, Any]:
+            uri = "data:;base64," + "A" * (10 * 2**20 - 16)
+            urls = [uri] * data_uris + [f"http://127.0.0.1:{port}/{path}"] * (3 - data_uris)
+            places = {f"keyframe_{slot}_index": slot for slot in range(3)}
+            return {"prompt": "a"} | places | {f"keyframe_{slot}_image_url": url for slot, url in enumerate(urls)}
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        await submit(service, "small", input=given("small"))  # loads what is loaded once
+        assert (await ended(service, "small")).status == 200
+        tracemalloc.start()
+        await submit(service, "slow", input=given("large"))
+        await until(lambda: sent == 2 * (3 - data_uris))
+        await asyncio.sleep(0.3)
+        assert tracemalloc.get_traced_memory()[0] < 4 * 2**20
+        written = [path.stat().st_size for path in service.settings.work.glob("job-*/keyframe-*")]
+        assert sum(written) > 20 * 2**20
+        assert await service.board.cancel("slow")
+        server.close()
+
+    try:
+        serving(tmp_path, scenario, allow_private=("127.0.0.1",))
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_was_cancelled_as_its_clip_was_stored_ends_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,11 +299,11 @@ def test_what_was_cancelled_as_its_clip_was_stored_ends_so(tmp_path: Path, monke
 
 
 def test_a_wrong_keyframe_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wrong(*_: Any) -> bytes:
+    async def wrong(*_: Any) -> None:
         raise field_error("keyframe_1_image_url", "no", "file_download_error")
 
     async def scenario(service: Service, runner: StandIn) -> None:
-        monkeypatch.setattr(preparation, "keyframe_bytes", wrong)
+        monkeypatch.setattr(preparation, "save_keyframe", wrong)
         runner.ready = False
         await submit(service, "a", input={"prompt": "a", "keyframe_1_image_url": "http://x"})
         outcome = await ended(service, "a")

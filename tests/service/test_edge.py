@@ -247,6 +247,39 @@ def test_no_line_is_lost_or_told_twice() -> None:
     assert asyncio.run(lines()) == [str(number) for number in range(1, 7)]
 
 
+def test_every_event_of_a_stream_tells_something() -> None:
+    """A picture is told once, and what is as it was, waiting or running, is not told again."""
+    board: Any = Told()
+    board.becomes("queued")
+    turns = iter(["", "running", "", "picture", "", "line", "", "done"])
+
+    async def change(*_: Any) -> None:
+        match next(turns):
+            case "picture":
+                board.shown.preview = b"a JPEG"
+            case "line":
+                board.shown.logs.append(LogRow("1", "INFO", 0.0))
+            case "running" | "done" as state:
+                board.becomes(state)
+
+    board.change = change
+    request: Any = SimpleNamespace(query_params={"logs": "1"})
+    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP), base_url=lambda _: "")
+
+    async def events() -> list[tuple[str, bool, int]]:
+        told = [event async for event in queue._states(service, request, board.shown)]
+        states = [json.loads(event.removeprefix(b"data: ")) for event in told]
+        return [(state["status"], "preview" in state, len(state.get("logs", []))) for state in states]
+
+    assert asyncio.run(events()) == [
+        ("IN_QUEUE", False, 0),
+        ("IN_PROGRESS", False, 0),
+        ("IN_PROGRESS", True, 0),
+        ("IN_PROGRESS", False, 1),
+        ("COMPLETED", False, 0),
+    ]
+
+
 def test_a_stream_whose_client_has_gone_before_it_began_is_cancelled() -> None:
     left: list[str] = []
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import datetime
+import errno
+import io
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -76,7 +78,9 @@ def redirect(where: str, status: int = 302) -> bytes:
 
 async def get(url: str, **changes: Any) -> bytes:
     options = {"limit_bytes": 1000, "seconds": 5.0, "redirects": 3, "allow": LOOPBACK} | changes
-    return await fetch(url, **options)
+    file = io.BytesIO()
+    await fetch(url, file, **options)
+    return file.getvalue()
 
 
 def fetched(answer: Any, path: str = "/image.png", **changes: Any) -> tuple[bytes, Server]:
@@ -503,6 +507,25 @@ def test_an_answer_without_end() -> None:
     with pytest.raises(FetchTooLarge):
         fetched(endless, limit_bytes=2**20)
     assert sent < 64 * 2**20  # what the buffers of the system hold
+
+
+def test_a_disk_that_is_full_is_not_the_hosts_fault() -> None:
+    class Full(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def run() -> None:
+        async with serving(ok(b"picture")) as server:
+            options = {"limit_bytes": 1000, "seconds": 5.0, "redirects": 3, "allow": LOOPBACK}
+            await fetch(f"http://127.0.0.1:{server.port}/", Full(), **options)
+
+    with pytest.raises(OSError, match="No space"):
+        asyncio.run(run())
+
+
+def test_what_the_system_says_of_a_connection_is_an_error_of_httpx() -> None:
+    with pytest.raises(httpx.NetworkError, match="bad record"), fetching._mapped_errors():
+        raise ssl.SSLError("bad record")
 
 
 async def silent(writer: Writer) -> None:

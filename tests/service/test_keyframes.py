@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import httpx
@@ -15,7 +15,7 @@ from PIL import Image
 from sparsectrl_lcm.service import keyframes
 from sparsectrl_lcm.service.errors import ServiceError
 from sparsectrl_lcm.service.fetch import FetchError, FetchTooLarge
-from sparsectrl_lcm.service.keyframes import keyframe_bytes
+from sparsectrl_lcm.service.keyframes import save_keyframe
 from sparsectrl_lcm.service.uploads import file_url, keep_file
 
 from .conftest import APP, Server, started
@@ -31,7 +31,9 @@ def service(tmp_path: Path) -> StorageService:
 
 
 def get(service: StorageService, url: str, bases: tuple[str, ...] = (BASE,)) -> bytes:
-    return asyncio.run(keyframe_bytes(service, url, FIELD, bases))
+    file = io.BytesIO()
+    asyncio.run(save_keyframe(service, url, file, FIELD, bases))
+    return file.getvalue()
 
 
 def refused(service: StorageService, url: str, bases: tuple[str, ...] = (BASE,)) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def refused(service: StorageService, url: str, bases: tuple[str, ...] = (BASE,))
 
 @pytest.fixture
 def never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fetch(url: str, **_: Any) -> bytes:
+    async def fetch(url: str, *_: Any, **__: Any) -> None:
         raise AssertionError(url)
 
     monkeypatch.setattr(keyframes, "fetch", fetch)
@@ -138,9 +140,9 @@ def test_own_files_are_bounded(service: StorageService) -> None:
 def test_other_urls_are_downloaded(service: StorageService, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, dict[str, Any]]] = []
 
-    async def fetch(url: str, **options: Any) -> bytes:
+    async def fetch(url: str, file: BinaryIO, **options: Any) -> None:
         asked.append((url, options))
-        return b"fetched"
+        file.write(b"fetched")
 
     monkeypatch.setattr(keyframes, "fetch", fetch)
     row = keep_file(service, b"own", key_id="k", name="a.png", content_type="image/png", seconds=60)
@@ -161,7 +163,7 @@ def test_other_urls_are_downloaded(service: StorageService, monkeypatch: pytest.
 def test_errors_of_downloads(service: StorageService, monkeypatch: pytest.MonkeyPatch) -> None:
     error: FetchError = FetchError("its host cannot be reached, or is not public", "10.0.0.7: connection refused")
 
-    async def fetch(url: str, **_: Any) -> bytes:
+    async def fetch(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(keyframes, "fetch", fetch)

@@ -1,5 +1,6 @@
 """`serve` and `keys` as somebody uses them who gives what is wrong: one line, exit code 2, and nothing is left."""
 
+import errno
 import json
 import re
 import shutil
@@ -9,12 +10,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from sparsectrl_lcm.cli import run, service
+from sparsectrl_lcm.cli.serve import _greet, _listeners
 from sparsectrl_lcm.runtime.bundle import demo_bundle
+from sparsectrl_lcm.service.listeners import Listener
+from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.tls import local_certificate
 
 from .conftest import ports
@@ -51,7 +56,7 @@ def port() -> str:
         ("--set queue", "--set queue: not allowed; give NAME=VALUE"),
         ("--backend nope", "backend: 'nope' is unknown; allowed are auto, "),
         ("--bundle nope", "bundle: 'nope' is not a folder"),
-        ("--threads 0", "--threads: 0 is out of range; give 1 or more"),
+        ("--threads 0", "--threads: 0 is not allowed; give a whole number from 1 on"),
         ("--tls-certificate a", "--tls-certificate and --tls-key go together"),
         ("--tls-certificate a --tls-key a", "--tls-certificate a: No such file"),
     ],
@@ -90,6 +95,98 @@ def test_folders_that_cannot_be_used(capfd: pytest.CaptureFixture[str], tmp_path
         assert told == f"--data {data}: cannot be used ({why}); give a folder that can be written"
         for command in (["list"], ["create"], ["revoke", "a"]):
             assert f"--data {data} has no service.sqlite3" in refused(capfd, "keys", *command, "--data", data)
+
+
+def test_a_folder_whose_name_is_too_long(capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str) -> None:
+    data = tmp_path / ("x" * 300)
+    told = refused(capfd, "serve", "--data", data, "--port", port)
+    assert told == f"--data {data}: cannot be used (File name too long); give a folder that can be written"
+
+
+def test_keys_of_a_folder_that_may_not_be_read(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_file = Path.is_file
+
+    def locked(self: Path) -> bool:
+        if self.name == "service.sqlite3":  # what Python 3.11 does where the folder's own is closed to the user
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", locked)
+    mend = "give the folder of a server that you may read and write"
+    for command in (["list"], ["create"], ["revoke", "a"]):
+        told = refused(capfd, "keys", *command, "--data", tmp_path)
+        assert told == f"--data {tmp_path}: cannot be used (Permission denied); {mend}"
+
+
+def filled(folder: Path, names: str) -> Path:
+    """A folder with these files."""
+    for name in names.split():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text({"owner": "0123456789abcdef" * 2, "service.sqlite3": ""}.get(name, "precious"))
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "notes.txt",
+        "notes.txt work/thesis.txt tmp/x",
+        "work/thesis.txt",
+        "tmp/x files/x",
+        "lock tmp/x",
+        "lock notes.txt work/thesis.txt",  # a start of an earlier release failed in it
+        "owner/x work/thesis.txt",
+    ],
+)
+def test_a_folder_of_something_else_is_left_as_it_is(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str, names: str
+) -> None:
+    def state() -> list[tuple[Path, int, bytes]]:
+        paths = [data, *sorted(data.rglob("*"))]
+        return [(path, path.stat().st_mode, path.read_bytes() if path.is_file() else b"") for path in paths]
+
+    data = filled(tmp_path / "home", names)
+    before = state()
+    told = refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x")
+    assert told == f"--data {data}: is not empty, and no server's; give a new or empty folder, or a server's"
+    assert state() == before
+
+
+def test_an_owner_that_is_no_servers(capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str) -> None:
+    data = filled(tmp_path / "home", "work/thesis.txt")
+    (data / "owner").write_text("Ada Lovelace\n")
+    assert "no server's" in refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x")
+    assert (data / "work/thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "lock",  # a first start that found its address taken,
+        "lock service.sqlite3",  # or no store of files,
+        "lock files/.parts/x work/x owner.new",  # or was killed, with its database elsewhere
+        "lock owner files/x work/x tmp/x tls/ca.pem notes.txt",  # a server with its database elsewhere
+        "lock owner service.sqlite3 work/x tmp/x server.log",
+        "service.sqlite3 files/x",  # from a backup
+        "lost+found/x",  # a disk of its own
+    ],
+)
+def test_a_servers_folder_is_taken_and_emptied_once_all_is_its_own(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str, names: str
+) -> None:
+    data = filled(tmp_path / "data", names)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        told = refused(capfd, "serve", "--data", data, "--port", taken.getsockname()[1])
+    assert told.endswith("Address already in use; give another host or port")
+    assert all((data / name).exists() for name in names.split())
+    assert refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x").startswith("files: nope")
+    left = [name for name in names.split() if not name.startswith(("work/", "tmp/"))]
+    assert [name for name in names.split() if (data / name).exists()] == left
+    assert data.stat().st_mode & 0o777 == 0o700
 
 
 def test_keys_make_no_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -154,6 +251,32 @@ def test_what_only_the_runner_finds_out(tmp_path: Path, port: str) -> None:
     done = subprocess.run([*PROGRAM, *command], capture_output=True, text=True, timeout=60, check=False)
     wanted = "error: --precision: onnxruntime computes in fp32 on the CPU; 'fp8' is for openvino\n"
     assert (done.returncode, done.stderr) == (2, wanted)
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::", "[::1]"),
+        ("::1", "[::1]"),
+        ("fd00::7", "[fd00::7]"),
+        ("box.lan", "box.lan"),
+    ],
+)
+def test_hosts_in_the_greeting_and_in_the_certificate(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, host: str, shown: str
+) -> None:
+    (listener,) = _listeners(tmp_path, host, {"--tls-port": 8443}, None, None)
+    greeted: Any = SimpleNamespace(settings=Settings(tmp_path, anonymous=True))
+    _greet(Listener(host, 8397), None, greeted)
+    assert capsys.readouterr().out == f"http://{shown}:8397/\n"
+    assert httpx.URL(f"http://{shown}:8397/").port == 8397
+    assert listener.tls is not None
+    listener.tls()
+    names = (tmp_path / "tls/names").read_text().split()
+    assert shown.strip("[]") in names
+    assert not {"0.0.0.0", "::"} & set(names)
 
 
 @pytest.fixture
