@@ -10,8 +10,8 @@ from sparsectrl_lcm.runtime import VideoPipeline
 
 
 def test_the_model_in_the_package_heeds_keyframes_and_prompt() -> None:
-    """The share of asked colours and shapes is bounded loosely: six requests tell little."""
-    figures = evaluate.evaluate(evaluate.with_runtime(VideoPipeline.load(backend="onnxruntime")), 6)
+    """The share of asked colours and shapes is bounded loosely: four requests tell little."""
+    figures = evaluate.evaluate(evaluate.with_runtime(VideoPipeline.load(backend="onnxruntime")), 4)
     assert figures.scribble_f1 > 0.8
     assert figures.free_f1 < 0.35
     assert figures.rgb_psnr > 24

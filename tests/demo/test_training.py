@@ -196,12 +196,13 @@ def test_clips_of_some_motions_are_chosen(few_clips: Clips) -> None:
 def test_the_last_stages_see_all_kinds_and_leave_what_they_begin_with(
     few_clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "LOG_STEPS", 16)
+    monkeypatch.setattr(training, "LOG_STEPS", 6)
+    monkeypatch.setattr(refine, "KINDS", ("scribble", "rgb", None))  # each with few frames and with all of them
     student = Denoiser(tmp_path / "student")
     before = deepcopy(student.state_dict())
     learnt = refine.words(tmp_path, few_clips, few_clips.device, student, steps=2, batch=1)
     between = deepcopy(learnt.state_dict())
-    refined = refine.refine(tmp_path, few_clips, few_clips.device, learnt, student, steps=16, batch=1)
+    refined = refine.refine(tmp_path, few_clips, few_clips.device, learnt, student, steps=6, batch=1)
     for model, weights in ((student, before), (learnt, between)):
         assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert not torch.equal(refined.unet.conv_in.weight, learnt.unet.conv_in.weight)

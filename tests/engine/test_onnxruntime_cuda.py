@@ -58,9 +58,9 @@ def test_every_graph_is_typed_and_self_attention_is_fused(built: Path) -> None:
 
 def test_frames_are_close_to_those_of_the_cpu_backend(executor: GpuExecutor, built: Path) -> None:
     device, host = VideoPipeline(executor.bundle, executor), VideoPipeline.load(built, "onnxruntime")
-    keyframes = [Keyframe(index, image) for index, image in zip((0, 9), pictures(2, 128, 128), strict=True)]
+    keyframes = [Keyframe(index, image) for index, image in zip((0, 5), pictures(2, 128, 128), strict=True)]
     for options in ({}, {"guidance_scale": 2.0, "negative_prompt": "blue"}, {"controlnet": "rgb", "seed": 7}):
-        request = {"seed": 1, "keyframes": keyframes, **options}
+        request = {"seed": 1, "keyframes": keyframes, "num_frames": 8, "num_inference_steps": 2, **options}
         clips = [pipeline.generate("a red boat", **request) for pipeline in (device, host)]
         assert np.abs(clips[0].frames.astype(int) - clips[1].frames).mean() <= 3
         assert (clips[0].frames != clips[1].frames).any(), "fp16 leaves a trace"

@@ -135,11 +135,18 @@ def test_a_cpu_build_in_the_place_of_the_gpu_build_is_said(monkeypatch: pytest.M
     assert "lies in the place of onnxruntime-gpu" in str(backends.availability("onnxruntime-cuda").reason)
 
 
-def test_auto_takes_the_fastest_that_can_run_and_has_engines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+@pytest.fixture(scope="module")
+def with_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo bundle with engines for onnxruntime-cuda, which need no GPU to be built."""
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
     onnxruntime_cuda.build(bundle, check=False)
+    return bundle
+
+
+def test_auto_takes_the_fastest_that_can_run_and_has_engines(
+    with_engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Path(shutil.copytree(with_engines, tmp_path / "bundle"))
     opened = Bundle.load(bundle)
     version = onnxruntime.__version__
     monkeypatch.setattr(device, "probe", lambda api=None: Device("NVIDIA H200", "9.0", 150 << 30, "580.95.05"))
@@ -153,10 +160,8 @@ def test_auto_takes_the_fastest_that_can_run_and_has_engines(
     assert backends.choose_backend(opened) == "onnxruntime"
 
 
-def test_auto_takes_what_the_options_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
-    onnxruntime_cuda.build(bundle, check=False)
-    opened = Bundle.load(bundle)
+def test_auto_takes_what_the_options_are_for(with_engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Bundle.load(with_engines)
     monkeypatch.setattr(device, "probe", lambda api=None: Device("NVIDIA H200", "9.0", 150 << 30, "580.95.05"))
     monkeypatch.setattr(backends, "availability", lambda name: Availability(name, onnxruntime.__version__))
 
