@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsectrl_lcm.runtime.bench.machine import peak_bytes
+from sparsectrl_lcm.runtime.manifest import MAX_SIDE
 
 MULTIPLE = 64
 ARCHITECTURES = ("full", "small")
@@ -24,8 +25,8 @@ def clip_size(text: str) -> str:
         ArgumentTypeError: it is not two multiples of 64, which the architectures ask for.
     """
     parts = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
-    if parts is None or any(int(side) == 0 or int(side) % MULTIPLE for side in parts.groups()):
-        raise ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in multiples of {MULTIPLE}, as 512x512")
+    if parts is None or any(int(side) not in range(MULTIPLE, MAX_SIDE + 1, MULTIPLE) for side in parts.groups()):
+        raise ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in multiples of {MULTIPLE} up to {MAX_SIDE}, as 512x512")
     return text
 
 

@@ -28,7 +28,7 @@ def generate(
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the bundle's own by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames, 1 to 32; the bundle's own by default.")] = None,
     decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle was exported with one.")] = "full",
-    fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60.")] = 8.0,
+    fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
         str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime.")

@@ -148,10 +148,11 @@ def _listeners(
 def _greet(first: "Listener", certificate: Path | None, service: "Service") -> None:
     """Where the page is, whom https clients have to trust, and on the first start a key."""
     from ..service.keys import create_key
+    from ..service.listeners import url_host
 
     settings = service.settings
-    host = ANY.get(first.host, first.host)
-    url = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{first.port}"
+    host = url_host(ANY.get(first.host, first.host))
+    url = settings.public_url or f"http://{host}:{first.port}"
     url = url.rstrip("/")
     if settings.tls_port is not None and certificate is None:
         authority = (settings.data / "tls/ca.pem").absolute()

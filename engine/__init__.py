@@ -1,3 +1,3 @@
 """Portable ONNX graphs in, engines of a backend out."""
 
-from .. import runtime as runtime  # ahead of ONNX Runtime, for which it sets the environment
+from ..runtime.errors import SparseCtrlLcmError as SparseCtrlLcmError  # with it what is set ahead of ONNX Runtime

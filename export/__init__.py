@@ -1,3 +1,3 @@
 """Checkpoints in, a portable ONNX bundle out. Needs the `export` extra."""
 
-from .. import runtime as runtime  # ahead of ONNX Runtime, for which it sets the environment
+from ..runtime.errors import SparseCtrlLcmError as SparseCtrlLcmError  # with it what is set ahead of ONNX Runtime

@@ -1,7 +1,6 @@
 """Another motion module for an existing bundle, and motion modules as a graph of their own."""
 
 import gc
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
 
     Raises:
         ExportError: the adapter has other shapes or heads than the one that the bundle was exported with, or the
-            bundle cannot be written; it is then as it was.
+            bundle cannot be written; up to the two renames at the end it is then as it was.
         BundleError: `bundle` is not a bundle.
     """
     manifest = read_manifest(bundle)
@@ -67,7 +66,7 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
                 "files": {**manifest.files, name: file_record(part)},
             }
         )
-        _write_text(manifest_part, changed.model_dump_json(indent=2) + "\n")
+        changed.write_part(bundle)
         part.replace(bundle / name)
         manifest_part.replace(bundle / "manifest.json")
     except OSError as error:
@@ -102,14 +101,6 @@ def _attention_heads(graph: ir.Graph) -> dict[str, int]:
         if size is not None and size.const_value is not None:
             heads[name] = int(size.const_value.numpy()[0])
     return heads
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Writes a file that is on the disk when this returns."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) -> float:

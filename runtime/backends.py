@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol
 
 from .bundle import Bundle
@@ -40,7 +41,7 @@ class LoadOptions:
         for name, value, low in (("threads", self.threads, 1), ("kept_bytes", self.kept_bytes, 0)):
             if name == "threads" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
                 raise InvalidRequest(f"{name}: {shown(value)} is not allowed; give a whole number from {low} on")
 
 
@@ -102,16 +103,17 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
 
 
 def choose_backend(bundle: Bundle, options: LoadOptions = LoadOptions()) -> str:
-    """The fastest backend that takes these options, can run here, and has engines that may be loaded; a CPU needs none.
+    """The fastest backend that can run here and has engines in the precision that may be loaded; a CPU needs none.
 
-    A set of OpenVINO's has to be the one that it would load.
+    Of OpenVINO's sets it has to be the one that would be loaded. Where no backend has the precision it is OpenVINO too,
+    if it is there, which tells how to build it.
     """
     if options.device is not None:
         return OPENVINO
     for backend in BACKENDS:
         on_cpu = backend in ON_CPU
         names = [name for name in set_names(bundle.folder, backend) if _has(name, options.precision)]
-        if not (names or (on_cpu and options.precision in (None, "fp32"))) or (options.threads and not on_cpu):
+        if not names and not (on_cpu and options.precision in (None, "fp32")):
             continue
         if (found := availability(backend)).reason is not None:
             continue
@@ -126,6 +128,8 @@ def choose_backend(bundle: Bundle, options: LoadOptions = LoadOptions()) -> str:
             "%s engines of %s are of another version or device; run: sparsectrl-lcm build %s --backend %s",
             *(backend, bundle.folder, bundle.folder, backend),
         )
+    if options.precision not in (None, "fp32") and availability(OPENVINO).reason is None:
+        return OPENVINO
     return "onnxruntime"
 
 

@@ -1,5 +1,6 @@
 """The manifest of a bundle: what `manifest.json` holds, validated when it is read."""
 
+import os
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
@@ -122,9 +123,16 @@ class Manifest(Record):
 
     def write(self, folder: Path) -> None:
         """Writes `manifest.json` into `folder`, whole or not at all."""
+        self.write_part(folder).replace(folder / "manifest.json")
+
+    def write_part(self, folder: Path) -> Path:
+        """Writes what is to take the place of `manifest.json`; it is on the disk when this returns."""
         part = folder / "manifest.json.part"
-        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(folder / "manifest.json")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return part
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -15,6 +15,11 @@ from .settings import Settings
 BACKLOG = 2048
 
 
+def url_host(host: str) -> str:
+    """A host as it stands before a port: addresses of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 @dataclass(frozen=True, slots=True)
 class Listener:
     """An address; for https with what makes the context, which is called when the data folder is this server's."""
@@ -37,7 +42,7 @@ class Listener:
             bound.listen(BACKLOG)  # two sockets may be bound to one address; only one may listen
         except OSError as error:
             bound.close()
-            raise OSError(f"{self.host}:{self.port}: {error.strerror}; give another host or port") from None
+            raise OSError(f"{url_host(self.host)}:{self.port}: {error.strerror}; give another host or port") from None
         return bound
 
 

@@ -19,7 +19,7 @@ def load(
     is left makes up for it (`benchmarks/polling.py`).
     """
     if backend == "auto":
-        backend = choose_backend(Bundle.load(bundle))
+        backend = choose_backend(Bundle.load(bundle), LoadOptions(precision=precision))
     if threads is None and backend in ON_CPU:
         threads = max(1, physical_cores() - 1)
     return VideoPipeline.load(bundle, backend, precision=precision, threads=threads)

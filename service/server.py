@@ -34,6 +34,8 @@ from .webhooks import Webhooks
 SWEEP_SECONDS = 60.0
 FIRST_FILES = {"files", "lock", "owner.new", "work"}
 """What a first start may leave in the data folder before the server has its name there."""
+BEFOREHAND = {"lost+found", "tls"}
+"""What may be there before: a disk of its own has the one; who brings an authority that clients trust, the other."""
 _OWNER = re.compile(rb"[0-9a-f]{32}\s*")
 
 log = logging.getLogger("sparsectrl_lcm.service")
@@ -151,9 +153,9 @@ def _lock(data: Path) -> Any:
     file: IO[str]
     try:
         data.mkdir(parents=True, exist_ok=True)
-        if not _is_servers(data):
+        if (foreign := _foreign(data)) is not None:
             mend = "give a new or empty folder, or a server's"
-            raise InvalidRequest(f"--data {data}: is not empty, and no server's; {mend}")
+            raise InvalidRequest(f"--data {data}: has {foreign!r} in it and is no server's; {mend}")
         with contextlib.suppress(PermissionError):  # it is another user's
             data.chmod(0o700)  # requests, files and secrets are nobody else's
         file = (data / "lock").open("w")
@@ -168,13 +170,16 @@ def _lock(data: Path) -> Any:
         yield
 
 
-def _is_servers(data: Path) -> bool:
-    """Whether a folder is a server's, or may become one: parts of it are emptied, and all of it is made private."""
-    names = {path.name for path in data.iterdir()} - {"lost+found"}  # of a disk of its own
-    if not names or SQLITE in names or ("lock" in names and names <= FIRST_FILES):
-        return True
+def _foreign(data: Path) -> str | None:
+    """A name for which a folder cannot become a server's: parts of it are emptied, and all of it is made private."""
+    names = {path.name for path in data.iterdir()}
     owner = data / "owner"  # there even where the database is elsewhere
-    return owner.is_file() and _OWNER.fullmatch(owner.read_bytes()) is not None
+    if SQLITE in names or (owner.is_file() and _OWNER.fullmatch(owner.read_bytes()) is not None):
+        return None
+    allowed = BEFOREHAND | (FIRST_FILES if "lock" in names else set())
+    return min(
+        (name for name in names - allowed if not name.startswith(".") and not name.endswith(".log")), default=None
+    )
 
 
 def _owner(data: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..bundle import Bundle
-from ..engines import ClipSize, EngineSet, choose_set, device_scope, find_set, refusal, set_names, version_scope
+from ..engines import ClipSize, EngineSet, choose_set, device_scope, parse_set_name, refusal, set_names, version_scope
 from ..errors import BackendError
 from ..weights import WeightTable, check_files, weight_table_path
 from .cuda import Cuda
@@ -64,10 +64,15 @@ class TensorRtLoader:
         return engine
 
     def check_refit(self, bundle: Bundle) -> None:
-        """Raises BackendError where no engines of a bundle take other weights."""
-        sets = (find_set(bundle.folder, self.backend, name) for name in set_names(bundle.folder, self.backend))
-        records = (record for found in sets if found for record in found.index.engines.values())
-        if not any(record.spec.flags.get("refit") or record.spec.flags.get("strip_weights") for record in records):
+        """Raises BackendError where no engines of a bundle that this would load take other weights."""
+        chosen = []
+        for size in {parse_set_name(name)[0] for name in set_names(bundle.folder, self.backend)}:
+            with suppress(BackendError):  # told when that size is asked for
+                chosen.append(choose_set(bundle.folder, self.backend, PRECISIONS, self.precision, size))
+        records = [record for found in chosen if found for record in found.index.engines.values()]
+        if records and not any(
+            record.spec.flags.get("refit") or record.spec.flags.get("strip_weights") for record in records
+        ):
             raise BackendError(_NOT_REFITTABLE)
 
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:

@@ -132,7 +132,7 @@ def test_the_program_measures_one_contender(tmp_path: Path) -> None:
     assert ours["flops_per_s"]["denoise"] == pytest.approx(report["work"]["unet"]["flops"] / seconds)
 
 
-@pytest.mark.parametrize("text", ["64", "100x64", "0x64", "64x64x16", "64x99999999"])
+@pytest.mark.parametrize("text", ["64", "100x64", "0x64", "64x64x16", "2112x64", "64x99999999"])
 def test_a_size_that_no_contender_takes_is_refused(text: str) -> None:
     assert models.clip_size("256x64") == "256x64"
     with pytest.raises(ArgumentTypeError, match="is not WIDTHxHEIGHT in multiples of 64"):

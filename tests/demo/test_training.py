@@ -197,6 +197,7 @@ def test_the_last_stages_see_all_kinds_and_leave_what_they_begin_with(
     few_clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "LOG_STEPS", 6)
+    assert set(refine.KINDS) == {"scribble", "rgb", None}
     monkeypatch.setattr(refine, "KINDS", ("scribble", "rgb", None))  # each with few frames and with all of them
     student = Denoiser(tmp_path / "student")
     before = deepcopy(student.state_dict())

@@ -98,6 +98,14 @@ def test_what_a_living_export_writes_stays(target: Path, monkeypatch: pytest.Mon
         process.join()
 
 
+def test_what_is_left_goes_whatever_process_has_its_number_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers, whose first process always has the same one."""
+    monkeypatch.setattr(exporter._Exporter, "run", write)
+    (tmp_path / f".bundle-{os.getpid()}-0123abcd" / "onnx").mkdir(parents=True)
+    assert export_bundle(OPTIONS, tmp_path / "bundle") == "made"
+    assert names(tmp_path) == ["bundle"]
+
+
 def test_folders_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter._Exporter, "run", write)
     process = multiprocessing.get_context("fork").Process()

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 from sparsectrl_lcm.cli import run
@@ -23,6 +24,7 @@ from sparsectrl_lcm.runtime.engines import EngineIndex
 from sparsectrl_lcm.runtime.gpu import cuda, device, library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
 from sparsectrl_lcm.runtime.openvino import version as openvino_version
+from sparsectrl_lcm.service import loading
 
 NO_DRIVER = SimpleNamespace(cudaDriverGetVersion=lambda: (0, 0))
 
@@ -169,7 +171,12 @@ def test_auto_takes_what_the_options_are_for(with_engines: Path, monkeypatch: py
         return backends.choose_backend(opened, LoadOptions(**options))
 
     assert chosen() == chosen(precision="fp16") == "onnxruntime-cuda"
-    assert chosen(threads=2) == chosen(precision="fp32") == chosen(device="CPU") == "openvino"
+    assert chosen(precision="fp32") == chosen(device="CPU") == "openvino"
+    assert chosen(precision="int8") == "openvino", "which tells how it is built"
+    with pytest.raises(BackendError, match="threads: onnxruntime-cuda computes on the GPU"):
+        VideoPipeline.load(with_engines, threads=2)
+    with pytest.raises(BackendError, match="int8 engines were not built; run: .* --backend openvino --precision int8"):
+        loading.load(str(with_engines), precision="int8")
 
 
 def test_auto_asks_about_the_engines_that_openvino_would_load(
@@ -194,6 +201,7 @@ def test_auto_asks_about_the_engines_that_openvino_would_load(
         ({"threads": 0}, "threads: 0 is not allowed; give a whole number from 1 on"),
         ({"threads": "2"}, "threads: '2'"),
         ({"threads": 1.5}, "threads: 1.5"),
+        ({"threads": np.int64(0)}, "threads: "),
         ({"kept_bytes": None}, "kept_bytes: None is not allowed; give a whole number from 0 on"),
         ({"kept_bytes": -1}, "kept_bytes: -1"),
     ],

@@ -17,8 +17,8 @@ ALLOWED = {
     "cli": {"runtime", "engine", "export", "service"},
 }
 
-FORMAT = {"bundle", "engines", "errors", "manifest", "verified", "weights"}
-"""What the runtime holds of the format of bundles and engines."""
+FORMAT = {"bundle", "engines", "errors", "manifest", "staging", "verified", "weights"}
+"""What the runtime holds of the format of bundles and engines, and of how their folders are written."""
 KEY = {"gpu.device", "gpu.library"}
 """What the key of a GPU's engine names."""
 RUN = {"openvino", "sessions"}

@@ -22,6 +22,7 @@ from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError,
 from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.openvino import OpenVinoSessions
 from sparsectrl_lcm.runtime.sessions import Array, OnnxRuntimeSessions, Sessions
+from sparsectrl_lcm.runtime.verified import user_cache
 
 SIDES, FRAMES, STEPS, SEED = {"sd15_like": 64, "other": 32}, 3, 2, 5
 PROMPT, NEGATIVE = "a red circle moves right", "blue small square"
@@ -145,7 +146,7 @@ def test_what_was_compiled_is_kept_for_the_same_weights_only(
 ) -> None:
     if not with_weights:
         monkeypatch.setattr(openvino, "CACHED_WITH_WEIGHTS", 0)
-    folder = openvino.user_cache(demo, "openvino")
+    folder = user_cache(demo, "openvino")
     first = encode(OpenVinoSessions(Bundle.load(demo)))
     (compiled,) = folder.glob("*.blob")
     assert (encode(OpenVinoSessions(Bundle.load(demo))) == first).all()
@@ -225,8 +226,8 @@ BAD = [
     ({"backend": "onnxruntime", "device": "CPU"}, "device: 'CPU' is for openvino; onnxruntime takes none$"),
     ({"backend": "tensorrt", "threads": 2}, "threads: tensorrt computes on the GPU; leave them out$"),
     ({"backend": "onnxruntime", "precision": "bf16"}, "precision: onnxruntime computes in fp32 on the CPU; 'bf16' is"),
-    ({"threads": 0}, "threads: 0 is out of range; give 1 or more$"),
-    ({"backend": "openvino", "threads": -1}, "threads: -1 is out of range; give 1 or more$"),
+    ({"threads": 0}, "threads: 0 is not allowed; give a whole number from 1 on$"),
+    ({"backend": "openvino", "threads": -1}, "threads: -1 is not allowed; give a whole number from 1 on$"),
 ]
 
 

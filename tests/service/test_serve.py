@@ -152,7 +152,9 @@ def test_a_folder_of_something_else_is_left_as_it_is(
     data = filled(tmp_path / "home", names)
     before = state()
     told = refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x")
-    assert told == f"--data {data}: is not empty, and no server's; give a new or empty folder, or a server's"
+    found = re.fullmatch(rf"--data {data}: has '(.*)' in it and is no server's; give a new or empty folder, .*", told)
+    assert found is not None, told
+    assert (data / found[1]).exists()
     assert state() == before
 
 
@@ -173,6 +175,7 @@ def test_an_owner_that_is_no_servers(capfd: pytest.CaptureFixture[str], tmp_path
         "lock owner service.sqlite3 work/x tmp/x server.log",
         "service.sqlite3 files/x",  # from a backup
         "lost+found/x",  # a disk of its own
+        "tls/ca.pem server.log .hidden",  # what may be there beforehand
     ],
 )
 def test_a_servers_folder_is_taken_and_emptied_once_all_is_its_own(
