@@ -57,6 +57,8 @@ def bench(
 
     if json_file is not None and not json_file.parent.is_dir():
         raise OutputError(f"--json: the folder of {str(json_file)!r} does not exist")
+    if json_file is not None and json_file.is_dir():
+        raise OutputError(f"--json: {str(json_file)!r} is a folder; name a file in it")
     opened = Bundle.load(bundle)
     request = _request(opened, size, frames, steps, guidance, decoder)
     chosen = _contenders(opened, request, backend, precision, decoder, threads)
@@ -132,7 +134,9 @@ def _contenders(
             raise InvalidRequest(f"--backend {name!r} is unknown; allowed are {', '.join(BACKENDS)}")
     names = list(dict.fromkeys(backends)) if backends else _ready(bundle, request, precision)
     if not names:
-        raise BackendError("backend: none can run here with what the bundle has; see `sparsectrl-lcm doctor`")
+        raise BackendError(
+            "backend: none can run here with what the bundle has; see `sparsectrl-lcm doctor` and `inspect`"
+        )
     LoadOptions(precision=precision, threads=threads)  # raises where a value is not allowed
     weights = sum(record.bytes for record in bundle.manifest.files.values()) / 1e9
     return [

@@ -72,7 +72,7 @@ def generate(
             path = recording.save(clip)
         except OutputError as error:
             raise OutputError(f"{error}; the clip was made with seed {clip.seed}") from error
-    typer.echo(_summary(clip, path))
+    typer.echo(_summary(clip, path, " ".join(filter(None, (pipeline.backend, pipeline.precision)))))
 
 
 def _keyframe(text: str) -> "Keyframe":
@@ -87,7 +87,9 @@ def _keyframe(text: str) -> "Keyframe":
         raise InvalidRequest(f"--keyframe {text!r} is not allowed; give INDEX=IMAGE, as 0=start.png") from None
 
 
-def _summary(clip: "Clip", path: Path) -> str:
+def _summary(clip: "Clip", path: Path, made_by: str) -> str:
     count, height, width, _ = clip.frames.shape
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in clip.timings.items())
-    return f"{path}: {count} frame{'s' * (count > 1)} of {width}x{height}, seed {clip.seed}\nseconds: {stages}"
+    return (
+        f"{path}: {count} frame{'s' * (count > 1)} of {width}x{height}, seed {clip.seed}, {made_by}\nseconds: {stages}"
+    )

@@ -13,9 +13,15 @@ from .service import database_errors, need_service_extra
 if TYPE_CHECKING:
     from ..service.store import SqlStore
 
-app = typer.Typer(name="keys", help="API keys of the service: create, list, revoke.", no_args_is_help=True)
+app = typer.Typer(name="keys", help="API keys of the service: create, list, revoke.", invoke_without_command=True)
 Data = Annotated[Path, typer.Option(help="The folder of `serve`.")]
 Database = Annotated[str | None, typer.Option(help="The database of `serve`, where it has another than SQLite.")]
+
+
+@app.callback()
+def _help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()

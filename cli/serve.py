@@ -1,5 +1,6 @@
 """`sparsectrl-lcm serve`."""
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -160,7 +161,8 @@ def _greet(first: "Listener", certificate: Path | None, service: "Service") -> N
     if settings.anonymous:
         typer.echo(f"{url}/")
     elif service.store.all_keys():
-        typer.echo(f"{url}/ (keys: sparsectrl-lcm keys --help)")
+        more = shlex.join(["sparsectrl-lcm", "keys", "create", "--data", str(settings.data)])
+        typer.echo(f"{url}/ (another key: {more})")
     else:
         key = create_key(service.store, "first")
         typer.echo(f"a first API key, shown this once:\n  FAL_KEY={key}\n{url}/#key={key}")

@@ -125,8 +125,9 @@ def choose_backend(bundle: Bundle, options: LoadOptions = LoadOptions()) -> str:
         if not names or backend == "onnxruntime" or any(_fits(bundle, backend, name, version) for name in names):
             return backend
         _logger.warning(
-            "%s engines of %s are of another version or device; run: sparsectrl-lcm build %s --backend %s",
+            "%s engines of %s are of another version or device; run: sparsectrl-lcm build %s --backend %s%s",
             *(backend, bundle.folder, bundle.folder, backend),
+            f" --precision {options.precision}" if options.precision else "",
         )
     if options.precision not in (None, "fp32") and availability(OPENVINO).reason is None:
         return OPENVINO

@@ -153,6 +153,8 @@ def check_output(path: Path, fps: float) -> None:
         OutputError: the folder cannot be written.
     """
     suffix = path.suffix.lower()
+    if path.name.lower() in _WRITERS:
+        raise InvalidRequest(f"output: {path.name!r} is an ending alone; put a name before it")
     most, where = (MAX_GIF_FPS, " for .gif") if suffix == ".gif" else (MAX_FPS, "")
     if isinstance(fps, bool) or not isinstance(fps, Real) or not 1 <= fps <= most:
         raise InvalidRequest(f"fps: {shown(fps)} is not allowed{where}; give a number from 1 to {most}")
@@ -170,7 +172,8 @@ def check_output(path: Path, fps: float) -> None:
         raise OutputError(f"output: {str(path)!r} is a folder; name a file in it")
     if suffix and suffix not in _WRITERS and not is_folder:
         allowed = ", ".join(_WRITERS)
-        raise InvalidRequest(f"output: {path.suffix!r} is not a known format; allowed are {allowed} or a folder")
+        allowed += " or a folder (where its name has a dot, make it first)"
+        raise InvalidRequest(f"output: {path.suffix!r} is not a known format; allowed are {allowed}")
     if not suffix and exists and not is_folder:
         raise OutputError(f"output: {str(path)!r} is a file; name a folder, or a file that ends in .mp4")
     if suffix not in _WRITERS and not_empty:

@@ -45,6 +45,7 @@ BAD = [
     (["--size", "100x64"], "width: 100 is not allowed; give a multiple of 32"),
     (["--precision", "fp64"], "none can run here with what the bundle has"),
     (["--threads", "0"], "--threads: 0 is not allowed; give a whole number from 1 on"),
+    (["--json", "."], "--json: '.' is a folder; name a file in it"),
     (["--json", "nowhere/bench.json"], "--json: the folder of 'nowhere/bench.json' does not exist"),
 ]
 

@@ -36,7 +36,7 @@ def test_generate_from_three_scribbles(tmp_path: Path) -> None:
     keyframes = [item for index in (15, 0, 8) for item in ("--keyframe", f"{index}={SCRIBBLES}/frame_{index:02d}.png")]
     result = run(*GENERATE, *keyframes, "--seed", 42, "-o", "out/clip.mp4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "out/clip.mp4: 16 frames of 128x128, seed 42" in result.stdout
+    assert re.search(r"out/clip.mp4: 16 frames of 128x128, seed 42, (openvino|onnxruntime) fp32$", result.stdout, re.M)
     for stage in ("text", "keyframes", "control", "denoise", "decode", "total"):
         assert re.search(rf"\b{stage} \d+\.\d\d", result.stdout)
     assert "100%" in result.stderr

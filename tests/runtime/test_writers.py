@@ -148,6 +148,12 @@ def test_an_unknown_ending_is_refused(clip: Clip, tmp_path: Path) -> None:
         clip.save(tmp_path / "clip.avi")
 
 
+def test_an_ending_without_a_name_is_refused(clip: Clip, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"'.MP4' is an ending alone; put a name before it"):
+        clip.save(tmp_path / ".MP4")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unwritable_outputs(clip: Clip, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.mp4").mkdir()
