@@ -100,6 +100,17 @@ def sd15_like() -> Exported:
     return export_architecture("sd15_like")
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and a motion adapter with random weights."""
+    from sparsectrl_lcm.export.random_checkpoints import Architecture, write_base, write_motion_adapter
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    write_base(folder / "base", Architecture(), seed=0)
+    write_motion_adapter(folder / "motion_adapter", Architecture(), seed=1)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is remembered from test to test in the user's cache folder."""

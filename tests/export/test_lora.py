@@ -9,17 +9,8 @@ from safetensors.torch import save_file
 from sparsectrl_lcm.export.check import ExportError
 from sparsectrl_lcm.export.checkpoints import load_text_encoder, load_unet
 from sparsectrl_lcm.export.lora import Lora
-from sparsectrl_lcm.export.random_checkpoints import Architecture, write_base, write_motion_adapter
 
 RANK, ALPHA = 4, 2.0
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    write_base(folder / "base", Architecture(), seed=0)
-    write_motion_adapter(folder / "motion_adapter", Architecture(), seed=1)
-    return folder
 
 
 def pair(shape: torch.Size, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,15 +9,6 @@ import pytest
 from diffusers import DDIMScheduler, LCMScheduler
 from sparsectrl_lcm.export.check import ExportError
 from sparsectrl_lcm.export.plan import ExportOptions, Parts, read_parts
-from sparsectrl_lcm.export.random_checkpoints import Architecture, write_base, write_motion_adapter
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    write_base(folder / "base", Architecture(), seed=0)
-    write_motion_adapter(folder / "motion_adapter", Architecture(), seed=1)
-    return folder
 
 
 def parts_of(checkpoints: Path, base: Path | None = None, **options: Any) -> Parts:
