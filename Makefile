@@ -8,7 +8,7 @@ VENV := .venv
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python demo/run.py
 
-$(DEMO)/installed: pyproject.toml $(shell find runtime cli engine export -name '*.py' -o -name '*.json' -o -name '*.onnx')
+$(DEMO)/installed: pyproject.toml $(shell find sparsectrl_lcm runtime cli engine export benchmarks/harness -name '*.py' -o -name '*.json' -o -name '*.onnx')
 	test -x $(DEMO)/bin/pip || $(PYTHON) -m venv --clear $(DEMO)
 	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
 	touch $@
@@ -25,10 +25,11 @@ types: $(VENV)/installed links
 
 # The folders stand at the top of the repository; mypy finds them under their package name through links.
 links:
-	mkdir -p .types/sparsectrl_lcm
-	for part in cli engine export runtime service; do \
-	  if [ -d $$part ]; then ln -sfn ../../$$part .types/sparsectrl_lcm/$$part; fi; \
-	done
+	rm -rf .types
+	mkdir -p .types/sparsectrl_lcm/benchmarks
+	ln -s ../../sparsectrl_lcm/__init__.py ../../sparsectrl_lcm/__main__.py .types/sparsectrl_lcm
+	ln -s ../../../benchmarks/harness .types/sparsectrl_lcm/benchmarks
+	for part in cli engine export runtime service; do ln -s ../../$$part .types/sparsectrl_lcm; done
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV)

@@ -31,13 +31,13 @@ from compare_report import Report, evaluate, legend, markdown_table
 from cpu_contenders import BASELINE, NAMES, OURS, build_engines, contender, contenders, element_bytes, graphs_of
 from flops import graph_work
 from models import ARCHITECTURES, clip_size, prepare
-from sparsectrl_lcm.runtime.bench.machine import memory_bytes, physical_cores, report_head
-from sparsectrl_lcm.runtime.bench.processes import Worker, WorkerFailed
-from sparsectrl_lcm.runtime.bench.requests import RequestSize
-from sparsectrl_lcm.runtime.bench.rounds import Contender, Result, Rounds
-from sparsectrl_lcm.runtime.engines import ClipSize
+from sparsectrl_lcm.benchmarks.harness.processes import Worker, WorkerFailed
+from sparsectrl_lcm.benchmarks.harness.requests import RequestSize
+from sparsectrl_lcm.benchmarks.harness.rounds import Contender, Result, Rounds
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
-from sparsectrl_lcm.runtime.manifest import read_manifest
+from sparsectrl_lcm.runtime.format.engine_sets import ClipSize
+from sparsectrl_lcm.runtime.format.manifest import read_manifest
+from sparsectrl_lcm.runtime.machine import memory_bytes, physical_cores, report_head
 
 PACKAGES = ("sparsectrl-lcm", "torch", "diffusers", "transformers", "onnxruntime", "openvino", "nncf", "numpy")
 CACHES = {"full": Path(".cache/full-size"), "small": Path(".cache/small")}

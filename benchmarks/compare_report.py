@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from sparsectrl_lcm.runtime.bench.rounds import summarize
+from sparsectrl_lcm.benchmarks.harness.rounds import summarize
 
 STEPWISE = ("control", "denoise")
 """Stages that run their graph once a step."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_worker import COMMAND
-from sparsectrl_lcm.runtime.bench.requests import RequestSize
-from sparsectrl_lcm.runtime.bench.rounds import Contender
-from sparsectrl_lcm.runtime.engines import set_name, set_names
-from sparsectrl_lcm.runtime.manifest import DECODERS
+from sparsectrl_lcm.benchmarks.harness.requests import RequestSize
+from sparsectrl_lcm.benchmarks.harness.rounds import Contender
+from sparsectrl_lcm.runtime.format.engine_sets import set_name, set_names
+from sparsectrl_lcm.runtime.format.manifest import DECODERS
 
 BASELINE = "diffusers-fp32"
 DIFFUSERS = {

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from models import diffusers_pipeline, watch_stages
-from sparsectrl_lcm.runtime.bench.machine import peak_bytes
-from sparsectrl_lcm.runtime.bench.processes import serve
-from sparsectrl_lcm.runtime.bench.requests import PROMPT, SEED, scribbles
+from sparsectrl_lcm.benchmarks.harness.processes import serve
+from sparsectrl_lcm.benchmarks.harness.requests import PROMPT, SEED, scribbles
+from sparsectrl_lcm.runtime.machine import peak_bytes
 
 COMMAND = (sys.executable, __file__)
 PRODUCT_SIDE = 4096

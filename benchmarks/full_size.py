@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import reports
 from models import clip_size, diffusers_pipeline, peak_gb, prepare, watch_stages
-from sparsectrl_lcm.runtime.bench.machine import report_head
-from sparsectrl_lcm.runtime.bench.requests import PROMPT, SEED, scribbles
+from sparsectrl_lcm.benchmarks.harness.requests import PROMPT, SEED, scribbles
+from sparsectrl_lcm.runtime.machine import report_head
 
 FRAMES = 16
 SECOND_SEED_LIMIT = 240.0

@@ -31,11 +31,11 @@ import reports
 from flops import data_sheet_peak, flops_per_second, request_flops
 from gpu_contenders import BASELINE, CONTENDERS, KINDS, MODES, OUT_OF_TIME, STAGES, Job, Row, modes, work
 from models import clip_size, prepare
-from sparsectrl_lcm.runtime.bench.machine import report_head
-from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.gpu.cuda import runtime_api
 from sparsectrl_lcm.runtime.gpu.device import probe
+from sparsectrl_lcm.runtime.machine import report_head
 
 
 def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:

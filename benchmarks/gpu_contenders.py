@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from flops import matmul_peak
 from models import diffusers_pipeline, watch_stages
-from sparsectrl_lcm.runtime.bench.requests import PROMPT, scribble
-from sparsectrl_lcm.runtime.engines import (
+from sparsectrl_lcm.benchmarks.harness.requests import PROMPT, scribble
+from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
+from sparsectrl_lcm.runtime.format.engine_sets import (
     ANY_DEVICE,
     ClipSize,
     device_scope,
@@ -22,9 +23,8 @@ from sparsectrl_lcm.runtime.engines import (
     set_name,
     version_scope,
 )
-from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
+from sparsectrl_lcm.runtime.format.manifest import read_manifest
 from sparsectrl_lcm.runtime.gpu.device import probe
-from sparsectrl_lcm.runtime.manifest import read_manifest
 
 CONTENDERS = {"diffusers-eager": 2, "tensorrt": 6, "diffusers-compile": 3, "tensorrt-rtx": 2, "onnxruntime-cuda": 2}
 """In the order in which they run, with their shares of the time."""
@@ -209,8 +209,8 @@ def build_engines(job: Job) -> Iterator[Row]:
 
             build(bundle, check=False)
         else:
-            from sparsectrl_lcm.engine.options import TensorRtOptions
-            from sparsectrl_lcm.engine.tensorrt import build as build_tensorrt
+            from sparsectrl_lcm.engine.tensorrt.builder import build as build_tensorrt
+            from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
 
             build_tensorrt(bundle, job.contender, job.size, TensorRtOptions(), check=False)
         seconds = time.perf_counter() - begin

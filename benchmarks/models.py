@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sparsectrl_lcm.runtime.bench.machine import peak_bytes
-from sparsectrl_lcm.runtime.manifest import MAX_SIDE
+from sparsectrl_lcm.runtime.format.manifest import MAX_SIDE
+from sparsectrl_lcm.runtime.machine import peak_bytes
 
 MULTIPLE = 64
 ARCHITECTURES = ("full", "small")
@@ -49,7 +49,12 @@ def prepare(cache: Path, architecture: str = "full") -> dict[str, Any]:
 
 def write_models(cache: Path, architecture: str) -> None:
     """Writes random checkpoints where they are missing."""
-    from sparsectrl_lcm.export.random_checkpoints import FULL_SIZE, Architecture, write_checkpoints, write_tiny_decoder
+    from sparsectrl_lcm.benchmarks.random_checkpoints import (
+        FULL_SIZE,
+        Architecture,
+        write_checkpoints,
+        write_tiny_decoder,
+    )
 
     checkpoints = cache / "checkpoints"
     sizes = FULL_SIZE if architecture == "full" else Architecture()

@@ -21,7 +21,7 @@ from statistics import median
 import httpx
 import numpy as np
 import reports
-from sparsectrl_lcm.runtime.bench.machine import report_head
+from sparsectrl_lcm.runtime.machine import report_head
 
 APP = "fal-ai/animatediff-sparsectrl-lcm"
 PORT = 8791

@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
-from sparsectrl_lcm.runtime.bench.processes import Worker, WorkerFailed
-from sparsectrl_lcm.runtime.bench.requests import PROMPT, RequestSize
-from sparsectrl_lcm.runtime.bench.rounds import KINDS, Contender
-from sparsectrl_lcm.runtime.manifest import Sizes
+from sparsectrl_lcm.benchmarks.harness.processes import Worker, WorkerFailed
+from sparsectrl_lcm.benchmarks.harness.requests import PROMPT, RequestSize
+from sparsectrl_lcm.benchmarks.harness.rounds import KINDS, Contender
+from sparsectrl_lcm.runtime.format.manifest import Sizes
 
 FRAMES = (1, 2, 4, 8, 16)
 SIDES = (128, 192, 256, 384, 512)

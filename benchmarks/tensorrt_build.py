@@ -20,7 +20,7 @@ from typing import Any
 
 import reports
 from models import clip_size, prepare
-from sparsectrl_lcm.runtime.bench.machine import report_head
+from sparsectrl_lcm.runtime.machine import report_head
 
 BACKEND = "tensorrt-rtx"
 
@@ -62,9 +62,9 @@ class MemoryByGraph:
 
 def build_all(bundle: Path, precision: str, size: str, check: bool) -> dict[str, Any]:
     """Builds the engines of a bundle; a row per graph."""
-    from sparsectrl_lcm.engine.options import TensorRtOptions
-    from sparsectrl_lcm.engine.tensorrt import build
-    from sparsectrl_lcm.runtime.engines import ClipSize
+    from sparsectrl_lcm.engine.tensorrt.builder import build
+    from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
+    from sparsectrl_lcm.runtime.format.engine_sets import ClipSize
 
     width, height = map(int, size.split("x"))
     memory = MemoryByGraph()

@@ -12,9 +12,9 @@ from .options import parse_size
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..runtime.bench.requests import RequestSize
-    from ..runtime.bench.rounds import Contender, Result
-    from ..runtime.bundle import Bundle
+    from ..benchmarks.harness.requests import RequestSize
+    from ..benchmarks.harness.rounds import Contender, Result
+    from ..runtime.format.bundle import Bundle
 
 PACKAGES = ("sparsectrl-lcm", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 ROWS = (
@@ -50,10 +50,10 @@ def bench(
     """Measure requests: every backend in a process of its own, with three scribbles as keyframes."""
     from rich.console import Console
 
-    from ..runtime.bench.machine import memory_bytes
-    from ..runtime.bench.rounds import Rounds
-    from ..runtime.bundle import Bundle
-    from .bar import Bar
+    from ..benchmarks.harness.rounds import Rounds
+    from ..runtime.format.bundle import Bundle
+    from ..runtime.machine import memory_bytes
+    from .progress_bar import Bar
 
     if json_file is not None and not json_file.parent.is_dir():
         raise OutputError(f"--json: the folder of {str(json_file)!r} does not exist")
@@ -97,7 +97,7 @@ def _request(
     Raises:
         InvalidRequest: the bundle does not allow it.
     """
-    from ..runtime.bench.requests import RequestSize
+    from ..benchmarks.harness.requests import RequestSize
     from ..runtime.request import validate
 
     width, height = parse_size(size)
@@ -126,8 +126,8 @@ def _contenders(
     decoder: str,
     threads: int | None,
 ) -> "list[Contender]":
+    from ..benchmarks.harness.rounds import Contender
     from ..runtime.backends import BACKENDS, ON_CPU, LoadOptions
-    from ..runtime.bench.rounds import Contender
 
     for name in backends or ():
         if name not in BACKENDS:
@@ -159,7 +159,7 @@ def _load(precision: str | None, threads: int | None, on_cpu: bool) -> dict[str,
 def _ready(bundle: "Bundle", request: "RequestSize", precision: str | None) -> list[str]:
     """The backends that can run here and have engines for the request, or need none."""
     from ..runtime.backends import BACKENDS, ON_CPU, availability
-    from ..runtime.engines import ClipSize, parse_set_name, set_names
+    from ..runtime.format.engine_sets import ClipSize, parse_set_name, set_names
 
     clip = ClipSize(width=request.width, height=request.height, frames=request.frames)
 
@@ -179,7 +179,7 @@ def _table(title: str, results: "dict[str, Result]") -> "Table":
     """A column for each backend."""
     from rich.table import Table
 
-    from ..runtime.bench.rounds import summarize
+    from ..benchmarks.harness.rounds import summarize
 
     heads = [f"{name} {result.loaded['precision'] or ''}".strip() for name, result in results.items()]
     table = Table("", *heads, title=title)
@@ -206,8 +206,8 @@ def _write(path: Path, bundle: "Bundle", request: "RequestSize", results: "dict[
     import shlex
     from dataclasses import asdict
 
-    from ..runtime.bench.machine import report_head
-    from ..runtime.bench.rounds import summarize
+    from ..benchmarks.harness.rounds import summarize
+    from ..runtime.machine import report_head
 
     manifest = bundle.manifest
     report: dict[str, Any] = {

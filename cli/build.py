@@ -10,7 +10,7 @@ from ..runtime.errors import BackendError, InvalidRequest, SparseCtrlLcmError
 from .options import parse_size
 
 if TYPE_CHECKING:
-    from ..engine.options import TensorRtOptions
+    from ..engine.tensorrt.options import TensorRtOptions
 
 BOUNDS = {
     ("fp32", False): 1e-3,
@@ -80,7 +80,7 @@ def build(
     elif backend == "openvino":
         build_openvino(bundle, precision, check)
     else:
-        from ..engine.options import TensorRtOptions
+        from ..engine.tensorrt.options import TensorRtOptions
 
         options = TensorRtOptions(
             precision=precision or "fp16",
@@ -110,7 +110,7 @@ def build_onnxruntime(bundle: Path) -> None:
 def build_onnxruntime_cuda(bundle: Path, precision: str, check: bool) -> None:
     """Builds the engines of ONNX Runtime's CUDA provider."""
     from ..engine.onnxruntime_cuda import build
-    from .bar import Bar
+    from .progress_bar import Bar
 
     with Bar() as bar:
         index = build(bundle, precision, bar.update, check)
@@ -121,9 +121,9 @@ def build_onnxruntime_cuda(bundle: Path, precision: str, check: bool) -> None:
 def build_openvino(bundle: Path, precision: str | None, check: bool) -> None:
     """Builds the engines of OpenVINO; None takes the precision that fits the processor."""
     from ..engine.openvino import build
-    from ..runtime.bundle import Bundle
-    from ..runtime.samples import run_samples
-    from .bar import Bar
+    from ..runtime.example_requests import run_samples
+    from ..runtime.format.bundle import Bundle
+    from .progress_bar import Bar
 
     opened = Bundle.load(bundle)
     with Bar() as bar:
@@ -142,10 +142,10 @@ def build_tensorrt(
     check: bool,
 ) -> None:
     """Builds the engines of TensorRT or TensorRT-RTX for one size; None takes the bundle's own."""
-    from ..engine.tensorrt import build
-    from ..runtime.engines import ClipSize
-    from ..runtime.manifest import read_manifest
-    from .bar import Bar
+    from ..engine.tensorrt.builder import build
+    from ..runtime.format.engine_sets import ClipSize
+    from ..runtime.format.manifest import read_manifest
+    from .progress_bar import Bar
 
     sizes = read_manifest(bundle).sizes
     clip = ClipSize(
@@ -160,7 +160,7 @@ def build_tensorrt(
 
 
 def _tell(index: Any) -> None:
-    from ..runtime.manifest import DECODERS
+    from ..runtime.format.manifest import DECODERS
 
     for graph, record in index.engines.items():
         frames = graph in DECODERS.values()

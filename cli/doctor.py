@@ -41,8 +41,8 @@ def doctor() -> None:
 
 def _openvino_precisions() -> str:
     """What OpenVINO computes in on this processor, and what a build makes of it."""
-    from ..runtime.bench.machine import instruction_sets
-    from ..runtime.openvino import best_precision, capabilities
+    from ..runtime.cpu.openvino import best_precision, capabilities
+    from ..runtime.machine import instruction_sets
 
     said = f"the processor computes in {', '.join(capabilities())}; build takes {best_precision()}"
     known = instruction_sets()

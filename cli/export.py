@@ -63,9 +63,9 @@ def export(
     from ..export.exporter import export_bundle
     from ..export.lora import Lora
     from ..export.plan import ExportOptions
-    from .bar import Bar
     from .build import build_onnxruntime
     from .options import parse_size
+    from .progress_bar import Bar
 
     width, height = parse_size(size)
     controlnets = {"scribble": controlnet_scribble, "rgb": controlnet_rgb}
@@ -113,7 +113,7 @@ def motion_module(
         raise InvalidRequest("export motion-module: give --bundle, --standalone or both")
     _need_export_extra()
     from ..export.motion_module import export_standalone, replace_motion_module
-    from ..runtime.engines import set_names
+    from ..runtime.format.engine_sets import set_names
     from .build import build_onnxruntime
 
     if bundle is not None:

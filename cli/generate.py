@@ -41,9 +41,9 @@ def generate(
 ) -> None:
     """Make a clip from a prompt and up to three keyframes."""
     from ..runtime import OutputError, VideoPipeline
-    from ..runtime.writers import Recording
-    from .bar import Bar
+    from ..runtime.output.writers import Recording
     from .options import parse_size
+    from .progress_bar import Bar
 
     recording = Recording(output, fps)
     keyframes = [_keyframe(text) for text in keyframe or ()]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..runtime.bundle import Bundle
+    from ..runtime.format.bundle import Bundle
 
 
 def inspect(
@@ -16,7 +16,7 @@ def inspect(
     from rich.console import Console
     from rich.table import Table
 
-    from ..runtime.bundle import Bundle
+    from ..runtime.format.bundle import Bundle
 
     opened = Bundle.load(bundle)
     manifest = opened.manifest
@@ -49,8 +49,8 @@ def _show_engines(bundle: "Bundle") -> None:
     from rich.table import Table
 
     from ..runtime.backends import BACKENDS
-    from ..runtime.engines import find_set, set_names
     from ..runtime.errors import BackendError
+    from ..runtime.format.engine_sets import find_set, set_names
 
     for backend in BACKENDS:
         for name in set_names(bundle.folder, backend):

@@ -16,8 +16,8 @@ from networks import (
     make_spatial_unet,
     make_text_encoder,
 )
-from sparsectrl_lcm.export.random_checkpoints import write_index
-from sparsectrl_lcm.export.temporal import TemporalTransformer, replace_temporal_transformers
+from sparsectrl_lcm.benchmarks.random_checkpoints import write_index
+from sparsectrl_lcm.export.temporal_transformer import TemporalTransformer, replace_temporal_transformers
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 

@@ -21,7 +21,7 @@ from measure import centre, colour_of, edge_f1, flicker, kind_of, name_of, parts
 from numpy.typing import NDArray
 from rich.progress import track
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
-from sparsectrl_lcm.runtime.bench.machine import report_head
+from sparsectrl_lcm.runtime.machine import report_head
 from world import FRAMES, HELD_OUT_SEED, KEYFRAMES, Scene, scene
 
 JUDGED = (0, 4, 8, 12, 15)

@@ -13,7 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from numpy.typing import NDArray
-from sparsectrl_lcm.export.random_checkpoints import write_tokenizer
+from sparsectrl_lcm.benchmarks.random_checkpoints import write_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 from world import SIZE, WORDS
 

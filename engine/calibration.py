@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..runtime.bundle import Bundle
-from ..runtime.manifest import TensorRecord, resolve_shape
-from ..runtime.openvino import OpenVinoSession, compile_options
-from ..runtime.sessions import Array, Session, Sessions
+from ..runtime.cpu.openvino import OpenVinoSession, compile_options
+from ..runtime.cpu.sessions import Array, Session, Sessions
+from ..runtime.format.bundle import Bundle
+from ..runtime.format.manifest import TensorRecord, resolve_shape
 from .check import LARGEST, observe_largest
-from .quantization import quantizable
+from .rewrites.quantization import quantizable
 
 RunRequests = Callable[[Sessions], None]
 """Runs requests through sessions that look on."""

@@ -14,11 +14,11 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from ..runtime.bundle import Bundle
-from ..runtime.engines import ClipSize, static_shapes
 from ..runtime.errors import BackendError, first_line
-from .fusions import DECOMPOSABLE
-from .precision import MOVES
+from ..runtime.format.bundle import Bundle
+from ..runtime.format.engine_sets import ClipSize, static_shapes
+from .rewrites.attention import DECOMPOSABLE
+from .rewrites.types import MOVES
 
 STRESS = 30.0
 """Factor on all activations that come in, at which nothing may overflow."""

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common
 
-from ..runtime.bundle import Bundle
-from ..runtime.engines import EngineIndex
-from .fusions import attention_scale, is_spatial_self_attention, only_user, producer, softmaxes
-from .staging import any_size_spec, engine_record, staged
+from ..runtime.format.bundle import Bundle
+from ..runtime.format.engine_sets import EngineIndex
+from .engine_writer import any_size_spec, engine_record, staged
+from .rewrites.attention import attention_scale, is_spatial_self_attention, only_user, producer, softmaxes
 
 BACKEND = "onnxruntime"
 _DOMAIN = "com.microsoft"

@@ -7,14 +7,14 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime
 
-from ..runtime.bundle import Bundle
-from ..runtime.engines import EngineIndex
 from ..runtime.errors import InvalidRequest
+from ..runtime.format.bundle import Bundle
+from ..runtime.format.engine_sets import EngineIndex
 from .check import check_precision
-from .fusions import is_spatial_self_attention, is_temporal_attention
+from .engine_writer import any_size_spec, engine_record, staged
 from .onnxruntime import fuse_multi_head_attention
-from .staging import any_size_spec, engine_record, staged
-from .typed import typed_graph, write_typed
+from .rewrites.attention import is_spatial_self_attention, is_temporal_attention
+from .rewrites.typed_graph import typed_graph, write_typed
 
 BACKEND = "onnxruntime-cuda"
 PRECISIONS = ("fp16", "fp32")

@@ -11,10 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..runtime.bundle import Bundle
-from ..runtime.engines import EngineIndex
-from ..runtime.errors import BackendError, InvalidRequest
-from ..runtime.openvino import (
+from ..runtime.cpu.openvino import (
     BACKEND,
     PRECISIONS,
     OpenVinoSession,
@@ -23,16 +20,19 @@ from ..runtime.openvino import (
     compile_options,
     version,
 )
+from ..runtime.errors import BackendError, InvalidRequest
+from ..runtime.format.bundle import Bundle
+from ..runtime.format.engine_sets import EngineIndex
 from .calibration import ObservedGraph, ObservingSessions, RunRequests
-from .channels_last import norm_by_channels, turn_motion_modules
 from .check import output_error, random_inputs, run_portable
-from .fusions import fuse_attention, is_transformer_attention
-from .identities import fold_upsampling, split_gated_units
-from .precision import is_residual_stream
-from .quantization import belongs_to, quantize
-from .staging import any_size_spec, engine_record, staged
-from .typed import typed_graph, write_typed
-from .winograd import filter_convolutions
+from .engine_writer import any_size_spec, engine_record, staged
+from .rewrites.attention import fuse_attention, is_transformer_attention
+from .rewrites.channels_last import norm_by_channels, turn_motion_modules
+from .rewrites.identities import fold_upsampling, split_gated_units
+from .rewrites.quantization import belongs_to, quantize
+from .rewrites.typed_graph import typed_graph, write_typed
+from .rewrites.types import is_residual_stream
+from .rewrites.winograd import filter_convolutions
 
 IN_FP32 = ("text_encoder", "lcm_update")
 """Graphs that run as they are: once a request, or of no weight."""
@@ -74,7 +74,7 @@ def build(
     if precision not in PRECISIONS:
         raise InvalidRequest(f"--precision {precision!r} is not one of {BACKEND}; allowed are {', '.join(PRECISIONS)}")
     if precision == "int8" and run_requests is None:
-        raise InvalidRequest("int8 needs run_requests, as sparsectrl_lcm.runtime.samples.run_samples")
+        raise InvalidRequest("int8 needs run_requests, as sparsectrl_lcm.runtime.example_requests.run_samples")
     types = best_precision() if precision == "int8" else precision
     opened = Bundle.load(bundle)
     index = EngineIndex(backend=BACKEND, precision=precision, engines={})

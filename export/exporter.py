@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from ..runtime.errors import first_line, reason_of
-from ..runtime.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest
-from ..runtime.staging import clear_leftovers, staged_folder
-from . import checkpoints, specs
+from ..runtime.format.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest
+from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
+from . import checkpoints, graph_specs
 from .check import ExportError, check, largest_error, open_session
 from .onnx_file import trace, write
 from .plan import ExportOptions, Job, plan_jobs, read_parts
@@ -115,8 +115,8 @@ class _Exporter:
         return GraphRecord(
             path=f"onnx/{path.name}",
             weights=tuple(f"onnx/{file.name}" for file in files),
-            inputs=specs.tensor_records([(item.name, item.shape) for item in spec.inputs], checks[0]),
-            outputs=specs.tensor_records(list(spec.outputs), expected[0]),
+            inputs=graph_specs.tensor_records([(item.name, item.shape) for item in spec.inputs], checks[0]),
+            outputs=graph_specs.tensor_records(list(spec.outputs), expected[0]),
             max_error=error,
         )
 

@@ -10,16 +10,16 @@ from diffusers import MotionAdapter
 from diffusers.models.attention_processor import Attention
 
 from ..runtime.errors import BundleError, reason_of
-from ..runtime.manifest import Manifest, read_manifest
-from ..runtime.staging import clear_leftovers, staged_folder
+from ..runtime.format.manifest import Manifest, read_manifest
+from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 from .check import ExportError, check, largest_error, open_session
 from .checkpoints import load_motion_adapter
 from .exporter import file_record, weights_file
-from .graphs import MotionModules
+from .graph_specs import motion_module_spec
 from .onnx_file import TRANSPOSED, trace, write, write_tensors
 from .plan import public_name
-from .specs import motion_module_spec
-from .temporal import TemporalNorm
+from .temporal_transformer import TemporalNorm
+from .traced_modules import MotionModules
 
 
 def replace_motion_module(source: str, bundle: Path) -> Manifest:

@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 from torch import nn
 
-from .specs import GraphSpec
+from .graph_specs import GraphSpec
 
 OPSET = 21
 IR_VERSION = 10

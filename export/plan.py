@@ -10,13 +10,13 @@ from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 from torch import nn
 
-from ..runtime.manifest import DECODERS, MAX_SIDE, Dimension, SchedulerRecord, Sizes
-from . import checkpoints, fit, graphs, specs
+from ..runtime.format.manifest import DECODERS, MAX_SIDE, Dimension, SchedulerRecord, Sizes
+from . import checkpoints, compatibility, graph_specs, traced_modules
 from .check import ExportError
+from .graph_specs import GraphSpec, Input
 from .lora import Lora
 from .lora import read as read_lora
-from .specs import GraphSpec, Input
-from .temporal import TemporalNorm
+from .temporal_transformer import TemporalNorm
 
 MAX_FRAMES = 32
 
@@ -91,21 +91,21 @@ class Parts:
     @property
     def residuals(self) -> list[tuple[Dimension, ...]]:
         """Shapes of SparseCtrl's residuals."""
-        return specs.residual_shapes(self.channels, self.layers)
+        return graph_specs.residual_shapes(self.channels, self.layers)
 
 
 def read_parts(options: ExportOptions) -> Parts:
-    """Reads the configurations, and sees before any long work whether the parts fit.
+    """Reads the configurations, and sees before any long work whether the parts compatibility.
 
     Raises:
-        ExportError: a checkpoint cannot be read, or the parts do not fit.
+        ExportError: a checkpoint cannot be read, or the parts do not compatibility.
     """
     unet = checkpoints.load_config(UNet2DConditionModel, "base", options.base, "unet")
     vae = checkpoints.load_vae_config(options.base, options.vae)
     text = checkpoints.load_text_config(options.base)
-    fit.check_unet(options.base, unet, vae)
-    positions = [fit.check_motion_adapter(options.motion_adapter, unet)]
-    positions += [fit.check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
+    compatibility.check_unet(options.base, unet, vae)
+    positions = [compatibility.check_motion_adapter(options.motion_adapter, unet)]
+    positions += [compatibility.check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
     max_frames = min(MAX_FRAMES, *positions)
     if not 1 <= options.frames <= max_frames:
         raise ExportError(f"--frames {options.frames} is out of range; these motion modules allow 1 to {max_frames}")
@@ -113,7 +113,7 @@ def read_parts(options: ExportOptions) -> Parts:
         read_lora(lora)
     channels = tuple(unet["block_out_channels"])
     if options.tiny_decoder:
-        fit.check_tiny_decoder(options.tiny_decoder, vae)
+        compatibility.check_tiny_decoder(options.tiny_decoder, vae)
     return Parts(
         options=options,
         sizes=_sizes(options, unet, vae, max_frames),
@@ -122,13 +122,13 @@ def read_parts(options: ExportOptions) -> Parts:
         max_tokens=int(text.max_position_embeddings),
         text_width=int(text.hidden_size),
         channels=channels,
-        layers=fit.per_level(unet["layers_per_block"], unet),
+        layers=compatibility.per_level(unet["layers_per_block"], unet),
     )
 
 
 def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], max_frames: int) -> Sizes:
     """The sizes that requests may have."""
-    factor = fit.scale_factor(vae)
+    factor = compatibility.scale_factor(vae)
     multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     sample_size = unet["sample_size"] or 64
     rows, columns = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
@@ -174,12 +174,12 @@ class Job:
 
 
 def plan_jobs(parts: Parts) -> list[Job]:
-    """The jobs of a bundle, in the order in which a request runs the graphs."""
+    """The jobs of a bundle, in the order in which a request runs the traced_modules."""
     jobs = [_text_encoder(parts)]
     if "rgb" in parts.options.controlnets:
-        jobs.append(_vae(parts, specs.vae_encoder_spec, graphs.VaeEncoder))
+        jobs.append(_vae(parts, graph_specs.vae_encoder_spec, traced_modules.VaeEncoder))
     jobs += [_controlnet(parts, kind, source) for kind, source in parts.options.controlnets.items()]
-    jobs += [_unet(parts), _lcm_update(parts), _vae(parts, specs.vae_decoder_spec, graphs.VaeDecoder)]
+    jobs += [_unet(parts), _lcm_update(parts), _vae(parts, graph_specs.vae_decoder_spec, traced_modules.VaeDecoder)]
     if parts.options.tiny_decoder:
         jobs.append(_tiny_decoder(parts, parts.options.tiny_decoder))
     return jobs
@@ -189,9 +189,9 @@ def _text_encoder(parts: Parts) -> Job:
     options = parts.options
 
     def build() -> nn.Module:
-        return graphs.TextEncoder(checkpoints.load_text_encoder(options.base, list(options.loras)))
+        return traced_modules.TextEncoder(checkpoints.load_text_encoder(options.base, list(options.loras)))
 
-    spec = specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width)
+    spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width)
     return Job(spec, build, {"batch": 2}, {"batch": 1})
 
 
@@ -208,15 +208,15 @@ def _controlnet(parts: Parts, kind: str, source: str) -> Job:
     sides = ("latent_height", "latent_width")
     pixels = tuple(f"{side}*{factor}" for side in sides)
     conditioning = (
-        Input("conditioning", ("distinct_frames", sizes.latent_channels, *sides), specs.uniform)
+        Input("conditioning", ("distinct_frames", sizes.latent_channels, *sides), graph_specs.uniform)
         if kind == "rgb"
-        else Input("conditioning", ("distinct_frames", *pixels, 3), specs.integers(256, torch.uint8))
+        else Input("conditioning", ("distinct_frames", *pixels, 3), graph_specs.integers(256, torch.uint8))
     )
 
     def build() -> nn.Module:
-        return graphs.SparseCtrl(checkpoints.load_controlnet(kind, source), parts.options.temporal_norm)
+        return traced_modules.SparseCtrl(checkpoints.load_controlnet(kind, source), parts.options.temporal_norm)
 
-    spec = specs.controlnet_spec(kind, conditioning, parts.prompt, parts.residuals)
+    spec = graph_specs.controlnet_spec(kind, conditioning, parts.prompt, parts.residuals)
     return Job(spec, build, *_video_sizes(parts))
 
 
@@ -229,18 +229,18 @@ def _unet(parts: Parts) -> Job:
 
     def build() -> nn.Module:
         model = checkpoints.load_unet(options.base, options.motion_adapter, list(options.loras))
-        return graphs.UNet(model, options.temporal_norm)
+        return traced_modules.UNet(model, options.temporal_norm)
 
-    return Job(specs.unet_spec(_latents(parts), parts.prompt, parts.residuals), build, *_video_sizes(parts))
+    return Job(graph_specs.unet_spec(_latents(parts), parts.prompt, parts.residuals), build, *_video_sizes(parts))
 
 
 def _lcm_update(parts: Parts) -> Job:
     scheduler = parts.scheduler
 
     def build() -> nn.Module:
-        return graphs.LcmUpdate(scheduler.prediction_type, scheduler.clip_sample_range)
+        return traced_modules.LcmUpdate(scheduler.prediction_type, scheduler.clip_sample_range)
 
-    return Job(specs.lcm_update_spec(_latents(parts)), build, *_video_sizes(parts))
+    return Job(graph_specs.lcm_update_spec(_latents(parts)), build, *_video_sizes(parts))
 
 
 def _image_sizes(parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
@@ -263,9 +263,9 @@ def _tiny_decoder(parts: Parts, source: str) -> Job:
     sizes = parts.sizes
 
     def build() -> nn.Module:
-        return graphs.TinyDecoder(checkpoints.load_tiny_decoder(source))
+        return traced_modules.TinyDecoder(checkpoints.load_tiny_decoder(source))
 
-    spec = specs.vae_decoder_spec(sizes.latent_channels, sizes.vae_scale_factor, DECODERS["tiny"])
+    spec = graph_specs.vae_decoder_spec(sizes.latent_channels, sizes.vae_scale_factor, DECODERS["tiny"])
     return Job(spec, build, *_image_sizes(parts))
 
 

@@ -6,11 +6,6 @@
 >>> clip.save("clip.mp4", fps=8)
 """
 
-import os
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ahead of its import, which else reports to its maker
-
-from .clip import Clip
 from .errors import (
     BackendError,
     BundleError,
@@ -21,6 +16,7 @@ from .errors import (
     OutputError,
     SparseCtrlLcmError,
 )
+from .output.clip import Clip
 from .pipeline import VideoPipeline
 from .progress import Progress
 from .request import Keyframe

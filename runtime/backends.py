@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Protocol
 
-from .bundle import Bundle
-from .conditioning import KEPT_BYTES
-from .engines import ANY_DEVICE, device_scope, find_set, parse_set_name, set_names, version_scope
+from .cpu.sessions import Array
 from .errors import BackendError, InvalidRequest, first_line, shown
-from .gpu.library import INSTALL
+from .format.bundle import Bundle
+from .format.engine_sets import ANY_DEVICE, device_scope, find_set, parse_set_name, set_names, version_scope
+from .gpu.tensorrt_library import INSTALL
+from .loop.conditioning import KEPT_BYTES
 from .progress import OnFrames, OnProgress
 from .request import Request
-from .sessions import Array
 
 _logger = logging.getLogger("sparsectrl_lcm")
 
@@ -118,7 +118,7 @@ def choose_backend(bundle: Bundle, options: LoadOptions = LoadOptions()) -> str:
         if (found := availability(backend)).reason is not None:
             continue
         if backend == OPENVINO and names:
-            from .openvino import precisions
+            from .cpu.openvino import precisions
 
             names = [name for name in precisions(options.precision) if name in names][:1]
         version = found.version or ""
@@ -160,11 +160,11 @@ def availability(backend: str) -> Availability:
     version = None
     try:
         if backend in ("tensorrt", "tensorrt-rtx"):
-            from .gpu.library import load_library
+            from .gpu.tensorrt_library import load_library
 
             version = load_library(backend).version
         elif backend == OPENVINO:
-            from .openvino import version as openvino_version
+            from .cpu.openvino import version as openvino_version
 
             version = openvino_version()
         else:
@@ -219,8 +219,8 @@ def _tensorrt(backend: str) -> Callable[[Bundle, LoadOptions], Executor]:
     def open_tensorrt(bundle: Bundle, options: LoadOptions) -> Executor:
         from .gpu.device import probe
         from .gpu.executor import GpuExecutor
-        from .gpu.library import load_library
         from .gpu.tensorrt import TensorRtLoader
+        from .gpu.tensorrt_library import load_library
 
         library = load_library(backend)
         device = probe()  # some versions crash where an object is made without a driver
@@ -240,16 +240,16 @@ def _onnxruntime_cuda(bundle: Bundle, options: LoadOptions) -> Executor:
 
 
 def _openvino(bundle: Bundle, options: LoadOptions) -> Executor:
-    from .host import HostExecutor
-    from .openvino import OpenVinoSessions
+    from .cpu.executor import HostExecutor
+    from .cpu.openvino import OpenVinoSessions
 
     sessions = OpenVinoSessions(bundle, options.precision, options.device or "CPU", options.threads)
     return HostExecutor(bundle, sessions, options.kept_bytes)
 
 
 def _onnxruntime(bundle: Bundle, options: LoadOptions) -> Executor:
-    from .host import HostExecutor
-    from .sessions import OnnxRuntimeSessions
+    from .cpu.executor import HostExecutor
+    from .cpu.sessions import OnnxRuntimeSessions
 
     _onnxruntime_version(cuda=False)
     if options.precision not in (None, "fp32"):

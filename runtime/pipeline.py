@@ -5,9 +5,9 @@ import threading
 from collections.abc import Sequence
 
 from .backends import Executor, LoadOptions, open_executor
-from .bundle import Bundle
-from .clip import Clip
-from .conditioning import KEPT_BYTES
+from .format.bundle import Bundle
+from .loop.conditioning import KEPT_BYTES
+from .output.clip import Clip
 from .progress import OnFrames, OnProgress
 from .request import Keyframe, validate
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidRequest, shown
+from .format.manifest import DECODERS, MAX_SIDE, Manifest, Sizes
 from .images import fit, load_picture
-from .manifest import DECODERS, MAX_SIDE, Manifest, Sizes
-from .noise import MAX_SEED
+from .loop.noise import MAX_SEED
 
 MAX_STEPS = 12
 MAX_GUIDANCE = 30.0

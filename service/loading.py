@@ -4,9 +4,9 @@ from pathlib import Path
 
 from ..runtime import InvalidRequest, VideoPipeline
 from ..runtime.backends import ON_CPU, LoadOptions, check_backend, choose_backend
-from ..runtime.bench.machine import physical_cores
-from ..runtime.bundle import Bundle, bundle_folder
-from ..runtime.manifest import read_manifest
+from ..runtime.format.bundle import Bundle, bundle_folder
+from ..runtime.format.manifest import read_manifest
+from ..runtime.machine import physical_cores
 from .schema import LAST
 
 

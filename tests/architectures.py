@@ -1,6 +1,6 @@
 """The two small architectures that the tests export; they differ in depth, heads, channels and options."""
 
-from sparsectrl_lcm.export.random_checkpoints import Architecture
+from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture
 
 ARCHITECTURES = {
     "sd15_like": Architecture(),

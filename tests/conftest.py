@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _cache() -> Path:
     sources = sorted(
-        [*(ROOT / "export").glob("*.py"), ROOT / "runtime" / "manifest.py", ROOT / "tests/architectures.py"]
+        [*(ROOT / "export").glob("*.py"), ROOT / "runtime/format/manifest.py", ROOT / "tests/architectures.py"]
     )
     digest = hashlib.sha256()
     for path in sources:
@@ -71,9 +71,9 @@ def export_architecture(name: str) -> Exported:
 
 def _export(name: str) -> Exported:
     from architectures import ARCHITECTURES
+    from sparsectrl_lcm.benchmarks.random_checkpoints import write_checkpoints
     from sparsectrl_lcm.export.exporter import export_bundle
     from sparsectrl_lcm.export.plan import ExportOptions
-    from sparsectrl_lcm.export.random_checkpoints import write_checkpoints
 
     folder = _cache() / name
     checkpoints, bundle = folder / "checkpoints", folder / "bundle"
@@ -103,7 +103,7 @@ def sd15_like() -> Exported:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base and a motion adapter with random weights."""
-    from sparsectrl_lcm.export.random_checkpoints import Architecture, write_base, write_motion_adapter
+    from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, write_base, write_motion_adapter
 
     folder = tmp_path_factory.mktemp("checkpoints")
     write_base(folder / "base", Architecture(), seed=0)

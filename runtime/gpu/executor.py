@@ -9,19 +9,19 @@ from typing import Literal
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..conditioning import cache_key, frame_index
-from ..engines import ClipSize, decode_frames
+from ..cpu.sessions import Array
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
-from ..noise import TorchGenerator
+from ..format.bundle import Bundle
+from ..format.engine_sets import ClipSize, decode_frames
+from ..format.weights import check_same_graphs
+from ..loop.conditioning import cache_key, frame_index
+from ..loop.noise import TorchGenerator
+from ..loop.schedule import lcm_schedule
+from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
 from ..request import Request
-from ..schedule import lcm_schedule
-from ..sessions import Array
-from ..tokenizer import ClipTokenizer
-from ..weights import check_same_graphs
 from .cuda import Cuda
-from .engine import Loader
+from .engines import Loader
 from .program import Variant
 from .workspace import Workspace
 

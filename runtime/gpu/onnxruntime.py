@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..engines import ClipSize, EngineSet, choose_set, refusal
 from ..errors import BackendError, DeviceOutOfMemory, first_line
-from ..weights import WeightTable
+from ..format.bundle import Bundle
+from ..format.engine_sets import ClipSize, EngineSet, choose_set, refusal
+from ..format.weights import WeightTable
 from .cuda import Cuda
-from .library import is_out_of_memory
+from .tensorrt_library import is_out_of_memory
 
 _logger = logging.getLogger("sparsectrl_lcm")
 

@@ -8,13 +8,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..bundle import Bundle
-from ..engines import ClipSize, EngineSet, choose_set, device_scope, parse_set_name, refusal, set_names, version_scope
 from ..errors import BackendError
-from ..weights import WeightTable, check_files, weight_table_path
+from ..format.bundle import Bundle
+from ..format.engine_sets import (
+    ClipSize,
+    EngineSet,
+    choose_set,
+    device_scope,
+    parse_set_name,
+    refusal,
+    set_names,
+    version_scope,
+)
+from ..format.weights import WeightTable, check_files, weight_table_path
 from .cuda import Cuda
 from .device import Device
-from .library import Library
+from .tensorrt_library import Library
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 """In the order in which a set of engines is chosen."""

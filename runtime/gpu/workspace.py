@@ -3,18 +3,18 @@
 from math import prod
 from typing import Any
 
-from ..bundle import Bundle
-from ..conditioning import residual_inputs
-from ..engines import ClipSize, decode_frames, static_shapes
 from ..errors import BackendError
-from ..manifest import DECODERS
+from ..format.bundle import Bundle
+from ..format.engine_sets import ClipSize, decode_frames, static_shapes
+from ..format.manifest import DECODERS
+from ..format.weights import changed_weights, check_files
+from ..loop.conditioning import residual_inputs
 from ..request import MAX_STEPS
-from ..weights import changed_weights, check_files
 from .buffers import Block, Inputs, Tensor, aligned, host_array
+from .captures import GraphCache
+from .conditioning_area import ConditioningArea
 from .cuda import Cuda
-from .engine import CapturesItself, Engine, Loader
-from .graphs import GraphCache
-from .kept import ConditioningArea
+from .engines import CapturesItself, Engine, Loader
 from .program import Variant, program
 
 MAX_PROMPTS = 2

@@ -42,7 +42,7 @@ from ...runtime import (
 )
 from ...runtime.errors import first_line
 from ...runtime.images import fit, load_picture
-from ...runtime.writers import Recording
+from ...runtime.output.writers import Recording
 from .jobs import JobFailed
 
 FPS = 8

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sparsectrl_lcm.runtime.bench.requests import RequestSize
-from sparsectrl_lcm.runtime.bundle import demo_bundle
-from sparsectrl_lcm.runtime.manifest import read_manifest
+from sparsectrl_lcm.benchmarks.harness.requests import RequestSize
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+from sparsectrl_lcm.runtime.format.manifest import read_manifest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))

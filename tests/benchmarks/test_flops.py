@@ -5,8 +5,8 @@ from types import ModuleType
 import flops as reference
 import pytest
 from sparsectrl_lcm.engine.check import random_inputs
-from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.engines import ClipSize
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.engine_sets import ClipSize
 
 GRAPHS = ("text_encoder", "vae_encoder", "controlnet_scribble", "controlnet_rgb", "unet", "lcm_update", "vae_decoder")
 

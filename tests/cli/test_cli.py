@@ -10,8 +10,9 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from sparsectrl_lcm import cli
 from sparsectrl_lcm.runtime import writers
+
+from sparsectrl_lcm import cli
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIBBLES = ROOT / "demo" / "scribbles"

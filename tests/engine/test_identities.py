@@ -13,9 +13,9 @@ from flops import count_flops
 from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 from sparsectrl_lcm.engine.check import random_inputs, run_portable
-from sparsectrl_lcm.engine.identities import fold_upsampling, split_gated_units
-from sparsectrl_lcm.engine.typed import write_typed
-from sparsectrl_lcm.runtime.bundle import Bundle
+from sparsectrl_lcm.engine.rewrites.identities import fold_upsampling, split_gated_units
+from sparsectrl_lcm.engine.rewrites.typed_graph import write_typed
+from sparsectrl_lcm.runtime.format.bundle import Bundle
 
 Arrays = dict[str, np.ndarray]
 DOUBLING = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from sparsectrl_lcm.engine.layers import summarize
+from sparsectrl_lcm.engine.tensorrt.layer_report import summarize
 
 SPATIAL = "down_blocks.0.attentions.0.transformer_blocks.0"
 TEMPORAL = "down_blocks.0.motion_modules.0.temporal_transformer_blocks.0"

@@ -7,9 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsectrl_lcm.engine.monitor import BuildControl, interruptible, make_progress_monitor
+from fakes.tensorrt_builds import (
+    PHASES,
+    RELEASES,
+    Event,
+    Workshop,
+    fake,
+    finish,
+    phase,
+    report,
+    small_copy,
+    start,
+    steps,
+)
+from sparsectrl_lcm.engine.tensorrt.build_progress import BuildControl, interruptible, make_progress_monitor
 from sparsectrl_lcm.runtime.errors import BackendError
-from tensorrt_builds import PHASES, RELEASES, Event, Workshop, fake, finish, phase, report, small_copy, start, steps
 
 
 @pytest.fixture(params=RELEASES)

@@ -12,11 +12,11 @@ from conftest import Exported
 from references import pictures
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.check import output_error, random_inputs, run_portable
-from sparsectrl_lcm.engine.fusions import is_spatial_self_attention
 from sparsectrl_lcm.engine.onnxruntime import build, fuse_spatial_attention
+from sparsectrl_lcm.engine.rewrites.attention import is_spatial_self_attention
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
-from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.engines import engine_folders, find_set
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.engine_sets import engine_folders, find_set
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from gpu_emulation import EmulatedCudart
+from fakes.gpu_emulation import EmulatedCudart
 from references import pictures
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine import onnxruntime_cuda
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
-from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.engines import ClipSize, find_set
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, find_set
 from sparsectrl_lcm.runtime.gpu import onnxruntime as cuda_backend
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda, DeviceOutOfMemory
 from sparsectrl_lcm.runtime.gpu.executor import GpuExecutor

@@ -22,11 +22,11 @@ from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine import winograd
 from sparsectrl_lcm.engine.openvino import build, compare
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline, backends, openvino
-from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.engines import find_set
-from sparsectrl_lcm.runtime.manifest import GraphRecord, TensorRecord
-from sparsectrl_lcm.runtime.openvino import OpenVinoSession, OpenVinoSessions, compile_options
-from sparsectrl_lcm.runtime.openvino_cache import trim
+from sparsectrl_lcm.runtime.cpu.compiled_cache import trim
+from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSession, OpenVinoSessions, compile_options
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.engine_sets import find_set
+from sparsectrl_lcm.runtime.format.manifest import GraphRecord, TensorRecord
 
 HEADS = 4
 """Heads of the attentions over time; a clip of as many frames is the case that OpenVINO 2026.4 gets wrong."""

@@ -9,11 +9,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from conftest import Exported, export_architecture
-from gpu_emulation import open_session
+from fakes.gpu_emulation import open_session
 from sparsectrl_lcm.engine import check, fusions, precision, typed
 from sparsectrl_lcm.runtime import BackendError
-from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.weights import convert
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.weights import convert
 
 GRAPHS = (
     *("text_encoder", "vae_encoder", "controlnet_scribble", "controlnet_rgb"),

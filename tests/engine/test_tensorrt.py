@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.tensorrt_builds import (
+    H200,
+    LAYERS,
+    RELEASES,
+    RTX_4090,
+    SIZE,
+    TENSORRT,
+    Workshop,
+    demo_copy,
+    plan_of,
+    small_copy,
+)
 from sparsectrl_lcm.engine import tensorrt as builder
-from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.engines import ClipSize, EngineIndex, find_set, set_name, static_shapes
 from sparsectrl_lcm.runtime.errors import BackendError, DeviceOutOfMemory
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, EngineIndex, find_set, set_name, static_shapes
+from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.device import Device
-from sparsectrl_lcm.runtime.weights import WeightTable
-from tensorrt_builds import H200, LAYERS, RELEASES, RTX_4090, SIZE, TENSORRT, Workshop, demo_copy, plan_of, small_copy
 
 FAILURES = {
     "parser": "OnnxParser.parse_from_file",

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tensorrt_dump import rtx_libraries
-from tensorrt_fakes import FakeModule, fake_tensorrt
+from fakes.tensorrt_dump import rtx_libraries
+from fakes.tensorrt_fakes import FakeModule, fake_tensorrt
 
 VERSIONS = ("10.16", "11.4", "rtx-1.7")
 ALL = set(VERSIONS)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorrt_builds import RELEASES, TENSORRT, fake
-from tensorrt_fakes import FakeModule
+from fakes.tensorrt_builds import RELEASES, TENSORRT, fake
+from fakes.tensorrt_fakes import FakeModule
 
 ROOT = Path(__file__).parent.parent.parent
 PRODUCT = [

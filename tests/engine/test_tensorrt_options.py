@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsectrl_lcm.engine.options import HARDWARE_COMPATIBILITY, TensorRtOptions
-from sparsectrl_lcm.engine.tensorrt import configure
+from fakes.tensorrt_builds import RELEASES, TENSORRT, Workshop, fake, small_copy
+from fakes.tensorrt_fakes import FakeModule
+from sparsectrl_lcm.engine.tensorrt.builder import configure
+from sparsectrl_lcm.engine.tensorrt.options import HARDWARE_COMPATIBILITY, TensorRtOptions
 from sparsectrl_lcm.runtime.errors import InvalidRequest, SparseCtrlLcmError
-from tensorrt_builds import RELEASES, TENSORRT, Workshop, fake, small_copy
-from tensorrt_fakes import FakeModule
 
 
 @pytest.fixture

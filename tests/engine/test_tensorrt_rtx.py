@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from conftest import export_architecture
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.engine.options import TensorRtOptions
-from sparsectrl_lcm.engine.tensorrt import build
-from sparsectrl_lcm.engine.typed import typed_graph, weight_table, write_typed
+from sparsectrl_lcm.engine.rewrites.typed_graph import typed_graph, weight_table, write_typed
+from sparsectrl_lcm.engine.tensorrt.builder import build
+from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
 from sparsectrl_lcm.runtime import BackendError
-from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.engines import ANY_DEVICE, ClipSize, find_set, static_shapes
-from sparsectrl_lcm.runtime.gpu.library import load_library
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.engine_sets import ANY_DEVICE, ClipSize, find_set, static_shapes
+from sparsectrl_lcm.runtime.gpu.tensorrt_library import load_library
 
 BACKEND = "tensorrt-rtx"
 

@@ -11,8 +11,8 @@ from flops import count_flops
 from onnx import helper
 from sparsectrl_lcm.engine import winograd
 from sparsectrl_lcm.engine.check import random_inputs, run_portable
-from sparsectrl_lcm.engine.winograd import filter_convolutions
-from sparsectrl_lcm.runtime.bundle import Bundle
+from sparsectrl_lcm.engine.rewrites.winograd import filter_convolutions
+from sparsectrl_lcm.runtime.format.bundle import Bundle
 from test_identities import CONVOLUTION, operators, random, rewritten, upsampler, weight_shapes, write_graph
 
 INPUTS, OUTPUTS = 32, 48

@@ -11,14 +11,14 @@ import torch
 from conftest import Exported
 from diffusers import AutoencoderKL, AutoencoderTiny, MotionAdapter, SparseControlNetModel, UNet2DConditionModel
 from onnx import numpy_helper
+from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, randomize, write_controlnet, write_motion_adapter
 from sparsectrl_lcm.export import exporter, graphs
 from sparsectrl_lcm.export.check import ExportError, check, largest_error, open_session
 from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.lora import Lora
 from sparsectrl_lcm.export.plan import ExportOptions
-from sparsectrl_lcm.export.random_checkpoints import Architecture, randomize, write_controlnet, write_motion_adapter
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
-from sparsectrl_lcm.runtime.manifest import read_manifest
+from sparsectrl_lcm.runtime.format.manifest import read_manifest
 from transformers import CLIPTextModel
 
 GRAPHS = {
@@ -117,7 +117,7 @@ def test_the_unet_graph_at_sizes_it_was_not_traced_with(sd15_like: Exported, siz
     """Predictions and guided steps of the graphs against diffusers' UNetMotionModel and LCMScheduler."""
     from diffusers import LCMScheduler
     from references import animatediff_pipeline
-    from sparsectrl_lcm.runtime.schedule import lcm_schedule
+    from sparsectrl_lcm.runtime.loop.schedule import lcm_schedule
 
     batch, frames, height, width = sizes
     unet = animatediff_pipeline(sd15_like.checkpoints).unet

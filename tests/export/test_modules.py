@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from sparsectrl_lcm.export.modules import ClipGroupNorm, GroupNorm, replace_modules
-from sparsectrl_lcm.export.random_checkpoints import randomize
+from sparsectrl_lcm.benchmarks.random_checkpoints import randomize
+from sparsectrl_lcm.export.module_replacement import ClipGroupNorm, GroupNorm, replace_modules
 from torch import nn
 
 

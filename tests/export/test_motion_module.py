@@ -14,12 +14,12 @@ import torch
 from conftest import ROOT, Exported
 from diffusers import MotionAdapter
 from references import animatediff_pipeline, to_uint8
+from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, randomize, write_motion_adapter
 from sparsectrl_lcm.export.check import ExportError
 from sparsectrl_lcm.export.motion_module import export_standalone, replace_motion_module
-from sparsectrl_lcm.export.random_checkpoints import Architecture, randomize, write_motion_adapter
 from sparsectrl_lcm.runtime import VideoPipeline
-from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.staging import staged_folder
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.temporary_folders import staged_folder
 
 WEIGHTS = "onnx/unet.motion.weights"
 

@@ -5,8 +5,8 @@ import torch
 from diffusers import MotionAdapter
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from references import normalize_per_frame
-from sparsectrl_lcm.export.random_checkpoints import randomize
-from sparsectrl_lcm.export.temporal import TemporalTransformer, replace_temporal_transformers
+from sparsectrl_lcm.benchmarks.random_checkpoints import randomize
+from sparsectrl_lcm.export.temporal_transformer import TemporalTransformer, replace_temporal_transformers
 from torch import nn
 
 

@@ -13,13 +13,13 @@ from diffusers import AutoencoderTiny
 from diffusers.image_processor import VaeImageProcessor
 from references import to_uint8
 from safetensors.torch import save_file
+from sparsectrl_lcm.benchmarks.random_checkpoints import FULL_SIZE, Architecture, write_tiny_decoder
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.export import graphs
+from sparsectrl_lcm.export import traced_modules
 from sparsectrl_lcm.export.check import ExportError
 from sparsectrl_lcm.export.checkpoints import load_tiny_decoder
 from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.plan import ExportOptions, plan_jobs, read_parts
-from sparsectrl_lcm.export.random_checkpoints import FULL_SIZE, Architecture, write_tiny_decoder
 
 Weights = dict[str, torch.Tensor]
 
@@ -89,7 +89,7 @@ def test_another_scaling_factor() -> None:
     model = AutoencoderTiny(scaling_factor=0.4, decoder_block_out_channels=(8, 8), num_decoder_blocks=(1, 1)).eval()
     latents = latents_of(1, 4, 6)
     with torch.no_grad():
-        frames = graphs.TinyDecoder(model)(latents)
+        frames = traced_modules.TinyDecoder(model)(latents)
     assert np.abs(frames.numpy().astype(int) - decoded(model, latents)).max() <= 1
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sparsectrl_lcm.runtime import VideoPipeline
 from sparsectrl_lcm.runtime.backends import availability
-from sparsectrl_lcm.runtime.bundle import demo_bundle
 from sparsectrl_lcm.runtime.errors import BackendError
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
 
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
@@ -48,7 +48,7 @@ def build(bundle: Path, backend: str, precision: str, refit: bool) -> None:
         onnxruntime_cuda.build(bundle, precision, check=False)
     else:
         from sparsectrl_lcm.engine import tensorrt
-        from sparsectrl_lcm.engine.options import TensorRtOptions
+        from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
 
         tensorrt.build(bundle, backend, None, TensorRtOptions(precision, tf32=False, refit=refit), check=False)
 

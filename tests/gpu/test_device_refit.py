@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sparsectrl_lcm.runtime import VideoPipeline
-from sparsectrl_lcm.runtime.bundle import demo_bundle
 from sparsectrl_lcm.runtime.errors import BackendError
-from sparsectrl_lcm.runtime.manifest import FileRecord, read_manifest
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+from sparsectrl_lcm.runtime.format.manifest import FileRecord, read_manifest
 
 from .conftest import Engines, Load
 from .requests import LEVELS, ask, difference

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from sparsectrl_lcm.runtime import BundleError, VideoPipeline
-from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.manifest import read_manifest, resolve_shape
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.manifest import read_manifest, resolve_shape
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_changed_byte_is_found_even_after_a_good_load(bundle: Path) -> None:
 
 def test_a_second_load_reads_no_weights(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Bundle.load(bundle)
-    monkeypatch.setattr("sparsectrl_lcm.runtime.verified.sha256", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr("sparsectrl_lcm.runtime.format.checksums.sha256", lambda path: pytest.fail(f"read {path}"))
     Bundle.load(bundle)
 
 

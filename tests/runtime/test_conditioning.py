@@ -10,9 +10,9 @@ from diffusers import SparseControlNetModel
 from flops import count_flops
 from references import pictures
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
-from sparsectrl_lcm.runtime.conditioning import ConditioningCache, dimensions_of, graphs_of, keyframe_feeds
+from sparsectrl_lcm.runtime.cpu.sessions import Sessions
+from sparsectrl_lcm.runtime.loop.conditioning import ConditioningCache, dimensions_of, graphs_of, keyframe_feeds
 from sparsectrl_lcm.runtime.request import FittedKeyframe, Request
-from sparsectrl_lcm.runtime.sessions import Sessions
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -201,7 +201,7 @@ def test_residuals_beyond_the_memory_bound_are_computed_step_by_step() -> None:
 
 
 def test_the_cache_drops_the_least_recently_used() -> None:
-    from sparsectrl_lcm.runtime.conditioning import Conditioning
+    from sparsectrl_lcm.runtime.loop.conditioning import Conditioning
 
     def entry(count: int) -> Conditioning:
         return Conditioning(np.zeros(count // 4, np.uint8), {"conditioning": np.zeros(count - count // 4, np.uint8)})

@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import Exported
 from diffusers import AutoencoderTiny
-from gpu_emulation import Digests, PortableGraphs, emulate
+from fakes.gpu_emulation import Digests, PortableGraphs, emulate
 from PIL import Image
 from references import pictures, sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, VideoPipeline
-from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.engines import ClipSize, static_shapes
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, static_shapes
 
 WIDTH, HEIGHT, FRAMES, STEPS, SEED = 128, 64, 3, 1, 5
 SIZE: dict[str, Any] = {"width": WIDTH, "height": HEIGHT, "num_frames": FRAMES, "num_inference_steps": STEPS}

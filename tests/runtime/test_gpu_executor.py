@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from conftest import Exported
 from cuda.bindings import runtime as cudart
-from gpu_emulation import Digests, EmulatedCudart, PortableGraphs, RoundedGraphs, emulate
+from fakes.gpu_emulation import Digests, EmulatedCudart, PortableGraphs, RoundedGraphs, emulate
 from references import pictures
 from sparsectrl_lcm.runtime import BackendError, Cancelled, Keyframe, VideoPipeline
-from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.engines import ClipSize, static_shapes
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, static_shapes
+from sparsectrl_lcm.runtime.format.weights import WeightTable
+from sparsectrl_lcm.runtime.gpu.captures import MAX_GRAPHS
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda, DeviceLost, DeviceOutOfMemory
 from sparsectrl_lcm.runtime.gpu.executor import MAX_SIZES
-from sparsectrl_lcm.runtime.gpu.graphs import MAX_GRAPHS
-from sparsectrl_lcm.runtime.weights import WeightTable
 
 ERRORS = cudart.cudaError_t
 SIZE = ClipSize(width=128, height=128, frames=16)

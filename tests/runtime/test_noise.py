@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sparsectrl_lcm.runtime.noise import TorchGenerator
+from sparsectrl_lcm.runtime.loop.noise import TorchGenerator
 
 SEEDS = [
     0, 1, 2, 7, 42, 123, 1234, 99999, 2**16, 2**24 + 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 2**40 + 3,

@@ -19,10 +19,10 @@ from references import animatediff_pipeline, pictures, sparsectrl_pipeline, to_u
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.cli.options import name_option
 from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError, VideoPipeline, openvino
-from sparsectrl_lcm.runtime.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.openvino import OpenVinoSessions
-from sparsectrl_lcm.runtime.sessions import Array, OnnxRuntimeSessions, Sessions
-from sparsectrl_lcm.runtime.verified import user_cache
+from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSessions
+from sparsectrl_lcm.runtime.cpu.sessions import Array, OnnxRuntimeSessions, Sessions
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.checksums import user_cache
 
 SIDES, FRAMES, STEPS, SEED = {"sd15_like": 64, "other": 32}, 3, 2, 5
 PROMPT, NEGATIVE = "a red circle moves right", "blue small square"
@@ -205,8 +205,8 @@ def test_threads_are_those_that_were_asked_for(threads: int | None) -> None:
 def test_a_session_pulls_in_no_torch() -> None:
     code = (
         "import sys\n"
-        "from sparsectrl_lcm.runtime.bundle import Bundle\n"
-        "from sparsectrl_lcm.runtime.openvino import OpenVinoSessions\n"
+        "from sparsectrl_lcm.runtime.format.bundle import Bundle\n"
+        "from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSessions\n"
         "sizes = {'batch': 1, 'frames': 1, 'latent_height': 8, 'latent_width': 8}\n"
         "OpenVinoSessions(Bundle.load()).open('lcm_update', sizes)\n"
         "print(*({'torch', 'diffusers', 'transformers', 'onnx', 'onnxruntime'} & set(sys.modules)))"

@@ -16,8 +16,8 @@ from references import (
     to_uint8,
 )
 from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline, host
+from sparsectrl_lcm.runtime.output.writers import Recording
 from sparsectrl_lcm.runtime.request import Request
-from sparsectrl_lcm.runtime.writers import Recording
 
 TRAINED = Path(__file__).parents[2] / "demo" / "trained"
 EMPTY = ""

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsectrl_lcm.runtime.bench.machine import machine, memory_bytes, peak_bytes, physical_cores
-from sparsectrl_lcm.runtime.bench.processes import Worker, WorkerFailed
-from sparsectrl_lcm.runtime.bench.requests import scribbles
-from sparsectrl_lcm.runtime.bench.rounds import Contender, Rounds, choose_residents, summarize
+from sparsectrl_lcm.benchmarks.harness.processes import Worker, WorkerFailed
+from sparsectrl_lcm.benchmarks.harness.requests import scribbles
+from sparsectrl_lcm.benchmarks.harness.rounds import Contender, Rounds, choose_residents, summarize
+from sparsectrl_lcm.runtime.machine import machine, memory_bytes, peak_bytes, physical_cores
 
 PROGRAM = """
 import json, os, sys
-from sparsectrl_lcm.runtime.bench.processes import serve
+from sparsectrl_lcm.benchmarks.harness.processes import serve
 from sparsectrl_lcm.runtime.errors import BackendError
 
 log = open(sys.argv[1], "a", buffering=1)
@@ -141,10 +141,10 @@ def test_facts_of_the_machine() -> None:
 def test_facts_of_the_machine_tell_what_it_multiplies_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processors are called the same with and without AMX."""
     monkeypatch.setattr(
-        "sparsectrl_lcm.runtime.bench.machine.instruction_sets", lambda: frozenset({"sse2", "amx_int8", "avx2", "fma"})
+        "sparsectrl_lcm.runtime.machine.instruction_sets", lambda: frozenset({"sse2", "amx_int8", "avx2", "fma"})
     )
     assert machine()["instruction_sets"] == ["avx2", "amx_int8"]
-    monkeypatch.setattr("sparsectrl_lcm.runtime.bench.machine.instruction_sets", frozenset)
+    monkeypatch.setattr("sparsectrl_lcm.runtime.machine.instruction_sets", frozenset)
     assert machine()["instruction_sets"] == []
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from diffusers import LCMScheduler
-from sparsectrl_lcm.export.graphs import LcmUpdate
-from sparsectrl_lcm.runtime.manifest import SchedulerRecord
-from sparsectrl_lcm.runtime.schedule import lcm_schedule
+from sparsectrl_lcm.export.traced_modules import LcmUpdate
+from sparsectrl_lcm.runtime.format.manifest import SchedulerRecord
+from sparsectrl_lcm.runtime.loop.schedule import lcm_schedule
 
 
 @pytest.mark.parametrize("betas", ["linear", "scaled_linear"])

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.engines import ClipSize, static_shapes
+from fakes.tensorrt_builds import ACTIVATION_BYTES, RELEASES, SIZE, TENSORRT, Workshop, plan_of, small_copy
+from fakes.tensorrt_process import GRAPH, Opened, Process, one_line
 from sparsectrl_lcm.runtime.errors import BackendError, DeviceOutOfMemory
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, static_shapes
+from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda
-from sparsectrl_lcm.runtime.weights import WeightTable
-from tensorrt_builds import ACTIVATION_BYTES, RELEASES, SIZE, TENSORRT, Workshop, plan_of, small_copy
-from tensorrt_process import GRAPH, Opened, Process, one_line
 
 REFITTED = ClipSize(width=64, height=64, frames=2)
 """The size whose engines can be refitted."""

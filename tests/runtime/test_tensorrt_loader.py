@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsectrl_lcm.runtime.bundle import Bundle
-from sparsectrl_lcm.runtime.engines import ClipSize, device_scope, engine_folders
+from fakes.tensorrt_builds import H200, RELEASES, RTX_4090, SIZE, TENSORRT, Workshop, small_copy
+from fakes.tensorrt_process import GRAPH, Process, one_line
 from sparsectrl_lcm.runtime.errors import BackendError
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, device_scope, engine_folders
+from sparsectrl_lcm.runtime.format.manifest import read_manifest
 from sparsectrl_lcm.runtime.gpu.device import Device
 from sparsectrl_lcm.runtime.gpu.tensorrt import TensorRtLoader
-from sparsectrl_lcm.runtime.manifest import read_manifest
-from tensorrt_builds import H200, RELEASES, RTX_4090, SIZE, TENSORRT, Workshop, small_copy
-from tensorrt_process import GRAPH, Process, one_line
 
 H100 = replace(H200, name="NVIDIA H100 PCIe")
 A100 = Device("NVIDIA A100-SXM4-80GB", "8.0", 80 << 30, "580.95.05")

@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import Exported
-from sparsectrl_lcm.runtime.tokenizer import ClipTokenizer
+from sparsectrl_lcm.runtime.loop.tokenizer import ClipTokenizer
 from transformers import CLIPTokenizer
 
 PROMPTS = [

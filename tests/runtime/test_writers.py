@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from sparsectrl_lcm.runtime import Cancelled, Clip, InvalidRequest, OutputError, writers
+from sparsectrl_lcm.runtime.output.writers import Recording
 from sparsectrl_lcm.runtime.request import FittedKeyframe
-from sparsectrl_lcm.runtime.writers import Recording
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from sparsectrl_lcm.runtime.clip import Clip
 from sparsectrl_lcm.runtime.errors import BundleError, Cancelled, DeviceLost, DeviceOutOfMemory, InvalidRequest
+from sparsectrl_lcm.runtime.output.clip import Clip
 from sparsectrl_lcm.runtime.progress import Progress
 
 SIDE, FRAMES, CHUNK = 64, 16, 8

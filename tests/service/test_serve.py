@@ -17,7 +17,7 @@ import httpx
 import pytest
 from sparsectrl_lcm.cli import run, service
 from sparsectrl_lcm.cli.serve import _greet, _listeners
-from sparsectrl_lcm.runtime.bundle import demo_bundle
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.listeners import Listener
 from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.tls import local_certificate

@@ -1,0 +1,80 @@
+"""A process that makes clips with one backend, so that its memory is that backend's alone; `rounds.py` starts it."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from ...runtime.cpu.executor import HostExecutor
+from ...runtime.machine import peak_bytes
+from ...runtime.pipeline import VideoPipeline
+from ...runtime.request import Keyframe
+from .processes import serve
+from .requests import PROMPT, SEED, scribbles
+
+
+class PipelineWorker:
+    """Answers `load`, then `warm_up` and `generate`."""
+
+    def __init__(self) -> None:
+        self._pipeline: VideoPipeline | None = None
+
+    def load(self, **options: Any) -> dict[str, Any]:
+        """Opens a bundle with the arguments of `VideoPipeline.load`."""
+        self._pipeline = VideoPipeline.load(**options)
+        return {"precision": getattr(self._pipeline, "precision", None)}
+
+    def warm_up(self, save: str | None = None, **request: Any) -> dict[str, Any]:
+        """Opens the graphs with a first request, whose frames go to the file `save`.
+
+        On a GPU more follow: what is to be captured is then replayed.
+        """
+        reply = self.generate(PROMPT, SEED, save=save, **request)
+        if not isinstance(self.pipeline.executor, HostExecutor):
+            for prompt, seed in ((PROMPT, SEED + 1), (f"{PROMPT}, again", SEED), (f"{PROMPT}, again", SEED + 1)):
+                self.generate(prompt, seed, **request)
+        return reply
+
+    def generate(
+        self,
+        prompt: str,
+        seed: int,
+        width: int,
+        height: int,
+        frames: int,
+        steps: int,
+        guidance: float,
+        save: str | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Seconds of a request and of its stages, and the largest memory so far."""
+        pictures = [Keyframe(index, pixels) for index, pixels in scribbles(width, height, frames).items()]
+        kinds = self.pipeline.bundle.manifest.controlnets
+        begin = time.perf_counter()
+        clip = self.pipeline.generate(
+            prompt,
+            pictures if kinds else [],
+            "scribble" if "scribble" in kinds or not kinds else kinds[0],
+            seed=seed,
+            width=width,
+            height=height,
+            num_frames=frames,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            **options,
+        )
+        seconds = {**clip.timings, "total": time.perf_counter() - begin}
+        if save is not None:
+            np.save(save, clip.frames)
+        return {"seconds": seconds, "peak_bytes": peak_bytes()}
+
+    @property
+    def pipeline(self) -> VideoPipeline:
+        """The pipeline that `load` opened."""
+        assert self._pipeline is not None
+        return self._pipeline
+
+
+if __name__ == "__main__":
+    worker = PipelineWorker()
+    serve({"load": worker.load, "warm_up": worker.warm_up, "generate": worker.generate})

@@ -1,0 +1,1 @@
+"""Rewrites of ONNX graphs, one idea a file."""

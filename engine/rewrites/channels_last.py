@@ -1,0 +1,146 @@
+"""Group norms and motion modules that leave channels innermost, as a CPU's convolutions and products want them.
+
+As exported, a group norm reshapes [N, C, H, W] to [N, groups, -1] and a motion module its frames to [B, F, C, H*W]: a
+backend that keeps channels innermost turns the whole image around for each. Here the sums of a norm are taken channel
+by channel, which any layout allows, and joined to those of the groups; frames and pixels change places as rows of
+channels.
+"""
+
+import re
+
+import numpy as np
+import onnx_ir as ir
+
+from .attention import only_user, producer, read_group_norm
+from .identities import remove_unused, weight_shape
+from .nodes import Rewriting
+
+_AFFINE_OF_IMAGES = [-1, 1, 1]
+"""What the weight of a group norm is reshaped to where it stands for images."""
+_ENTRANCE = re.compile(r"(?P<module>(^|.*\.)motion_modules\.\d+)\.proj_in/MatMul")
+"""The name of a motion module's first product."""
+
+Statistics = tuple[ir.Value, ir.Value]
+"""The mean of each channel and that of its squares, [N, C, 1, 1]."""
+
+
+def norm_by_channels(model: ir.Model) -> int:
+    """Takes the statistics of every group norm of images channel by channel; returns how many.
+
+    The variance is E[x^2] - E[x]^2, whose error grows with the square of mean over deviation, and with the summands
+    that a backend adds up one after the other: where channels are innermost, OpenVINO does so with all pixels of a
+    reduction. So the sums are those of rows first.
+    """
+    found = [node for node in model.graph if node.op_type == "InstanceNormalization" and _is_of_images(node)]
+    for instance in found:
+        shifted = only_user(only_user(only_user(instance)))
+        rewriting = _ChannelNorm(model.graph, shifted)
+        source = rewriting.norm.split.inputs[0]
+        rewriting.replace(shifted, rewriting.normalized(source, rewriting.statistics(source)))
+    remove_unused(model, found)
+    return len(found)
+
+
+def _is_of_images(instance: ir.Node) -> bool:
+    scaled = only_user(only_user(instance))
+    affine = ir.convenience.get_const_tensor(producer(scaled.inputs[1]).inputs[1])
+    return affine is not None and affine.numpy().tolist() == _AFFINE_OF_IMAGES
+
+
+def turn_motion_modules(model: ir.Model) -> int:
+    """Lets every motion module take and give its frames with channels innermost; returns how many.
+
+    Its group norm, with statistics of each frame or of the clip, is taken channel by channel, too.
+    """
+    found = [(node, match["module"]) for node in model.graph if (match := _ENTRANCE.match(node.name or ""))]
+    for entrance, module in found:
+        source = _turn_entrance(model.graph, entrance, module)
+        (total,) = (use.node for use in source.uses() if (use.node.name or "").startswith(f"{module}/Add"))
+        _turn_exit(model.graph, source, total)
+    remove_unused(model, [entrance for entrance, _ in found])
+    return len(found)
+
+
+def _turn_entrance(graph: ir.Graph, entrance: ir.Node, module: str) -> ir.Value:
+    """From frames [B*F, C, H, W] to the rows [B*H*W, F, C] that `entrance` takes; returns the frames."""
+    rows = producer(entrance.inputs[0])
+    before = producer(producer(rows.inputs[0]).inputs[0])  # over a clip [B, C, F, H*W], else [B, F, C, H*W]
+    over_clip = before.op_type == "Add"
+    rewriting = _ChannelNorm(graph, before if over_clip else producer(before.inputs[0]))
+    head = rewriting.norm.split
+    while ((earlier := producer(head.inputs[0])).name or "").startswith(f"{module}/"):
+        head = earlier
+    source, layout = head.inputs  # [-1, F, C, H*W]
+    assert source is not None
+    statistics = rewriting.statistics(source)
+    if over_clip:
+        statistics = rewriting.over_clip(statistics, layout)
+    normalized = rewriting.normalized(source, statistics)
+    turn = Rewriting(graph, f"{rows.name}.turned")
+    images = turn.op("Transpose", normalized, perm=[0, 2, 3, 1])
+    clips = turn.op("Reshape", images, turn.picked(layout, 0, 1, 3, 2))
+    turned = turn.op("Transpose", clips, perm=[0, 2, 1, 3])  # [B, H*W, F, C]
+    graph.insert_before(rows, (*rewriting.nodes, *turn.nodes))
+    rows.replace_input_with(0, turned)
+    return source
+
+
+def _turn_exit(graph: ir.Graph, source: ir.Value, total: ir.Node) -> None:
+    """From rows [B, H*W, F, C] to what is added to the frames `source` [B*F, C, H, W]."""
+    frames = producer(total.inputs[1])
+    rows = producer(producer(frames.inputs[0]).inputs[0])
+    turn = Rewriting(graph, f"{frames.name}.turned")
+    clips = turn.op("Transpose", rows.outputs[0], perm=[0, 2, 1, 3])
+    shape = turn.picked(turn.op("Shape", source), 0, 2, 3, 1)
+    images = turn.op("Transpose", turn.op("Reshape", clips, shape), perm=[0, 3, 1, 2])
+    graph.insert_before(total, turn.nodes)
+    total.replace_input_with(1, images)
+
+
+class _ChannelNorm(Rewriting):
+    """A group norm of [N, C, H, W] by the statistics of its channels.
+
+    Args:
+        graph: the graph.
+        shifted: the last node of the norm as it was exported.
+    """
+
+    def __init__(self, graph: ir.Graph, shifted: ir.Node) -> None:
+        super().__init__(graph, f"{shifted.name}.channels")
+        self.norm = read_group_norm(shifted)
+        (self.channels,) = weight_shape(self.norm.weight)
+
+    def statistics(self, source: ir.Value | None) -> Statistics:
+        """Those of each image; rows first, by other operators than columns, as OpenVINO joins equal ones."""
+        columns, rows = self.integers(2), self.integers(3)
+        width = self.op("Cast", self.op("Shape", source, start=3), to=ir.DataType.FLOAT)
+        sums = self.op("ReduceSum", source, rows, keepdims=1)
+        lengths = self.op("ReduceL2", source, rows, keepdims=1)  # reads once, where Mul and ReduceSum would twice
+        mean, squares = (
+            self.op("Div", self.op("ReduceMean", each, columns, keepdims=1), width)
+            for each in (sums, self.op("Mul", lengths, lengths))
+        )
+        return mean, squares
+
+    def over_clip(self, statistics: Statistics, layout: ir.Value | None) -> Statistics:
+        """Those of each clip, for every frame; `layout` is [-1, F, C, H*W]."""
+        shape, once = self.picked(layout, 0, 1, 2), self.integers(1)
+        repeats = self.join(once, self.picked(layout, 1), once)
+        mean, squares = (
+            self.op("Tile", self.op("ReduceMean", self.op("Reshape", each, shape), once, keepdims=1), repeats)
+            for each in statistics
+        )
+        return mean, squares
+
+    def normalized(self, source: ir.Value | None, statistics: Statistics) -> ir.Value:
+        """What the norm gives for `source`: one product and one sum."""
+        size = self.channels // self.norm.groups
+        grouped = [self.op("Reshape", each, self.integers(-1, self.norm.groups, size)) for each in statistics]
+        mean, squares = (self.op("ReduceMean", each, self.integers(2), keepdims=1) for each in grouped)
+        variance = self.op("Max", self.op("Sub", squares, self.op("Mul", mean, mean)), self.constant(np.float32(0)))
+        deviation = self.op("Sqrt", self.op("Add", variance, self.constant(np.float32(self.norm.epsilon))))
+        shape, image = self.integers(1, self.norm.groups, size), self.integers(-1, self.channels, 1, 1)
+        factor = self.op("Div", self.op("Reshape", self.norm.weight, shape), deviation)
+        summand = self.op("Sub", self.op("Reshape", self.norm.bias, shape), self.op("Mul", mean, factor))
+        scaled = self.op("Mul", source, self.op("Reshape", factor, image))
+        return self.op("Add", scaled, self.op("Reshape", summand, image))

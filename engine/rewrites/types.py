@@ -1,0 +1,186 @@
+"""Precision stands in the graph: every tensor gets its type, and what fp16 cannot hold stays in fp32.
+
+TensorRT 11 takes strongly typed networks only, so nothing is left to a builder's choice. Weights and most activations
+take the low precision. These stay in fp32: normalisations with their statistics, softmax (where it is not part of a
+fused attention, which keeps its own in fp32), the timestep's sinusoids, rounding to uint8, and the LCM update.
+"""
+
+import re
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from ...runtime.format.weights import convert
+
+PRECISIONS = ("fp16", "bf16", "fp32")
+"""What a graph can be built in, the preferred one first."""
+DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
+
+_FLOAT = ir.DataType.FLOAT
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_ISLAND_GRAPHS = ("lcm_update",)
+_ISLAND_INPUTS = ("latents", "timestep", "conditioning", "conditioning_mask", "prediction")
+"""Inputs and outputs in fp32; the prompt's embeddings and the residuals take the low precision."""
+_ISLAND_OPERATORS = {
+    *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "Softmax"),
+    *("ReduceL2", "ReduceMean", "ReduceSum"),
+    *("Clip", "Cos", "Exp", "Max", "Min", "Round", "Sin"),
+}
+_ISLAND_MODULES = re.compile(
+    r"^conv_(in|act|out)/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
+)
+"""The UNet's first and last convolution are a thousandth of its work, and in fp16 half of its error."""
+_RESIDUAL_STREAMS = re.compile(r"(resnets|attentions|motion_modules|transformer_blocks)\.\d+/(Add|Div)_|(^|\.)time_emb")
+
+Islands = Callable[[ir.Node], bool]
+"""Whether a node stays in fp32 besides those that do so always."""
+MOVES = {
+    *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"),
+    *("Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+}
+"""Operators that move values and keep their type."""
+
+
+_MOVES_ONE = {"Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+"""Those of them that move one input whatever its values."""
+
+
+def is_residual_stream(node: ir.Node) -> bool:
+    """Whether a node is a sum that runs through the whole network, which bf16 with its 8 bits rounds at every layer."""
+    return _RESIDUAL_STREAMS.search(node.name or "") is not None
+
+
+def assign_types(model: ir.Model, precision: str, islands: Islands = lambda node: False) -> None:
+    """Gives every value of a graph its type, in place; casts stand where two types meet, weights are converted.
+
+    Args:
+        model: a graph in fp32, portable or fused.
+        precision: fp16, bf16 or fp32.
+        islands: which further nodes stay in fp32.
+    """
+    if precision != "fp32" and model.graph.name not in _ISLAND_GRAPHS:
+        _Typing(model.graph, DTYPES[precision], islands).run()
+
+
+def producer_of(value: ir.Value | None) -> ir.Node | None:
+    """The node that computes `value`; None of an input or a weight."""
+    return value.producer() if value is not None else None
+
+
+class _Typing:
+    """One walk over a graph in its order; `types` knows every float value that was passed."""
+
+    def __init__(self, graph: ir.Graph, low: ir.DataType, islands: Islands) -> None:
+        self.graph = graph
+        self.islands = islands
+        self.low = low
+        self.precision = next(name for name, dtype in DTYPES.items() if dtype == low)
+        self.types: dict[ir.Value, ir.DataType] = {}
+        self.twins: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def run(self) -> None:
+        for value in self.graph.initializers.values():
+            if value.const_value is not None and value.const_value.dtype == _FLOAT:
+                self.types[value] = _FLOAT
+        for value in self.graph.inputs:
+            if value.dtype == _FLOAT:
+                self.types[value] = value.dtype = self.boundary(value)
+        for node in list(self.graph):
+            self.visit(node)
+        for index, value in enumerate(self.graph.outputs):
+            if value in self.types:
+                self.graph.outputs[index] = self.output(value)
+        for name in [name for name, value in self.graph.initializers.items() if not value.uses()]:
+            del self.graph.initializers[name]
+        for node in list(self.graph):
+            if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) == self.low:
+                self.hoist(node)
+
+    def hoist(self, cast: ir.Node) -> None:
+        """Takes a cast to the low type ahead of what only moves values, which then moves half of the bytes."""
+        result = cast.outputs[0]
+        while (move := producer_of(cast.inputs[0])) is not None and move.op_type in _MOVES_ONE:
+            moved = move.outputs[0]
+            if len(moved.uses()) != 1 or self.types.get(moved) != _FLOAT or result in self.graph.outputs:
+                return
+            users = list(result.uses())
+            cast.replace_input_with(0, move.inputs[0])
+            move.replace_input_with(0, result)
+            for use in users:
+                use.node.replace_input_with(use.idx, moved)
+            self.graph.remove(cast)
+            self.graph.insert_before(move, cast)
+            self.types[moved] = self.low
+
+    def boundary(self, value: ir.Value) -> ir.DataType:
+        return _FLOAT if value.name in _ISLAND_INPUTS else self.low
+
+    def visit(self, node: ir.Node) -> None:
+        inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs  # its scales are fp32 always
+        floats = [value for value in inputs if value in self.types]
+        if node.op_type == "Cast":
+            target = ir.DataType(node.attributes["to"].as_int())
+            if target in _FLOATS:
+                self.types[node.outputs[0]] = target
+        elif floats and node.op_type != "Shape":
+            wanted = self.node_type(node, floats)
+            for index, value in enumerate(inputs):
+                if value in self.types and self.types[value] != wanted:
+                    node.replace_input_with(index, self.twin(value, wanted))
+            for output in node.outputs:
+                self.types[output] = wanted
+
+    def node_type(self, node: ir.Node, floats: list[ir.Value | None]) -> ir.DataType:
+        computed = {self.types[value] for value in floats if value is not None and value.const_value is None}
+        if node.op_type in MOVES and len(computed) == 1:
+            return computed.pop()
+        island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(node.name or "")
+        return _FLOAT if island or self.islands(node) else self.low
+
+    def twin(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        """`value` in another type, one for all users."""
+        if (value, wanted) not in self.twins:
+            make = self.converted if value.const_value is not None else self.cast
+            self.twins[value, wanted] = make(value, wanted)
+            self.types[self.twins[value, wanted]] = wanted
+        return self.twins[value, wanted]
+
+    def cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        name = f"{value.name}.{wanted.name.lower()}"
+        node = ir.node("Cast", [value], {"to": int(wanted)}, name=f"{name}/Cast")
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], node)
+        else:
+            self.graph.insert_after(producer, node)
+        node.outputs[0].name = name
+        return node.outputs[0]
+
+    def converted(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        """A weight in another type; it takes over the name, under which it is found to be refitted."""
+        source, name = value.const_value, value.name
+        assert source is not None
+        assert name is not None
+        del self.graph.initializers[name]
+        value.name = source.name = f"{name}.float"
+        self.graph.initializers[value.name] = value
+        tensor = ir.LazyTensor(
+            lambda: ir.Tensor(convert(source.numpy(), self.precision).view(wanted.numpy()), dtype=wanted),
+            dtype=wanted,
+            shape=ir.Shape(source.shape),
+            name=name,
+        )
+        twin = ir.Value(name=name, const_value=tensor, shape=ir.Shape(source.shape), type=ir.TensorType(wanted))
+        self.graph.initializers[name] = twin
+        return twin
+
+    def output(self, value: ir.Value) -> ir.Value:
+        """An output in the type that stands at the graph's boundary."""
+        wanted = self.boundary(value)
+        if self.types[value] != wanted:
+            name, shape = value.name, value.shape
+            value.name, value.type, value.shape = f"{name}.{self.types[value].name.lower()}", None, None
+            value = self.cast(value, wanted)
+            value.name, value.shape = name, shape
+        value.dtype = wanted
+        return value

@@ -1,0 +1,1 @@
+"""Building TensorRT and TensorRT-RTX engines."""

@@ -1,0 +1,277 @@
+"""TensorRT and TensorRT-RTX engines of every graph of a bundle, for one size."""
+
+import gc
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ...runtime.errors import BackendError, InvalidRequest
+from ...runtime.format.bundle import Bundle
+from ...runtime.format.engine_sets import (
+    ClipSize,
+    EngineIndex,
+    EngineRecord,
+    EngineSpec,
+    device_scope,
+    graph_checksums,
+    static_shapes,
+    version_scope,
+)
+from ...runtime.format.weights import WeightTable, weight_table_path
+from ...runtime.gpu.device import Device, probe
+from ...runtime.gpu.tensorrt_library import Library, load_library
+from ..check import check_precision
+from ..engine_writer import engine_record, staged
+from ..rewrites.attention import fuse_for_tensorrt
+from ..rewrites.typed_graph import typed_graph, weight_table, write_typed
+from .build_progress import BuildControl, OnProgress, interruptible, make_progress_monitor
+from .layer_report import layer_report
+from .options import TensorRtOptions, check_size
+from .timing_cache import TimingCache
+
+
+def build(
+    bundle: Path,
+    backend: str,
+    size: ClipSize | None,
+    options: TensorRtOptions,
+    on_progress: OnProgress = lambda text, fraction: None,
+    check: bool = True,
+    library: Library | None = None,
+    device: Device | None = None,
+) -> EngineIndex:
+    """Builds the engines of a bundle for a size; those of the same size and precision are replaced when all are done.
+
+    Args:
+        bundle: the bundle's folder.
+        backend: tensorrt, which needs the GPU that is to run the engines, or tensorrt-rtx, which needs none.
+        size: width, height and frames; None is the bundle's own.
+        options: options of the builder.
+        on_progress: called as the build goes on.
+        check: whether to compare each typed graph with fp32 first.
+        library: TensorRT; None imports it.
+        device: the GPU; None looks for it.
+
+    Raises:
+        BundleError: `bundle` is not a bundle.
+        InvalidRequest: the size or an option is not allowed.
+        BackendError: the library or the GPU is missing, or a graph cannot be built.
+        KeyboardInterrupt: the build was stopped; nothing of it stays.
+    """
+    opened = Bundle.load(bundle)
+    sizes = opened.manifest.sizes
+    size = size or ClipSize(width=sizes.width, height=sizes.height, frames=sizes.frames)
+    check_size(opened.manifest, size)
+    _check_backend(backend, options)
+    library = library or load_library(backend)
+    for capability in options.compute_capabilities:
+        _compute_capability(library.module, capability)
+    device = device or _device(backend, options)
+    index = EngineIndex(backend=backend, precision=options.precision, size=size, engines={})
+    with staged(opened.folder, index) as folder, TimingCache(opened.folder, library, device) as timing_cache:
+        job = _Build(opened, size, options, library, device, folder, timing_cache)
+        graphs = list(opened.manifest.graphs)
+        for done, graph in enumerate(graphs):
+
+            def report(what: str, fraction: float, graph: str = graph, done: int = done) -> None:
+                on_progress(f"{graph} ({done + 1}/{len(graphs)}): {what}", (done + fraction) / len(graphs))
+
+            index.engines[graph] = job.engine(graph, report, check)
+    return index
+
+
+def _check_backend(backend: str, options: TensorRtOptions) -> None:
+    """Raises InvalidRequest where an option is not one of the backend's."""
+    if backend == "tensorrt" and options.compute_capabilities:
+        raise InvalidRequest("--compute-capability is for tensorrt-rtx; tensorrt builds for the GPU of this machine")
+    if backend == "tensorrt-rtx" and options.hardware_compatibility != "none":
+        raise InvalidRequest("--hardware-compatibility is for tensorrt; give tensorrt-rtx --compute-capability")
+    if backend == "tensorrt-rtx" and options.version_compatible:
+        raise InvalidRequest("--version-compatible is for tensorrt; tensorrt-rtx comes without the lean runtime")
+
+
+def _device(backend: str, options: TensorRtOptions) -> Device | None:
+    """The GPU, before any object is made that needs a driver: some versions of TensorRT crash without.
+
+    TensorRT-RTX builds without one too, for all the devices that it supports.
+    """
+    try:
+        return probe()
+    except BackendError as error:
+        if backend == "tensorrt":
+            raise
+        if options.refit or options.strip_weights:
+            raise BackendError(f"{error}; --refit and --strip-weights need a GPU at the build") from None
+        return None
+
+
+class _Build:
+    """What the engines of a set have in common."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        size: ClipSize,
+        options: TensorRtOptions,
+        library: Library,
+        device: Device | None,
+        folder: Path,
+        timing_cache: TimingCache,
+    ) -> None:
+        self.bundle = bundle
+        self.size = size
+        self.options = options
+        self.library = library
+        self.device = device
+        self.folder = folder
+        self.timing_cache = timing_cache
+
+    def fuse(self, model: ir.Model) -> None:
+        """Fuses what TensorRT has operators for; attention over a single frame is left, which TensorRT-RTX refuses."""
+        fuse_for_tensorrt(model, temporal=self.size.frames > 1)
+
+    def engine(self, graph: str, report: OnProgress, check: bool) -> EngineRecord:
+        """Builds one graph; returns its record."""
+        precision = self.options.precision
+        measured: dict[str, Any] = {}
+        source = self.folder / f"{graph}.onnx"
+        path = self.folder / f"{graph}.engine"
+        report("reading weights", 0.0)
+        table = self.write_source(graph, source)
+        gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
+        if check and precision != "fp32":
+            report(f"comparing {precision} with fp32", 0.1)
+            measured["errors"] = check_precision(self.bundle, graph, precision, source)
+            gc.collect()
+        start = time.perf_counter()
+        plan = self.plan(graph, source, list(table.root) if table else [], report)
+        measured["seconds"] = round(time.perf_counter() - start, 1)
+        path.write_bytes(memoryview(plan))
+        beside = []
+        if table is not None:
+            beside.append(weight_table_path(path))
+            beside[0].write_text(table.model_dump_json(), "utf-8")
+        if self.runs_here():
+            measured |= self.layers(plan)
+        source.unlink()
+        source.with_suffix(".weights").unlink(missing_ok=True)
+        return engine_record(path, self.spec(graph), measured, *beside)
+
+    def layers(self, plan: Any) -> dict[str, Any]:
+        """What the engine is made of; TensorRT-RTX builds for devices that are not this one."""
+        try:
+            return layer_report(self.library, plan)
+        except BackendError as error:
+            if self.library.backend == "tensorrt":
+                raise
+            return {"not looked into": str(error)}
+
+    def write_source(self, graph: str, source: Path) -> WeightTable | None:
+        """Writes the typed graph that is parsed; returns its weights where they are to be refitted."""
+        model = typed_graph(self.bundle, graph, self.options.precision, self.fuse)
+        write_typed(model, source)
+        refit = self.options.refit or self.options.strip_weights
+        return weight_table(self.bundle, graph, model) if refit else None
+
+    def runs_here(self) -> bool:
+        """Whether the engine can be loaded on this machine, to be looked into."""
+        capabilities = self.options.compute_capabilities
+        return self.device is not None and (not capabilities or self.device.compute_capability in capabilities)
+
+    def spec(self, graph: str) -> EngineSpec:
+        flags = self.options.flags
+        shapes = static_shapes(self.bundle.manifest, graph, self.size)
+        return EngineSpec(
+            graph=graph,
+            graph_sha256=graph_checksums(self.bundle.manifest, graph),
+            shapes={item.name: shapes[item.name] for item in self.bundle.graph(graph).inputs},
+            precision=self.options.precision,
+            flags=flags,
+            backend=self.library.backend,
+            version=version_scope(self.library.version, flags),
+            device=device_scope(
+                self.library.backend, None if self.library.backend == "tensorrt-rtx" else self.device, flags
+            ),
+        )
+
+    def plan(self, graph: str, source: Path, names: list[str], report: OnProgress) -> Any:
+        """Parses and builds, with the named weights refittable; the serialized engine."""
+        with interruptible() as control:  # all of it: what is raised within the library's calls of the logger is lost
+            plan = self._plan(graph, source, names, report, control)
+        control.check()
+        if plan is None:
+            raise self.library.failure(f"cannot build {graph!r}")
+        return plan
+
+    def _plan(self, graph: str, source: Path, names: list[str], report: OnProgress, control: BuildControl) -> Any:
+        trt, logger = self.library.module, self.library.logger
+        builder = trt.Builder(logger)
+        network = builder.create_network(_strongly_typed(trt))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(source)):
+            if not parser.num_errors:
+                raise self.library.failure(f"cannot parse {graph!r}")
+            error = parser.get_error(0)
+            reason = " ".join(f"{error.node_name()}: {error.desc()}".split())
+            raise BackendError(f"build: {self.library.backend} cannot parse {graph!r}: {reason}")
+        shapes = static_shapes(self.bundle.manifest, graph, self.size)
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            tensor.shape = shapes[tensor.name]
+        for name in names:
+            if not network.mark_weights_refittable(name):
+                raise self.library.failure(f"cannot make {name!r} of {graph!r} refittable")
+        config = builder.create_builder_config()
+        configure(trt, config, self.library.backend, self.options)
+        self.timing_cache.attach(config)
+        told = lambda text, fraction: report(text, 0.2 + 0.8 * fraction)  # noqa: E731
+        config.progress_monitor = make_progress_monitor(trt, told, control)
+        plan = builder.build_serialized_network(network, config)
+        self.timing_cache.detach(config)
+        return plan
+
+
+def configure(trt: Any, config: Any, backend: str, options: TensorRtOptions) -> None:
+    """Hands the options to TensorRT's builder configuration."""
+    config.builder_optimization_level = options.optimization_level
+    config.max_aux_streams = options.aux_streams
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names of layers, for `inspect`
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.refit or options.strip_weights:
+        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)  # the weights that are marked; constants may be folded
+    if options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if backend == "tensorrt-rtx":
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # so that a run can be captured
+        capabilities = options.sorted_capabilities
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            config.set_compute_capability(_compute_capability(trt, capability), index)
+    else:
+        levels = trt.HardwareCompatibilityLevel
+        config.hardware_compatibility_level = {
+            "none": levels.NONE,
+            "same-compute-capability": levels.SAME_COMPUTE_CAPABILITY,
+            "ampere-plus": levels.AMPERE_PLUS,
+        }[options.hardware_compatibility]
+
+
+def _strongly_typed(trt: Any) -> int:
+    """The flag of a network whose types are those of the graph; TensorRT 11 knows no other."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def _compute_capability(trt: Any, text: str) -> Any:
+    """ComputeCapability.SM89 for 8.9."""
+    known = {f"{name[2:-1]}.{name[-1]}": name for name in trt.ComputeCapability.__members__ if name[2:].isdigit()}
+    if text not in known:
+        allowed = ", ".join(sorted(known, key=float))
+        raise InvalidRequest(f"--compute-capability {text!r} is not supported; allowed are {allowed}")
+    return getattr(trt.ComputeCapability, known[text])

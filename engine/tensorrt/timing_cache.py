@@ -1,0 +1,55 @@
+"""What TensorRT has measured of kernels on a device, kept beside the engines for the next build."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...runtime.format.engine_sets import writable_engine_folder
+from ...runtime.gpu.device import Device
+from ...runtime.gpu.tensorrt_library import Library
+
+
+class TimingCache:
+    """One file per device and version; what was measured stays also where the build is stopped.
+
+    Args:
+        bundle: the bundle's folder.
+        library: TensorRT; TensorRT-RTX measures nothing.
+        device: the GPU, or None.
+    """
+
+    def __init__(self, bundle: Path, library: Library, device: Device | None) -> None:
+        self._cache: Any = None
+        self._path: Path | None = None
+        if device is not None and library.backend == "tensorrt":
+            name = f"timing-{library.version}-{device.name}-{device.compute_capability}.cache".replace(" ", "-")
+            self._path = writable_engine_folder(bundle, library.backend) / name
+
+    def __enter__(self) -> "TimingCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Writes what was measured."""
+        if self._path is not None and self._cache is not None:
+            part = self._path.with_suffix(".part")
+            try:
+                part.write_bytes(memoryview(self._cache.serialize()))
+                part.replace(self._path)
+            except OSError:
+                with suppress(OSError):
+                    part.unlink()
+
+    def attach(self, config: Any) -> None:
+        """Gives a build what is known."""
+        if self._path is None:
+            return
+        known = memoryview(self._cache.serialize()) if self._cache is not None else b""
+        with suppress(OSError):
+            known = known or self._path.read_bytes()
+        cache = config.create_timing_cache(known) or config.create_timing_cache(b"")  # the file may be damaged
+        config.set_timing_cache(cache, ignore_mismatch=False)
+
+    def detach(self, config: Any) -> None:
+        """Takes what a build has learned."""
+        if self._path is not None:
+            self._cache = config.get_timing_cache()

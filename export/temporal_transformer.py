@@ -1,0 +1,62 @@
+"""The temporal transformer of AnimateDiff, with a choice of how its first norm takes its statistics."""
+
+from typing import Any, Literal
+
+import torch
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from torch import nn
+
+from .module_replacement import ClipGroupNorm, replace_modules
+
+TemporalNorm = Literal["frame", "clip"]
+
+
+class TemporalTransformer(nn.Module):
+    """Self-attention over the frames of each pixel, added to its input.
+
+    Takes over the submodules of a diffusers `AnimateDiffTransformer3D`, so every weight keeps its checkpoint name.
+
+    Args:
+        source: the module whose weights are used.
+        temporal_norm: where the GroupNorm at the head takes its statistics: over each `frame`, as in the original
+            AnimateDiff code (guoyww/AnimateDiff, motion_module.py) that the public checkpoints were trained with,
+            or over the whole `clip`, as in diffusers.
+    """
+
+    def __init__(self, source: AnimateDiffTransformer3D, temporal_norm: TemporalNorm) -> None:
+        super().__init__()
+        self.norm = source.norm if temporal_norm == "frame" else ClipGroupNorm(source.norm)
+        self.proj_in = source.proj_in
+        self.transformer_blocks = source.transformer_blocks
+        self.proj_out = source.proj_out
+        self.temporal_norm = temporal_norm
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: None = None,
+        timestep: None = None,
+        class_labels: None = None,
+        num_frames: int = 1,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> torch.Tensor:
+        """Maps [B*F, C, h, w] to the same shape; the arguments stand in the order that the diffusers blocks use."""
+        _, channels, height, width = hidden_states.shape
+        states = hidden_states.reshape(-1, num_frames, channels, height * width)  # [B, F, C, h*w]
+        if self.temporal_norm == "frame":
+            states = self.norm(states.flatten(0, 1)).reshape(states.shape)
+            states = states.permute(0, 3, 1, 2)
+        else:
+            states = self.norm(states.transpose(1, 2))  # [B, C, F, h*w]
+            states = states.permute(0, 3, 2, 1)
+        states = self.proj_in(states.flatten(0, 1))  # [B*h*w, F, C]
+        for block in self.transformer_blocks:
+            states = block(states)
+        states = self.proj_out(states).reshape(-1, height * width, num_frames, channels)
+        states = states.permute(0, 2, 3, 1).reshape(hidden_states.shape)
+        return hidden_states + states
+
+
+def replace_temporal_transformers(model: nn.Module, temporal_norm: TemporalNorm) -> None:
+    """Puts a `TemporalTransformer` in the place of every `AnimateDiffTransformer3D` in `model`."""
+    replace_modules(model, AnimateDiffTransformer3D, lambda source: TemporalTransformer(source, temporal_norm))

@@ -1,0 +1,263 @@
+"""The modules that are traced: one per graph of the bundle, each with the glue that belongs into the graph.
+
+All of them are thin: they call the blocks of the diffusers and transformers models, whose weights keep their names.
+"""
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, MotionAdapter, SparseControlNetModel, UNetMotionModel
+from diffusers.models.attention_processor import Attention
+from torch import nn
+from transformers import CLIPTextModel
+
+from .module_replacement import GroupNorm, replace_modules
+from .temporal_transformer import TemporalNorm, TemporalTransformer, replace_temporal_transformers
+from .text_attention import SharedTextAttnProcessor
+
+
+class TextEncoder(nn.Module):
+    """input_ids [B, 77] int64 -> prompt_embeds [B, 77, D]."""
+
+    def __init__(self, model: CLIPTextModel) -> None:
+        super().__init__()
+        self.model = model
+        length = model.config.max_position_embeddings
+        mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
+        self.register_buffer("causal_mask", mask[None, None], persistent=False)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        states = self.model.embeddings(input_ids=input_ids)
+        states = self.model.encoder(inputs_embeds=states, attention_mask=self.causal_mask).last_hidden_state
+        return self.model.final_layer_norm(states)
+
+
+def _prepare(model: nn.Module, temporal_norm: TemporalNorm) -> None:
+    """Gives a model this package's attention, temporal transformers and group norms; weights keep their names."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.set_processor(SharedTextAttnProcessor())
+    replace_temporal_transformers(model, temporal_norm)
+    replace_modules(model, nn.GroupNorm, GroupNorm)
+
+
+class SparseCtrl(nn.Module):
+    """Residuals of every frame from at most four distinct ones: the keyframes and a blank.
+
+    SparseCtrl (Guo et al. 2023, arXiv:2311.16933) sets its latent input to zero, so its input convolution is its
+    bias, and all frames without a keyframe are equal until the first temporal layer. The layers before it
+    therefore run on the U distinct frames, which are then gathered out to F.
+
+    Inputs: timestep [1]; prompt_embeds [B, 77, D]; conditioning, uint8 pixels [U, H, W, 3] for scribbles and latents
+    [U, 4, h, w] for pictures; conditioning_mask [U], 1 where the frame holds a keyframe; frame_index [F] int64, each
+    frame's place in U.
+    Outputs: the residuals of the down blocks and the middle, each [B*F, C, h, w].
+    """
+
+    def __init__(self, model: SparseControlNetModel, temporal_norm: TemporalNorm) -> None:
+        super().__init__()
+        _prepare(model, temporal_norm)
+        self.model = model
+
+    def forward(
+        self,
+        timestep: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        conditioning: torch.Tensor,
+        conditioning_mask: torch.Tensor,
+        frame_index: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        model = self.model
+        batch, num_frames = prompt_embeds.shape[0], frame_index.shape[0]
+        temb = model.time_embedding(model.time_proj(timestep))  # [1, T], the same for every frame
+
+        if not model.use_simplified_condition_embedding:
+            conditioning = conditioning.float().permute(0, 3, 1, 2) / 255
+        if model.config.controlnet_conditioning_channel_order == "bgr":
+            conditioning = conditioning.flip(1)
+        if model.concat_conditioning_mask:
+            mask = conditioning_mask[:, None, None, None].expand(-1, 1, *conditioning.shape[2:])
+            conditioning = torch.cat([conditioning, mask], dim=1)
+        sample = model.controlnet_cond_embedding(conditioning) + model.conv_in.bias[None, :, None, None]
+
+        def to_all_frames(states: torch.Tensor) -> torch.Tensor:  # [B*U, ...] -> [B*F, ...]
+            return states.unflatten(0, (batch, -1)).index_select(1, frame_index).flatten(0, 1)
+
+        first, *others = model.down_blocks
+        sample = sample.expand(batch, *sample.shape).flatten(0, 1)  # [B*U, C, h, w]
+        residuals = [to_all_frames(model.controlnet_down_blocks[0](sample))]
+        states = []
+        for layer, (resnet, motion_module) in enumerate(zip(first.resnets, first.motion_modules, strict=True)):
+            sample = resnet(sample, temb)
+            if hasattr(first, "attentions"):
+                sample = first.attentions[layer](sample, prompt_embeds, return_dict=False)[0]
+            if layer == 0:
+                sample = to_all_frames(sample)
+            sample = motion_module(sample, num_frames=num_frames)
+            states.append(sample)
+        for downsampler in first.downsamplers or ():
+            sample = downsampler(sample)
+            states.append(sample)
+        for block in others:
+            sample, block_states = block(
+                hidden_states=sample, temb=temb, encoder_hidden_states=prompt_embeds, num_frames=num_frames
+            )
+            states += block_states
+        sample = model.mid_block(sample, temb, encoder_hidden_states=prompt_embeds)
+        residuals += [project(state) for project, state in zip(model.controlnet_down_blocks[1:], states, strict=True)]
+        return *residuals, model.controlnet_mid_block(sample)
+
+
+class UNet(nn.Module):
+    """The UNet with its motion modules: the prediction of one step, for each prompt of a batch.
+
+    Inputs: latents [1, 4, F, h, w]; timestep [1]; prompt_embeds [B, 77, D]; the residuals of SparseCtrl, of the full
+    shape [B*F, C, h, w] or one that broadcasts to it.
+    Output: prediction [B, 4, F, h, w].
+    """
+
+    def __init__(self, model: UNetMotionModel, temporal_norm: TemporalNorm) -> None:
+        super().__init__()
+        _prepare(model, temporal_norm)
+        self.model = model
+
+    def forward(
+        self, latents: torch.Tensor, timestep: torch.Tensor, prompt_embeds: torch.Tensor, *residuals: torch.Tensor
+    ) -> torch.Tensor:
+        model = self.model
+        batch, num_frames = prompt_embeds.shape[0], latents.shape[2]
+        temb = model.time_embedding(model.time_proj(timestep))  # [1, T], the same for every frame
+        sample = model.conv_in(latents[0].transpose(0, 1))  # [F, C, h, w]
+        sample = sample.expand(batch, *sample.shape).flatten(0, 1)  # [B*F, C, h, w]
+        shared = {"temb": temb, "encoder_hidden_states": prompt_embeds, "num_frames": num_frames}
+
+        states = [sample]
+        for block in model.down_blocks:
+            sample, block_states = block(hidden_states=sample, **shared)
+            states += block_states
+        states = [state + residual for state, residual in zip(states, residuals[:-1], strict=True)]
+
+        if not hasattr(model.mid_block, "motion_modules"):  # AnimateDiff v1 and v3 have none in the middle
+            sample = model.mid_block(sample, temb, encoder_hidden_states=prompt_embeds)
+        else:
+            sample = model.mid_block(hidden_states=sample, **shared)
+        sample = sample + residuals[-1]
+
+        for block in model.up_blocks:
+            layers = len(block.resnets)
+            skipped, states = tuple(states[-layers:]), states[:-layers]
+            arguments = shared if hasattr(block, "attentions") else {"temb": temb, "num_frames": num_frames}
+            sample = block(hidden_states=sample, res_hidden_states_tuple=skipped, **arguments)
+
+        sample = model.conv_out(model.conv_act(model.conv_norm_out(sample)))
+        return sample.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+class LcmUpdate(nn.Module):
+    """Guidance and the LCM update in fp32, as diffusers' `LCMScheduler.step`.
+
+    A graph of its own, so that one set of UNet weights serves with and without guidance: without it `negative` and
+    `positive` are the same prediction, which then is the guided one.
+    Latent Consistency Models, Luo et al. 2023 (arXiv:2310.04378), eq. 4 and algorithm 3.
+
+    Inputs: latents [1, 4, F, h, w]; negative and positive, predictions as latents; guidance_scale [1]; noise as
+    latents; coefficients [6]: sqrt(alpha), sqrt(1 - alpha), c_skip, c_out at this timestep, sqrt(alpha),
+    sqrt(1 - alpha) at the next (1 and 0 after the last).
+    Outputs: next_latents as latents; images, the denoised estimate frame by frame [F, 4, h, w].
+    """
+
+    def __init__(self, prediction_type: str = "epsilon", clip_range: float | None = None) -> None:
+        super().__init__()
+        self.prediction_type = prediction_type
+        self.clip_range = clip_range
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        negative: torch.Tensor,
+        positive: torch.Tensor,
+        guidance_scale: torch.Tensor,
+        noise: torch.Tensor,
+        coefficients: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        prediction = negative + guidance_scale * (positive - negative)
+        alpha, sigma, c_skip, c_out, next_alpha, next_sigma = coefficients.unbind()
+        if self.prediction_type == "epsilon":
+            original = (latents - sigma * prediction) / alpha
+        elif self.prediction_type == "v_prediction":
+            original = alpha * latents - sigma * prediction
+        else:
+            original = prediction
+        if self.clip_range is not None:
+            original = original.clamp(-self.clip_range, self.clip_range)
+        denoised = c_out * original + c_skip * latents
+        return next_alpha * denoised + next_sigma * noise, denoised[0].transpose(0, 1)
+
+
+class MotionModules(nn.Module):
+    """Every temporal transformer by itself: states [F, C, h, w] of each block -> the same shapes."""
+
+    def __init__(self, model: MotionAdapter, temporal_norm: TemporalNorm) -> None:
+        super().__init__()
+        _prepare(model, temporal_norm)
+        self.model = model
+
+    def blocks(self) -> list[tuple[str, TemporalTransformer]]:
+        """The temporal transformers by their names in the checkpoint."""
+        return [(name, item) for name, item in self.model.named_modules() if isinstance(item, TemporalTransformer)]
+
+    def forward(self, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            block(state, num_frames=state.shape[0]) for (_, block), state in zip(self.blocks(), states, strict=True)
+        )
+
+
+class VaeEncoder(nn.Module):
+    """image [N, H, W, 3] uint8 -> the mode of the scaled posterior, [N, 4, H/8, W/8]."""
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        super().__init__()
+        replace_modules(model, nn.GroupNorm, GroupNorm)
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        pixels = image.float().permute(0, 3, 1, 2) / 255  # TensorRT only casts uint8
+        moments = self.model.encoder(2 * pixels - 1)
+        if self.model.quant_conv is not None:
+            moments = self.model.quant_conv(moments)
+        return moments.chunk(2, dim=1)[0] * self.model.config.scaling_factor
+
+
+class VaeDecoder(nn.Module):
+    """latents [N, 4, h, w] -> frames [N, 8h, 8w, 3] uint8."""
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        super().__init__()
+        replace_modules(model, nn.GroupNorm, GroupNorm)
+        self.model = model
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        latents = 1 / self.model.config.scaling_factor * latents
+        if self.model.post_quant_conv is not None:
+            latents = self.model.post_quant_conv(latents)
+        return _to_frames(self.model.decoder(latents))
+
+
+class TinyDecoder(nn.Module):
+    """latents [N, 4, h, w] -> frames [N, 8h, 8w, 3] uint8, by the decoder of TAESD (madebyollin/taesd).
+
+    Its scaling factor is 1: it takes the loop's latents as they are, and bounds them itself.
+    """
+
+    def __init__(self, model: AutoencoderTiny) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        if self.model.config.scaling_factor != 1:
+            latents = 1 / self.model.config.scaling_factor * latents
+        return _to_frames(self.model.decoder(latents))
+
+
+def _to_frames(images: torch.Tensor) -> torch.Tensor:
+    """[N, 3, H, W] in -1..1 -> [N, H, W, 3] uint8."""
+    pixels = (images / 2 + 0.5).clamp(0, 1)
+    return (pixels * 255).round().permute(0, 2, 3, 1).to(torch.uint8)  # TensorRT has uint8 outputs only

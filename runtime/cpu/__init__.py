@@ -1,0 +1,1 @@
+"""The loop on the host, and the backends that compute there."""

@@ -1,0 +1,35 @@
+"""Where OpenVINO keeps what it compiled, one file for each graph and size."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from ..format.checksums import user_cache
+
+MAX_BYTES = 8 * 1024**3
+"""Of the files of one bundle."""
+
+
+def cache_folder(bundle: Path) -> Path | None:
+    """The folder for what is compiled of a bundle; None where the user's cache folder cannot be written."""
+    folder = user_cache(bundle, "openvino")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def trim(folder: Path, max_bytes: int = MAX_BYTES) -> None:
+    """Removes the files that were not used for longest, until the others take at most `max_bytes`."""
+    stats = []
+    for path in folder.glob("*.blob"):
+        with suppress(OSError):  # another process trims as well
+            stats.append((path, path.stat()))
+    stats.sort(key=lambda item: max(item[1].st_atime_ns, item[1].st_mtime_ns), reverse=True)
+    total = 0
+    for path, stat in stats:
+        total += stat.st_size
+        if total > max_bytes:
+            with suppress(OSError):
+                path.unlink()

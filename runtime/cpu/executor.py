@@ -1,0 +1,177 @@
+"""The LCM loop on a backend that takes and gives arrays in the host's memory."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import BackendError
+from ..format.bundle import Bundle
+from ..loop.conditioning import (
+    Conditioning,
+    ConditioningCache,
+    Residuals,
+    cache_key,
+    dimensions_of,
+    encode_prompt,
+    graphs_of,
+    keyframe_feeds,
+    residual_bytes,
+    residuals_at,
+)
+from ..loop.noise import TorchGenerator
+from ..loop.schedule import Schedule, lcm_schedule
+from ..loop.tokenizer import ClipTokenizer
+from ..progress import OnFrames, OnProgress, Stages
+from ..request import Request
+from .sessions import Array, Sessions
+
+DECODE_PIXELS = 256 * 256
+"""Pixels that are decoded at a time, at least one frame; bounds the memory of the decoder (docs/cpu.md)."""
+
+
+def decode_chunk(request: Request) -> int:
+    """Frames that are decoded at a time; the parts are equal, so that one compiled decoder serves all."""
+    bound = max(1, DECODE_PIXELS // (request.height * request.width))
+    return max(count for count in range(1, min(bound, request.frames) + 1) if not request.frames % count)
+
+
+class HostExecutor:
+    """Runs requests graph by graph."""
+
+    def __init__(self, bundle: Bundle, sessions: Sessions, kept_bytes: int) -> None:
+        self.backend = sessions.backend
+        self.precision = sessions.precision
+        self.sessions = sessions
+        self.manifest = bundle.manifest
+        self.tokenizer = ClipTokenizer(bundle.tokenizer)
+        self.cache = ConditioningCache(kept_bytes)
+
+    def run(
+        self, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None = None
+    ) -> tuple[Array, dict[str, float]]:
+        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets each part as it is decoded."""
+        return _Run(self, request, on_progress, on_frames).frames()
+
+    def refit(self, weights: Bundle | None) -> None:
+        """Raises BackendError: the graphs read their weights from the bundle."""
+        raise BackendError("refit: this backend reads its weights from the bundle; load the other bundle instead")
+
+    def close(self) -> None:
+        """Frees the graphs and all that is kept."""
+        self.sessions.close()
+        self.cache = ConditioningCache(self.cache.max_bytes)
+
+
+class _Run:
+    """One request on its way: conditioning, loop, frames."""
+
+    def __init__(
+        self, executor: HostExecutor, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None
+    ) -> None:
+        self.executor = executor
+        self.sessions = executor.sessions
+        self.manifest = executor.manifest
+        self.request = request
+        self.on_frames = on_frames
+        self.chunk = decode_chunk(request)
+        steps = {"load": 1, "text": 1}
+        if request.keyframes:
+            steps |= {"keyframes": 1, "control": request.steps}
+        steps |= {"denoise": request.steps, "decode": -(-request.frames // self.chunk)}
+        self.stages = Stages(steps, on_progress)
+        self.report: Callable[[str, int], None] = self.stages.report
+
+    def frames(self) -> tuple[Array, dict[str, float]]:
+        with self.stages.timed("total"):
+            key = cache_key(self.request)
+            kept = self.executor.cache.get(key)
+            self.load(kept)
+            schedule = lcm_schedule(self.manifest.scheduler, self.request.steps)
+            conditioning = kept or self.conditioning(schedule, key)
+            images = self.denoise(schedule, conditioning)
+            frames = self.decode(images)
+        return frames, self.stages.timings
+
+    def load(self, kept: Conditioning | None) -> None:
+        """Opens the graphs that the request runs where they are not open yet."""
+        with self.stages.stage("load"):
+            for graph in graphs_of(self.request, kept):
+                self.sessions.open(graph, dimensions_of(graph, self.request, self.manifest, self.chunk))
+            self.report("load", 1)
+
+    def conditioning(self, schedule: Schedule, key: Hashable) -> Conditioning:
+        """Computes the conditioning, and keeps it under `key`."""
+        cache, request = self.executor.cache, self.request
+        with self.stages.stage("text"):
+            prompt_embeds = encode_prompt(self.sessions, self.executor.tokenizer, request)
+            self.report("text", 1)
+        conditioning = Conditioning(prompt_embeds, {})
+        if request.keyframes:
+            with self.stages.stage("keyframes"):
+                conditioning = replace(conditioning, feeds=keyframe_feeds(self.sessions, request))
+                self.report("keyframes", 1)
+            if cache.reserve(conditioning.nbytes + residual_bytes(self.manifest, request)):
+                conditioning = replace(conditioning, residuals=self.residuals(schedule, conditioning))
+        cache.put(key, conditioning)
+        return conditioning
+
+    def residuals(self, schedule: Schedule, conditioning: Conditioning) -> tuple[Residuals, ...]:
+        """SparseCtrl for all steps, ahead of the loop."""
+        residuals = []
+        with self.stages.stage("control"):
+            for step, timestep in enumerate(schedule.timesteps, start=1):
+                residuals.append(residuals_at(self.sessions, self.manifest, self.request, conditioning, timestep))
+                self.report("control", step)
+        return tuple(residuals)
+
+    def denoise(self, schedule: Schedule, conditioning: Conditioning) -> Array:
+        """The LCM loop; the denoised images [F, 4, h, w]."""
+        request = self.request
+        generator = TorchGenerator(request.seed)
+        shape = request.latent_shape(self.manifest.sizes)
+        latents = generator.randn(shape)
+        images: Array = latents[0]
+        last = request.steps - 1
+        self.report("denoise", 0)
+        for step, (timestep, coefficients) in enumerate(zip(schedule.timesteps, schedule.coefficients, strict=True)):
+            if conditioning.residuals is not None:
+                residuals = conditioning.residuals[step]
+            else:  # beyond the memory bound, or zeros
+                with self.stages.timed("control" if request.keyframes else "denoise"):
+                    residuals = residuals_at(self.sessions, self.manifest, request, conditioning, timestep)
+            with self.stages.timed("denoise"):
+                (prediction,) = self.sessions.session("unet").run(
+                    {
+                        "latents": latents,
+                        "timestep": np.array([timestep]),
+                        "prompt_embeds": conditioning.prompt_embeds,
+                        **residuals,
+                    }
+                )
+                latents, images = self.sessions.session("lcm_update").run(
+                    {
+                        "latents": latents,
+                        "negative": prediction[:1],
+                        "positive": prediction[-1:],
+                        "guidance_scale": np.array([request.guidance_scale], np.float32),
+                        "noise": generator.randn(shape) if step < last else np.zeros(shape, np.float32),
+                        "coefficients": coefficients,
+                    }
+                )
+            self.report("denoise", step + 1)
+        return images
+
+    def decode(self, images: Array) -> Array:
+        """Frames uint8 [F, H, W, 3], a bounded number of them at a time."""
+        request = self.request
+        session = self.sessions.session(request.decoder_graph)
+        frames = np.empty((request.frames, request.height, request.width, 3), np.uint8)
+        with self.stages.stage("decode"):
+            for chunk, start in enumerate(range(0, request.frames, self.chunk), start=1):
+                part = slice(start, start + self.chunk)
+                (frames[part],) = session.run({"latents": images[part]})
+                if self.on_frames is not None:
+                    self.on_frames(start, frames[part])
+                self.report("decode", chunk)
+        return frames

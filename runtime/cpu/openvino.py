@@ -1,0 +1,307 @@
+"""OpenVINO in the host's memory: each graph compiled for the sizes of a request, and kept for the next."""
+
+import mmap
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BackendError, first_line
+from ..format.bundle import Bundle
+from ..format.engine_sets import EngineSet, choose_set, find_set, set_name
+from ..format.manifest import GraphRecord, resolve_shape
+from .compiled_cache import cache_folder, trim
+from .sessions import Array
+
+BACKEND = "openvino"
+INSTALL = "pip install 'sparsectrl-lcm[openvino]'"
+PRECISIONS = ("bf16", "fp32", "int8")
+"""In the order in which a set of engines is chosen; bf16 only where the processor computes in it."""
+CACHED_WITH_WEIGHTS = 256 * 1024**2
+"""Bytes of a graph up to which OpenVINO's cache also holds its packed weights, mapped beside those in use."""
+FORGET_EVERY = 0.2
+"""Seconds after which weights that were read while a graph is compiled are given back."""
+_ALONE = {"batch": 1}
+"""Sizes that every compiled graph has; a request with guidance runs it prompt by prompt, so that one serves both."""
+
+
+class OpenVinoSessions:
+    """OpenVINO on the engines that were built, or on the portable graphs.
+
+    Args:
+        bundle: the bundle.
+        precision: bf16, fp32 or int8; None takes the first that was built and that the processor computes in.
+        device: OpenVINO's name of a device, as CPU, GPU or NPU.
+        threads: on the CPU; None takes one per core.
+
+    Raises:
+        BackendError: OpenVINO or the device is missing, or the precision was not built.
+    """
+
+    backend = BACKEND
+
+    def __init__(
+        self, bundle: Bundle, precision: str | None = None, device: str = "CPU", threads: int | None = None
+    ) -> None:
+        self._bundle = bundle
+        self._device = device
+        self._threads = threads
+        check_device(device)
+        self._engines = _choose(bundle, precision, device)
+        self.precision = self._engines.index.precision if self._engines else "fp32"
+        self._sessions: dict[str, OpenVinoSession] = {}
+
+    def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
+        """Compiles a graph for these sizes; what it was compiled for before goes."""
+        record = self._bundle.graph(graph)
+        sizes = {**dimensions, **_ALONE}
+        shapes = {item.name: resolve_shape(item.shape, sizes) for item in record.inputs}
+        if graph in self._sessions and self._sessions[graph].shapes == shapes:
+            return
+        self._sessions.pop(graph, None)
+        path, precision, size = self._source(graph)
+        options = compile_options(self._device, precision, self._threads)
+        if (folder := cache_folder(self._bundle.folder)) is not None:
+            trim(folder)
+            options["CACHE_DIR"] = str(folder)
+            options["CACHE_MODE"] = "OPTIMIZE_SPEED" if size <= CACHED_WITH_WEIGHTS else "OPTIMIZE_SIZE"
+        self._sessions[graph] = OpenVinoSession(path, record, shapes, self._device, options)
+
+    def session(self, graph: str) -> "OpenVinoSession":
+        """The session of a graph that was opened."""
+        return self._sessions[graph]
+
+    def close(self) -> None:
+        """Frees all sessions."""
+        self._sessions.clear()
+
+    def _source(self, graph: str) -> tuple[Path, str, int]:
+        """The file of a graph, its precision, and how many bytes graph and weights have."""
+        if self._engines is not None and (engine := self._engines.index.engines.get(graph)):
+            path = self._engines.open(self._bundle.manifest, graph, version())
+            return path, self.precision, sum(file.bytes for file in engine.files.values())
+        record = self._bundle.graph(graph)
+        size = sum(self._bundle.manifest.files[name].bytes for name in (record.path, *record.weights))
+        return self._bundle.folder / record.path, "fp32", size
+
+
+class OpenVinoSession:
+    """One graph, compiled for one set of shapes.
+
+    Args:
+        path: an ONNX graph, portable or typed.
+        record: its inputs and outputs.
+        shapes: of the inputs.
+        device: OpenVINO's name of a device.
+        options: of `compile_options`.
+
+    Raises:
+        BackendError: OpenVINO cannot read or compile the graph.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        record: GraphRecord,
+        shapes: Mapping[str, tuple[int, ...]],
+        device: str,
+        options: dict[str, Any],
+    ) -> None:
+        import openvino
+
+        self.shapes = dict(shapes)
+        self._outputs = [item.name for item in record.outputs]
+        try:
+            with _mapped_weights_forgotten(path.parent):
+                model = _core().read_model(path)
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
+                _part_heads(model)
+                self._request = _core().compile_model(_in_fp32(model), device, options).create_infer_request()
+        except (RuntimeError, openvino.exceptions.UserInputError) as error:
+            raise BackendError(f"backend: OpenVINO cannot compile {path.name}: {_reason(error)}") from error
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The outputs of the graph, in its order; several prompts are run one by one."""
+        rows = {name: len(array) // self.shapes[name][0] for name, array in feeds.items() if array.ndim}
+        runs = max(rows.values())
+        if runs <= 1:
+            return self._infer(feeds)
+        parts = []
+        for index in range(runs):
+            part = {
+                name: array[index * self.shapes[name][0] :][: self.shapes[name][0]] if rows[name] == runs else array
+                for name, array in feeds.items()
+            }
+            parts.append(self._infer(part))
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+    def _infer(self, feeds: Mapping[str, Array]) -> list[Array]:
+        arrays = {
+            name: np.ascontiguousarray(np.broadcast_to(array, self.shapes[name])) for name, array in feeds.items()
+        }
+        try:
+            self._request.infer(arrays, share_inputs=True)
+            return [np.array(self._request.get_tensor(name).data) for name in self._outputs]
+        except RuntimeError as error:
+            raise BackendError(f"backend: OpenVINO failed: {_reason(error)}") from error
+
+
+def version() -> str:
+    """The version of OpenVINO.
+
+    Raises:
+        BackendError: it is not installed; names the command that installs it.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(f"backend: OpenVINO is not installed; run: {INSTALL}") from error
+    return str(openvino.__version__).split("-", maxsplit=1)[0]
+
+
+def check_device(device: str) -> None:
+    """Raises BackendError where OpenVINO has no such device here; names those that it has."""
+    version()
+    devices = _core().available_devices
+    if device.partition(".")[0] not in {name.partition(".")[0] for name in devices}:
+        raise BackendError(f"device: OpenVINO finds no {device!r} here; there are {', '.join(devices)}")
+
+
+def capabilities(device: str = "CPU") -> list[str]:
+    """What a device computes in, as OpenVINO names it: FP32, BF16, INT8, ..."""
+    named = map(str, _core().get_property(device, "OPTIMIZATION_CAPABILITIES"))  # and what else it can, as WINOGRAD
+    return [name for name in named if name[-1:].isdigit()]
+
+
+def best_precision() -> str:
+    """The fastest precision that keeps to fp32's frames on this processor."""
+    return "bf16" if "BF16" in capabilities() else "fp32"
+
+
+def precisions(wanted: str | None) -> list[str]:
+    """Those that may run here, in the order in which a set of engines is chosen; bf16 everywhere where it is wanted."""
+    return [name for name in PRECISIONS if wanted is not None or name != "bf16" or best_precision() == name]
+
+
+def compile_options(device: str, precision: str, threads: int | None = None) -> dict[str, Any]:
+    """OpenVINO's options for the lowest latency of one request.
+
+    Args:
+        device: OpenVINO's name of a device.
+        precision: of the graph. The CPU keeps to the types that stand in a typed graph; other devices choose theirs.
+        threads: on the CPU; None takes one per core.
+    """
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "CPU":
+        options |= {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "dynamic"}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+    return options
+
+
+def _choose(bundle: Bundle, precision: str | None, device: str) -> EngineSet | None:
+    """The engines to run; None where the portable graphs are."""
+    if device != "CPU":
+        if precision not in (None, "fp32"):
+            raise BackendError(f"precision: {precision!r} is for OpenVINO's CPU; leave it to {device!r}")
+        return None
+    if precision == "fp32" and not find_set(bundle.folder, BACKEND, set_name("fp32")):
+        return None
+    return choose_set(bundle.folder, BACKEND, precisions(precision), precision)
+
+
+def _part_heads(model: Any) -> None:
+    """Gives each head a row of the batch where an attention has as many positions as heads.
+
+    OpenVINO 2026.4 takes the transpose of heads and positions into its bf16 kernel, and there confuses the two where
+    they are equal: a clip of 8 frames with 8 heads would come out wrong.
+    """
+    from openvino import opset13 as operators
+
+    for node in model.get_ops():
+        if node.get_type_name() != "ScaledDotProductAttention":
+            continue
+        shapes = [tuple(node.input_value(index).shape) for index in range(3)]  # [B, heads, S, d]
+        if all(heads != positions for _, heads, positions, _ in shapes):
+            continue
+        result, users = list(node.output(0).shape), node.output(0).get_target_inputs()
+        for index, (batch, heads, positions, size) in enumerate(shapes):
+            rows = [batch * heads, 1, positions, size]
+            source = node.input_value(index)
+            node.input(index).replace_source_output(operators.reshape(source, rows, special_zero=False).output(0))
+        node.validate_and_infer_types()
+        joined = operators.reshape(node.output(0), result, special_zero=False)
+        for user in users:
+            user.replace_source_output(joined.output(0))
+
+
+def _in_fp32(model: Any) -> Any:
+    """Casts at the edges of a typed graph: numpy has no bf16."""
+    from openvino import Type
+    from openvino.preprocess import PrePostProcessor
+
+    edges = PrePostProcessor(model)
+    for index, port in enumerate(model.inputs):
+        if port.element_type in (Type.bf16, Type.f16):
+            edges.input(index).tensor().set_element_type(Type.f32)
+    for index, port in enumerate(model.outputs):
+        if port.element_type in (Type.bf16, Type.f16):
+            edges.output(index).tensor().set_element_type(Type.f32)
+    return edges.build()
+
+
+@contextmanager
+def _mapped_weights_forgotten(folder: Path) -> Iterator[None]:
+    """While a graph is compiled, and after it, gives back the mapped weights: packed copies take their place."""
+    done = threading.Event()
+
+    def forget_at_times() -> None:
+        while not done.wait(FORGET_EVERY):
+            _forget_mapped(folder)
+
+    thread = threading.Thread(target=forget_at_times, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        _forget_mapped(folder)
+
+
+def _forget_mapped(folder: Path) -> None:
+    """Gives back the pages of the weights that are mapped from `folder`.
+
+    They are files, mapped to be read; whatever is still read comes back from there.
+    """
+    try:
+        import ctypes
+
+        maps = os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
+        advise = ctypes.CDLL(None, use_errno=True).madvise
+    except (OSError, AttributeError):  # not Linux
+        return
+    for line in maps:
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and Path(fields[5]).parent == folder.resolve() and fields[5].endswith(".weights"):
+            start, end = (int(address, 16) for address in fields[0].split("-"))
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def _reason(error: BaseException) -> str:
+    """The line of OpenVINO's message that says what happened; the first ones name its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return told[0] if told else first_line(error)
+
+
+@cache
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()

@@ -1,0 +1,76 @@
+"""Requests that stand for what users ask for: engines in int8 are calibrated on them."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cpu.executor import HostExecutor
+from .cpu.sessions import Array, Sessions
+from .errors import Cancelled
+from .format.bundle import Bundle
+from .loop.conditioning import KEPT_BYTES
+from .request import Keyframe, Request, validate
+
+PROMPTS = (
+    "a photo of a red lighthouse on the sea, waves, day turns to night",
+    "a cartoon cat walks over a green meadow, bright colours",
+    "close-up portrait of a dancer, studio light, film grain",
+)
+MAX_SIDE = 256
+"""Pixels; ranges hardly depend on the size, the time does."""
+
+
+def run_samples(bundle: Bundle, sessions: Sessions) -> None:
+    """Runs the sample requests through `sessions`, up to where frames would be decoded."""
+    executor = HostExecutor(bundle, sessions, KEPT_BYTES)
+    for request in sample_requests(bundle):
+        with suppress(Cancelled):
+            executor.run(request, lambda done: done.stage != "denoise" or done.step < done.steps)
+
+
+def sample_requests(bundle: Bundle) -> Iterator[Request]:
+    """Requests of a small size: one for each kind of keyframes, one without, and the last with guidance."""
+    sizes = bundle.manifest.sizes
+    height, width = (min(side, MAX_SIDE - MAX_SIDE % sizes.multiple) for side in (sizes.height, sizes.width))
+    kinds: list[str | None] = [None, *bundle.manifest.controlnets]
+    for seed, kind in enumerate(kinds):
+        keyframes = [
+            Keyframe(index, (picture if kind == "rgb" else scribble)(index / sizes.frames, width, height))
+            for index in sorted({0, sizes.frames // 2, sizes.frames - 1})
+        ]
+        yield validate(
+            bundle.manifest,
+            prompt=PROMPTS[seed % len(PROMPTS)],
+            keyframes=keyframes if kind else (),
+            controlnet=kind or "scribble",
+            negative_prompt="low quality, blurred",
+            num_inference_steps=4,
+            guidance_scale=1.5 if seed == len(kinds) - 1 else 1.0,
+            seed=seed,
+            height=height,
+            width=width,
+            num_frames=None,
+            decoder="full",
+        )
+
+
+def scribble(place: float, width: int, height: int) -> NDArray[np.uint8]:
+    """A white ring on black, uint8 [H, W, 3]; it moves to the right with `place`, 0 to 1."""
+    _, _, distance = _from_centre(place, width, height)
+    ring = np.abs(distance - height / 5) < max(height / 64, 1)
+    return np.repeat((ring * 255).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def picture(place: float, width: int, height: int) -> NDArray[np.uint8]:
+    """A red disc before a gradient, uint8 [H, W, 3]; it moves to the right with `place`, 0 to 1."""
+    x, y, distance = _from_centre(place, width, height)
+    ground = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 160)], axis=2)
+    return np.where((distance < height / 5)[:, :, None], np.array([220, 60, 40]), ground).astype(np.uint8)
+
+
+def _from_centre(place: float, width: int, height: int) -> tuple[Array, Array, Array]:
+    """Columns, rows, and the distance of each pixel from where the shape is."""
+    y, x = np.mgrid[:height, :width]
+    return x, y, np.hypot(x - width * (0.25 + place / 2), y - height / 2)

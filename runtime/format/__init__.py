@@ -1,0 +1,1 @@
+"""Bundles and engine sets on disk: all that export and engine share with the runtime."""

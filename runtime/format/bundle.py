@@ -1,0 +1,74 @@
+"""A bundle on disk: its manifest, and files that are what the manifest says."""
+
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from ..errors import BundleError
+from .checksums import first_difference
+from .manifest import GraphRecord, Manifest, read_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A folder with a manifest whose files were verified."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> "Bundle":
+        """Reads and verifies a bundle; None is the demo bundle that ships with the package.
+
+        Raises:
+            BundleError: a file is missing or differs from its checksum, or the manifest is of another version.
+        """
+        folder = bundle_folder(path)
+        manifest = read_manifest(folder)
+        verify(folder, manifest)
+        return cls(folder.resolve(), manifest)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer.json."""
+        return self.folder / self.manifest.tokenizer
+
+    def graph(self, name: str) -> GraphRecord:
+        """The record of a graph.
+
+        Raises:
+            BundleError: the bundle was exported without it.
+        """
+        try:
+            return self.manifest.graphs[name]
+        except KeyError:
+            raise BundleError(f"bundle: {str(self.folder)!r} has no graph {name!r}; export the bundle again") from None
+
+
+def bundle_folder(path: str | os.PathLike[str] | None) -> Path:
+    """The folder of a bundle; None is the demo bundle's.
+
+    Raises:
+        BundleError: what was given is no path.
+    """
+    try:
+        return demo_bundle() if path is None else Path(path)
+    except TypeError:
+        raise BundleError(f"bundle: {path!r} is not a path") from None
+
+
+def demo_bundle() -> Path:
+    """The folder of the demo bundle."""
+    return Path(str(files("sparsectrl_lcm.runtime") / "demo_bundle"))
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Compares every file of a bundle with its checksum.
+
+    Raises:
+        BundleError: names the first file that is missing or differs.
+    """
+    if difference := first_difference(folder, manifest.files):
+        name, what = difference
+        raise BundleError(f"bundle: {name!r} in {str(folder)!r} {what}; export the bundle again")

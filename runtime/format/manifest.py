@@ -1,0 +1,201 @@
+"""The manifest of a bundle: what `manifest.json` holds, validated when it is read."""
+
+import os
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import BundleError, reason_of
+
+FORMAT = "sparsectrl-lcm-bundle"
+VERSION = 2
+MAX_SIDE = 2048
+"""Largest height and width in pixels."""
+
+DECODERS = {"full": "vae_decoder", "tiny": "vae_decoder_tiny"}
+"""The graphs that make frames of latents, by the names that a request gives them; tiny is in some bundles only."""
+
+Dimension = int | str
+
+
+def _relative(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or "\\" in path or ".." in parts:
+        raise ValueError("has to be a path inside the bundle")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_relative)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Record(BaseModel):
+    """A part of a JSON file that admits no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(Record):
+    """One file of the bundle."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class TensorRecord(Record):
+    """An input or output; a symbolic dimension is a name, or names and numbers with `*` and one `/`."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+
+
+class GraphRecord(Record):
+    """One ONNX graph, its inputs and outputs, and how far it is from torch."""
+
+    path: RelativePath
+    weights: tuple[RelativePath, ...]
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    max_error: float
+    """Largest difference to torch on random inputs: relative to the largest value, or levels for uint8 frames."""
+
+
+class SchedulerRecord(Record):
+    """The noise schedule, with diffusers' names (`LCMScheduler`)."""
+
+    num_train_timesteps: Positive = 1000
+    beta_start: Annotated[float, Field(gt=0, lt=1)]
+    beta_end: Annotated[float, Field(gt=0, lt=1)]
+    beta_schedule: Literal["linear", "scaled_linear"]
+    original_inference_steps: Positive = 50
+    timestep_scaling: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    clip_sample_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        if self.original_inference_steps > self.num_train_timesteps:
+            raise ValueError("original_inference_steps has to be at most num_train_timesteps")
+        return self
+
+
+class Sizes(Record):
+    """Sizes that a request may have; height and width in pixels."""
+
+    height: Positive
+    width: Positive
+    frames: Positive
+    max_frames: Positive
+    multiple: Positive
+    """Height and width have to be multiples of this."""
+    vae_scale_factor: Positive
+    latent_channels: Positive
+
+
+class Manifest(Record):
+    """All that the runtime has to know of a bundle besides its graphs."""
+
+    format: Literal["sparsectrl-lcm-bundle"]
+    version: int
+    created_by: str
+    sources: dict[str, str] = {}
+    sizes: Sizes
+    scheduler: SchedulerRecord
+    temporal_norm: Literal["frame", "clip"]
+    max_tokens: Positive
+    keyframe_slots: Positive
+    tokenizer: RelativePath
+    graphs: dict[str, GraphRecord]
+    files: dict[RelativePath, FileRecord]
+
+    @property
+    def controlnets(self) -> tuple[str, ...]:
+        """The kinds of keyframes that the bundle takes, as `scribble` and `rgb`."""
+        return tuple(name.removeprefix("controlnet_") for name in self.graphs if name.startswith("controlnet_"))
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """The names in `DECODERS` whose graphs the bundle has."""
+        return tuple(name for name, graph in DECODERS.items() if graph in self.graphs)
+
+    def write(self, folder: Path) -> None:
+        """Writes `manifest.json` into `folder`, whole or not at all."""
+        self.write_part(folder).replace(folder / "manifest.json")
+
+    def write_part(self, folder: Path) -> Path:
+        """Writes what is to take the place of `manifest.json`; it is on the disk when this returns."""
+        part = folder / "manifest.json.part"
+        with part.open("w", encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return part
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads and validates `folder/manifest.json`.
+
+    Raises:
+        BundleError: the folder or the file is missing, is not a manifest, or is of a newer version.
+    """
+    path = folder / "manifest.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        if folder.is_dir():
+            what = "has no manifest.json; name a folder that `sparsectrl-lcm export` wrote"
+        else:
+            what = "is not a folder; name one that `sparsectrl-lcm export` wrote"
+        raise BundleError(f"bundle: {str(folder)!r} {what}") from None
+    except UnicodeDecodeError as error:
+        raise BundleError(f"bundle: cannot read {str(path)!r} ({error}); export the bundle again") from None
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        raise BundleError(f"bundle: cannot read {str(path)!r}: {reason_of(error)}") from None
+    try:
+        header = _Header.model_validate_json(text)
+        if header.version != VERSION:
+            raise BundleError(
+                f"bundle: {str(folder)!r} has manifest version {header.version}, this release reads {VERSION}; "
+                + ("upgrade sparsectrl-lcm" if header.version > VERSION else "export the bundle again")
+            )
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "content"
+        raise BundleError(
+            f"bundle: {str(path)!r} is not a valid manifest ({field}: {first['msg']}); export the bundle again"
+        ) from None
+    needed = {"text_encoder", "unet", "lcm_update", "vae_decoder"} | (
+        {"vae_encoder"} if "rgb" in manifest.controlnets else set()
+    )
+    if missing := sorted(needed - manifest.graphs.keys()):
+        raise BundleError(f"bundle: {str(path)!r} has no graph {missing[0]!r}; export the bundle again")
+    listed = {manifest.tokenizer}.union(*({graph.path, *graph.weights} for graph in manifest.graphs.values()))
+    if missing := sorted(listed - manifest.files.keys()):
+        raise BundleError(f"bundle: {str(path)!r} has no checksum for {missing[0]!r}; export the bundle again")
+    return manifest
+
+
+class _Header(BaseModel):
+    format: Literal["sparsectrl-lcm-bundle"]
+    version: int
+
+
+def resolve_shape(shape: tuple[Dimension, ...], sizes: dict[str, int]) -> tuple[int, ...]:
+    """The numbers of a symbolic shape: `("batch*frames", 320, "latent_height/2")` with sizes for the names.
+
+    Raises:
+        KeyError: a name has no size.
+    """
+
+    def resolve(dimension: Dimension) -> int:
+        if isinstance(dimension, int):
+            return dimension
+        product, _, divisor = dimension.partition("/")
+        factors = (int(name) if name.isdigit() else sizes[name] for name in product.split("*"))
+        return prod(factors) // int(divisor or 1)
+
+    return tuple(resolve(dimension) for dimension in shape)

@@ -1,0 +1,1 @@
+"""The LCM loop's mathematics, as functions over arrays."""

@@ -1,0 +1,294 @@
+"""Writing a clip: video files through PyAV, pictures through Pillow."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from numbers import Real
+from pathlib import Path
+from queue import Full, Queue
+from secrets import token_hex
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InvalidRequest, OutputError, reason_of, shown
+from .contact_sheet import contact_sheet
+
+if TYPE_CHECKING:
+    from .clip import Clip
+
+MAX_FPS = 60
+MAX_GIF_FPS = 50
+"""Browsers show a frame of less than two hundredths of a second for ten."""
+MAX_WAITING = 32
+"""Parts of a clip that may wait for the encoder."""
+
+
+def save(clip: "Clip", path: Path, fps: float) -> Path:
+    """Writes `clip` in the format that the ending of `path` names; see `Clip.save`."""
+    check_output(path, fps)
+    if (write := _WRITERS.get(path.suffix.lower())) is not None:
+        with _complete_file(path) as part:
+            write(clip, part, fps)
+    else:
+        _write_folder(clip, path)
+    return path
+
+
+class Recording:
+    """A clip written while its frames are made; gone when its block ends before `save`.
+
+    Video is encoded in a thread of its own, to the bytes that `Clip.save` writes. VP9 keeps pace with the frames; H.264
+    looks 40 frames ahead, so that a shorter clip is only converted meanwhile. Other formats are written by `save`.
+
+    >>> with Recording("clip.mp4") as recording:
+    ...     clip = pipeline.generate("a boat", on_frames=recording.add)
+    ...     recording.save(clip)
+
+    Args:
+        path: as in `Clip.save`.
+        fps: frames per second, as in `Clip.save`.
+
+    Raises:
+        InvalidRequest: the ending or the frame rate is not known.
+        OutputError: the folder cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fps: float = 8) -> None:
+        self.path = Path(path)
+        self.fps = fps
+        check_output(self.path, fps)
+        self._parts: Queue[NDArray[np.uint8] | None] = Queue(MAX_WAITING)  # None is the end
+        self._arrived = 0
+        self._dropped = False
+        self._encoder: Thread | None = None
+        self._error: Exception | None = None
+
+    def __enter__(self) -> "Recording":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._encoder is not None and self._encoder.is_alive():
+            self._dropped = True
+            with suppress(Full):  # then it sees the mark at the next part
+                self._parts.put_nowait(None)
+            self._encoder.join()
+
+    def add(self, first: int, frames: NDArray[np.uint8]) -> None:
+        """Takes the next frames [n, H, W, 3], which must not change until the clip is saved.
+
+        Waits where the encoder is far behind. What the encoder raises is for `save`, which has the clip.
+
+        Raises:
+            InvalidRequest: `first` is not the index of the next frame.
+        """
+        if first != self._arrived:
+            raise InvalidRequest(f"frames: {first} is not the next frame; a recording takes one clip, in order")
+        self._arrived += len(frames)
+        if self.path.suffix.lower() not in _CODECS:
+            return
+        if self._encoder is None:
+            self._encoder = Thread(target=self._work, args=frames.shape[1:3], name="encoder", daemon=True)
+            self._encoder.start()
+        self._parts.put(frames)
+
+    def save(self, clip: "Clip") -> Path:
+        """Writes the rest of `clip`, whose first frames were added; the file appears only now.
+
+        Raises:
+            OutputError: the path cannot be written.
+        """
+        if self._encoder is None:
+            return save(clip, self.path, self.fps)
+        if self._arrived < len(clip.frames):
+            self.add(self._arrived, clip.frames[self._arrived :])
+        self._parts.put(None)
+        self._encoder.join()
+        if self._error is not None:
+            raise self._error
+        return self.path
+
+    def _work(self, height: int, width: int) -> None:
+        """The thread: encodes until the end, and takes what still comes after an error."""
+        frames = self._frames()
+        try:
+            with _complete_file(self.path) as part:
+                _encode(part, self.fps, frames, height, width)
+                self._check()
+        except Exception as error:
+            self._error = error
+        with suppress(_Dropped):
+            for _ in frames:
+                pass
+
+    def _frames(self) -> Iterator[NDArray[np.uint8]]:
+        """Frames [H, W, 3] as they arrive."""
+        while (frames := self._parts.get()) is not None:
+            for frame in frames:
+                self._check()
+                yield frame
+        self._check()
+
+    def _check(self) -> None:
+        if self._dropped:
+            raise _Dropped
+
+
+class _Dropped(Exception):
+    """The block has ended before the clip was saved."""
+
+
+def check_output(path: Path, fps: float) -> None:
+    """Checks, before any work is done, that a clip can be written to `path`.
+
+    Raises:
+        InvalidRequest: the ending or the frame rate is not known.
+        OutputError: the folder cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if path.name.lower() in _WRITERS:
+        raise InvalidRequest(f"output: {path.name!r} is an ending alone; put a name before it")
+    most, where = (MAX_GIF_FPS, " for .gif") if suffix == ".gif" else (MAX_FPS, "")
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 1 <= fps <= most:
+        raise InvalidRequest(f"fps: {shown(fps)} is not allowed{where}; give a number from 1 to {most}")
+    try:
+        with suppress(FileNotFoundError):
+            path.stat()  # raises what the questions below would hide or let through
+        is_folder, exists = path.is_dir(), path.exists()
+        not_empty = is_folder and any(path.iterdir())
+        place = path if is_folder else next(parent for parent in path.parents if parent.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        raise _unwritable(path, error) from None
+    if suffix in _WRITERS and is_folder:
+        raise OutputError(f"output: {str(path)!r} is a folder; name a file in it")
+    if suffix and suffix not in _WRITERS and not is_folder:
+        allowed = ", ".join(_WRITERS)
+        allowed += " or a folder (where its name has a dot, make it first)"
+        raise InvalidRequest(f"output: {path.suffix!r} is not a known format; allowed are {allowed}")
+    if not suffix and exists and not is_folder:
+        raise OutputError(f"output: {str(path)!r} is a file; name a folder, or a file that ends in .mp4")
+    if suffix not in _WRITERS and not_empty:
+        raise OutputError(f"output: the folder {str(path)!r} is not empty; name a new one")
+
+
+def _unwritable(path: Path, error: Exception) -> OutputError:
+    return OutputError(f"output: {str(path)!r} cannot be written: {reason_of(error)}")
+
+
+@contextmanager
+def _complete_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when all went well, and is gone otherwise."""
+    part = path.with_name(f".{token_hex(4)}{path.suffix}")  # a long name has no room for more
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch(exist_ok=False)
+        yield part
+        part.replace(path)
+    except Exception as error:  # PyAV and Pillow raise classes of their own
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()  # where nothing was written
+
+
+def _write_folder(clip: "Clip", path: Path) -> None:
+    """One PNG a frame, in a folder that is new or empty."""
+    from PIL import Image
+
+    digits = max(3, len(str(len(clip.frames) - 1)))
+    part = path / f".part-{token_hex(4)}"
+    try:
+        part.mkdir(parents=True)
+        for index, frame in enumerate(clip.frames):
+            Image.fromarray(frame).save(part / f"frame_{index:0{digits}d}.png")
+        for file in sorted(part.iterdir()):
+            file.replace(path / file.name)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            path.rmdir()  # where nothing was written
+
+
+@dataclass(frozen=True, slots=True)
+class _Codec:
+    name: str
+    options: dict[str, str]
+    container: dict[str, str]
+
+
+_CODECS = {
+    ".mp4": _Codec("libx264", {"crf": "18", "preset": "medium"}, {"movflags": "+faststart"}),
+    ".webm": _Codec(
+        "libvpx-vp9",
+        # no lag: in one pass the bytes are the same, and a recording would wait for 25 frames
+        {"crf": "24", "b": "0", "row-mt": "1", "deadline": "good", "lag-in-frames": "0"},
+        {"fflags": "+bitexact"},  # else tracks get random numbers: the same clip would not give the same bytes
+    ),
+}
+
+
+def _encode(path: Path, fps: float, frames: Iterable[NDArray[np.uint8]], height: int, width: int) -> None:
+    """Video from frames [H, W, 3], one after the other."""
+    import av
+
+    codec = _CODECS[path.suffix.lower()]
+    rate = Fraction(float(fps)).limit_denominator(1001)
+    with av.open(str(path), "w", options=codec.container) as container:
+        stream: Any = container.add_stream(codec.name, rate=rate, options=codec.options)
+        stream.height, stream.width = height, width
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.color_range = 1  # limited, as players expect of yuv420p
+        context.colorspace = context.color_primaries = context.color_trc = 6  # BT.601, which the conversion uses
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_video(clip: "Clip", path: Path, fps: float) -> None:
+    _encode(path, fps, clip.frames, *clip.frames.shape[1:3])
+
+
+def _write_gif(clip: "Clip", path: Path, fps: float) -> None:
+    _write_animation(clip, path, fps, 10, {"disposal": 1, "optimize": False})
+
+
+def _write_webp(clip: "Clip", path: Path, fps: float) -> None:
+    _write_animation(clip, path, fps, 1, {"quality": 90, "method": 4})
+
+
+def _write_animation(clip: "Clip", path: Path, fps: float, unit: int, options: dict[str, Any]) -> None:
+    from PIL import Image
+
+    first, *rest = (Image.fromarray(frame) for frame in clip.frames)
+    ends = [round(index * 1000 / fps / unit) * unit for index in range(len(clip.frames) + 1)]
+    durations = [end - start for start, end in pairwise(ends)]  # GIF counts in hundredths: some are longer
+    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **options)
+
+
+def _write_contact_sheet(clip: "Clip", path: Path, fps: float) -> None:
+    contact_sheet(clip.frames, clip.keyframes).save(path)
+
+
+_WRITERS: dict[str, Callable[["Clip", Path, float], None]] = {
+    ".mp4": _write_video,
+    ".webm": _write_video,
+    ".gif": _write_gif,
+    ".webp": _write_webp,
+    ".png": _write_contact_sheet,
+}

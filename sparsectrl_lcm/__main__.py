@@ -1,0 +1,5 @@
+"""`python -m sparsectrl_lcm`: the command line."""
+
+from .cli import main
+
+main()
