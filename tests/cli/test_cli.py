@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from sparsectrl_lcm.runtime import writers
+from sparsectrl_lcm.runtime.output import writers
 
 from sparsectrl_lcm import cli
 

@@ -19,9 +19,10 @@ from conftest import Exported
 from onnx import TensorProto, helper, numpy_helper
 from references import pictures
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.engine import winograd
 from sparsectrl_lcm.engine.openvino import build, compare
-from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline, backends, openvino
+from sparsectrl_lcm.engine.rewrites import winograd
+from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline, backends
+from sparsectrl_lcm.runtime.cpu import openvino
 from sparsectrl_lcm.runtime.cpu.compiled_cache import trim
 from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSession, OpenVinoSessions, compile_options
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle

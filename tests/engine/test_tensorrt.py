@@ -19,7 +19,7 @@ from fakes.tensorrt_builds import (
     plan_of,
     small_copy,
 )
-from sparsectrl_lcm.engine import tensorrt as builder
+from sparsectrl_lcm.engine.tensorrt import builder
 from sparsectrl_lcm.runtime.errors import BackendError, DeviceOutOfMemory
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, EngineIndex, find_set, set_name, static_shapes

@@ -13,9 +13,12 @@ from fakes.tensorrt_fakes import FakeModule
 
 ROOT = Path(__file__).parent.parent.parent
 PRODUCT = [
-    *(f"engine/{name}.py" for name in ("tensorrt", "monitor", "timing_cache", "layers", "typed", "options")),
-    *("runtime/engines.py", "runtime/weights.py"),
-    *(f"runtime/gpu/{name}.py" for name in ("library", "tensorrt", "cuda", "engine")),
+    *(
+        f"engine/tensorrt/{name}.py"
+        for name in ("builder", "build_progress", "timing_cache", "layer_report", "options")
+    ),
+    *("engine/rewrites/typed_graph.py", "runtime/format/engine_sets.py", "runtime/format/weights.py"),
+    *(f"runtime/gpu/{name}.py" for name in ("tensorrt_library", "tensorrt", "cuda", "engines")),
 ]
 
 

@@ -118,7 +118,7 @@ def test_a_set_is_replaced_whole(built: Path, monkeypatch: pytest.MonkeyPatch) -
     index = built / "engines" / BACKEND / f"{SMALL}-fp16" / "engines.json"
     before = index.read_text()
     library = load_library(BACKEND)
-    from sparsectrl_lcm.engine import tensorrt
+    from sparsectrl_lcm.engine.tensorrt import builder as tensorrt
 
     def fail_at_the_decoder(self: object, graph: str, *_: object) -> object:
         if graph == "vae_decoder":

@@ -9,8 +9,8 @@ import pytest
 from conftest import Exported
 from flops import count_flops
 from onnx import helper
-from sparsectrl_lcm.engine import winograd
 from sparsectrl_lcm.engine.check import random_inputs, run_portable
+from sparsectrl_lcm.engine.rewrites import winograd
 from sparsectrl_lcm.engine.rewrites.winograd import filter_convolutions
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from test_identities import CONVOLUTION, operators, random, rewritten, upsampler, weight_shapes, write_graph

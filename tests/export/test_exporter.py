@@ -12,7 +12,8 @@ from conftest import Exported
 from diffusers import AutoencoderKL, AutoencoderTiny, MotionAdapter, SparseControlNetModel, UNet2DConditionModel
 from onnx import numpy_helper
 from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, randomize, write_controlnet, write_motion_adapter
-from sparsectrl_lcm.export import exporter, graphs
+from sparsectrl_lcm.export import exporter
+from sparsectrl_lcm.export import traced_modules as graphs
 from sparsectrl_lcm.export.check import ExportError, check, largest_error, open_session
 from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.lora import Lora

@@ -47,7 +47,7 @@ def build(bundle: Path, backend: str, precision: str, refit: bool) -> None:
 
         onnxruntime_cuda.build(bundle, precision, check=False)
     else:
-        from sparsectrl_lcm.engine import tensorrt
+        from sparsectrl_lcm.engine.tensorrt import builder as tensorrt
         from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
 
         tensorrt.build(bundle, backend, None, TensorRtOptions(precision, tf32=False, refit=refit), check=False)

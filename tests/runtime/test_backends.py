@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from sparsectrl_lcm.benchmarks.harness import machine
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine import onnxruntime_cuda
 from sparsectrl_lcm.engine.engine_writer import any_size_spec, engine_record, staged
-from sparsectrl_lcm.runtime import BackendError, InvalidRequest, VideoPipeline, backends
+from sparsectrl_lcm.runtime import BackendError, InvalidRequest, VideoPipeline, backends, machine
 from sparsectrl_lcm.runtime.backends import Availability, LoadOptions
 from sparsectrl_lcm.runtime.cpu.openvino import version as openvino_version
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.engine_sets import EngineIndex
-from sparsectrl_lcm.runtime.gpu import cuda, device, library
+from sparsectrl_lcm.runtime.gpu import cuda, device
+from sparsectrl_lcm.runtime.gpu import tensorrt_library as library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
 from sparsectrl_lcm.service import loading
 

@@ -500,7 +500,7 @@ def test_the_cpu_backend_cannot_refit() -> None:
 
 
 def weight_table(bundle: Bundle, graph: str) -> WeightTable:
-    from sparsectrl_lcm.engine import typed
+    from sparsectrl_lcm.engine.rewrites import typed_graph as typed
 
     return typed.weight_table(bundle, graph, typed.typed_graph(bundle, graph, "fp16"))
 

@@ -18,7 +18,8 @@ from diffusers import AutoencoderTiny
 from references import animatediff_pipeline, pictures, sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.cli.options import name_option
-from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError, VideoPipeline, openvino
+from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError, VideoPipeline
+from sparsectrl_lcm.runtime.cpu import openvino
 from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSessions
 from sparsectrl_lcm.runtime.cpu.sessions import Array, OnnxRuntimeSessions, Sessions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle

@@ -15,7 +15,8 @@ from references import (
     sparsectrl_pipeline,
     to_uint8,
 )
-from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline, host
+from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline
+from sparsectrl_lcm.runtime.cpu import executor as host
 from sparsectrl_lcm.runtime.output.writers import Recording
 from sparsectrl_lcm.runtime.request import Request
 

@@ -10,7 +10,8 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from sparsectrl_lcm.runtime import Cancelled, Clip, InvalidRequest, OutputError, writers
+from sparsectrl_lcm.runtime import Cancelled, Clip, InvalidRequest, OutputError
+from sparsectrl_lcm.runtime.output import writers
 from sparsectrl_lcm.runtime.output.writers import Recording
 from sparsectrl_lcm.runtime.request import FittedKeyframe
 
