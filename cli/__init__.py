@@ -1,6 +1,7 @@
 """The command line, one short file per command; each imports its part only when it runs."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -49,17 +50,18 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     from ..runtime.errors import SparseCtrlLcmError, reason_of
-    from .options import name_option
+    from .options import error_message
 
+    command = typer.main.get_command(app)
     try:
-        code = typer.main.get_command(app).main(args=arguments, prog_name="sparsectrl-lcm", standalone_mode=False)
+        code = command.main(args=arguments, prog_name="sparsectrl-lcm", standalone_mode=False)
     except WrongUse as error:
         return _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         return 130
     except SparseCtrlLcmError as error:
-        return _fail(name_option(str(error)))
+        return _fail(error_message(error, set(_options_of(command))))
     except OSError as error:
         return _fail(f"{error.filename}: {reason_of(error)}" if error.filename else reason_of(error))
     except MemoryError:
@@ -67,6 +69,14 @@ def run(arguments: list[str] | None = None) -> int:
     if code == 130:  # typer has caught Ctrl-C itself
         print("stopped", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _options_of(command: Any) -> Iterator[str]:
+    """The long options of a command and of its subcommands."""
+    for parameter in command.params:
+        yield from parameter.opts
+    for subcommand in getattr(command, "commands", {}).values():
+        yield from _options_of(subcommand)
 
 
 def _fail(message: str) -> int:

@@ -56,9 +56,9 @@ def bench(
     from .progress_bar import Bar
 
     if json_file is not None and not json_file.parent.is_dir():
-        raise OutputError(f"--json: the folder of {str(json_file)!r} does not exist")
+        raise OutputError("json", f"the folder of {str(json_file)!r} does not exist")
     if json_file is not None and json_file.is_dir():
-        raise OutputError(f"--json: {str(json_file)!r} is a folder; name a file in it")
+        raise OutputError("json", f"{str(json_file)!r} is a folder", "name a file in it")
     opened = Bundle.load(bundle)
     request = _request(opened, size, frames, steps, guidance, decoder)
     chosen = _contenders(opened, request, backend, precision, decoder, threads)
@@ -84,7 +84,7 @@ def bench(
         typer.echo(LEGEND.format(repeat=repeat))
     failed = {name: result.failed for name, result in rounds.results.items() if result.failed}
     for name, reason in failed.items():
-        typer.echo(f"{name}: {reason.removeprefix('backend: ')}", err=True)
+        typer.echo(f"{name}: {reason}", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -131,11 +131,11 @@ def _contenders(
 
     for name in backends or ():
         if name not in BACKENDS:
-            raise InvalidRequest(f"--backend {name!r} is unknown; allowed are {', '.join(BACKENDS)}")
+            raise InvalidRequest("backend", f"{name!r} is unknown", f"allowed are {', '.join(BACKENDS)}")
     names = list(dict.fromkeys(backends)) if backends else _ready(bundle, request, precision)
     if not names:
         raise BackendError(
-            "backend: none can run here with what the bundle has; see `sparsectrl-lcm doctor` and `inspect`"
+            "backend", "none can run here with what the bundle has", "see `sparsectrl-lcm doctor` and `inspect`"
         )
     LoadOptions(precision=precision, threads=threads)  # raises where a value is not allowed
     weights = sum(record.bytes for record in bundle.manifest.files.values()) / 1e9
@@ -221,4 +221,4 @@ def _write(path: Path, bundle: "Bundle", request: "RequestSize", results: "dict[
     try:
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"--json: {str(path)!r} cannot be written: {reason_of(error)}") from None
+        raise OutputError("json", f"{str(path)!r} cannot be written: {reason_of(error)}") from None

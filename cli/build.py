@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..runtime.backends import BACKENDS
-from ..runtime.errors import BackendError, InvalidRequest, SparseCtrlLcmError
+from ..runtime.errors import BackendError, InvalidRequest
 from .options import parse_size
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def build(
 ) -> None:
     """Turn the portable graphs of a bundle into engines of a backend."""
     if backend not in BACKENDS:
-        raise InvalidRequest(f"--backend {backend!r} is unknown; allowed are {', '.join(BACKENDS)}")
+        raise InvalidRequest("backend", f"{backend!r} is unknown", f"allowed are {', '.join(BACKENDS)}")
     _need_libraries(backend)
     if not backend.startswith("tensorrt"):
         _refuse(
@@ -182,7 +182,7 @@ def _refuse(backend: str, **given: Any) -> None:
     """Raises InvalidRequest where an option was given that the backend does not have."""
     for name, value in given.items():
         if value:
-            raise InvalidRequest(f"--{name.replace('_', '-')} is not an option of {backend}")
+            raise InvalidRequest(name, f"is not an option of {backend}")
 
 
 def _need_libraries(backend: str) -> None:
@@ -191,8 +191,8 @@ def _need_libraries(backend: str) -> None:
     from ..runtime.backends import availability
 
     if backend == "openvino" and (reason := availability(backend).reason) is not None:  # its extra brings onnx-ir
-        raise BackendError(f"backend: {reason}")
+        raise BackendError("backend", reason)
     if not find_spec("onnx_ir"):
-        raise SparseCtrlLcmError("build needs onnx-ir; run: pip install onnx-ir")
+        raise BackendError("build", "onnx-ir is not installed", "run: pip install onnx-ir")
     if (reason := availability("onnxruntime").reason) is not None:
-        raise BackendError(f"build needs onnxruntime, which {reason}")
+        raise BackendError("build", reason)

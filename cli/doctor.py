@@ -12,14 +12,14 @@ def doctor() -> None:
     from rich.table import Table
 
     from ..runtime.backends import BACKENDS, availability
-    from ..runtime.errors import BackendError
+    from ..runtime.errors import BackendError, message
     from ..runtime.gpu.device import probe
 
     try:
         device = probe()
         typer.echo(f"GPU: {device}, {device.memory / 2**30:.0f} GiB, driver {device.driver}")
     except BackendError as error:
-        typer.echo(f"GPU: {str(error).removeprefix('backend: ')} (openvino and onnxruntime need none)")
+        typer.echo(f"GPU: {message('', error.reason, error.remedy)} (openvino and onnxruntime need none)")
     found = [availability(backend) for backend in BACKENDS]
     table = Table("backend", "version", "can run here")
     for item in found:

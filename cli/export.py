@@ -55,7 +55,7 @@ def export(
         return
     required = {"--base": base, "--motion-adapter": motion_adapter, "--output": output}
     if missing := [name for name, value in required.items() if value is None]:
-        raise InvalidRequest(f"export: {' and '.join(missing)} missing; see `sparsectrl-lcm export --help`")
+        raise InvalidRequest("export", f"{' and '.join(missing)} missing", "see `sparsectrl-lcm export --help`")
     assert base is not None
     assert motion_adapter is not None
     assert output is not None
@@ -110,7 +110,7 @@ def motion_module(
     Motion LoRAs that were fused at export are replaced with it.
     """
     if bundle is None and standalone is None:
-        raise InvalidRequest("export motion-module: give --bundle, --standalone or both")
+        raise InvalidRequest("export motion-module", "nothing to write", "give --bundle, --standalone or both")
     _need_export_extra()
     from ..export.motion_module import export_standalone, replace_motion_module
     from ..runtime.format.engine_sets import set_names
@@ -135,7 +135,9 @@ def _need_export_extra() -> None:
     if missing := [
         name for name in ("torch", "diffusers", "transformers", "onnxscript", "peft") if not find_spec(name)
     ]:
-        raise SparseCtrlLcmError(f"export needs {', '.join(missing)}; run: pip install 'sparsectrl-lcm[export]'")
+        raise SparseCtrlLcmError(
+            "export", f"{', '.join(missing)} not installed", "run: pip install 'sparsectrl-lcm[export]'"
+        )
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -144,7 +146,7 @@ def _need_export_extra() -> None:
 def _override(text: str) -> tuple[str, str | int | float]:
     name, separator, value = text.partition("=")
     if not separator or not name:
-        raise InvalidRequest(f"--scheduler {text!r} is not allowed; give NAME=VALUE, as beta_schedule=scaled_linear")
+        raise InvalidRequest("scheduler", f"{text!r} is not allowed", "give NAME=VALUE, as beta_schedule=scaled_linear")
     if value.lower() in ("true", "false"):
         return name, value.lower() == "true"
     for convert in (int, float):

@@ -71,7 +71,8 @@ def generate(
         try:
             path = recording.save(clip)
         except OutputError as error:
-            raise OutputError(f"{error}; the clip was made with seed {clip.seed}") from error
+            made = f"the clip was made with seed {clip.seed}"
+            raise OutputError(error.field, error.reason, "; ".join(filter(None, (error.remedy, made)))) from error
     typer.echo(_summary(clip, path, " ".join(filter(None, (pipeline.backend, pipeline.precision)))))
 
 
@@ -84,7 +85,7 @@ def _keyframe(text: str) -> "Keyframe":
             raise ValueError
         return Keyframe(int(index), image)
     except ValueError:
-        raise InvalidRequest(f"--keyframe {text!r} is not allowed; give INDEX=IMAGE, as 0=start.png") from None
+        raise InvalidRequest("keyframe", f"{text!r} is not allowed", "give INDEX=IMAGE, as 0=start.png") from None
 
 
 def _summary(clip: "Clip", path: Path, made_by: str) -> str:

@@ -49,7 +49,7 @@ def _show_engines(bundle: "Bundle") -> None:
     from rich.table import Table
 
     from ..runtime.backends import BACKENDS
-    from ..runtime.errors import BackendError
+    from ..runtime.errors import BackendError, message
     from ..runtime.format.engine_sets import find_set, set_names
 
     for backend in BACKENDS:
@@ -57,7 +57,7 @@ def _show_engines(bundle: "Bundle") -> None:
             try:
                 engines = find_set(bundle.folder, backend, name)
             except BackendError as error:
-                typer.echo(str(error).removeprefix("backend: "))
+                typer.echo(message("", error.reason, error.remedy))
                 continue
             if engines is None:
                 continue

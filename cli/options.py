@@ -1,29 +1,22 @@
-"""Reading the values of options, and naming them."""
+"""Options: reading their values, and naming them in errors."""
 
 import re
+from collections.abc import Collection
 
-from ..runtime.errors import InvalidRequest
+from ..runtime.errors import BackendError, BundleError, InvalidRequest, SparseCtrlLcmError, message
 
-OPTIONS = {
-    "prompt": "--prompt",
-    "negative_prompt": "--negative-prompt",
-    "controlnet": "--controlnet",
-    "keyframes": "--keyframe",
-    "keyframe index": "--keyframe index",
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance",
-    "height": "--size height",
-    "width": "--size width",
-    "seed": "--seed",
-    "num_frames": "--frames",
-    "decoder": "--decoder",
-    "precision": "--precision",
-    "device": "--device",
-    "threads": "--threads",
-    "fps": "--fps",
-    "output": "--output",
+RENAMED = {
+    "compute_capabilities": "compute_capability",
+    "guidance_scale": "guidance",
+    "keyframes": "keyframe",
+    "num_frames": "frames",
+    "num_inference_steps": "steps",
 }
-"""What sets each field of a request."""
+"""Fields whose options have other names."""
+OPTION_NAMES = {"height": "--size height", "keyframe index": "--keyframe index", "width": "--size width"}
+"""What sets fields that are part of an option."""
+PARTS = ("backend", "build", "bundle", "refit")
+"""What BackendError and BundleError find at fault: the part itself, not the option of that name."""
 
 
 def parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
@@ -36,11 +29,19 @@ def parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
         return None, None
     width, separator, height = text.lower().partition("x")
     if not (separator and re.fullmatch(r"\d{1,9}", width) and re.fullmatch(r"\d{1,9}", height)):
-        raise InvalidRequest(f"--size {text!r} is not allowed; give WIDTHxHEIGHT in pixels, as 512x512")
+        raise InvalidRequest("size", f"{text!r} is not allowed", "give WIDTHxHEIGHT in pixels, as 512x512")
     return int(width), int(height)
 
 
-def name_option(message: str) -> str:
-    """An error's message, which may begin with a field of a request, with the option in its place."""
-    field, separator, rest = message.partition(": ")
-    return f"{OPTIONS.get(field, field)}{separator}{rest}"
+def error_message(error: SparseCtrlLcmError, options: Collection[str]) -> str:
+    """An error's line, with the option that sets its field in the place of the field.
+
+    Args:
+        error: of any part of the package.
+        options: the options of all commands, as `--steps`.
+    """
+    if error.field in PARTS and isinstance(error, BackendError | BundleError):
+        return str(error)
+    option = f"--{RENAMED.get(error.field, error.field).replace('_', '-')}"
+    name = OPTION_NAMES.get(error.field, option if option in options else error.field)
+    return message(name, error.reason, error.remedy)

@@ -61,8 +61,9 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
         largest = outputs.pop(LARGEST)
         if bad := [name for name, value in zip(observed, largest, strict=True) if not np.isfinite(value)]:
             raise BackendError(
-                f"build: {graph!r} in {precision} gives NaN or infinity at {bad[0]!r}{what}; "
-                "build with --precision bf16 or fp32"
+                "build",
+                f"{graph!r} in {precision} gives NaN or infinity at {bad[0]!r}{what}",
+                "build in bf16 or fp32",
             )
     return {name: output_error(actual[name], values) for name, values in expected.items()}
 
@@ -229,7 +230,7 @@ def run_portable(path: Path, *requests: Feeds) -> list[Feeds]:
         names = [item.name for item in session.get_outputs()]
         return [dict(zip(names, map(np.asarray, session.run(None, feeds)), strict=True)) for feeds in requests]
     except Exception as error:  # onnxruntime raises classes of its own that share no public base
-        raise BackendError(f"build: ONNX Runtime cannot check {path.name}: {first_line(error)}") from error
+        raise BackendError("build", f"ONNX Runtime cannot check {path.name}: {first_line(error)}") from error
 
 
 def output_error(actual: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -39,7 +39,9 @@ def staged(bundle: Path, index: EngineIndex) -> Iterator[Path]:
             write_index(folder, index)
             replace_folder(folder, parent / name)
     except OSError as error:
-        raise BackendError(f"backend: the engines of {str(bundle)!r} cannot be written: {reason_of(error)}") from error
+        raise BackendError(
+            "backend", f"the engines of {str(bundle)!r} cannot be written: {reason_of(error)}"
+        ) from error
 
 
 def replace_folder(source: Path, target: Path) -> None:

@@ -34,7 +34,9 @@ def build(
         BackendError: a graph overflows in the precision, or the engines cannot be written.
     """
     if precision not in PRECISIONS:
-        raise InvalidRequest(f"--precision {precision!r} is not one of {BACKEND}; allowed are {', '.join(PRECISIONS)}")
+        raise InvalidRequest(
+            "precision", f"{precision!r} is not one of {BACKEND}", f"allowed are {', '.join(PRECISIONS)}"
+        )
     opened = Bundle.load(bundle)
     index = EngineIndex(backend=BACKEND, precision=precision, engines={})
     with staged(opened.folder, index) as folder:

@@ -72,9 +72,11 @@ def build(
     built_by = version()
     precision = precision or best_precision()
     if precision not in PRECISIONS:
-        raise InvalidRequest(f"--precision {precision!r} is not one of {BACKEND}; allowed are {', '.join(PRECISIONS)}")
+        raise InvalidRequest(
+            "precision", f"{precision!r} is not one of {BACKEND}", f"allowed are {', '.join(PRECISIONS)}"
+        )
     if precision == "int8" and run_requests is None:
-        raise InvalidRequest("int8 needs run_requests, as sparsectrl_lcm.runtime.example_requests.run_samples")
+        raise InvalidRequest("", "int8 needs run_requests, as sparsectrl_lcm.runtime.example_requests.run_samples")
     types = best_precision() if precision == "int8" else precision
     opened = Bundle.load(bundle)
     index = EngineIndex(backend=BACKEND, precision=precision, engines={})
@@ -145,7 +147,7 @@ def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str,
     actual = dict(zip([item.name for item in record.outputs], session.run(feeds), strict=True))
     if bad := [name for name, values in actual.items() if not np.isfinite(values).all()]:
         raise BackendError(
-            f"build: {graph!r} in {precision} gives NaN or infinity at {bad[0]!r}; build another precision"
+            "build", f"{graph!r} in {precision} gives NaN or infinity at {bad[0]!r}", "build another precision"
         )
     return {name: output_error(actual[name], values) for name, values in expected.items()}
 

@@ -28,7 +28,7 @@ from .lora import Lora, fuse
 
 Model = TypeVar("Model")
 
-TINY_DECODER = "tiny-decoder"
+TINY_DECODER = "tiny_decoder"
 
 
 def load_text_encoder(base: str, loras: list[Lora]) -> CLIPTextModel:
@@ -60,22 +60,20 @@ def load_unet(base: str, motion_adapter: str, loras: list[Lora]) -> UNetMotionMo
         model.load_state_dict({**unet.state_dict(), **adapter.state_dict()}, assign=True)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ExportError(f"--motion-adapter {motion_adapter!r} does not fit --base {base!r}: {reason}") from None
+        raise ExportError("motion_adapter", f"{motion_adapter!r} does not fit base {base!r}: {reason}") from None
     fuse(model, "unet", loras)
     return model.eval()
 
 
 def load_motion_adapter(source: str) -> MotionAdapter:
     """The motion modules of AnimateDiff."""
-    return _load("motion-adapter", source, lambda: MotionAdapter.from_pretrained(source, torch_dtype=torch.float32))
+    return _load("motion_adapter", source, lambda: MotionAdapter.from_pretrained(source, torch_dtype=torch.float32))
 
 
 def load_controlnet(kind: str, source: str) -> SparseControlNetModel:
     """SparseCtrl for `scribble` or `rgb`."""
-    option = f"controlnet-{kind}"
-    return _load(
-        option, source, lambda: SparseControlNetModel.from_pretrained(source, torch_dtype=torch.float32)
-    ).eval()
+    field = f"controlnet_{kind}"
+    return _load(field, source, lambda: SparseControlNetModel.from_pretrained(source, torch_dtype=torch.float32)).eval()
 
 
 def load_vae(base: str, vae: str | None) -> AutoencoderKL:
@@ -115,10 +113,10 @@ def load_lcm_config(base: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """
     known = inspect.signature(LCMScheduler.__init__).parameters
     if unknown := sorted(overrides.keys() - known.keys()):
-        raise ExportError(f"--scheduler: {unknown[0]!r} is not a setting of LCMScheduler")
+        raise ExportError("scheduler", f"{unknown[0]!r} is not a setting of LCMScheduler")
     for name, value in overrides.items():
         if isinstance(known[name].default, bool) and value not in (True, False):
-            raise ExportError(f"--scheduler: {name}={value!r} is not supported: give true or false")
+            raise ExportError("scheduler", f"{name}={value!r} is not supported", "give true or false")
 
     def load() -> dict[str, Any]:
         config = LCMScheduler.load_config(base, subfolder="scheduler")
@@ -138,31 +136,31 @@ def load_vae_config(base: str, vae: str | None) -> dict[str, Any]:
     return load_config(AutoencoderKL, "vae", vae) if vae else load_config(AutoencoderKL, "base", base, "vae")
 
 
-def load_config(model: type[ConfigMixin], option: str, source: str, subfolder: str | None = None) -> dict[str, Any]:
+def load_config(model: type[ConfigMixin], field: str, source: str, subfolder: str | None = None) -> dict[str, Any]:
     """The configuration of a part of a checkpoint, with the defaults of `model` for what it leaves out."""
-    config = _load(option, source, lambda: model.load_config(source, subfolder=subfolder))
+    config = _load(field, source, lambda: model.load_config(source, subfolder=subfolder))
     kind = config.get("_class_name", model.__name__)
     if kind != model.__name__:
-        raise ExportError(f"--{option}: {source!r} holds a {kind}; give the folder or name of a {model.__name__}")
+        raise ExportError(field, f"{source!r} holds a {kind}", f"give the folder or name of a {model.__name__}")
     parameters = inspect.signature(model.__init__).parameters.values()
     defaults = {item.name: item.default for item in parameters if item.default is not item.empty}
     return {**defaults, **config}
 
 
-def _load(option: str, source: str, load: Callable[[], Model]) -> Model:
+def _load(field: str, source: str, load: Callable[[], Model]) -> Model:
     if (source.startswith((".", "/", "~")) or source.count("/") > 1) and not Path(source).is_dir():
-        raise ExportError(f"--{option}: {source!r} is not a folder")
-    return _attempt(option, source, load)
+        raise ExportError(field, f"{source!r} is not a folder")
+    return _attempt(field, source, load)
 
 
-def _attempt(option: str, source: str, load: Callable[[], Model]) -> Model:
+def _attempt(field: str, source: str, load: Callable[[], Model]) -> Model:
     try:
         with _quiet():
             return load()
     except ExportError:
         raise
     except Exception as error:  # the loaders raise whatever a damaged file makes them raise
-        raise ExportError(f"--{option}: cannot load {source!r}: {first_line(error)}") from None
+        raise ExportError(field, f"cannot load {source!r}: {first_line(error)}") from None
 
 
 @contextmanager

@@ -21,13 +21,17 @@ def check_unet(base: str, unet: dict[str, Any], vae: dict[str, Any]) -> None:
     """
     if unet["in_channels"] != vae["latent_channels"]:
         raise ExportError(
-            f"--base {base!r} takes {unet['in_channels']} channels (as inpainting models do), "
-            f"its VAE gives {vae['latent_channels']}; use a text-to-image checkpoint"
+            "base",
+            f"{base!r} takes {unet['in_channels']} channels (as inpainting models do), "
+            f"its VAE gives {vae['latent_channels']}",
+            "use a text-to-image checkpoint",
         )
     if unet["time_cond_proj_dim"]:
         raise ExportError(
-            f"--base {base!r} is distilled for LCM (its UNet embeds the guidance: time_cond_proj_dim is "
-            f"{unet['time_cond_proj_dim']}); use the undistilled base, and pass the LCM-LoRA as --lora"
+            "base",
+            f"{base!r} is distilled for LCM (its UNet embeds the guidance: time_cond_proj_dim is "
+            f"{unet['time_cond_proj_dim']})",
+            "use the undistilled base, and pass the LCM-LoRA as a LoRA",
         )
 
 
@@ -37,14 +41,16 @@ def check_motion_adapter(source: str, unet: dict[str, Any]) -> int:
     Raises:
         ExportError: it does not fit.
     """
-    adapter = checkpoints.load_config(MotionAdapter, "motion-adapter", source)
+    adapter = checkpoints.load_config(MotionAdapter, "motion_adapter", source)
     if adapter["conv_in_channels"]:
-        raise ExportError(f"--motion-adapter {source!r} is a PIA adapter, which takes an image; use an AnimateDiff one")
+        raise ExportError(
+            "motion_adapter", f"{source!r} is a PIA adapter, which takes an image", "use an AnimateDiff one"
+        )
     theirs = per_level(adapter["block_out_channels"], adapter), per_level(adapter["motion_layers_per_block"], adapter)
     ours = per_level(unet["block_out_channels"], unet), per_level(unet["layers_per_block"], unet)
     if theirs != ours:
         raise ExportError(
-            f"--motion-adapter {source!r} does not fit --base: it has channels and layers {theirs}, the base {ours}"
+            "motion_adapter", f"{source!r} does not fit the base: it has channels and layers {theirs}, the base {ours}"
         )
     return int(adapter["motion_max_seq_length"])
 
@@ -59,15 +65,15 @@ def check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:
     if config["use_simplified_condition_embedding"] != (kind == "rgb"):
         other = "scribble" if kind == "rgb" else "rgb"
         raise ExportError(
-            f"--controlnet-{kind} {source!r} is a SparseCtrl for {other}; pass it as --controlnet-{other}"
+            f"controlnet_{kind}", f"{source!r} is a SparseCtrl for {other}", f"pass it as controlnet_{other}"
         )
     if config["global_pool_conditions"]:
-        raise ExportError(f"--controlnet-{kind} {source!r} pools its conditions globally, which is not supported")
+        raise ExportError(f"controlnet_{kind}", f"{source!r} pools its conditions globally, which is not supported")
     for name in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
         theirs, ours = per_level(config[name], config), per_level(unet[name], unet)
         if theirs != ours:
             raise ExportError(
-                f"--controlnet-{kind} {source!r} does not fit --base: {name} is {theirs}, the base's {ours}"
+                f"controlnet_{kind}", f"{source!r} does not fit the base: {name} is {theirs}, the base's {ours}"
             )
     return int(config["motion_max_seq_length"])
 
@@ -89,6 +95,6 @@ def check_tiny_decoder(source: str, vae: dict[str, Any]) -> None:
     ours = vae["latent_channels"], scale_factor(vae), 3
     if theirs != ours:
         raise ExportError(
-            f"--tiny-decoder {source!r} does not fit --base: it has latent channels, scale and colours {theirs}, "
-            f"the VAE {ours}"
+            "tiny_decoder",
+            f"{source!r} does not fit the base: it has latent channels, scale and colours {theirs}, the VAE {ours}",
         )

@@ -30,13 +30,13 @@ def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None
         ExportError: a checkpoint cannot be loaded, the parts do not fit, or a graph differs from torch.
     """
     if options.temporal_norm not in ("frame", "clip"):
-        raise ExportError(f"--temporal-norm {options.temporal_norm!r} is unknown; choose frame or clip")
+        raise ExportError("temporal_norm", f"{options.temporal_norm!r} is unknown", "choose frame or clip")
     inside = output.is_dir()  # it may be a mount: fill it instead of replacing it
     places = [(output.parent, output.name), *([(output, "export")] if inside else [])]
     for place in places:
         clear_leftovers(*place)
     if output.exists() and (not inside or any(output.iterdir())):
-        raise ExportError(f"--output {str(output)!r} exists and is not an empty folder; name a new one")
+        raise ExportError("output", f"{str(output)!r} exists and is not an empty folder", "name a new one")
     try:
         with staged_folder(*places[-1]) as folder:
             manifest = _Exporter(options, folder, on_graph or (lambda *_: None)).run()
@@ -46,7 +46,7 @@ def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None
             else:
                 folder.replace(output)
     except OSError as error:
-        raise ExportError(f"--output {str(output)!r} cannot be written: {reason_of(error)}") from error
+        raise ExportError("output", f"{str(output)!r} cannot be written: {reason_of(error)}") from error
     return manifest
 
 
@@ -95,7 +95,7 @@ class _Exporter:
         except (ExportError, OSError, MemoryError):
             raise
         except Exception as error:
-            raise ExportError(f"graph {job.spec.name!r} cannot be exported: {first_line(error)}") from error
+            raise ExportError(job.spec.name, f"cannot be exported: {first_line(error)}") from error
 
     def export(self, job: Job) -> GraphRecord:
         """Traces, writes and checks one graph; torch's copy of the weights is gone before the check maps the file's."""

@@ -38,7 +38,9 @@ class Lora:
             value = float("nan")
         if not source or not isfinite(value):
             raise ExportError(
-                f"--lora {text!r}: give PATH or PATH=WEIGHT with a number as weight, as lcm.safetensors=1.0"
+                "lora",
+                f"{text!r} is not allowed",
+                "give PATH or PATH=WEIGHT with a number as weight, as lcm.safetensors=1.0",
             )
         return cls(source, value)
 
@@ -53,7 +55,7 @@ def fuse(model: nn.Module, part: Literal["unet", "text_encoder"], loras: list[Lo
         state_dict, alphas = read(lora)
         if not any(key.startswith(f"{part}.") for key in state_dict):
             if not any(key.startswith(("unet.", "text_encoder.")) for key in state_dict):
-                raise ExportError(f"--lora {lora.source!r} has no weights for a Stable Diffusion UNet or text encoder")
+                raise ExportError("lora", f"{lora.source!r} has no weights for a Stable Diffusion UNet or text encoder")
             continue
         name = f"lora_{index}"
         try:
@@ -64,7 +66,7 @@ def fuse(model: nn.Module, part: Literal["unet", "text_encoder"], loras: list[Lo
                 StableDiffusionPipeline.load_lora_into_text_encoder(state_dict, alphas, model, adapter_name=name)
                 fuse_text_encoder_lora(model, lora_scale=lora.weight, adapter_names=[name])
         except (ValueError, RuntimeError, KeyError) as error:
-            raise ExportError(f"--lora {lora.source!r} does not fit the {part}: {first_line(error)}") from None
+            raise ExportError("lora", f"{lora.source!r} does not fit the {part}: {first_line(error)}") from None
         _check_all_landed(model, part, lora, state_dict)
         recurse_remove_peft_layers(model)
         _forget_adapters(model)
@@ -75,7 +77,7 @@ def _check_all_landed(model: nn.Module, part: str, lora: Lora, state_dict: dict[
     given = sum(key.startswith(f"{part}.") and key.endswith(("down.weight", "lora_A.weight")) for key in state_dict)
     landed = sum(isinstance(module, BaseTunerLayer) for module in model.modules())
     if given != landed:
-        raise ExportError(f"--lora {lora.source!r}: only {landed} of its {given} layers fit the {part} of --base")
+        raise ExportError("lora", f"{lora.source!r}: only {landed} of its {given} layers fit the {part} of the base")
 
 
 def read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
@@ -87,7 +89,7 @@ def read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
     try:
         state_dict, alphas = StableDiffusionPipeline.lora_state_dict(lora.source)
     except Exception as error:  # the loaders raise whatever the file makes them raise
-        raise ExportError(f"--lora: cannot load {lora.source!r}: {first_line(error)}") from None
+        raise ExportError("lora", f"cannot load {lora.source!r}: {first_line(error)}") from None
     prefixes = ("unet.", "text_encoder.")
     if not any(key.startswith(prefixes) for key in state_dict):  # saved from the UNet alone
         state_dict = {f"unet.{key}": value for key, value in state_dict.items() if "lora" in key}

@@ -34,7 +34,7 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
     graph = manifest.graphs["unet"]
     name = next((file for file in graph.weights if file.endswith(weights_file("unet", ".motion_modules."))), None)
     if name is None:
-        raise BundleError(f"bundle: {str(bundle)!r} has no file of motion-module weights; export the bundle again")
+        raise BundleError("bundle", f"{str(bundle)!r} has no file of motion-module weights", "export the bundle again")
     model = ir.load(bundle / graph.path)
     places = [
         (key, value.const_value)
@@ -45,14 +45,15 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
     adapter = load_motion_adapter(source)
     weights = adapter.state_dict()
     if weights.keys() != {key for key, _ in places}:
-        raise ExportError(f"--motion-adapter {source!r} has other layers than the bundle; export the bundle again")
+        raise ExportError("motion_adapter", f"{source!r} has other layers than the bundle", "export the bundle again")
     tensors = []
     for key, place in places:
         weight = weights[key].T if place.metadata_props.get(TRANSPOSED) else weights[key]
         if tuple(weight.shape) != tuple(place.shape):
             raise ExportError(
-                f"--motion-adapter {source!r}: {key} has shape {tuple(weight.shape)}, the bundle's is "
-                f"{tuple(place.shape)}; export the bundle again"
+                "motion_adapter",
+                f"{source!r}: {key} has shape {tuple(weight.shape)}, the bundle's is {tuple(place.shape)}",
+                "export the bundle again",
             )
         tensors.append(ir.Tensor(weight.contiguous().numpy()))
     _check_heads(source, adapter, model.graph)
@@ -70,7 +71,7 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
         part.replace(bundle / name)
         manifest_part.replace(bundle / "manifest.json")
     except OSError as error:
-        raise ExportError(f"--bundle {str(bundle)!r} cannot be written: {reason_of(error)}") from error
+        raise ExportError("bundle", f"{str(bundle)!r} cannot be written: {reason_of(error)}") from error
     finally:
         for path in (part, manifest_part):
             with suppress(OSError):
@@ -84,8 +85,9 @@ def _check_heads(source: str, adapter: MotionAdapter, graph: ir.Graph) -> None:
     for name, module in adapter.named_modules():
         if isinstance(module, Attention) and module.heads != heads.get(name):
             raise ExportError(
-                f"--motion-adapter {source!r}: {name} has {module.heads} attention heads, the bundle's has "
-                f"{heads.get(name, 'none')}; export the bundle again"
+                "motion_adapter",
+                f"{source!r}: {name} has {module.heads} attention heads, the bundle's has {heads.get(name, 'none')}",
+                "export the bundle again",
             )
 
 
@@ -110,9 +112,9 @@ def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) ->
         ExportError: the adapter cannot be loaded, or the graph differs from torch.
     """
     if temporal_norm not in ("frame", "clip"):
-        raise ExportError(f"--temporal-norm {temporal_norm!r} is unknown; choose frame or clip")
+        raise ExportError("temporal_norm", f"{temporal_norm!r} is unknown", "choose frame or clip")
     if output.suffix != ".onnx":
-        raise ExportError(f"--standalone {str(output)!r}: name a file that ends in .onnx")
+        raise ExportError("standalone", f"{str(output)!r} is no name of a graph", "name a file that ends in .onnx")
     module = MotionModules(load_motion_adapter(source), temporal_norm).eval().requires_grad_(False)
     spec = motion_module_spec([(name, block.proj_in.in_features) for name, block in module.blocks()])
     symbols = {str(size) for item in spec.inputs for size in item.shape if isinstance(size, str)}
@@ -132,5 +134,5 @@ def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) ->
             for file in (*files, folder / output.name):
                 file.replace(output.parent / file.name)
     except OSError as failure:
-        raise ExportError(f"--standalone {str(output)!r} cannot be written: {reason_of(failure)}") from failure
+        raise ExportError("standalone", f"{str(output)!r} cannot be written: {reason_of(failure)}") from failure
     return error

@@ -108,7 +108,9 @@ def read_parts(options: ExportOptions) -> Parts:
     positions += [compatibility.check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
     max_frames = min(MAX_FRAMES, *positions)
     if not 1 <= options.frames <= max_frames:
-        raise ExportError(f"--frames {options.frames} is out of range; these motion modules allow 1 to {max_frames}")
+        raise ExportError(
+            "frames", f"{options.frames} is out of range", f"these motion modules allow 1 to {max_frames}"
+        )
     for lora in options.loras:
         read_lora(lora)
     channels = tuple(unet["block_out_channels"])
@@ -144,8 +146,9 @@ def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], ma
     for side in (sizes.height, sizes.width):
         if side % multiple or not multiple <= side <= MAX_SIDE:
             raise ExportError(
-                f"--size {sizes.width}x{sizes.height}: both sides have to be multiples of {multiple}, "
-                f"from {multiple} to {MAX_SIDE}"
+                "size",
+                f"{sizes.width}x{sizes.height} is not allowed",
+                f"give multiples of {multiple} from {multiple} to {MAX_SIDE}",
             )
     return sizes
 
@@ -277,7 +280,7 @@ def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:
     """
     for name in ("thresholding", "rescale_betas_zero_snr", "trained_betas"):
         if config.get(name):
-            raise ExportError(f"--scheduler: {name} is not supported")
+            raise ExportError("scheduler", f"{name} is not supported")
     fields = {name: config[name] for name in SchedulerRecord.model_fields if name in config}
     if not config.get("clip_sample"):
         fields.pop("clip_sample_range", None)
@@ -288,4 +291,4 @@ def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:
         names = [str(name) for name in first["loc"]] or list(fields)
         reason = first["msg"].removeprefix("Value error, ")
         values = ", ".join(f"{name}={fields.get(name)!r}" for name in names)
-        raise ExportError(f"--scheduler: {values} is not supported: {reason}") from None
+        raise ExportError("scheduler", f"{values} is not supported: {reason}") from None

@@ -27,11 +27,15 @@ def load(path: Path) -> AutoencoderTiny:
         ExportError: the file holds no such decoder.
     """
     if path.suffix not in SUFFIXES:
-        raise ExportError(f"--tiny-decoder: {str(path)!r} is not a file of TAESD; allowed are {' and '.join(SUFFIXES)}")
+        raise ExportError(
+            "tiny_decoder", f"{str(path)!r} is not a file of TAESD", f"allowed are {' and '.join(SUFFIXES)}"
+        )
     weights = _read(path)
     convolutions, blocks = (_entries(weights, kind) for kind in (_CONVOLUTION, _BLOCK))
     refusal = ExportError(
-        f"--tiny-decoder: {str(path)!r} holds no decoder of TAESD; give taesd_decoder.safetensors or taesd_decoder.pth"
+        "tiny_decoder",
+        f"{str(path)!r} holds no decoder of TAESD",
+        "give taesd_decoder.safetensors or taesd_decoder.pth",
     )
     if len(convolutions) < 2 or convolutions[0] != 1:  # an encoder begins with a convolution, at 0
         raise refusal

@@ -15,7 +15,7 @@ def write_tokenizer(tokenizer: CLIPTokenizer, max_tokens: int, path: Path) -> No
     """
     backend = tokenizer.backend_tokenizer
     if tokenizer.pad_token is None or tokenizer.pad_token_id is None:
-        raise ExportError("the tokenizer of --base has no padding token")
+        raise ExportError("base", "its tokenizer has no padding token")
     backend.enable_truncation(max_tokens)
     backend.enable_padding(length=max_tokens, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
     backend.save(str(path))

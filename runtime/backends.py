@@ -42,7 +42,7 @@ class LoadOptions:
             if name == "threads" and value is None:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-                raise InvalidRequest(f"{name}: {shown(value)} is not allowed; give a whole number from {low} on")
+                raise InvalidRequest(name, f"{shown(value)} is not allowed", f"give a whole number from {low} on")
 
 
 class Executor(Protocol):
@@ -78,7 +78,7 @@ class Availability:
 def check_backend(backend: str) -> None:
     """Raises BackendError where a name is neither auto nor one of `BACKENDS`."""
     if backend not in ("auto", *BACKENDS):
-        raise BackendError(f"backend: {backend!r} is unknown; allowed are auto, {', '.join(BACKENDS)}")
+        raise BackendError("backend", f"{backend!r} is unknown", f"allowed are auto, {', '.join(BACKENDS)}")
 
 
 def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executor:
@@ -96,9 +96,9 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
         backend = choose_backend(bundle, options)
     check_backend(backend)
     if options.device is not None and backend != OPENVINO:
-        raise BackendError(f"device: {options.device!r} is for openvino; {backend} takes none")
+        raise BackendError("device", f"{options.device!r} is for openvino", f"{backend} takes none")
     if options.threads is not None and backend not in ON_CPU:
-        raise BackendError(f"threads: {backend} computes on the GPU; leave them out")
+        raise BackendError("threads", f"{backend} computes on the GPU", "leave them out")
     return BACKENDS[backend](bundle, options)
 
 
@@ -189,18 +189,21 @@ def _onnxruntime_version(cuda: bool) -> str:
         import onnxruntime
     except ImportError as error:
         mend = INSTALL["onnxruntime-cuda"] if cuda else "pip install onnxruntime"
-        raise BackendError(f"backend: onnxruntime cannot be loaded ({first_line(error)}); run: {mend}") from None
+        raise BackendError("backend", f"onnxruntime cannot be loaded ({first_line(error)})", f"run: {mend}") from None
 
     gpu = _is_installed("onnxruntime-gpu")
     package = "onnxruntime-gpu" if gpu else "onnxruntime"
     if not hasattr(onnxruntime, "get_available_providers"):  # as where one of the two packages was removed
-        raise BackendError(f"backend: onnxruntime is broken; run: pip install --force-reinstall --no-deps {package}")
+        raise BackendError(
+            "backend", "onnxruntime is broken", f"run: pip install --force-reinstall --no-deps {package}"
+        )
     if cuda and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         if not gpu:
-            raise BackendError(f"backend: onnxruntime-gpu is not installed; run: {INSTALL['onnxruntime-cuda']}")
+            raise BackendError("backend", "onnxruntime-gpu is not installed", f"run: {INSTALL['onnxruntime-cuda']}")
         raise BackendError(
-            "backend: onnxruntime lies in the place of onnxruntime-gpu; run: "
-            "pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+            "backend",
+            "onnxruntime lies in the place of onnxruntime-gpu",
+            "run: pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu",
         )
     return str(onnxruntime.__version__)
 
@@ -253,7 +256,9 @@ def _onnxruntime(bundle: Bundle, options: LoadOptions) -> Executor:
 
     _onnxruntime_version(cuda=False)
     if options.precision not in (None, "fp32"):
-        raise BackendError(f"precision: onnxruntime computes in fp32 on the CPU; {options.precision!r} is for openvino")
+        raise BackendError(
+            "precision", "onnxruntime computes in fp32 on the CPU", f"{options.precision!r} is for openvino"
+        )
     return HostExecutor(bundle, OnnxRuntimeSessions(bundle, options.threads), options.kept_bytes)
 
 

@@ -1,12 +1,36 @@
-"""The errors that a user can meet, each with a message of one line."""
+"""The errors that a user can meet: what is at fault, why, and what to do about it."""
+
+from typing import Any
 
 
 class SparseCtrlLcmError(Exception):
-    """Base of the errors of this package."""
+    """Base of the errors of this package. Its message is one line that joins the three attributes.
+
+    Attributes:
+        field: what is at fault, by its name in Python: an argument (`num_inference_steps`) or a part (`bundle`,
+            `backend`). Empty if it is no one thing.
+        reason: what is wrong with it.
+        remedy: what to do about it. Empty if there is nothing to say.
+    """
+
+    def __init__(self, field: str, reason: str, remedy: str = "") -> None:
+        super().__init__(message(field, reason, remedy))
+        self.field = field
+        self.reason = reason
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.field, self.reason, self.remedy)
+
+
+def message(field: str, reason: str, remedy: str = "") -> str:
+    """One line of the parts of an error; `field` may be another name for it, such as that of an option."""
+    fault = f"{field}: {reason}" if field else reason
+    return f"{fault}; {remedy}" if remedy else fault
 
 
 class InvalidRequest(SparseCtrlLcmError, ValueError):
-    """A value of the request is not allowed; the message names the field, the value and what is allowed."""
+    """A value of a request or an option is not allowed; the message names it, the value and what is allowed."""
 
 
 class BundleError(SparseCtrlLcmError, ValueError):

@@ -45,16 +45,16 @@ def load_picture(source: Any, field: str) -> "Image.Image":
         raise
     except Image.DecompressionBombError:
         raise InvalidRequest(
-            f"{field}: the image has too many pixels; allowed are {MAX_PIXELS // 1_000_000} million"
+            field, "the image has too many pixels", f"allowed are {MAX_PIXELS // 1_000_000} million"
         ) from None
     except UnidentifiedImageError:
-        raise InvalidRequest(f"{field}: {_describe(source)} is not an image; give a PNG, JPEG, WebP or GIF") from None
+        raise InvalidRequest(field, f"{_describe(source)} is not an image", "give a PNG, JPEG, WebP or GIF") from None
     except FileNotFoundError:
-        raise InvalidRequest(f"{field}: {_describe(source)} does not exist; give an image file") from None
+        raise InvalidRequest(field, f"{_describe(source)} does not exist", "give an image file") from None
     except Exception as error:  # what a damaged file makes a decoder raise is not one class
         reason = reason_of(error)
         raise InvalidRequest(
-            f"{field}: {_describe(source)} cannot be read ({reason}); give a readable, whole image"
+            field, f"{_describe(source)} cannot be read ({reason})", "give a readable, whole image"
         ) from None
 
 
@@ -72,10 +72,10 @@ def _decode(image: "Image.Image", field: str) -> "Image.Image":
 
     width, height = image.size
     if width * height == 0:
-        raise InvalidRequest(f"{field}: the image is {width}x{height}; both sides have to be at least 1 pixel")
+        raise InvalidRequest(field, f"the image is {width}x{height}", "both sides have to be at least 1 pixel")
     if width * height > MAX_PIXELS:
         raise InvalidRequest(
-            f"{field}: the image has {width}x{height} pixels; allowed are {MAX_PIXELS // 1_000_000} million"
+            field, f"the image has {width}x{height} pixels", f"allowed are {MAX_PIXELS // 1_000_000} million"
         )
     image.load()
     return _flatten(ImageOps.exif_transpose(image))
@@ -89,7 +89,7 @@ def _from_memory(source: Any, field: str) -> "Image.Image":
     if isinstance(source, np.ndarray):
         return _from_array(source, field)
     raise InvalidRequest(
-        f"{field}: {type(source).__name__} is not an image; give a path, bytes, a Pillow image or a numpy array"
+        field, f"{type(source).__name__} is not an image", "give a path, bytes, a Pillow image or a numpy array"
     )
 
 
@@ -100,7 +100,7 @@ def _from_array(array: NDArray[Any], field: str) -> "Image.Image":
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or array.size == 0:
         raise InvalidRequest(
-            f"{field}: an array of shape {array.shape} is not an image; give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
+            field, f"an array of shape {array.shape} is not an image", "give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
         )
     if array.dtype == np.uint8:
         pixels = array
@@ -112,7 +112,7 @@ def _from_array(array: NDArray[Any], field: str) -> "Image.Image":
         pixels = np.round(array * 255).astype(np.uint8)
     else:
         raise InvalidRequest(
-            f"{field}: an array of {array.dtype} is not an image; give uint8, uint16 or floats in 0..1"
+            field, f"an array of {array.dtype} is not an image", "give uint8, uint16 or floats in 0..1"
         )
     return Image.fromarray(np.ascontiguousarray(pixels))
 

@@ -58,7 +58,7 @@ class Stages:
         before = sum(self._steps[name] for name in names[: names.index(stage)])
         progress = Progress(stage, step, self._steps[stage], (before + step) / sum(self._steps.values()))
         if self._on_progress(progress) is False:
-            raise Cancelled(f"cancelled after {stage} {step} of {self._steps[stage]}")
+            raise Cancelled("", f"cancelled after {stage} {step} of {self._steps[stage]}")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -98,7 +98,7 @@ def validate(
     pictures = _keyframes(keyframes, frames, manifest.keyframe_slots)
     if controlnet not in manifest.controlnets and (pictures or controlnet not in ("scribble", "rgb")):
         allowed = ", ".join(manifest.controlnets) or "none: this bundle was exported without SparseCtrl"
-        raise InvalidRequest(f"controlnet: {controlnet!r} is not in this bundle; allowed are {allowed}")
+        raise InvalidRequest("controlnet", f"{controlnet!r} is not in this bundle", f"allowed are {allowed}")
     request = Request(
         prompt=_text("prompt", prompt),
         negative_prompt=_text("negative_prompt", negative_prompt),
@@ -124,32 +124,34 @@ def _keyframes(keyframes: Any, frames: int, slots: int) -> list[tuple[int, Any]]
     if keyframes is None:
         return []
     if not isinstance(keyframes, Sequence) or not all(isinstance(item, Keyframe) for item in keyframes):
-        raise InvalidRequest("keyframes: give a list of Keyframe(index, image)")
+        raise InvalidRequest(
+            "keyframes", f"{type(keyframes).__name__} is not allowed", "give a list of Keyframe(index, image)"
+        )
     if len(keyframes) > slots:
-        raise InvalidRequest(f"keyframes: {len(keyframes)} were given; allowed are at most {slots}")
+        raise InvalidRequest("keyframes", f"{len(keyframes)} were given", f"allowed are at most {slots}")
     pictures: dict[int, Any] = {}
     for item in keyframes:
         index = _integer("keyframe index", item.index, 0, frames - 1)
         if index in pictures:
-            raise InvalidRequest(f"keyframes: index {index} was given twice; each frame takes one keyframe")
+            raise InvalidRequest("keyframes", f"index {index} was given twice", "each frame takes one keyframe")
         pictures[index] = item.image
     return sorted(pictures.items(), key=lambda item: item[0])
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InvalidRequest(f"{name}: {value!r} is not a text")
+        raise InvalidRequest(name, f"{value!r} is not a text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidRequest(f"{name}: {value!r} is not valid Unicode; give text as UTF-8") from None
+        raise InvalidRequest(name, f"{value!r} is not valid Unicode", "give text as UTF-8") from None
     return value
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:
     number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
     if number is None or not low <= number <= high:
-        raise InvalidRequest(f"{name}: {shown(value)} is not allowed; give a whole number from {low} to {high}")
+        raise InvalidRequest(name, f"{shown(value)} is not allowed", f"give a whole number from {low} to {high}")
     return number
 
 
@@ -157,20 +159,22 @@ def _side(name: str, value: Any, multiple: int) -> int:
     high = MAX_SIDE - MAX_SIDE % multiple
     side = _integer(name, value, multiple, high)
     if side % multiple:
-        raise InvalidRequest(f"{name}: {side} is not allowed; give a multiple of {multiple} from {multiple} to {high}")
+        raise InvalidRequest(name, f"{side} is not allowed", f"give a multiple of {multiple} from {multiple} to {high}")
     return side
 
 
 def _decoder(manifest: Manifest, value: Any) -> str:
     allowed = manifest.decoders
     if not isinstance(value, str) or value not in allowed:
-        mend = "" if "tiny" in allowed else "; for tiny export the bundle with --tiny-decoder"
-        raise InvalidRequest(f"decoder: {value!r} is not in this bundle; allowed are {', '.join(allowed)}{mend}")
+        tiny = "" if "tiny" in allowed else "; for tiny export the bundle with --tiny-decoder"
+        raise InvalidRequest("decoder", f"{value!r} is not in this bundle", f"allowed are {', '.join(allowed)}{tiny}")
     return value
 
 
 def _guidance(value: Any) -> float:
     number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
     if not 0 <= number <= MAX_GUIDANCE:  # as is every comparison with nan
-        raise InvalidRequest(f"guidance_scale: {shown(value)} is not allowed; give a number from 0 to {MAX_GUIDANCE:g}")
+        raise InvalidRequest(
+            "guidance_scale", f"{shown(value)} is not allowed", f"give a number from 0 to {MAX_GUIDANCE:g}"
+        )
     return float(number)

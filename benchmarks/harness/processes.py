@@ -45,11 +45,11 @@ class Worker:
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
         if not answer:
-            raise WorkerFailed(self._last_words())
+            raise WorkerFailed("", self._last_words())
         self._waiting = False
         reply: dict[str, Any] = json.loads(answer)
         if "failed" in reply:
-            raise WorkerFailed(reply["failed"])
+            raise WorkerFailed(**reply["failed"])
         return reply
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
             try:
                 reply = answers[question.pop("ask")](**question)
             except SparseCtrlLcmError as error:
-                reply = {"failed": str(error)}
+                reply = {"failed": {"field": error.field, "reason": error.reason, "remedy": error.remedy}}
             except Exception as error:  # whatever it is, the others go on
-                reply = {"failed": f"{type(error).__name__}: {first_line(error)}"}
+                reply = {"failed": {"field": type(error).__name__, "reason": first_line(error)}}
             print(json.dumps(reply), file=replies, flush=True)

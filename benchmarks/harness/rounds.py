@@ -9,6 +9,7 @@ from itertools import chain, combinations
 from statistics import median
 from typing import Any, Self
 
+from ...runtime.errors import message
 from .processes import Worker, WorkerFailed
 from .requests import PROMPT
 
@@ -111,8 +112,9 @@ class Rounds:
                 try:
                     self._turn(contender, result, number)
                 except WorkerFailed as error:
-                    result.failed = str(error)
-                    self._on_event(contender.name, f"failed: {error}")
+                    field = "" if error.field == "backend" else error.field
+                    result.failed = message(field, error.reason, error.remedy)
+                    self._on_event(contender.name, f"failed: {result.failed}")
                     self._end(contender.process_name)
 
     def _turn(self, contender: Contender, result: Result, number: int) -> None:

@@ -85,11 +85,13 @@ def build(
 def _check_backend(backend: str, options: TensorRtOptions) -> None:
     """Raises InvalidRequest where an option is not one of the backend's."""
     if backend == "tensorrt" and options.compute_capabilities:
-        raise InvalidRequest("--compute-capability is for tensorrt-rtx; tensorrt builds for the GPU of this machine")
+        raise InvalidRequest(
+            "compute_capabilities", "are for tensorrt-rtx", "tensorrt builds for the GPU of this machine"
+        )
     if backend == "tensorrt-rtx" and options.hardware_compatibility != "none":
-        raise InvalidRequest("--hardware-compatibility is for tensorrt; give tensorrt-rtx --compute-capability")
+        raise InvalidRequest("hardware_compatibility", "is for tensorrt", "give tensorrt-rtx compute capabilities")
     if backend == "tensorrt-rtx" and options.version_compatible:
-        raise InvalidRequest("--version-compatible is for tensorrt; tensorrt-rtx comes without the lean runtime")
+        raise InvalidRequest("version_compatible", "is for tensorrt", "tensorrt-rtx comes without the lean runtime")
 
 
 def _device(backend: str, options: TensorRtOptions) -> Device | None:
@@ -103,7 +105,7 @@ def _device(backend: str, options: TensorRtOptions) -> Device | None:
         if backend == "tensorrt":
             raise
         if options.refit or options.strip_weights:
-            raise BackendError(f"{error}; --refit and --strip-weights need a GPU at the build") from None
+            raise BackendError("backend", error.reason, "refit and strip_weights need a GPU at the build") from None
         return None
 
 
@@ -166,7 +168,7 @@ class _Build:
         except BackendError as error:
             if self.library.backend == "tensorrt":
                 raise
-            return {"not looked into": str(error)}
+            return {"not looked into": error.reason}
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph that is parsed; returns its weights where they are to be refitted."""
@@ -215,7 +217,7 @@ class _Build:
                 raise self.library.failure(f"cannot parse {graph!r}")
             error = parser.get_error(0)
             reason = " ".join(f"{error.node_name()}: {error.desc()}".split())
-            raise BackendError(f"build: {self.library.backend} cannot parse {graph!r}: {reason}")
+            raise BackendError("build", f"{self.library.backend} cannot parse {graph!r}: {reason}")
         shapes = static_shapes(self.bundle.manifest, graph, self.size)
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
@@ -273,5 +275,5 @@ def _compute_capability(trt: Any, text: str) -> Any:
     known = {f"{name[2:-1]}.{name[-1]}": name for name in trt.ComputeCapability.__members__ if name[2:].isdigit()}
     if text not in known:
         allowed = ", ".join(sorted(known, key=float))
-        raise InvalidRequest(f"--compute-capability {text!r} is not supported; allowed are {allowed}")
+        raise InvalidRequest("compute_capabilities", f"{text!r} is not supported", f"allowed are {allowed}")
     return getattr(trt.ComputeCapability, known[text])

@@ -40,17 +40,20 @@ class TensorRtOptions:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise InvalidRequest(f"--precision {self.precision!r} is unknown; allowed are {', '.join(PRECISIONS)}")
+            raise InvalidRequest("precision", f"{self.precision!r} is unknown", f"allowed are {', '.join(PRECISIONS)}")
         if not 0 <= self.optimization_level <= 5:
-            raise InvalidRequest(f"--optimization-level {self.optimization_level} is out of range; allowed are 0 to 5")
+            raise InvalidRequest(
+                "optimization_level", f"{self.optimization_level} is out of range", "allowed are 0 to 5"
+            )
         if not 0 <= self.aux_streams <= 16:
-            raise InvalidRequest(f"--aux-streams {self.aux_streams} is out of range; allowed are 0 to 16")
+            raise InvalidRequest("aux_streams", f"{self.aux_streams} is out of range", "allowed are 0 to 16")
         if self.workspace is not None and not 0 < self.workspace <= 1024:
-            raise InvalidRequest(f"--workspace {self.workspace:g} is out of range; give GiB above 0")
+            raise InvalidRequest("workspace", f"{self.workspace:g} is out of range", "give GiB above 0")
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             raise InvalidRequest(
-                f"--hardware-compatibility {self.hardware_compatibility!r} is unknown; "
-                f"allowed are {', '.join(HARDWARE_COMPATIBILITY)}"
+                "hardware_compatibility",
+                f"{self.hardware_compatibility!r} is unknown",
+                f"allowed are {', '.join(HARDWARE_COMPATIBILITY)}",
             )
 
     @property
@@ -77,8 +80,9 @@ def check_size(manifest: Manifest, size: ClipSize) -> None:
     for side in (size.width, size.height):
         if side % sizes.multiple or not sizes.multiple <= side <= MAX_SIDE:
             raise InvalidRequest(
-                f"--size {size.width}x{size.height}: both sides have to be multiples of {sizes.multiple}, "
-                f"from {sizes.multiple} to {MAX_SIDE - MAX_SIDE % sizes.multiple}"
+                "size",
+                f"{size.width}x{size.height} is not allowed",
+                f"give multiples of {sizes.multiple} from {sizes.multiple} to {MAX_SIDE - MAX_SIDE % sizes.multiple}",
             )
     if not 1 <= size.frames <= sizes.max_frames:
-        raise InvalidRequest(f"--frames {size.frames} is out of range; allowed are 1 to {sizes.max_frames}")
+        raise InvalidRequest("frames", f"{size.frames} is out of range", f"allowed are 1 to {sizes.max_frames}")

@@ -55,7 +55,7 @@ class HostExecutor:
 
     def refit(self, weights: Bundle | None) -> None:
         """Raises BackendError: the graphs read their weights from the bundle."""
-        raise BackendError("refit: this backend reads its weights from the bundle; load the other bundle instead")
+        raise BackendError("refit", "this backend reads its weights from the bundle", "load the other bundle instead")
 
     def close(self) -> None:
         """Frees the graphs and all that is kept."""

@@ -123,7 +123,7 @@ class OpenVinoSession:
                 _part_heads(model)
                 self._request = _core().compile_model(_in_fp32(model), device, options).create_infer_request()
         except (RuntimeError, openvino.exceptions.UserInputError) as error:
-            raise BackendError(f"backend: OpenVINO cannot compile {path.name}: {_reason(error)}") from error
+            raise BackendError("backend", f"OpenVINO cannot compile {path.name}: {_reason(error)}") from error
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """The outputs of the graph, in its order; several prompts are run one by one."""
@@ -148,7 +148,7 @@ class OpenVinoSession:
             self._request.infer(arrays, share_inputs=True)
             return [np.array(self._request.get_tensor(name).data) for name in self._outputs]
         except RuntimeError as error:
-            raise BackendError(f"backend: OpenVINO failed: {_reason(error)}") from error
+            raise BackendError("backend", f"OpenVINO failed: {_reason(error)}") from error
 
 
 def version() -> str:
@@ -160,7 +160,7 @@ def version() -> str:
     try:
         import openvino
     except ImportError as error:
-        raise BackendError(f"backend: OpenVINO is not installed; run: {INSTALL}") from error
+        raise BackendError("backend", "OpenVINO is not installed", f"run: {INSTALL}") from error
     return str(openvino.__version__).split("-", maxsplit=1)[0]
 
 
@@ -169,7 +169,7 @@ def check_device(device: str) -> None:
     version()
     devices = _core().available_devices
     if device.partition(".")[0] not in {name.partition(".")[0] for name in devices}:
-        raise BackendError(f"device: OpenVINO finds no {device!r} here; there are {', '.join(devices)}")
+        raise BackendError("device", f"OpenVINO finds no {device!r} here", f"there are {', '.join(devices)}")
 
 
 def capabilities(device: str = "CPU") -> list[str]:
@@ -208,7 +208,7 @@ def _choose(bundle: Bundle, precision: str | None, device: str) -> EngineSet | N
     """The engines to run; None where the portable graphs are."""
     if device != "CPU":
         if precision not in (None, "fp32"):
-            raise BackendError(f"precision: {precision!r} is for OpenVINO's CPU; leave it to {device!r}")
+            raise BackendError("precision", f"{precision!r} is for OpenVINO's CPU", f"leave it to {device!r}")
         return None
     if precision == "fp32" and not find_set(bundle.folder, BACKEND, set_name("fp32")):
         return None

@@ -88,14 +88,14 @@ class OnnxRuntimeSession:
         try:
             self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own that share no public base
-            raise BackendError(f"backend: ONNX Runtime cannot open {path.name}: {first_line(error)}") from error
+            raise BackendError("backend", f"ONNX Runtime cannot open {path.name}: {first_line(error)}") from error
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """The outputs of the graph, in its order."""
         try:
             return [np.asarray(output) for output in self._session.run(None, dict(feeds))]
         except Exception as error:
-            raise BackendError(f"backend: ONNX Runtime failed: {first_line(error)}") from error
+            raise BackendError("backend", f"ONNX Runtime failed: {first_line(error)}") from error
 
 
 @cache

@@ -43,7 +43,9 @@ class Bundle:
         try:
             return self.manifest.graphs[name]
         except KeyError:
-            raise BundleError(f"bundle: {str(self.folder)!r} has no graph {name!r}; export the bundle again") from None
+            raise BundleError(
+                "bundle", f"{str(self.folder)!r} has no graph {name!r}", "export the bundle again"
+            ) from None
 
 
 def bundle_folder(path: str | os.PathLike[str] | None) -> Path:
@@ -55,7 +57,7 @@ def bundle_folder(path: str | os.PathLike[str] | None) -> Path:
     try:
         return demo_bundle() if path is None else Path(path)
     except TypeError:
-        raise BundleError(f"bundle: {path!r} is not a path") from None
+        raise BundleError("bundle", f"{path!r} is not a path") from None
 
 
 def demo_bundle() -> Path:
@@ -71,4 +73,4 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """
     if difference := first_difference(folder, manifest.files):
         name, what = difference
-        raise BundleError(f"bundle: {name!r} in {str(folder)!r} {what}; export the bundle again")
+        raise BundleError("bundle", f"{name!r} in {str(folder)!r} {what}", "export the bundle again")

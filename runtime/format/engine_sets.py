@@ -267,7 +267,7 @@ def refusal(
         command += f" --precision {precision}"
     for option, value in (flags or {}).items():
         command += _option(option, value)
-    return BackendError(f"backend: the {backend} {reason}; run: {command}")
+    return BackendError("backend", f"the {backend} {reason}", f"run: {command}")
 
 
 _DEFAULTS: Mapping[str, bool | int | str] = {
@@ -356,7 +356,9 @@ def choose_set(
         BackendError: the backend has no such precision, or it was not built; names the command that builds it.
     """
     if precision not in (None, *order):
-        raise BackendError(f"precision: {precision!r} is unknown to {backend}; allowed are {', '.join(sorted(order))}")
+        raise BackendError(
+            "precision", f"{precision!r} is unknown to {backend}", f"allowed are {', '.join(sorted(order))}"
+        )
     for name in order if precision is None else (precision,):
         if (found := find_set(bundle, backend, set_name(name, size))) is not None:
             return found

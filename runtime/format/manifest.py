@@ -146,36 +146,37 @@ def read_manifest(folder: Path) -> Manifest:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir():
-            what = "has no manifest.json; name a folder that `sparsectrl-lcm export` wrote"
+            what, remedy = "has no manifest.json", "name a folder that `sparsectrl-lcm export` wrote"
         else:
-            what = "is not a folder; name one that `sparsectrl-lcm export` wrote"
-        raise BundleError(f"bundle: {str(folder)!r} {what}") from None
+            what, remedy = "is not a folder", "name one that `sparsectrl-lcm export` wrote"
+        raise BundleError("bundle", f"{str(folder)!r} {what}", remedy) from None
     except UnicodeDecodeError as error:
-        raise BundleError(f"bundle: cannot read {str(path)!r} ({error}); export the bundle again") from None
+        raise BundleError("bundle", f"cannot read {str(path)!r} ({error})", "export the bundle again") from None
     except (OSError, ValueError) as error:  # ValueError: no name of a file
-        raise BundleError(f"bundle: cannot read {str(path)!r}: {reason_of(error)}") from None
+        raise BundleError("bundle", f"cannot read {str(path)!r}: {reason_of(error)}") from None
     try:
         header = _Header.model_validate_json(text)
         if header.version != VERSION:
             raise BundleError(
-                f"bundle: {str(folder)!r} has manifest version {header.version}, this release reads {VERSION}; "
-                + ("upgrade sparsectrl-lcm" if header.version > VERSION else "export the bundle again")
+                "bundle",
+                f"{str(folder)!r} has manifest version {header.version}, this release reads {VERSION}",
+                "upgrade sparsectrl-lcm" if header.version > VERSION else "export the bundle again",
             )
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "content"
         raise BundleError(
-            f"bundle: {str(path)!r} is not a valid manifest ({field}: {first['msg']}); export the bundle again"
+            "bundle", f"{str(path)!r} is not a valid manifest ({field}: {first['msg']})", "export the bundle again"
         ) from None
     needed = {"text_encoder", "unet", "lcm_update", "vae_decoder"} | (
         {"vae_encoder"} if "rgb" in manifest.controlnets else set()
     )
     if missing := sorted(needed - manifest.graphs.keys()):
-        raise BundleError(f"bundle: {str(path)!r} has no graph {missing[0]!r}; export the bundle again")
+        raise BundleError("bundle", f"{str(path)!r} has no graph {missing[0]!r}", "export the bundle again")
     listed = {manifest.tokenizer}.union(*({graph.path, *graph.weights} for graph in manifest.graphs.values()))
     if missing := sorted(listed - manifest.files.keys()):
-        raise BundleError(f"bundle: {str(path)!r} has no checksum for {missing[0]!r}; export the bundle again")
+        raise BundleError("bundle", f"{str(path)!r} has no checksum for {missing[0]!r}", "export the bundle again")
     return manifest
 
 

@@ -36,7 +36,7 @@ class WeightTable(RootModel[dict[str, WeightRecord]]):
             BackendError: there is no such weight.
         """
         if name not in self.root:
-            raise BackendError(f"refit: the engine wants the weight {name!r}, which is not among those of the bundle")
+            raise BackendError("refit", f"the engine wants the weight {name!r}, which is not among those of the bundle")
         record = self.root[name]
         count = int(np.prod(record.shape, dtype=np.int64))
         values = np.memmap(bundle.folder / record.path, np.float32, "r", record.offset, (count,))
@@ -74,8 +74,9 @@ def check_same_graphs(base: Bundle, wanted: Bundle) -> None:
         ours = base.manifest.files[record.path].sha256
         if theirs is None or wanted.manifest.files[theirs.path].sha256 != ours:
             raise BackendError(
-                f"refit: {graph!r} of {str(wanted.folder)!r} is another graph than that of {str(base.folder)!r}; "
-                "a bundle of the same architecture and release is needed"
+                "refit",
+                f"{graph!r} of {str(wanted.folder)!r} is another graph than that of {str(base.folder)!r}",
+                "a bundle of the same architecture and release is needed",
             )
 
 
@@ -94,7 +95,7 @@ def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bun
     files, others = current.manifest.files, wanted.manifest.files
     changed = {path for path in current.graph(graph).weights if files[path].sha256 != others[path].sha256}
     if changed and not table.root:
-        raise BackendError(f"refit: the engine of {graph!r} was built without it; build it again with --refit")
+        raise BackendError("refit", f"the engine of {graph!r} was built without it", "build it again with --refit")
     return [name for name, record in table.root.items() if record.path in changed]
 
 
@@ -107,5 +108,5 @@ def check_files(bundle: Bundle, paths: Iterable[str]) -> None:
     if difference := first_difference(bundle.folder, {path: bundle.manifest.files[path] for path in paths}):
         name, what = difference
         raise BackendError(
-            f"refit: {name!r} in {str(bundle.folder)!r} {what} since the bundle was loaded; load it again"
+            "refit", f"{name!r} in {str(bundle.folder)!r} {what} since the bundle was loaded", "load it again"
         )

@@ -151,10 +151,10 @@ class Cuda:
             return tuple(results)
         text = f"{name} failed with {getattr(status, 'name', status)} ({int(status)})"
         if int(status) == _OUT_OF_MEMORY:
-            raise DeviceOutOfMemory(f"backend: the device is out of memory: {text}")
+            raise DeviceOutOfMemory("backend", f"the device is out of memory: {text}")
         if int(status) in _LOST:
-            raise DeviceLost(f"backend: the device was lost: {text}; load the pipeline again")
-        raise BackendError(f"backend: {text}")
+            raise DeviceLost("backend", f"the device was lost: {text}", "load the pipeline again")
+        raise BackendError("backend", text)
 
 
 def runtime_api() -> Any:
@@ -167,7 +167,7 @@ def runtime_api() -> Any:
         return import_module("cuda.bindings.runtime")
     except ImportError:
         missing = "cuda-bindings is missing; run: pip install cuda-bindings"
-        raise BackendError(f"backend: {missing if has_driver() else NO_DRIVER}") from None
+        raise BackendError("backend", missing if has_driver() else NO_DRIVER) from None
 
 
 def has_driver() -> bool:

@@ -35,14 +35,14 @@ def probe(api: Any = None) -> Device:
         version = _result(api.cudaDriverGetVersion())
         count = _result(api.cudaGetDeviceCount()) if version else 0
         if not version:
-            raise BackendError(f"backend: {NO_DRIVER}")
+            raise BackendError("backend", NO_DRIVER)
         if not count:
-            raise BackendError("backend: no NVIDIA GPU was found")
+            raise BackendError("backend", "no NVIDIA GPU was found")
         properties = _result(api.cudaGetDeviceProperties(0))
     except BackendError:
         raise
     except RuntimeError as error:  # cuda-bindings' own, where it cannot load a library
-        raise BackendError(f"backend: no NVIDIA driver was found ({error}); install one") from None
+        raise BackendError("backend", f"no NVIDIA driver was found ({error})", "install one") from None
     name = properties.name
     return Device(
         name=name.decode().rstrip("\0") if isinstance(name, bytes) else str(name),
@@ -55,7 +55,7 @@ def probe(api: Any = None) -> Device:
 def _result(answer: tuple[Any, Any]) -> Any:
     status, value = answer
     if int(status):
-        raise BackendError(f"backend: the NVIDIA driver does not work here: {status.name} ({int(status)})")
+        raise BackendError("backend", f"the NVIDIA driver does not work here: {status.name} ({int(status)})")
     return value
 
 

@@ -49,7 +49,7 @@ class GpuExecutor:
         self._cuda = cuda or Cuda()
         self._tokenizer = ClipTokenizer(bundle.tokenizer)
         self._workspaces: OrderedDict[ClipSize, Workspace] = OrderedDict()
-        self._lost: str | None = None
+        self._lost: tuple[str, str, str] | None = None
         weakref.finalize(self, _release, self._workspaces, self._cuda)
 
     def run(
@@ -64,11 +64,11 @@ class GpuExecutor:
             Cancelled: the callback returned False; what was on the device has ended first.
         """
         if self._lost is not None:
-            raise DeviceLost(self._lost)  # anew: an error keeps the frames that it passes
+            raise DeviceLost(*self._lost)  # anew: an error keeps the frames that it passes
         try:
             frames, timings = self._run(request, on_progress)
         except DeviceLost as error:
-            self._lost = str(error)
+            self._lost = (error.field, error.reason, error.remedy)
             raise
         if on_frames is not None:
             on_frames(0, frames)
@@ -114,8 +114,10 @@ class GpuExecutor:
             self.close()
             free, total = self._cuda.memory()
             raise DeviceOutOfMemory(
-                f"backend: {request.width}x{request.height}x{request.frames} does not fit into the device's memory "
-                f"({free / 1e9:.1f} of {total / 1e9:.1f} GB are free); take a smaller size or fewer frames"
+                "backend",
+                f"{request.width}x{request.height}x{request.frames} does not fit into the device's memory "
+                f"({free / 1e9:.1f} of {total / 1e9:.1f} GB are free)",
+                "take a smaller size or fewer frames",
             ) from error
 
     def _attempt(

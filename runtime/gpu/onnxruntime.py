@@ -25,7 +25,7 @@ PRECISIONS = ("fp16", "fp32")
 """In the order in which a set of engines is chosen."""
 _NO_GRAPH = -1
 _FATAL = 4
-_CANNOT_REFIT = "refit: ONNX Runtime cannot refit; load the other bundle instead"
+_CANNOT_REFIT = ("refit", "ONNX Runtime cannot refit", "load the other bundle instead")
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 
 
@@ -62,11 +62,11 @@ class OnnxRuntimeCudaLoader:
 
     def check_refit(self, bundle: Bundle) -> None:
         """Raises BackendError: ONNX Runtime cannot refit."""
-        raise BackendError(_CANNOT_REFIT)
+        raise BackendError(*_CANNOT_REFIT)
 
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
         """Raises BackendError: ONNX Runtime cannot refit."""
-        raise BackendError(_CANNOT_REFIT)
+        raise BackendError(*_CANNOT_REFIT)
 
     def _set(self, bundle: Bundle) -> EngineSet:
         if found := choose_set(bundle.folder, self.backend, PRECISIONS, self.precision):
@@ -98,7 +98,9 @@ class OnnxRuntimeCudaEngine:
             self._graphs = False
             self._session = _open_session(path, dimensions, provider_options(cuda, graphs=False))
         if PROVIDER not in self._session.get_providers():
-            raise BackendError("backend: ONNX Runtime has no working CUDA provider here; see: sparsectrl-lcm doctor")
+            raise BackendError(
+                "backend", "ONNX Runtime has no working CUDA provider here", "see: sparsectrl-lcm doctor"
+            )
         self._inputs = [item.name for item in self._session.get_inputs()]
         self._outputs = [item.name for item in self._session.get_outputs()]
         tensors = (*self._session.get_inputs(), *self._session.get_outputs())
@@ -124,7 +126,7 @@ class OnnxRuntimeCudaEngine:
 
     def refit(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
         """Raises BackendError: ONNX Runtime cannot."""
-        raise BackendError(_CANNOT_REFIT)
+        raise BackendError(*_CANNOT_REFIT)
 
     def close(self) -> None:
         """Frees the session."""
@@ -175,4 +177,4 @@ def provider_options(cuda: Cuda, graphs: bool) -> dict[str, str]:
 
 def _failure(what: str, error: Exception) -> BackendError:
     text = first_line(error)
-    return (DeviceOutOfMemory if is_out_of_memory(text) else BackendError)(f"backend: ONNX Runtime {what}: {text}")
+    return (DeviceOutOfMemory if is_out_of_memory(text) else BackendError)("backend", f"ONNX Runtime {what}: {text}")

@@ -27,7 +27,7 @@ from .tensorrt_library import Library
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 """In the order in which a set of engines is chosen."""
-_NOT_REFITTABLE = "refit: the engines were built without it; build them again with --refit"
+_NOT_REFITTABLE = ("refit", "the engines were built without it", "build them again with --refit")
 
 
 class TensorRtLoader:
@@ -82,7 +82,7 @@ class TensorRtLoader:
         if records and not any(
             record.spec.flags.get("refit") or record.spec.flags.get("strip_weights") for record in records
         ):
-            raise BackendError(_NOT_REFITTABLE)
+            raise BackendError(*_NOT_REFITTABLE)
 
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
         """Where the weights of an engine lie; empty where it was built without refit."""
@@ -152,7 +152,7 @@ class TensorRtEngine:
         """Puts other weights in the place of the named ones, and of those that the builder merged with them."""
         trt = self._library.module
         if not self._engine.refittable:
-            raise BackendError(_NOT_REFITTABLE)
+            raise BackendError(*_NOT_REFITTABLE)
         self._cuda.synchronize()
         refitter = trt.Refitter(self._engine, self._library.logger)
         known = set(refitter.get_all_weights())
@@ -164,7 +164,7 @@ class TensorRtEngine:
             for name in pending:
                 if name not in known:
                     raise BackendError(
-                        f"refit: the engine has no weight {name!r}; build it again from the other bundle"
+                        "refit", f"the engine has no weight {name!r}", "build it again from the other bundle"
                     )
                 held.append(read(name))
                 if not refitter.set_named_weights(name, _weights(trt, held[-1])):
@@ -214,7 +214,7 @@ def _weight_table(engine: Path) -> WeightTable:
     except FileNotFoundError:
         return WeightTable({})
     except (OSError, UnicodeDecodeError, ValidationError):
-        raise BackendError(f"backend: {str(path)!r} cannot be read; build the engines again") from None
+        raise BackendError("backend", f"{str(path)!r} cannot be read", "build the engines again") from None
 
 
 def _weights(trt: Any, values: Any) -> Any:

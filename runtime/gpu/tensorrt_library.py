@@ -47,7 +47,7 @@ class Library:
         self.logger.errors.clear()
         kind = DeviceOutOfMemory if any(map(is_out_of_memory, lines)) else BackendError
         reason = lines[-1] if lines else "it gave no reason"
-        return kind(f"backend: {self.backend} {self.version} {what}: {reason}")
+        return kind("backend", f"{self.backend} {self.version} {what}: {reason}")
 
 
 def is_out_of_memory(text: str) -> bool:
@@ -73,13 +73,13 @@ def load_library(backend: str) -> Library:
     names = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}[backend]
     name = next((name for name in names if find_spec(name)), None)
     if name is None:
-        raise BackendError(f"backend: {backend} is not installed; run: {INSTALL[backend]}")
+        raise BackendError("backend", f"{backend} is not installed", f"run: {INSTALL[backend]}")
     try:
         if name == "tensorrt_rtx_bindings":
             _load_rtx_libraries()
         module = importlib.import_module(name)
     except (ImportError, OSError) as error:
-        raise BackendError(f"backend: {backend} cannot be loaded: {error}") from error
+        raise BackendError("backend", f"{backend} cannot be loaded: {error}") from error
     return open_library(backend, module)
 
 

@@ -75,8 +75,9 @@ class Workspace:
             allowed = ("float32", "float16", "bfloat16") if free else (item.dtype,)
             if engine.dtypes.get(item.name) not in allowed:
                 raise BackendError(
-                    f"backend: {item.name!r} of the engine of {graph!r} is {engine.dtypes.get(item.name)}, "
-                    f"not {allowed[0]}; build the engines again"
+                    "backend",
+                    f"{item.name!r} of the engine of {graph!r} is {engine.dtypes.get(item.name)}, not {allowed[0]}",
+                    "build the engines again",
                 )
 
     def _share_activation(self, engine: Engine) -> None:

@@ -90,7 +90,7 @@ class Recording:
             InvalidRequest: `first` is not the index of the next frame.
         """
         if first != self._arrived:
-            raise InvalidRequest(f"frames: {first} is not the next frame; a recording takes one clip, in order")
+            raise InvalidRequest("frames", f"{first} is not the next frame", "a recording takes one clip, in order")
         self._arrived += len(frames)
         if self.path.suffix.lower() not in _CODECS:
             return
@@ -154,10 +154,10 @@ def check_output(path: Path, fps: float) -> None:
     """
     suffix = path.suffix.lower()
     if path.name.lower() in _WRITERS:
-        raise InvalidRequest(f"output: {path.name!r} is an ending alone; put a name before it")
+        raise InvalidRequest("output", f"{path.name!r} is an ending alone", "put a name before it")
     most, where = (MAX_GIF_FPS, " for .gif") if suffix == ".gif" else (MAX_FPS, "")
     if isinstance(fps, bool) or not isinstance(fps, Real) or not 1 <= fps <= most:
-        raise InvalidRequest(f"fps: {shown(fps)} is not allowed{where}; give a number from 1 to {most}")
+        raise InvalidRequest("fps", f"{shown(fps)} is not allowed{where}", f"give a number from 1 to {most}")
     try:
         with suppress(FileNotFoundError):
             path.stat()  # raises what the questions below would hide or let through
@@ -169,19 +169,19 @@ def check_output(path: Path, fps: float) -> None:
     except (OSError, ValueError) as error:  # ValueError: no name of a file
         raise _unwritable(path, error) from None
     if suffix in _WRITERS and is_folder:
-        raise OutputError(f"output: {str(path)!r} is a folder; name a file in it")
+        raise OutputError("output", f"{str(path)!r} is a folder", "name a file in it")
     if suffix and suffix not in _WRITERS and not is_folder:
         allowed = ", ".join(_WRITERS)
         allowed += " or a folder (where its name has a dot, make it first)"
-        raise InvalidRequest(f"output: {path.suffix!r} is not a known format; allowed are {allowed}")
+        raise InvalidRequest("output", f"{path.suffix!r} is not a known format", f"allowed are {allowed}")
     if not suffix and exists and not is_folder:
-        raise OutputError(f"output: {str(path)!r} is a file; name a folder, or a file that ends in .mp4")
+        raise OutputError("output", f"{str(path)!r} is a file", "name a folder, or a file that ends in .mp4")
     if suffix not in _WRITERS and not_empty:
-        raise OutputError(f"output: the folder {str(path)!r} is not empty; name a new one")
+        raise OutputError("output", f"the folder {str(path)!r} is not empty", "name a new one")
 
 
 def _unwritable(path: Path, error: Exception) -> OutputError:
-    return OutputError(f"output: {str(path)!r} cannot be written: {reason_of(error)}")
+    return OutputError("output", f"{str(path)!r} cannot be written: {reason_of(error)}")
 
 
 @contextmanager
