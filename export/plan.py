@@ -289,6 +289,6 @@ def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:
     except ValidationError as error:
         first = error.errors()[0]
         names = [str(name) for name in first["loc"]] or list(fields)
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
         values = ", ".join(f"{name}={fields.get(name)!r}" for name in names)
         raise ExportError("scheduler", f"{values} is not supported: {reason}") from None

@@ -112,8 +112,8 @@ class Rounds:
                 try:
                     self._turn(contender, result, number)
                 except WorkerFailed as error:
-                    field = "" if error.field == "backend" else error.field
-                    result.failed = message(field, error.reason, error.remedy)
+                    at_fault = "" if error.field == "backend" else error.field
+                    result.failed = message(at_fault, error.reason, error.remedy)
                     self._on_event(contender.name, f"failed: {result.failed}")
                     self._end(contender.process_name)
 
