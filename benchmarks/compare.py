@@ -35,7 +35,7 @@ from sparsectrl_lcm.benchmarks.harness.processes import Worker, WorkerFailed
 from sparsectrl_lcm.benchmarks.harness.requests import RequestSize
 from sparsectrl_lcm.benchmarks.harness.rounds import Contender, Result, Rounds
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
-from sparsectrl_lcm.runtime.format.engine_sets import ClipSize
+from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
 from sparsectrl_lcm.runtime.format.manifest import read_manifest
 from sparsectrl_lcm.runtime.machine import memory_bytes, physical_cores, report_head
 

@@ -12,7 +12,8 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import infer_node_outputs
-from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, decode_frames, static_shapes
+from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.engine_sets import decode_frames, static_shapes
 from sparsectrl_lcm.runtime.format.manifest import Manifest
 
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}

@@ -14,17 +14,11 @@ from flops import matmul_peak
 from models import diffusers_pipeline, watch_stages
 from sparsectrl_lcm.benchmarks.harness.requests import PROMPT, scribble
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
-from sparsectrl_lcm.runtime.format.engine_sets import (
-    ANY_DEVICE,
-    ClipSize,
-    device_scope,
-    find_set,
-    graph_checksums,
-    set_name,
-    version_scope,
-)
+from sparsectrl_lcm.runtime.format.engine_keys import ANY_DEVICE, ClipSize, graph_checksums
+from sparsectrl_lcm.runtime.format.engine_sets import find_set, set_name
 from sparsectrl_lcm.runtime.format.manifest import read_manifest
 from sparsectrl_lcm.runtime.gpu.device import probe
+from sparsectrl_lcm.runtime.gpu.engine_scope import device_scope, version_scope
 
 CONTENDERS = {"diffusers-eager": 2, "tensorrt": 6, "diffusers-compile": 3, "tensorrt-rtx": 2, "onnxruntime-cuda": 2}
 """In the order in which they run, with their shares of the time."""
@@ -109,12 +103,12 @@ def measure_pipeline(job: Job) -> Iterator[Row]:
 def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") -> Iterator[Row]:
     """diffusers on the same checkpoints, as documented for AnimateDiff with SparseCtrl and LCM."""
     if job.checkpoints is None:
-        raise SparseCtrlLcmError("--checkpoints is missing: diffusers cannot read a bundle")
+        raise SparseCtrlLcmError("checkpoints", "is missing: diffusers cannot read a bundle")
     import torch
     from PIL import Image
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise SparseCtrlLcmError("torch has no CUDA here; install a build of torch for CUDA")
+        raise SparseCtrlLcmError("", "torch has no CUDA here", "install a build of torch for CUDA")
     start = time.perf_counter()
     pipe = diffusers_pipeline(Path(job.checkpoints)).to(device, getattr(torch, dtype))
     if job.contender == "diffusers-compile":

@@ -64,7 +64,7 @@ def build_all(bundle: Path, precision: str, size: str, check: bool) -> dict[str,
     """Builds the engines of a bundle; a row per graph."""
     from sparsectrl_lcm.engine.tensorrt.builder import build
     from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
-    from sparsectrl_lcm.runtime.format.engine_sets import ClipSize
+    from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
 
     width, height = map(int, size.split("x"))
     memory = MemoryByGraph()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runtime.errors import BackendError, InvalidRequest, OutputError, reason_of
+from ..runtime.errors import BackendError, OutputError, reason_of
 from .options import parse_size
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..benchmarks.harness.rounds import Contender, Result
     from ..runtime.format.bundle import Bundle
 
-PACKAGES = ("sparsectrl-lcm", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 ROWS = (
     ("first request", "first", "total"),
     ("- text", "first", "text"),
@@ -127,51 +126,32 @@ def _contenders(
     threads: int | None,
 ) -> "list[Contender]":
     from ..benchmarks.harness.rounds import Contender
-    from ..runtime.backends import BACKENDS, ON_CPU, LoadOptions
+    from ..runtime.backends import BACKENDS, LoadOptions, can_run, find_backend
+    from ..runtime.format.engine_keys import ClipSize
 
     for name in backends or ():
-        if name not in BACKENDS:
-            raise InvalidRequest("backend", f"{name!r} is unknown", f"allowed are {', '.join(BACKENDS)}")
-    names = list(dict.fromkeys(backends)) if backends else _ready(bundle, request, precision)
+        find_backend(name)
+    clip = ClipSize(width=request.width, height=request.height, frames=request.frames)
+    names = list(dict.fromkeys(backends or [name for name in BACKENDS if can_run(bundle, name, precision, clip)]))
     if not names:
         raise BackendError(
             "backend", "none can run here with what the bundle has", "see `sparsectrl-lcm doctor` and `inspect`"
         )
-    LoadOptions(precision=precision, threads=threads)  # raises where a value is not allowed
+    LoadOptions(precision=precision, threads=threads)  # raises if a value is not allowed
     weights = sum(record.bytes for record in bundle.manifest.files.values()) / 1e9
     return [
         Contender(
             name=name,
-            load={"bundle": str(bundle.folder), "backend": name, **_load(precision, threads, name in ON_CPU)},
+            load={
+                "bundle": str(bundle.folder),
+                "backend": name,
+                **({} if precision is None else {"precision": precision}),
+                **({} if threads is None or "threads" not in BACKENDS[name].load_options else {"threads": threads}),
+            },
             memory_gb=1.2 * weights + 0.5,
             request={"decoder": decoder},
         )
         for name in names
-    ]
-
-
-def _load(precision: str | None, threads: int | None, on_cpu: bool) -> dict[str, Any]:
-    """What was asked for, as far as it is for a backend."""
-    options = {"precision": precision, "threads": threads if on_cpu else None}
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _ready(bundle: "Bundle", request: "RequestSize", precision: str | None) -> list[str]:
-    """The backends that can run here and have engines for the request, or need none."""
-    from ..runtime.backends import BACKENDS, ON_CPU, availability
-    from ..runtime.format.engine_sets import ClipSize, parse_set_name, set_names
-
-    clip = ClipSize(width=request.width, height=request.height, frames=request.frames)
-
-    def fits(name: str) -> bool:
-        size, built = parse_set_name(name)
-        return size in (None, clip) and precision in (None, built)
-
-    return [
-        backend
-        for backend in BACKENDS
-        if (any(map(fits, set_names(bundle.folder, backend))) or (backend in ON_CPU and precision in (None, "fp32")))
-        and availability(backend).reason is None
     ]
 
 
@@ -207,11 +187,13 @@ def _write(path: Path, bundle: "Bundle", request: "RequestSize", results: "dict[
     from dataclasses import asdict
 
     from ..benchmarks.harness.rounds import summarize
+    from ..runtime.backends import BACKENDS
     from ..runtime.machine import report_head
 
     manifest = bundle.manifest
+    packages = ["sparsectrl-lcm", "numpy", *(name for record in BACKENDS.values() for name in record.packages)]
     report: dict[str, Any] = {
-        **report_head(shlex.join(["sparsectrl-lcm", *sys.argv[1:]]), PACKAGES),
+        **report_head(shlex.join(["sparsectrl-lcm", *sys.argv[1:]]), packages),
         "bundle": {"created_by": manifest.created_by, "sources": manifest.sources},
         "request": request.as_dict(),
         "backends": {

@@ -63,7 +63,7 @@ def export(
     from ..export.exporter import export_bundle
     from ..export.lora import Lora
     from ..export.plan import ExportOptions
-    from .build import build_onnxruntime
+    from .build import build_export_engines
     from .options import parse_size
     from .progress_bar import Bar
 
@@ -89,7 +89,7 @@ def export(
     for name, record in manifest.graphs.items():
         unit = "levels" if record.outputs[0].dtype == "uint8" else "relative"
         typer.echo(f"{name}: largest error {record.max_error:.1e} ({unit})")
-    build_onnxruntime(output)
+    build_export_engines(output)
     total = sum(record.bytes for record in manifest.files.values())
     typer.echo(
         f"{output}: {total / 1e6:.1f} MB; try `sparsectrl-lcm generate --bundle {output} --prompt ... -o clip.mp4`"
@@ -113,13 +113,11 @@ def motion_module(
         raise InvalidRequest("export motion-module", "nothing to write", "give --bundle, --standalone or both")
     _need_export_extra()
     from ..export.motion_module import export_standalone, replace_motion_module
-    from ..runtime.format.engine_sets import set_names
-    from .build import build_onnxruntime
+    from .build import build_export_engines
 
     if bundle is not None:
         replace_motion_module(motion_adapter, bundle)
-        if set_names(bundle, "onnxruntime"):
-            build_onnxruntime(bundle)
+        build_export_engines(bundle, again=True)
         typer.echo(f"{bundle}: motion module is now {motion_adapter}")
     if standalone is not None:
         error = export_standalone(motion_adapter, temporal_norm.value, standalone)

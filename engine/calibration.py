@@ -1,6 +1,6 @@
 """The ranges of activations for int8, read off real requests: the largest that each matrix layer takes in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,6 @@ from ..runtime.format.bundle import Bundle
 from ..runtime.format.manifest import TensorRecord, resolve_shape
 from .check import LARGEST, observe_largest
 from .rewrites.quantization import quantizable
-
-RunRequests = Callable[[Sessions], None]
-"""Runs requests through sessions that look on."""
 
 
 class ObservedGraph:
@@ -52,11 +49,10 @@ class ObservingSessions:
         precision: of the observed graphs.
     """
 
-    backend = "openvino"
-
     def __init__(
         self, bundle: Bundle, observed: Mapping[str, tuple[Path, ObservedGraph]], others: Sessions, precision: str
     ) -> None:
+        self.backend = others.backend
         self.precision = precision
         self._bundle = bundle
         self._observed = observed

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import BackendError, first_line
 from ..runtime.format.bundle import Bundle
-from ..runtime.format.engine_sets import ClipSize, static_shapes
+from ..runtime.format.engine_keys import ClipSize
+from ..runtime.format.engine_sets import static_shapes
 from .rewrites.attention import DECOMPOSABLE
 from .rewrites.types import MOVES
 
@@ -29,6 +30,19 @@ _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOAT = ir.DataType.FLOAT
 
 Feeds = dict[str, NDArray[Any]]
+
+
+ERROR_BOUNDS = {
+    ("fp32", False): 1e-3,
+    ("fp32", True): 0.1,
+    ("fp16", False): 1e-2,
+    ("fp16", True): 3.0,
+    ("bf16", False): 5e-2,
+    ("bf16", True): 3.0,
+}
+"""What an output may differ from the portable graph's, by precision and whether it is frames.
+
+Relative to the largest value; for frames the mean in levels."""
 
 
 def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> dict[str, float]:

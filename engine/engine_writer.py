@@ -9,16 +9,8 @@ from typing import Any
 from ..runtime.errors import BackendError, reason_of
 from ..runtime.format.bundle import Bundle
 from ..runtime.format.checksums import sha256
-from ..runtime.format.engine_sets import (
-    ANY_DEVICE,
-    EngineIndex,
-    EngineRecord,
-    EngineSpec,
-    graph_checksums,
-    set_name,
-    writable_engine_folder,
-    write_index,
-)
+from ..runtime.format.engine_keys import ANY_DEVICE, EngineIndex, EngineRecord, EngineSpec, graph_checksums
+from ..runtime.format.engine_sets import set_name, writable_engine_folder, write_index
 from ..runtime.format.manifest import FileRecord
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 

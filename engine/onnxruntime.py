@@ -5,44 +5,41 @@ MultiHeadAttention computes them block by block (Dao et al. 2022, arXiv:2205.141
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common
 
+from ..runtime.format.build_options import BuildOptions, OnBuildProgress
 from ..runtime.format.bundle import Bundle
-from ..runtime.format.engine_sets import EngineIndex
+from ..runtime.format.engine_keys import EngineIndex
 from .engine_writer import any_size_spec, engine_record, staged
 from .rewrites.attention import attention_scale, is_spatial_self_attention, only_user, producer, softmaxes
 
-BACKEND = "onnxruntime"
+OPTIONS: frozenset[str] = frozenset()
+"""Options of a build besides those that every backend takes."""
 _DOMAIN = "com.microsoft"
 
 
-def build(bundle: Path) -> dict[str, int]:
-    """Writes an engine for each graph with spatial attention; returns how many attentions were fused in each.
+def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:
+    """Writes an engine for each graph with spatial attention; its report says how many attentions were fused.
 
     The engines hold no weights: they share the bundle's.
 
     Raises:
-        BundleError: `bundle` is not a bundle.
         BackendError: the engines cannot be written.
     """
-    opened = Bundle.load(bundle)
-    index = EngineIndex(backend=BACKEND, precision="fp32", engines={})
-    fused = {}
-    with staged(opened.folder, index) as folder:
-        for name, record in opened.manifest.graphs.items():
-            model = ir.load(opened.folder / record.path)
+    index = EngineIndex(backend=backend, precision="fp32", engines={})
+    with staged(bundle.folder, index) as folder:
+        for name, record in bundle.manifest.graphs.items():
+            model = ir.load(bundle.folder / record.path)
             count = fuse_spatial_attention(model)
             if not count:
                 continue
             ir.save(model, folder / f"{name}.onnx")
-            fused[name] = count
-            spec = any_size_spec(opened, name, BACKEND, "fp32", onnxruntime.__version__)
+            spec = any_size_spec(bundle, name, backend, "fp32", onnxruntime.__version__)
             index.engines[name] = engine_record(folder / f"{name}.onnx", spec, {"attention fused": count})
-    return fused
+    return index
 
 
 def fuse_spatial_attention(model: ir.Model) -> int:

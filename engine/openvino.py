@@ -5,25 +5,25 @@ of bf16 would round what carries the error (the sums that run through the networ
 """
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from ..runtime.cpu.openvino import (
-    BACKEND,
-    PRECISIONS,
     OpenVinoSession,
     OpenVinoSessions,
     best_precision,
     compile_options,
     version,
 )
-from ..runtime.errors import BackendError, InvalidRequest
+from ..runtime.errors import BackendError
+from ..runtime.example_requests import run_samples
+from ..runtime.format.build_options import BuildOptions, OnBuildProgress
 from ..runtime.format.bundle import Bundle
-from ..runtime.format.engine_sets import EngineIndex
-from .calibration import ObservedGraph, ObservingSessions, RunRequests
+from ..runtime.format.engine_keys import EngineIndex
+from .calibration import ObservedGraph, ObservingSessions
 from .check import output_error, random_inputs, run_portable
 from .engine_writer import any_size_spec, engine_record, staged
 from .rewrites.attention import fuse_attention, is_transformer_attention
@@ -43,72 +43,51 @@ IN_INT8 = ("unet", "controlnet_")
 FILTERED = ("unet", "vae_")
 """What the graphs' names begin with whose fp32 convolutions are rewritten; SparseCtrl runs once, and would grow."""
 
-OnProgress = Callable[[str, float], None]
+OPTIONS: frozenset[str] = frozenset()
+"""Options of a build besides those that every backend takes."""
 
 
-def build(
-    bundle: Path,
-    precision: str | None = None,
-    on_progress: OnProgress = lambda text, fraction: None,
-    check: bool = True,
-    run_requests: RunRequests | None = None,
-) -> EngineIndex:
+def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:
     """Writes an engine for each graph that is worth one.
 
-    Args:
-        bundle: the bundle's folder.
-        precision: bf16, fp32 or int8; None takes bf16 where the processor computes in it, else fp32. So does what
-            int8 leaves.
-        on_progress: told what is done, and which part of the whole.
-        check: whether each engine is compared with fp32 by OpenVINO itself.
-        run_requests: for int8: runs the requests that the ranges of the activations are read off.
+    Without a precision it is bf16 if the processor computes in it, else fp32. So is what int8 leaves.
 
     Raises:
-        BundleError: `bundle` is not a bundle.
-        InvalidRequest: the precision is unknown.
         BackendError: OpenVINO is missing, cannot compile a graph or gets no finite result of it, or the engines cannot
             be written.
     """
     built_by = version()
-    precision = precision or best_precision()
-    if precision not in PRECISIONS:
-        raise InvalidRequest(
-            "precision", f"{precision!r} is not one of {BACKEND}", f"allowed are {', '.join(PRECISIONS)}"
-        )
-    if precision == "int8" and run_requests is None:
-        raise InvalidRequest("", "int8 needs run_requests, as sparsectrl_lcm.runtime.example_requests.run_samples")
+    precision = options.precision or best_precision()
     types = best_precision() if precision == "int8" else precision
-    opened = Bundle.load(bundle)
-    index = EngineIndex(backend=BACKEND, precision=precision, engines={})
-    graphs = [graph for graph in opened.manifest.graphs if graph not in IN_FP32]
-    with staged(opened.folder, index) as folder:
+    index = EngineIndex(backend=backend, precision=precision, engines={})
+    graphs = [graph for graph in bundle.manifest.graphs if graph not in IN_FP32]
+    with staged(bundle.folder, index) as folder:
         ranges: dict[str, dict[str, float]] = {}
-        if run_requests is not None and precision == "int8":
+        if precision == "int8":
             on_progress("reading the ranges of activations off sample requests", 0.0)
-            ranges = calibrate(opened, folder, run_requests, types)
+            ranges = calibrate(bundle, folder, types)
         for done, graph in enumerate(graphs):
             on_progress(f"{graph} ({done + 1}/{len(graphs)})", done / len(graphs))
             path = folder / f"{graph}.onnx"
             in_int8 = precision == "int8" and graph.startswith(IN_INT8)
             filtered = types == "fp32" and graph.startswith(FILTERED) and not in_int8
-            model = _typed(opened, graph, types, ranges.get(graph, {}), filtered)
+            model = _typed(bundle, graph, types, ranges.get(graph, {}), filtered)
             write_typed(model, path)
             del model
             gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
-            errors = compare(opened, graph, path, precision) if check else {}
+            errors = compare(bundle, graph, path, precision) if options.check else {}
             weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
-            spec = any_size_spec(opened, graph, BACKEND, precision, built_by)
+            spec = any_size_spec(bundle, graph, backend, precision, built_by)
             index.engines[graph] = engine_record(path, spec, {"errors": errors}, *weights)
     return index
 
 
-def calibrate(bundle: Bundle, folder: Path, run_requests: RunRequests, precision: str) -> dict[str, dict[str, float]]:
+def calibrate(bundle: Bundle, folder: Path, precision: str) -> dict[str, dict[str, float]]:
     """The largest magnitude of what each matrix layer takes in, by graph and layer, over the requests.
 
     Args:
         bundle: the bundle.
         folder: takes graphs that look on, for the time of the requests.
-        run_requests: runs the requests.
         precision: of the graphs that look on.
     """
     observed = {}
@@ -121,7 +100,7 @@ def calibrate(bundle: Bundle, folder: Path, run_requests: RunRequests, precision
             gc.collect()
     sessions = ObservingSessions(bundle, observed, OpenVinoSessions(bundle, "fp32"), precision)
     try:
-        run_requests(sessions)
+        run_samples(bundle, sessions)
     finally:
         sessions.close()
     for path, _ in observed.values():

@@ -1,16 +1,23 @@
-"""Which backend runs the requests of a bundle."""
+"""The backends: one record each, and which of them runs the requests of a bundle.
+
+A record names a module that follows `Implementation`. To add a backend, write that module (and one in `engine/` if its
+engines are built), and add a record to `BACKENDS`.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from numbers import Integral
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, cast
 
 from .cpu.sessions import Array
-from .errors import BackendError, InvalidRequest, first_line, shown
+from .errors import BackendError, InvalidRequest, message, shown
+from .format.build_options import BuildOptions
 from .format.bundle import Bundle
-from .format.engine_sets import ANY_DEVICE, device_scope, find_set, parse_set_name, set_names, version_scope
-from .gpu.tensorrt_library import INSTALL
+from .format.engine_keys import ANY_DEVICE, ClipSize, EngineSpec
+from .format.engine_sets import EngineSet, find_set, parse_set_name, refusal, set_name, set_names
 from .loop.conditioning import KEPT_BYTES
 from .progress import OnFrames, OnProgress
 from .request import Request
@@ -20,13 +27,15 @@ _logger = logging.getLogger("sparsectrl_lcm")
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a backend is to run a bundle.
+    """How a backend runs a bundle.
 
     Attributes:
         precision: of the engines; None takes the first that was built, in the backend's order.
         device: OpenVINO's name of a device; None takes the CPU.
         threads: of a backend that computes on the CPU; None takes one per core.
         kept_bytes: memory for what later requests use again.
+        cuda_graphs: whether a GPU backend captures its work into CUDA graphs and replays them. False is slower; it is
+            for measurements and for finding faults.
 
     Raises:
         InvalidRequest: a number is not allowed.
@@ -36,6 +45,7 @@ class LoadOptions:
     device: str | None = None
     threads: int | None = None
     kept_bytes: int = KEPT_BYTES
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         for name, value, low in (("threads", self.threads, 1), ("kept_bytes", self.kept_bytes, 0)):
@@ -52,12 +62,12 @@ class Executor(Protocol):
 
     @property
     def precision(self) -> str | None:
-        """Of its engines; None where that is chosen by the size of a request."""
+        """Of its engines; None if it depends on the size of a request."""
 
     def run(
         self, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None = None
     ) -> tuple[Array, dict[str, float]]:
-        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets every frame once, ahead of the result."""
+        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets every frame once, before the result."""
 
     def refit(self, weights: Bundle | None) -> None:
         """Takes the weights of another bundle of the same architecture; None brings the base back."""
@@ -68,17 +78,230 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether a backend can run on this machine: its version, and else the reason and the command that mends it."""
+    """Whether a backend can run on this machine: its version, or why it cannot and the command that helps."""
 
     backend: str
     version: str | None
     reason: str | None = None
 
 
+class Implementation(Protocol):
+    """What the module of a backend offers. `name` tells apart backends that share a module."""
+
+    def find_version(self, name: str) -> str:
+        """The version of the library.
+
+        Raises:
+            BackendError: it is missing or broken; the remedy is the command that installs it.
+        """
+
+    def open_executor(self, name: str, bundle: Bundle, options: LoadOptions) -> Executor:
+        """What runs the requests of a bundle.
+
+        Raises:
+            BackendError: the backend cannot run here, or not with these options.
+        """
+
+    def engine_scope(self, name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
+        """The version and the device that an engine like `spec` has to be bound to, to be loaded here.
+
+        Raises:
+            BackendError: there is no such device here.
+        """
+
+    def computes_in(self, precision: str) -> bool:
+        """Whether this machine is fast in a precision, so that it may be chosen unasked."""
+
+    def notes(self, found: Availability) -> Iterable[str]:
+        """What `doctor` adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """All that the package knows of a backend.
+
+    Attributes:
+        name: as users give it.
+        on_gpu: whether it computes on an NVIDIA GPU.
+        precisions: of its engines, in the order in which a set is chosen.
+        install: the command that brings its libraries.
+        module: the module of `runtime` that follows `Implementation`.
+        builder: the module of `engine` that builds its engines.
+        packages: the distributions that bring the library, for reports of versions.
+        load_options: those of `LoadOptions` that only some backends take.
+        portable: whether it runs the portable graphs too, in fp32, if no engines were built.
+        built_at_export: whether `export` ends with its engines.
+    """
+
+    name: str
+    on_gpu: bool
+    precisions: tuple[str, ...]
+    install: str
+    module: str
+    builder: str
+    packages: tuple[str, ...]
+    load_options: tuple[str, ...] = ()
+    portable: bool = False
+    built_at_export: bool = False
+
+    @property
+    def implementation(self) -> Implementation:
+        """Its module."""
+        return cast(Implementation, import_module(f".{self.module}", __package__))
+
+    def order(self, precision: str | None = None) -> tuple[str, ...]:
+        """The precisions to look for, in order: the one asked for, or all that this machine is fast in."""
+        if precision is not None:
+            return (precision,)
+        return tuple(name for name in self.precisions if self.implementation.computes_in(name))
+
+    def engine_set(self, bundle: Path, precision: str | None, size: ClipSize | None = None) -> EngineSet | None:
+        """The set of engines to load: that of a precision, or the first in order that was built; None without any.
+
+        Raises:
+            BackendError: the backend has no such precision, or it was not built; the remedy is the command that
+                builds it.
+        """
+        if precision not in (None, *self.precisions):
+            allowed = ", ".join(sorted(self.precisions))
+            raise BackendError("precision", f"{precision!r} is unknown to {self.name}", f"allowed are {allowed}")
+        for name in self.order(precision):
+            if (found := find_set(bundle, self.name, set_name(name, size))) is not None:
+                return found
+        if precision is not None:
+            what = f"{precision} engines{f' for {size}' if size else ''} were not built"
+            raise refusal(bundle, self.name, precision, size, what)
+        return None
+
+    def has_engines(self, bundle: Path, precision: str | None, size: ClipSize | None = None) -> bool:
+        """Whether engines of a precision (any if None) and for a size (any if None) were built, for any machine."""
+        return any(
+            precision in (None, built) and (size is None or of in (None, size))
+            for of, built in map(parse_set_name, set_names(bundle, self.name))
+        )
+
+    def loadable_sets(
+        self, bundle: Path, version: str, precision: str | None, size: ClipSize | None = None
+    ) -> list[EngineSet]:
+        """The sets that would be chosen and may be loaded on this machine, by a library of this version."""
+        sizes = {
+            of for of, _ in map(parse_set_name, set_names(bundle, self.name)) if size is None or of in (None, size)
+        }
+        found = []
+        for of in sizes:
+            for name in self.order(precision):
+                try:
+                    engines = find_set(bundle, self.name, set_name(name, of))
+                    if engines is not None and self._accepts(engines, version):
+                        found.append(engines)
+                except BackendError:  # an index that cannot be read, or no GPU
+                    break
+                if engines is not None:
+                    break
+        return found
+
+    def _accepts(self, engines: EngineSet, version: str) -> bool:
+        """Whether engines are of this version and device."""
+        scopes = {
+            graph: self.implementation.engine_scope(self.name, record.spec, version)
+            for graph, record in engines.index.engines.items()
+        }
+        return all(engines.other_machine(graph, *scope) is None for graph, scope in scopes.items())
+
+
+def unbound_scope(name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
+    """`Implementation.engine_scope` of backends whose engines run on any device, in one version of the library."""
+    return version, ANY_DEVICE
+
+
+_RECORDS = (
+    Backend(
+        name="tensorrt",
+        on_gpu=True,
+        precisions=("fp16", "bf16", "fp32"),
+        install="pip install 'tensorrt>=10.16,<12' cuda-bindings onnx-ir",
+        module="gpu.tensorrt",
+        builder="tensorrt.builder",
+        packages=("tensorrt",),
+    ),
+    Backend(
+        name="tensorrt-rtx",
+        on_gpu=True,
+        precisions=("fp16", "bf16", "fp32"),
+        install="pip install onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 "
+        "tensorrt-rtx-cu13-bindings==1.7.1.116 cuda-bindings onnx-ir",
+        module="gpu.tensorrt",
+        builder="tensorrt.builder",
+        packages=("tensorrt-rtx", "tensorrt-rtx-cu13-bindings"),
+    ),
+    Backend(
+        name="onnxruntime-cuda",
+        on_gpu=True,
+        precisions=("fp16", "fp32"),
+        install="pip uninstall --yes onnxruntime && "
+        "pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31' cuda-bindings onnx-ir",
+        module="gpu.onnxruntime",
+        builder="onnxruntime_cuda",
+        packages=("onnxruntime-gpu",),
+    ),
+    Backend(
+        name="openvino",
+        on_gpu=False,
+        precisions=("bf16", "fp32", "int8"),
+        install="pip install 'sparsectrl-lcm[openvino]'",
+        module="cpu.openvino",
+        builder="openvino",
+        packages=("openvino",),
+        load_options=("device", "threads"),
+        portable=True,
+    ),
+    Backend(
+        name="onnxruntime",
+        on_gpu=False,
+        precisions=("fp32",),
+        install="pip install onnxruntime",
+        module="cpu.onnxruntime",
+        builder="onnxruntime",
+        packages=("onnxruntime",),
+        load_options=("threads",),
+        portable=True,
+        built_at_export=True,
+    ),
+)
+
+BACKENDS: dict[str, Backend] = {record.name: record for record in _RECORDS}
+"""The backends by name, from the fastest to the one that runs everywhere."""
+
+
+def find_backend(name: str) -> Backend:
+    """The record of a backend.
+
+    Raises:
+        InvalidRequest: the name is unknown.
+    """
+    if name not in BACKENDS:
+        raise InvalidRequest("backend", f"{name!r} is unknown", f"allowed are {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
 def check_backend(backend: str) -> None:
-    """Raises BackendError where a name is neither auto nor one of `BACKENDS`."""
+    """Raises BackendError if a name is neither auto nor one of `BACKENDS`."""
     if backend not in ("auto", *BACKENDS):
         raise BackendError("backend", f"{backend!r} is unknown", f"allowed are auto, {', '.join(BACKENDS)}")
+
+
+def availability(backend: str) -> Availability:
+    """Whether a backend can run on this machine; makes no object that needs a GPU."""
+    record, version = BACKENDS[backend], None
+    try:
+        version = record.implementation.find_version(backend)
+        if record.on_gpu:
+            from .gpu.device import probe
+
+            probe()
+    except BackendError as error:
+        return Availability(backend, version, message("", error.reason, error.remedy))
+    return Availability(backend, version)
 
 
 def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executor:
@@ -87,7 +310,7 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
     Args:
         bundle: the bundle.
         backend: a name of `BACKENDS`, or auto: the first that can run here and has what it needs of this bundle.
-        options: how it is to run it.
+        options: how it runs it.
 
     Raises:
         BackendError: the name is unknown, the backend cannot run here, or it has no such option.
@@ -95,182 +318,61 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
     if backend == "auto":
         backend = choose_backend(bundle, options)
     check_backend(backend)
-    if options.device is not None and backend != OPENVINO:
-        raise BackendError("device", f"{options.device!r} is for openvino", f"{backend} takes none")
-    if options.threads is not None and backend not in ON_CPU:
-        raise BackendError("threads", f"{backend} computes on the GPU", "leave them out")
-    return BACKENDS[backend](bundle, options)
+    record = BACKENDS[backend]
+    if options.device is not None and "device" not in record.load_options:
+        others = ", ".join(_takers("device"))
+        raise BackendError("device", f"{options.device!r} is for {others}", f"{backend} takes none")
+    if options.threads is not None and "threads" not in record.load_options:
+        raise BackendError(
+            "threads", f"{backend} {'computes on the GPU' if record.on_gpu else 'takes none'}", "leave them out"
+        )
+    return record.implementation.open_executor(backend, bundle, options)
 
 
 def choose_backend(bundle: Bundle, options: LoadOptions = LoadOptions()) -> str:
     """The fastest backend that can run here and has engines in the precision that may be loaded; a CPU needs none.
 
-    Of OpenVINO's sets it has to be the one that would be loaded. Where no backend has the precision it is OpenVINO too,
-    if it is there, which tells how to build it.
+    If no backend has the precision, it is the first that could build it here, whose refusal names the command.
     """
     if options.device is not None:
-        return OPENVINO
-    for backend in BACKENDS:
-        on_cpu = backend in ON_CPU
-        names = [name for name in set_names(bundle.folder, backend) if _has(name, options.precision)]
-        if not names and not (on_cpu and options.precision in (None, "fp32")):
-            continue
-        if (found := availability(backend)).reason is not None:
-            continue
-        if backend == OPENVINO and names:
-            from .cpu.openvino import precisions
-
-            names = [name for name in precisions(options.precision) if name in names][:1]
-        version = found.version or ""
-        if not names or backend == "onnxruntime" or any(_fits(bundle, backend, name, version) for name in names):
+        return _takers("device")[0]
+    *faster, last = BACKENDS
+    for backend in faster:
+        if can_run(bundle, backend, options.precision):
             return backend
-        _logger.warning(
-            "%s engines of %s are of another version or device; run: sparsectrl-lcm build %s --backend %s%s",
-            *(backend, bundle.folder, bundle.folder, backend),
-            f" --precision {options.precision}" if options.precision else "",
-        )
-    if options.precision not in (None, "fp32") and availability(OPENVINO).reason is None:
-        return OPENVINO
-    return "onnxruntime"
-
-
-def _has(name: str, precision: str | None) -> bool:
-    return precision is None or parse_set_name(name)[1] == precision
-
-
-def _fits(bundle: Bundle, backend: str, name: str, version: str) -> bool:
-    """Whether the engines of a set are of this version and device."""
-    from .gpu.device import probe
-
-    try:
-        engines = find_set(bundle.folder, backend, name)
-        device = None if backend in ON_CPU else probe()
-    except BackendError:
-        return False
-    records = engines.index.engines.values() if engines else ()
-    return all(
-        record.spec.version == version_scope(version, record.spec.flags, record.spec.version)
-        and (record.spec.device == ANY_DEVICE or record.spec.device == device_scope(backend, device, record.spec.flags))
-        for record in records
-    )
-
-
-def availability(backend: str) -> Availability:
-    """Whether a backend can run on this machine; makes no object that needs a GPU."""
-    version = None
-    try:
-        if backend in ("tensorrt", "tensorrt-rtx"):
-            from .gpu.tensorrt_library import load_library
-
-            version = load_library(backend).version
-        elif backend == OPENVINO:
-            from .cpu.openvino import version as openvino_version
-
-            version = openvino_version()
-        else:
-            version = _onnxruntime_version(cuda=backend == "onnxruntime-cuda")
-        if backend not in ON_CPU:
-            from .gpu.device import probe
-
-            probe()
-    except BackendError as error:
-        return Availability(backend, version, str(error).removeprefix("backend: "))
-    return Availability(backend, version)
-
-
-def _onnxruntime_version(cuda: bool) -> str:
-    """The version of onnxruntime.
-
-    Raises:
-        BackendError: it is missing, its files are not whole, or it has no CUDA provider; names the command that
-            mends it.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        mend = INSTALL["onnxruntime-cuda"] if cuda else "pip install onnxruntime"
-        raise BackendError("backend", f"onnxruntime cannot be loaded ({first_line(error)})", f"run: {mend}") from None
-
-    gpu = _is_installed("onnxruntime-gpu")
-    package = "onnxruntime-gpu" if gpu else "onnxruntime"
-    if not hasattr(onnxruntime, "get_available_providers"):  # as where one of the two packages was removed
-        raise BackendError(
-            "backend", "onnxruntime is broken", f"run: pip install --force-reinstall --no-deps {package}"
-        )
-    if cuda and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        if not gpu:
-            raise BackendError("backend", "onnxruntime-gpu is not installed", f"run: {INSTALL['onnxruntime-cuda']}")
-        raise BackendError(
-            "backend",
-            "onnxruntime lies in the place of onnxruntime-gpu",
-            "run: pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu",
-        )
-    return str(onnxruntime.__version__)
-
-
-def _is_installed(package: str) -> bool:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def _tensorrt(backend: str) -> Callable[[Bundle, LoadOptions], Executor]:
-    def open_tensorrt(bundle: Bundle, options: LoadOptions) -> Executor:
-        from .gpu.device import probe
-        from .gpu.executor import GpuExecutor
-        from .gpu.tensorrt import TensorRtLoader
-        from .gpu.tensorrt_library import load_library
-
-        library = load_library(backend)
-        device = probe()  # some versions crash where an object is made without a driver
-        return GpuExecutor(bundle, TensorRtLoader(library, device, options.precision), options.kept_bytes)
-
-    return open_tensorrt
-
-
-def _onnxruntime_cuda(bundle: Bundle, options: LoadOptions) -> Executor:
-    from .gpu.device import probe
-    from .gpu.executor import GpuExecutor
-    from .gpu.onnxruntime import OnnxRuntimeCudaLoader
-
-    _onnxruntime_version(cuda=True)
-    probe()
-    return GpuExecutor(bundle, OnnxRuntimeCudaLoader(options.precision), options.kept_bytes)
-
-
-def _openvino(bundle: Bundle, options: LoadOptions) -> Executor:
-    from .cpu.executor import HostExecutor
-    from .cpu.openvino import OpenVinoSessions
-
-    sessions = OpenVinoSessions(bundle, options.precision, options.device or "CPU", options.threads)
-    return HostExecutor(bundle, sessions, options.kept_bytes)
-
-
-def _onnxruntime(bundle: Bundle, options: LoadOptions) -> Executor:
-    from .cpu.executor import HostExecutor
-    from .cpu.sessions import OnnxRuntimeSessions
-
-    _onnxruntime_version(cuda=False)
     if options.precision not in (None, "fp32"):
-        raise BackendError(
-            "precision", "onnxruntime computes in fp32 on the CPU", f"{options.precision!r} is for openvino"
-        )
-    return HostExecutor(bundle, OnnxRuntimeSessions(bundle, options.threads), options.kept_bytes)
+        for backend in faster:
+            record = BACKENDS[backend]
+            if record.portable and options.precision in record.precisions and availability(backend).reason is None:
+                return backend
+    return last
 
 
-OPENVINO = "openvino"
-ON_CPU = (OPENVINO, "onnxruntime")
-"""Backends that need no GPU, and no engines either."""
+def can_run(bundle: Bundle, backend: str, precision: str | None = None, size: ClipSize | None = None) -> bool:
+    """Whether a backend can run here with what a bundle has.
 
-BACKENDS: dict[str, Callable[[Bundle, LoadOptions], Executor]] = {
-    "tensorrt": _tensorrt("tensorrt"),
-    "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
-    "onnxruntime-cuda": _onnxruntime_cuda,
-    OPENVINO: _openvino,
-    "onnxruntime": _onnxruntime,
-}
-"""What opens each backend, from the fastest to the one that runs everywhere."""
+    Engines that were built for another version or device do not count, which a warning tells.
+
+    Args:
+        bundle: the bundle.
+        backend: a name of `BACKENDS`.
+        precision: of the engines; None takes any.
+        size: of the clip; None takes any.
+    """
+    record = BACKENDS[backend]
+    built = record.has_engines(bundle.folder, precision, size)
+    if not built and not (record.portable and precision in (None, "fp32")):
+        return False
+    found = availability(backend)
+    if found.reason is not None:
+        return False
+    if not built or record.loadable_sets(bundle.folder, found.version or "", precision, size):
+        return True
+    command = BuildOptions(precision=precision).command(bundle.folder, backend)
+    _logger.warning("%s engines of %s are of another version or device; run: %s", backend, bundle.folder, command)
+    return False
+
+
+def _takers(option: str) -> list[str]:
+    """The backends that take a load option."""
+    return [name for name, record in BACKENDS.items() if option in record.load_options]

@@ -40,6 +40,7 @@ class VideoPipeline:
         device: str | None = None,
         threads: int | None = None,
         kept_bytes: int = KEPT_BYTES,
+        cuda_graphs: bool = True,
     ) -> "VideoPipeline":
         """Opens a bundle.
 
@@ -53,13 +54,17 @@ class VideoPipeline:
             threads: for openvino and onnxruntime on the CPU; None takes one per core.
             kept_bytes: memory for what a later request with the same prompt and keyframes uses again, foremost
                 SparseCtrl's residuals; a request with larger ones computes them step by step.
+            cuda_graphs: whether a GPU backend captures requests into CUDA graphs and replays them. False is slower; it
+                is for measurements and for finding faults.
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
             BackendError: the backend cannot run here, or not in this precision.
             InvalidRequest: `threads` or `kept_bytes` is not allowed.
         """
-        options = LoadOptions(precision=precision, device=device, threads=threads, kept_bytes=kept_bytes)
+        options = LoadOptions(
+            precision=precision, device=device, threads=threads, kept_bytes=kept_bytes, cuda_graphs=cuda_graphs
+        )
         opened = Bundle.load(bundle)
         return cls(opened, open_executor(opened, backend, options))
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..runtime import InvalidRequest, VideoPipeline
-from ..runtime.backends import ON_CPU, LoadOptions, check_backend, choose_backend
+from ..runtime.backends import BACKENDS, LoadOptions, check_backend, choose_backend
 from ..runtime.format.bundle import Bundle, bundle_folder
 from ..runtime.format.manifest import read_manifest
 from ..runtime.machine import physical_cores
@@ -20,7 +20,7 @@ def load(
     """
     if backend == "auto":
         backend = choose_backend(Bundle.load(bundle), LoadOptions(precision=precision))
-    if threads is None and backend in ON_CPU:
+    if threads is None and not BACKENDS[backend].on_gpu:
         threads = max(1, physical_cores() - 1)
     return VideoPipeline.load(bundle, backend, precision=precision, threads=threads)
 

@@ -12,8 +12,6 @@ import onnx_ir as ir
 
 from ...runtime.format.weights import convert
 
-PRECISIONS = ("fp16", "bf16", "fp32")
-"""What a graph can be built in, the preferred one first."""
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
 
 _FLOAT = ir.DataType.FLOAT

@@ -2,12 +2,11 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-OnProgress = Callable[[str, float], None]
-"""Called with what is being done and the fraction that is behind it."""
+from ...runtime.format.build_options import OnBuildProgress
 
 
 class BuildControl:
@@ -44,7 +43,7 @@ def interruptible() -> Iterator[BuildControl]:
         signal.signal(signal.SIGINT, before)
 
 
-def make_progress_monitor(trt: Any, report: OnProgress, control: BuildControl) -> Any:
+def make_progress_monitor(trt: Any, report: OnBuildProgress, control: BuildControl) -> Any:
     """A TensorRT progress monitor that reports a build's phases, never backwards, and ends it when it is stopped."""
 
     class Monitor(trt.IProgressMonitor):

@@ -2,99 +2,89 @@
 
 import gc
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from ...runtime.errors import BackendError, InvalidRequest
+from ...runtime.format.build_options import BuildOptions, OnBuildProgress
 from ...runtime.format.bundle import Bundle
-from ...runtime.format.engine_sets import (
-    ClipSize,
-    EngineIndex,
-    EngineRecord,
-    EngineSpec,
-    device_scope,
-    graph_checksums,
-    static_shapes,
-    version_scope,
-)
+from ...runtime.format.engine_keys import ClipSize, EngineIndex, EngineRecord, EngineSpec, graph_checksums
+from ...runtime.format.engine_sets import static_shapes
 from ...runtime.format.weights import WeightTable, weight_table_path
 from ...runtime.gpu.device import Device, probe
+from ...runtime.gpu.engine_scope import device_scope, version_scope
 from ...runtime.gpu.tensorrt_library import Library, load_library
 from ..check import check_precision
 from ..engine_writer import engine_record, staged
 from ..rewrites.attention import fuse_for_tensorrt
 from ..rewrites.typed_graph import typed_graph, weight_table, write_typed
-from .build_progress import BuildControl, OnProgress, interruptible, make_progress_monitor
+from .build_progress import BuildControl, interruptible, make_progress_monitor
 from .layer_report import layer_report
-from .options import TensorRtOptions, check_size
 from .timing_cache import TimingCache
+
+OPTIONS = frozenset(item.name for item in fields(BuildOptions))
+"""Options of a build besides those that every backend takes: all."""
 
 
 def build(
-    bundle: Path,
+    bundle: Bundle,
     backend: str,
-    size: ClipSize | None,
-    options: TensorRtOptions,
-    on_progress: OnProgress = lambda text, fraction: None,
-    check: bool = True,
+    options: BuildOptions,
+    on_progress: OnBuildProgress,
     library: Library | None = None,
     device: Device | None = None,
 ) -> EngineIndex:
     """Builds the engines of a bundle for a size; those of the same size and precision are replaced when all are done.
 
     Args:
-        bundle: the bundle's folder.
+        bundle: the bundle.
         backend: tensorrt, which needs the GPU that is to run the engines, or tensorrt-rtx, which needs none.
-        size: width, height and frames; None is the bundle's own.
-        options: options of the builder.
+        options: what to build; without a precision it is fp16.
         on_progress: called as the build goes on.
-        check: whether to compare each typed graph with fp32 first.
         library: TensorRT; None imports it.
         device: the GPU; None looks for it.
 
     Raises:
-        BundleError: `bundle` is not a bundle.
-        InvalidRequest: the size or an option is not allowed.
+        InvalidRequest: an option is not allowed.
         BackendError: the library or the GPU is missing, or a graph cannot be built.
         KeyboardInterrupt: the build was stopped; nothing of it stays.
     """
-    opened = Bundle.load(bundle)
-    sizes = opened.manifest.sizes
-    size = size or ClipSize(width=sizes.width, height=sizes.height, frames=sizes.frames)
-    check_size(opened.manifest, size)
-    _check_backend(backend, options)
+    options = replace(options, precision=options.precision or "fp16")
+    size = options.clip_size(bundle.manifest.sizes)
     library = library or load_library(backend)
-    for capability in options.compute_capabilities:
-        _compute_capability(library.module, capability)
-    device = device or _device(backend, options)
-    index = EngineIndex(backend=backend, precision=options.precision, size=size, engines={})
-    with staged(opened.folder, index) as folder, TimingCache(opened.folder, library, device) as timing_cache:
-        job = _Build(opened, size, options, library, device, folder, timing_cache)
-        graphs = list(opened.manifest.graphs)
+    _check_options(library, options)
+    device = device or _device(library, options)
+    index = EngineIndex(backend=backend, precision=str(options.precision), size=size, engines={})
+    with staged(bundle.folder, index) as folder, TimingCache(bundle.folder, library, device) as timing_cache:
+        job = _Build(bundle, size, options, library, device, folder, timing_cache)
+        graphs = list(bundle.manifest.graphs)
         for done, graph in enumerate(graphs):
 
             def report(what: str, fraction: float, graph: str = graph, done: int = done) -> None:
                 on_progress(f"{graph} ({done + 1}/{len(graphs)}): {what}", (done + fraction) / len(graphs))
 
-            index.engines[graph] = job.engine(graph, report, check)
+            index.engines[graph] = job.engine(graph, report, options.check)
     return index
 
 
-def _check_backend(backend: str, options: TensorRtOptions) -> None:
-    """Raises InvalidRequest where an option is not one of the backend's."""
-    if backend == "tensorrt" and options.compute_capabilities:
+def _check_options(library: Library, options: BuildOptions) -> None:
+    """Raises InvalidRequest if an option is not one of the library's."""
+    if not library.is_rtx and options.compute_capabilities:
         raise InvalidRequest(
-            "compute_capabilities", "are for tensorrt-rtx", "tensorrt builds for the GPU of this machine"
+            "compute_capabilities", "is for tensorrt-rtx", "tensorrt builds for the GPU of this machine"
         )
-    if backend == "tensorrt-rtx" and options.hardware_compatibility != "none":
+    if library.is_rtx and options.hardware_compatibility != "none":
         raise InvalidRequest("hardware_compatibility", "is for tensorrt", "give tensorrt-rtx compute capabilities")
-    if backend == "tensorrt-rtx" and options.version_compatible:
+    if library.is_rtx and options.version_compatible:
         raise InvalidRequest("version_compatible", "is for tensorrt", "tensorrt-rtx comes without the lean runtime")
+    for capability in options.compute_capabilities:
+        _compute_capability(library.module, capability)
 
 
-def _device(backend: str, options: TensorRtOptions) -> Device | None:
+def _device(library: Library, options: BuildOptions) -> Device | None:
     """The GPU, before any object is made that needs a driver: some versions of TensorRT crash without.
 
     TensorRT-RTX builds without one too, for all the devices that it supports.
@@ -102,7 +92,7 @@ def _device(backend: str, options: TensorRtOptions) -> Device | None:
     try:
         return probe()
     except BackendError as error:
-        if backend == "tensorrt":
+        if not library.is_rtx:
             raise
         if options.refit or options.strip_weights:
             raise BackendError("backend", error.reason, "refit and strip_weights need a GPU at the build") from None
@@ -116,7 +106,7 @@ class _Build:
         self,
         bundle: Bundle,
         size: ClipSize,
-        options: TensorRtOptions,
+        options: BuildOptions,
         library: Library,
         device: Device | None,
         folder: Path,
@@ -134,9 +124,9 @@ class _Build:
         """Fuses what TensorRT has operators for; attention over a single frame is left, which TensorRT-RTX refuses."""
         fuse_for_tensorrt(model, temporal=self.size.frames > 1)
 
-    def engine(self, graph: str, report: OnProgress, check: bool) -> EngineRecord:
+    def engine(self, graph: str, report: OnBuildProgress, check: bool) -> EngineRecord:
         """Builds one graph; returns its record."""
-        precision = self.options.precision
+        precision = str(self.options.precision)
         measured: dict[str, Any] = {}
         source = self.folder / f"{graph}.onnx"
         path = self.folder / f"{graph}.engine"
@@ -166,13 +156,13 @@ class _Build:
         try:
             return layer_report(self.library, plan)
         except BackendError as error:
-            if self.library.backend == "tensorrt":
+            if not self.library.is_rtx:
                 raise
             return {"not looked into": error.reason}
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph that is parsed; returns its weights where they are to be refitted."""
-        model = typed_graph(self.bundle, graph, self.options.precision, self.fuse)
+        model = typed_graph(self.bundle, graph, str(self.options.precision), self.fuse)
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None
@@ -189,16 +179,14 @@ class _Build:
             graph=graph,
             graph_sha256=graph_checksums(self.bundle.manifest, graph),
             shapes={item.name: shapes[item.name] for item in self.bundle.graph(graph).inputs},
-            precision=self.options.precision,
+            precision=str(self.options.precision),
             flags=flags,
             backend=self.library.backend,
             version=version_scope(self.library.version, flags),
-            device=device_scope(
-                self.library.backend, None if self.library.backend == "tensorrt-rtx" else self.device, flags
-            ),
+            device=device_scope(self.library.backend, None if self.library.is_rtx else self.device, flags),
         )
 
-    def plan(self, graph: str, source: Path, names: list[str], report: OnProgress) -> Any:
+    def plan(self, graph: str, source: Path, names: list[str], report: OnBuildProgress) -> Any:
         """Parses and builds, with the named weights refittable; the serialized engine."""
         with interruptible() as control:  # all of it: what is raised within the library's calls of the logger is lost
             plan = self._plan(graph, source, names, report, control)
@@ -207,7 +195,7 @@ class _Build:
             raise self.library.failure(f"cannot build {graph!r}")
         return plan
 
-    def _plan(self, graph: str, source: Path, names: list[str], report: OnProgress, control: BuildControl) -> Any:
+    def _plan(self, graph: str, source: Path, names: list[str], report: OnBuildProgress, control: BuildControl) -> Any:
         trt, logger = self.library.module, self.library.logger
         builder = trt.Builder(logger)
         network = builder.create_network(_strongly_typed(trt))
@@ -226,7 +214,7 @@ class _Build:
             if not network.mark_weights_refittable(name):
                 raise self.library.failure(f"cannot make {name!r} of {graph!r} refittable")
         config = builder.create_builder_config()
-        configure(trt, config, self.library.backend, self.options)
+        configure(trt, config, self.library.is_rtx, self.options)
         self.timing_cache.attach(config)
         told = lambda text, fraction: report(text, 0.2 + 0.8 * fraction)  # noqa: E731
         config.progress_monitor = make_progress_monitor(trt, told, control)
@@ -235,7 +223,7 @@ class _Build:
         return plan
 
 
-def configure(trt: Any, config: Any, backend: str, options: TensorRtOptions) -> None:
+def configure(trt: Any, config: Any, rtx: bool, options: BuildOptions) -> None:
     """Hands the options to TensorRT's builder configuration."""
     config.builder_optimization_level = options.optimization_level
     config.max_aux_streams = options.aux_streams
@@ -250,7 +238,7 @@ def configure(trt: Any, config: Any, backend: str, options: TensorRtOptions) -> 
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if backend == "tensorrt-rtx":
+    if rtx:
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # so that a run can be captured
         capabilities = options.sorted_capabilities
         config.num_compute_capabilities = len(capabilities)

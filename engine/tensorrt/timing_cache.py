@@ -21,7 +21,7 @@ class TimingCache:
     def __init__(self, bundle: Path, library: Library, device: Device | None) -> None:
         self._cache: Any = None
         self._path: Path | None = None
-        if device is not None and library.backend == "tensorrt":
+        if device is not None and not library.is_rtx:
             name = f"timing-{library.version}-{device.name}-{device.compute_capability}.cache".replace(" ", "-")
             self._path = writable_engine_folder(bundle, library.backend) / name
 

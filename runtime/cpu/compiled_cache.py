@@ -1,4 +1,4 @@
-"""Where OpenVINO keeps what it compiled, one file for each graph and size."""
+"""Compiled graphs in the user's cache folder, one file for each graph and size, within a bound."""
 
 import os
 from contextlib import suppress
@@ -10,9 +10,9 @@ MAX_BYTES = 8 * 1024**3
 """Of the files of one bundle."""
 
 
-def cache_folder(bundle: Path) -> Path | None:
-    """The folder for what is compiled of a bundle; None where the user's cache folder cannot be written."""
-    folder = user_cache(bundle, "openvino")
+def cache_folder(bundle: Path, backend: str) -> Path | None:
+    """The folder for what a backend compiles of a bundle; None if the user's cache folder cannot be written."""
+    folder = user_cache(bundle, backend)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -3,7 +3,7 @@
 import mmap
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,21 +11,22 @@ from typing import Any
 
 import numpy as np
 
+from ..backends import BACKENDS, Availability, LoadOptions, unbound_scope
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
-from ..format.engine_sets import EngineSet, choose_set, find_set, set_name
+from ..format.engine_sets import EngineSet, find_set, set_name
 from ..format.manifest import GraphRecord, resolve_shape
 from .compiled_cache import cache_folder, trim
+from .executor import HostExecutor
 from .sessions import Array
 
 BACKEND = "openvino"
-INSTALL = "pip install 'sparsectrl-lcm[openvino]'"
-PRECISIONS = ("bf16", "fp32", "int8")
-"""In the order in which a set of engines is chosen; bf16 only where the processor computes in it."""
 CACHED_WITH_WEIGHTS = 256 * 1024**2
 """Bytes of a graph up to which OpenVINO's cache also holds its packed weights, mapped beside those in use."""
 FORGET_EVERY = 0.2
 """Seconds after which weights that were read while a graph is compiled are given back."""
+INT8_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+"""Instruction sets of x86; int8 is faster than fp32 with any of them."""
 _ALONE = {"batch": 1}
 """Sizes that every compiled graph has; a request with guidance runs it prompt by prompt, so that one serves both."""
 
@@ -66,7 +67,7 @@ class OpenVinoSessions:
         self._sessions.pop(graph, None)
         path, precision, size = self._source(graph)
         options = compile_options(self._device, precision, self._threads)
-        if (folder := cache_folder(self._bundle.folder)) is not None:
+        if (folder := cache_folder(self._bundle.folder, BACKEND)) is not None:
             trim(folder)
             options["CACHE_DIR"] = str(folder)
             options["CACHE_MODE"] = "OPTIMIZE_SPEED" if size <= CACHED_WITH_WEIGHTS else "OPTIMIZE_SIZE"
@@ -160,7 +161,7 @@ def version() -> str:
     try:
         import openvino
     except ImportError as error:
-        raise BackendError("backend", "OpenVINO is not installed", f"run: {INSTALL}") from error
+        raise BackendError("backend", "OpenVINO is not installed", f"run: {BACKENDS[BACKEND].install}") from error
     return str(openvino.__version__).split("-", maxsplit=1)[0]
 
 
@@ -183,9 +184,35 @@ def best_precision() -> str:
     return "bf16" if "BF16" in capabilities() else "fp32"
 
 
-def precisions(wanted: str | None) -> list[str]:
-    """Those that may run here, in the order in which a set of engines is chosen; bf16 everywhere where it is wanted."""
-    return [name for name in PRECISIONS if wanted is not None or name != "bf16" or best_precision() == name]
+def computes_in(precision: str) -> bool:
+    """Whether a set of engines may be chosen unasked: bf16 only if the processor computes in it."""
+    return precision != "bf16" or best_precision() == precision
+
+
+def find_version(name: str) -> str:
+    """The version of OpenVINO."""
+    return version()
+
+
+engine_scope = unbound_scope
+
+
+def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> HostExecutor:
+    """What runs the requests of a bundle."""
+    sessions = OpenVinoSessions(bundle, options.precision, options.device or "CPU", options.threads)
+    return HostExecutor(bundle, sessions, options.kept_bytes)
+
+
+def notes(found: Availability) -> Iterable[str]:
+    """What OpenVINO computes in on this processor, and what a build makes of it."""
+    if found.reason is not None:
+        return
+    from ..machine import instruction_sets
+
+    said = f"the processor computes in {', '.join(capabilities())}; build takes {best_precision()}"
+    known = instruction_sets()
+    slow = known and not known & INT8_PRODUCTS
+    yield f"{said}; int8 is no faster than fp32 without VNNI or AMX" if slow else said
 
 
 def compile_options(device: str, precision: str, threads: int | None = None) -> dict[str, Any]:
@@ -212,7 +239,7 @@ def _choose(bundle: Bundle, precision: str | None, device: str) -> EngineSet | N
         return None
     if precision == "fp32" and not find_set(bundle.folder, BACKEND, set_name("fp32")):
         return None
-    return choose_set(bundle.folder, BACKEND, precisions(precision), precision)
+    return BACKENDS[BACKEND].engine_set(bundle.folder, precision)
 
 
 def _part_heads(model: Any) -> None:

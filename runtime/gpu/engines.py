@@ -1,10 +1,10 @@
 """The seam between the loop on the device and what runs the graphs."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from ..format.bundle import Bundle
-from ..format.engine_sets import ClipSize
+from ..format.engine_keys import ClipSize
 from ..format.weights import WeightTable
 from .cuda import Cuda
 
@@ -43,14 +43,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees the engine."""
-
-
-@runtime_checkable
-class CapturesItself(Protocol):
-    """An engine that keeps CUDA graphs of its own runs."""
-
-    def forgo_graphs(self) -> None:
-        """From here on runs go without graphs."""
 
 
 class Loader(Protocol):

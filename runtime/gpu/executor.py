@@ -12,7 +12,8 @@ import numpy as np
 from ..cpu.sessions import Array
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
 from ..format.bundle import Bundle
-from ..format.engine_sets import ClipSize, decode_frames
+from ..format.engine_keys import ClipSize
+from ..format.engine_sets import decode_frames
 from ..format.weights import check_same_graphs
 from ..loop.conditioning import cache_key, frame_index
 from ..loop.noise import TorchGenerator
@@ -37,15 +38,19 @@ class GpuExecutor:
         loader: opens the engines of a backend.
         kept_bytes: bound on the residuals of a clip size that stay on the device for later requests.
         cuda: the stream; a stand-in in tests.
+        cuda_graphs: whether requests are captured into CUDA graphs and replayed.
     """
 
-    def __init__(self, bundle: Bundle, loader: Loader, kept_bytes: int, cuda: Cuda | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, loader: Loader, kept_bytes: int, cuda: Cuda | None = None, cuda_graphs: bool = True
+    ) -> None:
         self.backend = loader.backend
         self.precision = loader.precision
         self.bundle = bundle
         self.weights = bundle
         self._loader = loader
         self._kept_bytes = kept_bytes
+        self._cuda_graphs = cuda_graphs
         self._cuda = cuda or Cuda()
         self._tokenizer = ClipTokenizer(bundle.tokenizer)
         self._workspaces: OrderedDict[ClipSize, Workspace] = OrderedDict()
@@ -174,6 +179,7 @@ class GpuExecutor:
             while len(self._workspaces) >= MAX_SIZES:
                 self._workspaces.popitem(last=False)[1].close()
             workspace = Workspace(self.bundle, self._loader, self._cuda, size, self._kept_bytes, request.decoder_graph)
+            workspace.graphs.enabled = self._cuda_graphs
             self._workspaces[size] = workspace
             self._take_weights(workspace, *workspace.open_graphs)
         self._workspaces.move_to_end(size)

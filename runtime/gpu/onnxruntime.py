@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from ..backends import BACKENDS, Availability, LoadOptions, unbound_scope
+from ..cpu import onnxruntime as onnxruntime_cpu
 from ..errors import BackendError, DeviceOutOfMemory, first_line
 from ..format.bundle import Bundle
-from ..format.engine_sets import ClipSize, EngineSet, choose_set, refusal
+from ..format.engine_keys import ClipSize
+from ..format.engine_sets import EngineSet, refusal
 from ..format.weights import WeightTable
+from . import device
 from .cuda import Cuda
+from .executor import GpuExecutor
 from .tensorrt_library import is_out_of_memory
 
 _logger = logging.getLogger("sparsectrl_lcm")
@@ -21,12 +26,51 @@ PROVIDER = "CUDAExecutionProvider"
 DEVICE = "cuda"
 MAX_GRAPHS = 64
 """CUDA graphs of a session; runs with further sets of addresses go without."""
-PRECISIONS = ("fp16", "fp32")
-"""In the order in which a set of engines is chosen."""
 _NO_GRAPH = -1
 _FATAL = 4
 _CANNOT_REFIT = ("refit", "ONNX Runtime cannot refit", "load the other bundle instead")
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
+
+
+engine_scope = unbound_scope
+
+
+def find_version(name: str) -> str:
+    """The version of onnxruntime-gpu.
+
+    Raises:
+        BackendError: it is missing, its files are not whole, or it has no CUDA provider.
+    """
+    version = onnxruntime_cpu.find_version(name)
+    import onnxruntime
+
+    if PROVIDER in onnxruntime.get_available_providers():
+        return version
+    if not onnxruntime_cpu.is_installed("onnxruntime-gpu"):
+        raise BackendError("backend", "onnxruntime-gpu is not installed", f"run: {BACKENDS[name].install}")
+    raise BackendError(
+        "backend",
+        "onnxruntime lies in the place of onnxruntime-gpu",
+        "run: pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu",
+    )
+
+
+def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> GpuExecutor:
+    """What runs the requests of a bundle."""
+    find_version(name)
+    device.probe()
+    loader = OnnxRuntimeCudaLoader(options.precision, options.cuda_graphs)
+    return GpuExecutor(bundle, loader, options.kept_bytes, cuda_graphs=options.cuda_graphs)
+
+
+def computes_in(precision: str) -> bool:
+    """Whether a set of engines may be chosen unasked."""
+    return True
+
+
+def notes(found: Availability) -> Iterable[str]:
+    """What `doctor` adds."""
+    return ()
 
 
 class OnnxRuntimeCudaLoader:
@@ -34,8 +78,9 @@ class OnnxRuntimeCudaLoader:
 
     backend = BACKEND
 
-    def __init__(self, precision: str | None = None) -> None:
+    def __init__(self, precision: str | None = None, cuda_graphs: bool = True) -> None:
         self.precision = precision
+        self._cuda_graphs = cuda_graphs
 
     def check(self, bundle: Bundle, size: ClipSize) -> None:
         """Raises BackendError where no engines were built."""
@@ -58,7 +103,7 @@ class OnnxRuntimeCudaLoader:
             for dimension, length in zip(item.shape, shapes[item.name], strict=True)
             if isinstance(dimension, str)
         }
-        return OnnxRuntimeCudaEngine(path, dimensions, shapes, cuda)
+        return OnnxRuntimeCudaEngine(path, dimensions, shapes, cuda, self._cuda_graphs)
 
     def check_refit(self, bundle: Bundle) -> None:
         """Raises BackendError: ONNX Runtime cannot refit."""
@@ -69,7 +114,7 @@ class OnnxRuntimeCudaLoader:
         raise BackendError(*_CANNOT_REFIT)
 
     def _set(self, bundle: Bundle) -> EngineSet:
-        if found := choose_set(bundle.folder, self.backend, PRECISIONS, self.precision):
+        if found := BACKENDS[self.backend].engine_set(bundle.folder, self.precision):
             return found
         raise refusal(bundle.folder, self.backend, None, None, "engines were not built")
 
@@ -86,13 +131,18 @@ class OnnxRuntimeCudaEngine:
     capturable = False
 
     def __init__(
-        self, path: Path, dimensions: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], cuda: Cuda
+        self,
+        path: Path,
+        dimensions: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]],
+        cuda: Cuda,
+        cuda_graphs: bool = True,
     ) -> None:
         self._shapes = shapes
         self._bindings: dict[tuple[int, ...], tuple[Any, Any]] = {}
-        self._graphs = True
+        self._graphs = cuda_graphs
         try:
-            self._session = _open_session(path, dimensions, provider_options(cuda, graphs=True))
+            self._session = _open_session(path, dimensions, provider_options(cuda, graphs=cuda_graphs))
         except BackendError as error:
             _logger.info("%s runs without a CUDA graph: %s", path.name, error)
             self._graphs = False
@@ -118,11 +168,6 @@ class OnnxRuntimeCudaEngine:
             self._session.run_with_iobinding(*self._bindings[key])
         except Exception as error:  # onnxruntime raises classes of its own that share no public base
             raise _failure("failed", error) from error
-
-    def forgo_graphs(self) -> None:
-        """From here on runs go without graphs."""
-        self._graphs = False
-        self._bindings.clear()
 
     def refit(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
         """Raises BackendError: ONNX Runtime cannot."""

@@ -8,26 +8,49 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..backends import BACKENDS, Availability, LoadOptions
 from ..errors import BackendError
 from ..format.bundle import Bundle
-from ..format.engine_sets import (
-    ClipSize,
-    EngineSet,
-    choose_set,
-    device_scope,
-    parse_set_name,
-    refusal,
-    set_names,
-    version_scope,
-)
+from ..format.engine_keys import ClipSize, EngineSpec
+from ..format.engine_sets import EngineSet, parse_set_name, refusal, set_names
 from ..format.weights import WeightTable, check_files, weight_table_path
+from . import device, tensorrt_library
 from .cuda import Cuda
 from .device import Device
-from .tensorrt_library import Library
+from .engine_scope import device_scope, version_scope
+from .executor import GpuExecutor
+from .tensorrt_library import RTX, Library
 
-PRECISIONS = ("fp16", "bf16", "fp32")
-"""In the order in which a set of engines is chosen."""
 _NOT_REFITTABLE = ("refit", "the engines were built without it", "build them again with --refit")
+
+
+def find_version(name: str) -> str:
+    """The version of TensorRT or TensorRT-RTX."""
+    return tensorrt_library.load_library(name).version
+
+
+def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> GpuExecutor:
+    """What runs the requests of a bundle."""
+    library = tensorrt_library.load_library(name)
+    found = device.probe()  # some versions crash if an object is made without a driver
+    loader = TensorRtLoader(library, found, options.precision)
+    return GpuExecutor(bundle, loader, options.kept_bytes, cuda_graphs=options.cuda_graphs)
+
+
+def engine_scope(name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
+    """The version and the device that an engine like `spec` has to be bound to, to be loaded here."""
+    return version_scope(version, spec.flags, spec.version), device_scope(name, device.probe(), spec.flags)
+
+
+def computes_in(precision: str) -> bool:
+    """Whether a set of engines may be chosen unasked."""
+    return True
+
+
+def notes(found: Availability) -> Iterable[str]:
+    """What `doctor` adds."""
+    if found.backend == RTX and found.version and found.reason:
+        yield "engines can be built here all the same"
 
 
 class TensorRtLoader:
@@ -35,15 +58,15 @@ class TensorRtLoader:
 
     Args:
         library: TensorRT or TensorRT-RTX.
-        device: the GPU.
+        gpu: the GPU.
         precision: of the engines; None takes the first that was built.
     """
 
-    def __init__(self, library: Library, device: Device, precision: str | None = None) -> None:
+    def __init__(self, library: Library, gpu: Device, precision: str | None = None) -> None:
         self.backend = library.backend
         self.precision = precision
         self._library = library
-        self._device = device
+        self._gpu = gpu
         self._runtime: Any = None
 
     def check(self, bundle: Bundle, size: ClipSize) -> None:
@@ -59,8 +82,8 @@ class TensorRtLoader:
         flags = record.spec.flags if record else {}
         version = version_scope(self._library.version, flags, record.spec.version if record else None)
         inputs = {item.name: shapes[item.name] for item in bundle.graph(graph).inputs}
-        device = device_scope(self.backend, self._device, flags)
-        path = engines.open(bundle.manifest, graph, version, device, inputs)
+        bound_to = device_scope(self.backend, self._gpu, flags)
+        path = engines.open(bundle.manifest, graph, version, bound_to, inputs)
         table = _weight_table(path)
         if self._runtime is None:
             self._runtime = self._library.module.Runtime(self._library.logger)
@@ -77,7 +100,7 @@ class TensorRtLoader:
         chosen = []
         for size in {parse_set_name(name)[0] for name in set_names(bundle.folder, self.backend)}:
             with suppress(BackendError):  # told when that size is asked for
-                chosen.append(choose_set(bundle.folder, self.backend, PRECISIONS, self.precision, size))
+                chosen.append(BACKENDS[self.backend].engine_set(bundle.folder, self.precision, size))
         records = [record for found in chosen if found for record in found.index.engines.values()]
         if records and not any(
             record.spec.flags.get("refit") or record.spec.flags.get("strip_weights") for record in records
@@ -90,7 +113,7 @@ class TensorRtLoader:
         return _weight_table(engines.folder / engines.index.engines[graph].path)
 
     def _set(self, bundle: Bundle, size: ClipSize) -> EngineSet:
-        if found := choose_set(bundle.folder, self.backend, PRECISIONS, self.precision, size):
+        if found := BACKENDS[self.backend].engine_set(bundle.folder, self.precision, size):
             return found
         raise refusal(bundle.folder, self.backend, None, size, f"engines for {size} were not built")
 
@@ -129,7 +152,7 @@ class TensorRtEngine:
         """The execution context; made when the weights of a stripped engine are there."""
         strategy: Any = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         cache = None
-        if self._library.backend == "tensorrt-rtx":
+        if self._library.is_rtx:
             cache = _RuntimeCache(self._engine, strategy, self._path)
         context = self._engine.create_execution_context(cache.config if cache else strategy)
         if context is None:

@@ -10,18 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..backends import BACKENDS
 from ..errors import BackendError, DeviceOutOfMemory
 
 _logger = logging.getLogger("sparsectrl_lcm.tensorrt")
 
-INSTALL = {
-    "tensorrt": "pip install 'tensorrt>=10.16,<12' cuda-bindings onnx-ir",
-    "tensorrt-rtx": "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 "
-    "tensorrt-rtx-cu13-bindings==1.7.1.116 cuda-bindings onnx-ir",
-    "onnxruntime-cuda": "pip uninstall --yes onnxruntime && "
-    "pip install 'onnxruntime-gpu[cuda,cudnn]>=1.31' cuda-bindings onnx-ir",
-}
-"""The command that brings a backend's libraries."""
+RTX = "tensorrt-rtx"
 _RTX_LIBRARIES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
 
 
@@ -40,6 +34,11 @@ class Library:
     module: Any
     version: str
     logger: Any
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether it is TensorRT-RTX."""
+        return self.backend == RTX
 
     def failure(self, what: str) -> BackendError:
         """An error with the library's last complaint; of its own kind where the device's memory has run out."""
@@ -70,10 +69,10 @@ def load_library(backend: str) -> Library:
     Raises:
         BackendError: it is not installed, or cannot be loaded.
     """
-    names = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}[backend]
+    names = ("tensorrt_rtx", "tensorrt_rtx_bindings") if backend == RTX else ("tensorrt",)
     name = next((name for name in names if find_spec(name)), None)
     if name is None:
-        raise BackendError("backend", f"{backend} is not installed", f"run: {INSTALL[backend]}")
+        raise BackendError("backend", f"{backend} is not installed", f"run: {BACKENDS[backend].install}")
     try:
         if name == "tensorrt_rtx_bindings":
             _load_rtx_libraries()

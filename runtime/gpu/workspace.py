@@ -5,7 +5,8 @@ from typing import Any
 
 from ..errors import BackendError
 from ..format.bundle import Bundle
-from ..format.engine_sets import ClipSize, decode_frames, static_shapes
+from ..format.engine_keys import ClipSize
+from ..format.engine_sets import decode_frames, static_shapes
 from ..format.manifest import DECODERS
 from ..format.weights import changed_weights, check_files
 from ..loop.conditioning import residual_inputs
@@ -14,7 +15,7 @@ from .buffers import Block, Inputs, Tensor, aligned, host_array
 from .captures import GraphCache
 from .conditioning_area import ConditioningArea
 from .cuda import Cuda
-from .engines import CapturesItself, Engine, Loader
+from .engines import Engine, Loader
 from .program import Variant, program
 
 MAX_PROMPTS = 2
@@ -136,14 +137,6 @@ class Workspace:
         if names := changed_weights(table, graph, current, wanted):
             check_files(wanted, {table.root[name].path for name in names})
             self._engines[graph].refit(names, lambda name: table.read(wanted, name))
-
-    def forgo_graphs(self) -> None:
-        """From here on requests go without CUDA graphs, those of the engines' own too; for tests and benchmarks."""
-        self.graphs.clear()
-        self.graphs.enabled = False
-        for engine in self._engines.values():
-            if isinstance(engine, CapturesItself):
-                engine.forgo_graphs()
 
     @property
     def capturable(self) -> bool:

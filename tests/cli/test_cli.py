@@ -102,7 +102,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BAD = [
     (["--keyframe", "16={}/good.png"], "--keyframe index: 16 is not allowed; give a whole number from 0 to 15"),
     (["--keyframe", "-1={}/good.png"], "--keyframe index: -1 is not allowed; give a whole number from 0 to 15"),
-    (["--keyframe", "first={}/good.png"], "--keyframe 'first=.*' is not allowed; give INDEX=IMAGE"),
+    (["--keyframe", "first={}/good.png"], "--keyframe: 'first=.*' is not allowed; give INDEX=IMAGE"),
     (["--keyframe", "{}/good.png"], "give INDEX=IMAGE"),
     (["--keyframe", "3={}/good.png", "--keyframe", "3={}/good.png"], "index 3 was given twice"),
     (["--keyframe", "0={}/text.png"], "keyframe 0: .* is not an image"),
@@ -118,7 +118,7 @@ BAD = [
     (["--seed", "-1"], "--seed: -1 is not allowed"),
     (["--size", "0x0"], "--size height: 0 is not allowed; give a whole number from 32 to 2048"),
     (["--size", "100x128"], "--size width: 100 is not allowed; give a multiple of 32"),
-    (["--size", "large"], "--size 'large' is not allowed; give WIDTHxHEIGHT"),
+    (["--size", "large"], "--size: 'large' is not allowed; give WIDTHxHEIGHT"),
     (["--size", f"{'9' * 5000}x8"], "is not allowed; give WIDTHxHEIGHT"),
     (["--frames", "99"], "--frames: 99 is not allowed; give a whole number from 1 to 32"),
     (["--fps", "0"], "--fps: 0.0 is not allowed; give a number from 1 to 60"),
@@ -150,7 +150,7 @@ def test_missing_options(tmp_path: Path) -> None:
 def test_bad_sources_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["export", "--base", "./nothing", "--motion-adapter", "./nothing", "-o", "bundle"]
-    for more, message in (([], "--base: './nothing' is not a folder"), (["--lora", "x=heavy"], "--lora 'x=heavy'")):
+    for more, message in (([], "--base: './nothing' is not a folder"), (["--lora", "x=heavy"], "--lora: 'x=heavy'")):
         assert cli.run([*arguments, *more]) == 2
         said = capsys.readouterr().err
         assert message in said

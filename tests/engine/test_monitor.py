@@ -133,7 +133,7 @@ class Closed(BaseException):
 def test_an_error_of_the_callback_ends_the_build_and_is_raised(
     workshop: Workshop, bundle: Path, kind: type[BaseException]
 ) -> None:
-    previous, error, seen = workshop.folder(bundle), kind("the window was closed"), []
+    previous, error, seen = workshop.folder(bundle), kind("", "the window was closed"), []
     previous.mkdir(parents=True)
     (previous / "engines.json").write_text("the previous build")
 

@@ -11,8 +11,9 @@ import pytest
 from conftest import Exported
 from references import pictures
 from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.check import output_error, random_inputs, run_portable
-from sparsectrl_lcm.engine.onnxruntime import build, fuse_spatial_attention
+from sparsectrl_lcm.engine.onnxruntime import fuse_spatial_attention
 from sparsectrl_lcm.engine.rewrites.attention import is_spatial_self_attention
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
@@ -22,7 +23,7 @@ from sparsectrl_lcm.runtime.format.engine_sets import engine_folders, find_set
 @pytest.fixture
 def built(exported: Exported, tmp_path: Path) -> Path:
     bundle = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
-    build(bundle)
+    build(bundle, "onnxruntime")
     return bundle
 
 
@@ -84,7 +85,7 @@ def test_frames_of_engines_are_those_of_the_portable_graphs(exported: Exported, 
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
-    build(bundle)
+    build(bundle, "onnxruntime")
     return bundle
 
 
@@ -134,7 +135,7 @@ def test_a_damaged_index_is_refused(demo: Path) -> None:
 def test_engines_of_a_read_only_bundle_lie_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
     (bundle / "engines").write_text("")  # a folder cannot be made here
-    build(bundle)
+    build(bundle, "onnxruntime")
     outside = engine_folders(bundle, "onnxruntime")[1] / "fp32"
     assert (outside / "unet.onnx").exists()
     VideoPipeline.load(bundle, "onnxruntime").generate("a boat", num_frames=1, num_inference_steps=1)

@@ -12,10 +12,11 @@ import pytest
 from fakes.gpu_emulation import EmulatedCudart
 from references import pictures
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.engine import onnxruntime_cuda
+from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, find_set
+from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.engine_sets import find_set
 from sparsectrl_lcm.runtime.gpu import onnxruntime as cuda_backend
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda, DeviceOutOfMemory
 from sparsectrl_lcm.runtime.gpu.executor import GpuExecutor
@@ -25,7 +26,7 @@ from sparsectrl_lcm.runtime.gpu.executor import GpuExecutor
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo bundle with engines, checked against fp32 as they were built."""
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
-    onnxruntime_cuda.build(bundle)
+    build(bundle, "onnxruntime-cuda")
     return bundle
 
 
@@ -94,7 +95,7 @@ def test_a_graph_that_onnxruntime_cannot_capture_runs_plainly(
 
     def refuse(path: Path, dimensions: object, provider: dict[str, str]) -> object:
         if provider["graphs"] == "True" and path.stem == "unet":
-            raise BackendError("backend: nodes have not been partitioned to the CUDA provider")
+            raise BackendError("backend", "nodes have not been partitioned to the CUDA provider")
         return whole(path, dimensions, {})
 
     monkeypatch.setattr(cuda_backend, "provider_options", lambda cuda, graphs: {"graphs": str(graphs)})
@@ -147,4 +148,4 @@ def test_a_precision_that_was_not_built_is_refused(executor: GpuExecutor) -> Non
 def test_an_unknown_precision_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", str(demo_bundle()), "--backend", "onnxruntime-cuda", "--precision", "bf16"]
     assert run(command) == 2
-    assert "--precision 'bf16' is not one of onnxruntime-cuda; allowed are fp16, fp32" in capsys.readouterr().err
+    assert "--precision: 'bf16' is not one of onnxruntime-cuda; allowed are fp16, fp32" in capsys.readouterr().err

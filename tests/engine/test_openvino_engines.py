@@ -19,12 +19,14 @@ from conftest import Exported
 from onnx import TensorProto, helper, numpy_helper
 from references import pictures
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.engine.openvino import build, compare
+from sparsectrl_lcm.engine.build import build
+from sparsectrl_lcm.engine.openvino import compare
 from sparsectrl_lcm.engine.rewrites import winograd
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline, backends
 from sparsectrl_lcm.runtime.cpu import openvino
 from sparsectrl_lcm.runtime.cpu.compiled_cache import trim
 from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSession, OpenVinoSessions, compile_options
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.engine_sets import find_set
 from sparsectrl_lcm.runtime.format.manifest import GraphRecord, TensorRecord
@@ -39,7 +41,7 @@ def built(sd15_like: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A bundle with engines in bf16 and fp32, in a folder whose name is not plain."""
     bundle = Path(shutil.copytree(sd15_like.bundle, tmp_path_factory.mktemp("built") / "Bündel 1"))
     for precision in ("bf16", "fp32"):
-        build(bundle, precision, check=False)
+        build(bundle, "openvino", BuildOptions(precision=precision, check=False))
     return bundle
 
 
@@ -85,7 +87,7 @@ def test_filtered_convolutions_keep_to_fp32_on_openvino(
     left = [graph for graph in Bundle.load(sd15_like.bundle).manifest.graphs if graph not in compared]
     monkeypatch.setattr("sparsectrl_lcm.engine.openvino.IN_FP32", left)
     folder = Path(shutil.copytree(sd15_like.bundle, tmp_path / "bundle"))
-    build(folder, "fp32", check=False)
+    build(folder, "openvino", BuildOptions(precision="fp32", check=False))
     bundle = Bundle.load(folder)
     for graph, largest in (("unet", 1e-4), ("vae_encoder", 1e-4), ("vae_decoder", 0.01)):
         path = folder / f"engines/openvino/fp32/{graph}.onnx"
@@ -298,7 +300,7 @@ def test_build_takes_the_precision_of_the_processor(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "fp16"], "--precision 'fp16' is not one of openvino; allowed are bf16, fp32, int8"),
+        (["--precision", "fp16"], "--precision: 'fp16' is not one of openvino; allowed are bf16, fp32, int8"),
         (["--size", "64x64"], "--size is not an option of openvino"),
         (["--refit"], "--refit is not an option of openvino"),
     ],
@@ -325,10 +327,10 @@ def test_a_failed_build_leaves_what_was_there(bundle: Path, monkeypatch: pytest.
     before = json.loads((bundle / "engines/openvino/bf16/engines.json").read_text())
 
     def fail(*_: Any) -> None:
-        raise BackendError("backend: OpenVINO cannot compile unet.onnx: no")
+        raise BackendError("backend", "OpenVINO cannot compile unet.onnx: no")
 
     monkeypatch.setattr("sparsectrl_lcm.engine.openvino.compare", fail)
     with pytest.raises(BackendError, match="cannot compile"):
-        build(bundle, "bf16")
+        build(bundle, "openvino", BuildOptions(precision="bf16"))
     assert json.loads((bundle / "engines/openvino/bf16/engines.json").read_text()) == before
     assert sorted(path.name for path in (bundle / "engines/openvino").iterdir()) == ["bf16", "fp32"]

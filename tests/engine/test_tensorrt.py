@@ -22,7 +22,8 @@ from fakes.tensorrt_builds import (
 from sparsectrl_lcm.engine.tensorrt import builder
 from sparsectrl_lcm.runtime.errors import BackendError, DeviceOutOfMemory
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, EngineIndex, find_set, set_name, static_shapes
+from sparsectrl_lcm.runtime.format.engine_keys import ClipSize, EngineIndex
+from sparsectrl_lcm.runtime.format.engine_sets import find_set, set_name, static_shapes
 from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.device import Device
 
@@ -227,7 +228,7 @@ def test_a_version_compatible_engine_may_be_loaded_where_it_was_built(release: s
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def probe() -> None:
-        raise BackendError("backend: no NVIDIA driver was found; install one")
+        raise BackendError("backend", "no NVIDIA driver was found", "install one")
 
     monkeypatch.setattr(builder, "probe", probe)
 
@@ -244,7 +245,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(bundle: Path) -> None:
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("option", ["refit", "strip_weights"])
 def test_tensorrt_rtx_needs_a_gpu_to_build_for_refit(bundle: Path, option: str) -> None:
-    with pytest.raises(BackendError, match="no NVIDIA driver.*--refit and --strip-weights need a GPU"):
+    with pytest.raises(BackendError, match="no NVIDIA driver.*refit and strip_weights need a GPU"):
         Workshop("rtx-1.7").build(bundle, device=None, **{option: True})
 
 
@@ -308,7 +309,7 @@ def test_an_engine_that_cannot_be_looked_into_says_why(workshop: Workshop, bundl
     for record in workshop.build(bundle).engines.values():
         assert record.report.keys() == {"seconds", "not looked into"}
         said = str(record.report["not looked into"])
-        assert said.startswith(f"backend: {workshop.backend} {workshop.version} cannot load what it has built: ")
+        assert said.startswith(f"{workshop.backend} {workshop.version} cannot load what it has built: ")
         assert said.endswith("Error Code 1: another device")
 
 

@@ -13,11 +13,9 @@ from fakes.tensorrt_fakes import FakeModule
 
 ROOT = Path(__file__).parent.parent.parent
 PRODUCT = [
-    *(
-        f"engine/tensorrt/{name}.py"
-        for name in ("builder", "build_progress", "timing_cache", "layer_report", "options")
-    ),
-    *("engine/rewrites/typed_graph.py", "runtime/format/engine_sets.py", "runtime/format/weights.py"),
+    *(f"engine/tensorrt/{name}.py" for name in ("builder", "build_progress", "timing_cache", "layer_report")),
+    *(f"runtime/format/{name}.py" for name in ("build_options", "engine_keys", "engine_sets", "weights")),
+    "engine/rewrites/typed_graph.py",
     *(f"runtime/gpu/{name}.py" for name in ("tensorrt_library", "tensorrt", "cuda", "engines")),
 ]
 
@@ -95,10 +93,12 @@ class Names(ast.NodeVisitor):
             self.generic_visit(node)
 
     def _branch(self, test: ast.expr, then: Sequence[ast.AST], otherwise: Sequence[ast.AST]) -> None:
-        asked = {text for text in self.BOTH if f"backend == '{text}'" in ast.unparse(test)}
+        text = ast.unparse(test)
+        about = re.search(r"(not )?(\w+\.)*(is_)?rtx\b", text)
+        asked = frozenset(["tensorrt" if about[1] else "tensorrt-rtx"]) if about else frozenset[str]()
         self._within(self.BOTH, [test])
-        self._within(frozenset(asked) or self.BOTH, then)
-        self._within(self.BOTH - asked if isinstance(test, ast.Compare) else self.BOTH, otherwise)
+        self._within(asked or self.BOTH, then)
+        self._within(self.BOTH - asked if about and about[0] == text else self.BOTH, otherwise)
 
     def _within(self, backends: frozenset[str], nodes: Sequence[ast.AST]) -> None:
         outer, self._backends = self._backends, self._backends & backends

@@ -7,8 +7,8 @@ import pytest
 from fakes.tensorrt_builds import RELEASES, TENSORRT, Workshop, fake, small_copy
 from fakes.tensorrt_fakes import FakeModule
 from sparsectrl_lcm.engine.tensorrt.builder import configure
-from sparsectrl_lcm.engine.tensorrt.options import HARDWARE_COMPATIBILITY, TensorRtOptions
 from sparsectrl_lcm.runtime.errors import InvalidRequest, SparseCtrlLcmError
+from sparsectrl_lcm.runtime.format.build_options import HARDWARE_COMPATIBILITY, BuildOptions
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def bundle(tmp_path: Path) -> Path:
 def configured(release: str, **options: Any) -> FakeModule:
     """A fake whose calls are those of `configure`."""
     trt = fake(release)
-    configure(trt, trt.new("IBuilderConfig"), RELEASES[release], TensorRtOptions(**options))
+    configure(trt, trt.new("IBuilderConfig"), RELEASES[release] == "tensorrt-rtx", BuildOptions(**options))
     return trt
 
 
@@ -124,14 +124,14 @@ def test_each_hardware_compatibility_has_its_level(release: str, level: str) -> 
 
 
 def test_the_order_of_compute_capabilities_does_not_matter() -> None:
-    one, other = (TensorRtOptions(compute_capabilities=given) for given in (("8.9", "12.0"), ("12.0", "8.9")))
+    one, other = (BuildOptions(compute_capabilities=given) for given in (("8.9", "12.0"), ("12.0", "8.9")))
     assert one.flags == other.flags
 
 
 @pytest.mark.parametrize("capability", ["9.0", "8", "current", ""])
 def test_an_unknown_compute_capability_is_refused_before_anything_is_built(capability: str, bundle: Path) -> None:
     workshop = Workshop("rtx-1.7")
-    with pytest.raises(SparseCtrlLcmError, match="--compute-capability") as error:
+    with pytest.raises(SparseCtrlLcmError, match="compute_capabilities") as error:
         workshop.build(bundle, compute_capabilities=("8.9", capability))
     assert workshop.calls("Builder", "OnnxParser") == []
     message = str(error.value)
@@ -142,15 +142,15 @@ def test_an_unknown_compute_capability_is_refused_before_anything_is_built(capab
 
 
 def test_an_option_of_the_other_backend_is_refused(bundle: Path) -> None:
-    with pytest.raises(InvalidRequest, match="--compute-capability is for tensorrt-rtx"):
+    with pytest.raises(InvalidRequest, match="compute_capabilities: is for tensorrt-rtx"):
         Workshop("11.4").build(bundle, compute_capabilities=("8.9",))
-    with pytest.raises(InvalidRequest, match="--hardware-compatibility is for tensorrt"):
+    with pytest.raises(InvalidRequest, match="hardware_compatibility: is for tensorrt"):
         Workshop("rtx-1.7").build(bundle, hardware_compatibility="ampere-plus")
     assert not (bundle / "engines").exists()
 
 
 def test_version_compatibility_is_refused_for_tensorrt_rtx(bundle: Path) -> None:
     """TensorRT-RTX has the flag, but fails to build with it: there is no lean runtime."""
-    with pytest.raises(InvalidRequest, match="--version-compatible is for tensorrt"):
+    with pytest.raises(InvalidRequest, match="version_compatible: is for tensorrt"):
         Workshop("rtx-1.7").build(bundle, version_compatible=True)
     assert not (bundle / "engines").exists()

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from conftest import export_architecture
 from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.rewrites.typed_graph import typed_graph, weight_table, write_typed
-from sparsectrl_lcm.engine.tensorrt.builder import build
-from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
 from sparsectrl_lcm.runtime import BackendError
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.format.engine_sets import ANY_DEVICE, ClipSize, find_set, static_shapes
+from sparsectrl_lcm.runtime.format.engine_keys import ANY_DEVICE, ClipSize
+from sparsectrl_lcm.runtime.format.engine_sets import find_set, static_shapes
 from sparsectrl_lcm.runtime.gpu.tensorrt_library import load_library
 
 BACKEND = "tensorrt-rtx"
@@ -46,7 +47,8 @@ def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo bundle with the smallest engines, compared with fp32 as they were built."""
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
     said: list[str] = []
-    index = build(bundle, BACKEND, SMALL, TensorRtOptions(), lambda text, fraction: said.append(text))
+    options = BuildOptions(**SMALL.model_dump())
+    index = build(bundle, BACKEND, options, lambda text, fraction: said.append(text))
     for graph, record in index.engines.items():
         assert max(record.report["errors"].values()) <= (3 if graph.startswith("vae_decoder") else 1e-2)
         assert record.report["seconds"] >= 0
@@ -90,8 +92,15 @@ def test_another_architecture_and_size_for_chosen_devices(tmp_path: Path) -> Non
     bundle = Path(shutil.copytree(export_architecture("other").bundle, tmp_path / "bundle"))
     multiple = Bundle.load(bundle).manifest.sizes.multiple
     size = ClipSize(width=3 * multiple, height=2 * multiple, frames=5)
-    options = TensorRtOptions(precision="fp16", compute_capabilities=("8.9", "12.0"), optimization_level=2, workspace=1)
-    index = build(bundle, BACKEND, size, options, check=False)
+    options = BuildOptions(
+        **size.model_dump(),
+        precision="fp16",
+        check=False,
+        compute_capabilities=("8.9", "12.0"),
+        optimization_level=2,
+        workspace=1,
+    )
+    index = build(bundle, BACKEND, options)
     assert index.engines["unet"].spec.device == "8.9, 12.0"
     assert index.engines["unet"].spec.flags["workspace"] == "1 GiB"
     assert index.engines["unet"].key != index.engines["text_encoder"].key
@@ -127,7 +136,7 @@ def test_a_set_is_replaced_whole(built: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(tensorrt._Build, "plan", fail_at_the_decoder)
     with pytest.raises(BackendError, match="tensorrt-rtx .* cannot build 'vae_decoder'"):
-        build(built, BACKEND, SMALL, TensorRtOptions(), check=False)
+        build(built, BACKEND, BuildOptions(**SMALL.model_dump(), check=False))
     assert index.read_text() == before
     assert [path.name for path in (built / "engines" / BACKEND).iterdir()] == [f"{SMALL}-fp16"]
 
@@ -140,12 +149,12 @@ def test_a_set_is_replaced_whole(built: Path, monkeypatch: pytest.MonkeyPatch) -
         (["--size", "big"], "big"),
         (["--frames", "99"], "--frames 99 is out of range; allowed are 1 to 32"),
         (["--frames", "0"], "--frames 0 is out of range"),
-        (["--precision", "int3"], "--precision 'int3' is unknown; allowed are fp16, bf16, fp32"),
+        (["--precision", "int3"], "--precision: 'int3' is not one of tensorrt-rtx; allowed are fp16, bf16, fp32"),
         (["--optimization-level", "9"], "--optimization-level 9 is out of range"),
         (["--aux-streams", "-1"], "--aux-streams -1 is out of range"),
         (["--workspace", "0"], "--workspace 0 is out of range"),
         (["--workspace", "nan"], "--workspace nan is out of range"),
-        (["--hardware-compatibility", "all"], "--hardware-compatibility 'all' is unknown"),
+        (["--hardware-compatibility", "all"], "--hardware-compatibility: 'all' is unknown"),
         (["--hardware-compatibility", "ampere-plus"], "--hardware-compatibility is for tensorrt"),
         (
             ["--compute-capability", "9.9"],

@@ -243,7 +243,7 @@ def test_an_empty_folder_is_filled_in_its_place(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exporter._Exporter, "run", full)
-    with pytest.raises(ExportError, match="--output .* cannot be written: No space left on device"):
+    with pytest.raises(ExportError, match="output: .* cannot be written: No space left on device"):
         export_bundle(options, tmp_path / "b" / "new")
     assert list((tmp_path / "b").iterdir()) == []
 

@@ -169,7 +169,7 @@ def test_the_same_attention_heads_are_taken(heads: int | tuple[int, ...], demo: 
 def test_a_full_disk_leaves_the_bundle_as_it_was(file: str, demo: Path, tmp_path: Path) -> None:
     before = contents(demo)
     (demo / f"{file}.part").symlink_to("/dev/full")
-    with pytest.raises(ExportError, match="--bundle .* cannot be written: No space left on device"):
+    with pytest.raises(ExportError, match="bundle: .* cannot be written: No space left on device"):
         replace_motion_module(write_adapter(tmp_path / "adapter", 4), demo)
     assert contents(demo) == before
     assert not [path for path in demo.rglob("*") if path.suffix == ".part"]

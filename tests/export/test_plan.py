@@ -41,7 +41,7 @@ def test_the_size_that_was_asked_for_goes_first(checkpoints: Path, tmp_path: Pat
 
 def test_a_unet_that_is_distilled_for_lcm_is_refused(checkpoints: Path, tmp_path: Path) -> None:
     base = with_unet(checkpoints, tmp_path / "base", time_cond_proj_dim=256)
-    with pytest.raises(ExportError, match="--base .* undistilled base, and pass the LCM-LoRA as --lora") as error:
+    with pytest.raises(ExportError, match="base: .* undistilled base, and pass the LCM-LoRA as a LoRA") as error:
         parts_of(checkpoints, base)
     assert "\n" not in str(error.value)
 
@@ -64,7 +64,7 @@ def test_a_unet_that_is_distilled_for_lcm_is_refused(checkpoints: Path, tmp_path
     ],
 )
 def test_a_wrong_value_of_the_schedule_is_named(scheduler: dict[str, Any], message: str, checkpoints: Path) -> None:
-    with pytest.raises(ExportError, match=f"^--scheduler: {message}") as error:
+    with pytest.raises(ExportError, match=f"^scheduler: {message}") as error:
         parts_of(checkpoints, scheduler=scheduler)
     assert "\n" not in str(error.value)
 

@@ -167,14 +167,14 @@ def without(weights: Weights, name: str) -> Weights:
     return {key: values for key, values in weights.items() if key != name}
 
 
-NO_DECODER = "--tiny-decoder: .* holds no decoder of TAESD; give taesd_decoder.safetensors or taesd_decoder.pth"
+NO_DECODER = "tiny_decoder: .* holds no decoder of TAESD; give taesd_decoder.safetensors or taesd_decoder.pth"
 BAD: list[tuple[Callable[[Path], Path], str]] = [
-    (wide, r"--tiny-decoder .* does not fit --base: .* colours \(16, 8, 3\), the VAE \(4, 8, 3\)"),
+    (wide, r"tiny_decoder: .* does not fit the base: .* colours \(16, 8, 3\), the VAE \(4, 8, 3\)"),
     (
         lambda folder: write_tiny_decoder(folder, Architecture(vae_channels=(8, 8, 8)), 1),
-        r"--tiny-decoder .* does not fit --base: .* \(4, 4, 3\), the VAE \(4, 8, 3\)",
+        r"tiny_decoder: .* does not fit the base: .* \(4, 4, 3\), the VAE \(4, 8, 3\)",
     ),
-    (written(taesd_weights(8, latent_channels=16)), r"--tiny-decoder .* does not fit --base: .* \(16, 8, 3\)"),
+    (written(taesd_weights(8, latent_channels=16)), r"tiny_decoder: .* does not fit the base: .* \(16, 8, 3\)"),
     (written(encoder(taesd_weights(8))), NO_DECODER),
     (written(without(taesd_weights(8), "4.conv.2.bias")), NO_DECODER),
     (written({"state_dict": torch.zeros(1)}), NO_DECODER),
@@ -208,5 +208,5 @@ def test_the_option_of_the_command_line(
 
 
 def test_another_model_is_named(sd15_like: Exported, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="--tiny-decoder: .* holds a AutoencoderKL; give .* AutoencoderTiny"):
+    with pytest.raises(ExportError, match="tiny_decoder: .* holds a AutoencoderKL; give .* AutoencoderTiny"):
         export_bundle(options_of(sd15_like, sd15_like.checkpoints / "base" / "vae"), tmp_path / "bundle")

@@ -12,7 +12,7 @@ import onnxruntime
 from cuda.bindings import runtime as cudart
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.engine_sets import ClipSize
+from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
 from sparsectrl_lcm.runtime.format.manifest import Manifest
 from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.buffers import host_array
@@ -247,7 +247,7 @@ class EmulatedEngine:
         if self.loader.failures and self.loader.failures[0] == len(self.loader.enqueued):
             self.loader.failures.pop(0)
             self.loader.cudart.broken_capture = self.loader.cudart.capture is not None
-            raise BackendError(f"backend: {self.graph} cannot run")
+            raise BackendError("backend", f"{self.graph} cannot run")
         addresses = dict(addresses)
 
         def work() -> None:

@@ -13,11 +13,11 @@ from weakref import WeakKeyDictionary
 import onnx_ir as ir
 import pytest
 from fakes.tensorrt_fakes import FakeModule, fake_tensorrt
-from sparsectrl_lcm.engine.tensorrt.build_progress import OnProgress
 from sparsectrl_lcm.engine.tensorrt.builder import build
-from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
-from sparsectrl_lcm.runtime.format.bundle import demo_bundle
-from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, EngineIndex, set_name
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions, OnBuildProgress
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.engine_keys import ClipSize, EngineIndex
+from sparsectrl_lcm.runtime.format.engine_sets import set_name
 from sparsectrl_lcm.runtime.format.manifest import read_manifest
 from sparsectrl_lcm.runtime.gpu.device import Device
 from sparsectrl_lcm.runtime.gpu.tensorrt_library import Library, open_library
@@ -165,13 +165,13 @@ class Workshop:
         bundle: Path,
         size: ClipSize = SIZE,
         device: Device | None = H200,
-        on_progress: OnProgress = lambda text, fraction: None,
+        on_progress: OnBuildProgress = lambda text, fraction: None,
         **options: Any,
     ) -> EngineIndex:
         """`build` of the product, without the comparison with fp32."""
-        given = TensorRtOptions(**options)
+        given = BuildOptions(width=size.width, height=size.height, frames=size.frames, check=False, **options)
         with patch.object(gc, "collect"):  # which takes longer than a build of demo weights
-            return build(bundle, self.backend, size, given, on_progress, False, self.library, device)
+            return build(Bundle.load(bundle), self.backend, given, on_progress, self.library, device)
 
     def folder(self, bundle: Path, precision: str = "fp16", size: ClipSize = SIZE) -> Path:
         """Where a set of engines lies."""

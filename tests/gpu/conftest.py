@@ -10,6 +10,7 @@ import pytest
 from sparsectrl_lcm.runtime import VideoPipeline
 from sparsectrl_lcm.runtime.backends import availability
 from sparsectrl_lcm.runtime.errors import BackendError
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
 
@@ -27,11 +28,13 @@ class Engines:
 
     def bundle(self, backend: str, precision: str = "fp16", refit: bool = False) -> Path:
         """The copy with engines of a backend; what kept them from being built is raised each time."""
+        from sparsectrl_lcm.engine.build import build
+
         name = f"{backend}-{precision}" + ("-refit" if refit else "")
         if name not in self.built:
             folder = Path(shutil.copytree(demo_bundle(), self.folder / name))
             try:
-                build(folder, backend, precision, refit)
+                build(folder, backend, BuildOptions(precision=precision, check=False, refit=refit))
                 self.built[name] = folder
             except BackendError as error:
                 self.built[name] = error
@@ -39,18 +42,6 @@ class Engines:
         if isinstance(found, BackendError):
             raise found
         return found
-
-
-def build(bundle: Path, backend: str, precision: str, refit: bool) -> None:
-    if backend == "onnxruntime-cuda":
-        from sparsectrl_lcm.engine import onnxruntime_cuda
-
-        onnxruntime_cuda.build(bundle, precision, check=False)
-    else:
-        from sparsectrl_lcm.engine.tensorrt import builder as tensorrt
-        from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
-
-        tensorrt.build(bundle, backend, None, TensorRtOptions(precision, tf32=False, refit=refit), check=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,13 +14,14 @@ import numpy as np
 import onnxruntime
 import pytest
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.engine import onnxruntime_cuda
+from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.engine_writer import any_size_spec, engine_record, staged
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest, VideoPipeline, backends, machine
 from sparsectrl_lcm.runtime.backends import Availability, LoadOptions
 from sparsectrl_lcm.runtime.cpu.openvino import version as openvino_version
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.format.engine_sets import EngineIndex
+from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
 from sparsectrl_lcm.runtime.gpu import cuda, device
 from sparsectrl_lcm.runtime.gpu import tensorrt_library as library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
@@ -133,7 +134,7 @@ def test_a_library_that_cannot_be_loaded_is_said(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cpu_build_in_the_place_of_the_gpu_build_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_is_installed", lambda name: True)
+    monkeypatch.setattr("sparsectrl_lcm.runtime.cpu.onnxruntime.is_installed", lambda name: True)
     assert "lies in the place of onnxruntime-gpu" in str(backends.availability("onnxruntime-cuda").reason)
 
 
@@ -141,7 +142,7 @@ def test_a_cpu_build_in_the_place_of_the_gpu_build_is_said(monkeypatch: pytest.M
 def with_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo bundle with engines for onnxruntime-cuda, which need no GPU to be built."""
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
-    onnxruntime_cuda.build(bundle, check=False)
+    build(bundle, "onnxruntime-cuda", BuildOptions(check=False))
     return bundle
 
 

@@ -14,7 +14,8 @@ from fakes.gpu_emulation import Digests, EmulatedCudart, PortableGraphs, Rounded
 from references import pictures
 from sparsectrl_lcm.runtime import BackendError, Cancelled, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, static_shapes
+from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.engine_sets import static_shapes
 from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.captures import MAX_GRAPHS
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda, DeviceLost, DeviceOutOfMemory
@@ -324,7 +325,7 @@ def test_frames_are_given_once_when_all_are_here(demo: SimpleNamespace) -> None:
         assert (frames == clip.frames).all()
 
     def on_frames(*_: Any) -> None:
-        raise DeviceLost("of another device")
+        raise DeviceLost("", "of another device")
 
     with pytest.raises(DeviceLost, match="of another device"):
         demo.pipeline.generate("a boat", keyframes(), seed=3, on_frames=on_frames)

@@ -25,6 +25,9 @@ EXCEPTIONS = {
     "runtime.gpu.tensorrt_library": "the library that builds engines is the one that loads them",
     "runtime.cpu.openvino": "a build compares an engine as OpenVINO will run it",
     "runtime.cpu.sessions": "the seam that calibration watches",
+    "runtime.backends": "the registry names precisions and builders",
+    "runtime.example_requests": "int8 is calibrated on them",
+    "runtime.gpu.engine_scope": "what an engine is bound to is part of its key",
 }
 """What `engine` takes besides, and why."""
 

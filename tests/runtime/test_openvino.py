@@ -261,7 +261,7 @@ def test_the_options_of_generate_reach_the_pipeline(
 
     def load(*arguments: Any, **options: Any) -> None:
         seen.append((arguments, options))
-        raise InvalidRequest("seen")
+        raise InvalidRequest("", "seen")
 
     monkeypatch.setattr(VideoPipeline, "load", load)
     options = ["--backend", "openvino", "--device", "GPU", "--precision", "int8", "--threads", "3"]

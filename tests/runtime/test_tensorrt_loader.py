@@ -13,9 +13,11 @@ from fakes.tensorrt_builds import H200, RELEASES, RTX_4090, SIZE, TENSORRT, Work
 from fakes.tensorrt_process import GRAPH, Process, one_line
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.engine_sets import ClipSize, device_scope, engine_folders
+from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.engine_sets import engine_folders
 from sparsectrl_lcm.runtime.format.manifest import read_manifest
 from sparsectrl_lcm.runtime.gpu.device import Device
+from sparsectrl_lcm.runtime.gpu.engine_scope import device_scope
 from sparsectrl_lcm.runtime.gpu.tensorrt import TensorRtLoader
 
 H100 = replace(H200, name="NVIDIA H100 PCIe")
@@ -203,7 +205,7 @@ def test_an_index_that_was_changed_is_refused(spoilt: Process, changes: dict[str
     ("flags", "options"),
     [
         ({"refit": True}, ["--refit"]),
-        ({"strip_weights": True, "tf32": True}, ["--strip-weights", "--tf32"]),
+        ({"strip_weights": True, "tf32": True}, ["--tf32", "--strip-weights"]),
         ({"refit": True, "strip_weights": True}, ["--refit", "--strip-weights"]),
         ({"optimization_level": 5, "aux_streams": 1}, ["--optimization-level 5", "--aux-streams 1"]),
         ({"optimization_level": 0, "workspace": "1.5 GiB"}, ["--optimization-level 0", "--workspace 1.5"]),

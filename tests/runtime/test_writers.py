@@ -245,7 +245,7 @@ def test_a_recording_of_what_needs_all_frames(clip: Clip, tmp_path: Path, name: 
     assert path.is_file() or len(files) == 16
 
 
-@pytest.mark.parametrize("error", [Cancelled("x"), KeyboardInterrupt(), None])
+@pytest.mark.parametrize("error", [Cancelled("", "x"), KeyboardInterrupt(), None])
 @pytest.mark.parametrize("path", ["clip.mp4", "clip.webm", "new/folder/clip.mp4", "clip.gif"])
 def test_a_recording_that_is_not_saved_leaves_nothing(
     clip: Clip, tmp_path: Path, path: str, error: BaseException | None

@@ -1,0 +1,103 @@
+"""The one way to build the engines of a backend."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol, cast
+
+from ..runtime.backends import BACKENDS, Backend, availability, find_backend
+from ..runtime.errors import BackendError, InvalidRequest
+from ..runtime.format.build_options import BuildOptions, OnBuildProgress
+from ..runtime.format.bundle import Bundle
+from ..runtime.format.engine_keys import ClipSize, EngineIndex
+from ..runtime.format.engine_sets import EngineSet, find_set, set_name
+from ..runtime.format.manifest import MAX_SIDE, Manifest
+
+DEFAULTS = BuildOptions()
+COMMON_OPTIONS = frozenset({"precision", "check"})
+"""Options that every backend takes."""
+
+
+class Builder(Protocol):
+    """What the module of `engine` offers that builds a backend's engines."""
+
+    OPTIONS: frozenset[str]
+    """The options it takes besides `COMMON_OPTIONS`."""
+
+    def build(self, bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:
+        """Writes a set of engines, whole or not at all."""
+
+
+def build(
+    bundle: Path | Bundle,
+    backend: str,
+    options: BuildOptions = DEFAULTS,
+    on_progress: OnBuildProgress = lambda text, fraction: None,
+) -> EngineSet:
+    """Builds a set of engines; one of the same size and precision is replaced when the new one is whole.
+
+    Args:
+        bundle: a bundle, or its folder.
+        backend: a name of `BACKENDS`.
+        options: what to build.
+        on_progress: called with what is being done and the fraction of all that is done, 0 to 1.
+
+    Returns:
+        The set.
+
+    Raises:
+        BundleError: `bundle` is not a bundle.
+        InvalidRequest: the backend is unknown, or does not take an option or its value.
+        BackendError: a library or a GPU is missing, a graph cannot be built or is not exact enough, or the engines
+            cannot be written.
+        KeyboardInterrupt: the build was stopped; nothing of it stays.
+    """
+    record = find_backend(backend)
+    check_libraries(record)
+    builder = cast(Builder, import_module(f".{record.builder}", __package__))
+    check_options(record, builder, options)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    if "width" in builder.OPTIONS:
+        check_size(opened.manifest, options.clip_size(opened.manifest.sizes))
+    index = builder.build(opened, backend, options, on_progress)
+    built = find_set(opened.folder, backend, set_name(index.precision, index.size))
+    assert built is not None
+    return built
+
+
+def check_libraries(record: Backend) -> None:
+    """Raises BackendError if what builds a backend's engines is not installed."""
+    if record.portable and (reason := availability(record.name).reason) is not None:
+        raise BackendError("backend", reason)
+    if not find_spec("onnx_ir"):
+        raise BackendError("build", "onnx-ir is not installed", "run: pip install onnx-ir")
+    if (reason := availability(list(BACKENDS)[-1]).reason) is not None:  # every build checks with ONNX Runtime
+        raise BackendError("build", reason)
+
+
+def check_options(record: Backend, builder: Builder, options: BuildOptions) -> None:
+    """Raises InvalidRequest if a backend does not take an option that was given, or its precision."""
+    for name in options.given:
+        if name not in COMMON_OPTIONS | builder.OPTIONS:
+            field = "size" if name in ("width", "height") else name
+            raise InvalidRequest(field, f"is not an option of {record.name}")
+    if options.precision not in (None, *record.precisions):
+        allowed = ", ".join(record.precisions)
+        raise InvalidRequest(
+            "precision", f"{options.precision!r} is not one of {record.name}", f"allowed are {allowed}"
+        )
+
+
+def check_size(manifest: Manifest, size: ClipSize) -> None:
+    """Raises InvalidRequest if a bundle does not make clips of this size."""
+    sizes = manifest.sizes
+    high = MAX_SIDE - MAX_SIDE % sizes.multiple
+    for side in (size.width, size.height):
+        if side % sizes.multiple or not sizes.multiple <= side <= MAX_SIDE:
+            raise InvalidRequest(
+                "size",
+                f"{size.width}x{size.height} is not allowed",
+                f"give multiples of {sizes.multiple} from {sizes.multiple} to {high}",
+            )
+    if not 1 <= size.frames <= sizes.max_frames:
+        raise InvalidRequest("frames", f"{size.frames} is out of range", f"allowed are 1 to {sizes.max_frames}")

@@ -1,0 +1,137 @@
+"""What a build may be asked for, how it enters an engine's key, and the command that repeats it."""
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidRequest
+from .engine_keys import ClipSize
+from .manifest import Sizes
+
+HARDWARE_COMPATIBILITY = ("none", "same-compute-capability", "ampere-plus")
+
+OnBuildProgress = Callable[[str, float], None]
+"""Called with what a build is doing and the fraction of all that is done, 0 to 1."""
+
+Flags = Mapping[str, bool | int | str]
+"""Options of a builder as an engine's key holds them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """Options of `build`; each backend takes some of them.
+
+    Attributes:
+        width: pixels; None takes the bundle's own, as for `height` and `frames`.
+        height: pixels.
+        frames: of a clip.
+        precision: one of the backend's; None takes the one that suits the machine.
+        check: compare each graph with fp32 before it counts as built.
+        optimization_level: 0 to 5; how long TensorRT looks for faster kernels.
+        aux_streams: streams besides the main one; 0 makes the simplest CUDA graph.
+        workspace: GiB for kernels to work in; None is bounded by the device's memory.
+        tf32: whether fp32 products may round their inputs to TF32, which has the mantissa of fp16.
+        refit: whether weights can be replaced later. It may cost speed.
+        strip_weights: leave the weights out; they are read from the bundle when the engine is loaded.
+        version_compatible: the engine runs on every release of the same major version.
+        hardware_compatibility: none, same-compute-capability or ampere-plus.
+        compute_capabilities: as 8.9 and 12.0; empty for all that the backend supports.
+
+    Raises:
+        InvalidRequest: a value is not allowed for any backend.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    precision: str | None = None
+    check: bool = True
+    optimization_level: int = 3
+    aux_streams: int = 0
+    workspace: float | None = None
+    tf32: bool = False
+    refit: bool = False
+    strip_weights: bool = False
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    compute_capabilities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, high in (("optimization_level", 5), ("aux_streams", 16)):
+            if not 0 <= getattr(self, name) <= high:
+                raise InvalidRequest(name, f"{getattr(self, name)} is out of range", f"allowed are 0 to {high}")
+        if self.workspace is not None and not 0 < self.workspace <= 1024:
+            raise InvalidRequest("workspace", f"{self.workspace:g} is out of range", "give GiB above 0")
+        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
+            raise InvalidRequest(
+                "hardware_compatibility",
+                f"{self.hardware_compatibility!r} is unknown",
+                f"allowed are {', '.join(HARDWARE_COMPATIBILITY)}",
+            )
+
+    def clip_size(self, sizes: Sizes) -> ClipSize:
+        """The clip size to build for."""
+        return ClipSize(
+            width=sizes.width if self.width is None else self.width,
+            height=sizes.height if self.height is None else self.height,
+            frames=sizes.frames if self.frames is None else self.frames,
+        )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {item.name: values[item.name] for item in fields(self) if values[item.name] != item.default}
+
+    @property
+    def sorted_capabilities(self) -> list[str]:
+        """The compute capabilities, each once and in order."""
+        return sorted(set(self.compute_capabilities), key=float)
+
+    @property
+    def flags(self) -> dict[str, bool | int | str]:
+        """What enters an engine's key: every option of the builder that is not off."""
+        options = asdict(self)
+        for name in ("width", "height", "frames", "precision", "check", "compute_capabilities"):
+            del options[name]
+        flags = {name: value for name, value in options.items() if value is not None and value is not False}
+        if "workspace" in flags:
+            flags["workspace"] = f"{flags['workspace']:g} GiB"
+        if self.compute_capabilities:
+            flags["compute_capabilities"] = ", ".join(self.sorted_capabilities)
+        return flags
+
+    @classmethod
+    def of_engine(cls, precision: str | None, size: ClipSize | None, flags: Flags) -> "BuildOptions":
+        """The options that an engine with these flags was built with; the inverse of `flags`."""
+        known = {item.name for item in fields(cls)}
+        options: dict[str, Any] = {name: value for name, value in flags.items() if name in known}
+        if "workspace" in options:
+            options["workspace"] = float(str(options["workspace"]).removesuffix(" GiB"))
+        if "compute_capabilities" in options:
+            options["compute_capabilities"] = tuple(str(options["compute_capabilities"]).split(", "))
+        if size is not None:
+            options |= {"width": size.width, "height": size.height, "frames": size.frames}
+        return cls(precision=precision, **options)
+
+    def command(self, bundle: Path, backend: str) -> str:
+        """The command that builds engines of a backend with these options."""
+        words = ["sparsectrl-lcm", "build", shlex.quote(str(bundle)), "--backend", backend]
+        for name, value in self.given.items():
+            option = f"--{name.replace('_', '-')}"
+            match name:
+                case "width":
+                    words += ["--size", f"{self.width}x{self.height}"]
+                case "height":
+                    continue
+                case "compute_capabilities":
+                    words += [word for each in value for word in ("--compute-capability", each)]
+                case "workspace":
+                    words += [option, f"{value:g}"]
+                case "check":
+                    words.append("--no-check")
+                case _:
+                    words += [option] if value is True else [option, str(value)]
+        return " ".join(words)

@@ -1,0 +1,83 @@
+"""What an engine depends on, its key, and the index of a set of engines."""
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from .manifest import FileRecord, Manifest, Record, RelativePath
+
+CONVERSION = 3
+"""How portable graphs become those of engines; counts up with every change that makes other engines."""
+ANY_DEVICE = "any"
+"""The device of engines that are bound to none."""
+
+
+class ClipSize(Record):
+    """The size that a set of engines was built for."""
+
+    width: int
+    height: int
+    frames: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.frames}"
+
+
+class EngineSpec(Record):
+    """All that an engine depends on; its SHA-256 is the engine's key."""
+
+    graph: str
+    graph_sha256: tuple[str, ...]
+    """Checksums of the ONNX graph and its external data."""
+    conversion: int = CONVERSION
+    shapes: dict[str, tuple[int, ...]]
+    """Static shapes of the inputs; empty where the engine takes any."""
+    precision: str
+    flags: dict[str, bool | int | str]
+    """Options of the builder."""
+    backend: str
+    version: str
+    """Version of the backend that built it; with a `+` it also runs on later ones of the same major version."""
+    device: str
+    """What it runs on: a device's name and compute capability, a class of devices, or any."""
+
+    def key(self) -> str:
+        """SHA-256 over all fields."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+class EngineRecord(Record):
+    """One engine of a set."""
+
+    key: str
+    spec: EngineSpec
+    path: RelativePath
+    files: dict[RelativePath, FileRecord]
+    """The engine's file, and what lies beside it."""
+    report: dict[str, Any]
+    """What the build measured: errors against fp32, seconds, layers by type."""
+
+    @model_validator(mode="after")
+    def _has_a_checksum(self) -> Self:
+        if self.path not in self.files:
+            raise ValueError("the engine has no checksum")
+        return self
+
+
+class EngineIndex(Record):
+    """What lies in the folder of a set."""
+
+    format: Literal["sparsectrl-lcm-engines-1"] = "sparsectrl-lcm-engines-1"
+    backend: str
+    precision: str
+    size: ClipSize | None = None
+    """None where the engines take any size."""
+    engines: dict[str, EngineRecord]
+
+
+def graph_checksums(manifest: Manifest, graph: str) -> tuple[str, ...]:
+    """Checksums of a graph and its external data."""
+    record = manifest.graphs[graph]
+    return tuple(manifest.files[name].sha256 for name in (record.path, *record.weights))
