@@ -384,7 +384,7 @@ def test_a_lost_device_says_that_the_pipeline_has_to_be_loaded_again() -> None:
 
 
 def test_what_a_lost_device_answers_keeps_nothing_of_earlier_requests(demo: SimpleNamespace) -> None:
-    demo.executor._lost = "of another device"
+    demo.executor._lost = ("backend", "of another device", "")
     errors = []
     for _ in range(2):
         with pytest.raises(DeviceLost, match="of another device") as error:
