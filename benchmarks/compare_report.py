@@ -1,19 +1,25 @@
-"""What follows from the samples of compare.py: medians, ratios, rates, and the table of the README."""
+"""Medians, ratios and rates from the samples of compare.py, and its table."""
 
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
 from sparsectrl_lcm.benchmarks.harness.rounds import summarize
+from sparsectrl_lcm.runtime.format.manifest import DECODERS
 
 STEPWISE = ("control", "denoise")
-"""Stages that run their graph once a step."""
+"""Stages that run their graph once in each step."""
 
 Report = dict[str, Any]
 
 
 def evaluate(report: Report, baseline: str) -> None:
-    """Adds what follows from the samples to a report; `baseline` is the contender with ratio 1."""
+    """Adds medians, ratios and rates to a report.
+
+    Args:
+        report: with the samples of each contender.
+        baseline: the contender that ratios are to, beside those to the fastest diffusers with the same decoder.
+    """
     rows: dict[str, Report] = report["contenders"]
     limits = [probe for row in rows.values() for probe in row["probes"]]
     report["limits"] = {name: median(probe[name] for probe in limits) for name in limits[0]} if limits else None
@@ -22,12 +28,14 @@ def evaluate(report: Report, baseline: str) -> None:
     totals = {
         name: {kind: stages["total"]["median"] for kind, stages in row["summary"].items()} for name, row in rows.items()
     }
-    fastest = fastest_diffusers(totals)
-    report["baselines"] = {"reference": baseline, "fastest": fastest}
+    fastest = {decoder: fastest_diffusers(rows, totals, decoder) for decoder in DECODERS.values()}
+    report["baselines"] = {"reference": baseline, "fastest": fastest[DECODERS["full"]]}
+    if tiny := fastest[DECODERS["tiny"]]:
+        report["baselines"]["fastest_tiny"] = tiny
     for name, row in rows.items():
+        others = {"reference": baseline, "fastest": fastest[row["graphs"]["decode"]]}
         row["times_faster"] = {
-            what: ratios(totals[name], totals.get(other or "", {}).get("first"))
-            for what, other in report["baselines"].items()
+            what: ratios(totals[name], totals.get(other or "", {}).get("first")) for what, other in others.items()
         }
         first = {stage: spread["median"] for stage, spread in row["summary"].get("first", {}).items()}
         row["flops_per_s"] = rates(first, row["graphs"], report["work"], report["request"]["steps"])
@@ -35,9 +43,15 @@ def evaluate(report: Report, baseline: str) -> None:
         row["of_product"] = row["flops_per_s"]["denoise"] / peak if peak and "denoise" in row["flops_per_s"] else None
 
 
-def fastest_diffusers(totals: Mapping[str, Mapping[str, float]]) -> str | None:
-    """The diffusers contender with the least median of its requests."""
-    theirs = {name: kinds["first"] for name, kinds in totals.items() if name.startswith("diffusers") and kinds}
+def fastest_diffusers(
+    rows: Mapping[str, Report], totals: Mapping[str, Mapping[str, float]], decoder: str
+) -> str | None:
+    """The diffusers contender with the smallest median of first requests, among those with this decoder graph."""
+    theirs = {
+        name: kinds["first"]
+        for name, kinds in totals.items()
+        if name.startswith("diffusers") and rows[name]["graphs"]["decode"] == decoder and kinds
+    }
     return min(theirs, key=lambda name: theirs[name]) if theirs else None
 
 
@@ -49,13 +63,13 @@ def ratios(seconds: Mapping[str, float], reference: float | None) -> dict[str, f
 def rates(
     seconds: Mapping[str, float], graphs: Mapping[str, str], work: Mapping[str, Mapping[str, int]], steps: int
 ) -> dict[str, float]:
-    """Floating-point operations per second of each stage, counted from the portable graphs.
+    """Floating-point operations per second of each stage, as counted in the portable graphs.
 
     Args:
-        seconds: of the stages.
+        seconds: of each stage.
         graphs: the graph of each stage.
         work: `flops` of each graph.
-        steps: how often the graphs of the loop ran.
+        steps: how often each graph of the loop ran.
     """
     return {
         stage: work[graph]["flops"] * (steps if stage in STEPWISE else 1) / seconds[stage]
@@ -65,7 +79,7 @@ def rates(
 
 
 def markdown_table(report: Report) -> str:
-    """The table of the README: a row for each contender, medians with their spread."""
+    """The results as a Markdown table: one row for each contender, medians with their spread."""
     heads = [
         *("", "first request", "second seed", "x diffusers fp32", "x fastest diffusers"),
         *("control", "denoise", "decode", "UNet TFLOP/s", "memory GB", "difference"),
@@ -85,14 +99,15 @@ def markdown_table(report: Report) -> str:
 
 
 def legend(report: Report) -> str:
-    """What the table's figures hold for."""
+    """The lines below the table: the request, the machine's limits, and what the columns mean."""
     request, limits = report["request"], report["limits"]
     rounds = max((len(_first(row)) for row in report["contenders"].values()), default=0)
     said = [
         f"{request['frames']} frames of {request['width']}x{request['height']}, {request['steps']} steps, "
         f"{report['threads']} threads; seconds, medians of {rounds} rounds (smallest .. largest).",
-        "Times faster: first request / second seed. Memory: the largest of the process. Difference: frames from",
-        "diffusers fp32, mean levels of 255 (largest), with the full decoder also where a tiny one was measured.",
+        "Times faster: first request / second seed. The fastest diffusers is that with the same decoder, full or tiny;",
+        "diffusers fp32 decodes with the full one. Memory: the largest of the process. Difference: of frames from",
+        "diffusers fp32, mean levels of 255 (largest), all decoded with the full decoder.",
     ]
     if limits:
         said.append(

@@ -5,102 +5,134 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusers_worker import COMMAND
-from sparsectrl_lcm.benchmarks.harness.requests import RequestSize
+from sparsectrl_lcm.benchmarks.harness.measured_requests import RequestSize
 from sparsectrl_lcm.benchmarks.harness.rounds import Contender
 from sparsectrl_lcm.runtime.format.engine_sets import set_name, set_names
 from sparsectrl_lcm.runtime.format.manifest import DECODERS
 
-BASELINE = "diffusers-fp32"
-DIFFUSERS = {
-    BASELINE: (BASELINE, {"dtype": "float32"}, {}, 13.4),
-    "diffusers-fp32-compiled": (BASELINE, {"dtype": "float32"}, {"compiled": True}, 14.5),
-    "diffusers-bf16": ("diffusers-bf16", {"dtype": "bfloat16"}, {}, 7.5),
-    "diffusers-bf16-compiled": ("diffusers-bf16", {"dtype": "bfloat16"}, {"compiled": True}, 9.0),
-}
-"""Process, how it is loaded, what is added to its requests, and GB at 256x256 and 16 frames."""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+"""Names of torch's types by precision."""
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+GRAPHS = {"text": "text_encoder", "control": "controlnet_scribble", "denoise": "unet", "decode": "vae_decoder"}
+"""The graph that takes the time of each stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diffusers:
+    """diffusers in one precision.
+
+    Attributes:
+        memory_gb: of the process at 256x256 and 16 frames; measured without VAE slicing, so an upper bound with it.
+        compiled: whether UNet, SparseCtrl and decoder go through torch.compile.
+        probes: whether its process also measures what the machine can do, once a round.
+    """
+
+    precision: str
+    memory_gb: float
+    compiled: bool = False
+    decoder: str = "full"
+    probes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """A backend of this project in one precision; `memory_gb` at 256x256 and 16 frames."""
+    """A backend of this project in one precision.
+
+    Attributes:
+        memory_gb: of the process at 256x256 and 16 frames.
+        build: options of `sparsectrl-lcm build`.
+    """
 
     backend: str
     precision: str
     memory_gb: float
     decoder: str = "full"
+    build: tuple[str, ...] = ()
 
 
+BASELINE = "diffusers-fp32"
+"""Ratios and differences of frames are against this contender."""
+DIFFUSERS = {
+    BASELINE: Diffusers("fp32", 13.4),
+    "diffusers-fp32-compiled": Diffusers("fp32", 14.5, compiled=True),
+    "diffusers-bf16": Diffusers("bf16", 7.5, probes=True),
+    "diffusers-bf16-compiled": Diffusers("bf16", 9.0, compiled=True),
+    "diffusers-bf16-tiny": Diffusers("bf16", 7.5, decoder="tiny"),
+    "diffusers-bf16-tiny-compiled": Diffusers("bf16", 9.0, compiled=True, decoder="tiny"),
+}
 OURS = {
     "onnxruntime-fp32": Ours("onnxruntime", "fp32", 10.4),
-    "openvino-fp32": Ours("openvino", "fp32", 13.0),
-    "openvino-bf16": Ours("openvino", "bf16", 8.0),
-    "openvino-int8-tiny": Ours("openvino", "int8", 6.0, "tiny"),
+    "openvino-fp32": Ours("openvino", "fp32", 13.0, build=("--precision", "fp32")),
+    "openvino-bf16": Ours("openvino", "bf16", 8.0, build=("--precision", "bf16")),
+    "openvino-int8-tiny": Ours("openvino", "int8", 6.0, "tiny", build=("--precision", "int8")),
 }
-NAMES = (*DIFFUSERS, *OURS)
-GRAPHS = {"text": "text_encoder", "control": "controlnet_scribble", "denoise": "unet", "decode": "vae_decoder"}
-"""The graph that takes the time of each stage."""
+RECORDS: dict[str, Diffusers | Ours] = {**DIFFUSERS, **OURS}
+NAMES = tuple(RECORDS)
 
 
-def contenders(names: Iterable[str], cache: Path, size: RequestSize, threads: int) -> list[Contender]:
+def contenders(
+    names: Iterable[str], cache: Path, size: RequestSize, threads: int, vae_slicing: bool = True
+) -> list[Contender]:
     """The contenders of these names, in the order of `NAMES`."""
     wanted = set(names)
-    return [contender(name, cache, size, threads) for name in NAMES if name in wanted]
+    return [contender(name, cache, size, threads, vae_slicing) for name in NAMES if name in wanted]
 
 
-def contender(name: str, cache: Path, size: RequestSize, threads: int) -> Contender:
-    """One contender, loaded from the checkpoints or the bundle in `cache`."""
-    if name in OURS:
-        ours = OURS[name]
-        return Contender(
-            name=name,
-            load={
-                "bundle": str(cache / "bundle"),
-                "backend": ours.backend,
-                "precision": ours.precision,
-                "threads": threads,
-            },
-            memory_gb=expected_gb(ours.memory_gb, size),
-            request={"decoder": ours.decoder},
-        )
-    process, load, request, memory_gb = DIFFUSERS[name]
+def contender(name: str, cache: Path, size: RequestSize, threads: int, vae_slicing: bool = True) -> Contender:
+    """One contender.
+
+    Args:
+        name: one of `NAMES`.
+        cache: the folder with the checkpoints and the bundle of models.py.
+        size: of its requests.
+        threads: that it computes with.
+        vae_slicing: whether diffusers decodes frame by frame, as this project does on a CPU.
+    """
+    record = RECORDS[name]
+    memory_gb = expected_gb(record.memory_gb, size)
+    if isinstance(record, Ours):
+        load: dict[str, Any] = {"backend": record.backend, "precision": record.precision, "threads": threads}
+        load["bundle"] = str(cache / "bundle")
+        return Contender(name, load, memory_gb, request={"decoder": record.decoder})
+    load = {"dtype": DTYPES[record.precision], "threads": threads, "decoder": record.decoder}
+    load |= {"checkpoints": str(cache / "checkpoints"), "vae_slicing": vae_slicing}
     return Contender(
-        name=name,
-        load={"checkpoints": str(cache / "checkpoints"), "threads": threads, **load},
-        memory_gb=expected_gb(memory_gb, size),
-        request=request,
+        name,
+        load,
+        memory_gb,
+        request={"compiled": record.compiled},
         command=COMMAND,
-        process=process,
+        process=f"diffusers-{record.precision}-{record.decoder}",
         kinds=("first",),
-        probe="limits" if name == "diffusers-bf16" else "",
+        probe="limits" if record.probes else "",
     )
 
 
 def expected_gb(memory_gb: float, size: RequestSize) -> float:
-    """What a process takes at another size than 256x256x16: three quarters do not change with it."""
+    """GB of a process at a size, from those at 256x256 and 16 frames: a quarter of it grows with the pixels."""
     return memory_gb * (0.75 + 0.25 * size.width * size.height * size.frames / (256 * 256 * 16))
 
 
 def graphs_of(name: str) -> dict[str, str]:
-    """The graph of each stage; for diffusers those that do the same."""
-    return GRAPHS | {"decode": DECODERS[OURS[name].decoder if name in OURS else "full"]}
+    """The graph of each stage; for diffusers the graph that does the same work."""
+    return GRAPHS | {"decode": DECODERS[RECORDS[name].decoder]}
 
 
 def element_bytes(name: str) -> int:
     """Bytes of a number in the precision of a contender."""
-    return next(count for precision, count in (("fp32", 4), ("bf16", 2), ("int8", 1)) if precision in name)
+    return ELEMENT_BYTES[RECORDS[name].precision]
 
 
 def build_engines(names: Iterable[str], bundle: Path) -> None:
-    """Builds the engines of this project's contenders where there are none; what fails is told when they load."""
+    """Builds the missing engines of this project's contenders. A build that fails shows when the contender loads."""
     for name in names:
         ours = OURS.get(name)
         if ours is None or set_name(ours.precision) in set_names(bundle, ours.backend):
             continue
-        command = ["build", str(bundle), "--backend", ours.backend]
-        if ours.backend == "openvino":
-            command += ["--precision", ours.precision]
         print(f"building engines of {name}", file=sys.stderr)
+        command = ["build", str(bundle), "--backend", ours.backend, *ours.build]
         code = f"from sparsectrl_lcm.cli import main; main({command!r})"
         subprocess.run([sys.executable, "-c", code], check=False)

@@ -1,21 +1,19 @@
-"""A process that makes clips with diffusers on the CPU, as it is and compiled, on one set of weights."""
+"""A worker process that makes clips with diffusers on the CPU, plain and compiled, on one set of weights."""
 
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import diffusers_pipeline, watch_stages
-from sparsectrl_lcm.benchmarks.harness.processes import serve
-from sparsectrl_lcm.benchmarks.harness.requests import PROMPT, SEED, scribbles
+from diffusers_pipeline import generate, load_pipeline, watch_stages
+from machine_limits import copy_rate, product_rate
+from sparsectrl_lcm.benchmarks.harness.measured_requests import PROMPT, SEED, RequestSize, scribbles
+from sparsectrl_lcm.benchmarks.harness.worker_process import serve
 from sparsectrl_lcm.runtime.machine import peak_bytes
 
 COMMAND = (sys.executable, __file__)
-PRODUCT_SIDE = 4096
-COPIED_BYTES = 2**28
 
 
 class DiffusersWorker:
@@ -26,19 +24,19 @@ class DiffusersWorker:
         self.compiled = False
         self.requests: list[dict[str, float]] = []
 
-    def load(self, checkpoints: str, dtype: str, threads: int) -> dict[str, Any]:
-        """Loads the pipeline in a precision of torch."""
+    def load(self, checkpoints: str, dtype: str, threads: int, decoder: str, vae_slicing: bool) -> dict[str, Any]:
+        """Loads the pipeline; `dtype` is the name of a torch dtype, the rest as for `load_pipeline`."""
         import torch
 
         torch.set_num_threads(threads)
-        self.pipe = diffusers_pipeline(Path(checkpoints), getattr(torch, dtype))
+        self.pipe = load_pipeline(Path(checkpoints), getattr(torch, dtype), decoder, vae_slicing)
         for model in (self.pipe.unet, self.pipe.controlnet, self.pipe.vae.decoder):
             self.make_switchable(model)
         self.requests = watch_stages(self.pipe)
-        return {"precision": dtype, "threads": torch.get_num_threads()}
+        return {"precision": dtype, "threads": torch.get_num_threads(), "vae_slicing": vae_slicing}
 
     def make_switchable(self, model: Any) -> None:
-        """From here on a model runs compiled or as it is, as `compiled` says."""
+        """Lets `self.compiled` choose whether a model runs compiled or plain."""
         plain = model._call_impl
         model.compile()
         compiled = model._compiled_call_impl
@@ -49,87 +47,39 @@ class DiffusersWorker:
         model._compiled_call_impl = call
 
     def warm_up(self, save: str | None = None, **request: Any) -> dict[str, Any]:
-        """A first request, whose frames go to the file `save`; compiled models are compiled by it."""
+        """Makes a first request, whose frames go to the file `save`; it also compiles what is to run compiled."""
         return self.generate(PROMPT, SEED, save=save, **request)
 
     def generate(
-        self,
-        prompt: str,
-        seed: int,
-        width: int,
-        height: int,
-        frames: int,
-        steps: int,
-        guidance: float,
-        compiled: bool = False,
-        save: str | None = None,
+        self, prompt: str, seed: int, compiled: bool = False, save: str | None = None, **size: Any
     ) -> dict[str, Any]:
-        """Seconds of a request and of its stages, and the largest memory since the models were last switched."""
-        import torch
-        from PIL import Image
+        """Makes a clip of a `RequestSize`; returns the seconds of the request and its stages.
 
+        The largest memory is that since the last switch between plain and compiled, if the system can reset it.
+        """
         if compiled != self.compiled:
             self.compiled = compiled
             forget_peak()
         self.requests.append({})
-        pictures = scribbles(width, height, frames)
+        request = RequestSize(**size)
+        pictures = scribbles(request.width, request.height, request.frames)
         begin = time.perf_counter()
-        clip = self.pipe(
-            prompt,
-            negative_prompt="",
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            conditioning_frames=[Image.fromarray(picture) for picture in pictures.values()],
-            controlnet_frame_indices=list(pictures),
-            num_frames=frames,
-            width=width,
-            height=height,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            output_type="np",
-        ).frames[0]
-        pixels = (clip * 255).round().astype(np.uint8)
+        frames = generate(self.pipe, prompt, seed, request, pictures)
+        pixels = (frames * 255).round().astype(np.uint8)
         total = time.perf_counter() - begin
         if save is not None:
             np.save(save, pixels)
         return {"seconds": self.requests[-1] | {"total": total}, "peak_bytes": peak_bytes()}
 
     def limits(self) -> dict[str, Any]:
-        """What this machine can do at the moment: a product of two large matrices in bf16, and a copy of memory."""
+        """What this machine can do at the moment."""
         found = {"flops_per_s": product_rate(), "bytes_per_s": copy_rate()}
         forget_peak()
         return found
 
 
-def product_rate() -> float:
-    """Floating-point operations per second."""
-    import torch
-
-    left, right = (torch.randn(PRODUCT_SIDE, PRODUCT_SIDE).bfloat16() for _ in range(2))
-    return 2 * PRODUCT_SIDE**3 / best_seconds(lambda: torch.matmul(left, right))
-
-
-def copy_rate() -> float:
-    """Bytes that are read and written per second."""
-    import torch
-
-    source = torch.ones(COPIED_BYTES, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    return 2 * COPIED_BYTES / best_seconds(lambda: target.copy_(source))
-
-
-def best_seconds(function: Callable[[], object]) -> float:
-    """The shortest of five runs after one that does not count."""
-    function()
-    samples = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        function()
-        samples.append(time.perf_counter() - begin)
-    return min(samples)
-
-
 def forget_peak() -> None:
-    """Sets the largest memory back to what is held now, where Linux lets it."""
+    """Resets the largest memory to what is held now, if this is Linux and allows it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,6 +1,5 @@
-"""Floating-point operations: of a bundle's graphs, from their shapes alone, and what a device can do of them."""
+"""Floating-point operations of a bundle's graphs, counted from their shapes alone."""
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -16,27 +15,24 @@ from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
 from sparsectrl_lcm.runtime.format.engine_sets import decode_frames, static_shapes
 from sparsectrl_lcm.runtime.format.manifest import Manifest
 
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
-"""Dense fp16 operations per second, from NVIDIA's data sheets."""
-
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a graph computes: floating-point operations, and the elements that its products read and write."""
+    """The work of a graph: floating-point operations, and elements that its products read and write."""
 
     flops: int
     elements: int
 
 
 def request_flops(folder: Path, manifest: Manifest, size: ClipSize, steps: int) -> dict[str, int]:
-    """Operations of each stage of a request with scribbles and without guidance, as an engine of `size` runs them."""
+    """Operations of each stage of a request, with scribbles and without guidance, in engines for this size."""
     graphs = ("text_encoder", "controlnet_scribble", "unet", "vae_decoder")
     text, control, denoise, decode = (work.flops for work in graph_work(folder, manifest, size, graphs).values())
     return {"text": text, "control": control * steps, "denoise": denoise * steps, "decode": decode}
 
 
 def graph_work(folder: Path, manifest: Manifest, size: ClipSize, graphs: Iterable[str]) -> dict[str, Work]:
-    """The work of each graph for one prompt, of a decoder for all frames."""
+    """The work of each graph for one prompt; that of a decoder is for all frames."""
     found = {}
     for graph in graphs:
         runs = size.frames // decode_frames(manifest, size) if graph.startswith("vae_decoder") else 1
@@ -46,12 +42,12 @@ def graph_work(folder: Path, manifest: Manifest, size: ClipSize, graphs: Iterabl
 
 
 def flops_per_second(flops: Mapping[str, int], seconds: Mapping[str, float]) -> dict[str, float]:
-    """Rates of the stages, and of the whole by its `wall`.
+    """Operations per second of each stage, and of the whole request as `wall`.
 
     Args:
         flops: of each stage.
-        seconds: `wall`, and those stages that could be told apart. Where denoise is there and text is not, the
-            conditioning was kept and is not counted.
+        seconds: of the whole request as `wall`, and of the stages that were timed. If denoise was timed and text was
+            not, the conditioning was kept from an earlier request, so its operations are not counted.
     """
     kept = "denoise" in seconds and "text" not in seconds
     done = {stage: count for stage, count in flops.items() if not kept or stage in ("denoise", "decode")}
@@ -59,48 +55,25 @@ def flops_per_second(flops: Mapping[str, int], seconds: Mapping[str, float]) -> 
     return {stage: count / seconds[stage] for stage, count in done.items() if stage in seconds} | whole
 
 
-def matmul_peak() -> dict[str, Any]:
-    """Operations per second of a large fp16 matrix product, the best of five runs."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise RuntimeError("torch has no CUDA here")
-    side, count, best = 8192, 20, 0.0
-    left, right = (torch.randn(side, side, device="cuda", dtype=torch.float16) for _ in range(2))
-    for _ in range(5):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(count):
-            torch.matmul(left, right)
-        torch.cuda.synchronize()
-        best = max(best, count * 2 * side**3 / (time.perf_counter() - begin))
-    return {"flops_per_s": best, "source": f"torch.matmul, fp16, {side}x{side}"}
-
-
-def data_sheet_peak(device: str) -> dict[str, Any]:
-    """The peak of a device by its name; None where it is not in the table."""
-    return {"flops_per_s": next((peak for part, peak in PEAKS.items() if part in device), None), "source": "data sheet"}
-
-
 def count_flops(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
-    """2 per multiply-add of convolutions and matrix products, as torch's FlopCounterMode counts them.
+    """Counts 2 operations per multiply-add of convolutions and matrix products, like torch's FlopCounterMode.
 
     Args:
-        path: an ONNX graph; its weights need not be there.
+        path: an ONNX graph; its weights are not read.
         shapes: of its inputs, by name.
     """
     return count_work(path, shapes).flops
 
 
 def count_work(path: Path, shapes: dict[str, tuple[int, ...]]) -> Work:
-    """Operations as `count_flops`; elements are the operands and results of convolutions and matrix products."""
+    """Counts operations like `count_flops`, and the elements of operands and results of the same nodes."""
     return _Walk(onnx.load(path, load_external_data=False), shapes).work()
 
 
 class _Walk:
-    """Knows the type of every value, and the values that shapes are computed from.
+    """Infers the type of every value node by node, and computes the values that shapes depend on.
 
-    ONNX's inference for whole graphs loses its way in those computations, so the nodes are gone through one by one.
+    ONNX's own shape inference for whole graphs cannot follow those computations.
     """
 
     def __init__(self, model: Any, shapes: dict[str, tuple[int, ...]]) -> None:

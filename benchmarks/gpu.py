@@ -1,22 +1,24 @@
-"""The GPU backends against diffusers: latency, device memory, and share of what the device's matrix units can do.
+"""Compares the GPU backends with diffusers: latency, device memory, and share of the GPU's peak.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --bundle DIR --checkpoints DIR --contenders diffusers-eager,tensorrt
 
-The real architecture at full size with random weights: without --bundle, made in --cache as models.py makes it,
-before the time limit begins to count. Each contender runs in a process of its own; engines that are missing are built
-in another. Prints one table and writes all samples as JSON into benchmarks/results/.
+Runs the real architecture at full size with random weights. Without --bundle it is made in --cache by models.py, before
+the time limit starts. Each contender runs in a process of its own; missing engines are built in another. Prints one
+table and writes all samples as JSON into benchmarks/results/.
 
-Device memory is the drop in free memory of the whole device since a contender's process began, at its peak: its CUDA
-context counts, and nothing else may use the device. Operations are those of the exported graphs for every contender;
+diffusers runs eagerly, with torch.compile in its default mode, and with mode="reduce-overhead", which replays CUDA
+graphs. It decodes all frames at once, the fastest way on a GPU with enough memory; --vae-slicing decodes frame by frame
+in less memory.
+
+Device memory is the largest drop in the device's free memory since a contender's process began. It includes the CUDA
+context, and nothing else may use the device. Operations are counted in the exported graphs for every contender;
 diffusers runs more for the same clip, so its share of the peak is that of useful work.
 """
 
 import argparse
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,20 +30,27 @@ from pathlib import Path
 
 import numpy as np
 import reports
-from flops import data_sheet_peak, flops_per_second, request_flops
-from gpu_contenders import BASELINE, CONTENDERS, KINDS, MODES, OUT_OF_TIME, STAGES, Job, Row, modes, work
+from flops import flops_per_second, request_flops
+from gpu_contenders import BASELINE, CONTENDERS, DRY_RUN, RECORDS, Backend, Job, Row
+from gpu_worker import work
+from machine_limits import data_sheet_peak
 from models import clip_size, prepare
+from sparsectrl_lcm.benchmarks.harness.worker_process import kill_with_children
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.gpu.cuda import runtime_api
 from sparsectrl_lcm.runtime.gpu.device import probe
 from sparsectrl_lcm.runtime.machine import report_head
 
+KINDS = ("new_keyframes", "second_seed")
+STAGES = ("text", "control", "denoise", "decode")
+OUT_OF_TIME = "ran out of time"
+
 
 def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
-    """Runs a job in a process of its own; its rows, each with the device memory at its peak since the row before.
+    """Runs a job in a process of its own; returns its rows, each with the peak of device memory since the row before.
 
-    The memory is watched from here, so that it costs the process nothing.
+    The memory is watched from this process, so that watching costs the other one nothing.
     """
     rows: list[Row] = []
     end = time.monotonic() + job.seconds
@@ -67,28 +76,22 @@ def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
                 said = log.read_text(errors="replace").strip().splitlines()
                 rows.append({"reason": f"ended with code {process.returncode}: {said[-1] if said else 'no message'}"})
         finally:
-            stop(process)
+            kill_with_children(process)  # torch.compile starts processes of its own
     return rows
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process with those that it started, as torch.compile's."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> list[Row]:
-    """Builds what is missing and measures a contender; its rows."""
+    """Builds missing engines, then measures a contender; returns its rows."""
     built: Row = {}
     begin = time.monotonic()
-    if build and modes(job.contender) == MODES:
+    record = RECORDS[job.contender]
+    if build and isinstance(record, Backend) and record.builds:
         (built, *_) = run(replace(job, role="build"), free_memory)
         built.pop("peak_bytes", None)
         if built.get("reason", "").startswith(OUT_OF_TIME):
             size = f"--size {job.width}x{job.height} --frames {job.frames}"
             command = f"sparsectrl-lcm build {job.bundle} --backend {job.contender} {size}"
-            built["reason"] += f"; build beforehand: {command}"
+            built["reason"] += f"; build them first: {command}"
     rows = [built]
     if "reason" not in built:
         left = job.seconds - (time.monotonic() - begin)
@@ -97,17 +100,17 @@ def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> lis
 
 
 def rows_of(job: Job, built: Row, rows: list[Row]) -> list[Row]:
-    """One row for each mode of a contender, with figures or a reason."""
+    """One row for each mode of a contender, with samples or the reason why there are none."""
     failed = {"reason": next((row["reason"] for row in rows if "mode" not in row), "gave no result")}
     by_mode = {row["mode"]: row for row in rows if "mode" in row}
     return [
         {"contender": job.contender, "mode": mode, **built, **by_mode.get(mode, failed)}
-        for mode in modes(job.contender)
+        for mode in RECORDS[job.contender].modes
     ]
 
 
 def summarize(rows: list[Row], flops: dict[str, int], peak: float | None) -> None:
-    """Adds p50 and p95 of all samples, ratios to diffusers eager, and shares of the peak."""
+    """Adds the p50 and p95 of the samples, ratios to eager diffusers, and shares of the peak."""
     for row in rows:
         for name, percent in (("p50", 50), ("p95", 95)):
             row[name] = {
@@ -125,7 +128,7 @@ def summarize(rows: list[Row], flops: dict[str, int], peak: float | None) -> Non
 
 
 def print_table(rows: list[Row]) -> None:
-    """One row per contender and mode; milliseconds, medians where nothing else is said."""
+    """Prints one row per contender and mode; milliseconds, medians unless the head says otherwise."""
     heads = ["contender", *(f"{kind.replace('_', ' ')} (p95) | x eager | of peak" for kind in KINDS), *STAGES]
     heads = [*" | ".join([*heads, "GB", "load s", "build s"]).split(" | ")]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
@@ -148,26 +151,29 @@ def print_table(rows: list[Row]) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="a full-size bundle; else one is made in --cache")
+    parser.add_argument("--bundle", type=Path, help="a full-size bundle; default: one is made in --cache")
     parser.add_argument("--checkpoints", type=Path, help="what the bundle was exported from, for diffusers")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"))
-    parser.add_argument("--size", type=clip_size, default="512x512", help="WIDTHxHEIGHT")
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--requests", type=int, default=20, help="second seeds; half as many with new keyframes")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS), help=f"of {', '.join(CONTENDERS)}")
-    parser.add_argument("--time-limit", type=float, default=480.0, help="seconds after which none is started")
-    parser.add_argument("--skip-build", action="store_true", help="take engines as they are")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--dry-run", action="store_true", help="the whole flow on the CPU with the demo bundle")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache/full-size"), help="folder for checkpoints and bundle"
+    )
+    parser.add_argument("--size", type=clip_size, default="512x512", help="WIDTHxHEIGHT; default: 512x512")
+    parser.add_argument("--frames", type=int, default=16, help="frames of a clip; default: 16")
+    parser.add_argument("--steps", type=int, default=4, help="LCM steps; default: 4")
+    parser.add_argument("--requests", type=int, default=20, help="second seeds, and half as many new keyframes")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help=f"default: {','.join(CONTENDERS)}")
+    parser.add_argument("--time-limit", type=float, default=540.0, help="seconds after which no contender starts")
+    parser.add_argument("--skip-build", action="store_true", help="use the engines that there are")
+    parser.add_argument("--vae-slicing", action="store_true", help="let diffusers decode frame by frame")
+    parser.add_argument("--output", type=Path, help="a JSON file; default: a new one in benchmarks/results")
+    parser.add_argument("--dry-run", action="store_true", help="try everything out on the CPU with the demo bundle")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if unknown := set(options.contenders.split(",")) - {*CONTENDERS, "onnxruntime"}:
+    if unknown := set(options.contenders.split(",")) - RECORDS.keys():
         parser.error(f"--contenders: {sorted(unknown)[0]!r} is unknown; allowed are {', '.join(CONTENDERS)}")
     if options.dry_run:
         sizes = Bundle.load().manifest.sizes
         options.size, options.frames = f"{sizes.width}x{sizes.height}", sizes.frames
-        options.contenders, options.bundle, options.skip_build = "onnxruntime", demo_bundle(), True
+        options.contenders, options.bundle = ",".join(DRY_RUN), demo_bundle()
     return options
 
 
@@ -197,24 +203,30 @@ def free_device_memory() -> int:
 
 
 def measure_all(options: argparse.Namespace, device: Row | None) -> None:
-    """Runs the contenders one after the other within the time limit; what was measured is written after each."""
+    """Runs one contender after the other within the time limit; writes the report after each."""
     free_memory = free_device_memory if device else None
     checkpoints = str(options.checkpoints) if options.checkpoints else None
     width, height = map(int, options.size.split("x"))
-    sizes = (width, height, options.frames, options.steps, options.requests)
-    job = Job("measure", "", str(options.bundle), checkpoints, *sizes)
+    request = (width, height, options.frames, options.steps, options.requests, options.vae_slicing)
+    job = Job("measure", "", str(options.bundle), checkpoints, *request)
     bundle = Bundle.load(options.bundle)
-    flops = request_flops(bundle.folder, bundle.manifest, job.size, job.steps)
+    flops = request_flops(bundle.folder, bundle.manifest, job.clip, job.steps)
     path = output_path(options, device)
-    head = report_head(reports.command(), (item.name for item in distributions()))
-    sizes = {"size": f"{options.size}x{options.frames}", "steps": options.steps}
-    report = head | {"device": device} | sizes | {"flops": flops, "rows": []}
+    report = report_head(reports.command(), (item.name for item in distributions())) | {
+        "device": device,
+        "size": f"{options.size}x{options.frames}",
+        "steps": options.steps,
+        "vae_slicing": options.vae_slicing,
+        "flops": flops,
+        "rows": [],
+    }
     end = time.monotonic() + options.time_limit
     report["peak"] = device_peak(job, device["name"]) if device else None
-    waiting = [name for name in (*CONTENDERS, "onnxruntime") if name in options.contenders.split(",")]
+    chosen = options.contenders.split(",")
+    waiting = [name for name in RECORDS if name in chosen]
     while waiting:
         left = end - time.monotonic()
-        share = left * CONTENDERS.get(waiting[0], 1) / sum(CONTENDERS.get(name, 1) for name in waiting)
+        share = left * RECORDS[waiting[0]].share / sum(RECORDS[name].share for name in waiting)
         contender = replace(job, contender=waiting.pop(0), seconds=share)
         if left > 0:
             print(f"{contender.contender} has {share:.0f} s", file=sys.stderr)
@@ -229,7 +241,7 @@ def measure_all(options: argparse.Namespace, device: Row | None) -> None:
 
 
 def device_peak(job: Job, name: str) -> Row:
-    """What the device's matrix units can do in fp16, measured or from a data sheet."""
+    """Operations per second of the device in fp16: measured, or else from its data sheet."""
     (peak, *_) = run(replace(job, role="peak", seconds=60.0), None)
     return data_sheet_peak(name) if "reason" in peak else peak
 

@@ -1,4 +1,4 @@
-"""Models with random weights that the benchmarks share: a bundle, and diffusers' pipeline on the same checkpoints."""
+"""The models that benchmarks run: checkpoints with random weights, and the bundle that is exported from them."""
 
 import json
 import re
@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentTypeError
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +14,44 @@ from sparsectrl_lcm.runtime.machine import peak_bytes
 
 MULTIPLE = 64
 ARCHITECTURES = ("full", "small")
-"""Stable Diffusion 1.5, AnimateDiff v3 and SparseCtrl, and one of the same structure in a few megabytes."""
+"""full: Stable Diffusion 1.5, AnimateDiff v3 and SparseCtrl. small: the same structure in a few megabytes."""
 
 
 def clip_size(text: str) -> str:
-    """`512x512`, as an option's type.
+    """The argparse type of `512x512`.
 
     Raises:
-        ArgumentTypeError: it is not two multiples of 64, which the architectures ask for.
+        ArgumentTypeError: these are not two multiples of 64, which the architectures need.
     """
     parts = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
     if parts is None or any(int(side) not in range(MULTIPLE, MAX_SIDE + 1, MULTIPLE) for side in parts.groups()):
-        raise ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in multiples of {MULTIPLE} up to {MAX_SIDE}, as 512x512")
+        raise ArgumentTypeError(
+            f"{text!r} is not WIDTHxHEIGHT in multiples of {MULTIPLE} up to {MAX_SIDE}, for example 512x512"
+        )
     return text
 
 
 def prepare(cache: Path, architecture: str = "full") -> dict[str, Any]:
-    """Makes checkpoints and bundle in `cache` where there is none; time and memory of the export.
+    """Makes checkpoints and bundle in `cache` if they are missing; returns time, memory and errors of the export.
 
-    Ends the program where the cache holds something else.
+    Ends the program if the cache holds something else.
     """
     exported = cache / "export.json"
     if not (cache / "bundle").exists():
         for job in JOBS:
             subprocess.run([sys.executable, __file__, job, str(cache), architecture], check=True)
     elif not exported.exists():
-        sys.exit(f"{cache / 'bundle'} is of another program, or was not finished; remove it, or give another --cache")
+        sys.exit(
+            f"{cache / 'bundle'} was not finished, or another program made it; remove it or choose another --cache"
+        )
     found = dict(json.loads(exported.read_text()))
-    if found.setdefault("architecture", architecture) != architecture:  # an earlier release does not say
-        sys.exit(f"{cache} holds the {found['architecture']} architecture; give another --cache")
+    if found.setdefault("architecture", architecture) != architecture:  # earlier releases did not write it
+        sys.exit(f"{cache} holds the {found['architecture']} architecture; choose another --cache")
     return found
 
 
 def write_models(cache: Path, architecture: str) -> None:
-    """Writes random checkpoints where they are missing."""
+    """Writes random checkpoints if they are missing."""
     from sparsectrl_lcm.benchmarks.random_checkpoints import (
         FULL_SIZE,
         Architecture,
@@ -59,15 +62,18 @@ def write_models(cache: Path, architecture: str) -> None:
     checkpoints = cache / "checkpoints"
     sizes = FULL_SIZE if architecture == "full" else Architecture()
     if not (checkpoints / "done").exists():
-        print(f"writing random checkpoints of {architecture} size", file=sys.stderr)
+        print(f"writing random checkpoints of the {architecture} architecture", file=sys.stderr)
         write_checkpoints(checkpoints, sizes)
         (checkpoints / "done").touch()
-    if not (checkpoints / "tiny_decoder").exists():  # of an earlier release
+    if not (checkpoints / "tiny_decoder").exists():  # earlier releases wrote none
         write_tiny_decoder(checkpoints / "tiny_decoder", sizes, 40)
 
 
 def export(cache: Path, architecture: str) -> None:
-    """Exports the bundle, with the temporal norm of diffusers so that the frames can be compared, and its engines."""
+    """Exports the bundle and builds its ONNX Runtime engines.
+
+    The temporal norm is that of diffusers, so that frames can be compared.
+    """
     from sparsectrl_lcm.engine.onnxruntime import build
     from sparsectrl_lcm.export.exporter import export_bundle
     from sparsectrl_lcm.export.plan import ExportOptions
@@ -102,66 +108,12 @@ def export(cache: Path, architecture: str) -> None:
 
 
 def peak_gb() -> float:
-    """The largest resident memory of this process so far."""
+    """The largest resident memory of this process so far, in GB."""
     return (peak_bytes() or 0) / 1e9
 
 
-def diffusers_pipeline(checkpoints: Path, dtype: Any = None) -> Any:
-    """AnimateDiff with SparseCtrl and LCM of diffusers, as it documents them; `dtype` is torch's, by default fp32."""
-    from diffusers import (
-        AnimateDiffSparseControlNetPipeline,
-        AutoencoderKL,
-        DDIMScheduler,
-        LCMScheduler,
-        MotionAdapter,
-        SparseControlNetModel,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    base = checkpoints / "base"
-    given = {} if dtype is None else {"torch_dtype": dtype}
-    pipe = AnimateDiffSparseControlNetPipeline(
-        vae=AutoencoderKL.from_pretrained(base / "vae", **given),
-        text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder", **given),
-        tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(base / "unet", **given),
-        motion_adapter=MotionAdapter.from_pretrained(checkpoints / "motion_adapter", **given),
-        controlnet=SparseControlNetModel.from_pretrained(checkpoints / "scribble", **given),
-        scheduler=LCMScheduler.from_config(DDIMScheduler.load_config(base / "scheduler"), beta_schedule="linear"),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def watch_stages(pipe: Any, synchronize: Callable[[], None] = lambda: None) -> list[dict[str, float]]:
-    """From here on the seconds of a request's stages are added to the last entry of what this returns.
-
-    Models are watched where they are called, which torch.compile does not trace.
-    """
-    requests: list[dict[str, float]] = []
-
-    def timed(stage: str, function: Any) -> Any:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            synchronize()
-            begin = time.perf_counter()
-            result = function(*arguments, **keywords)
-            synchronize()
-            requests[-1][stage] = requests[-1].get(stage, 0.0) + time.perf_counter() - begin
-            return result
-
-        return call
-
-    pipe.encode_prompt = timed("text", pipe.encode_prompt)
-    pipe.prepare_image = timed("keyframes", pipe.prepare_image)
-    for stage, model in (("control", pipe.controlnet), ("denoise", pipe.unet)):
-        model._compiled_call_impl = timed(stage, model._compiled_call_impl or model._call_impl)
-    pipe.decode_latents = timed("decode", pipe.decode_latents)
-    return requests
-
-
 JOBS = {"write": write_models, "export": export}
-"""Each in a process of its own, so that the peak memory is the export's alone."""
+"""Each runs in a process of its own, so that the peak memory is that of the export alone."""
 
 if __name__ == "__main__":
     JOBS[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])

@@ -12,6 +12,7 @@ import numpy as np
 from compare_report import STEPWISE, Report
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from scaling import AXES
 
 STAGES = {"text": "#9e9e9e", "keyframes": "#c7b299", "control": "#e0a030", "denoise": "#3070b0", "decode": "#50a070"}
@@ -20,7 +21,7 @@ MARKERS = {"text_encoder": "v", "controlnet_scribble": "s", "unet": "o", "vae_de
 
 
 def draw(report: Report, path: Path) -> list[Path]:
-    """Draws what the report has beside its file; the pictures' paths."""
+    """Draws what the report holds into pictures beside its file; returns their paths."""
     figures = {}
     if any(row["summary"] for row in report["contenders"].values()):
         figures["stages"] = draw_stages(report)
@@ -37,7 +38,7 @@ def draw(report: Report, path: Path) -> list[Path]:
 
 
 def draw_stages(report: Report) -> Figure:
-    """A bar for each contender and kind of request: medians of the stages, and the spread of the whole."""
+    """A bar for each contender and kind of request: medians of the stages, and the spread of the total."""
     bars = [
         (f"{name}{', second seed' if kind == 'second_seed' else ''}", stages)
         for name, row in report["contenders"].items()
@@ -55,7 +56,7 @@ def draw_stages(report: Report) -> Figure:
         spread = [[total["median"] - total["min"]], [total["max"] - total["median"]]]
         axes.errorbar(total["median"], place, xerr=spread, color="black", capsize=3, linewidth=1)
         axes.text(total["max"], place, f"  {total['median']:.3g} s", va="center", fontsize=8)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (*STAGES.values(), OTHER)]
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in (*STAGES.values(), OTHER)]
     axes.legend(handles, [*STAGES, "rest"], ncols=6, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
     axes.invert_yaxis()
@@ -66,7 +67,7 @@ def draw_stages(report: Report) -> Figure:
 
 
 def draw_roofline(report: Report) -> Figure:
-    """Rate over arithmetic intensity of each graph, below what the machine can do (Williams et al. 2009)."""
+    """The rate of each graph over its arithmetic intensity, with the limits of the machine (Williams et al. 2009)."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     peak, bandwidth = report["limits"]["flops_per_s"], report["limits"]["bytes_per_s"]
     seen: list[float] = []
@@ -84,10 +85,10 @@ def draw_roofline(report: Report) -> Figure:
     ends = np.geomspace(min([*seen, peak / bandwidth]) / 3, max([*seen, peak / bandwidth]) * 3, 200)
     axes.plot(ends, np.minimum(peak, ends * bandwidth) / 1e12, color="black", linewidth=1)
     label = f"torch, product in bf16: {peak / 1e12:.3g} TFLOP/s; copy: {bandwidth / 1e9:.3g} GB/s"
-    place = {"ha": "right", "xytext": (0, 4), "textcoords": "offset points"}
-    axes.annotate(label, (ends[-1], peak / 1e12), fontsize=8, **place)
+    end = (ends[-1], peak / 1e12)
+    axes.annotate(label, end, fontsize=8, ha="right", xytext=(0, 4), textcoords="offset points")
     axes.set(xscale="log", yscale="log", ylabel="TFLOP/s, counted from the portable graphs")
-    axes.set_xlabel("FLOP per byte of what convolutions and products read and write", fontsize=8)
+    axes.set_xlabel("operations per byte that convolutions and products read and write", fontsize=8)
     axes.set_title(_request(report), fontsize=8)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(which="both", linewidth=0.2)
@@ -95,7 +96,7 @@ def draw_roofline(report: Report) -> Figure:
 
 
 def draw_scaling(found: dict[str, Any]) -> Figure:
-    """Seconds over frames, pixels and steps."""
+    """Seconds by frames, pixels and steps."""
     by_axis = {axis: [point for point in found["points"] if point.get("axis") == axis] for axis in AXES}
     measured = {axis: points for axis, points in by_axis.items() if points}
     size = (1 + 3 * len(measured), 3.4)
@@ -111,7 +112,7 @@ def draw_scaling(found: dict[str, Any]) -> Figure:
 
 
 def _draw_curves(axes: Axes, points: list[dict[str, Any]]) -> None:
-    """The whole of both kinds of requests, and what the stages of the first take."""
+    """The total of both kinds of requests, and the stages of first requests."""
     values = [point["value"] for point in points]
 
     def seconds(kind: str, stage: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Where the benchmarks keep their results, and the command that stands in them."""
+"""Where benchmarks write their results, and the command line that they record."""
 
 import shlex
 import sys
@@ -8,11 +8,11 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 PLACES = ("--bundle", "--cache", "--checkpoints", "--output")
-"""Options that name places on a machine."""
+"""Options that name paths of this machine; they are left out of the recorded command line."""
 
 
 def results_file(name: str, asked: Path | None = None, folder: Path = RESULTS) -> Path:
-    """The file that was asked for, or a new one for results of this name from today; its folder is made."""
+    """The file that was asked for, or a new one named after today and `name`; makes its folder."""
     if asked:
         asked.parent.mkdir(parents=True, exist_ok=True)
         return asked
@@ -23,10 +23,10 @@ def results_file(name: str, asked: Path | None = None, folder: Path = RESULTS) -
 
 
 def command(arguments: list[str] | None = None) -> str:
-    """The command line of this process from the repository's root, without places of files.
+    """The command line to run from the repository's root, without `PLACES`.
 
     Args:
-        arguments: the program and its arguments, by default those of this process.
+        arguments: the program and its arguments; by default those of this process.
     """
     program, *words = sys.argv if arguments is None else arguments
     kept, left = ["python", f"benchmarks/{Path(program).name}"], iter(words)

@@ -12,7 +12,7 @@ from .options import parse_size
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..benchmarks.harness.requests import RequestSize
+    from ..benchmarks.harness.measured_requests import RequestSize
     from ..benchmarks.harness.rounds import Contender, Result
     from ..runtime.format.bundle import Bundle
 
@@ -96,7 +96,7 @@ def _request(
     Raises:
         InvalidRequest: the bundle does not allow it.
     """
-    from ..benchmarks.harness.requests import RequestSize
+    from ..benchmarks.harness.measured_requests import RequestSize
     from ..runtime.request import validate
 
     width, height = parse_size(size)

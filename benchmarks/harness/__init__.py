@@ -1,1 +1,1 @@
-"""Measuring requests: each contender in a process of its own, answering in turn."""
+"""Measuring: contenders that make clips in turn, each in a process of its own; `sparsectrl-lcm bench` uses it too."""

@@ -1,36 +1,38 @@
-"""Contenders that answer in turn, each in a process that stays alive where memory allows."""
+"""Rounds of requests: contenders answer in turn, each in a process that stays alive if memory allows."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, combinations
 from statistics import median
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ...runtime.errors import message
-from .processes import Worker, WorkerFailed
-from .requests import PROMPT
+from .measured_requests import PROMPT
+from .worker_process import Worker, WorkerFailed
 
+Item = TypeVar("Item")
 KINDS = ("first", "second_seed")
 """A request with a new prompt, and one with another seed after it."""
-WORKER = (sys.executable, "-m", "sparsectrl_lcm.benchmarks.harness.worker")
+WORKER = (sys.executable, "-m", "sparsectrl_lcm.benchmarks.harness.pipeline_worker")
+"""The program that runs one backend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """What is measured.
+    """One row of a table: what is measured, and the process that runs it.
 
     Attributes:
-        name: as in tables.
-        load: what its process is told at its start.
-        memory_gb: what the process takes at its highest, as far as is known before it has run.
-        request: what is added to each request.
-        command: what starts the process.
-        process: contenders that name the same one share it; by default its own.
-        kinds: the kinds of requests that differ in cost.
-        probe: a question to its process that is asked once a round, its answers kept; empty for none.
+        name: the row's name.
+        load: arguments of the question `load`, which its process is asked first.
+        memory_gb: the process's largest memory, estimated; the measured one replaces it after the first request.
+        request: arguments that are added to each request.
+        command: the program and arguments that start the process.
+        process: contenders that name the same process share it; empty for a process of its own.
+        kinds: the kinds of requests to measure; only `first` if a second seed costs the same.
+        probe: a question that its process is asked once a round, whose answers are kept; empty for none.
     """
 
     name: str
@@ -44,21 +46,21 @@ class Contender:
 
     @property
     def process_name(self) -> str:
-        """The process that it runs in."""
+        """The name of the process that it runs in."""
         return self.process or self.name
 
 
 @dataclass(slots=True)
 class Result:
-    """What was measured of a contender.
+    """The measurements of one contender.
 
     Attributes:
         samples: seconds by kind of request and stage, in the order of the rounds.
-        starts: seconds of each start: `load`, and `warm_up` with the graphs' opening.
-        loaded: what the process said when it was loaded.
-        probes: what it answered to the probe.
+        starts: seconds of each start: `load`, then `warm_up`, which opens the graphs.
+        loaded: the answer to `load`.
+        probes: the answers to the probe, one a round.
         peak_bytes: the largest resident memory of its process.
-        failed: why it has no more samples.
+        failed: why it has no more samples; None if it did not fail.
     """
 
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -72,11 +74,14 @@ class Result:
 class Rounds:
     """Asks each contender in turn, round by round. Leaving its context ends all processes.
 
+    Each round begins with the contender after the one that began the last round, so that none always runs first, or
+    always after the same other one. Contenders that share a process stay next to each other.
+
     Args:
-        contenders: in the order in which they answer; those that share a process next to each other.
-        request: what all requests have in common, as `RequestSize.as_dict` gives it.
-        memory_gb: bound on what the processes may take together; one alone may take more.
-        on_event: told what is being done, and by whom.
+        contenders: in the order in which they answer in round 0.
+        request: the arguments that all requests share, as `RequestSize.as_dict` gives them.
+        memory_gb: bound on the memory of all processes together; one process alone may take more.
+        on_event: called with a contender's name and what it does next.
         save: files for the frames of the first warm-up, by contender.
     """
 
@@ -105,8 +110,8 @@ class Rounds:
             self._end(process)
 
     def run(self, number: int) -> None:
-        """One round: each contender that has not failed makes one request of each of its kinds."""
-        for contender in self.contenders:
+        """Runs round `number`: each contender that has not failed makes one request of each of its kinds."""
+        for contender in rotated(self.contenders, number):
             result = self.results[contender.name]
             if result.failed is None:
                 try:
@@ -136,7 +141,7 @@ class Rounds:
         result.peak_bytes = max(filter(None, (result.peak_bytes, reply["peak_bytes"])), default=None)
 
     def _ready(self, contender: Contender, result: Result) -> Worker:
-        """The process of a contender, loaded and warm; others end where there is no room for them."""
+        """The process of a contender, loaded and warmed up; ends others if there is no room for them."""
         process = contender.process_name
         begin = time.perf_counter()
         if process not in self._workers:
@@ -157,7 +162,7 @@ class Rounds:
         return worker
 
     def _needs(self) -> dict[str, float]:
-        """GB of each process, measured where it has run."""
+        """GB of each process: measured if it has run, else estimated."""
         needs: dict[str, float] = {}
         for contender in self._left():
             peak = self.results[contender.name].peak_bytes
@@ -166,7 +171,7 @@ class Rounds:
         return needs
 
     def _costs(self) -> dict[str, float]:
-        """Seconds that a start of each process takes; little where that is not known yet."""
+        """Seconds that a start of each process takes; 1 if it has not started yet."""
         costs: dict[str, float] = {}
         for contender in self._left():
             last = self.results[contender.name].starts[-1:] or [{"unknown": 1.0}]
@@ -182,15 +187,29 @@ class Rounds:
         self._warm -= {contender.name for contender in self.contenders if contender.process_name == process}
 
 
+def rotated(contenders: Sequence[Contender], number: int) -> list[Contender]:
+    """The order of a round: processes rotate by one each round, as do the contenders that share a process."""
+    by_process: dict[str, list[Contender]] = {}
+    for contender in contenders:
+        by_process.setdefault(contender.process_name, []).append(contender)
+    groups = _rotate(list(by_process.values()), number)
+    return [contender for group in groups for contender in _rotate(group, number)]
+
+
+def _rotate(items: list[Item], count: int) -> list[Item]:
+    start = count % max(1, len(items))
+    return items[start:] + items[:start]
+
+
 def choose_residents(needs: Mapping[str, float], costs: Mapping[str, float], memory_gb: float) -> frozenset[str]:
-    """The processes that stay alive from round to round: those whose starts take longest.
+    """Chooses the processes that stay alive from round to round: those whose starts take longest.
 
     Beside them there is room for any one of the others.
 
     Args:
         needs: GB of each process.
-        costs: seconds of its start.
-        memory_gb: what all that are alive may take.
+        costs: seconds that a start of each process takes.
+        memory_gb: bound on all processes that are alive.
     """
 
     def fits(chosen: frozenset[str]) -> bool:

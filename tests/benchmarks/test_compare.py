@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sparsectrl_lcm.benchmarks.harness.requests import RequestSize
+from sparsectrl_lcm.benchmarks.harness.measured_requests import RequestSize
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.runtime.format.manifest import read_manifest
 

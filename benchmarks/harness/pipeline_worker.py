@@ -1,4 +1,4 @@
-"""A process that makes clips with one backend, so that its memory is that backend's alone; `rounds.py` starts it."""
+"""A worker process that makes clips with one backend, so that its memory is that backend's alone."""
 
 import time
 from typing import Any
@@ -9,8 +9,8 @@ from ...runtime.cpu.executor import HostExecutor
 from ...runtime.machine import peak_bytes
 from ...runtime.pipeline import VideoPipeline
 from ...runtime.request import Keyframe
-from .processes import serve
-from .requests import PROMPT, SEED, scribbles
+from .measured_requests import PROMPT, SEED, scribbles
+from .worker_process import serve
 
 
 class PipelineWorker:
@@ -20,14 +20,14 @@ class PipelineWorker:
         self._pipeline: VideoPipeline | None = None
 
     def load(self, **options: Any) -> dict[str, Any]:
-        """Opens a bundle with the arguments of `VideoPipeline.load`."""
+        """Opens a bundle with the arguments of `VideoPipeline.load`; returns the precision of its engines."""
         self._pipeline = VideoPipeline.load(**options)
         return {"precision": getattr(self._pipeline, "precision", None)}
 
     def warm_up(self, save: str | None = None, **request: Any) -> dict[str, Any]:
         """Opens the graphs with a first request, whose frames go to the file `save`.
 
-        On a GPU more follow: what is to be captured is then replayed.
+        On a GPU three more requests follow, so that every kind of request is captured and replayed once.
         """
         reply = self.generate(PROMPT, SEED, save=save, **request)
         if not isinstance(self.pipeline.executor, HostExecutor):
@@ -47,7 +47,7 @@ class PipelineWorker:
         save: str | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Seconds of a request and of its stages, and the largest memory so far."""
+        """Makes a clip; returns the seconds of the request and its stages, and the process's largest memory so far."""
         pictures = [Keyframe(index, pixels) for index, pixels in scribbles(width, height, frames).items()]
         kinds = self.pipeline.bundle.manifest.controlnets
         begin = time.perf_counter()

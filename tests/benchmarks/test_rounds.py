@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsectrl_lcm.benchmarks.harness.processes import Worker, WorkerFailed
-from sparsectrl_lcm.benchmarks.harness.requests import scribbles
-from sparsectrl_lcm.benchmarks.harness.rounds import Contender, Rounds, choose_residents, summarize
-from sparsectrl_lcm.runtime.machine import machine, memory_bytes, peak_bytes, physical_cores
+from sparsectrl_lcm.benchmarks.harness.measured_requests import scribbles
+from sparsectrl_lcm.benchmarks.harness.rounds import Contender, Rounds, choose_residents, rotated, summarize
+from sparsectrl_lcm.benchmarks.harness.worker_process import Worker, WorkerFailed
 
 PROGRAM = """
 import json, os, sys
-from sparsectrl_lcm.benchmarks.harness.processes import serve
+from sparsectrl_lcm.benchmarks.harness.worker_process import serve
 from sparsectrl_lcm.runtime.errors import BackendError
 
 log = open(sys.argv[1], "a", buffering=1)
@@ -55,7 +54,7 @@ def test_contenders_answer_in_turn_and_stay_where_there_is_room(program: tuple[s
         rounds.run(1)
     assert [(name, seed) for name, _, _, seed in requests(program)] == [
         *(("a", None), ("a", 0), ("a", 1), ("b", None), ("b", 0), ("b", 1)),
-        *(("a", 100), ("a", 101), ("b", 100), ("b", 101)),
+        *(("b", 100), ("b", 101), ("a", 100), ("a", 101)),
     ]
     assert len({process for _, process, _, _ in requests(program)}) == 2
     assert rounds.results["b"].samples == {"first": {"total": [0.0, 100.0]}, "second_seed": {"total": [1.0, 101.0]}}
@@ -74,8 +73,11 @@ def test_those_without_room_are_started_anew(program: tuple[str, ...]) -> None:
     places: dict[str, list[int]] = {}
     for name, process, _, _ in requests(program):
         places.setdefault(name, []).append(process)
-    assert {name: len(set(found)) for name, found in places.items()} == {"large": 3, "small": 3}
-    assert len(rounds.results["same"].starts) == len(rounds.results["small"].starts) == 3
+    assert {name: len(set(found)) for name, found in places.items()} == {"large": 2, "small": 2}, (
+        "one that ends a round begins the next"
+    )
+    assert [len(rounds.results[name].starts) for name in ("large", "small", "same")] == [2, 2, 2]
+    assert [len(result.samples["first"]["total"]) for result in rounds.results.values()] == [3, 3, 3]
     assert rounds.results["small"].probes == [{"flops_per_s": 1.0}] * 3
     assert rounds.results["large"].peak_bytes == 3 * 10**9
 
@@ -96,6 +98,12 @@ def test_one_that_fails_is_a_line_and_the_others_go_on(program: tuple[str, ...])
     assert rounds.results["good"].failed is None
     assert len(rounds.results["good"].samples["first"]["total"]) == 2
     assert sum(name == "dead" and seed is not None for name, _, _, seed in requests(program)) == 1
+
+
+def test_each_contender_begins_a_round_and_those_of_one_process_stay_together() -> None:
+    contenders = [Contender(name, {}, 1.0, process=process) for name, process in ("ap", "bq", "cq", "dr")]
+    orders = ["".join(item.name for item in rotated(contenders, number)) for number in range(6)]
+    assert orders == ["abcd", "cbda", "dabc", "acbd", "bcda", "dacb"]
 
 
 def test_a_killed_process_is_told_from_one_that_ended() -> None:
@@ -126,26 +134,6 @@ def test_residents_are_those_whose_starts_take_longest(memory_gb: float, residen
 def test_summaries_are_medians_with_their_spread() -> None:
     summary = summarize({"first": {"total": [3.0, 1.0, 2.0, 10.0]}})
     assert summary == {"first": {"total": {"median": 2.5, "min": 1.0, "max": 10.0}}}
-
-
-def test_facts_of_the_machine() -> None:
-    import psutil
-
-    facts = machine()
-    assert facts["processor"]
-    assert 1 <= facts["physical_cores"] == physical_cores() <= psutil.cpu_count()
-    assert 0 < (memory_bytes() or 0) <= psutil.virtual_memory().total
-    assert psutil.Process().memory_info().rss <= 1.01 * (peak_bytes() or 0)
-
-
-def test_facts_of_the_machine_tell_what_it_multiplies_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processors are called the same with and without AMX."""
-    monkeypatch.setattr(
-        "sparsectrl_lcm.runtime.machine.instruction_sets", lambda: frozenset({"sse2", "amx_int8", "avx2", "fma"})
-    )
-    assert machine()["instruction_sets"] == ["avx2", "amx_int8"]
-    monkeypatch.setattr("sparsectrl_lcm.runtime.machine.instruction_sets", frozenset)
-    assert machine()["instruction_sets"] == []
 
 
 def test_scribbles_are_on_the_first_frame_the_middle_and_the_last() -> None:

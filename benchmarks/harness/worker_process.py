@@ -1,4 +1,4 @@
-"""Processes that are asked one line of JSON at a time, and answer with one."""
+"""Worker processes that answer questions: one line of JSON in, one line of JSON out."""
 
 import json
 import os
@@ -13,15 +13,19 @@ from typing import Any
 from ...runtime.errors import SparseCtrlLcmError, first_line
 
 END_SECONDS = 10.0
-"""What a process has to end by itself."""
+"""How long a process may take to end once its input is closed."""
 
 
 class WorkerFailed(SparseCtrlLcmError):
-    """A worker could not answer, or has died; the message says why in one line."""
+    """A worker could not answer, or its process ended; the message says why in one line."""
 
 
 class Worker:
-    """A process that runs `serve`."""
+    """A process that runs `serve`.
+
+    Args:
+        command: the program and its arguments.
+    """
 
     def __init__(self, command: Sequence[str]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
@@ -31,10 +35,14 @@ class Worker:
         )
 
     def ask(self, question: str, **values: Any) -> dict[str, Any]:
-        """Asks, and waits for the answer.
+        """Asks a question and waits for the answer.
+
+        Args:
+            question: one of the names that the process serves.
+            values: its arguments, as JSON can hold them.
 
         Raises:
-            WorkerFailed: it could not answer, or has died.
+            WorkerFailed: the process could not answer, or ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -45,7 +53,7 @@ class Worker:
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
         if not answer:
-            raise WorkerFailed("", self._last_words())
+            raise WorkerFailed("", self._how_it_ended())
         self._waiting = False
         reply: dict[str, Any] = json.loads(answer)
         if "failed" in reply:
@@ -53,23 +61,20 @@ class Worker:
         return reply
 
     def close(self) -> None:
-        """Ends the process: at once where it is still at work, with those that it started."""
+        """Ends the process and those that it started; at once if it is still at work on an answer."""
         if self._process.stdin is not None:
-            with suppress(BrokenPipeError):
+            with suppress(OSError):
                 self._process.stdin.close()
         try:
             self._process.wait(0 if self._waiting else END_SECONDS)
         except subprocess.TimeoutExpired:
-            if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
-            self._process.wait()
+            kill_with_children(self._process)
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._log.close()
 
-    def _last_words(self) -> str:
-        """How the process ended."""
+    def _how_it_ended(self) -> str:
+        """The exit code or signal of the process, with the last line that it wrote to stderr."""
         try:
             code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -82,8 +87,26 @@ class Worker:
         return f"{how}: {lines[-1].strip()}" if lines else how
 
 
+def kill_with_children(process: subprocess.Popen[Any]) -> None:
+    """Kills a process and waits for it; on POSIX also the processes that it started.
+
+    Args:
+        process: started with `start_new_session=True`, so that it leads a process group of its own.
+    """
+    if process.poll() is None:
+        if sys.platform != "win32":
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+    process.wait()
+
+
 def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-    """Answers questions from stdin until it is closed; whatever is printed meanwhile goes to stderr."""
+    """Answers questions from stdin until it is closed. Whatever else the process prints goes to stderr.
+
+    Args:
+        answers: the function that answers each question, by its name.
+    """
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)
         for line in sys.stdin:
@@ -92,6 +115,6 @@ def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
                 reply = answers[question.pop("ask")](**question)
             except SparseCtrlLcmError as error:
                 reply = {"failed": {"field": error.field, "reason": error.reason, "remedy": error.remedy}}
-            except Exception as error:  # whatever it is, the others go on
+            except Exception as error:  # any failure is an answer: the other contenders go on
                 reply = {"failed": {"field": type(error).__name__, "reason": first_line(error)}}
             print(json.dumps(reply), file=replies, flush=True)

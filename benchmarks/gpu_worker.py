@@ -1,0 +1,196 @@
+"""One process of gpu.py: measures a contender, builds its engines, or measures the GPU's peak. Writes JSON rows."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffusers_pipeline import generate, load_pipeline, watch_stages
+from gpu_contenders import CUDA_GRAPH, PLAIN, RECORDS, Diffusers, Job, Keyframes, Row, build_engines
+from machine_limits import cuda_product_rate
+from sparsectrl_lcm.benchmarks.harness.measured_requests import PROMPT
+from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
+
+LEAST = 3
+"""Samples that are taken even if time runs out."""
+SAMPLING = 0.85
+"""Share of a contender's time after which it starts no further samples."""
+
+Ask = Callable[[int, Keyframes], dict[str, float]]
+"""Makes a clip with a seed and keyframes; returns the seconds of its stages."""
+
+
+def work(job: Job) -> None:
+    """Writes a line of JSON for each result; the last one has the reason if the process cannot go on."""
+    is_diffusers = isinstance(RECORDS.get(job.contender), Diffusers)
+    measure = measure_diffusers if is_diffusers else measure_pipeline
+    roles: dict[str, Callable[[Job], Iterable[Row]]] = {
+        "measure": measure,
+        "build": build_engines,
+        "peak": lambda _: [cuda_product_rate()],
+    }
+    with Path(job.output).open("a", encoding="utf-8", buffering=1) as file:
+        try:
+            for row in roles[job.role](job):
+                file.write(json.dumps(row) + "\n")
+        except ImportError as error:
+            reason = f"{first_line(error)}; run: pip install '.[bench]'"
+            file.write(json.dumps({"reason": reason}) + "\n")
+        except Exception as error:  # any failure becomes a row: the other contenders go on
+            known = isinstance(error, SparseCtrlLcmError)
+            reason = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
+            file.write(json.dumps({"reason": reason}) + "\n")
+
+
+def measure_pipeline(job: Job) -> Iterator[Row]:
+    """Measures a backend of this project, with CUDA graphs and without."""
+    from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+
+    start = time.perf_counter()
+    pipeline = VideoPipeline.load(job.bundle, job.contender)
+    load = time.perf_counter() - start
+    warnings = LastWarning()
+
+    def ask(seed: int, keyframes: Keyframes) -> dict[str, float]:
+        pictures = [Keyframe(index, picture) for index, picture in keyframes.items()]
+        clip = pipeline.generate(
+            PROMPT,
+            pictures,
+            seed=seed,
+            num_inference_steps=job.steps,
+            width=job.width,
+            height=job.height,
+            num_frames=job.frames,
+        )
+        return dict(clip.timings)
+
+    fresh = job.keyframes()
+    begin = time.perf_counter()
+    load += ask(0, next(fresh))["load"]
+    row = {"load_s": load, "first_s": time.perf_counter() - begin}
+    modes = RECORDS[job.contender].modes
+    for number, mode in enumerate(modes, start=1):
+        if mode == PLAIN:
+            executor: Any = pipeline.executor
+            for workspace in executor._workspaces.values():
+                workspace.forgo_graphs()
+        current = warm_up(ask, fresh)
+        if mode == CUDA_GRAPH and warnings.last:
+            yield {"mode": mode, "reason": warnings.last}
+        else:
+            deadline = start + SAMPLING * job.seconds * number / len(modes)
+            yield {"mode": mode, **row, "samples": sample(job.requests, ask, current, fresh, deadline)}
+
+
+def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") -> Iterator[Row]:
+    """Measures diffusers on the same checkpoints.
+
+    Raises:
+        SparseCtrlLcmError: there are no checkpoints, or torch has no CUDA.
+    """
+    if job.checkpoints is None:
+        raise SparseCtrlLcmError("--checkpoints is missing: diffusers cannot read a bundle")
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SparseCtrlLcmError("torch has no CUDA here; install a build of torch for CUDA")
+    start = time.perf_counter()
+    pipe = load_pipeline(Path(job.checkpoints), vae_slicing=job.vae_slicing).to(device, getattr(torch, dtype))
+    record = RECORDS[job.contender]
+    if isinstance(record, Diffusers) and record.compile_mode:
+        compile_models(pipe, record.compile_mode)
+    load = time.perf_counter() - start
+
+    def ask(seed: int, keyframes: Keyframes) -> dict[str, float]:
+        generate(pipe, PROMPT, seed, job.request, keyframes)
+        return {}
+
+    fresh = job.keyframes()
+    begin = time.perf_counter()
+    ask(0, next(fresh))
+    row: Row = {"mode": None, "load_s": load, "first_s": time.perf_counter() - begin}
+    current = warm_up(ask, fresh)
+    samples = sample(job.requests, ask, current, fresh, start + SAMPLING * job.seconds)
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    stages = watch_stages(pipe, synchronize)
+    for seed in range(LEAST):  # after the others: timing a stage makes the host wait for the device
+        stages.append({})
+        ask(seed, current)
+    for samples_of_kind in samples.values():
+        samples_of_kind |= {stage: [timings[stage] for timings in stages] for stage in stages[0]}
+    yield row | {"samples": samples}
+
+
+def compile_models(pipe: Any, mode: str) -> None:
+    """Compiles SparseCtrl, the UNet and the decoder with torch.compile.
+
+    With CUDA graphs (reduce-overhead) a replay overwrites what earlier ones returned, from the mark of a step on: a
+    step of the loop is SparseCtrl and the UNet, which reads its residuals. Decoded frames are copied.
+    """
+    import torch
+
+    def compiled(function: Any) -> Any:
+        return torch.compile(function, mode=mode)
+
+    control, decode = compiled(pipe.controlnet.forward), compiled(pipe.vae.decoder.forward)
+
+    def first_of_step(*arguments: Any, **keywords: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return control(*arguments, **keywords)
+
+    def decode_step(*arguments: Any, **keywords: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return decode(*arguments, **keywords).clone()
+
+    pipe.unet.forward = compiled(pipe.unet.forward)
+    pipe.controlnet.forward, pipe.vae.decoder.forward = first_of_step, decode_step
+
+
+def warm_up(ask: Ask, fresh: Iterator[Keyframes]) -> Keyframes:
+    """Makes both kinds of requests twice, so that each is captured and then replayed; returns the last keyframes."""
+    for _ in range(2):
+        current = next(fresh)
+        for seed in range(2):
+            ask(seed, current)
+    return current
+
+
+def sample(
+    requests: int, ask: Ask, current: Keyframes, fresh: Iterator[Keyframes], deadline: float
+) -> dict[str, dict[str, list[float]]]:
+    """Takes the samples: seconds of each request and of its stages, by kind of request.
+
+    Args:
+        requests: with a second seed; with new keyframes half as many.
+        ask: makes a clip.
+        current: the keyframes of the last request.
+        fresh: new keyframes.
+        deadline: of `time.perf_counter`, after which no more than `LEAST` samples of a kind are taken.
+    """
+    samples: dict[str, dict[str, list[float]]] = {}
+    for kind, wanted in (("second_seed", requests), ("new_keyframes", requests // 2)):
+        taken: dict[str, list[float]] = {"wall": []}
+        samples[kind] = taken
+        for seed in range(100, 100 + max(LEAST, wanted)):
+            if len(taken["wall"]) >= LEAST and time.perf_counter() > deadline:
+                break
+            keyframes = current if kind == "second_seed" else next(fresh)
+            begin = time.perf_counter()
+            timings = ask(seed, keyframes)
+            for stage, seconds in {"wall": time.perf_counter() - begin, **timings}.items():
+                taken.setdefault(stage, []).append(seconds)
+    return samples
+
+
+class LastWarning(logging.Handler):
+    """Keeps the last warning of the package: it says why no CUDA graph was captured."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.last = ""
+        logging.getLogger("sparsectrl_lcm").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last = record.getMessage()

@@ -1,0 +1,24 @@
+"""What reports say of the machine."""
+
+import pytest
+from sparsectrl_lcm.runtime.machine import machine, memory_bytes, peak_bytes, physical_cores
+
+
+def test_facts_of_the_machine() -> None:
+    import psutil
+
+    facts = machine()
+    assert facts["processor"]
+    assert 1 <= facts["physical_cores"] == physical_cores() <= psutil.cpu_count()
+    assert 0 < (memory_bytes() or 0) <= psutil.virtual_memory().total
+    assert psutil.Process().memory_info().rss <= 1.01 * (peak_bytes() or 0)
+
+
+def test_facts_of_the_machine_tell_what_it_multiplies_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors are called the same with and without AMX."""
+    monkeypatch.setattr(
+        "sparsectrl_lcm.runtime.machine.instruction_sets", lambda: frozenset({"sse2", "amx_int8", "avx2", "fma"})
+    )
+    assert machine()["instruction_sets"] == ["avx2", "amx_int8"]
+    monkeypatch.setattr("sparsectrl_lcm.runtime.machine.instruction_sets", frozenset)
+    assert machine()["instruction_sets"] == []
