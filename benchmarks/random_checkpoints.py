@@ -1,7 +1,7 @@
 """Random checkpoints in the diffusers format: the architecture of Stable Diffusion 1.5 and AnimateDiff at any size.
 
-They stand in for the public weights where those cannot be had or are too large: in tests, in the demo bundle, and,
-at full size, in the benchmarks. No weight is zero, or SparseCtrl's zero-initialised convolutions would hide it.
+They stand in for the public weights in tests and, at full size, in benchmarks. No weight is zero: SparseCtrl's
+zero-initialised convolutions would otherwise hide the whole network.
 """
 
 import json
@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The sizes in which checkpoints differ; the defaults are small."""
+    """The sizes of a checkpoint; the defaults are small."""
 
     channels: tuple[int, ...] = (32, 64, 64, 64)
     layers: int = 1
@@ -71,7 +71,7 @@ FULL_SIZE = Architecture(
 
 
 def write_checkpoints(folder: Path, arch: Architecture, seed: int = 0) -> dict[str, Path]:
-    """Writes base, motion adapter, SparseCtrls and a tiny decoder below `folder`; returns their folders by name."""
+    """Writes base, motion adapter, both SparseCtrls and a tiny decoder; returns their folders by name."""
     return {
         "base": write_base(folder / "base", arch, seed),
         "motion_adapter": write_motion_adapter(folder / "motion_adapter", arch, seed + 10),
@@ -82,11 +82,11 @@ def write_checkpoints(folder: Path, arch: Architecture, seed: int = 0) -> dict[s
 
 
 GAINS = {"controlnet_cond_embedding": 1.8, "motion_modules": 1.3}
-"""Larger weights where random ones would otherwise let a keyframe fade before it reaches the other frames."""
+"""Factors on random weights, without which a keyframe would fade before it reaches the other frames."""
 
 
 def randomize(module: nn.Module, seed: int) -> nn.Module:
-    """Fills every parameter with values that are zero nowhere and keep activations near unit size."""
+    """Fills every parameter with values that are never zero and keep activations near unit size."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -102,52 +102,17 @@ def randomize(module: nn.Module, seed: int) -> nn.Module:
     return module.eval()
 
 
+# fmt: off
 WORDS = [
-    "a",
-    "an",
-    "the",
-    "of",
-    "in",
-    "on",
-    "and",
-    "with",
-    "red",
-    "green",
-    "blue",
-    "yellow",
-    "white",
-    "black",
-    "small",
-    "large",
-    "round",
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "moves",
-    "turns",
-    "grows",
-    "left",
-    "right",
-    "up",
-    "down",
-    "over",
-    "plain",
-    "sky",
-    "sea",
-    "snow",
-    "night",
-    "day",
-    "slowly",
-    "quickly",
-    "photo",
-    "drawing",
-    "lighthouse",
+    "a", "an", "the", "of", "in", "on", "and", "with", "red", "green", "blue", "yellow", "white", "black",
+    "small", "large", "round", "circle", "square", "triangle", "star", "moves", "turns", "grows", "left", "right", "up", "down",
+    "over", "plain", "sky", "sea", "snow", "night", "day", "slowly", "quickly", "photo", "drawing", "lighthouse",
 ]
+# fmt: on
 
 
 def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> int:
-    """Writes a CLIP tokenizer (vocab.json, merges.txt) that knows some words whole; the size of its vocabulary."""
+    """Writes a CLIP tokenizer (vocab.json, merges.txt) with a token for each word; returns its vocabulary's size."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters]
@@ -177,7 +142,7 @@ def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> int:
 
 
 def write_base(folder: Path, arch: Architecture, seed: int) -> Path:
-    """A Stable Diffusion base: tokenizer, text encoder, UNet, VAE and scheduler."""
+    """Writes a Stable Diffusion base: tokenizer, text encoder, UNet, VAE and scheduler."""
     vocabulary = write_tokenizer(folder / "tokenizer")
     text_config = CLIPTextConfig(
         vocab_size=max(vocabulary, arch.vocabulary),
@@ -212,7 +177,7 @@ def write_base(folder: Path, arch: Architecture, seed: int) -> Path:
 
 
 def write_index(folder: Path) -> None:
-    """The file that makes a folder of parts a Stable Diffusion checkpoint."""
+    """Writes model_index.json, which makes a folder of parts a Stable Diffusion checkpoint."""
     classes = {
         "_class_name": "StableDiffusionPipeline",
         "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -225,7 +190,7 @@ def write_index(folder: Path) -> None:
 
 
 def write_vae(folder: Path, arch: Architecture, seed: int) -> Path:
-    """An AutoencoderKL."""
+    """Writes an AutoencoderKL."""
     levels = len(arch.vae_channels)
     vae = AutoencoderKL(
         block_out_channels=arch.vae_channels,
@@ -241,7 +206,7 @@ def write_vae(folder: Path, arch: Architecture, seed: int) -> Path:
 
 
 def write_tiny_decoder(folder: Path, arch: Architecture, seed: int) -> Path:
-    """An AutoencoderTiny with as many levels as the VAE."""
+    """Writes an AutoencoderTiny with as many levels as the VAE."""
     channels = (arch.tiny_channels,) * len(arch.vae_channels)
     layers = (arch.tiny_layers,) * (len(channels) - 1)
     model = AutoencoderTiny(
@@ -257,9 +222,9 @@ def write_tiny_decoder(folder: Path, arch: Architecture, seed: int) -> Path:
 
 
 def _spread_colours(model: AutoencoderTiny, seed: int) -> None:
-    """Scales the last convolution so that colours lie around grey, where random ones would mostly be clipped.
+    """Scales the last convolution so that colours spread around grey; most would be clipped otherwise.
 
-    The latents that a random UNet gives have a standard deviation of about 30.
+    The latents that a random UNet makes have a standard deviation of about 30.
     """
     latents = torch.randn(2, model.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(seed))
     last = model.decoder.layers[-1]
@@ -271,7 +236,7 @@ def _spread_colours(model: AutoencoderTiny, seed: int) -> None:
 
 
 def write_motion_adapter(folder: Path, arch: Architecture, seed: int) -> Path:
-    """The motion modules of the UNet."""
+    """Writes the motion modules of the UNet."""
     adapter = MotionAdapter(
         block_out_channels=arch.channels,
         motion_layers_per_block=arch.layers,
@@ -284,7 +249,7 @@ def write_motion_adapter(folder: Path, arch: Architecture, seed: int) -> Path:
 
 
 def write_controlnet(folder: Path, arch: Architecture, kind: str, seed: int) -> Path:
-    """SparseCtrl for `scribble` (pixels) or `rgb` (latents) keyframes."""
+    """Writes a SparseCtrl for `scribble` (pixels) or `rgb` (latents) keyframes."""
     levels = len(arch.channels)
     model = SparseControlNetModel(
         conditioning_channels=3 if kind == "scribble" else 4,

@@ -1,9 +1,10 @@
-"""Engines of the real architecture at full size, built by TensorRT-RTX without a GPU: time, memory and size.
+"""Builds TensorRT-RTX engines of the real architecture at full size without a GPU: time, memory and size.
 
     python benchmarks/tensorrt_build.py --size 512x512 --precision fp16 --precision fp32
 
-Takes a full-size bundle with random weights from --cache (made there where it is missing); its engines stay.
-Each precision is built in a process of its own. Prints one table and writes it as JSON into benchmarks/results/.
+Takes a full-size bundle with random weights from --cache, where it is made if it is missing; that bundle's own engines
+are left alone. Builds each precision in a process of its own. Prints one table and writes it as JSON into
+benchmarks/results/.
 """
 
 import argparse
@@ -26,7 +27,7 @@ BACKEND = "tensorrt-rtx"
 
 
 class MemoryByGraph:
-    """The process's memory at its highest, for the graph that is being built."""
+    """Watches the peak memory of this process while each graph is built."""
 
     def __init__(self) -> None:
         self.peaks: dict[str, float] = {}
@@ -37,12 +38,12 @@ class MemoryByGraph:
         self._thread.start()
 
     def progress(self, text: str, fraction: float) -> None:
-        """Notes which graph is being built."""
+        """The build's progress callback: its text begins with the graph that is being built."""
         self.graph = text.split(" ", maxsplit=1)[0]
         self.starts.setdefault(self.graph, time.perf_counter())
 
     def end(self) -> dict[str, dict[str, float]]:
-        """Peak in GB and seconds of each graph, with checks and weights."""
+        """Stops watching; returns peak GB and seconds of each graph, including checks and weights."""
         self._ended.set()
         self._thread.join()
         ends = [*list(self.starts.values())[1:], time.perf_counter()]
@@ -61,7 +62,7 @@ class MemoryByGraph:
 
 
 def build_all(bundle: Path, precision: str, size: str, check: bool) -> dict[str, Any]:
-    """Builds the engines of a bundle; a row per graph."""
+    """Builds the engines of a bundle; returns a row for each graph."""
     from sparsectrl_lcm.engine.tensorrt.builder import build
     from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
     from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
@@ -81,12 +82,14 @@ def build_all(bundle: Path, precision: str, size: str, check: bool) -> dict[str,
 
 
 def main() -> None:
-    """Runs all precisions, prints the table, writes the results."""
+    """Builds all precisions, prints the table, writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=clip_size, default="512x512", help="WIDTHxHEIGHT")
-    parser.add_argument("--precision", action="append", choices=["fp16", "bf16", "fp32"])
-    parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"))
-    parser.add_argument("--no-check", action="store_true", help="leave out the comparison with fp32")
+    parser.add_argument("--size", type=clip_size, default="512x512", help="WIDTHxHEIGHT; default: 512x512")
+    parser.add_argument(
+        "--precision", action="append", choices=["fp16", "bf16", "fp32"], help="repeatable; default: fp16, fp32"
+    )
+    parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"), help="folder of the bundle")
+    parser.add_argument("--no-check", action="store_true", help="skip the comparison with fp32")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -123,7 +126,7 @@ def write_report(size: str, results: dict[str, Any]) -> Path:
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """One row per precision and graph."""
+    """Prints one row for each precision and graph."""
     columns = ("build_seconds", "total_seconds", "peak_gb", "engine_gb", "largest_error")
     print("| precision | graph | build s | with check s | peak GB | engine GB | largest error |")
     print("|---" * 7 + "|")

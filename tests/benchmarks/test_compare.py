@@ -8,6 +8,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from sparsectrl_lcm.benchmarks.harness.measured_requests import RequestSize
@@ -19,6 +20,7 @@ sys.path.append(str(BENCHMARKS))
 
 import compare_report  # noqa: E402
 import cpu_contenders  # noqa: E402
+import frame_differences  # noqa: E402
 import models  # noqa: E402
 import plot  # noqa: E402
 import scaling  # noqa: E402
@@ -70,6 +72,39 @@ def test_without_the_baseline_there_are_no_ratios(report: dict[str, Any]) -> Non
     assert ours["times_faster"] == {"reference": {}, "fastest": {}}
     assert (report["limits"], ours["of_product"]) == (None, None)
     assert "| 20.0 (10.0 .. 30.0) | 10.0 (8.00 .. 12.0) | - | - |" in compare_report.markdown_table(report)
+
+
+def test_a_tiny_decoder_is_compared_with_diffusers_and_a_tiny_decoder(report: dict[str, Any]) -> None:
+    rows = report["contenders"]
+    tiny = {"graphs": cpu_contenders.graphs_of("openvino-int8-tiny")}
+    rows["openvino-int8-tiny"] = row([8.0], [5.0], **tiny)
+    compare_report.evaluate(report, "diffusers-fp32")
+    assert rows["openvino-int8-tiny"]["times_faster"]["fastest"] == {}, "there is none to compare with"
+    rows["diffusers-bf16-tiny"] = row([40.0], **tiny)
+    rows["diffusers-bf16-tiny-compiled"] = row([48.0], **tiny)
+    compare_report.evaluate(report, "diffusers-fp32")
+    assert report["baselines"] == {
+        "reference": "diffusers-fp32",
+        "fastest": "diffusers-bf16",
+        "fastest_tiny": "diffusers-bf16-tiny",
+    }
+    assert rows["openvino-int8-tiny"]["times_faster"]["fastest"] == {"first": 40 / 8, "second_seed": 40 / 5}
+    assert rows["openvino-bf16"]["times_faster"]["fastest"] == {"first": 60 / 20, "second_seed": 60 / 10}
+
+
+def test_frames_are_compared_with_those_of_diffusers_fp32(tmp_path: Path) -> None:
+    names = ["diffusers-bf16-tiny", "openvino-bf16", "openvino-int8-tiny"]
+    files = frame_differences.warm_up_files(names, tmp_path)
+    extra = frame_differences.extra_files(names, tmp_path)
+    assert list(files) == ["openvino-bf16"]
+    assert list(extra) == ["openvino-int8-tiny", "diffusers-fp32"], "the baseline is drawn if it is not measured"
+    assert "diffusers-fp32" not in frame_differences.extra_files(["diffusers-fp32"], tmp_path)
+    frames = np.full((2, 4, 4, 3), 250, np.uint8)
+    np.save(files["openvino-bf16"], frames)
+    assert frame_differences.levels(files | extra) == {}, "there is no baseline yet"
+    frames[0, 0, 0] = 255
+    np.save(extra["diffusers-fp32"], frames)
+    assert frame_differences.levels(files | extra) == {"openvino-bf16": {"mean": 5 / 32, "max": 5}}
 
 
 def test_the_table_has_a_row_for_each_contender(report: dict[str, Any]) -> None:
