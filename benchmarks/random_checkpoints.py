@@ -105,8 +105,9 @@ def randomize(module: nn.Module, seed: int) -> nn.Module:
 # fmt: off
 WORDS = [
     "a", "an", "the", "of", "in", "on", "and", "with", "red", "green", "blue", "yellow", "white", "black",
-    "small", "large", "round", "circle", "square", "triangle", "star", "moves", "turns", "grows", "left", "right", "up", "down",
-    "over", "plain", "sky", "sea", "snow", "night", "day", "slowly", "quickly", "photo", "drawing", "lighthouse",
+    "small", "large", "round", "circle", "square", "triangle", "star", "moves", "turns", "grows", "left", "right",
+    "up", "down", "over", "plain", "sky", "sea", "snow", "night", "day", "slowly", "quickly", "photo",
+    "drawing", "lighthouse",
 ]
 # fmt: on
 
