@@ -163,7 +163,7 @@ def engines_fit(job: Job) -> bool:
 
     backend = availability(job.contender)
     if backend.reason is not None or backend.version is None:
-        raise SparseCtrlLcmError(backend.reason or "its version is unknown")
+        raise SparseCtrlLcmError("", backend.reason or "its version is unknown")
     manifest, device = read_manifest(Path(job.bundle)), probe()
     if (found := find_set(Path(job.bundle), job.contender, engine_set(job))) is None:
         return False

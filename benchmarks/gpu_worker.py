@@ -91,11 +91,11 @@ def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") ->
         SparseCtrlLcmError: there are no checkpoints, or torch has no CUDA.
     """
     if job.checkpoints is None:
-        raise SparseCtrlLcmError("--checkpoints is missing: diffusers cannot read a bundle")
+        raise SparseCtrlLcmError("checkpoints", "missing: diffusers cannot read a bundle", "give --checkpoints DIR")
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise SparseCtrlLcmError("torch has no CUDA here; install a build of torch for CUDA")
+        raise SparseCtrlLcmError("", "torch has no CUDA here", "install a build of torch for CUDA")
     start = time.perf_counter()
     pipe = load_pipeline(Path(job.checkpoints), vae_slicing=job.vae_slicing).to(device, getattr(torch, dtype))
     record = RECORDS[job.contender]

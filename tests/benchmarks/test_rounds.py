@@ -28,7 +28,7 @@ def generate(seed=None, prompt="", dies=False, refuses=False, **request):
     if dies and seed is not None:
         sys.exit("the last words")
     if refuses and seed is not None:
-        raise BackendError("backend: it cannot")
+        raise BackendError("backend", "it cannot")
     return {"seconds": {"total": 1.0 if seed is None else float(seed)}, "peak_bytes": bytes_}
 
 serve({"load": load, "warm_up": generate, "generate": generate, "limits": lambda: {"flops_per_s": 1.0}})
@@ -93,7 +93,7 @@ def test_one_that_fails_is_a_line_and_the_others_go_on(program: tuple[str, ...])
         rounds.run(0)
         rounds.run(1)
     assert rounds.results["dead"].failed == "ended with code 1: the last words"
-    assert rounds.results["refusing"].failed == "backend: it cannot"
+    assert rounds.results["refusing"].failed == "it cannot"
     assert str(rounds.results["missing"].failed).endswith("No module named 'no_such_module'")
     assert rounds.results["good"].failed is None
     assert len(rounds.results["good"].samples["first"]["total"]) == 2
