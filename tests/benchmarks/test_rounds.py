@@ -1,6 +1,7 @@
 """Contenders in turn, with processes that stand in for backends."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from sparsectrl_lcm.benchmarks.harness.measured_requests import scribbles
 from sparsectrl_lcm.benchmarks.harness.rounds import Contender, Rounds, choose_residents, rotated, summarize
-from sparsectrl_lcm.benchmarks.harness.worker_process import Worker, WorkerFailed
+from sparsectrl_lcm.benchmarks.harness.worker_process import Worker, WorkerFailed, kill_with_children
 
 PROGRAM = """
 import json, os, sys
@@ -111,6 +112,18 @@ def test_a_killed_process_is_told_from_one_that_ended() -> None:
     with pytest.raises(WorkerFailed, match="was killed, as a system does where memory runs out"):
         worker.ask("load")
     worker.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no process groups")
+def test_a_process_is_killed_with_those_that_it_started() -> None:
+    code = "import subprocess, sys, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    assert int(process.stdout.readline()) > 0, "the child runs"
+    kill_with_children(process)
+    assert process.returncode == -9
+    assert process.stdout.read() == "", "the child, which holds the pipe open, is gone too"
+    process.stdout.close()
 
 
 @pytest.mark.parametrize(
