@@ -9,8 +9,8 @@ new prompt, from the prompt to uint8 frames, and this project's contenders anoth
 round to round. Each contender has a process of its own, which stays alive between rounds if --memory-gb allows; starts
 and warm-ups are not timed.
 
-diffusers decodes frame by frame (VAE slicing), as this project does on a CPU: decoding all frames at once takes more
-memory. Its contenders with a tiny decoder are for comparison with this project's.
+diffusers decodes all frames at once, and frame by frame (VAE slicing) as the contenders named -sliced, which take less
+memory. Its contenders named -tiny use AutoencoderTiny; this project's tiny decoder is compared with them.
 
 The frames of one request are compared with those of diffusers in fp32, which are drawn once more if it is no
 contender. Writes the samples into benchmarks/results/ after each round (those of a small model into --cache), and
@@ -67,9 +67,6 @@ def arguments() -> argparse.Namespace:
         "--architecture", choices=ARCHITECTURES, default="full", help="small tries everything out in minutes"
     )
     parser.add_argument("--cache", type=Path, help="folder for checkpoints and bundle")
-    parser.add_argument(
-        "--vae-slicing", action=argparse.BooleanOptionalAction, default=True, help="how diffusers decodes; default: on"
-    )
     parser.add_argument(
         "--differences", action=argparse.BooleanOptionalAction, default=True, help="compare frames; default: on"
     )
@@ -146,7 +143,6 @@ def begin_report(options: argparse.Namespace, exported: dict[str, Any]) -> Repor
         "request": size.as_dict(),
         "threads": options.threads,
         "memory_gb": options.memory_gb,
-        "vae_slicing": options.vae_slicing,
         "work": {graph: asdict(found) for graph, found in work.items()},
         "contenders": {},
     }
@@ -181,7 +177,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = frame_differences.warm_up_files(compared, folder)
-        chosen = contenders(names, options.cache, size, options.threads, options.vae_slicing)
+        chosen = contenders(names, options.cache, size, options.threads)
         with Rounds(chosen, report["request"], options.memory_gb, tell, files) as rounds:
             for number in range(options.rounds):
                 rounds.run(number)
@@ -190,7 +186,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
                 write_with_differences()
         for name, path in frame_differences.extra_files(compared, folder).items():
             tell(name, "frames to compare")
-            drawn = contender(name, options.cache, size, options.threads, options.vae_slicing)
+            drawn = contender(name, options.cache, size, options.threads)
             frame_differences.draw(drawn, report["request"], path)
             files[name] = path
         write_with_differences()

@@ -25,14 +25,16 @@ class Diffusers:
     """diffusers in one precision.
 
     Attributes:
-        memory_gb: of the process at 256x256 and 16 frames; measured without VAE slicing, so an upper bound with it.
+        memory_gb: of the process at 256x256 and 16 frames.
         compiled: whether UNet, SparseCtrl and decoder go through torch.compile.
+        vae_slicing: decode frame by frame, which takes less memory; else all frames at once.
         probes: whether its process also measures what the machine can do, once a round.
     """
 
     precision: str
     memory_gb: float
     compiled: bool = False
+    vae_slicing: bool = False
     decoder: str = "full"
     probes: bool = False
 
@@ -58,8 +60,10 @@ BASELINE = "diffusers-fp32"
 DIFFUSERS = {
     BASELINE: Diffusers("fp32", 13.4),
     "diffusers-fp32-compiled": Diffusers("fp32", 14.5, compiled=True),
+    "diffusers-fp32-sliced": Diffusers("fp32", 13.4, vae_slicing=True),
     "diffusers-bf16": Diffusers("bf16", 7.5, probes=True),
     "diffusers-bf16-compiled": Diffusers("bf16", 9.0, compiled=True),
+    "diffusers-bf16-sliced": Diffusers("bf16", 7.5, vae_slicing=True),
     "diffusers-bf16-tiny": Diffusers("bf16", 7.5, decoder="tiny"),
     "diffusers-bf16-tiny-compiled": Diffusers("bf16", 9.0, compiled=True, decoder="tiny"),
 }
@@ -73,15 +77,13 @@ RECORDS: dict[str, Diffusers | Ours] = {**DIFFUSERS, **OURS}
 NAMES = tuple(RECORDS)
 
 
-def contenders(
-    names: Iterable[str], cache: Path, size: RequestSize, threads: int, vae_slicing: bool = True
-) -> list[Contender]:
+def contenders(names: Iterable[str], cache: Path, size: RequestSize, threads: int) -> list[Contender]:
     """The contenders of these names, in the order of `NAMES`."""
     wanted = set(names)
-    return [contender(name, cache, size, threads, vae_slicing) for name in NAMES if name in wanted]
+    return [contender(name, cache, size, threads) for name in NAMES if name in wanted]
 
 
-def contender(name: str, cache: Path, size: RequestSize, threads: int, vae_slicing: bool = True) -> Contender:
+def contender(name: str, cache: Path, size: RequestSize, threads: int) -> Contender:
     """One contender.
 
     Args:
@@ -89,7 +91,6 @@ def contender(name: str, cache: Path, size: RequestSize, threads: int, vae_slici
         cache: the folder with the checkpoints and the bundle of models.py.
         size: of its requests.
         threads: that it computes with.
-        vae_slicing: whether diffusers decodes frame by frame, as this project does on a CPU.
     """
     record = RECORDS[name]
     memory_gb = expected_gb(record.memory_gb, size)
@@ -98,12 +99,12 @@ def contender(name: str, cache: Path, size: RequestSize, threads: int, vae_slici
         load["bundle"] = str(cache / "bundle")
         return Contender(name, load, memory_gb, request={"decoder": record.decoder})
     load = {"dtype": DTYPES[record.precision], "threads": threads, "decoder": record.decoder}
-    load |= {"checkpoints": str(cache / "checkpoints"), "vae_slicing": vae_slicing}
+    load["checkpoints"] = str(cache / "checkpoints")
     return Contender(
         name,
         load,
         memory_gb,
-        request={"compiled": record.compiled},
+        request={"compiled": record.compiled, "vae_slicing": record.vae_slicing},
         command=COMMAND,
         process=f"diffusers-{record.precision}-{record.decoder}",
         kinds=("first",),

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from sparsectrl_lcm.benchmarks.harness.measured_requests import RequestSize
 
 
-def load_pipeline(checkpoints: Path, dtype: Any = None, decoder: str = "full", vae_slicing: bool = False) -> Any:
+def load_pipeline(checkpoints: Path, dtype: Any = None, decoder: str = "full") -> Any:
     """Loads the pipeline from the checkpoints of models.py, put together as diffusers' documentation does it.
 
     Args:
         checkpoints: the folder that holds them.
         dtype: a torch dtype; None for fp32.
         decoder: full for AutoencoderKL, tiny for AutoencoderTiny.
-        vae_slicing: decode frame by frame instead of all frames at once, which takes less memory.
     """
     from diffusers import (
         AnimateDiffSparseControlNetPipeline,
@@ -45,8 +44,6 @@ def load_pipeline(checkpoints: Path, dtype: Any = None, decoder: str = "full", v
         scheduler=LCMScheduler.from_config(DDIMScheduler.load_config(base / "scheduler"), beta_schedule="linear"),
     )
     pipe.set_progress_bar_config(disable=True)
-    if vae_slicing:
-        pipe.vae.enable_slicing()
     return pipe
 
 

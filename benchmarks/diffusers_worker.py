@@ -1,4 +1,4 @@
-"""A worker process that makes clips with diffusers on the CPU, plain and compiled, on one set of weights."""
+"""A worker process that makes clips with diffusers on the CPU, plain, compiled or with VAE slicing."""
 
 import sys
 import time
@@ -24,16 +24,16 @@ class DiffusersWorker:
         self.compiled = False
         self.requests: list[dict[str, float]] = []
 
-    def load(self, checkpoints: str, dtype: str, threads: int, decoder: str, vae_slicing: bool) -> dict[str, Any]:
+    def load(self, checkpoints: str, dtype: str, threads: int, decoder: str) -> dict[str, Any]:
         """Loads the pipeline; `dtype` is the name of a torch dtype, the rest as for `load_pipeline`."""
         import torch
 
         torch.set_num_threads(threads)
-        self.pipe = load_pipeline(Path(checkpoints), getattr(torch, dtype), decoder, vae_slicing)
+        self.pipe = load_pipeline(Path(checkpoints), getattr(torch, dtype), decoder)
         for model in (self.pipe.unet, self.pipe.controlnet, self.pipe.vae.decoder):
             self.make_switchable(model)
         self.requests = watch_stages(self.pipe)
-        return {"precision": dtype, "threads": torch.get_num_threads(), "vae_slicing": vae_slicing}
+        return {"precision": dtype, "threads": torch.get_num_threads()}
 
     def make_switchable(self, model: Any) -> None:
         """Lets `self.compiled` choose whether a model runs compiled or plain."""
@@ -51,15 +51,19 @@ class DiffusersWorker:
         return self.generate(PROMPT, SEED, save=save, **request)
 
     def generate(
-        self, prompt: str, seed: int, compiled: bool = False, save: str | None = None, **size: Any
+        self,
+        prompt: str,
+        seed: int,
+        compiled: bool = False,
+        vae_slicing: bool = False,
+        save: str | None = None,
+        **size: Any,
     ) -> dict[str, Any]:
         """Makes a clip of a `RequestSize`; returns the seconds of the request and its stages.
 
-        The largest memory is that since the last switch between plain and compiled, if the system can reset it.
+        The largest memory is that since the last switch between ways to run, if the system can reset it.
         """
-        if compiled != self.compiled:
-            self.compiled = compiled
-            forget_peak()
+        self.switch(compiled, vae_slicing)
         self.requests.append({})
         request = RequestSize(**size)
         pictures = scribbles(request.width, request.height, request.frames)
@@ -70,6 +74,17 @@ class DiffusersWorker:
         if save is not None:
             np.save(save, pixels)
         return {"seconds": self.requests[-1] | {"total": total}, "peak_bytes": peak_bytes()}
+
+    def switch(self, compiled: bool, vae_slicing: bool) -> None:
+        """Chooses how the next request runs; a change resets the largest memory."""
+        if (compiled, vae_slicing) == (self.compiled, self.pipe.vae.use_slicing):
+            return
+        self.compiled = compiled
+        if vae_slicing:
+            self.pipe.vae.enable_slicing()
+        else:
+            self.pipe.vae.disable_slicing()
+        forget_peak()
 
     def limits(self) -> dict[str, Any]:
         """What this machine can do at the moment."""

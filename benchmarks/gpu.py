@@ -8,8 +8,7 @@ the time limit starts. Each contender runs in a process of its own; missing engi
 table and writes all samples as JSON into benchmarks/results/.
 
 diffusers runs eagerly, with torch.compile in its default mode, and with mode="reduce-overhead", which replays CUDA
-graphs. It decodes all frames at once, the fastest way on a GPU with enough memory; --vae-slicing decodes frame by frame
-in less memory.
+graphs. It decodes all frames at once; with --vae-slicing it decodes frame by frame, which takes less memory.
 
 Device memory is the largest drop in the device's free memory since a contender's process began. It includes the CUDA
 context, and nothing else may use the device. Operations are counted in the exported graphs for every contender;

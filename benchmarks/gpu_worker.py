@@ -97,7 +97,9 @@ def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") ->
     if device == "cuda" and not torch.cuda.is_available():
         raise SparseCtrlLcmError("", "torch has no CUDA here", "install a build of torch for CUDA")
     start = time.perf_counter()
-    pipe = load_pipeline(Path(job.checkpoints), vae_slicing=job.vae_slicing).to(device, getattr(torch, dtype))
+    pipe = load_pipeline(Path(job.checkpoints)).to(device, getattr(torch, dtype))
+    if job.vae_slicing:
+        pipe.vae.enable_slicing()
     record = RECORDS[job.contender]
     if isinstance(record, Diffusers) and record.compile_mode:
         compile_models(pipe, record.compile_mode)
