@@ -1,7 +1,7 @@
 """How far the frames of each contender are from those of diffusers in fp32, in levels of 255."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,22 @@ from sparsectrl_lcm.benchmarks.harness.rounds import Contender
 from sparsectrl_lcm.benchmarks.harness.worker_process import Worker, WorkerFailed
 
 
-def warm_up_files(names: Iterable[str], folder: Path) -> dict[str, str]:
+def warm_up_files(names: Sequence[str], folder: Path) -> dict[str, str]:
     """A file for the frames of each contender with the full decoder; its warm-up writes them."""
     return {name: _file(name, folder) for name in names if RECORDS[name].decoder == "full"}
 
 
-def extra_files(names: Iterable[str], folder: Path) -> dict[str, str]:
+def extra_files(names: Sequence[str], folder: Path) -> dict[str, str]:
     """A file for frames that are drawn in addition, by contender.
 
     These are the baseline's, if it is not measured, and those of this project's contenders with a tiny decoder, which
     decode once more with the full one. diffusers with a tiny decoder is left out: with the full one its frames are
     those of another contender.
     """
-    tiny = [name for name in names if name in OURS and OURS[name].decoder != "full"]
-    return {name: _file(name, folder) for name in (*tiny, BASELINE) if name not in warm_up_files(names, folder)}
+    warmed_up = warm_up_files(names, folder)
+    tiny = [name for name in names if name in OURS and name not in warmed_up]
+    reference = [BASELINE] if (warmed_up or tiny) and BASELINE not in warmed_up else []
+    return {name: _file(name, folder) for name in (*tiny, *reference)}
 
 
 def _file(name: str, folder: Path) -> str:
