@@ -88,8 +88,7 @@ def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> lis
         (built, *_) = run(replace(job, role="build"), free_memory)
         built.pop("peak_bytes", None)
         if built.get("reason", "").startswith(OUT_OF_TIME):
-            size = f"--size {job.width}x{job.height} --frames {job.frames}"
-            command = f"sparsectrl-lcm build {job.bundle} --backend {job.contender} {size}"
+            command = job.build_options.command(Path("BUNDLE"), job.contender)
             built["reason"] += f"; build them first: {command}"
     rows = [built]
     if "reason" not in built:

@@ -11,18 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sparsectrl_lcm.benchmarks.harness.measured_requests import RequestSize, scribbles
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
-from sparsectrl_lcm.runtime.format.engine_sets import (
-    ANY_DEVICE,
-    ClipSize,
-    device_scope,
-    find_set,
-    graph_checksums,
-    set_name,
-    version_scope,
-)
-from sparsectrl_lcm.runtime.format.manifest import read_manifest
-from sparsectrl_lcm.runtime.gpu.device import probe
-from sparsectrl_lcm.runtime.gpu.engine_scope import device_scope, version_scope
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.engine_sets import EngineSet
 
 PRECISION = "fp16"
 """Of all contenders."""
@@ -114,6 +106,14 @@ class Job:
         """The size of the requests."""
         return RequestSize(self.width, self.height, self.frames, self.steps)
 
+    @property
+    def build_options(self) -> BuildOptions:
+        """What is built for a backend."""
+        record = RECORDS[self.contender]
+        if isinstance(record, Backend) and record.per_size:
+            return BuildOptions(self.width, self.height, self.frames, PRECISION, check=False)
+        return BuildOptions(precision=PRECISION, check=False)
+
     def keyframes(self) -> Iterator[Keyframes]:
         """Sets of scribbles without end, no two alike."""
         first = scribbles(self.width, self.height, self.frames)
@@ -124,59 +124,37 @@ class Job:
 
 def build_engines(job: Job) -> Iterator[Row]:
     """Builds the engines of a backend if none fit; the row says how long that took, now or earlier."""
-    bundle = Path(job.bundle)
+    from sparsectrl_lcm.engine.build import build
+
     begin = time.perf_counter()
     seconds = None
-    if not engines_fit(job):
-        if _record(job).per_size:
-            from sparsectrl_lcm.engine.tensorrt.builder import build as build_tensorrt
-            from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
-
-            build_tensorrt(bundle, job.contender, job.clip, TensorRtOptions(), check=False)
-        else:
-            from sparsectrl_lcm.engine.onnxruntime_cuda import build
-
-            build(bundle, check=False)
+    if (engines := fitting_engines(job)) is None:
+        engines = build(Path(job.bundle), job.contender, job.build_options)
         seconds = time.perf_counter() - begin
-    found = find_set(bundle, job.contender, engine_set(job))
-    engines = found.index.engines if found else {}
-    reported = sum(record.report.get("seconds", 0.0) for record in engines.values())
+    records = engines.index.engines
+    reported = sum(record.report.get("seconds", 0.0) for record in records.values())
     yield {
         "build_s": seconds or reported or None,
         "built_now": seconds is not None,
-        "engines": {graph: {"flags": record.spec.flags, **record.report} for graph, record in engines.items()},
+        "engines": {graph: {"flags": record.spec.flags, **record.report} for graph, record in records.items()},
     }
 
 
-def engine_set(job: Job) -> str:
-    """The name of the engine set that the contender loads."""
-    return set_name(PRECISION, job.clip if _record(job).per_size else None)
-
-
-def engines_fit(job: Job) -> bool:
-    """Whether there are engines for this bundle, version and device.
+def fitting_engines(job: Job) -> EngineSet | None:
+    """The engines that the contender would load, if there are any for this bundle, version and device.
 
     Raises:
         SparseCtrlLcmError: the backend cannot run here.
     """
-    from sparsectrl_lcm.runtime.backends import availability
+    from sparsectrl_lcm.runtime.backends import BACKENDS, availability
 
-    backend = availability(job.contender)
-    if backend.reason is not None or backend.version is None:
-        raise SparseCtrlLcmError("", backend.reason or "its version is unknown")
-    manifest, device = read_manifest(Path(job.bundle)), probe()
-    if (found := find_set(Path(job.bundle), job.contender, engine_set(job))) is None:
-        return False
-    for graph, record in found.index.engines.items():
-        spec, flags = record.spec, record.spec.flags
-        bound = device_scope(job.contender, device, flags) if _record(job).per_size else ANY_DEVICE
-        wanted = (version_scope(backend.version, flags), bound, graph_checksums(manifest, graph))
-        if (spec.version, spec.device, spec.graph_sha256) != wanted:
-            return False
-    return found.index.engines.keys() == manifest.graphs.keys()
-
-
-def _record(job: Job) -> Backend:
-    record = RECORDS[job.contender]
-    assert isinstance(record, Backend)
-    return record
+    found = availability(job.contender)
+    if found.reason is not None or found.version is None:
+        raise SparseCtrlLcmError("", found.reason or "its version is unknown")
+    bundle = Bundle.load(job.bundle)
+    sets = BACKENDS[job.contender].loadable_sets(bundle.folder, found.version, PRECISION, job.clip)
+    for engines in sets:
+        graphs = bundle.manifest.graphs.keys()
+        if engines.index.engines.keys() == graphs and not any(engines.fault(bundle.manifest, name) for name in graphs):
+            return engines
+    return None

@@ -46,11 +46,21 @@ def work(job: Job) -> None:
 
 def measure_pipeline(job: Job) -> Iterator[Row]:
     """Measures a backend of this project, with CUDA graphs and without."""
-    from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 
     start = time.perf_counter()
-    pipeline = VideoPipeline.load(job.bundle, job.contender)
-    load = time.perf_counter() - start
+    modes = RECORDS[job.contender].modes
+    for number, mode in enumerate(modes, start=1):
+        deadline = start + SAMPLING * job.seconds * number / len(modes)
+        yield {"mode": mode, **_measure_mode(job, mode, deadline)}
+
+
+def _measure_mode(job: Job, mode: str | None, deadline: float) -> Row:
+    """Loads the backend and takes the samples of one mode; a reason instead if it was not the mode that ran."""
+    from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+
+    begin = time.perf_counter()
+    pipeline = VideoPipeline.load(job.bundle, job.contender, cuda_graphs=mode != PLAIN)
+    load = time.perf_counter() - begin
     warnings = LastWarning()
 
     def ask(seed: int, keyframes: Keyframes) -> dict[str, float]:
@@ -66,22 +76,17 @@ def measure_pipeline(job: Job) -> Iterator[Row]:
         )
         return dict(clip.timings)
 
-    fresh = job.keyframes()
-    begin = time.perf_counter()
-    load += ask(0, next(fresh))["load"]
-    row = {"load_s": load, "first_s": time.perf_counter() - begin}
-    modes = RECORDS[job.contender].modes
-    for number, mode in enumerate(modes, start=1):
-        if mode == PLAIN:
-            executor: Any = pipeline.executor
-            for workspace in executor._workspaces.values():
-                workspace.forgo_graphs()
+    try:
+        fresh = job.keyframes()
+        begin = time.perf_counter()
+        load += ask(0, next(fresh))["load"]
+        first = time.perf_counter() - begin
         current = warm_up(ask, fresh)
         if mode == CUDA_GRAPH and warnings.last:
-            yield {"mode": mode, "reason": warnings.last}
-        else:
-            deadline = start + SAMPLING * job.seconds * number / len(modes)
-            yield {"mode": mode, **row, "samples": sample(job.requests, ask, current, fresh, deadline)}
+            return {"reason": warnings.last}
+        return {"load_s": load, "first_s": first, "samples": sample(job.requests, ask, current, fresh, deadline)}
+    finally:
+        pipeline.close()
 
 
 def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") -> Iterator[Row]:

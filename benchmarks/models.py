@@ -74,7 +74,7 @@ def export(cache: Path, architecture: str) -> None:
 
     The temporal norm is that of diffusers, so that frames can be compared.
     """
-    from sparsectrl_lcm.engine.onnxruntime import build
+    from sparsectrl_lcm.engine.build import build
     from sparsectrl_lcm.export.exporter import export_bundle
     from sparsectrl_lcm.export.plan import ExportOptions
 
@@ -103,7 +103,7 @@ def export(cache: Path, architecture: str) -> None:
         "largest_graph_gb": max(weights.values()),
         "errors": {name: graph.max_error for name, graph in manifest.graphs.items()},
     }
-    build(cache / "bundle")
+    build(cache / "bundle", "onnxruntime")
     (cache / "export.json").write_text(json.dumps(result, indent=2))
 
 

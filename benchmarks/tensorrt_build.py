@@ -24,6 +24,7 @@ from models import clip_size, prepare
 from sparsectrl_lcm.runtime.machine import report_head
 
 BACKEND = "tensorrt-rtx"
+FRAMES = 16
 
 
 class MemoryByGraph:
@@ -63,15 +64,13 @@ class MemoryByGraph:
 
 def build_all(bundle: Path, precision: str, size: str, check: bool) -> dict[str, Any]:
     """Builds the engines of a bundle; returns a row for each graph."""
-    from sparsectrl_lcm.engine.tensorrt.builder import build
-    from sparsectrl_lcm.engine.tensorrt.options import TensorRtOptions
-    from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+    from sparsectrl_lcm.engine.build import build
+    from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 
     width, height = map(int, size.split("x"))
     memory = MemoryByGraph()
-    clip = ClipSize(width=width, height=height, frames=16)
-    options = TensorRtOptions(precision=precision)
-    index = build(bundle, BACKEND, clip, options, memory.progress, check)
+    options = BuildOptions(width, height, FRAMES, precision, check)
+    index = build(bundle, BACKEND, options, memory.progress).index
     rows = memory.end()
     for graph, record in index.engines.items():
         rows[graph]["build_seconds"] = record.report["seconds"]
@@ -119,7 +118,7 @@ def write_report(size: str, results: dict[str, Any]) -> Path:
     """The results with machine, versions and commit."""
     packages = ("tensorrt-rtx-cu13-bindings", "onnx-ir", "onnxruntime", "numpy", "sparsectrl-lcm")
     head = report_head(reports.command(), packages)
-    report = head | {"size": f"{size}x16", "builds": results}
+    report = head | {"size": f"{size}x{FRAMES}", "builds": results}
     path = reports.results_file("tensorrt-rtx-build-cpu")
     path.write_text(json.dumps(report, indent=2) + "\n")
     return path
