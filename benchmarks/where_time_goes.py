@@ -27,48 +27,59 @@ CACHES = {"full": Path(".cache/full-size"), "small": Path(".cache/small")}
 CONTENDERS = {"fp32": "openvino-fp32", "bf16": "openvino-bf16", "int8": "openvino-int8-tiny"}
 """The contenders of compare.py whose engines are profiled; here with the full decoder."""
 
-Totals = dict[str, dict[str, float]]
-"""Seconds and number of runs by type of operation."""
+Totals = dict[str, float]
+"""Seconds by type of operation."""
 
 
 class ProfiledSessions:
-    """OpenVINO's sessions, whose counters are added up by graph."""
+    """OpenVINO's sessions, whose runs are counted."""
 
     def __init__(self, sessions: Any) -> None:
-        self.totals: dict[str, Totals] = {}
         self.backend: str = sessions.backend
         self.precision: str = sessions.precision
         self._sessions = sessions
+        self._graphs: dict[str, ProfiledSession] = {}
 
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
         """Opens a graph."""
         self._sessions.open(graph, dimensions)
+        if graph not in self._graphs:
+            self._graphs[graph] = ProfiledSession(self._sessions.session(graph))
 
     def session(self, graph: str) -> "ProfiledSession":
         """The session of a graph that was opened."""
-        return ProfiledSession(self._sessions.session(graph), self.totals.setdefault(graph, {}))
+        return self._graphs[graph]
+
+    def totals(self) -> dict[str, Totals]:
+        """Seconds of all runs so far, by graph."""
+        return {graph: session.totals() for graph, session in self._graphs.items()}
 
     def close(self) -> None:
         """Frees all sessions."""
+        self._graphs.clear()
         self._sessions.close()
 
 
 class ProfiledSession:
-    """One graph, whose counters are added to `totals` after each run."""
+    """One graph, whose runs are counted: OpenVINO's counters are means over all runs."""
 
-    def __init__(self, session: Any, totals: Totals) -> None:
+    def __init__(self, session: Any) -> None:
         self._session = session
-        self._totals = totals
+        self._runs = 0
 
     def run(self, feeds: Mapping[str, Any]) -> list[Any]:
-        """The outputs of the graph."""
+        """The outputs of the graph, for one prompt."""
         outputs: list[Any] = self._session.run(feeds)
-        for counter in self._session._request.get_profiling_info():
-            if counter.real_time:
-                found = self._totals.setdefault(counter.node_type, {"seconds": 0.0, "runs": 0})
-                found["seconds"] += counter.real_time.total_seconds()
-                found["runs"] += 1
+        self._runs += 1
         return outputs
+
+    def totals(self) -> Totals:
+        """Seconds of all runs so far."""
+        found: Totals = {}
+        for counter in self._session._request.get_profiling_info() if self._runs else ():
+            seconds = self._runs * counter.real_time.total_seconds()
+            found[counter.node_type] = found.get(counter.node_type, 0.0) + seconds
+        return found
 
 
 def profile(bundle: Path, precision: str, size: RequestSize, threads: int) -> dict[str, Any]:
@@ -99,13 +110,14 @@ def profile(bundle: Path, precision: str, size: RequestSize, threads: int) -> di
         return dict(clip.timings)
 
     generate(PROMPT)
-    sessions.totals.clear()
+    before = sessions.totals()
     seconds = generate(f"{PROMPT}, again")  # a new prompt, so that SparseCtrl runs too
+    after = sessions.totals()
     pipeline.close()
-    ordered = {
-        graph: dict(sorted(totals.items(), key=lambda item: -item[1]["seconds"]))
-        for graph, totals in sessions.totals.items()
-    }
+    ordered = {}
+    for graph, totals in after.items():
+        spent = {kind: total - before[graph].get(kind, 0.0) for kind, total in totals.items()}
+        ordered[graph] = {kind: value for kind, value in sorted(spent.items(), key=lambda item: -item[1]) if value > 0}
     return {"seconds": seconds, "peak_bytes": peak_bytes(), "graphs": ordered}
 
 
@@ -117,9 +129,9 @@ def table(found: Mapping[str, Any]) -> str:
         types = list(dict.fromkeys(kind for row in totals.values() for kind in row))
         lines += [f"| {graph}, seconds | " + " | ".join(totals) + " |", "|---" * (len(totals) + 1) + "|"]
         for kind in types:
-            cells = [f"{row[kind]['seconds']:.3f}" if kind in row else "-" for row in totals.values()]
+            cells = [f"{row[kind]:.3f}" if kind in row else "-" for row in totals.values()]
             lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-        sums = [f"{sum(item['seconds'] for item in row.values()):.3f}" for row in totals.values()]
+        sums = [f"{sum(row.values()):.3f}" for row in totals.values()]
         lines += ["| all | " + " | ".join(sums) + " |", ""]
     return "\n".join(lines)
 
