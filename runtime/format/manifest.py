@@ -34,7 +34,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Record(BaseModel):
     """A part of a JSON file that admits no unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class FileRecord(Record):
