@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
@@ -79,6 +80,18 @@ def peak_bytes() -> int | None:
     psutil = _psutil()
     peak: int | None = None if psutil is None else getattr(psutil.Process().memory_info(), "peak_wset", None)
     return peak
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a file in a folder and removes it: on Windows os.access answers yes, and tempfile tries for hours.
+
+    Raises:
+        OSError: no file can be made there.
+    """
+    probe = folder / f".{token_hex(4)}"
+    probe.touch(exist_ok=False)
+    with suppress(OSError):
+        probe.unlink()
 
 
 def forget_mapped_files(folder: Path, ending: str) -> None:
