@@ -28,7 +28,7 @@ POSIX_ATTRIBUTES = {
         "O_CLOEXEC O_DIRECTORY O_NOFOLLOW O_NONBLOCK WEXITSTATUS WIFSIGNALED chown chroot confstr ctermid eventfd "
         "fchdir fchmod fchown fork forkpty getegid geteuid getgid getgroups getloadavg getpgid getpgrp getpriority "
         "getresuid getsid getuid initgroups killpg lchown lockf major memfd_create minor mkfifo mknod nice openpty "
-        "pathconf pipe2 posix_fadvise posix_fallocate posix_spawn posix_spawnp pread preadv pwrite pwritev register_at_fork "
+        "pathconf pipe2 posix_fadvise posix_fallocate posix_spawn posix_spawnp pread preadv pwrite register_at_fork "
         "sched_getaffinity sched_setaffinity sched_yield sendfile setegid seteuid setgid setpgid setpriority setsid "
         "setuid statvfs sync sysconf sysconf_names tcgetpgrp ttyname uname unshare wait wait3 wait4 waitid"
     ),
