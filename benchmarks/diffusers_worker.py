@@ -131,7 +131,7 @@ def best_seconds(function: Callable[[], object]) -> float:
 def forget_peak() -> None:
     """Sets the largest memory back to what is held now, where Linux lets it."""
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

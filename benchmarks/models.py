@@ -41,7 +41,7 @@ def prepare(cache: Path, architecture: str = "full") -> dict[str, Any]:
             subprocess.run([sys.executable, __file__, job, str(cache), architecture], check=True)
     elif not exported.exists():
         sys.exit(f"{cache / 'bundle'} is of another program, or was not finished; remove it, or give another --cache")
-    found = dict(json.loads(exported.read_text(encoding="utf-8")))
+    found = dict(json.loads(exported.read_text()))
     if found.setdefault("architecture", architecture) != architecture:  # an earlier release does not say
         sys.exit(f"{cache} holds the {found['architecture']} architecture; give another --cache")
     return found

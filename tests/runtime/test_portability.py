@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from fakes import windows_emulation
 from fakes.windows_emulation import POSIX_ATTRIBUTES, POSIX_MODULES
-from sparsectrl_lcm.runtime import Bundle, VideoPipeline
+from sparsectrl_lcm.runtime import VideoPipeline
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 
 ROOT = Path(__file__).parent.parent.parent
 GUARD = ROOT / "runtime" / "operating_system.py"
@@ -24,7 +25,7 @@ REQUEST = {"prompt": "a red circle moves right", "seed": 7, "num_inference_steps
 def test_clips_engines_and_reports_are_made_as_on_windows(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     bundle, clip = tmp_path / "bundle", tmp_path / "\N{CYRILLIC SMALL LETTER KA}.webm"
-    shutil.copytree(Bundle.load().folder, bundle, ignore=shutil.ignore_patterns("engines"))
+    shutil.copytree(demo_bundle(), bundle, ignore=shutil.ignore_patterns("engines"))
     generate = ["generate", "--bundle", str(bundle), "--prompt", str(REQUEST["prompt"]), "--seed", "7", "--steps", "2"]
     generate += ["--frames", "2", "-o", str(clip)]
     build = ["build", str(bundle), "--no-check"]
@@ -42,7 +43,8 @@ def test_clips_engines_and_reports_are_made_as_on_windows(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, encoding="cp1252", check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    assert "in use" not in done.stderr
+    in_use = [line for line in done.stderr.splitlines() if line.startswith("in use: ")]
+    assert all(line.endswith(".lock") for line in in_use), in_use  # it is removed once it is released
     assert "\\u043a.webm: 2 frames" in done.stdout
     assert "vae_decoder" in done.stdout.partition("> inspect")[2]
     assert "GPU: no NVIDIA driver was found" in done.stdout.partition("> doctor")[2]
@@ -76,7 +78,7 @@ def test_only_one_module_names_what_posix_alone_has() -> None:
 
 
 def test_every_text_file_is_read_and_written_in_utf_8() -> None:
-    parts = ("benchmarks", "cli", "demo", "engine", "export", "runtime", "sparsectrl_lcm")
+    parts = ("cli", "demo", "engine", "export", "runtime", "sparsectrl_lcm")
     calls = [
         (str(path.relative_to(ROOT)), node.lineno)
         for part in parts
