@@ -64,7 +64,9 @@ def _locked_folder(parent: Path, name: str) -> tuple[Path, FileLock]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if not last:  # another process takes the new lock file for a leftover
+            if not last:  # another process takes the new lock file for a leftover, or it is a lock that never comes
+                with suppress(OSError):
+                    Path(lock.lock_file).unlink()
                 continue
         except (OSError, NotImplementedError):
             last = True  # no locks here: the folder stays if its process is killed
