@@ -1,6 +1,6 @@
-"""What Linux, Windows and macOS do in different ways; everything else in the package is the same on all three.
+"""What differs between Linux, Windows and macOS; the rest of the package, but for the service, is the same on all three.
 
-Whatever a system does not tell is None or empty. No module of this package imports a POSIX-only one at its top.
+Facts that a system does not tell are None or empty.
 """
 
 import mmap
@@ -16,7 +16,7 @@ CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 def shared_library_pattern(name: str) -> str:
-    """How the file of a shared library is called that carries its version, as a pattern for `Path.glob`."""
+    """The pattern for `Path.glob` of a shared library whose file name ends in its version."""
     return f"{name}_[0-9]*.dll" if sys.platform == "win32" else f"lib{name}.so.*"
 
 
@@ -118,7 +118,7 @@ def forget_mapped_files(folder: Path, ending: str) -> None:
 
 
 def print_any_character() -> None:
-    """Lets standard output and error replace what their encoding lacks, as that of a Windows pipe does, not fail."""
+    """Makes standard output and error escape the characters that their encoding lacks; Windows gives pipes a small one."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict" and (change := getattr(stream, "reconfigure", None)):
             change(errors="backslashreplace")
