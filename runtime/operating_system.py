@@ -1,4 +1,4 @@
-"""What differs between Linux, Windows and macOS; the rest of the package, but for the service, is the same on all three.
+"""What differs between Linux, Windows and macOS. The service runs on Linux and macOS only.
 
 Facts that a system does not tell are None or empty.
 """
@@ -118,7 +118,7 @@ def forget_mapped_files(folder: Path, ending: str) -> None:
 
 
 def print_any_character() -> None:
-    """Makes standard output and error escape the characters that their encoding lacks; Windows gives pipes a small one."""
+    """Makes standard output and error escape the characters that their encoding lacks; that of a Windows pipe is small."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict" and (change := getattr(stream, "reconfigure", None)):
             change(errors="backslashreplace")
