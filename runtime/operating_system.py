@@ -118,7 +118,7 @@ def forget_mapped_files(folder: Path, ending: str) -> None:
 
 
 def print_any_character() -> None:
-    """Makes standard output and error escape the characters that their encoding lacks; that of a Windows pipe is small."""
+    """Makes standard output and error escape the characters that their encoding lacks, as that of a Windows pipe."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict" and (change := getattr(stream, "reconfigure", None)):
             change(errors="backslashreplace")
