@@ -44,6 +44,9 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. A wrong use is one line on stderr and exit code 2."""
+    from ..runtime.operating_system import print_any_character
+
+    print_any_character()
     sys.exit(run(arguments))
 
 

@@ -171,7 +171,7 @@ def main() -> None:
         if make is also:
             report[name]["psnr_to_first"] = nearness(make, first, options.requests)
         if options.json:  # what there is, should the next be interrupted
-            options.json.write_text(json.dumps(report, indent=2) + "\n")
+            options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
 
 

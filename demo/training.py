@@ -113,7 +113,7 @@ def fit(
     began = saved_at = time.monotonic()
     seen: dict[str, list[float]] = {}
     _cut_curve(folder, stage.name, first)
-    with Progress(*columns) as bar, (folder / f"{stage.name}.jsonl").open("a") as curve:
+    with Progress(*columns) as bar, (folder / f"{stage.name}.jsonl").open("a", encoding="utf-8") as curve:
         task = bar.add_task(stage.name, total=stage.steps, completed=first)
         for step in range(first, stage.steps):
             value, figures = loss(step)
@@ -144,7 +144,7 @@ def fit(
 def _cut_curve(folder: Path, name: str, step: int) -> None:
     """Drops the rows behind a step: they are written again."""
     rows = [row for row in read_curve(folder, name) if row["step"] <= step]
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def generator(*seeds: int) -> torch.Generator:
@@ -158,5 +158,5 @@ def generator(*seeds: int) -> torch.Generator:
 def read_curve(folder: Path, name: str) -> Iterable[dict[str, float]]:
     """The rows of a stage's curve."""
     with suppress(FileNotFoundError):
-        for line in (folder / f"{name}.jsonl").read_text().splitlines():
+        for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
             yield json.loads(line)

@@ -1,5 +1,6 @@
 """A set of engines is written whole or not at all."""
 
+import gc
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ def staged(bundle: Path, index: EngineIndex) -> Iterator[Path]:
         with staged_folder(parent, name) as folder:
             yield folder
             write_index(folder, index)
+            gc.collect()  # mapped weights hang in cycles, and Windows renames no folder with an open file in it
             replace_folder(folder, parent / name)
     except OSError as error:
         raise BackendError(

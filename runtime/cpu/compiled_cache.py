@@ -1,10 +1,10 @@
 """Compiled graphs in the user's cache folder, one file for each graph and size, within a bound."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from ..format.checksums import user_cache
+from ..operating_system import check_writable
 
 MAX_BYTES = 8 * 1024**3
 """Of the files of one bundle."""
@@ -15,9 +15,10 @@ def cache_folder(bundle: Path, backend: str) -> Path | None:
     folder = user_cache(bundle, backend)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
     except OSError:
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    return folder
 
 
 def trim(folder: Path, max_bytes: int = MAX_BYTES) -> None:

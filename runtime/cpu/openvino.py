@@ -1,7 +1,5 @@
 """OpenVINO in the host's memory: each graph compiled for the sizes of a request, and kept for the next."""
 
-import mmap
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
 from ..format.engine_sets import EngineSet, find_set, set_name
 from ..format.manifest import GraphRecord, resolve_shape
+from ..operating_system import forget_mapped_files
 from .compiled_cache import cache_folder, trim
 from .executor import HostExecutor
 from .sessions import Array
@@ -289,7 +288,7 @@ def _mapped_weights_forgotten(folder: Path) -> Iterator[None]:
 
     def forget_at_times() -> None:
         while not done.wait(FORGET_EVERY):
-            _forget_mapped(folder)
+            forget_mapped_files(folder, ".weights")
 
     thread = threading.Thread(target=forget_at_times, daemon=True)
     thread.start()
@@ -298,26 +297,7 @@ def _mapped_weights_forgotten(folder: Path) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        _forget_mapped(folder)
-
-
-def _forget_mapped(folder: Path) -> None:
-    """Gives back the pages of the weights that are mapped from `folder`.
-
-    They are files, mapped to be read; whatever is still read comes back from there.
-    """
-    try:
-        import ctypes
-
-        maps = os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
-        advise = ctypes.CDLL(None, use_errno=True).madvise
-    except (OSError, AttributeError):  # not Linux
-        return
-    for line in maps:
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6 and Path(fields[5]).parent == folder.resolve() and fields[5].endswith(".weights"):
-            start, end = (int(address, 16) for address in fields[0].split("-"))
-            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+        forget_mapped_files(folder, ".weights")
 
 
 def _reason(error: BaseException) -> str:

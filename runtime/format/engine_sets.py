@@ -5,7 +5,6 @@ A set serves one clip size (or any) in one precision, and lies in a folder of it
     engines/<backend>/<set>/engines.json, unet.engine, ...
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import BackendError
+from ..operating_system import check_writable
 from .build_options import BuildOptions, Flags
 from .checksums import first_difference, user_cache
 from .engine_keys import ANY_DEVICE, CONVERSION, ClipSize, EngineIndex, EngineRecord, graph_checksums
@@ -188,12 +188,11 @@ def writable_engine_folder(bundle: Path, backend: str) -> Path:
     inside, outside = engine_folders(bundle, backend)
     try:
         inside.mkdir(parents=True, exist_ok=True)
-        writable = os.access(inside, os.W_OK)
+        check_writable(inside)
     except OSError:
-        writable = False
-    folder = inside if writable else outside
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+        outside.mkdir(parents=True, exist_ok=True)
+        return outside
+    return inside
 
 
 def set_name(precision: str, size: ClipSize | None = None) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,7 +22,7 @@ Dimension = int | str
 
 def _relative(path: str) -> str:
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or "\\" in path or ".." in parts:
+    if not parts or PureWindowsPath(path).drive or path.startswith("/") or "\\" in path or ".." in parts:
         raise ValueError("has to be a path inside the bundle")
     return path
 
@@ -34,7 +34,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Record(BaseModel):
     """A part of a JSON file that admits no unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class FileRecord(Record):

@@ -1,9 +1,10 @@
-"""Hidden folders to write an output in, and what killed processes have left of theirs: gigabytes at full size.
+"""Hidden folders to write an output in, and the removal of those that killed processes left behind.
 
-A folder is locked as long as its process writes in it, so that what is not locked was left.
+At full size such a folder holds gigabytes. While a process writes in one, it holds a lock on a file beside it, so a
+folder whose lock is free was left behind. The lock file is not in the folder: Windows renames no folder with an open
+file in it.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -12,49 +13,83 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
+from filelock import FileLock, Timeout
+
+_LOCK = ".lock"
+_LOCK_ATTEMPTS = 3
+
 
 @contextmanager
 def staged_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder in `parent`, named after `name`; gone when the block ends.
+    """A new folder in `parent`, named after `name`; it is removed when the block ends.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
-    folder, descriptor = _locked_folder(parent, name)
+    folder, lock = _locked_folder(parent, name)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
+        _release(lock)
 
 
 def clear_leftovers(parent: Path, name: str | None = None) -> None:
-    """Removes the folders that nobody writes in any more, with `-old` behind them too.
+    """Removes the folders in `parent` that no process writes in any more, and their `-old` ones.
+
+    File systems that are read-only or have no locks keep them.
 
     Args:
-        parent: where they lie.
+        parent: where the folders lie.
         name: what they were made for; None for anything.
     """
-    wanted = r".+-\d+-\w{8}(-old)?" if name is None else rf"{re.escape(name)}-\d+-[0-9a-f]{{8}}"
-    for folder in parent.glob(".*"):
-        if re.fullmatch(rf"\.{wanted}", folder.name):
-            with suppress(OSError):  # where it is locked, foremost
-                descriptor = os.open(folder, os.O_RDONLY)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder, ignore_errors=True)
-                finally:
-                    os.close(descriptor)
+    wanted = r".+-\d+-\w{8}" if name is None else rf"{re.escape(name)}-\d+-[0-9a-f]{{8}}"
+    found = (re.fullmatch(rf"(\.{wanted})(-old|{re.escape(_LOCK)})?", path.name) for path in parent.glob(".*"))
+    for folder in {parent / match[1] for match in found if match}:
+        lock = _lock_of(folder)
+        with suppress(OSError, NotImplementedError):  # mostly Timeout, an OSError: its process writes in it
+            lock.acquire(timeout=0)
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder.with_name(f"{folder.name}-old"), ignore_errors=True)
+            _release(lock)
 
 
-def _locked_folder(parent: Path, name: str) -> tuple[Path, int]:
-    """A new folder, and what keeps it locked until it is closed."""
-    while True:
+def _locked_folder(parent: Path, name: str) -> tuple[Path, FileLock]:
+    """A new folder and the lock that tells others that it is in use."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(_LOCK_ATTEMPTS):
         folder = parent / f".{name}-{os.getpid()}-{token_hex(4)}"
-        folder.mkdir(parents=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # file systems without locks keep what is left
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if folder.exists():  # else it was taken for a leftover before it was locked
-            return folder, descriptor
-        os.close(descriptor)
+        lock = _lock_of(folder)
+        last = attempt == _LOCK_ATTEMPTS - 1
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not last:  # another process takes the new lock file for a leftover, or it is a lock that never comes
+                with suppress(OSError):
+                    Path(lock.lock_file).unlink()
+                continue
+        except (OSError, NotImplementedError):
+            last = True  # no locks here: the folder stays if its process is killed
+        if last or Path(lock.lock_file).exists():  # else it was removed as a leftover before it was locked
+            break
+        lock.release()
+    try:
+        folder.mkdir()
+    except OSError:
+        _release(lock)
+        raise
+    return folder, lock
+
+
+def _lock_of(folder: Path) -> FileLock:
+    return FileLock(folder.with_name(f"{folder.name}{_LOCK}"))
+
+
+def _release(lock: FileLock) -> None:
+    """Releases a lock and removes its file."""
+    file = Path(lock.lock_file)
+    with suppress(OSError):
+        file.unlink()  # while it is locked, so that nobody locks a file that is about to go
+    lock.release()
+    with suppress(OSError):
+        file.unlink()  # Windows removes no open file

@@ -1,11 +1,11 @@
 """The calls of CUDA's runtime that the loop needs, each checked, on one stream."""
 
 import ctypes
-import os
 from importlib import import_module
 from typing import Any
 
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
+from ..operating_system import CUDA_DRIVER
 
 NO_DRIVER = "no NVIDIA driver was found; install one"
 _OUT_OF_MEMORY = 2
@@ -173,7 +173,7 @@ def runtime_api() -> Any:
 def has_driver() -> bool:
     """Whether NVIDIA's driver can be loaded."""
     try:
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        ctypes.CDLL(CUDA_DRIVER)
     except OSError:
         return False
     return True

@@ -12,11 +12,12 @@ from typing import Any
 
 from ..backends import BACKENDS
 from ..errors import BackendError, DeviceOutOfMemory
+from ..operating_system import shared_library_pattern
 
 _logger = logging.getLogger("sparsectrl_lcm.tensorrt")
 
 RTX = "tensorrt-rtx"
-_RTX_LIBRARIES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
+_RTX_LIBRARIES = ("tensorrt_rtx", "tensorrt_onnxparser_rtx")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _load_rtx_libraries() -> None:
     """Loads the libraries by path: the bindings come without them, the plugin of ONNX Runtime brings them."""
     spec = find_spec("onnxruntime_ep_nv_tensorrt_rtx")
     folders = list(spec.submodule_search_locations or ()) if spec else []
-    for pattern in _RTX_LIBRARIES:
+    for pattern in map(shared_library_pattern, _RTX_LIBRARIES):
         found = [path for folder in folders for path in sorted(Path(folder).glob(pattern))]
         if found:  # else the system's loader may know them
             ctypes.CDLL(str(found[-1]), ctypes.RTLD_GLOBAL)

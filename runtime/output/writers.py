@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidRequest, OutputError, reason_of, shown
+from ..operating_system import check_writable
 from .contact_sheet import contact_sheet
 
 if TYPE_CHECKING:
@@ -164,8 +164,7 @@ def check_output(path: Path, fps: float) -> None:
         is_folder, exists = path.is_dir(), path.exists()
         not_empty = is_folder and any(path.iterdir())
         place = path if is_folder else next(parent for parent in path.parents if parent.exists())
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        check_writable(place)
     except (OSError, ValueError) as error:  # ValueError: no name of a file
         raise _unwritable(path, error) from None
     if suffix in _WRITERS and is_folder:

@@ -290,7 +290,7 @@ def test_doctor_says_what_can_run_and_what_mends_the_rest(
 def test_doctor_says_where_int8_does_not_pay(
     flags: str, slow: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_cpu_fields", lambda name: [flags] if name == "flags" else [])
+    monkeypatch.setattr(machine, "cpu_fields", lambda name: [flags] if name == "flags" else [])
     assert run(["doctor"]) == 0
     assert ("; int8 is no faster than fp32 without VNNI or AMX\n" in capsys.readouterr().out) is slow
 

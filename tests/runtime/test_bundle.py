@@ -75,6 +75,7 @@ CHANGES = [
     (lambda m: m.update(novelty=1), "novelty"),
     (lambda m: m["graphs"]["unet"].update(path="../../etc/passwd"), "inside the bundle"),
     (lambda m: m["graphs"]["unet"].update(path="/etc/passwd"), "inside the bundle"),
+    (lambda m: m["graphs"]["unet"].update(path="C:/Windows/unet.onnx"), "inside the bundle"),
     (lambda m: m["files"].pop("tokenizer.json"), "no checksum for 'tokenizer.json'"),
     (lambda m: m["files"]["tokenizer.json"].update(sha256="0" * 64), "differs from its checksum"),
     (lambda m: m["scheduler"].update(beta_schedule="cosine"), "beta_schedule"),

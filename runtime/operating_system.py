@@ -1,0 +1,133 @@
+"""What differs between Linux, Windows and macOS. The service runs on Linux and macOS only.
+
+Facts that a system does not tell are None or empty.
+"""
+
+import mmap
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+"""NVIDIA's driver, by the name that the system's loader knows."""
+
+
+def shared_library_pattern(name: str) -> str:
+    """The pattern for `Path.glob` of a shared library whose file name ends in its version."""
+    return f"{name}_[0-9]*.dll" if sys.platform == "win32" else f"lib{name}.so.*"
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may use."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):
+            return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def physical_cores() -> int | None:
+    """Cores of the machine, each counted once however many threads it runs at a time."""
+    places = set(zip(cpu_fields("physical id"), cpu_fields("core id"), strict=False))
+    if places or (psutil := _psutil()) is None:
+        return len(places) or None
+    count: int | None = psutil.cpu_count(logical=False)
+    return count
+
+
+def cpu_fields(name: str) -> list[str]:
+    """A field of each processor in Linux's /proc/cpuinfo; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == name]
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory, or the limit of its container on Linux."""
+    if (total := _installed_memory()) is None:
+        return None
+    with suppress(OSError, ValueError):  # ValueError: it holds the word max
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return total
+
+
+def _installed_memory() -> int | None:
+    if sys.platform != "win32":
+        with suppress(AttributeError, ValueError, OSError):
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    psutil = _psutil()
+    return None if psutil is None else int(psutil.virtual_memory().total)
+
+
+def peak_bytes() -> int | None:
+    """The largest resident memory of this process so far.
+
+    Linux's getrusage also counts what the parent held when it started this process, so its own mark is read there.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform != "win32":
+        with suppress(ImportError):
+            import resource
+
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    psutil = _psutil()
+    peak: int | None = None if psutil is None else getattr(psutil.Process().memory_info(), "peak_wset", None)
+    return peak
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a file in a folder and removes it: on Windows os.access answers yes, and tempfile tries for hours.
+
+    Raises:
+        OSError: no file can be made there.
+    """
+    probe = folder / f".{token_hex(4)}"
+    probe.touch(exist_ok=False)
+    with suppress(OSError):
+        probe.unlink()
+
+
+def forget_mapped_files(folder: Path, ending: str) -> None:
+    """Gives the pages of mapped files back to Linux; whatever is still read is read from the files again.
+
+    Args:
+        folder: where the files lie.
+        ending: of the files' names.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        import ctypes
+
+        maps = os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
+        advise = ctypes.CDLL(None, use_errno=True).madvise
+    except (OSError, AttributeError):
+        return
+    for line in maps:
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and Path(fields[5]).parent == folder.resolve() and fields[5].endswith(ending):
+            start, end = (int(address, 16) for address in fields[0].split("-"))
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def print_any_character() -> None:
+    """Makes standard output and error escape the characters that their encoding lacks, as that of a Windows pipe."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and (change := getattr(stream, "reconfigure", None)):
+            change(errors="backslashreplace")
+
+
+def _psutil() -> Any:
+    """The psutil package, which is installed with this one except on Linux; None without it."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil
