@@ -2,9 +2,9 @@
 
     python benchmarks/fidelity.py
 
-Compares on the demo model, with its three scribbles: diffusers with the temporal norm of the original AnimateDiff code
-(which the bundle was exported for), diffusers as it is, and pictures as keyframes with and without the mode of the VAE's
-posterior. Takes about a minute and writes a JSON file into benchmarks/results/.
+Compares a request of the demo model, with scribbles and with pictures as keyframes, with diffusers: as it is, and with
+the temporal norm of the original AnimateDiff code, which the bundle was exported for; pictures also with a draw from
+the VAE's posterior instead of its mode. Takes about a minute and writes a JSON file into benchmarks/results/.
 """
 
 import json
@@ -97,7 +97,8 @@ def noise() -> dict[str, float]:
 def main() -> None:
     """Compares, prints and writes."""
     pipeline = VideoPipeline.load(backend="onnxruntime")
-    scribbles = {index: Image.open(ROOT / f"demo/scribbles/frame_{index:02}.png").convert("RGB") for index in (0, 8, 15)}
+    paths = {index: ROOT / f"demo/scribbles/frame_{index:02}.png" for index in (0, 8, 15)}
+    scribbles = {index: Image.open(path).convert("RGB") for index, path in paths.items()}
     made = pipeline.generate(PROMPT, [Keyframe(*item) for item in scribbles.items()], seed=SEED)
     pictures = {index: Image.fromarray(made.frames[index]) for index in scribbles}
     rows: dict[str, Any] = {}
