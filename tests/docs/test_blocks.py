@@ -30,6 +30,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _in_the_clone(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks run at the root of the clone, and share what OpenVINO compiles."""
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(clone / "cache"))
+
+
 @pytest.fixture(scope="module")
 def done() -> list[list[str]]:
     """Commands that ran already; pages repeat some that take long."""
@@ -37,10 +44,7 @@ def done() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("block", [block for block in SHELL if block.reason is None], ids=str)
-def test_commands_run(
-    block: Block, clone: Path, done: list[list[str]], monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
-    monkeypatch.chdir(clone)
+def test_commands_run(block: Block, done: list[list[str]], capfd: pytest.CaptureFixture[str]) -> None:
     for words in commands(block):
         if words in done:
             continue
@@ -55,8 +59,7 @@ def test_commands_run(
 @pytest.mark.parametrize(
     "block", [block for block in BLOCKS if block.language == "python" and block.reason is None], ids=str
 )
-def test_python_runs(block: Block, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(clone)
+def test_python_runs(block: Block) -> None:
     exec(compile(block.code, str(block), "exec"), {"__name__": "__main__"})
 
 
