@@ -11,31 +11,28 @@ PAGES = {
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
     "demo/trained/README.md": "demo/trained/README.md",
+    "benchmarks/results/README.md": "benchmarks/results/README.md",
 }
 """Where pages of the repository lie on the site."""
-FOLDER = "benchmarks/results"
+RESULTS = "benchmarks/results"
 _LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)]*)?\))")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages, the results, and a page that lists the results."""
+    """Adds the pages and the results."""
     from mkdocs.structure.files import File
 
     for name, place in PAGES.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / name)))
-    results = sorted(path for path in (ROOT / FOLDER).iterdir() if path.is_file())
-    for path in results:
-        files.append(File.generated(config, f"{FOLDER}/{path.name}", abs_src_path=str(path)))
-    listed = "".join(f"- [{path.name}]({path.name})\n" for path in results)
-    files.append(File.generated(config, f"{FOLDER}/index.md", content=f"# Results\n\n{listed}"))
+    for path in (ROOT / RESULTS).iterdir():
+        if path.suffix in (".json", ".png"):
+            files.append(File.generated(config, f"{RESULTS}/{path.name}", abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Leads links between files of the repository to their places on the site, where docs/ is the root."""
     place = page.file.src_uri
-    if place == f"{FOLDER}/index.md":
-        return markdown
     names = {site: name for name, site in PAGES.items()}
     folder = str(PurePosixPath(names.get(place, f"docs/{place}")).parent)
 
@@ -44,7 +41,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if "://" in target:
             return match[0]
         wanted = normpath(f"{folder}/{target}")
-        wanted = f"{FOLDER}/index.md" if wanted == FOLDER else PAGES.get(wanted, wanted.removeprefix("docs/"))
+        wanted = PAGES.get(wanted, wanted.removeprefix("docs/"))
         return before + relpath(wanted, str(PurePosixPath(place).parent)) + after
 
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.M | re.S)
