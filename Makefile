@@ -2,8 +2,9 @@
 PYTHON ?= python3
 DEMO := .venv-demo
 VENV := .venv
+DOCS := .venv-docs
 
-.PHONY: demo test lint types links clean
+.PHONY: demo test lint types links docs clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python demo/run.py
@@ -41,5 +42,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+docs: $(DOCS)/installed links
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
+$(DOCS)/installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/pip || $(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(DEMO) $(VENV) .types .cache build out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(DEMO) $(VENV) $(DOCS) .types .cache build out *.egg-info .mypy_cache .ruff_cache .pytest_cache

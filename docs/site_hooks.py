@@ -1,0 +1,48 @@
+"""Hooks of mkdocs: pages and results that lie outside docs/ become part of the site, so that links work on both."""
+
+import re
+from pathlib import Path, PurePosixPath
+from posixpath import normpath, relpath
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    "README.md": "readme.md",  # mkdocs would make README.md the home page
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+    "demo/trained/README.md": "demo/trained/README.md",
+    "benchmarks/results/README.md": "benchmarks/results/README.md",
+}
+"""Where pages of the repository lie on the site."""
+RESULTS = "benchmarks/results"
+_LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)]*)?\))")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the pages and the results."""
+    from mkdocs.structure.files import File
+
+    for name, place in PAGES.items():
+        files.append(File.generated(config, place, abs_src_path=str(ROOT / name)))
+    for path in (ROOT / RESULTS).iterdir():
+        if path.suffix in (".json", ".png"):
+            files.append(File.generated(config, f"{RESULTS}/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Leads links between files of the repository to their places on the site, where docs/ is the root."""
+    place = page.file.src_uri
+    names = {site: name for name, site in PAGES.items()}
+    folder = str(PurePosixPath(names.get(place, f"docs/{place}")).parent)
+
+    def lead(match: re.Match[str]) -> str:
+        before, target, after = match.groups()
+        if "://" in target:
+            return match[0]
+        wanted = normpath(f"{folder}/{target}")
+        wanted = PAGES.get(wanted, wanted.removeprefix("docs/"))
+        return before + relpath(wanted, str(PurePosixPath(place).parent)) + after
+
+    parts = re.split(r"(^```.*?^```)", markdown, flags=re.M | re.S)
+    return "".join(part if part.startswith("```") else _LINK.sub(lead, part) for part in parts)

@@ -1,0 +1,118 @@
+"""The tables of the documents, made from the results files that they cite."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+NAMES = {
+    "diffusers-fp32": "diffusers fp32",
+    "diffusers-fp32-compiled": "diffusers fp32, compiled",
+    "diffusers-bf16": "diffusers bf16",
+    "diffusers-bf16-compiled": "diffusers bf16, compiled",
+    "openvino-fp32": "OpenVINO fp32",
+    "openvino-bf16": "OpenVINO bf16",
+    "openvino-int8-tiny": "OpenVINO int8, tiny decoder",
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    """A results file."""
+    report: dict[str, Any] = json.loads((RESULTS / name).read_text())
+    return report
+
+
+def fastest_diffusers(report: dict[str, Any]) -> float:
+    """Median seconds of the fastest contender of diffusers."""
+    rows = report["contenders"].items()
+    return min(row["summary"]["first"]["total"]["median"] for name, row in rows if name.startswith("diffusers"))
+
+
+def compare_rows(report: dict[str, Any]) -> Iterator[str]:
+    """A row for each contender of `benchmarks/compare.py`; ratios are to the fastest diffusers."""
+    yield "| | first request | next seed | times as fast | control | denoise | decode | memory, GB |"
+    yield "|---|---|---|---|---|---|---|---|"
+    base = fastest_diffusers(report)
+    for name, row in report["contenders"].items():
+        first, second = row["summary"]["first"], row["summary"].get("second_seed")
+        ratios = [base / kind["total"]["median"] for kind in (first, second) if kind]
+        cells = [
+            NAMES[name],
+            _spread(first["total"]),
+            _spread(second["total"]) if second else "-",
+            " and ".join(f"{ratio:.2f}" for ratio in ratios),
+            *(f"{first[stage]['median']:.1f}" for stage in ("control", "denoise", "decode")),
+            f"{row['peak_bytes'] / 1e9:.1f}",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _spread(seconds: dict[str, float]) -> str:
+    return f"{seconds['median']:.1f} ({seconds['min']:.1f} .. {seconds['max']:.1f})"
+
+
+def scaling_rows(report: dict[str, Any]) -> Iterator[str]:
+    """Seconds of one axis of `benchmarks/compare.py --scaling`."""
+    points = report["scaling"]["points"]
+    yield f"| pixels a side | {' | '.join(str(point['value']) for point in points)} |"
+    yield "|---" * (len(points) + 1) + "|"
+    for label, kind in (("first request", "first"), ("next seed", "second_seed")):
+        seconds = [f"{point['samples'][kind][0]['total']:.1f}" for point in points]
+        yield f"| {label} | {' | '.join(seconds)} |"
+
+
+def full_size_rows(report: dict[str, Any]) -> Iterator[str]:
+    """`benchmarks/full_size.py`."""
+    yield "| size | | control | denoise | decode | total | next seed | memory, GB | frames differ by |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for size, sides in report["sizes"].items():
+        for side in ("sparsectrl-lcm", "diffusers"):
+            row = sides[side]
+            seconds = [f"{row[stage]:.1f}" for stage in ("control", "denoise", "decode", "total")]
+            second = f"{row['second_seed']:.1f}" if "second_seed" in row else "-"
+            away = sides["difference"]
+            differ = f"at most {away['max']}, {away['mean']:.4f} in the mean" if side == "sparsectrl-lcm" else ""
+            yield f"| {size} | {side} | {' | '.join(seconds)} | {second} | {row['peak_gb']:.1f} | {differ} |"
+
+
+def build_rows(report: dict[str, Any]) -> Iterator[str]:
+    """`benchmarks/tensorrt_build.py`."""
+    yield "| precision | graph | build | with check | memory, GB | engine, GB | largest error |"
+    yield "|---|---|---|---|---|---|---|"
+    for precision, graphs in report["builds"].items():
+        for graph, row in graphs.items():
+            if graph == "lcm_update":
+                continue
+            error = row.get("largest_error")
+            unit = f"{error:.2f} levels" if error and graph == "vae_decoder" else f"{error:.1e}" if error else "-"
+            seconds = f"{row['build_seconds']:.1f} | {row['total_seconds']:.1f}"
+            yield f"| {precision} | {graph} | {seconds} | {row['peak_gb']:.1f} | {row['engine_gb']:.2f} | {unit} |"
+
+
+def cpp_rows(report: dict[str, Any]) -> Iterator[str]:
+    """The comparison with stable-diffusion.cpp."""
+    yield "| | denoise | decode | total |"
+    yield "|---|---|---|---|"
+    rows = {"stable-diffusion.cpp f16": report["stable_diffusion_cpp"]["seconds"]}
+    rows |= {f"OpenVINO {precision}": report["sparsectrl_lcm"]["seconds"][precision] for precision in ("bf16", "int8")}
+    for name, row in rows.items():
+        yield f"| {name} | {' | '.join(f'{row[stage]:.1f}' for stage in ('denoise', 'decode', 'total'))} |"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "2026-11-29-compare-bf16-epyc-avx512bf16.json": compare_rows,
+    "2026-11-27-compare-2cores.json": compare_rows,
+    "2026-11-28-compare-fp32-2cores.json": compare_rows,
+    "2026-11-29-compare-fp32-2cores-4frames.json": compare_rows,
+    "2026-11-29-compare-2cores-4frames.json": scaling_rows,
+    "2026-11-22-full-size-cpu.json": full_size_rows,
+    "2026-11-22-tensorrt-rtx-build-cpu.json": build_rows,
+    "2026-11-29-stable-diffusion-cpp.json": cpp_rows,
+}
+"""The table of docs/benchmarks.md that each results file has."""
+
+
+def table(name: str) -> str:
+    """The table of a results file, as it stands in docs/benchmarks.md."""
+    return "\n".join(TABLES[name](read(name)))

@@ -1,0 +1,147 @@
+"""Figures of the documents are those of the results files, and constants those of the code."""
+
+import pytest
+from documents import PAGES, ROOT, links, tables
+from result_tables import TABLES, fastest_diffusers, read, table
+from sparsectrl_lcm.benchmarks.harness.rounds import summarize
+from sparsectrl_lcm.engine import check
+from sparsectrl_lcm.engine.rewrites import winograd
+from sparsectrl_lcm.runtime import request
+from sparsectrl_lcm.runtime.cpu import compiled_cache, executor, openvino
+from sparsectrl_lcm.runtime.format import engine_sets, manifest
+from sparsectrl_lcm.runtime.gpu import captures
+from sparsectrl_lcm.runtime.gpu import executor as gpu_executor
+from sparsectrl_lcm.runtime.loop import conditioning
+from sparsectrl_lcm.runtime.output import writers
+
+README = (ROOT / "README.md").read_text()
+AVX512_BF16 = "2026-11-29-compare-bf16-epyc-avx512bf16.json"
+AMX = "2026-11-27-compare-2cores.json"
+AVX2 = "2026-11-28-compare-fp32-2cores.json"
+ROWS = {
+    "AVX512_BF16, bf16": (AVX512_BF16, "openvino-bf16"),
+    "AVX512_BF16, int8 and tiny decoder": (AVX512_BF16, "openvino-int8-tiny"),
+    "AMX, bf16": (AMX, "openvino-bf16"),
+    "AMX, int8 and tiny decoder": (AMX, "openvino-int8-tiny"),
+    "AVX2, fp32": (AVX2, "openvino-fp32"),
+}
+"""The contender behind each row of the README's table."""
+
+
+def seconds(file: str, contender: str) -> tuple[float, float, float]:
+    """Medians of the fastest diffusers, and of first request and next seed."""
+    report = read(file)
+    summary = report["contenders"][contender]["summary"]
+    return fastest_diffusers(report), *(summary[kind]["total"]["median"] for kind in ("first", "second_seed"))
+
+
+def test_the_readme_has_the_figures_of_the_results() -> None:
+    (rows,) = [rows for rows in tables(README) if rows[0][0] == "processor, precision"]
+    assert len(rows) == 1 + len(ROWS)
+    for cells, (name, (file, contender)) in zip(rows[1:], ROWS.items(), strict=True):
+        diffusers, first, second = seconds(file, contender)
+        ratios = f"[{diffusers / first:.2f} and {diffusers / second:.2f}](benchmarks/results/{file})"
+        assert cells == [name, f"{diffusers:.1f}", f"{first:.1f}", f"{second:.1f}", ratios]
+
+
+def test_the_number_of_the_readme_is_the_first_row() -> None:
+    diffusers, first, second = seconds(*ROWS["AVX512_BF16, bf16"])
+    text = " ".join(README.split())
+    assert f"**{first:.1f} s** for a clip" in text
+    assert f"**{diffusers / first:.2f} times as fast as diffusers**" in text
+    assert f"next seed takes {second:.1f} s, {diffusers / second:.2f} times as fast" in text
+
+
+@pytest.mark.parametrize("file", {file for file, _ in ROWS.values()})
+def test_summaries_are_those_of_the_samples(file: str) -> None:
+    report = read(file)
+    assert all(row["summary"] == summarize(row["samples"]) for row in report["contenders"].values())
+    assert report["request"] == {"width": 256, "height": 256, "frames": 16, "steps": 4, "guidance": 1.0}
+    assert report["threads"] == report["machine"]["cores"] == 2
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len(README.splitlines()) <= 130
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_benchmarks_are_those_of_the_results(name: str) -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    assert table(name) in page, f"the table of {name} should be:\n{table(name)}"
+    assert f"(../benchmarks/results/{name})" in page
+
+
+def test_every_figure_of_speed_has_its_file() -> None:
+    """Results that documents cite are committed; benchmarks.md cites all that it has tables of."""
+    cited = {link.rpartition("/")[2] for page in PAGES for link in links(page) if "benchmarks/results/" in link}
+    assert {file for file, _ in ROWS.values()} <= cited
+    assert all((ROOT / "benchmarks/results" / name).is_file() for name in cited)
+
+
+FIDELITY = read("2026-11-29-fidelity.json")
+LEVELS = FIDELITY["levels of 255"]
+DEMO = read("2026-11-28-demo-model.json")
+BF16 = read("2026-11-27-compare-fp32-2cores.json")["contenders"]["openvino-bf16"]["difference"]
+EXPORT = read("2026-11-22-full-size-cpu.json")["export"]
+POLLING = {name: read(name) for name in ("2026-11-26-polling-2cores.json", "2026-11-24-polling-2threads.json")}
+WARM_UP = read(AVX512_BF16)["contenders"]["openvino-bf16"]["starts"][0]["warm_up"]
+GIB, MIB = 1024**3, 1024**2
+CLAIMS = [
+    # page, what it says
+    ("fidelity.md", f"largest difference of a pixel is {LEVELS['scribble, temporal norm clip']['max']} (scribbles)"),
+    ("fidelity.md", f"and {LEVELS['rgb, temporal norm clip']['max']} (pictures) of 255"),
+    ("fidelity.md", f"up to {LEVELS['rgb, temporal norm clip']['max']}, 1.4 in the mean (demo model)"),
+    ("fidelity.md", f"{FIDELITY['noise']['equal']:.0%} of the values have the same bits"),
+    ("fidelity.md", f"the others differ by at most {FIDELITY['noise']['largest']:.1e}".replace("e-07", "e-7")),
+    ("fidelity.md", f"at most {BF16['max']}, {BF16['mean']:.2f} in the mean"),
+    ("fidelity.md", f"{DEMO['4 steps, int8']['psnr_to_first']:.1f} dB (PSNR)"),
+    ("cpu.md", f"{DEMO['4 steps, int8']['prompt']:.1%} of 200 requests"),
+    ("cpu.md", f"against {DEMO['4 steps']['prompt']:.1%} in fp32"),
+    ("cpu.md", f"took {WARM_UP:.0f} seconds with compilation, the following ones 37"),
+    ("cpu.md", f"at most {compiled_cache.MAX_BYTES // GIB} GiB for each bundle"),
+    ("cpu.md", f"graphs of up to {openvino.CACHED_WITH_WEIGHTS // MIB} MiB"),
+    ("cpu.md", f"as make 256x{executor.DECODE_PIXELS // 256} pixels"),
+    ("cpu.md", f"at least {winograd.MIN_CHANNELS} channels"),
+    ("export.md", f"took {EXPORT['seconds']:.0f} seconds and {EXPORT['peak_gb']:.1f} GB"),
+    ("architecture.md", f"within {conditioning.KEPT_BYTES // GIB} GiB"),
+    ("gpu.md", f"within `kept_bytes` ({conditioning.KEPT_BYTES // GIB} GiB for each clip size)"),
+    ("gpu.md", f"The last {captures.MAX_GRAPHS} graphs are kept"),
+    ("gpu.md", f"decoder ({engine_sets.ENGINE_DECODE_PIXELS // 512**2} frames at a time at 512x512)"),
+    ("gpu.md", f"{['No', 'One', 'Two'][gpu_executor.MAX_SIZES]} sizes stay on the device"),
+    ("gpu.md", f"scaled by {check.STRESS:.0f}"),
+    ("cli.md", f"LCM steps, 1 to {request.MAX_STEPS}"),
+    ("cli.md", f"guidance scale, 0 to {request.MAX_GUIDANCE:.0f}"),
+    ("cli.md", f"at most {manifest.MAX_SIDE}"),
+    ("cli.md", f"frames per second, 1 to {writers.MAX_FPS} (GIF: 50)"),
+    *(
+        ("service.md", f"{found['poll_ms']['p50']:.1f} ms | {found['poll_ms']['p99']:.0f} ms | {ratio:.2f} times")
+        for found in POLLING.values()
+        for ratio in [found["ratio_of_medians"]]
+    ),
+]
+
+
+@pytest.mark.parametrize(("page", "text"), CLAIMS)
+def test_claims_hold(page: str, text: str) -> None:
+    assert text in " ".join((ROOT / "docs" / page).read_text().split())
+
+
+def test_frames_equal_to_within_one_level_were_measured() -> None:
+    for name in ("scribble", "rgb"):
+        assert LEVELS[f"{name}, temporal norm frame"]["max"] == 1
+    assert all(size["difference"]["max"] == 1 for size in read("2026-11-22-full-size-cpu.json")["sizes"].values())
+
+
+def test_the_model_card_has_the_figures_of_the_results() -> None:
+    (rows,) = [rows for rows in tables((ROOT / "demo/trained/README.md").read_text()) if rows[0][0] == "figure"]
+    fp32, int8 = DEMO["4 steps"], DEMO["4 steps, int8"]
+    expected = [
+        (f"{fp32['scribble_f1']:.2f}", f"{int8['scribble_f1']:.2f}"),
+        (f"{fp32['free_f1']:.2f}", f"{int8['free_f1']:.2f}"),
+        (f"{fp32['rgb_psnr']:.1f} dB", f"{int8['rgb_psnr']:.1f} dB"),
+        (f"{fp32['prompt']:.1%}", f"{int8['prompt']:.1%}"),
+        (f"{fp32['on_path']:.1%}", f"{int8['on_path']:.1%}"),
+        (f"{fp32['flicker']:.2f} levels", f"{int8['flicker']:.2f} levels"),
+    ]
+    for cells, (first, second) in zip(rows[1:], expected, strict=False):
+        assert cells[1].startswith(first) and cells[2].startswith(second), cells

@@ -1,0 +1,42 @@
+"""Links lead to files and headings that exist, and paths that are named in the text exist."""
+
+import re
+from importlib.util import find_spec
+
+import pytest
+from documents import PAGES, ROOT, anchors, links, name_of, prose
+
+FOLDERS = ("benchmarks", "cli", "demo", "docs", "engine", "export", "runtime", "service", "sparsectrl_lcm", "tests")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page) -> None:
+    for link in links(page):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)}: {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{name_of(page)}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paths_in_the_text_exist(page) -> None:
+    if page.name == "CHANGELOG.md":
+        return  # it names places of the past, too
+    for path in re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`", prose(page)):
+        assert (ROOT / path).exists(), f"{name_of(page)}: {path}"
+
+
+def test_every_page_is_in_the_index_and_on_the_site() -> None:
+    index, site = (ROOT / "docs/index.md").read_text(), (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or f"]({page.name})" in index
+        assert f": {page.name}\n" in site
+
+
+def test_moved_modules_are_where_the_changelog_says() -> None:
+    moved = re.findall(r"^\| `sparsectrl_lcm\.[\w.]+` \| `([\w.]+)` \|$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert moved
+    assert [name for name in moved if find_spec(name) is None] == []
