@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .service import database_errors, need_service_extra
+from .service import database_errors, need_service
 
 if TYPE_CHECKING:
     from ..service.store import SqlStore
 
 app = typer.Typer(name="keys", help="API keys of the service: create, list, revoke.", invoke_without_command=True)
-Data = Annotated[Path, typer.Option(help="The folder of `serve`.")]
-Database = Annotated[str | None, typer.Option(help="The database of `serve`, where it has another than SQLite.")]
+Data = Annotated[Path, typer.Option(help="The data folder of `serve`.")]
+Database = Annotated[str | None, typer.Option(help="The database of `serve`, if it is not SQLite.")]
 
 
 @app.callback()
@@ -26,9 +26,9 @@ def _help(context: typer.Context) -> None:
 
 @app.command()
 def create(data: Data, name: Annotated[str, typer.Option(help="Whose it is.")] = "", database: Database = None) -> None:
-    """Make a key and show it, this once."""
-    need_service_extra("keys")
-    from ..service.keys import create_key
+    """Make a key and show it, only this once."""
+    need_service("keys")
+    from ..service.auth.api_keys import create_key
 
     with _store(data, database) as store:
         typer.echo(create_key(store, name))
@@ -44,21 +44,21 @@ def list_keys(data: Data, database: Database = None) -> None:
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="As `keys list` shows it.")], data: Data, database: Database = None
+    key_id: Annotated[str, typer.Argument(help="The id that `keys list` shows.")], data: Data, database: Database = None
 ) -> None:
     """Revoke a key; the server refuses it within two seconds."""
     import time
 
     from ..runtime import InvalidRequest
 
-    key_id = key_id.partition(":")[0]  # of a whole key, only what is no secret is repeated
+    key_id = key_id.partition(":")[0]  # if it is a whole key, the secret is not repeated
     with _store(data, database) as store:
         done = store.revoke_key(key_id, time.time())
         known = store.get_key(key_id)
     if known is None:
         options = ["--data", str(data), *(["--database", database] if database else [])]
         command = f"sparsectrl-lcm keys list {shlex.join(options)}"
-        raise InvalidRequest(f"there is no key {key_id!r}; see them with: {command}")
+        raise InvalidRequest("", f"there is no key {key_id!r}", f"see them with: {command}")
     typer.echo("revoked" if done else f"{key_id} was revoked already, at {_minute(known.revoked_at or 0)}")
 
 
@@ -70,8 +70,8 @@ def _minute(time: float) -> str:
 
 @contextmanager
 def _store(data: Path, database: str | None) -> Iterator["SqlStore"]:
-    """The store that `serve` made; a wrong folder must not become a new one, with keys that no server knows."""
-    need_service_extra("keys")
+    """Opens the store that `serve` created. It creates none: no server would know the keys."""
+    need_service("keys")
     from ..runtime import InvalidRequest
     from ..runtime.errors import reason_of
     from ..service.settings import SQLITE, Settings
@@ -82,12 +82,12 @@ def _store(data: Path, database: str | None) -> Iterator["SqlStore"]:
         try:
             if database is None and not (data / SQLITE).is_file():
                 make = shlex.join(["sparsectrl-lcm", "serve", "--data", str(data)])
-                mend = f"give the folder of a server, or make one with: {make}"
-                raise InvalidRequest(f"--data {data} has no {SQLITE}; {mend}")
+                remedy = f"give the folder of a server, or make one with: {make}"
+                raise InvalidRequest("data", f"{data} has no {SQLITE}", remedy)
             store = SqlStore(url)
         except OSError as error:
-            mend = "give the folder of a server that you may read and write"
-            raise InvalidRequest(f"--data {data}: cannot be used ({reason_of(error)}); {mend}") from None
+            remedy = "give the folder of a server that you may read and write"
+            raise InvalidRequest("data", f"{data} cannot be used ({reason_of(error)})", remedy) from None
         try:
             yield store
         finally:

@@ -1,106 +1,102 @@
 """`sparsectrl-lcm serve`."""
 
 import shlex
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .service import database_errors, need_service_extra
+from .service import database_errors, need_service
 
 if TYPE_CHECKING:
-    from ..service.context import Service
-    from ..service.listeners import Listener
+    from ..service.components import Service
+    from ..service.http.listeners import Listener
 
 LEVELS = ("debug", "info", "warning", "error")
 FILES = 16_384
+"""Files that the process may have open at once, if the system allows it."""
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""Hosts that stand for every address of the machine, and one of those."""
+"""Hosts that mean every address of the machine, each with one of these."""
 
 
 def serve(
-    data: Annotated[Path, typer.Option(help="Folder for requests, files and keys; made where there is none.")],
+    data: Annotated[Path, typer.Option(help="Folder for requests, files and keys; created if missing.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="http: the page, runs, storage, and the queue under /queue.")] = 8000,
-    queue_port: Annotated[int | None, typer.Option(help="http, where a POST to the endpoint is a submission.")] = None,
-    tls_port: Annotated[
-        int | None, typer.Option(help="https as well; Python's fal-client speaks nothing else.")
-    ] = None,
+    port: Annotated[int, typer.Option(help="http: page, runs, uploads, and the queue under /queue.")] = 8000,
+    queue_port: Annotated[int | None, typer.Option(help="http; every POST to the endpoint is a submission.")] = None,
+    tls_port: Annotated[int | None, typer.Option(help="https; fal's Python client needs it.")] = None,
     tls_certificate: Annotated[
-        Path | None, typer.Option(help="PEM file; by default one is made that DATA/tls/ca.pem vouches for.")
+        Path | None, typer.Option(help="PEM file; by default a local one, signed by DATA/tls/ca.pem.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
-    public_url: Annotated[str | None, typer.Option(help="In URLs that are given out; else what callers used.")] = None,
+    public_url: Annotated[str | None, typer.Option(help="For URLs in responses; by default what callers used.")] = None,
     database: Annotated[str | None, typer.Option(help="postgresql://...; SQLite in DATA by default.")] = None,
-    files: Annotated[str | None, typer.Option(help="A URL of fsspec, as s3://bucket; DATA/files by default.")] = None,
-    anonymous: Annotated[bool, typer.Option("--anonymous", help="Take calls without a key.")] = False,
+    files: Annotated[str | None, typer.Option(help="fsspec URL, such as s3://bucket; DATA/files by default.")] = None,
+    anonymous: Annotated[bool, typer.Option("--anonymous", help="Accept calls without a key.")] = False,
     allow_private: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST|NETWORK", help="Not public, but keyframe and webhook URLs may lead there."),
+        typer.Option(
+            metavar="HOST|NETWORK", help="Keyframe and webhook URLs may lead there, public or not."
+        ),
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
-    backend: Annotated[str, typer.Option(help="As of `generate`.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="As of `generate`.")] = None,
+    backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Of the runner on the CPU; by default one core is left to the server.")
+        int | None, typer.Option(help="Threads of the runner on the CPU; by default all cores but one.")
     ] = None,
     limits: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A limit, time or count, as of docs/service.md; repeatable."),
+        typer.Option("--set", metavar="NAME=VALUE", help="A limit, time or count of docs/service.md; repeatable."),
     ] = None,
     log_level: Annotated[str, typer.Option(help=", ".join(LEVELS))] = "info",
 ) -> None:
     """Serve fal's protocol: queue, runs, storage, webhooks, and a page at /."""
-    need_service_extra("serve")
+    need_service("serve")
     import asyncio
 
     from ..runtime import InvalidRequest
-    from ..service.loading import check
-    from ..service.logs import log_to_stderr
+    from ..service.json_logs import log_to_stderr
+    from ..service.runner.pipeline_loading import check
     from ..service.server import serve
     from ..service.settings import Settings, with_limits
 
     if log_level not in LEVELS:
-        raise InvalidRequest(f"--log-level {log_level!r} is not allowed; give {', '.join(LEVELS)}")
+        raise InvalidRequest("log_level", f"{log_level!r} is not allowed", f"give {', '.join(LEVELS)}")
     ports = _ports(port=port, queue_port=queue_port, tls_port=tls_port)
     listeners = _listeners(data, host, ports, tls_certificate, tls_key)
-    try:
-        settings = Settings(
-            data=data,
-            public_url=public_url,
-            database=database,
-            files=files,
-            anonymous=anonymous,
-            allow_private=tuple(allow_private or ()),
-            queue_port=queue_port,
-            tls_port=tls_port,
-            bundle=bundle,
-            backend=backend,
-            precision=precision,
-            threads=threads,
-        )
-    except ValueError as error:
-        raise InvalidRequest(f"--{str(error).replace('_', '-', 1)}") from None
+    settings = Settings(
+        data=data,
+        public_url=public_url,
+        database=database,
+        files=files,
+        anonymous=anonymous,
+        allow_private=tuple(allow_private or ()),
+        queue_port=queue_port,
+        tls_port=tls_port,
+        bundle=bundle,
+        backend=backend,
+        precision=precision,
+        threads=threads,
+    )
     try:
         settings = with_limits(settings, limits or ())
-    except ValueError as error:
-        raise InvalidRequest(f"--set {error}") from None
+    except InvalidRequest as error:
+        raise InvalidRequest(f"--set {error.field}", error.reason, error.remedy) from None
     check(bundle, backend, threads)
     _allow_connections()
     log_to_stderr(log_level)
-    try:
-        with database_errors(settings.database_url):
-            asyncio.run(serve(settings, listeners, on_open=partial(_greet, listeners[0], tls_certificate)))
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(str(error)) from None
+    with database_errors(settings.database_url):
+        asyncio.run(serve(settings, listeners, on_open=partial(_greet, listeners[0], tls_certificate)))
 
 
 def _ports(**given: int | None) -> dict[str, int]:
-    """The ports by their options.
+    """Returns the given ports by their options.
 
     Raises:
-        InvalidRequest: one is none of TCP, or two are the same.
+        InvalidRequest: one is not a TCP port, or two are the same.
     """
     from ..runtime import InvalidRequest
 
@@ -110,16 +106,18 @@ def _ports(**given: int | None) -> dict[str, int]:
         if port is None:
             continue
         if not 1 <= port <= 65_535:
-            raise InvalidRequest(f"{option} {port} is not allowed; give 1 to 65535")
+            raise InvalidRequest(name, f"{port} is not allowed", "give 1 to 65535")
         if port in ports.values():
             other = next(known for known, taken in ports.items() if taken == port)
-            raise InvalidRequest(f"{option} {port} is the port of {other} already; give another")
+            raise InvalidRequest(name, f"{port} is the port of {other} already", "give another")
         ports[option] = port
     return ports
 
 
 def _allow_connections() -> None:
-    """A connection is a file of the process, and many systems allow a thousand where they would allow more."""
+    """Raises the limit of open files, since each connection is one. Many systems allow more, but only on request."""
+    if sys.platform == "win32":
+        return
     import resource
 
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -132,11 +130,12 @@ def _listeners(
     data: Path, host: str, ports: dict[str, int], certificate: Path | None, key: Path | None
 ) -> list["Listener"]:
     from ..runtime import InvalidRequest
-    from ..service.listeners import Listener
-    from ..service.tls import local_certificate, server_context
+    from ..service.http.listeners import Listener
+    from ..service.http.tls_certificates import local_certificate, server_context
 
     if (certificate is None) != (key is None):
-        raise InvalidRequest("--tls-certificate and --tls-key go together; give both, or none for one of its own")
+        reason = "--tls-certificate and --tls-key go together"
+        raise InvalidRequest("", reason, "give both, or neither for a local certificate")
     if certificate is not None and key is not None:
         context = server_context(certificate, key)
         tls = lambda: context  # noqa: E731
@@ -147,9 +146,9 @@ def _listeners(
 
 
 def _greet(first: "Listener", certificate: Path | None, service: "Service") -> None:
-    """Where the page is, whom https clients have to trust, and on the first start a key."""
-    from ..service.keys import create_key
-    from ..service.listeners import url_host
+    """Prints the page's URL, the authority that https clients have to trust, and on the first start a key."""
+    from ..service.auth.api_keys import create_key
+    from ..service.http.listeners import url_host
 
     settings = service.settings
     host = url_host(ANY.get(first.host, first.host))

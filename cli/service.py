@@ -1,5 +1,6 @@
-"""What `serve` and `keys` have in common."""
+"""What `serve` and `keys` share: their checks, and one line for errors of the database."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,15 +21,22 @@ NEEDS = (
 """Modules of the service extra."""
 
 
-def need_service_extra(command: str) -> None:
-    """Raises SparseCtrlLcmError where the service extra is not installed."""
+def need_service(command: str) -> None:
+    """Checks that the service can run here.
+
+    Raises:
+        SparseCtrlLcmError: the system is Windows, or the service extra is not installed.
+    """
+    if sys.platform == "win32":
+        raise SparseCtrlLcmError("", f"{command} needs Linux or macOS", "on Windows run it in WSL or in a container")
     if missing := [name for name in NEEDS if not find_spec(name)]:
-        raise SparseCtrlLcmError(f"{command} needs {', '.join(missing)}; run: pip install 'sparsectrl-lcm[service]'")
+        remedy = "run: pip install 'sparsectrl-lcm[service]'"
+        raise SparseCtrlLcmError("", f"{command} needs {', '.join(missing)}", remedy)
 
 
 @contextmanager
 def database_errors(url: str) -> Iterator[None]:
-    """Makes one line of a database that cannot be reached or written."""
+    """Makes one line of the error of a database that cannot be reached or written."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -37,4 +45,5 @@ def database_errors(url: str) -> Iterator[None]:
     except SQLAlchemyError as error:
         reason = first_line(getattr(error, "orig", None) or error)
         shown = make_url(url).render_as_string(hide_password=True)
-        raise BackendError(f"database {shown}: {reason}; see that it is there and can be written") from None
+        remedy = "check that it exists and can be written"
+        raise BackendError("", f"database {shown}: {reason}", remedy) from None

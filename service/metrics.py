@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""The metrics of a server, for Prometheus."""
 
 from typing import Any
 
@@ -8,22 +8,22 @@ SECONDS = (0.005, 0.02, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class Metrics:
-    """Counts and times of one server, in a registry of its own."""
+    """Counts and times of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         named: dict[str, Any] = {"registry": self.registry, "namespace": "sparsectrl_lcm"}
         self.waiting = Gauge("queue_depth", "Requests that wait.", **named)
         self.running = Gauge("running", "Requests that run.", **named)
-        self.ready = Gauge("runner_ready", "1 where a model is loaded.", **named)
+        self.ready = Gauge("runner_ready", "1 if a model is loaded.", **named)
         self.submitted = Counter("requests_submitted", "Requests that were accepted.", ["kind"], **named)
         self.ended = Counter("requests_ended", "Requests that ended, by HTTP status.", ["status"], **named)
         self.lost = Counter("runner_lost", "Runner processes that crashed, hung or could not load.", ["kind"], **named)
-        self.webhooks = Counter("webhook_deliveries", "Deliveries that were tried.", ["result"], **named)
+        self.webhooks = Counter("webhook_deliveries", "Attempts to deliver.", ["result"], **named)
         self.wait = Histogram("queue_wait_seconds", "From submission to start.", buckets=SECONDS, **named)
         self.total = Histogram("clip_seconds", "From start to the stored clip.", buckets=SECONDS, **named)
         self.stages = Histogram("stage_seconds", "Stages of a clip.", ["stage"], buckets=SECONDS, **named)
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

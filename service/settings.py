@@ -1,10 +1,12 @@
-"""Every knob of the service, with its default."""
+"""The settings of the service, with their defaults."""
 
 import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+from ..runtime.errors import InvalidRequest
 
 SQLITE = "service.sqlite3"
 MIB = 2**20
@@ -14,40 +16,44 @@ DAY = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the service runs; sizes in bytes, times in seconds.
+    """How the service runs. Sizes are in bytes, times in seconds.
 
     Attributes:
-        data: folder of everything that has to outlive the process.
-        database: SQLAlchemy URL; None is SQLite in `data`.
-        files: fsspec URL of keyframes and clips; None is a folder in `data`.
-        public_url: scheme and authority in the URLs that are given out; None takes those that the caller used.
+        data: folder for everything that outlives the process.
+        database: SQLAlchemy URL; None means SQLite in `data`.
+        files: fsspec URL for uploads and clips; None means a folder in `data`.
+        public_url: scheme and authority of the URLs in responses; None means those that the caller used.
         endpoint: the name that clients call.
-        anonymous: calls without a key are taken.
-        allow_private: host names, addresses or networks that keyframe and webhook URLs may reach, public or not.
-        bundle, backend, precision, threads: as `VideoPipeline.load` takes them; None leaves the server a core.
-        pipeline: `module:callable` that makes the pipeline.
-        queue_port: where a POST to the endpoint is always a submission; None leaves that to prefix and host name.
-        tls_port: where https is spoken, for the page to tell.
+        anonymous: whether to accept calls without a key.
+        allow_private: host names, addresses or networks that keyframe and webhook URLs may reach even if not public.
+        bundle, backend, precision, threads: as `VideoPipeline.load` takes them; no `threads` leaves the server a core.
+        pipeline: `module:callable` that creates the pipeline.
+        queue_port: port on which every POST to the endpoint is a submission; None: prefix and host name decide.
+        tls_port: port for https, which the page shows.
         body_bytes: largest JSON body.
         upload_bytes, part_bytes: largest uploaded file, and part of one.
         image_bytes, image_pixels: largest keyframe.
         prompt_characters: longest prompt.
-        key_queue: requests of one key that may wait at once.
-        queue: requests that may wait in all.
-        fetch_seconds, fetch_redirects: bounds of one download of a keyframe.
-        header_seconds: for the head of an HTTP request to arrive.
+        key_queue: most requests of one key that wait.
+        queue: most requests that wait in total.
+        fetch_seconds, fetch_redirects: limits for the download of a keyframe.
+        header_seconds: longest time for the head of an HTTP request to arrive.
         body_seconds: longest silence within a body.
-        step_seconds: longest silence of the runner before it counts as hung.
+        step_seconds: longest silence of the runner during a job; after that it counts as hung.
         start_seconds: longest time for the runner to load.
-        retries: how often a request is tried again whose runner died.
-        lease_seconds: after so long without a sign of life another machine takes a request over.
-        object_seconds: lifetime of files where the caller asks for none; None keeps them.
-        request_seconds: how long results are kept; `private_seconds` where the caller asked for no storage.
-        webhook_attempts: deliveries of a webhook, with waits that double from 1 s up to `webhook_wait_seconds`.
-        webhook_seconds: longest wait for a webhook's answer.
-        drain_seconds: at the end, for the running request to finish.
-        key_unstarted: requests of one key that may end within an hour without a start: wrong, late or cancelled ones.
-        free_bytes: the disk of `data` keeps so much free; uploads and requests are refused meanwhile.
+        retries: how often a request is tried again after its runner died.
+        lease_seconds: after so long without a sign of life another machine takes over a request.
+        object_seconds: lifetime of files if the caller does not set one; None keeps them for ever.
+        request_seconds: how long results are kept.
+        private_seconds: the same if the caller asked for no storage.
+        webhook_attempts: most attempts to deliver a webhook; the waits double from 1 s up to `webhook_wait_seconds`.
+        webhook_seconds: longest wait for a webhook's response.
+        drain_seconds: at shutdown, time for the running request to finish.
+        key_unstarted: most requests of one key that end within an hour without a start: wrong, late or cancelled.
+        free_bytes: with less free space on the disk of `data`, uploads and requests are refused.
+
+    Raises:
+        InvalidRequest: a value is not allowed.
     """
 
     data: Path
@@ -62,7 +68,7 @@ class Settings:
     backend: str = "auto"
     precision: str | None = None
     threads: int | None = None
-    pipeline: str = "sparsectrl_lcm.service.loading:load"
+    pipeline: str = "sparsectrl_lcm.service.runner.pipeline_loading:load"
 
     queue_port: int | None = None
     tls_port: int | None = None
@@ -94,35 +100,39 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.public_url is not None and not _ORIGIN.fullmatch(self.public_url):
-            raise ValueError(
-                f"public_url: {self.public_url!r} is not allowed; give http(s)://HOST or http(s)://HOST:PORT"
-            )
+            reason = f"{self.public_url!r} is not allowed"
+            raise InvalidRequest("public_url", reason, "give http(s)://HOST or http(s)://HOST:PORT")
         for name, kind in LIMITS.items():
             value = getattr(self, name)
             if value is None and kind == float | None:
                 continue
             if not math.isfinite(value) or value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
                 least = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
-                raise ValueError(f"{name}: {value} is not allowed; give {least}")
+                raise InvalidRequest(name, f"{value} is not allowed", f"give {least}")
 
     @property
     def database_url(self) -> str:
-        """Where requests, logs and keys are."""
+        """SQLAlchemy URL of requests, logs and keys."""
         return self.database or f"sqlite:///{self.data / SQLITE}"
 
     @property
     def files_url(self) -> str:
-        """Where keyframes and clips are."""
+        """Path or URL of uploads and clips."""
         return self.files or str(self.data / "files")
 
     @property
     def work(self) -> Path:
-        """Where the runner and its jobs have their files; emptied at every start."""
+        """Folder for the files of runner and jobs; emptied at every start."""
         return self.data / "work"
+
+    @property
+    def incoming(self) -> Path:
+        """Folder for bodies while they arrive; emptied at every start."""
+        return self.data / "tmp"
 
 
 LIMITS = {field.name: field.type for field in fields(Settings) if field.type in (int, float, float | None)}
-"""What `with_limits` may change: sizes, times and counts."""
+"""Sizes, times and counts, which `with_limits` may change."""
 _MAY_BE_ZERO = {
     "drain_seconds",
     "fetch_redirects",
@@ -136,18 +146,18 @@ _MAY_BE_ZERO = {
 
 
 def with_limits(settings: Settings, given: Iterable[str]) -> Settings:
-    """Settings with other sizes, times and counts, each as NAME=VALUE; `none` is for what may be absent.
+    """Returns settings with other sizes, times and counts, each as NAME=VALUE. `none` switches a limit off.
 
     Raises:
-        ValueError: a name is unknown, or its value is not allowed.
+        InvalidRequest: a name is unknown, or its value is not allowed.
     """
     values: dict[str, int | float | None] = {}
     for text in given:
         name, separator, value = text.partition("=")
         if not (separator and name):
-            raise ValueError(f"{text}: not allowed; give NAME=VALUE, as queue=100")
+            raise InvalidRequest(text, "not allowed", "give NAME=VALUE, as queue=100")
         if name not in LIMITS:
-            raise ValueError(f"{name}: unknown; there are {', '.join(LIMITS)}")
+            raise InvalidRequest(name, "unknown", f"there are {', '.join(LIMITS)}")
         values[name] = _number(name, value)
     return replace(settings, **values)  # type: ignore[arg-type]
 
@@ -160,4 +170,4 @@ def _number(name: str, text: str) -> int | float | None:
         return int(text) if kind is int else float(text)
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{name}: {text!r} is not {what}") from None
+        raise InvalidRequest(name, f"{text!r} is not {what}") from None

@@ -1,1 +1,1 @@
-"""The routes, one file per part of the protocol."""
+"""The routes, one file for each part of the protocol. A route declares whom it serves; none imports another."""

@@ -1,41 +1,37 @@
-"""Files for everybody who knows their URL: whole, in ranges, or as the browser still has them."""
+"""Files for everybody who knows their URL: whole, in ranges, or 304 if the browser still has them."""
 
 import asyncio
-import hashlib
 import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from ..errors import ServiceError
+from ..components import CurrentService
+from ..objects.stored_files import etag_of, find_file, has_expired
+from ..protocol.errors import ServiceError
 from ..store import FileRow
-from ..uploads import is_file_id
-
-if TYPE_CHECKING:
-    from ..context import Service
 
 CHUNK_BYTES = 256 * 1024
 CACHE_SECONDS = 3600
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _SHOWN = re.compile(r"(image/(?!svg)[a-z0-9.+-]+|video/[a-z0-9.+-]+|audio/[a-z0-9.+-]+|text/plain)(?<!xml)")
-"""What a browser may show in place; anything that it could execute is saved."""
+"""What a browser may show in place. It saves everything that it could execute."""
 
 router = APIRouter()
 
 
 @router.api_route("/files/{file_id}/{file_name}", methods=["GET", "HEAD"])
-async def get_file(request: Request, file_id: str, file_name: str) -> Response:
+async def get_file(service: CurrentService, request: Request, file_id: str, file_name: str) -> Response:
     """A file, or a range of it."""
-    service: Service = request.app.state.service
     now = time.time()
-    row = await asyncio.to_thread(service.store.get_file, file_id) if is_file_id(file_id) else None
-    if row is None or row.name != file_name or (row.expires_at is not None and row.expires_at <= now):
+    row = await find_file(service, file_id)
+    if row is None or row.name != file_name or has_expired(row, now):
         raise _missing()
     headers = _headers(row, now)
     if _matches(request.headers.get("If-None-Match", ""), headers["ETag"]):
@@ -51,14 +47,9 @@ async def get_file(request: Request, file_id: str, file_name: str) -> Response:
         return Response(status_code=status, headers=headers)
     try:
         file = await asyncio.to_thread(service.files.open, row.object_name, start)
-    except FileNotFoundError:  # it expires at this moment, or was written anew
+    except FileNotFoundError:  # it expired, or was written again, at this very moment
         raise _missing() from None
     return StreamingResponse(_chunks(file, end - start), status, headers)
-
-
-def etag_of(row: FileRow) -> str:
-    """The ETag of a file; a file that is written anew has another object."""
-    return f'"{hashlib.sha256(row.object_name.encode()).hexdigest()[:32]}"'
 
 
 async def _chunks(file: BinaryIO, left: int) -> AsyncIterator[bytes]:
@@ -66,7 +57,7 @@ async def _chunks(file: BinaryIO, left: int) -> AsyncIterator[bytes]:
         while left > 0:
             chunk = await asyncio.to_thread(file.read, min(left, CHUNK_BYTES))
             if not chunk:
-                raise OSError("an object is shorter than it was")
+                raise OSError("an object is shorter than its record says")
             left -= len(chunk)
             yield chunk
 
@@ -92,10 +83,10 @@ def _matches(header: str, etag: str) -> bool:
 
 
 def _range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
-    """First byte and the one after the last. What is not one range of bytes is ignored, as RFC 9110 allows.
+    """Returns the first byte and the one after the last. Everything but a single range is ignored (RFC 9110).
 
     Raises:
-        ServiceError: 416, the file has no byte in the range.
+        ServiceError: 416 if the file has no byte in the range.
     """
     found = _RANGE.fullmatch(request.headers.get("Range", "").replace(" ", "").lower())
     if found is None or found.groups() == ("", "") or request.headers.get("If-Range", etag) != etag:

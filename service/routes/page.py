@@ -1,4 +1,4 @@
-"""The page at /: plain files of the package, which load nothing from elsewhere."""
+"""The page at /: static files of the package, which load nothing from other hosts."""
 
 import hashlib
 from pathlib import Path
@@ -7,26 +7,26 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from ..answers import Json
-from ..context import Service
-from ..errors import ServiceError
+from ..components import CurrentService
+from ..protocol.errors import ServiceError
+from ..protocol.responses import Json
 
 FOLDER = Path(__file__).parent.parent / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+FILES = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in TYPES}
 
 router = APIRouter()
 
 
 @router.get("/page/about.json")
-async def about(request: Request) -> Response:
-    """What the page cannot know by itself."""
-    service: Service = request.app.state.service
+async def about(service: CurrentService) -> Response:
+    """What the page cannot find out by itself."""
     return Json({"tls_port": service.settings.tls_port}, headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/")
 @router.get("/page/{name}")
-async def page(request: Request, name: str = "index.html") -> Response:
+async def page(service: CurrentService, request: Request, name: str = "index.html") -> Response:
     """A file of the page."""
     content = FILES.get(name)
     if content is None:
@@ -34,7 +34,7 @@ async def page(request: Request, name: str = "index.html") -> Response:
     headers = {
         "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
         "Cache-Control": "no-cache",
-        "Content-Security-Policy": _policy(request.app.state.service.settings.public_url),
+        "Content-Security-Policy": _policy(service.settings.public_url),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
@@ -44,13 +44,10 @@ async def page(request: Request, name: str = "index.html") -> Response:
 
 
 def _policy(public_url: str | None) -> str:
-    """Uploads and clips have the URL that is given out, wherever the page itself was opened."""
-    there = "'self'"
+    """Returns the content security policy. Uploads and clips have the public URL, wherever the page was opened."""
+    own = "'self'"
     if public_url:
         parts = urlsplit(public_url)
-        there += f" {parts.scheme}://{parts.netloc}"
-    media = f"connect-src {there}; img-src {there} blob: data:; media-src {there} blob:"
+        own += f" {parts.scheme}://{parts.netloc}"
+    media = f"connect-src {own}; img-src {own} blob: data:; media-src {own} blob:"
     return f"default-src 'self'; {media}; frame-ancestors 'none'"
-
-
-FILES = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in TYPES}

@@ -1,8 +1,11 @@
-"""The seam to the state of requests, keys and files: SQLite by default, PostgreSQL for several machines."""
+"""Requests, logs, keys, file records and webhooks in SQL: SQLite by default, PostgreSQL for several machines.
 
-from .requests import QueueFull
-from .rows import FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, WebhookRow
-from .sql import SqlStore
+`SqlStore` is the only way to them. Its methods block; the event loop calls them through `SqlStore.call`.
+"""
+
+from .records import FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, WebhookRow
+from .request_queries import QueueFull
+from .sql_store import SqlStore
 
 __all__ = [
     "FileRow",

@@ -1,12 +1,14 @@
 """A database behind SQLAlchemy: SQLite for one server, PostgreSQL for several."""
 
+import asyncio
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -27,30 +29,41 @@ from sqlalchemy.exc import ArgumentError
 from ...runtime.errors import InvalidRequest, first_line
 from . import tables
 
+T = TypeVar("T")
+THREADS = 4
+"""Threads in which the event loop's calls run."""
+
 
 class Database:
-    """Connections and transactions.
+    """Connections, transactions, and the threads for calls of the event loop.
 
     Args:
-        url: of SQLAlchemy; SQLite is used by one server at a time, PostgreSQL by several.
+        url: SQLAlchemy URL. One server at a time may use SQLite, several may share PostgreSQL.
 
     Raises:
-        InvalidRequest: of another kind, or its driver is not installed.
-        SQLAlchemyError: it cannot be reached or written.
+        InvalidRequest: the URL is of another kind, or its driver is not installed.
+        SQLAlchemyError: the database cannot be reached or written.
     """
 
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
         self.shared = self.engine.dialect.name != "sqlite"
-        self._turn = threading.Lock()  # SQLite has one writer; threads wait here rather than by polling
+        self._writer = threading.Lock()  # SQLite allows one; threads wait here instead of polling
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         with self._write() as connection:
-            if self.shared:  # servers that start together make the tables one after the other
+            if self.shared:  # servers that start together create the tables one after the other
                 connection.execute(select(func.pg_advisory_xact_lock(7_360_114)))
             tables.metadata.create_all(connection)
 
     def close(self) -> None:
-        """Ends the connections."""
+        """Ends threads and connections."""
+        self._threads.shutdown()
         self.engine.dispose()
+
+    async def call(self, method: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+        """Runs a method of the store in one of its threads: the way in from the event loop."""
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(self._threads, lambda: method(*arguments, **keywords))
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
@@ -58,7 +71,7 @@ class Database:
             with self.engine.begin() as connection:
                 yield connection
         else:
-            with self._turn, self.engine.begin() as connection:
+            with self._writer, self.engine.begin() as connection:
                 yield connection
 
     @contextmanager
@@ -67,42 +80,42 @@ class Database:
             yield connection.execution_options(reads_only=True)
 
     def _clock(self) -> ColumnElement[float]:
-        """The time that leases are compared with: one for all servers, whatever their own clocks say."""
+        """Returns the time that leases are compared with. All servers share it, whatever their own clocks say."""
         if self.shared:
             return cast(extract("epoch", func.clock_timestamp()), Float(53))
         return literal(time.time())
 
     def _alone(self, connection: Connection, name: str) -> None:
-        """Until the end of the transaction no other writes under this name; SQLite has one writer anyway."""
+        """Keeps others from writing under this name until the transaction ends. SQLite has one writer anyway."""
         if self.shared:
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
 
 def _engine(url: str) -> Engine:
-    allowed = "give postgresql://USER@HOST/NAME, or leave it out for SQLite in the data folder"
+    remedy = "give postgresql://USER@HOST/NAME, or leave it out for SQLite in the data folder"
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # its text may hold a password
-        raise InvalidRequest(f"database: what was given is no URL; {allowed}") from None
+    except (ArgumentError, ValueError):  # the error's text may hold a password
+        raise InvalidRequest("database", "what was given is no URL", remedy) from None
     kind = parsed.get_backend_name()
     if kind not in ("postgresql", "sqlite"):
-        raise InvalidRequest(f"database: {kind}:// is not supported; {allowed}")
+        raise InvalidRequest("database", f"{kind}:// is not supported", remedy)
     if kind == "postgresql":
         try:
             return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=8)
         except ImportError as error:
-            reason = first_line(error)
-            mend = "pip install 'sparsectrl-lcm[service,postgresql]'"
-            raise InvalidRequest(f"database: postgresql:// needs psycopg ({reason}); run: {mend}") from None
+            reason = f"postgresql:// needs psycopg ({first_line(error)})"
+            install = "run: pip install 'sparsectrl-lcm[service,postgresql]'"
+            raise InvalidRequest("database", reason, install) from None
     if parsed.database and parsed.database != ":memory:":
         _make_private(Path(parsed.database))
     engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=8)
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver begins no transactions of its own
+        connection.isolation_level = None  # keeps the driver from beginning transactions itself
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # what was answered survives a loss of power
+        connection.execute("PRAGMA synchronous=FULL")  # what was answered survives a power failure
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
@@ -113,5 +126,5 @@ def _engine(url: str) -> Engine:
 
 
 def _make_private(path: Path) -> None:
-    """An empty file is an empty database; SQLite gives its logs the permissions of the file."""
+    """Creates the file, which is an empty database then. SQLite gives its logs the same permissions."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

@@ -1,4 +1,4 @@
-"""The tables. JSON is kept as text with ASCII alone, so that every database takes what any client sent."""
+"""The tables. JSON is stored as ASCII text, so that every database accepts what any client sent."""
 
 import json
 from typing import Any
@@ -33,7 +33,7 @@ class Json(TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
-Counter = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only in INTEGER keys
+Counter = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only by an INTEGER key
 metadata = MetaData()
 
 requests = Table(
@@ -120,7 +120,7 @@ webhooks = Table(
     Column("url", Text, nullable=False),
     Column("host", String(255), nullable=False),
     Column("attempts", Integer, nullable=False),
-    Column("next_at", Float(53), index=True),  # null once delivered or given up
+    Column("next_at", Float(53), index=True),  # null after delivery, or after the last attempt
     Column("last_error", Text),
 )
 

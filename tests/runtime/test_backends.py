@@ -25,7 +25,7 @@ from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
 from sparsectrl_lcm.runtime.gpu import cuda, device
 from sparsectrl_lcm.runtime.gpu import tensorrt_library as library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
-from sparsectrl_lcm.service import loading
+from sparsectrl_lcm.service.runner import pipeline_loading as loading
 
 NO_DRIVER = SimpleNamespace(cudaDriverGetVersion=lambda: (0, 0))
 

@@ -11,24 +11,26 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from fakes.missing_programs import missing  # noqa: F401
 
 if TYPE_CHECKING:
     from .test_webhooks import Receiver
 
 APP = "fal-ai/animatediff-sparsectrl-lcm"
 HERE = Path(__file__).parent
+FAKES = HERE.parent / "fakes"
 MAIN = """
 import sys, json, asyncio
 from pathlib import Path
-from sparsectrl_lcm.service.logs import log_to_stderr
-from sparsectrl_lcm.service.listeners import Listener
+from sparsectrl_lcm.service.json_logs import log_to_stderr
+from sparsectrl_lcm.service.http.listeners import Listener
 from sparsectrl_lcm.service.server import serve
 from sparsectrl_lcm.service.settings import Settings
-from sparsectrl_lcm.service.tls import local_certificate, server_context
+from sparsectrl_lcm.service.http.tls_certificates import local_certificate, server_context
 options = json.loads(sys.argv[1])
 port, queue_port, tls_port = options.pop("ports")
 settings = Settings(data=Path(options.pop("data")), queue_port=queue_port, tls_port=tls_port, **options)
@@ -81,7 +83,7 @@ class Server:
             (self.port, self.queue_port, self.tls_port) if self.port else ports()
         )
         options = self.options | {"data": str(self.data), "ports": [self.port, self.queue_port, self.tls_port]}
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FAKES), os.environ.get("PYTHONPATH", "")])}
         with self._log.open("ab") as log:
             command = [sys.executable, "-c", MAIN, json.dumps(options)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -158,13 +160,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for server in started(tmp_path_factory.mktemp("demo"), backend="onnxruntime"):
         server.wait()
         yield server
-
-
-def missing(program: str) -> NoReturn:
-    """Skips the test where a contributor lacks a program; CI has to have it."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{program} is not installed")
-    pytest.skip(f"{program} is not installed")
 
 
 @pytest.fixture

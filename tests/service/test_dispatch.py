@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsectrl_lcm.service import board as board_module
-from sparsectrl_lcm.service import dispatch, preparation
-from sparsectrl_lcm.service.board import Board, View
-from sparsectrl_lcm.service.context import Service
-from sparsectrl_lcm.service.dispatch import Dispatcher
-from sparsectrl_lcm.service.errors import field_error
+from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.metrics import Metrics
+from sparsectrl_lcm.service.protocol.errors import field_error
+from sparsectrl_lcm.service.queue import dispatcher as dispatch
+from sparsectrl_lcm.service.queue import job_preparation as preparation
+from sparsectrl_lcm.service.queue import request_states as board_module
+from sparsectrl_lcm.service.queue.dispatcher import Dispatcher
+from sparsectrl_lcm.service.queue.request_states import Board, View
 from sparsectrl_lcm.service.runner import Job, JobFailed, Made, RunnerLost
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
@@ -283,13 +284,13 @@ def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int) -
 def test_what_was_cancelled_as_its_clip_was_stored_ends_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
         loop = asyncio.get_running_loop()
-        store = Dispatcher._store
+        store = Dispatcher._store_clip
 
         def cancelled_meanwhile(self: Dispatcher, view: Any, clip: Path) -> dict[str, Any]:
             assert asyncio.run_coroutine_threadsafe(service.board.cancel("a"), loop).result(10)
             return store(self, view, clip)
 
-        monkeypatch.setattr(Dispatcher, "_store", cancelled_meanwhile)
+        monkeypatch.setattr(Dispatcher, "_store_clip", cancelled_meanwhile)
         await submit(service, "a")
         outcome = await ended(service, "a")
         assert (outcome.status, outcome.error_type) == (499, "client_cancelled")
@@ -314,9 +315,7 @@ def test_a_wrong_keyframe_needs_no_model(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_errors_name_fields_of_the_input(tmp_path: Path) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
-        runner.fails = JobFailed(
-            "invalid", "controlnet: 'rgb' is not in this bundle; allowed are x", field="controlnet"
-        )
+        runner.fails = JobFailed("invalid", "'rgb' is not in this bundle; allowed are x", field="controlnet")
         await submit(service, "a")
         (detail,) = (await ended(service, "a")).body["detail"]
         assert detail["loc"] == ["body", "controlnet_type"]
@@ -370,7 +369,6 @@ def test_all_that_is_old_is_forgotten_at_once(tmp_path: Path) -> None:
 def test_a_server_keeps_its_name(tmp_path: Path) -> None:
     def name() -> str:
         service = open_service(Settings(tmp_path), StandIn())
-        service.board.close()
         service.store.close()
         return service.board.owner
 
@@ -395,7 +393,6 @@ def boarding(store: SqlStore, scenario: Callable[[Board], Awaitable[None]]) -> N
         board = Board(store, "me", Metrics())
         async with asyncio.timeout(20):
             await scenario(board)
-        board.close()
 
     store.submit(new("a"), limit=9, key_limit=9)
     asyncio.run(main())

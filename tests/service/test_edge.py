@@ -11,10 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from sparsectrl_lcm.service.board import View
-from sparsectrl_lcm.service.context import LARGE_BODIES
-from sparsectrl_lcm.service.errors import headers_of
-from sparsectrl_lcm.service.routes import queue, run
+from sparsectrl_lcm.service.components import LARGE_BODIES
+from sparsectrl_lcm.service.protocol.errors import headers_of
+from sparsectrl_lcm.service.queue.request_states import View
+from sparsectrl_lcm.service.routes import endpoint as run
+from sparsectrl_lcm.service.routes import requests as queue
 from sparsectrl_lcm.service.store import LogRow
 
 from .conftest import APP, Server, started

@@ -20,9 +20,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from sparsectrl_lcm.service import fetch as fetching
-from sparsectrl_lcm.service.addresses import AddressRefused, Allowed, GuardedBackend, is_public
-from sparsectrl_lcm.service.fetch import FetchError, FetchTooLarge, fetch, guarded_client
+from sparsectrl_lcm.service.network import downloads as fetching
+from sparsectrl_lcm.service.network.downloads import FetchError, FetchTooLarge, fetch, guarded_client
+from sparsectrl_lcm.service.network.public_addresses import AddressRefused, Allowed, GuardedBackend, is_public
 
 LOOPBACK = ("127.0.0.0/8", "::1")
 PUBLIC = "93.184.215.14"
@@ -405,7 +405,7 @@ def test_redirects_to_private_addresses(where: str) -> None:
 
 def resolve_with(names: Names) -> Any:
     """Made-up answers for names that end in .test, the system's for others."""
-    from sparsectrl_lcm.service.addresses import resolve
+    from sparsectrl_lcm.service.network.public_addresses import resolve
 
     async def resolver(host: str, port: int) -> list[str]:
         return await names(host, port) if host.endswith(".test") else await resolve(host, port)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import fsspec
 import pytest
-from sparsectrl_lcm.service.files import Files, FolderFiles, ObjectFiles, check_name, open_files
+from sparsectrl_lcm.service.objects.object_stores import Files, FolderFiles, ObjectFiles, check_name, open_files
 
 CONTENT = bytes(range(256)) * 40_000  # more than one block of any buffer
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import uvicorn
-from sparsectrl_lcm.service.http import HEAD_BYTES, LINGER_SECONDS, BoundedProtocol
-from sparsectrl_lcm.service.tls import local_certificate
+from sparsectrl_lcm.service.http.connection_limits import HEAD_BYTES, LINGER_SECONDS, BoundedProtocol
+from sparsectrl_lcm.service.http.tls_certificates import local_certificate
 
 SECONDS = 0.5
 LARGE, MIDDLE = 64 * 2**20, 60_000

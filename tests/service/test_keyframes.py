@@ -11,15 +11,15 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from fakes.storage_server import StorageService
 from PIL import Image
-from sparsectrl_lcm.service import keyframes
-from sparsectrl_lcm.service.errors import ServiceError
-from sparsectrl_lcm.service.fetch import FetchError, FetchTooLarge
-from sparsectrl_lcm.service.keyframes import save_keyframe
-from sparsectrl_lcm.service.uploads import file_url, keep_file
+from sparsectrl_lcm.service.network import keyframe_urls as keyframes
+from sparsectrl_lcm.service.network.downloads import FetchError, FetchTooLarge
+from sparsectrl_lcm.service.network.keyframe_urls import save_keyframe
+from sparsectrl_lcm.service.objects.stored_files import file_url, keep_file
+from sparsectrl_lcm.service.protocol.errors import ServiceError
 
 from .conftest import APP, Server, started
-from .storage_server import StorageService
 
 FIELD = "keyframe_0_image_url"
 BASE = "https://api.example.com:8443/fal"

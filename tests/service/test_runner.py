@@ -19,22 +19,21 @@ import av
 import numpy as np
 import psutil
 import pytest
+from fakes.storage_server import StorageService
+from fakes.stub_pipeline import FRAMES, SIDE, StubPipeline
 from PIL import Image
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+from sparsectrl_lcm.service.objects.stored_files import remove_expired_files
 from sparsectrl_lcm.service.runner import Job, JobFailed, LocalRunner, Made, Preview, RunnerLost, Step
 from sparsectrl_lcm.service.server import local_runner
-from sparsectrl_lcm.service.uploads import remove_stale_uploads
 
-from .storage_server import StorageService
-from .stub_pipeline import FRAMES, SIDE, StubPipeline
-
-HERE = Path(__file__).parent
+FAKES = Path(__file__).parent.parent / "fakes"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _stub_is_found() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
         yield
 
 
@@ -222,7 +221,7 @@ def test_a_caller_that_leaves_cancels_its_job(loop: asyncio.Runner, runner: Loca
         ("oom", "out_of_memory", "no memory for the stub", None),
         ("device oom", "out_of_memory", "no memory on the device", None),
         ("fail", "failed", "the stub failed", None),
-        ("invalid", "invalid", "controlnet: 'x' is not in this bundle; allowed are scribble", "controlnet"),
+        ("invalid", "invalid", "'x' is not in this bundle; allowed are scribble", "controlnet"),
     ],
 )
 def test_a_job_that_fails(
@@ -353,7 +352,7 @@ def test_wrong_options_end_it_in_one_line(tmp_path: Path, caplog: pytest.LogCapt
         await runner.start()
         running = asyncio.create_task(runner.run(job(tmp_path), ignore))
         async with asyncio.timeout(20):
-            assert await runner.refused() == "bundle: the stub's is wrong"
+            assert str(await runner.refused()) == "bundle: the stub's is wrong"
         assert (await failure_of(running)).kind == "refused"
         await runner.stop()
 
@@ -464,7 +463,7 @@ def test_an_idle_runner_keeps_its_folder(tmp_path: Path) -> None:
         await until(lambda: runner.ready)
         for path in service.settings.data.rglob("*"):
             os.utime(path, (0, 0))
-        remove_stale_uploads(service, time.time())
+        remove_expired_files(service, time.time())
         await runner.run(job(tmp_path), ignore)
         await runner.stop()
 

@@ -18,9 +18,9 @@ import pytest
 from sparsectrl_lcm.cli import run, service
 from sparsectrl_lcm.cli.serve import _greet, _listeners
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
-from sparsectrl_lcm.service.listeners import Listener
+from sparsectrl_lcm.service.http.listeners import Listener
+from sparsectrl_lcm.service.http.tls_certificates import local_certificate
 from sparsectrl_lcm.service.settings import Settings
-from sparsectrl_lcm.service.tls import local_certificate
 
 from .conftest import ports
 
@@ -38,7 +38,7 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: Any) -> str:
 
 @pytest.fixture(autouse=True)
 def _logs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsectrl_lcm.service.logs.log_to_stderr", lambda level: None)
+    monkeypatch.setattr("sparsectrl_lcm.service.json_logs.log_to_stderr", lambda level: None)
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def port() -> str:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--port 99999", "--port 99999 is not allowed; give 1 to 65535"),
-        ("--port 8001 --tls-port 8001", "--tls-port 8001 is the port of --port already; give another"),
+        ("--port 99999", "--port: 99999 is not allowed; give 1 to 65535"),
+        ("--port 8001 --tls-port 8001", "--tls-port: 8001 is the port of --port already; give another"),
         ("--public-url nope", "--public-url: 'nope' is not allowed; give http(s)://HOST"),
         ("--public-url https://a/b", "--public-url: 'https://a/b' is not allowed"),
         ("--set queue", "--set queue: not allowed; give NAME=VALUE"),
@@ -58,7 +58,7 @@ def port() -> str:
         ("--bundle nope", "bundle: 'nope' is not a folder"),
         ("--threads 0", "--threads: 0 is not allowed; give a whole number from 1 on"),
         ("--tls-certificate a", "--tls-certificate and --tls-key go together"),
-        ("--tls-certificate a --tls-key a", "--tls-certificate a: No such file"),
+        ("--tls-certificate a --tls-key a", "--tls-certificate: a: No such file"),
     ],
 )
 def test_what_is_wrong_at_a_glance(capfd: pytest.CaptureFixture[str], tmp_path: Path, options: str, told: str) -> None:
@@ -72,16 +72,16 @@ def test_a_bundle_of_shorter_clips_is_refused(capfd: pytest.CaptureFixture[str],
     manifest["sizes"]["frames"] = 8
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     told = refused(capfd, "serve", "--data", tmp_path / "data", "--bundle", bundle)
-    assert told == "bundle: its clips have 8 frames, the endpoint's 16; export one with --frames 16"
+    assert told == "bundle: its clips have 8 frames, the endpoint's 16; export one with 16 frames"
 
 
 def test_certificates_and_keys_that_are_none(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     authority, certificate, key = local_certificate(tmp_path / "a")
     _, _, other = local_certificate(tmp_path / "b")
     for given, of, told in (
-        (key, key, f"--tls-certificate {key}: holds no certificate"),
-        (certificate, authority, f"--tls-key {authority}: holds no key"),
-        (certificate, other, f"--tls-key {other}: cannot be used with --tls-certificate {certificate}"),
+        (key, key, f"--tls-certificate: {key} holds no certificate"),
+        (certificate, authority, f"--tls-key: {authority} holds no key"),
+        (certificate, other, f"--tls-key: {other} cannot be used with the certificate {certificate}"),
     ):
         command = ("serve", "--data", tmp_path / "data", "--tls-port", 8443)
         assert refused(capfd, *command, "--tls-certificate", given, "--tls-key", of).startswith(told)
@@ -92,15 +92,15 @@ def test_folders_that_cannot_be_used(capfd: pytest.CaptureFixture[str], tmp_path
     file.touch()
     for data, why in ((file, "it is a file"), (Path("/proc/x"), "No such file or directory")):
         told = refused(capfd, "serve", "--data", data, "--port", port)
-        assert told == f"--data {data}: cannot be used ({why}); give a folder that can be written"
+        assert told == f"--data: {data} cannot be used ({why}); give a folder that can be written"
         for command in (["list"], ["create"], ["revoke", "a"]):
-            assert f"--data {data} has no service.sqlite3" in refused(capfd, "keys", *command, "--data", data)
+            assert f"--data: {data} has no service.sqlite3" in refused(capfd, "keys", *command, "--data", data)
 
 
 def test_a_folder_whose_name_is_too_long(capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str) -> None:
     data = tmp_path / ("x" * 300)
     told = refused(capfd, "serve", "--data", data, "--port", port)
-    assert told == f"--data {data}: cannot be used (File name too long); give a folder that can be written"
+    assert told == f"--data: {data} cannot be used (File name too long); give a folder that can be written"
 
 
 def test_keys_of_a_folder_that_may_not_be_read(
@@ -117,7 +117,7 @@ def test_keys_of_a_folder_that_may_not_be_read(
     mend = "give the folder of a server that you may read and write"
     for command in (["list"], ["create"], ["revoke", "a"]):
         told = refused(capfd, "keys", *command, "--data", tmp_path)
-        assert told == f"--data {tmp_path}: cannot be used (Permission denied); {mend}"
+        assert told == f"--data: {tmp_path} cannot be used (Permission denied); {mend}"
 
 
 def filled(folder: Path, names: str) -> Path:
@@ -152,7 +152,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(
     data = filled(tmp_path / "home", names)
     before = state()
     told = refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x")
-    found = re.fullmatch(rf"--data {data}: has '(.*)' in it and is no server's; give a new or empty folder, .*", told)
+    found = re.fullmatch(rf"--data: {data} has '(.*)' in it and is no server's; give a new or empty folder, .*", told)
     assert found is not None, told
     assert (data / found[1]).exists()
     assert state() == before
@@ -186,7 +186,7 @@ def test_a_servers_folder_is_taken_and_emptied_once_all_is_its_own(
         told = refused(capfd, "serve", "--data", data, "--port", taken.getsockname()[1])
     assert told.endswith("Address already in use; give another host or port")
     assert all((data / name).exists() for name in names.split())
-    assert refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x").startswith("files: nope")
+    assert refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x").startswith("--files: nope")
     left = [name for name in names.split() if not name.startswith(("work/", "tmp/"))]
     assert [name for name in names.split() if (data / name).exists()] == left
     assert data.stat().st_mode & 0o777 == 0o700
@@ -203,9 +203,9 @@ def test_keys_make_no_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("--database=mysql://u:secret@h/x", "database: mysql:// is not supported; give postgresql://"),
-        ("--database=nope secret", "database: what was given is no URL; give postgresql://"),
-        ("--files=nope://x", "files: nope:// cannot be opened (Protocol not known: nope)"),
+        ("--database=mysql://u:secret@h/x", "--database: mysql:// is not supported; give postgresql://"),
+        ("--database=nope secret", "--database: what was given is no URL; give postgresql://"),
+        ("--files=nope://x", "--files: nope:// cannot be opened (Protocol not known: nope)"),
     ],
 )
 def test_stores_that_are_unknown(
@@ -224,10 +224,10 @@ def test_packages_that_are_missing(
         monkeypatch.setitem(sys.modules, name, None)
     command = ("serve", "--data", tmp_path / "data", "--port", port)
     told = refused(capfd, *command, "--database", "postgresql://h/x")
-    assert told.startswith("database: postgresql:// needs psycopg (")
+    assert told.startswith("--database: postgresql:// needs psycopg (")
     assert told.endswith("; run: pip install 'sparsectrl-lcm[service,postgresql]'")
     told = refused(capfd, *command, "--files", "s3://bucket")
-    assert told.startswith("files: s3:// cannot be opened (") and told.endswith("; run: pip install s3fs")
+    assert told.startswith("--files: s3:// cannot be opened (") and told.endswith("; run: pip install s3fs")
     monkeypatch.setattr(service, "find_spec", lambda name: None if name in ("fastapi", "sqlalchemy") else name)
     for needing in (("serve",), ("keys", "list"), ("keys", "create"), ("keys", "revoke", "a")):
         told = refused(capfd, *needing, "--data", tmp_path / "data")
@@ -302,7 +302,7 @@ def test_the_greeting_and_the_keys(
     assert page == f"{url}/#key={shown.removeprefix('FAL_KEY=')}"
     assert httpx.get(url).status_code == 200
     told = refused(capfd, "serve", "--data", data, "--port", ports()[0])
-    assert told == f"--data {data}: another server uses this folder; give another, or end it"
+    assert told == f"--data: another server uses {data}; give another folder, or end that server"
 
     key_id = shown.removeprefix("FAL_KEY=").partition(":")[0]
     told = refused(capfd, "keys", "revoke", "nope", "--data", data)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from sparsectrl_lcm.cli import app
-from sparsectrl_lcm.service import loading
+from sparsectrl_lcm.service.runner import pipeline_loading as loading
 from sparsectrl_lcm.service.settings import LIMITS, Settings, with_limits
 from typer.testing import CliRunner
 

@@ -17,15 +17,15 @@ from urllib.parse import unquote, urlsplit
 import fal_client
 import httpx
 import pytest
+from fakes.storage_server import StorageService, served, storage_app
 from fal_client import client as fal_module
 from fastapi import FastAPI
-from sparsectrl_lcm.service import uploads
-from sparsectrl_lcm.service.errors import ServiceError
+from sparsectrl_lcm.service.auth.signed_tokens import make_token, read_token
+from sparsectrl_lcm.service.http import request_bodies as uploads
+from sparsectrl_lcm.service.objects.file_headers import safe_content_type, safe_name
+from sparsectrl_lcm.service.objects.stored_files import keep_file, new_file_id, remove_expired_files
+from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.store import FileRow
-from sparsectrl_lcm.service.tokens import make_token, read_token
-from sparsectrl_lcm.service.uploads import keep_file, new_file_id, remove_stale_uploads, safe_content_type, safe_name
-
-from .storage_server import StorageService, served, storage_app
 
 DAY = 86_400
 PARTS = [b"a" * 3000, b"b" * 2000, b"c" * 4000, b"d" * 1]
@@ -324,14 +324,14 @@ def test_uploads_that_nobody_completes(http: httpx.Client, key: str, service: St
     service.settings.data.joinpath("tmp", "left").write_bytes(b"x")
     service.settings.work.mkdir()  # of the runner, which may be idle for days
     os.utime(service.settings.work, (0, 0))
-    assert remove_stale_uploads(service, time.time() + 0.9 * DAY) == 0
+    assert remove_expired_files(service, time.time() + 0.9 * DAY) == 0
     assert len(list(objects.iterdir())) == len(PARTS)
-    assert remove_stale_uploads(service, time.time() + 1.1 * DAY) == len(PARTS)
+    assert remove_expired_files(service, time.time() + 1.1 * DAY) == len(PARTS)
     assert list(objects.iterdir()) == []
     assert service.temporary() == []
     assert service.settings.work.is_dir()
     assert http.get(kept).status_code == 200
-    assert remove_stale_uploads(service, time.time() + 7.1 * DAY) == 1
+    assert remove_expired_files(service, time.time() + 7.1 * DAY) == 1
     assert http.get(kept).status_code == 404
     assert list((service.settings.data / "files" / "objects").iterdir()) == []
 
@@ -348,7 +348,7 @@ def test_what_cannot_be_removed_stays_known(
         delete(name)
 
     monkeypatch.setattr(service.files, "delete", broken)
-    assert remove_stale_uploads(service, time.time() + 8 * DAY) == 1
+    assert remove_expired_files(service, time.time() + 8 * DAY) == 1
     assert service.store.get_file(stuck.id) is not None
     assert service.store.get_file(other.id) is None
 
@@ -640,7 +640,7 @@ def test_an_object_that_a_crash_left_is_removed(service: StorageService, monkeyp
             keep_file(service, b"x", key_id="k", name="a", content_type="a/b", seconds=None)
     objects = service.settings.data / "files" / "objects"
     assert len(list(objects.iterdir())) == 1
-    assert remove_stale_uploads(service, time.time() + 1.1 * DAY) == 1
+    assert remove_expired_files(service, time.time() + 1.1 * DAY) == 1
     assert list(objects.iterdir()) == []
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from fakes.postgresql_server import postgresql
 from sparsectrl_lcm.service.store import FileRow, LogRow, NewRequest, Outcome, QueueFull, RequestRow, SqlStore, tables
 from sqlalchemy import select
 
 from .conftest import started
-from .postgresql import postgresql
 
 DONE = Outcome(200, {"seed": 1}, seconds=1.5)
 

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from sparsectrl_lcm.service.auth.webhook_signatures import Signer
+from sparsectrl_lcm.service.network.webhook_delivery import Webhooks
 from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
-from sparsectrl_lcm.service.signing import Signer
 from sparsectrl_lcm.service.store import NewRequest, Outcome
-from sparsectrl_lcm.service.webhooks import Webhooks
 
 from .conftest import Server, started
 
@@ -131,7 +131,6 @@ def test_whatever_a_receiver_does_is_an_attempt(tmp_path: Path) -> None:
         assert service.store.due_webhooks(time.time(), 60.0) == []
         (row,) = service.store.due_webhooks(time.time() + 5, 60.0)
         assert row.attempts == 1
-        service.board.close()
         service.store.close()
 
     asyncio.run(scenario())

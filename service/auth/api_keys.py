@@ -1,0 +1,53 @@
+"""API keys: `id:secret`. The store has only a SHA-256 of the secret, which is safe for 256 random bits."""
+
+import hashlib
+import hmac
+import secrets
+import time
+
+from ..store import KeyRow, SqlStore
+
+ANONYMOUS = "anonymous"
+"""The key id of callers without a key, on a server that takes them."""
+
+
+def create_key(store: SqlStore, name: str) -> str:
+    """Creates a key and returns it as clients send it. It cannot be shown again."""
+    key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+    store.add_key(KeyRow(key_id, name, _hash(secret), time.time()))
+    return f"{key_id}:{secret}"
+
+
+class Keyring:
+    """Knows which keys are valid. It trusts an answer of the store for `seconds`, so that polling rarely asks it.
+
+    Args:
+        store: where the keys are.
+        seconds: a revoked key is refused after so long at the latest.
+    """
+
+    def __init__(self, store: SqlStore, seconds: float = 2.0) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._known: dict[str, tuple[str, float]] = {}  # hash of the credentials -> key id, until when
+
+    def remembered(self, credentials: str) -> str | None:
+        """Returns the id of a key that was checked a moment ago."""
+        known = self._known.get(_hash(credentials))
+        return known[0] if known is not None and known[1] > time.monotonic() else None
+
+    def check(self, credentials: str) -> str | None:
+        """Asks the store about the key `id:secret`; returns its id, or None if it is not valid. Blocks."""
+        key_id, _, secret = credentials.partition(":")
+        row = self._store.get_key(key_id) if secret and len(credentials) < 512 else None
+        if row is None or row.revoked_at is not None or not hmac.compare_digest(row.secret_hash, _hash(secret)):
+            self._known.pop(_hash(credentials), None)
+            return None
+        if len(self._known) > 10_000:
+            self._known.clear()
+        self._known[_hash(credentials)] = (row.id, time.monotonic() + self._seconds)
+        return row.id
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

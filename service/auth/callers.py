@@ -1,0 +1,97 @@
+"""Who is calling: reads keys and tokens from headers and query, and offers the result as dependencies of routes."""
+
+import hashlib
+import time
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from ..protocol.errors import ServiceError
+from .api_keys import ANONYMOUS
+from .signed_tokens import read_token
+
+if TYPE_CHECKING:
+    from ..components import Service
+
+
+def remembered_key_id(service: "Service", authorization: str | None) -> str | None:
+    """Returns the id of the key in an Authorization header if it is known without asking the store."""
+    credentials = _credentials(authorization)
+    if credentials is None:
+        return ANONYMOUS if service.settings.anonymous and not authorization else None
+    return service.keyring.remembered(credentials)
+
+
+async def require_valid_key(service: "Service", key_id: str, status: int) -> None:
+    """Checks the key that a token was made for: no token outlives its key.
+
+    Raises:
+        ServiceError: with `status`, if the key is unknown or revoked.
+    """
+    if key_id == ANONYMOUS and service.settings.anonymous:
+        return
+    row = await service.store.call(service.store.get_key, key_id)
+    if row is None or row.revoked_at is not None:
+        raise ServiceError(status, "The key of this upload is no longer valid")
+
+
+def user_id(key_id: str) -> str:
+    """Returns the name under which webhooks say whose request it was; it reveals nothing about the key."""
+    return hashlib.sha256(f"user {key_id}".encode()).hexdigest()[:24]
+
+
+async def _key_of_header(request: Request) -> str:
+    """Returns the id of the key in the Authorization header, or raises ServiceError 401."""
+    service: Service = request.app.state.service
+    authorization = request.headers.get("Authorization")
+    key_id = remembered_key_id(service, authorization)
+    credentials = _credentials(authorization)
+    if key_id is None and credentials is not None:
+        key_id = await service.store.call(service.keyring.check, credentials)
+    if key_id is None:
+        detail = "invalid key credentials" if authorization else "no key was given"
+        raise ServiceError(401, detail, headers={"WWW-Authenticate": "Key"})
+    return key_id
+
+
+async def _key_of_stream(request: Request) -> str:
+    """Returns the id of the key in the header, or of the key that a token in the query stands for.
+
+    Raises:
+        ServiceError: 401, or 403 if the token is for other apps.
+    """
+    service: Service = request.app.state.service
+    token = request.query_params.get("fal_jwt_token")
+    if token is None:
+        return await _key_of_header(request)
+    claims = read_token(service.secret, "app", token, time.time())
+    await require_valid_key(service, claims["key_id"], 401)
+    if not claims["own"]:
+        raise ServiceError(403, "The token is for other apps")
+    return str(claims["key_id"])
+
+
+async def _key_of_uploader(request: Request) -> str:
+    """Returns the id of the key that a storage token stands for; a key itself, which has a colon, works too."""
+    service: Service = request.app.state.service
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or ":" in token:
+        return await _key_of_header(request)
+    claims = read_token(service.secret, "bearer", token.strip(), time.time())
+    await require_valid_key(service, claims["key_id"], 401)
+    return str(claims["key_id"])
+
+
+def _credentials(authorization: str | None) -> str | None:
+    """Returns what follows the scheme of an Authorization header; curl and others write Bearer instead of Key."""
+    scheme, _, credentials = (authorization or "").partition(" ")
+    return credentials.strip() or None if scheme.lower() in ("key", "bearer") else None
+
+
+KeyId = Annotated[str, Depends(_key_of_header)]
+"""A route's parameter that is the id of the caller's API key."""
+StreamKeyId = Annotated[str, Depends(_key_of_stream)]
+"""The same for streams, which also take a token in the query."""
+UploaderKeyId = Annotated[str, Depends(_key_of_uploader)]
+"""The same for uploads, which also take a storage token."""

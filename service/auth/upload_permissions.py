@@ -1,0 +1,46 @@
+"""Who may write an upload: permissions in signed tokens, as dependencies of routes."""
+
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from ..objects.uploads import Upload
+from ..protocol.errors import ServiceError
+from .callers import UploaderKeyId, require_valid_key
+
+if TYPE_CHECKING:
+    from ..components import Service
+
+
+async def _signed_file(request: Request, file_id: str) -> Upload:
+    """The token in the query allows a whole file. Python's client sends its key along, which is ignored here."""
+    service: Service = request.app.state.service
+    upload = Upload.from_token(service.secret, "upload", request.query_params.get("token", ""), file_id)
+    await require_valid_key(service, upload.key_id, 403)
+    return upload
+
+
+async def _signed_parts(request: Request, file_id: str) -> Upload:
+    """The token in the query allows an upload in parts."""
+    service: Service = request.app.state.service
+    upload = Upload.from_token(service.secret, "multipart", request.query_params.get("token", ""), file_id)
+    await require_valid_key(service, upload.key_id, 403)
+    return upload
+
+
+async def _own_parts(request: Request, key_id: UploaderKeyId, file_id: str, upload_id: str) -> Upload:
+    """The upload's id in the path is a token, and the caller's key is the one that began the upload."""
+    service: Service = request.app.state.service
+    upload = Upload.from_token(service.secret, "multipart", upload_id, file_id)
+    if upload.key_id != key_id:
+        raise ServiceError(403, "The upload belongs to another key")
+    return upload
+
+
+SignedFile = Annotated[Upload, Depends(_signed_file)]
+"""A route's parameter: the upload of a whole file that a signed URL allows."""
+SignedParts = Annotated[Upload, Depends(_signed_parts)]
+"""A route's parameter: the upload in parts that a signed URL allows."""
+OwnParts = Annotated[Upload, Depends(_own_parts)]
+"""A route's parameter: the caller's own upload in parts."""

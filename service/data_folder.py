@@ -1,0 +1,73 @@
+"""The data folder: locks it for one server, refuses foreign folders, and keeps the server's name."""
+
+import contextlib
+import fcntl
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from ..runtime.errors import InvalidRequest, reason_of
+from .settings import SQLITE
+
+OWNER, LOCK = "owner", "lock"
+FIRST_START = {"files", LOCK, "owner.new", "work"}
+"""What a first start may leave in the folder if it ends before the server has its name there."""
+BEFORE_START = {"lost+found", "tls"}
+"""What may be in the folder before the first start: a disk's own folder, and certificates."""
+_OWNER_NAME = re.compile(rb"[0-9a-f]{32}\s*")
+
+
+@contextlib.contextmanager
+def locked(data: Path) -> Iterator[None]:
+    """Locks the data folder for this process and makes it private. The system unlocks it when the process ends.
+
+    Raises:
+        InvalidRequest: the folder cannot be used, no server created it, or another server uses it.
+    """
+    file: IO[str]
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        if (foreign := _foreign_name(data)) is not None:
+            remedy = "give a new or empty folder, or a server's"
+            raise InvalidRequest("data", f"{data} has {foreign!r} in it and is no server's", remedy)
+        with contextlib.suppress(PermissionError):  # the folder is another user's
+            data.chmod(0o700)  # it holds requests, files and secrets
+        file = (data / LOCK).open("w")
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else reason_of(error)
+        raise InvalidRequest("data", f"{data} cannot be used ({reason})", "give a folder that can be written") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            reason = f"another server uses {data}"
+            raise InvalidRequest("data", reason, "give another folder, or end that server") from None
+        yield
+
+
+def owner_name(data: Path) -> str:
+    """Returns the name under which this folder's server takes requests, the same at every start."""
+    path, new = data / OWNER, data / "owner.new"
+    name = path.read_text().strip() if path.exists() else ""
+    if not name:
+        name = uuid.uuid4().hex
+        with new.open("w") as file:
+            file.write(name)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    return name
+
+
+def _foreign_name(data: Path) -> str | None:
+    """Returns a name because of which the folder cannot become a server's: that would empty parts of it."""
+    names = {path.name for path in data.iterdir()}
+    owner = data / OWNER  # exists even if the database is elsewhere
+    if SQLITE in names or (owner.is_file() and _OWNER_NAME.fullmatch(owner.read_bytes()) is not None):
+        return None
+    allowed = BEFORE_START | (FIRST_START if LOCK in names else set())
+    foreign = (name for name in names - allowed if not name.startswith(".") and not name.endswith(".log"))
+    return min(foreign, default=None)

@@ -1,0 +1,62 @@
+"""The ASGI application of a service: its routes, its error responses, and the middlewares in their order."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..components import Service
+from ..protocol.errors import ServiceError
+from ..protocol.responses import Json
+from ..routes import discovery, endpoint, files, monitoring, page, proxy, requests, tokens, uploads
+from .middleware.access_log import AccessLog
+from .middleware.cors import CorsHeaders, Preflight
+from .middleware.known_status import KnownStatus
+from .middleware.proxy_target import ProxyTarget
+from .middleware.request_id import RequestId
+from .middleware.request_path import RequestPath
+from .middleware.unexpected_errors import UnexpectedErrors
+
+
+def create_app(service: Service) -> FastAPI:
+    """Creates the application of an open service."""
+    name = service.settings.endpoint
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={ServiceError: _service_error, HTTPException: _http_error},
+        middleware=[  # from the outside in
+            Middleware(RequestPath),
+            Middleware(ProxyTarget),
+            Middleware(RequestId, endpoint=name),
+            Middleware(CorsHeaders),
+            Middleware(KnownStatus, service=service),
+            Middleware(AccessLog),
+            Middleware(UnexpectedErrors),
+            Middleware(Preflight),
+        ],
+    )
+    app.state.service = service
+    for router in (endpoint.make_router(name), requests.make_router(name)):
+        app.include_router(router)
+    for module in (monitoring, discovery, uploads, tokens, files, page, proxy):
+        app.include_router(module.router)
+    return app
+
+
+async def _service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return Json(error.body, error.status, error.headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail: Any = error.detail
+    if error.status_code == 404:
+        detail = f"Path {request.url.path} not found"
+    return Json({"detail": detail}, error.status_code, dict(error.headers or {}))

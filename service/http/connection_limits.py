@@ -1,0 +1,188 @@
+"""uvicorn's HTTP protocol with limits on how long, and with how much, a client may keep a connection busy."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+HEAD_BYTES = 64 * 1024
+"""Most bytes in a row that are not part of a body: a head, the lines between chunks, trailers."""
+LINGER_SECONDS = 3.0
+"""After an early answer, what the client still sends is dropped for so long, so that it can read the answer."""
+
+
+def _closing_if_early(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
+    """Returns the request's `send`, which adds `Connection: close` if the answer comes before the whole body."""
+    send = cycle.send
+
+    async def closing(message: Any) -> None:
+        if message["type"] == "http.response.start" and cycle.more_body:
+            cycle.keep_alive = False  # the rest of the body would be taken for the next request
+        await send(message)
+
+    return closing
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Closes connections that keep the server waiting.
+
+    uvicorn limits only the silence after an answer, and drops that limit at the next byte, so that slow senders and
+    slow readers could hold connections for ever. Here a timer runs whenever no request is being answered. While one
+    is, whoever reads its body limits the wait.
+    """
+
+    header_seconds: ClassVar[float] = 20.0
+    write_seconds: ClassVar[float] = 60.0
+    most_connections: ClassVar[int] = 2_000
+
+    @classmethod
+    def bounded(
+        cls, header_seconds: float, write_seconds: float = 60.0, most_connections: int = 2_000
+    ) -> type["BoundedProtocol"]:
+        """Returns the protocol with its limits.
+
+        Args:
+            header_seconds: longest time for the head of a request to arrive.
+            write_seconds: longest time in which a client reads nothing of an answer.
+            most_connections: of one listener at once; more are answered 503.
+        """
+        bounds = {"header_seconds": header_seconds, "write_seconds": write_seconds}
+        return type("Bounded", (cls,), bounds | {"most_connections": most_connections})
+
+    def connection_made(self, transport: Any) -> None:
+        """A client has connected."""
+        self._head_bytes = 0
+        self._in_head = True
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        super().connection_made(_LimitedTransport(transport, self))  # type: ignore[arg-type]
+        if len(self.connections) > self.most_connections:
+            self.transport.write(_BUSY)
+            self.transport.close()
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended."""
+        self._disarm()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have arrived."""
+        if self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > HEAD_BYTES:
+            self.transport.abort()
+        elif self._waits and self.timeout_keep_alive_task is None and self._timer is None:
+            self._arm()  # bytes that begin no request, such as empty lines
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_head = True
+        self._arm()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A line of the head; trailers are dropped."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head of a request is complete."""
+        self._in_head = False
+        self._disarm()
+        super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.send = _closing_if_early(self.cycle)  # type: ignore[assignment, method-assign]
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The body of a request is complete."""
+        self._head_bytes = 0
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The client reads the answer more slowly than it is written."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has read most of what was written."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a part of the last request is still missing."""
+        return self.cycle is None or (not self.pipeline and self.cycle.more_body)
+
+    @property
+    def _waits(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _arm(self) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(self.header_seconds, self.transport.close)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _LimitedTransport:
+    """A transport that closes within a limited time, whatever its client does.
+
+    A plain close waits until the client has read the whole answer. It also resets a connection on which bytes still
+    arrive, and then the client may lose the answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: BoundedProtocol) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._closing = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        if not self._closing:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        self._closing = True
+        seconds = self._protocol.write_seconds
+        if not self._protocol.unfinished:
+            self._transport.close()  # once all was read
+        else:
+            self._protocol.flow.resume_reading()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            if not self._transport.get_write_buffer_size():
+                seconds = LINGER_SECONDS
+        self._protocol.loop.call_later(seconds, self._transport.abort)
+
+
+def _busy() -> bytes:
+    body = json.dumps({"detail": "Too many connections", "error_type": "runner_scheduling_failure"}).encode()
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + b"Connection: close\r\n\r\n" + body
+
+
+_BUSY = _busy()

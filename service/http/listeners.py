@@ -1,0 +1,80 @@
+"""The addresses that the service listens on, and the uvicorn server at each."""
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from ..settings import Settings
+from .connection_limits import BoundedProtocol
+
+BACKLOG = 2048
+
+
+def url_host(host: str) -> str:
+    """Returns a host as a URL writes it: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address to listen on.
+
+    Attributes:
+        host: name or address.
+        port: of TCP.
+        tls: for https, returns the context. It is called after the data folder was locked, since it may write there.
+    """
+
+    host: str
+    port: int
+    tls: Callable[[], ssl.SSLContext] | None = None
+
+    def bind(self) -> socket.socket:
+        """Opens the socket. Clients may connect from now on; they wait until the server accepts them.
+
+        Raises:
+            OSError: the address cannot be used; the message names it and the reason.
+        """
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((self.host, self.port))
+            bound.listen(BACKLOG)  # two sockets may be bound to one address; only one may listen
+        except OSError as error:
+            bound.close()
+            raise OSError(f"{url_host(self.host)}:{self.port}: {error.strerror}; give another host or port") from None
+        return bound
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def make_server(app: Any, settings: Settings, listener: Listener) -> uvicorn.Server:
+    """Creates the server of an application at one address."""
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol.bounded(settings.header_seconds),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=3,
+        backlog=BACKLOG,
+    )
+    if listener.tls is not None:
+        config.load()
+        config.ssl = listener.tls()
+    return _Server(config)

@@ -1,0 +1,1 @@
+"""The middlewares, one concern each; app.py puts them in order."""

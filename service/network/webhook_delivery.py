@@ -1,0 +1,122 @@
+"""Delivers webhooks: signed, apart from the requests, and retried for a limited time."""
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+
+import httpx
+
+from ..auth.callers import user_id
+from ..components import Service
+from ..protocol.responses import to_json
+from ..store import RequestRow, WebhookRow
+from .downloads import guarded_client
+from .public_addresses import AddressRefused
+
+TICK_SECONDS = 0.25
+MOST, AT_ONCE = 64, 8
+"""Deliveries that run at once: in all, and about how many to one host."""
+
+log = logging.getLogger("sparsectrl_lcm.service")
+
+
+class Webhooks:
+    """Calls the webhooks of requests that have ended. The store has the list, so that no crash loses one."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._task: asyncio.Task[None] | None = None
+        self._running: dict[asyncio.Task[None], str] = {}  # and the host of each
+        self._ended = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begins to deliver."""
+        self._task = asyncio.ensure_future(self._deliver())
+
+    async def stop(self) -> None:
+        """Stops. Deliveries that are running are made again later."""
+        if self._task is not None:
+            tasks = [*self._running, self._task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _deliver(self) -> None:
+        settings = self.service.settings
+        async with guarded_client(settings.allow_private, seconds=settings.webhook_seconds) as client:
+            while True:
+                self._ended.clear()
+                try:
+                    due = await self._due()
+                except Exception:
+                    log.exception("the store failed")
+                    due = []
+                for row in due:
+                    task = asyncio.create_task(self._one(client, row))
+                    self._running[task] = row.host
+                    task.add_done_callback(self._end)
+                if len(due) < AT_ONCE:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._ended.wait(), TICK_SECONDS)
+
+    async def _due(self) -> list[WebhookRow]:
+        """Returns the deliveries to begin now. A slow receiver gets only a few at once; the others get the rest."""
+        room = min(AT_ONCE, MOST - len(self._running))
+        if room <= 0:
+            return []
+        busy = [host for host, count in Counter(self._running.values()).items() if count >= AT_ONCE]
+        store = self.service.store
+        hold = 4 * self.service.settings.webhook_seconds
+        return await store.call(store.due_webhooks, time.time(), hold, room, busy)
+
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        del self._running[task]
+        self._ended.set()
+        if not task.cancelled() and task.exception() is not None:  # the delivery is due again soon
+            log.error("the store failed", exc_info=task.exception())
+
+    async def _one(self, client: httpx.AsyncClient, row: WebhookRow) -> None:
+        settings, store = self.service.settings, self.service.store
+        error, final = None, False
+        try:
+            request = await store.call(store.get, row.request_id)
+            if request is None:
+                return
+            async with asyncio.timeout(settings.webhook_seconds):
+                status, final = await self._post(client, row.url, request)
+            if not 200 <= status < 300:
+                error = f"HTTP {status}"
+        except Exception as failure:  # whatever a receiver does counts as an attempt
+            error, final = type(failure).__name__, isinstance(failure, AddressRefused)
+            if not isinstance(failure, httpx.HTTPError | httpx.InvalidURL | TimeoutError | OSError):
+                log.exception("a webhook failed", extra={"request_id": row.request_id})
+        attempts = row.attempts + 1
+        self.service.metrics.webhooks.labels("delivered" if error is None else "failed").inc()
+        again = error is not None and not final and attempts < settings.webhook_attempts
+        wait = min(settings.webhook_wait_seconds, 2.0**row.attempts) * random.uniform(0.8, 1.2)
+        if error is not None:
+            about = {"request_id": row.request_id, "attempts": attempts, "again": again}
+            log.warning("a webhook was not delivered: %s", error, extra=about)
+        await store.call(store.webhook_tried, row.request_id, error, time.time() + wait if again else None)
+
+    async def _post(self, client: httpx.AsyncClient, url: str, request: RequestRow) -> tuple[int, bool]:
+        """Returns the status of the response, and whether another attempt is useless: redirects are not followed."""
+        body = to_json(payload(request))
+        headers = self.service.signer.headers(request.id, user_id(request.key_id), body)
+        headers["Content-Type"] = "application/json"
+        async with client.stream("POST", url, content=body, headers=headers) as response:
+            return response.status_code, response.is_redirect
+
+
+def payload(request: RequestRow) -> dict[str, Any]:
+    """Returns the body of a webhook."""
+    outcome = request.outcome
+    body: dict[str, Any] = {"request_id": request.id, "gateway_request_id": request.id, "status": "OK"}
+    if outcome is None or outcome.error is not None:
+        status = 500 if outcome is None else outcome.status
+        body |= {"status": "ERROR", "error": f"Invalid status code: {status}"}
+    return body | {"payload": None if outcome is None else outcome.body}

@@ -1,0 +1,1 @@
+"""Stored objects: uploaded files and finished clips, and the object stores that hold their bytes."""

@@ -1,0 +1,34 @@
+"""Space on the disk of the data folder: checked before work is accepted, and reported if it runs out."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..protocol.errors import ServiceError
+from ..settings import Settings
+
+
+def check_free_space(settings: Settings) -> None:
+    """Refuses work while space is short: what was accepted before needs the rest.
+
+    Raises:
+        ServiceError: 507.
+    """
+    if shutil.disk_usage(settings.data).free < settings.free_bytes:
+        raise _disk_full()
+
+
+@contextmanager
+def disk_full_is_507() -> Iterator[None]:
+    """Turns the system's error for a full disk into the ServiceError that tells the caller."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _disk_full() from error
+
+
+def _disk_full() -> ServiceError:
+    return ServiceError(507, "The server has no space left for files", "internal_error")

@@ -1,0 +1,232 @@
+"""Object stores, which hold the bytes of uploads and clips by name: a local folder, or what fsspec reaches."""
+
+import io
+import os
+import re
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+
+from ...runtime.errors import InvalidRequest, first_line
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+COPY_BYTES = 2**20
+BLOCK_BYTES = 4 * 2**20
+"""Bytes of a remote object that one request reads."""
+LEFT_SECONDS = 86_400.0
+"""An older part file was left behind by a process that died."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}){0,7}")
+_WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+"""Stores that show only complete objects. In others an object gets its name after it was written."""
+
+
+class Files(Protocol):
+    """Objects by name. The server makes the names: relative, of letters, digits, "_", "-", "." and "/".
+
+    All methods block and may be called from several threads. They raise OSError if the store fails, and ValueError if
+    a name is not allowed.
+    """
+
+    def put(self, name: str, source: BinaryIO | Path | bytes) -> int:
+        """Writes or replaces an object and returns its size. It appears whole or not at all."""
+        ...
+
+    def open(self, name: str, start: int = 0) -> BinaryIO:
+        """Opens an object at byte `start`; raises FileNotFoundError if there is none."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Removes an object, if there is one."""
+        ...
+
+
+def open_files(url: str) -> Files:
+    """Opens the store at a path, a file:// URL or any URL that fsspec knows (memory://, s3://bucket/prefix).
+
+    Raises:
+        InvalidRequest: fsspec does not know the kind of URL, or the package for it is not installed.
+    """
+    if "://" not in url:
+        return FolderFiles(Path(url).expanduser())
+    if url.startswith("file://"):
+        return FolderFiles(Path(url.removeprefix("file://")))
+    return ObjectFiles(url)
+
+
+def check_name(name: str) -> str:
+    """Returns the name if it is allowed.
+
+    Raises:
+        ValueError: it is not, for instance because of "..", a leading "/" or ".", "\\" or a control character.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of an object; allowed are letters, digits, '_', '-', '.' and '/'")
+    return name
+
+
+class FolderFiles:
+    """Objects as files in a local folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self._parts = self._root / ".parts"  # no name begins with a dot
+        _make_folder(self._parts)
+        for path in self._parts.iterdir():
+            with suppress(OSError):
+                if path.stat().st_mtime < time.time() - LEFT_SECONDS:
+                    path.unlink()
+
+    def put(self, name: str, source: BinaryIO | Path | bytes) -> int:
+        """See `Files.put`. The bytes are on the disk before the name appears."""
+        target = self._path(name)
+        part = self._parts / token_hex(8)
+        try:
+            with part.open("xb") as file:
+                _copy(source, file)
+                file.flush()
+                os.fsync(file.fileno())
+                size = file.tell()
+            _make_folder(target.parent)
+            part.replace(target)
+            _sync_folder(target.parent)
+        finally:
+            part.unlink(missing_ok=True)
+        return size
+
+    def open(self, name: str, start: int = 0) -> BinaryIO:
+        """See `Files.open`."""
+        file = self._path(name).open("rb")
+        file.seek(start)
+        return file
+
+    def delete(self, name: str) -> None:
+        """See `Files.delete`."""
+        self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self._root / check_name(name)
+
+
+class ObjectFiles:
+    """Objects in a store that fsspec reaches."""
+
+    def __init__(self, url: str) -> None:
+        self._system: Any
+        self._system, root = _system(url)
+        self._root = root.rstrip("/")
+        protocols = {self._system.protocol} if isinstance(self._system.protocol, str) else set(self._system.protocol)
+        self._whole = bool(protocols & _WHOLE)
+
+    def put(self, name: str, source: BinaryIO | Path | bytes) -> int:
+        """See `Files.put`."""
+        target = self._path(name)
+        with tempfile.TemporaryDirectory() as folder:
+            if not isinstance(source, Path):
+                local = Path(folder) / "object"
+                with local.open("xb") as file:
+                    _copy(source, file)
+                source = local
+            size = source.stat().st_size
+            if self._whole:
+                self._system.put_file(str(source), target)
+            else:
+                self._put_and_move(source, target)
+        return size
+
+    def _put_and_move(self, source: Path, target: str) -> None:
+        part = f"{self._root}/.parts/{token_hex(8)}"
+        for path in (part, target):
+            self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            self._system.put_file(str(source), part)
+            self._system.mv(part, target)
+        finally:
+            with suppress(FileNotFoundError):
+                self._system.rm_file(part)
+
+    def open(self, name: str, start: int = 0) -> BinaryIO:
+        """See `Files.open`."""
+        path = self._path(name)
+        about = self._system.info(path)
+        if about["type"] != "file":
+            raise FileNotFoundError(name)
+        return cast(BinaryIO, io.BufferedReader(_Remote(self._system, path, start, int(about["size"])), BLOCK_BYTES))
+
+    def delete(self, name: str) -> None:
+        """See `Files.delete`."""
+        with suppress(FileNotFoundError):
+            self._system.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{check_name(name)}"
+
+
+class _Remote(io.RawIOBase):
+    """Reads an object in ranges. fsspec's own files share one position if they are kept in memory."""
+
+    def __init__(self, system: Any, path: str, start: int, size: int) -> None:
+        self._system, self._path, self._at, self._size = system, path, start, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        end = min(self._at + len(view), self._size)
+        if end <= self._at:
+            return 0
+        data = self._system.cat_file(self._path, start=self._at, end=end)
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _system(url: str) -> tuple[Any, str]:
+    import fsspec
+    from fsspec.registry import known_implementations
+
+    try:
+        # a cached listing would hide objects that another machine has written since
+        system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        kind = url.partition("://")[0]
+        package = known_implementations.get(kind, {}).get("class", "").partition(".")[0]
+        remedy = f"run: pip install {package}" if isinstance(error, ImportError) and package != "fsspec" else ""
+        raise InvalidRequest("files", f"{kind}:// cannot be opened ({first_line(error)})", remedy) from None
+    return system, str(root)
+
+
+def _copy(source: BinaryIO | Path | bytes, target: BinaryIO) -> None:
+    if isinstance(source, bytes):
+        target.write(source)
+    elif isinstance(source, Path):
+        with source.open("rb") as file:
+            shutil.copyfileobj(file, target, COPY_BYTES)
+    else:
+        shutil.copyfileobj(source, target, COPY_BYTES)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder that survives a crash of the machine."""
+    if not folder.is_dir():
+        if folder.parent != folder:
+            _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # other systems cannot open a folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

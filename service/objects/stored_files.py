@@ -1,0 +1,121 @@
+"""Files that callers can fetch: uploads and clips. The store has their records, an object store their bytes."""
+
+import hashlib
+import logging
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex, token_urlsafe
+from typing import TYPE_CHECKING, BinaryIO
+
+from ..protocol.errors import ServiceError
+from ..protocol.urls import stored_file_url
+from ..settings import DAY
+from ..store import FileRow
+from .disk_space import disk_full_is_507
+
+if TYPE_CHECKING:
+    from ..components import Service
+
+_log = logging.getLogger(__name__)
+_FILE_ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
+
+
+def new_file_id() -> str:
+    """Returns an id that cannot be guessed. Files are public to everybody who knows their URL."""
+    return token_urlsafe(16)
+
+
+def file_url(base_url: str, row: FileRow) -> str:
+    """Returns the URL of a file below the service's base URL."""
+    return stored_file_url(base_url, row.id, row.name)
+
+
+def etag_of(row: FileRow) -> str:
+    """Returns the ETag of a file. A file that is written again has another object, so another ETag."""
+    return f'"{hashlib.sha256(row.object_name.encode()).hexdigest()[:32]}"'
+
+
+def has_expired(row: FileRow, now: float) -> bool:
+    """Tells whether the lifetime of a file is over."""
+    return row.expires_at is not None and row.expires_at <= now
+
+
+async def find_file(service: "Service", file_id: str) -> FileRow | None:
+    """Returns the record of a file, expired or not. Parts of uploads, whose ids have a dot, are not files."""
+    if not _FILE_ID.fullmatch(file_id):
+        return None
+    return await service.store.call(service.store.get_file, file_id)
+
+
+def keep_file(
+    service: "Service",
+    source: BinaryIO | Path | bytes,
+    *,
+    key_id: str,
+    name: str,
+    content_type: str,
+    seconds: float | None,
+    file_id: str | None = None,
+) -> FileRow:
+    """Writes bytes to the object store and records them as a file. Blocks.
+
+    Args:
+        service: whose stores are used.
+        source: the bytes.
+        key_id: owner of the file.
+        name: as `safe_name` returns it.
+        content_type: as `safe_content_type` returns it.
+        seconds: lifetime; None keeps the file for ever.
+        file_id: id of the file; replaces the owner's file of this id.
+
+    Raises:
+        ServiceError: 403 if a file of this id belongs to another key, 507 if the disk is full.
+    """
+    file_id = file_id or new_file_id()
+    old = service.store.get_file(file_id)
+    if old is not None and old.key_id != key_id:
+        raise ServiceError(403, "This file belongs to another key")
+    object_name = f"objects/{file_id}-{token_hex(4)}"  # a new one, so that readers of the old one can finish
+    now = time.time()
+    # a record ahead of the bytes, which expires in a day: otherwise a crash would leave bytes that nobody knows
+    announced = f"{file_id}.{token_hex(4)}"
+    service.store.add_file(FileRow(announced, key_id, name, content_type, 0, object_name, now, now + DAY))
+    try:
+        with disk_full_is_507():
+            size = service.files.put(object_name, source)
+        expires_at = None if seconds is None else now + seconds
+        row = FileRow(file_id, key_id, name, content_type, size, object_name, now, expires_at)
+        replaced = service.store.add_file(row, announced)
+    except BaseException:
+        service.files.delete(object_name)
+        raise
+    if replaced is not None:
+        service.files.delete(replaced.object_name)
+    return row
+
+
+def remove_expired_files(service: "Service", now: float) -> int:
+    """Removes expired files, parts of uploads that were not completed within a day, and leftovers of crashes.
+
+    Blocks. Returns how many files and parts it removed.
+    """
+    removed = 0
+    gone = True
+    while gone and (rows := service.store.expired_files(now)):  # the store returns them in portions
+        gone = False
+        for row in rows:
+            try:
+                service.files.delete(row.object_name)
+            except OSError as error:
+                _log.warning("%s was not deleted: %s", row.object_name, error)
+                continue
+            service.store.delete_file(row.id)
+            removed += 1
+            gone = True
+    for path in service.settings.incoming.glob("*"):
+        with suppress(OSError):
+            if path.stat().st_mtime < now - DAY:
+                path.unlink()
+    return removed

@@ -1,0 +1,164 @@
+"""The endpoint's input and output as fal publishes them, and the checks of an input."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ServiceError, field_detail
+
+KEYFRAMES = (0, 1, 2)
+LAST = 15
+"""Index of the last frame."""
+MOST_VALUES = 20_000
+"""Most values in one body: more than any prompt has commas, and few enough to be parsed in milliseconds."""
+MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
+"""Seeds that torch's generators accept. A negative seed means the seed plus 2**64."""
+
+KINDS = {"literal_error": "one_of", "int_parsing_size": "int_parsing"}
+"""pydantic's names of errors for which fal has another name."""
+
+
+class Input(BaseModel):
+    """The input of the endpoint. Unknown keys are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, title="AnimatediffLCMInput")
+
+    prompt: str = Field(
+        description="The prompt to use for generating the image. Be as descriptive as possible for best results.",
+        examples=["Masterpiece, best quality, a panda drinking coffee"],
+    )
+    negative_prompt: str = Field("", description="What the clip should not show; counts with a guidance scale of 2.")
+    controlnet_type: Literal["scribble", "rgb"] = Field(
+        "scribble", description="The type of controlnet to use for generating the video, which the keyframes are for."
+    )
+    num_inference_steps: int = Field(4, ge=1, le=12, description="Steps of LCM; more take longer.")
+    guidance_scale: int = Field(
+        1, ge=0, le=2, title="Classifier-Free Guidance scale (CFG)", description="How closely to stick to the prompt."
+    )
+    seed: int | None = Field(
+        None, ge=MIN_SEED, le=MAX_SEED, description="The same seed and input give the same clip.", examples=[42]
+    )
+    keyframe_0_index: int = Field(0, ge=0, le=LAST, description="The frame of the first keyframe.", examples=[0])
+    keyframe_0_image_url: str | None = Field(None, description="URL or data URI of the first keyframe.")
+    keyframe_1_index: int = Field(0, ge=0, le=LAST, description="The frame of the second keyframe.", examples=[8])
+    keyframe_1_image_url: str | None = Field(None, description="URL or data URI of the second keyframe.")
+    keyframe_2_index: int = Field(0, ge=0, le=LAST, description="The frame of the third keyframe.", examples=[15])
+    keyframe_2_image_url: str | None = Field(None, description="URL or data URI of the third keyframe.")
+
+    def keyframes(self) -> list[tuple[int, int, str]]:
+        """Returns slot, frame and URL of the given keyframes. An empty URL means none."""
+        given = ((slot, getattr(self, f"keyframe_{slot}_image_url")) for slot in KEYFRAMES)
+        return [(slot, getattr(self, f"keyframe_{slot}_index"), url) for slot, url in given if url]
+
+    def stored(self) -> dict[str, Any]:
+        """Returns the given fields as JSON values, from which `model_construct` makes this input again."""
+        return self.model_dump(exclude_unset=True)
+
+    def options(self) -> dict[str, Any]:
+        """Returns the keywords of `VideoPipeline.generate`, except the keyframes."""
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "controlnet": self.controlnet_type,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "seed": None if self.seed is None else self.seed % 2**64,
+        }
+
+
+class File(BaseModel):
+    """A file that can be downloaded."""
+
+    url: str = Field(description="The URL where the file can be downloaded from.")
+    content_type: str = Field(description="The mime type of the file.", examples=["video/mp4"])
+    file_name: str = Field(description="The name of the file.", examples=["clip.mp4"])
+    file_size: int = Field(description="The size of the file in bytes.", examples=[404019])
+
+
+class Output(BaseModel):
+    """The output of the endpoint."""
+
+    model_config = ConfigDict(title="AnimatediffLCMOutput")
+
+    video: File = Field(description="Generated video file.")
+    seed: int = Field(description="The seed that was used.", examples=[42])
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Returns the object in the body of a request. An empty body is an empty object.
+
+    Raises:
+        ServiceError: 422: `json_invalid`, `dict_type` if it is not an object, `too_long` if it has more values than an
+            input could need.
+    """
+    if not body.strip():
+        return {}
+    # the parser blocks the whole process: one second for each 15 million small values
+    if sum(body.count(begin) for begin in (b"{", b"[", b",")) > MOST_VALUES:
+        raise ServiceError(422, [field_detail(None, f"More than {MOST_VALUES} values", "too_long")])
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+        detail = {"loc": ["body"], "msg": f"JSON decode error: {reason}", "type": "json_invalid"}
+        raise ServiceError(422, [detail]) from None
+    if not isinstance(value, dict):
+        raise ServiceError(422, [field_detail(None, "Input should be a valid dictionary", "dict_type")])
+    return value
+
+
+def parse_input(value: Mapping[str, Any], prompt_characters: int) -> Input:
+    """Parses and checks an input.
+
+    Args:
+        value: the input, values of JSON.
+        prompt_characters: longest prompt.
+
+    Raises:
+        ServiceError: 422, with every field that is wrong.
+    """
+    try:
+        parsed = Input.model_validate(dict(value))
+    except ValidationError as error:
+        raise ServiceError(422, [_detail(dict(item)) for item in error.errors(include_url=False)]) from None
+    wrong = []
+    for name in ("prompt", "negative_prompt"):
+        if not _is_unicode(getattr(parsed, name)):
+            wrong.append(field_detail(name, "Input should be valid Unicode", "string_unicode"))
+        if len(getattr(parsed, name)) > prompt_characters:
+            message = f"String should have at most {prompt_characters} characters"
+            wrong.append(field_detail(name, message, "string_too_long", {"max_length": prompt_characters}))
+    taken: dict[int, int] = {}
+    for slot, frame, _ in parsed.keyframes():
+        if frame in taken:
+            message = f"Frame {frame} has a keyframe already (keyframe_{taken[frame]}_index); each frame takes one"
+            wrong.append(field_detail(f"keyframe_{slot}_index", message, "value_error", None, frame))
+        taken.setdefault(frame, slot)
+    if wrong:
+        raise ServiceError(422, wrong)
+    return parsed
+
+
+def _detail(error: dict[str, Any]) -> dict[str, Any]:
+    kind = KINDS.get(error["type"], error["type"])
+    context: dict[str, Any] = {
+        name: value for name, value in error.get("ctx", {}).items() if isinstance(value, str | int | float)
+    }
+    if kind == "one_of":
+        context = {"expected": ["scribble", "rgb"]}
+    value = error.get("input")
+    field = str(error["loc"][0]) if error["loc"] else None
+    odd = kind in ("missing", "string_unicode") or (isinstance(value, float) and not math.isfinite(value))
+    shown = value if isinstance(value, str | int | float) and not odd else None
+    return field_detail(field, error["msg"], kind, context, shown)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a value of JSON")

@@ -1,0 +1,266 @@
+"""Takes waiting requests, hands them to the runner, stores their clips, and ends them."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..components import Service
+from ..objects.stored_files import file_url, keep_file
+from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
+from ..runner import JobFailed, Made, Preview, RunnerLost, Step
+from ..store import Outcome
+from .job_preparation import Preparation, Preparations, Prepared
+from .request_states import View
+
+AHEAD = 3
+"""Requests that are prepared before their turn. Slow ones let the next ones pass."""
+SLOW, SLOW_OF_KEY = 24, 6
+"""Slow preparations that may run besides: in all, and of one API key. The key's next requests wait for these."""
+CLAIMED_AT_ONCE = 3
+"""Requests that are claimed at once: one is at the runner while the clips of others are stored."""
+TICK_SECONDS = 1.0
+READY_SECONDS = 0.1
+"""How soon the dispatcher notices that the runner is ready or a preparation is slow."""
+INPUT_FIELDS = {"controlnet": "controlnet_type"}
+"""Options of the pipeline whose field in the input has another name."""
+
+log = logging.getLogger("sparsectrl_lcm.service")
+
+
+class Dispatcher:
+    """Takes waiting requests in order, as soon as the runner is free, and brings each to its end."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._board = service.board
+        self._preparations = Preparations(service, service.board.arrived)
+        self._at_runner: View | None = None
+        self._claimer: asyncio.Task[None] | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._claimed: set[asyncio.Task[None]] = set()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server shuts down and begins nothing more."""
+        return self.service.draining
+
+    async def start(self) -> None:
+        """Begins. Requests that an earlier process left running wait again, unless their callers are gone."""
+        left = await self._board.give_back()
+        await self._board.end_runs()
+        if left:
+            log.info("requests that were interrupted run again", extra={"requests": left})
+        self._claimer = asyncio.create_task(self._claim_all(), name="dispatcher")
+        self._ticker = asyncio.create_task(self._tick(), name="tick")
+
+    async def drain(self, seconds: float) -> None:
+        """Begins nothing more, waits for what runs, and puts the rest back into the queue. May be called again."""
+        self.service.draining = True
+        self._board.arrived.set()
+        if self._claimer is not None:
+            await asyncio.wait({self._claimer}, timeout=seconds)
+        if self._claimed:
+            await asyncio.wait(self._claimed, timeout=seconds)
+        tasks = [task for task in (self._claimer, self._ticker, *self._claimed) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._claimer = self._ticker = None
+        await self._preparations.keep({})
+        try:
+            await self._board.give_back()
+        except SQLAlchemyError as error:  # the next start does it again
+            log.warning("the store failed: %s", error)
+
+    async def _claim_all(self) -> None:
+        while not self.draining:
+            self._board.arrived.clear()
+            try:
+                if await self._begin_next():
+                    continue
+            except Exception:  # of the store
+                log.exception("the store failed")
+                await asyncio.sleep(TICK_SECONDS)
+                continue
+            soon = len(self._preparations) and self._at_runner is None
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._board.arrived.wait(), READY_SECONDS if soon else TICK_SECONDS)
+
+    async def _begin_next(self) -> bool:
+        """Begins the first request that is ready; returns False if there is none."""
+        slow = self._preparations.slow()
+        busy = [key_id for key_id, count in Counter(slow.values()).items() if count >= SLOW_OF_KEY]
+        limit = AHEAD + min(SLOW, len(slow))
+        ahead = await self._board.ahead(limit, list(slow), busy)
+        await self._preparations.keep(ahead)
+        for request_id in ahead:
+            preparation = self._preparations.get(request_id)
+            if not preparation.task.done():
+                if preparation.slow:
+                    continue
+                return False
+            if not (preparation.failed or self._free):
+                continue
+            view = await self._claim(request_id, preparation)
+            if view is None:
+                continue
+            if not preparation.failed:
+                self._at_runner = view
+            task = asyncio.create_task(self._run(view, preparation), name=request_id)
+            self._claimed.add(task)
+            task.add_done_callback(self._claimed.discard)
+            return True
+        return False
+
+    async def _claim(self, request_id: str, preparation: Preparation) -> View | None:
+        """Claims a request. Returns None if it was cancelled, has expired, or another server has it by now."""
+        view = None
+        if not preparation.inconclusive:
+            view = await self._board.claim(request_id, self.service.settings.lease_seconds)
+        self._preparations.take(request_id)
+        if view is None:
+            await preparation.close()
+        return view
+
+    @property
+    def _free(self) -> bool:
+        return self._at_runner is None and len(self._claimed) < CLAIMED_AT_ONCE and self.service.runner.ready
+
+    async def _run(self, view: View, preparation: Preparation) -> None:
+        row, start = view.row, time.monotonic()
+        metrics = self.service.metrics
+        metrics.wait.observe(max(0.0, time.time() - row.created_at))
+        try:
+            outcome = await self._attempt(view, preparation)
+            if outcome is None:
+                await self._board.put_back(view, crashed=True)
+            elif (status := await self._board.finish(view, outcome)) is not None:
+                seconds = time.monotonic() - start
+                metrics.total.observe(seconds)
+                about = {"request_id": row.id, "status": status, "seconds": round(seconds, 3)}
+                log.info("request ended", extra=about)
+        except Exception:
+            log.exception("the end of a request was not written", extra={"request_id": row.id})
+        finally:
+            self._board.abandon(view)
+            self._leave_runner(view)
+            await preparation.close()
+
+    def _leave_runner(self, view: View) -> None:
+        if self._at_runner is view:
+            self._at_runner = None
+            self._board.arrived.set()
+
+    async def _attempt(self, view: View, preparation: Preparation) -> Outcome | None:
+        """Makes one attempt. Returns how the request ended; None if it should be tried again."""
+        slots: tuple[int, ...] = ()
+        try:
+            prepared = await preparation.task
+            assert prepared is not None
+            slots = prepared.slots
+            return await self._make(view, prepared)
+        except ServiceError as error:
+            return failed(error)
+        except JobFailed as error:
+            return failed(_job_error(error, slots))
+        except RunnerLost as error:
+            return self._lost(view, error)
+        except Exception:
+            log.exception("a request failed", extra={"request_id": view.row.id})
+            return failed(infrastructure_error("internal_error", "Internal Server Error"))
+
+    def _lost(self, view: View, error: RunnerLost) -> Outcome | None:
+        self.service.metrics.lost.labels(error.kind).inc()
+        log.error("the runner was lost: %s", error.message, extra={"request_id": view.row.id})
+        self._board.log(view, f"The runner was lost: {error.message}", "ERROR")
+        if error.kind == "stopped" or (view.row.retry and view.row.crashes < self.service.settings.retries):
+            return None
+        if error.kind == "hung":
+            return failed(model_error(504, "generation_timeout", "The clip took too long"))
+        return failed(infrastructure_error("runner_server_error", "The runner died while it made the clip"))
+
+    async def _make(self, view: View, prepared: Prepared) -> Outcome:
+        try:
+            made = await self.service.runner.run(prepared.job, self._listener(view))
+        finally:
+            self._leave_runner(view)
+        for stage, seconds in made.timings.items():
+            self.service.metrics.stages.labels(stage).observe(seconds)
+        video = await asyncio.to_thread(self._store_clip, view, prepared.job.output)
+        seed = made.seed if prepared.seed is None else prepared.seed
+        self._board.log(view, _summary(made), "INFO", {"fraction": "1"})
+        return Outcome(200, {"video": video, "seed": seed}, seconds=round(made.seconds, 4))
+
+    def _listener(self, view: View) -> Callable[[Step | Preview], None]:
+        def listen(event: Step | Preview) -> None:
+            if isinstance(event, Preview):
+                self._board.show(view, event.jpeg)
+            elif event.step:
+                labels = {"stage": event.stage, "fraction": f"{event.fraction:.3f}"}
+                self._board.log(view, f"{event.stage} {event.step}/{event.steps}", "INFO", labels)
+
+        return listen
+
+    def _store_clip(self, view: View, clip: Path) -> dict[str, Any]:
+        row = view.row
+        name, kind = f"{secrets.token_hex(8)}.mp4", "video/mp4"
+        file = keep_file(
+            self.service, clip, key_id=row.key_id, name=name, content_type=kind, seconds=row.object_seconds
+        )
+        url = file_url(row.base_url, file)
+        return {"url": url, "content_type": kind, "file_name": name, "file_size": file.size}
+
+    async def _tick(self) -> None:
+        """Does the periodic work. A failure of the store is logged; the next tick tries again."""
+        duties: tuple[Callable[[], Coroutine[Any, Any, object]], ...] = (
+            self._renew,
+            self._board.expire_waiting,
+            self._board.give_back,
+            self._measure,
+        )
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            for duty in duties:
+                try:
+                    await duty()
+                except Exception:
+                    log.exception("the store failed")
+
+    async def _renew(self) -> None:
+        for request_id in await self._board.renew(self.service.settings.lease_seconds):
+            self.service.runner.cancel(request_id)  # cancelled at another server, or no longer this one's
+
+    async def _measure(self) -> None:
+        counts = await self._board.counts()
+        self.service.metrics.waiting.set(counts["queued"])
+        self.service.metrics.running.set(counts["running"])
+        self.service.metrics.ready.set(self.service.runner.ready)
+
+
+def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:
+    """What the caller is told about a failed job; `slots` are those of its keyframes in the input."""
+    if error.kind == "cancelled":
+        return infrastructure_error("client_cancelled", "Request was cancelled")
+    if error.kind == "out_of_memory":
+        return model_error(500, "internal_server_error", "The clip does not fit into memory")
+    if error.kind == "failed":
+        return model_error(500, "internal_server_error", "The clip could not be made")
+    if error.keyframe is not None:
+        return field_error(f"keyframe_{slots[error.keyframe]}_image_url", error.message, "image_load_error")
+    if error.field is None:
+        return field_error("prompt", error.message, "value_error")
+    field = INPUT_FIELDS.get(error.field, error.field)
+    return field_error(field, f"{field}: {error.message}", "value_error")
+
+
+def _summary(made: Made) -> str:
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in made.timings.items() if stage != "total")
+    return f"made in {made.seconds:.2f} s ({stages})"

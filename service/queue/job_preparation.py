@@ -1,0 +1,141 @@
+"""Prepares jobs while their requests still wait: reads the input and fetches the keyframes to this machine's disk."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..components import Service
+from ..network.keyframe_urls import save_keyframe
+from ..protocol.urls import QUEUE_PREFIX
+from ..runner import Job
+
+PASS_SECONDS = 0.3
+"""After so long the requests behind a preparation no longer wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job that can be run.
+
+    Attributes:
+        job: the job.
+        seed: as the caller gave it.
+        slots: for each of the job's keyframes the slot of the input, 0 to 2.
+    """
+
+    job: Job
+    seed: int | None
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """A job on its way. Whoever has it has to `close` it.
+
+    Attributes:
+        key_id: the API key of the request.
+        folder: has the job's files.
+        task: its result is None if the request no longer waits.
+        begun_at: when it began, as `time.monotonic`.
+    """
+
+    key_id: str
+    folder: Path
+    task: "asyncio.Task[Prepared | None]"
+    begun_at: float
+
+    @property
+    def slow(self) -> bool:
+        """Whether it is still running and the requests behind it should pass."""
+        return not self.task.done() and time.monotonic() - self.begun_at > PASS_SECONDS
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended without a job."""
+        return self.task.done() and not self.task.cancelled() and self.task.exception() is not None
+
+    @property
+    def inconclusive(self) -> bool:
+        """Whether its end says nothing about the request: the request no longer waits, or the store failed."""
+        return isinstance(self.task.exception(), SQLAlchemyError) if self.failed else self.task.result() is None
+
+    async def close(self) -> None:
+        """Ends it and removes its files."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+
+class Preparations:
+    """The preparations of the next requests. Nobody has claimed these, so they still count as waiting.
+
+    Args:
+        service: whose requests they are.
+        ended: is set whenever a preparation ends.
+    """
+
+    def __init__(self, service: Service, ended: asyncio.Event) -> None:
+        self._service = service
+        self._ended = ended
+        self._of_request: dict[str, Preparation] = {}
+
+    def __len__(self) -> int:
+        return len(self._of_request)
+
+    def get(self, request_id: str) -> Preparation:
+        """Returns the preparation of a request."""
+        return self._of_request[request_id]
+
+    def take(self, request_id: str) -> Preparation:
+        """Hands the preparation of a request over to the caller."""
+        return self._of_request.pop(request_id)
+
+    def slow(self) -> dict[str, str]:
+        """Returns the API keys of slow preparations by the ids of their requests."""
+        return {request_id: item.key_id for request_id, item in self._of_request.items() if item.slow}
+
+    async def keep(self, requests: Mapping[str, str]) -> None:
+        """Begins those that are missing and closes all others, whose requests were cancelled or overtaken.
+
+        Args:
+            requests: the API keys of the next requests by their ids.
+        """
+        for request_id in self._of_request.keys() - requests.keys():
+            await self.take(request_id).close()
+        for request_id, key_id in requests.items():
+            if request_id not in self._of_request:
+                folder = self._service.settings.work / f"job-{token_hex(8)}"
+                task = asyncio.create_task(_prepare(self._service, request_id, folder))
+                task.add_done_callback(lambda _: self._ended.set())
+                self._of_request[request_id] = Preparation(key_id, folder, task, time.monotonic())
+
+
+async def _prepare(service: Service, request_id: str, folder: Path) -> Prepared | None:
+    found = await service.board.input_of(request_id)
+    if found is None:
+        return None
+    given, base_url = found
+    options, seed, slots = given.options(), given.seed, tuple(slot for slot, *_ in given.keyframes())
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+
+    async def save(slot: int, frame: int, url: str) -> tuple[int, Path]:
+        path = folder / f"keyframe-{slot}"
+        with path.open("xb") as file:
+            bases = (base_url, base_url + QUEUE_PREFIX)
+            await save_keyframe(service, url, file, f"keyframe_{slot}_image_url", bases)
+        return frame, path
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            fetched = [tasks.create_task(save(*keyframe)) for keyframe in given.keyframes()]
+            del found, given  # data URIs are large, and the other keyframes may be slow
+    except ExceptionGroup as errors:  # the first one ends the others
+        raise errors.exceptions[0] from None
+    job = Job(request_id, options, tuple(task.result() for task in fetched), folder / "clip.mp4")
+    return Prepared(job, seed, slots)

@@ -1,0 +1,314 @@
+"""The state of every request, for routes and dispatcher: the store, and views in memory that make polling cheap."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from ..metrics import Metrics
+from ..protocol.clip_input import Input
+from ..protocol.errors import not_found
+from ..store import LogRow, NewRequest, Outcome, RequestRow, SqlStore
+
+T = TypeVar("T")
+KEPT_VIEWS = 5_000
+SHARED_SECONDS = 0.25
+"""Longest age of a view if other servers write to the same store."""
+ORDER_SECONDS = 0.2
+"""Longest age of the order of the queue."""
+FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
+"""Seconds until a failed store is tried again; the wait doubles."""
+
+log = logging.getLogger("sparsectrl_lcm.service")
+
+
+@dataclass(slots=True)
+class View:
+    """What is known about a request.
+
+    Attributes:
+        row: its record.
+        logs: its log.
+        loaded_at: when both were read, as `time.monotonic`.
+        preview: a JPEG of a frame, while the clip is made here.
+        changed: set at the next change, when a new event takes its place.
+    """
+
+    row: RequestRow
+    logs: list[LogRow]
+    loaded_at: float
+    preview: bytes | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Board:
+    """Requests by id. All methods belong to the event loop.
+
+    Args:
+        store: has the truth.
+        owner: the name under which this server takes requests.
+        metrics: count every end.
+        unstarted_limit: as `SqlStore.submit` takes it.
+
+    Attributes:
+        arrived: set if there may be something new to begin.
+    """
+
+    def __init__(self, store: SqlStore, owner: str, metrics: Metrics, unstarted_limit: int = 2000) -> None:
+        self.owner = owner
+        self.arrived = asyncio.Event()
+        self._store = store
+        self._metrics = metrics
+        self._unstarted_limit = unstarted_limit
+        self._views: OrderedDict[str, View] = OrderedDict()
+        self._running: dict[str, View] = {}  # requests that run here; nobody else changes them
+        self._written: dict[str, int] = {}  # how many of their log lines the store has
+        self._writing = asyncio.Lock()  # for writes that depend on the two above, or change them
+        self._loads: dict[str, asyncio.Task[View | None]] = {}
+        self._changed_while_loading: set[str] = set()
+        self._order: dict[str, int] = {}
+        self._order_at = 0.0
+        self._order_changed = True
+
+    async def submit(self, new: NewRequest, *, limit: int, key_limit: int, outcome: Outcome | None = None) -> None:
+        """Adds a request as `SqlStore.submit` does, without fields that the schema does not know."""
+        known = {} if outcome else {name: value for name, value in new.input.items() if name in Input.model_fields}
+        new = replace(new, input=known, home=self.owner if new.kind == "run" else None)
+        limits = {"limit": limit, "key_limit": key_limit, "unstarted_limit": self._unstarted_limit}
+        await self._store.call(self._store.submit, new, **limits, outcome=outcome)
+        if outcome is not None:
+            self._count(outcome.status)
+        self._order_changed = True
+        self.arrived.set()
+
+    def known(self, request_id: str) -> View | None:
+        """Returns the view of a request if memory has one that is up to date."""
+        if request_id in self._running:
+            return self._running[request_id]
+        view = self._views.get(request_id)
+        if view is None or (self._store.shared and self._stale(view)):
+            return None
+        return view
+
+    def position(self, request_id: str) -> int | None:
+        """Returns how many requests wait ahead of a waiting one; None if the store has to be asked."""
+        if self._order_changed and time.monotonic() - self._order_at > ORDER_SECONDS:
+            return None
+        return self._order.get(request_id)
+
+    async def view(self, request_id: str, key_id: str) -> View:
+        """Returns the view of a request.
+
+        Raises:
+            ServiceError: 404 if there is none, or it belongs to another key.
+        """
+        view = self.known(request_id) or await self._load(request_id)
+        view = self._running.get(request_id, view)  # it may have been claimed meanwhile
+        if view is None or view.row.key_id != key_id:
+            raise not_found()
+        return view
+
+    async def queue_position(self, request_id: str) -> int:
+        """Returns how many requests wait ahead of a waiting one."""
+        position = self.position(request_id)
+        if position is None:
+            self._order_changed, self._order_at = self._store.shared, time.monotonic()
+            ids = await self._store.call(self._store.waiting)
+            self._order = {waiting: place for place, waiting in enumerate(ids)}
+        return self._order.get(request_id, 0)
+
+    async def change(self, view: View, seconds: float) -> None:
+        """Waits for the next change of a request, at most for so many seconds."""
+        if self._store.shared and view.row.id not in self._running:
+            seconds = min(seconds, SHARED_SECONDS)
+        try:
+            await asyncio.wait_for(view.changed.wait(), seconds)
+        except TimeoutError:
+            return
+
+    async def ahead(self, limit: int, known: Collection[str], without_keys: Collection[str]) -> dict[str, str]:
+        """Returns the next requests as `SqlStore.ahead` does."""
+        return await self._store.call(self._store.ahead, limit, time.time(), known, without_keys)
+
+    async def input_of(self, request_id: str) -> tuple[Input, str] | None:
+        """Returns input and base URL of a waiting request. The input was checked before it was stored."""
+        found = await self._store.call(self._store.given, request_id)
+        return None if found is None else (Input.model_construct(**found[0]), found[1])
+
+    async def counts(self) -> dict[str, int]:
+        """Returns how many requests are `queued` and `running`."""
+        return await self._store.call(self._store.counts)
+
+    async def claim(self, request_id: str, lease_seconds: float) -> View | None:
+        """Takes a request. `log` and `show` may change its view until `finish` or `put_back`."""
+        async with self._writing:
+            taken = await self._store.call(self._store.claim, request_id, self.owner, time.time(), lease_seconds)
+            if taken is None:
+                return None
+            view = self._running[request_id] = View(*taken, time.monotonic())
+            self._written[request_id] = len(view.logs)
+        self._forget_view(request_id)
+        return view
+
+    def log(self, view: View, message: str, level: str = "INFO", labels: dict[str, str] | None = None) -> None:
+        """Adds a line to the log of a request that runs here. The store gets it at the next `renew`."""
+        view.logs.append(LogRow(message, level, time.time(), labels or {}))
+        _wake(view)
+
+    def show(self, view: View, preview: bytes) -> None:
+        """Sets the preview of a request that runs here."""
+        view.preview = preview
+        _wake(view)
+
+    async def renew(self, lease_seconds: float) -> list[str]:
+        """Prolongs the leases and writes new log lines; returns the ids of requests to stop."""
+        async with self._writing:
+            held = dict(self._running)
+            lines = {request_id: self._unwritten(view) for request_id, view in held.items()}
+            rows = [(view.row, lines[request_id]) for request_id, view in held.items()]
+            stop = await self._store.call(self._store.renew, rows, lease_seconds) if rows else set()
+            for request_id, view in held.items():
+                if self._running.get(request_id) is view:
+                    self._written[request_id] += len(lines[request_id])
+        return [request_id for request_id in stop if self._running.get(request_id) is held[request_id]]
+
+    async def finish(self, view: View, outcome: Outcome) -> int | None:
+        """Ends a request that ran here. Returns the status; None if it no longer belonged to this server."""
+        ended = await self._let_go(
+            view, lambda lines: self._store.finish(view.row, outcome, time.time(), lines), f"status {outcome.status}"
+        )
+        if ended is not None:
+            self._count(ended)
+        return ended
+
+    async def put_back(self, view: View, *, crashed: bool) -> None:
+        """Puts a request that ran here back into the queue."""
+        ended = await self._let_go(
+            view, lambda lines: self._store.put_back(view.row, lines, time.time(), crashed=crashed), "put back"
+        )
+        if ended is not None:
+            self._count(ended)
+        self.arrived.set()
+
+    def abandon(self, view: View) -> None:
+        """Lets go of a request without telling the store; `give_back` finds it later."""
+        if self._running.get(view.row.id) is view:
+            del self._running[view.row.id], self._written[view.row.id]
+            _wake(view)
+        self._forget_view(view.row.id)
+
+    async def cancel(self, request_id: str, reason: str = "client_cancelled") -> bool:
+        """Ends a waiting request or marks a running one. Returns False if there was nothing to cancel."""
+        done = await self._store.call(self._store.cancel, request_id, time.time(), reason)
+        if done == "ended":
+            self._count(499)
+            self.arrived.set()
+        if request_id not in self._running:
+            self._forget_view(request_id)
+        return done is not None
+
+    async def give_back(self) -> list[str]:
+        """Puts requests that nobody works on back into the queue, after a crash or a failure of the store."""
+        async with self._writing:
+            given = await self._store.call(self._store.give_back, self.owner, list(self._running), time.time())
+        for status in given.values():
+            if status is not None:
+                self._count(status)
+        if given:
+            self._forget_views(list(given))
+            self.arrived.set()
+        return list(given)
+
+    async def end_runs(self) -> None:
+        """Ends runs whose callers were connected to an earlier process of this server."""
+        self._all_ended(await self._store.call(self._store.end_runs, self.owner, time.time()), 499)
+
+    async def expire_waiting(self) -> None:
+        """Ends requests that were not started in time."""
+        self._all_ended(await self._store.call(self._store.expire_waiting, time.time()), 504)
+
+    async def forget(self, before: float, private_before: float) -> None:
+        """Deletes requests that ended long ago, as `SqlStore.forget` does, all of them."""
+        while gone := await self._store.call(self._store.forget, before, private_before):
+            self._forget_views(gone)
+
+    async def _load(self, request_id: str) -> View | None:
+        task = self._loads.get(request_id)
+        if task is None:
+            task = self._loads[request_id] = asyncio.ensure_future(self._read(request_id))
+            task.add_done_callback(lambda _: self._loads.pop(request_id, None))
+        return await asyncio.shield(task)
+
+    async def _read(self, request_id: str) -> View | None:
+        while True:
+            self._changed_while_loading.discard(request_id)
+            loaded_at = time.monotonic()
+            row = await self._store.call(self._store.get, request_id)
+            if row is None:
+                return None
+            logs = await self._store.call(self._store.logs, request_id)
+            if request_id not in self._changed_while_loading:
+                break
+        view = View(row, logs, loaded_at)
+        before = self._views.get(request_id)
+        if before is not None:
+            view.changed = before.changed
+        self._views[request_id] = view
+        self._views.move_to_end(request_id)
+        while len(self._views) > KEPT_VIEWS:
+            self._views.popitem(last=False)
+        return view
+
+    def _unwritten(self, view: View) -> list[LogRow]:
+        return view.logs[self._written.get(view.row.id, 0) :]
+
+    async def _let_go(self, view: View, write: Callable[[list[LogRow]], T], what: str) -> T:
+        """Writes how an attempt ended. It retries while the store fails: otherwise the request would stay running."""
+        wait = FIRST_WAIT
+        try:
+            while True:
+                try:
+                    async with self._writing:
+                        return await self._store.call(write, self._unwritten(view))
+                except (OperationalError, InterfaceError, PoolTimeout) as error:
+                    extra: dict[str, Any] = {"request_id": view.row.id, "seconds": wait}
+                    log.warning("the store failed, and is tried again (%s): %s", what, error, extra=extra)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+        finally:
+            self.abandon(view)
+
+    def _count(self, status: int) -> None:
+        self._metrics.ended.labels(str(status)).inc()
+
+    def _all_ended(self, request_ids: Sequence[str], status: int) -> None:
+        for _ in request_ids:
+            self._count(status)
+        self._forget_views(request_ids)
+
+    def _forget_views(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self._forget_view(request_id)
+
+    def _forget_view(self, request_id: str) -> None:
+        """The store has changed a request: its view is out of date, and whoever waits for a change wakes up."""
+        self._order_changed = True
+        if request_id in self._loads:
+            self._changed_while_loading.add(request_id)
+        view = self._views.pop(request_id, None)
+        if view is not None:
+            _wake(view)
+
+    def _stale(self, view: View) -> bool:
+        return view.row.state != "done" and time.monotonic() - view.loaded_at > SHARED_SECONDS
+
+
+def _wake(view: View) -> None:
+    view.changed.set()
+    view.changed = asyncio.Event()

@@ -1,0 +1,142 @@
+"""Turns an HTTP request into a request of the queue."""
+
+import asyncio
+import dataclasses
+import math
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from ..components import Service
+from ..http.request_bodies import read_body, received
+from ..network.downloads import FetchError, check_url
+from ..network.public_addresses import Allowed
+from ..objects.file_headers import lifetime_in_header
+from ..protocol.clip_input import parse_input, parse_json
+from ..protocol.errors import ServiceError, failed, infrastructure_error
+from ..store import NewRequest, QueueFull
+from ..store.records import LOW, NORMAL
+
+OFF = {"0", "false", "no"}
+ON = {"1", "true", "yes"}
+"""Values of fal's headers."""
+SMALL_BODY = 256 * 1024
+"""Larger bodies wait on disk for their turn in memory."""
+
+
+async def accept(service: Service, request: Request, key_id: str, kind: Literal["queue", "run"]) -> NewRequest:
+    """Puts a request into the queue. As on fal, a submission with wrong input is accepted and fails as its result.
+
+    Raises:
+        ServiceError: 400 for a wrong header, 413 for a body that is too large, 422 for a body that is no JSON object
+            and for a run with wrong input, 429 if too many requests wait, 503 for a run while the server shuts down.
+    """
+    if kind == "run" and service.draining:
+        raise infrastructure_error("runner_scheduling_failure", "The server is about to stop")
+    new = _request_of_headers(service, request, key_id, kind)
+    async with _given_input(service, request) as given:
+        await _submit(service, request, new, given)
+    return new
+
+
+def _request_of_headers(service: Service, request: Request, key_id: str, kind: Literal["queue", "run"]) -> NewRequest:
+    """What headers and query say about a request."""
+    settings, query, headers = service.settings, request.query_params, request.headers
+    now = time.time()
+    timeout = _timeout(headers.get("X-Fal-Request-Timeout"))
+    return NewRequest(
+        id=getattr(request.state, "request_id", None) or str(uuid.uuid4()),
+        key_id=key_id,
+        input={},
+        created_at=now,
+        base_url=service.root_url(request),
+        kind=kind,
+        priority=LOW if headers.get("X-Fal-Queue-Priority", "").lower() == "low" else NORMAL,
+        start_by=None if timeout is None else now + timeout,
+        keep_io=headers.get("X-Fal-Store-IO", "").lower() not in OFF,
+        retry=headers.get("X-Fal-No-Retry", "").lower() not in ON,
+        object_seconds=lifetime_in_header(headers, settings.object_seconds),
+        webhook=_webhook(query.get("fal_webhook"), settings.allow_private),
+    )
+
+
+@asynccontextmanager
+async def _given_input(service: Service, request: Request) -> AsyncIterator[dict[str, Any]]:
+    """Yields the input: the body, or for GET the query. Only a few large ones are in memory at once."""
+    limit = service.settings.body_bytes
+    if request.method == "GET":
+        yield {name: value for name, value in request.query_params.items() if not name.startswith("fal_")}
+    elif _is_small(request):
+        yield parse_json(await read_body(service, request, limit))
+    else:
+        async with received(service, request, limit) as body, service.large_bodies:
+            yield parse_json(await asyncio.to_thread(body.path.read_bytes))
+
+
+async def _submit(service: Service, request: Request, new: NewRequest, given: dict[str, Any]) -> None:
+    settings = service.settings
+    limit = min(settings.queue, _limit(request.query_params.get("fal_max_queue_length"), settings.queue))
+    outcome = None
+    try:
+        new = dataclasses.replace(new, input=parse_input(given, settings.prompt_characters).stored())
+    except ServiceError as error:
+        if new.kind == "run":
+            raise
+        outcome = failed(error)
+    try:
+        await service.board.submit(new, limit=limit, key_limit=settings.key_queue, outcome=outcome)
+    except QueueFull as error:
+        raise ServiceError(429, str(error), "queue_full") from None
+    service.metrics.submitted.labels(new.kind).inc()
+
+
+def _is_small(request: Request) -> bool:
+    if "Transfer-Encoding" in request.headers:
+        return False
+    length = request.headers.get("Content-Length", "0")
+    return not length.isdigit() or int(length) <= SMALL_BODY
+
+
+def _timeout(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise infrastructure_error("bad_request", "X-Fal-Request-Timeout: give seconds above 0")
+    return seconds
+
+
+def _webhook(url: str | None, allow: Sequence[str]) -> str | None:
+    """Checks a webhook's URL. An address is checked at once, a name at each delivery."""
+    if not url:
+        return None
+    try:
+        parsed = check_url(url)
+        urlsplit(url)  # the store reads the host with it
+    except (FetchError, ValueError) as error:
+        raise infrastructure_error("bad_request", f"fal_webhook: {error}") from None
+    try:  # every spelling that the system accepts as an address, such as 0x7f.1
+        (*_, where), *_ = socket.getaddrinfo(parsed.host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return url
+    if not Allowed.parse(allow).may_reach(parsed.host, ip_address(where[0])):
+        raise infrastructure_error("bad_request", "fal_webhook: its host is not public")
+    return url
+
+
+def _limit(text: str | None, most: int) -> int:
+    if text is None:
+        return most
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise infrastructure_error("bad_request", "fal_max_queue_length: give a whole number")
+    return int(text) + 1  # so many may wait; the next one is refused

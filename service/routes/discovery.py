@@ -1,0 +1,28 @@
+"""What callers may look up: the OpenAPI document, and the keys that verify webhooks."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from ..components import CurrentService
+from ..protocol.errors import ServiceError
+from ..protocol.openapi_document import queue_document
+from ..protocol.responses import Json
+
+router = APIRouter()
+
+
+@router.get("/.well-known/jwks.json")
+async def jwks(service: CurrentService) -> Response:
+    """The public keys of the webhooks' signatures."""
+    return Json(service.signer.jwks(), headers={"Cache-Control": "public, max-age=3600"})
+
+
+@router.get("/api/openapi/queue/openapi.json")
+@router.get("/openapi.json")
+async def openapi(service: CurrentService, request: Request) -> Response:
+    """The OpenAPI document of the endpoint, as fal publishes it."""
+    endpoint = service.settings.endpoint
+    asked = request.query_params.get("endpoint_id", endpoint)
+    if asked != endpoint:
+        raise ServiceError(404, f"Endpoint {asked[:200]!r} not found; this server has {endpoint}")
+    return Json(queue_document(endpoint, service.root_url(request)))

@@ -1,0 +1,109 @@
+"""POST to the endpoint: submits a request, or makes a clip while the caller waits, with or without events."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from ..auth.callers import KeyId, StreamKeyId
+from ..components import CurrentService, Service
+from ..protocol.errors import infrastructure_error
+from ..protocol.request_status import preview_uri
+from ..protocol.responses import EVENT_STREAM_HEADERS, PING, PING_SECONDS, Json, outcome_response, to_event
+from ..protocol.urls import request_urls
+from ..queue.submission import accept
+from ..store import NewRequest
+
+
+def make_router(endpoint: str) -> APIRouter:
+    """Creates the routes of one endpoint."""
+    router = APIRouter(prefix=f"/{endpoint}")
+    router.add_api_route("", submit_or_run, methods=["POST", "GET"])
+    router.add_api_route("/stream", stream, methods=["POST", "GET"])
+    return router
+
+
+async def submit_or_run(service: CurrentService, key_id: KeyId, request: Request) -> Response:
+    """Submits a request or runs it. Port, host name or prefix decide which."""
+    if service.role(request) == "run":
+        return await _run(service, request, key_id)
+    new = await accept(service, request, key_id, "queue")
+    position = await service.board.queue_position(new.id)
+    body = {"status": "IN_QUEUE", "request_id": new.id, "gateway_request_id": new.id, "queue_position": position}
+    return Json(body | request_urls(service.base_url(request), service.settings.endpoint, new.id))
+
+
+async def stream(service: CurrentService, key_id: StreamKeyId, request: Request) -> Response:
+    """Makes a clip and sends progress and previews as server-sent events. The last event is the result."""
+    return _Stream(service, await accept(service, request, key_id, "run"))
+
+
+async def _run(service: Service, request: Request, key_id: str) -> Response:
+    """Makes a clip and responds with it. The request ends with its connection."""
+    new = await accept(service, request, key_id, "run")
+    disconnected = asyncio.ensure_future(_disconnected(request))
+    try:
+        view = await service.board.view(new.id, key_id)
+        while view.row.outcome is None:
+            change = asyncio.ensure_future(service.board.change(view, 1.0))
+            await asyncio.wait({disconnected, change}, return_when=asyncio.FIRST_COMPLETED)
+            if disconnected.done():
+                change.cancel()
+                break
+            view = await service.board.view(new.id, key_id)
+    finally:
+        disconnected.cancel()
+        await _cancel_unfinished(service, new.id)
+    outcome = view.row.outcome
+    if outcome is None:
+        raise infrastructure_error("client_disconnected", "Client disconnected")
+    return outcome_response(outcome)
+
+
+class _Stream(StreamingResponse):
+    """The events of a run. The request ends with its connection, even if no event was sent."""
+
+    def __init__(self, service: Service, new: NewRequest) -> None:
+        super().__init__(_events(service, new), media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
+        self._service, self._id = service, new.id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await asyncio.shield(_cancel_unfinished(self._service, self._id))
+
+
+async def _events(service: Service, new: NewRequest) -> AsyncIterator[bytes]:
+    lines_sent, preview_sent, quiet_rounds = 0, None, 0
+    view = await service.board.view(new.id, new.key_id)
+    while view.row.outcome is None:
+        changed = view.changed
+        for line in view.logs[lines_sent:] if view.row.state == "running" else []:
+            yield to_event({"message": line.message, **line.labels})
+            lines_sent, quiet_rounds = lines_sent + 1, 0
+        if view.preview is not None and view.preview is not preview_sent:
+            yield to_event({"preview": preview_uri(view.preview)})
+            preview_sent, quiet_rounds = view.preview, 0
+        if not changed.is_set():
+            await service.board.change(view, 1.0)
+            quiet_rounds += 1
+        if quiet_rounds > PING_SECONDS:
+            yield PING
+            quiet_rounds = 0
+        view = await service.board.view(view.row.id, view.row.key_id)
+    outcome = view.row.outcome
+    yield to_event(outcome.body if outcome.error is None else {"status": outcome.status, **outcome.body})
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel_unfinished(service: Service, request_id: str) -> None:
+    if await service.board.cancel(request_id, "client_disconnected"):  # False if it has ended
+        service.runner.cancel(request_id)

@@ -1,0 +1,33 @@
+"""Health, readiness and metrics, for whoever runs the service."""
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from ..components import CurrentService
+from ..protocol.responses import Json
+
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def healthz() -> Response:
+    """The process answers."""
+    return Json({"status": "ok"})
+
+
+@router.get("/readyz")
+async def readyz(service: CurrentService) -> Response:
+    """A model is loaded and requests are accepted. Anybody may ask, so paths and process ids are left out."""
+    if service.draining:
+        return Json({"status": "draining"}, 503)
+    if not service.runner.ready:
+        problem = service.runner.problem
+        return Json({"status": "failed", "problem": problem} if problem else {"status": "loading"}, 503)
+    about = {name: value for name, value in service.runner.about.items() if name not in ("bundle", "pid")}
+    return Json({"status": "ready", **about})
+
+
+@router.get("/metrics")
+async def metrics(service: CurrentService) -> Response:
+    """Metrics in Prometheus' text format."""
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

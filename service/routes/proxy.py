@@ -1,0 +1,17 @@
+"""The path of fal's server-side proxy, for calls that name no allowed target; the others go to their target's route."""
+
+from fastapi import APIRouter
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ..http.middleware.proxy_target import PROXY_PATH
+
+
+class _Refused:
+    """Refuses a call, whatever its method."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise scope["proxy_error"]
+
+
+router = APIRouter(routes=[Route(PROXY_PATH, _Refused())])

@@ -1,0 +1,147 @@
+"""Uploads as fal's clients make them: with a storage token (Python) or to a signed URL (JavaScript)."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from ..auth.callers import KeyId, UploaderKeyId
+from ..auth.signed_tokens import make_token
+from ..auth.upload_permissions import OwnParts, SignedFile, SignedParts
+from ..components import CurrentService, Service
+from ..http.request_bodies import read_object, received
+from ..objects.file_headers import lifetime_in_header, name_in_header, safe_content_type, safe_name
+from ..objects.multipart_uploads import LIST_BYTES, complete, keep_part, listed_parts, part_number
+from ..objects.stored_files import etag_of, file_url, new_file_id
+from ..objects.uploads import Upload
+from ..protocol.errors import infrastructure_error
+from ..settings import DAY
+from ..store import FileRow
+
+TOKEN_SECONDS = 3600.0
+GRACE_SECONDS = 600.0
+"""A token holds so much longer than its client believes, so that an upload which has begun can end."""
+
+router = APIRouter()
+
+
+@router.post("/storage/auth/token")
+async def storage_token(service: CurrentService, key_id: KeyId, request: Request) -> Response:
+    """A token for uploads with the caller's key (Python)."""
+    expires_at = time.time() + TOKEN_SECONDS
+    token = make_token(service.secret, "bearer", {"key_id": key_id}, expires_at + GRACE_SECONDS)
+    return JSONResponse(
+        {
+            "token": token,
+            "token_type": "Bearer",
+            "base_url": service.base_url(request),
+            "expires_at": datetime.fromtimestamp(int(expires_at), UTC).isoformat(),
+        }
+    )
+
+
+@router.post("/files/upload")
+async def upload_file(service: CurrentService, key_id: UploaderKeyId, request: Request) -> Response:
+    """Takes a whole file (Python)."""
+    row = await _receive(service, request, _upload_in_headers(service, request, key_id))
+    url = file_url(service.base_url(request), row)
+    return JSONResponse({"access_url": url, "url": url})
+
+
+@router.post("/files/upload/multipart")
+async def start_multipart(service: CurrentService, key_id: UploaderKeyId, request: Request) -> Response:
+    """Begins an upload in parts (Python)."""
+    upload = _upload_in_headers(service, request, key_id)
+    upload_id = upload.token(service.secret, "multipart", DAY)
+    return JSONResponse({"access_url": upload.file_url(service.base_url(request)), "uploadId": upload_id})
+
+
+@router.put("/files/{file_id}/{file_name}/multipart/{upload_id}/{number}")
+async def upload_part(service: CurrentService, upload: OwnParts, request: Request, number: str) -> Response:
+    """Takes a part (Python)."""
+    return await _receive_part(service, request, upload, part_number(number))
+
+
+@router.post("/files/{file_id}/{file_name}/multipart/{upload_id}/complete")
+async def complete_multipart(service: CurrentService, upload: OwnParts, request: Request) -> Response:
+    """Joins the parts (Python)."""
+    url = file_url(service.base_url(request), await _join(service, request, upload))
+    return JSONResponse({"access_url": url, "url": url})
+
+
+@router.post("/storage/upload/initiate")
+async def initiate(service: CurrentService, key_id: KeyId, request: Request) -> Response:
+    """Returns a URL to upload a file to, and its later URL (JavaScript; Python as its second choice)."""
+    upload = await _upload_in_body(service, request, key_id)
+    token = upload.token(service.secret, "upload", TOKEN_SECONDS + GRACE_SECONDS)
+    return _signed_urls(service, request, upload, token)
+
+
+@router.post("/storage/upload/initiate-multipart")
+async def initiate_multipart(service: CurrentService, key_id: KeyId, request: Request) -> Response:
+    """The same for an upload in parts (JavaScript)."""
+    upload = await _upload_in_body(service, request, key_id)
+    return _signed_urls(service, request, upload, upload.token(service.secret, "multipart", DAY))
+
+
+@router.put("/storage/upload/{file_id}")
+async def put_signed(service: CurrentService, upload: SignedFile, request: Request) -> Response:
+    """Takes a whole file at its signed URL."""
+    row = await _receive(service, request, upload)
+    return JSONResponse({"file_url": file_url(service.base_url(request), row)}, headers={"ETag": etag_of(row)})
+
+
+@router.put("/storage/upload/{file_id}/{number}")
+async def put_signed_part(service: CurrentService, upload: SignedParts, request: Request, number: str) -> Response:
+    """Takes a part at its signed URL (JavaScript)."""
+    return await _receive_part(service, request, upload, part_number(number))
+
+
+@router.post("/storage/upload/{file_id}/complete")
+async def complete_signed(service: CurrentService, upload: SignedParts, request: Request) -> Response:
+    """Joins the parts (JavaScript)."""
+    row = await _join(service, request, upload)
+    return JSONResponse({"file_url": file_url(service.base_url(request), row)})
+
+
+def _upload_in_headers(service: Service, request: Request, key_id: str) -> Upload:
+    kind = safe_content_type(request.headers.get("Content-Type"))
+    return _new_upload(service, request, key_id, name_in_header(request.headers), kind)
+
+
+async def _upload_in_body(service: Service, request: Request, key_id: str) -> Upload:
+    about = await read_object(service, request)
+    name, kind = about.get("file_name"), about.get("content_type")
+    if not isinstance(name, str | None) or not isinstance(kind, str | None):
+        raise infrastructure_error("bad_request", "file_name and content_type have to be texts")
+    return _new_upload(service, request, key_id, name, safe_content_type(kind))
+
+
+def _new_upload(service: Service, request: Request, key_id: str, name: str | None, kind: str) -> Upload:
+    seconds = lifetime_in_header(request.headers, service.settings.object_seconds)
+    return Upload(key_id, new_file_id(), safe_name(name, kind), kind, seconds)
+
+
+async def _receive(service: Service, request: Request, upload: Upload) -> FileRow:
+    async with received(service, request, service.settings.upload_bytes) as body:
+        return await asyncio.to_thread(upload.keep, service, body.path)
+
+
+async def _receive_part(service: Service, request: Request, upload: Upload, number: int) -> Response:
+    async with received(service, request, service.settings.part_bytes) as body:
+        await asyncio.to_thread(keep_part, service, upload, number, body.path, body.size, body.digest)
+    etag = f'"{body.digest}"'
+    return JSONResponse({"partNumber": number, "etag": etag}, headers={"ETag": etag})
+
+
+async def _join(service: Service, request: Request, upload: Upload) -> FileRow:
+    listed = listed_parts(await read_object(service, request, LIST_BYTES))
+    return await asyncio.to_thread(complete, service, upload, listed)
+
+
+def _signed_urls(service: Service, request: Request, upload: Upload, token: str) -> Response:
+    base = service.base_url(request)
+    upload_url = f"{base}/storage/upload/{upload.file_id}?token={token}"
+    return JSONResponse({"upload_url": upload_url, "file_url": upload.file_url(base)})

@@ -1,0 +1,141 @@
+"""The interface of a runner: its jobs, their events and results. Another runner could use other machines."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ...runtime.errors import SparseCtrlLcmError, message
+
+FailureKind = Literal["invalid", "failed", "out_of_memory", "cancelled"]
+LossKind = Literal["crashed", "hung", "refused", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A clip to make. All paths are local files.
+
+    Attributes:
+        id: names the job for `Runner.cancel`.
+        options: keywords of `VideoPipeline.generate`, except keyframes and callbacks.
+        keyframes: frame index and image file of each.
+        output: the mp4 file to write.
+    """
+
+    id: str
+    options: dict[str, Any]
+    keyframes: tuple[tuple[int, Path], ...]
+    output: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A clip, which is at `Job.output`.
+
+    Attributes:
+        seed: the seed used.
+        seconds: time from reading the keyframes to the finished file.
+        timings: seconds per stage, as `Clip.timings`.
+    """
+
+    seed: int
+    seconds: float
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Progress: `step` of `steps` of `stage` are done, and `fraction` of the whole; see `runtime.Progress`."""
+
+    stage: str
+    step: int
+    steps: int
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Frame `index` as a JPEG whose longest side is at most 256 pixels."""
+
+    index: int
+    jpeg: bytes = field(repr=False)
+
+
+OnEvent = Callable[[Step | Preview], None]
+"""Called on the event loop, in order. What it raises is logged."""
+
+
+class JobFailed(Exception):
+    """A job has ended without a clip. The runner goes on.
+
+    Attributes:
+        kind: invalid (the job's own fault), failed, out_of_memory or cancelled.
+        message: why, in one line, without the option's name.
+        field: the option at fault, if it is known.
+        keyframe: the position in `Job.keyframes` of the image at fault, if it is one.
+    """
+
+    def __init__(
+        self, kind: FailureKind, reason: str, *, field: str | None = None, keyframe: int | None = None
+    ) -> None:
+        super().__init__(message(field or "", reason))
+        self.kind = kind
+        self.message = reason
+        self.field = field
+        self.keyframe = keyframe
+
+
+class RunnerLost(Exception):
+    """The process is gone, and the job with it. The runner starts another process unless it was stopped.
+
+    Attributes:
+        kind: crashed, hung, stopped, or refused, if it cannot load and no other process could.
+        message: how it ended, in one line.
+        lines: what it printed last, for logs.
+        refusal: the error for which no process can load, if it was refused.
+    """
+
+    def __init__(
+        self, kind: LossKind, message: str, lines: tuple[str, ...] = (), refusal: SparseCtrlLcmError | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.lines = lines
+        self.refusal = refusal
+
+
+class Runner(Protocol):
+    """Makes clips, one at a time."""
+
+    async def start(self) -> None:
+        """Begins to load the model and returns at once."""
+
+    async def stop(self) -> None:
+        """Ends everything at once. Jobs end with `RunnerLost("stopped")`."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a model is loaded."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no model, in one line. None while there is one, and until the first attempt to load failed."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """backend, precision, width, height, frames, fps, bundle and pid. Empty until a model was loaded once."""
+
+    async def refused(self) -> SparseCtrlLcmError:
+        """Waits until it is certain that no model can be loaded because the options are wrong; returns the error."""
+
+    async def run(self, job: Job, on_event: OnEvent) -> Made:
+        """Makes a clip. Later calls wait their turn. Cancelling the task cancels the job.
+
+        Raises:
+            JobFailed: there is no clip, but the process goes on.
+            RunnerLost: the process died, was killed, or could not load.
+        """
+
+    def cancel(self, job_id: str) -> None:
+        """Ends a job with `JobFailed("cancelled")`: now if it waits, else at its next step. Ignores unknown ids."""

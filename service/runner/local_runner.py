@@ -1,0 +1,242 @@
+"""A runner on this machine: keeps one process with the model alive and gives it one job after the other."""
+
+import asyncio
+import base64
+import logging
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...runtime.errors import SparseCtrlLcmError
+from .interface import Job, JobFailed, Made, OnEvent, Preview, RunnerLost, Step
+from .process_handle import RunnerProcess
+
+log = logging.getLogger(__package__)
+
+FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
+"""Seconds between processes that die before they are ready; the wait doubles."""
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """A call of `run`. After its result is set, its listener is no longer called."""
+
+    job: Job
+    on_event: OnEvent
+    result: asyncio.Future[Made]
+
+    def tell(self, event: Step | Preview) -> None:
+        if not self.result.done():
+            try:
+                self.on_event(event)
+            except Exception:
+                log.exception("The listener of job %s failed", self.job.id)
+
+    def end(self, result: Made | Exception) -> None:
+        if self.result.done():
+            return
+        if isinstance(result, Made):
+            self.result.set_result(result)
+        else:
+            self.result.set_exception(result)
+
+
+class LocalRunner:
+    """A `Runner` with one process, restarted if it crashes or hangs, unless its options are wrong from the start.
+
+    All methods belong to one event loop. On Linux the process ends with the thread that runs this loop.
+
+    Args:
+        pipeline: `module:callable` that creates the pipeline in the process; gets the next four as keywords.
+        bundle, backend, precision, threads: as `VideoPipeline.load` takes them.
+        image_pixels: pixels of the largest keyframe.
+        step_seconds: longest silence during a job; after that the process counts as hung.
+        start_seconds: longest time to load.
+        work: existing folder for the temporary files of the process; None means the system's.
+        nice: how far the process yields to the server, 0 to 19.
+    """
+
+    def __init__(
+        self,
+        *,
+        pipeline: str = "sparsectrl_lcm.runtime:VideoPipeline.load",
+        bundle: Path | None = None,
+        backend: str = "auto",
+        precision: str | None = None,
+        threads: int | None = None,
+        image_pixels: int = 50_000_000,
+        step_seconds: float = 600.0,
+        start_seconds: float = 900.0,
+        work: Path | None = None,
+        nice: int = 5,
+    ) -> None:
+        path = None if bundle is None else str(bundle)
+        options = {"bundle": path, "backend": backend, "precision": precision, "threads": threads}
+        self._setup = {"pipeline": pipeline, "options": options, "image_pixels": image_pixels, "nice": nice}
+        self._step_seconds = step_seconds
+        self._start_seconds = start_seconds
+        self._work = work
+        self._about: dict[str, Any] = {}
+        self._problem: str | None = None
+        self._refused = asyncio.Event()
+        self._refusal: SparseCtrlLcmError | None = None
+        self._process: RunnerProcess | None = None  # while it is ready
+        self._running: _Turn | None = None
+        self._waiting: deque[_Turn] = deque()
+        self._wake = asyncio.Event()  # a turn has come, or the process has ended
+        self._supervisor: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether a model is loaded."""
+        return self._process is not None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the process said about itself when it was last ready."""
+        return self._about
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no model, in one line; None while there is one and until the first attempt has failed."""
+        return self._problem
+
+    async def refused(self) -> SparseCtrlLcmError:
+        """See `Runner.refused`. Once a model was loaded it never returns: options that worked may work again."""
+        await self._refused.wait()
+        assert self._refusal is not None
+        return self._refusal
+
+    async def start(self) -> None:
+        """Begins to load the model, and returns at once."""
+        self._stopped = False
+        if self._supervisor is None:
+            self._supervisor = asyncio.create_task(self._supervise(), name="runner")
+
+    async def stop(self) -> None:
+        """Kills the process and ends all jobs with `RunnerLost("stopped")`."""
+        self._stopped = True
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.wait({supervisor})
+        for turn in self._waiting:
+            turn.end(_stopped())
+
+    async def run(self, job: Job, on_event: OnEvent) -> Made:
+        """Makes a clip; see `Runner.run`."""
+        if self._stopped:
+            raise _stopped()
+        turn = _Turn(job, on_event, asyncio.get_running_loop().create_future())
+        self._waiting.append(turn)
+        self._wake.set()
+        try:
+            return await turn.result
+        except asyncio.CancelledError:
+            self._cancel(turn)
+            raise
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(turn)
+
+    def cancel(self, job_id: str) -> None:
+        """Ends a job with `JobFailed("cancelled")`; see `Runner.cancel`."""
+        for turn in (self._running, *self._waiting):
+            if turn is not None and turn.job.id == job_id:
+                self._cancel(turn)
+
+    def _cancel(self, turn: _Turn) -> None:
+        if turn is self._running and self._process is not None:
+            self._process.send({"do": "cancel"})
+        else:
+            turn.end(JobFailed("cancelled", "cancelled while it waited"))
+
+    async def _supervise(self) -> None:
+        """Keeps a process alive, until it is certain that none can load."""
+        wait = FIRST_WAIT
+        while True:
+            try:
+                async with RunnerProcess.started(self._work) as process:
+                    await self._load(process)
+                    wait = 0.0
+                    await self._serve(process)
+            except (RunnerLost, OSError) as error:
+                self._problem = str(error)
+                if isinstance(error, RunnerLost) and error.refusal is not None and not self._about:
+                    self._stopped, self._refusal = True, error.refusal
+                    return self._refused.set()
+                log.error("%s; it starts again in %g s", error, wait)
+            except Exception as error:
+                self._problem = repr(error)
+                log.exception("The runner's messages are not understood; it starts again")
+            finally:
+                self._process = None
+            await asyncio.sleep(wait)
+            wait = min(max(2 * wait, FIRST_WAIT), LONGEST_WAIT)
+
+    async def _load(self, process: RunnerProcess) -> None:
+        process.send({"do": "load", **self._setup})
+        try:
+            self._about = (await process.receive(self._start_seconds))["about"]
+        except RunnerLost as lost:  # perhaps for ever, so nobody has to wait
+            self._problem = str(lost)
+            for turn in self._waiting:
+                turn.end(lost)
+            raise
+        self._process, self._problem = process, None
+        log.info("The runner is ready: %s", self._about)
+
+    async def _serve(self, process: RunnerProcess) -> None:
+        """Gives a process the turns in order, until it ends."""
+        gone = asyncio.create_task(process.wait())
+        gone.add_done_callback(lambda _: self._wake.set())
+        try:
+            while not gone.done():
+                if not self._waiting:
+                    self._wake.clear()
+                    await self._wake.wait()
+                elif not (turn := self._waiting.popleft()).result.done():
+                    await self._take(process, turn)
+            raise await process.lost()
+        finally:
+            gone.cancel()
+
+    async def _take(self, process: RunnerProcess, turn: _Turn) -> None:
+        """Takes one turn. The process finishes it even if the caller no longer waits."""
+        job = turn.job
+        keyframes = [(index, str(path)) for index, path in job.keyframes]
+        self._running = turn
+        try:
+            process.send({"do": "make", "options": job.options, "keyframes": keyframes, "output": str(job.output)})
+            result = None
+            while result is None:
+                result = _event(turn, await process.receive(self._step_seconds))
+            turn.end(result)
+        except RunnerLost as lost:
+            self._process = None
+            turn.end(lost)
+            raise
+        finally:
+            self._running = None
+            turn.end(_stopped())
+
+
+def _event(turn: _Turn, message: dict[str, Any]) -> Made | JobFailed | None:
+    """Tells the caller what the process says about his job. Returns the result if the job has ended."""
+    match message:
+        case {"say": "step", **values}:
+            turn.tell(Step(**values))
+        case {"say": "preview", "index": index, "jpeg": jpeg}:
+            turn.tell(Preview(index, base64.b64decode(jpeg)))
+        case {"say": "made", **values}:
+            return Made(**values)
+        case {"say": "failed", "kind": kind, "message": text, **blame}:
+            return JobFailed(kind, text, **blame)
+    return None
+
+
+def _stopped() -> RunnerLost:
+    return RunnerLost("stopped", "the runner was stopped")

@@ -1,0 +1,39 @@
+"""Opens the pipeline in the runner's process, and checks its options in the server's."""
+
+from pathlib import Path
+
+from ...runtime import BundleError, VideoPipeline
+from ...runtime.backends import BACKENDS, LoadOptions, check_backend, choose_backend
+from ...runtime.format.bundle import Bundle, bundle_folder
+from ...runtime.format.manifest import read_manifest
+from ...runtime.machine import physical_cores
+from ..protocol.clip_input import LAST
+
+
+def load(
+    bundle: str | None = None, backend: str = "auto", precision: str | None = None, threads: int | None = None
+) -> VideoPipeline:
+    """Loads as `VideoPipeline.load`, but on the CPU leaves one core to the server unless `threads` is given.
+
+    If a clip uses every core, 100 polling clients nearly double its time; one free core makes up for it
+    (`benchmarks/polling.py`).
+    """
+    if backend == "auto":
+        backend = choose_backend(Bundle.load(bundle), LoadOptions(precision=precision))
+    if threads is None and not BACKENDS[backend].on_gpu:
+        threads = max(1, physical_cores() - 1)
+    return VideoPipeline.load(bundle, backend, precision=precision, threads=threads)
+
+
+def check(bundle: Path | None, backend: str, threads: int | None) -> None:
+    """Checks in the server's process what needs no model. The runner's process finds the rest when it loads.
+
+    Raises:
+        InvalidRequest, BackendError, BundleError: an option is wrong.
+    """
+    LoadOptions(threads=threads)
+    check_backend(backend)
+    frames = read_manifest(bundle_folder(bundle)).sizes.frames
+    if frames != LAST + 1:
+        reason = f"its clips have {frames} frames, the endpoint's {LAST + 1}"
+        raise BundleError("bundle", reason, f"export one with {LAST + 1} frames")

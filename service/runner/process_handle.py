@@ -1,0 +1,177 @@
+"""The runner's process as the server sees it: messages, output, and how it ended."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, Process
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ...runtime.errors import BackendError
+from .interface import RunnerLost
+
+log = logging.getLogger(__package__)
+
+END_SECONDS = 2.0
+"""How long a process and its output may take to end after its last message."""
+MESSAGE_BYTES = 2**20
+LINE_BYTES = 2000
+LINES_KEPT = 20
+
+
+class RunnerProcess:
+    """A process that runs `process_main.py`. `started` creates one."""
+
+    def __init__(
+        self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, output: "_Output"
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._output = output
+
+    @classmethod
+    @asynccontextmanager
+    async def started(cls, work: Path | None) -> AsyncIterator["RunnerProcess"]:
+        """Starts a process. At the end of the block it is killed and its files are removed.
+
+        Args:
+            work: parent of its folder for temporary files; None means the system's.
+
+        Raises:
+            OSError: the system has no process, file descriptor or folder left.
+        """
+        output = _Output()
+        async with AsyncExitStack() as stack:
+            scratch = tempfile.TemporaryDirectory(prefix="runner-", dir=work, ignore_cleanup_errors=True)
+            environment = {**os.environ, "TMPDIR": stack.enter_context(scratch)}
+            ours, theirs = map(stack.enter_context, socket.socketpair())
+            read, write = map(stack.enter_context, socket.socketpair())  # uvloop closes pipes twice, sockets once
+            reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MESSAGE_BYTES)
+            stack.push_async_callback(_close, writer)
+            transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: output, sock=read)
+            stack.push_async_callback(output.closed.wait)
+            stack.callback(transport.close)
+            starting = asyncio.create_task(_start(theirs.fileno(), write.fileno(), environment))
+            stack.push_async_callback(_kill, starting)
+            process = await asyncio.shield(starting)  # cancelled meanwhile, uvloop would never return
+            theirs.close()  # only the process has it now, so that the file ends with the process
+            write.close()
+            yield cls(process, reader, writer, output)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends a message. If the process is gone, `receive` reports that."""
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps(message).encode() + b"\n")
+
+    async def receive(self, seconds: float) -> dict[str, Any]:
+        """Returns the next message.
+
+        Raises:
+            RunnerLost: hung after `seconds` without one; crashed if the process is gone; refused if it says so.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                line = await self._reader.readline()
+        except TimeoutError:
+            raise RunnerLost("hung", f"the runner said nothing for {seconds:g} s", self._output.lines) from None
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
+            raise await self.lost()
+        message: dict[str, Any] = json.loads(line)
+        if message["say"] == "ended":
+            raise await self.lost(message["message"], message["refusal"])
+        return message
+
+    async def wait(self) -> None:
+        """Waits for the end of the process."""
+        await self._process.wait()
+
+    async def lost(self, how: str | None = None, refusal: dict[str, str] | None = None) -> RunnerLost:
+        """Returns how a process ended that has sent its last message.
+
+        Args:
+            how: what the process said; None derives it from the exit code.
+            refusal: field, reason and remedy of the error for which no process can load.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await self._process.wait()
+                await self._output.closed.wait()
+        message = f"the runner {how or _how(self._process.returncode)}"
+        if refusal is None:
+            return RunnerLost("crashed", message, self._output.lines)
+        return RunnerLost("refused", message, self._output.lines, BackendError(**refusal))
+
+
+class _Output(asyncio.Protocol):
+    """Logs what a process prints, line by line, and keeps the last lines."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+        self._last: deque[str] = deque(maxlen=LINES_KEPT)
+        self._rest = b""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return tuple(self._last)
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
+        if len(self._rest) > LINE_BYTES:
+            lines, self._rest = [*lines, self._rest], b""
+        for line in lines:
+            self._take(line)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._take(self._rest)
+        self.closed.set()
+
+    def _take(self, line: bytes) -> None:
+        if text := line[:LINE_BYTES].decode(errors="replace").rstrip():
+            self._last.append(text)
+            log.info("%s", text)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+
+
+async def _start(channel: int, output: int, environment: dict[str, str]) -> Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", "-P", "-m", f"{__package__}.process_main", str(channel)),
+        stdin=DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=[channel],
+        start_new_session=True,  # Ctrl-C in a terminal is meant for the server
+        env=environment,
+    )
+
+
+async def _kill(starting: asyncio.Task[Process]) -> None:
+    with suppress(OSError):  # it has not started
+        process = await starting
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return "closed its socket"
+    if code >= 0:
+        return f"ended with code {code}"
+    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+    return f"was ended by {name}" + (", as a system does where memory runs out" if -code == signal.SIGKILL else "")

@@ -1,0 +1,255 @@
+"""The program of the runner's process: loads the pipeline, then makes one clip after the other.
+
+`python -m sparsectrl_lcm.service.runner.process_main FD` exchanges lines of JSON over the socket FD. It gets one
+`load`, then `make` (the next one only after the answer) and `cancel`. It sends `ready`; for each job `step` and
+`preview`, and at the end `made` or `failed`; and `ended` if only a new process can help, with a `refusal` if not even
+that can. What libraries print goes to the server's log.
+"""
+
+import base64
+import faulthandler
+import io
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...runtime import (
+    BackendError,
+    BundleError,
+    Cancelled,
+    DeviceLost,
+    DeviceOutOfMemory,
+    InvalidRequest,
+    Keyframe,
+    Progress,
+    SparseCtrlLcmError,
+)
+from ...runtime.errors import first_line, message
+from ...runtime.images import fit, load_picture
+from ...runtime.output.writers import Recording
+from .interface import JobFailed
+
+FPS = 8
+PREVIEW_SIDE = 256
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP")
+"""Formats of keyframes. Pillow knows more, some of which run other programs."""
+
+
+class Channel:
+    """This process's end of the socket. A thread receives what the server sends."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._socket.set_inheritable(False)
+        self.orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.cancelled = Event()
+        Thread(target=self._listen, name="listener", daemon=True).start()
+
+    def say(self, what: str, **values: Any) -> None:
+        """Sends a message."""
+        try:
+            self._socket.sendall(json.dumps({"say": what, **values}).encode() + b"\n")
+        except OSError:
+            os._exit(1)  # the server is gone
+
+    def _listen(self) -> None:
+        with suppress(OSError), self._socket.makefile("rb") as lines:
+            for line in lines:
+                order = json.loads(line)
+                if order["do"] == "cancel":
+                    self.cancelled.set()
+                else:
+                    self.cancelled.clear()  # a cancellation that came too late was meant for the previous job
+                    self.orders.put(order)
+        os._exit(1)
+
+
+class Jobs:
+    """Makes clips with a pipeline and reports to the server.
+
+    Args:
+        pipeline: a `VideoPipeline`, or an object with its `generate`, `backend`, `precision` and `bundle`.
+        image_pixels: pixels of the largest keyframe.
+    """
+
+    def __init__(self, pipeline: Any, channel: Channel, image_pixels: int) -> None:
+        self._pipeline = pipeline
+        self._channel = channel
+        self._image_pixels = image_pixels
+        self._sizes = pipeline.bundle.manifest.sizes
+
+    def about(self) -> dict[str, Any]:
+        """Returns what `Runner.about` returns."""
+        return {
+            "backend": self._pipeline.backend,
+            "precision": self._pipeline.precision,
+            "width": self._sizes.width,
+            "height": self._sizes.height,
+            "frames": self._sizes.frames,
+            "fps": FPS,
+            "bundle": str(self._pipeline.bundle.folder),
+            "pid": os.getpid(),
+        }
+
+    def make(self, options: dict[str, Any], keyframes: list[tuple[int, str]], output: str) -> None:
+        """Makes one clip and reports how it ended.
+
+        Raises:
+            DeviceLost: only a new process can help.
+        """
+        try:
+            self._make(options, keyframes, output)
+        except DeviceLost:
+            raise
+        except Exception as error:  # whatever it is, the next job may succeed
+            failure = failure_of(error, options)
+            if failure.kind in ("failed", "out_of_memory"):
+                traceback.print_exc()
+            says = {"kind": failure.kind, "message": failure.message}
+            self._channel.say("failed", **says, field=failure.field, keyframe=failure.keyframe)
+
+    def _make(self, options: dict[str, Any], keyframes: list[tuple[int, str]], output: str) -> None:
+        start = time.perf_counter()
+        pictures = [Keyframe(index, self._read(Path(path), place)) for place, (index, path) in enumerate(keyframes)]
+        with Recording(output, FPS) as recording:
+
+            def on_frames(first: int, frames: NDArray[np.uint8]) -> None:
+                recording.add(first, frames)
+                self._channel.say("preview", index=first, jpeg=base64.b64encode(preview(frames[0])).decode())
+
+            clip = self._pipeline.generate(
+                **options, keyframes=pictures, on_progress=self._on_progress, on_frames=on_frames
+            )
+            recording.save(clip)
+        timings = {stage: float(seconds) for stage, seconds in clip.timings.items()}
+        self._channel.say("made", seed=int(clip.seed), seconds=time.perf_counter() - start, timings=timings)
+
+    def _on_progress(self, progress: Progress) -> bool:
+        done = {"step": progress.step, "steps": progress.steps, "fraction": progress.fraction}
+        self._channel.say("step", stage=progress.stage, **done)
+        return not self._channel.cancelled.is_set()
+
+    def _read(self, path: Path, place: int) -> NDArray[np.uint8]:
+        """Reads a keyframe in the clip's size [H, W, 3]. The large original is dropped at once."""
+        with path.open("rb") as file:
+            try:
+                picture = open_image(file, self._image_pixels)
+                return fit(load_picture(picture, "image"), self._sizes.width, self._sizes.height)
+            except InvalidRequest as error:
+                raise JobFailed("invalid", str(error), keyframe=place) from None
+
+
+def open_image(file: Any, max_pixels: int) -> Image.Image:
+    """Opens an image file and reads its head. The pixels stay compressed.
+
+    Raises:
+        InvalidRequest: it is no image, has a format not in `FORMATS`, or is too large.
+    """
+    Image.init()
+    try:
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError:
+        raise InvalidRequest("image", "too many pixels", f"allowed are {max_pixels:,}") from None
+    except Exception:  # damaged files make parsers raise errors of many classes
+        raise InvalidRequest("image", "cannot be read", f"give a whole image as {', '.join(FORMATS)}") from None
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        raise InvalidRequest("image", f"{size} has too many pixels", f"allowed are {max_pixels:,}")
+    return image
+
+
+def preview(frame: NDArray[np.uint8]) -> bytes:
+    """Returns a small JPEG of a frame [H, W, 3]."""
+    image = Image.fromarray(frame)
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=80)
+    return jpeg.getvalue()
+
+
+def failure_of(error: Exception, options: dict[str, Any]) -> JobFailed:
+    """Returns what an exception means for the job; `options` are its keywords."""
+    if isinstance(error, JobFailed):
+        return error
+    if isinstance(error, InvalidRequest):
+        if error.field in options:
+            return JobFailed("invalid", message("", error.reason, error.remedy), field=error.field)
+        return JobFailed("invalid", str(error))
+    if isinstance(error, Cancelled):
+        return JobFailed("cancelled", first_line(error))
+    if isinstance(error, DeviceOutOfMemory | MemoryError):
+        return JobFailed("out_of_memory", first_line(error))
+    return JobFailed("failed", first_line(error))
+
+
+def refusal_of(error: Exception) -> dict[str, str] | None:
+    """Returns field, reason and remedy of an error that every process would meet, since the options are wrong."""
+    if isinstance(error, DeviceLost | DeviceOutOfMemory):
+        return None  # may be over at the next attempt
+    if isinstance(error, InvalidRequest | BackendError | BundleError):
+        return {"field": error.field, "reason": error.reason, "remedy": error.remedy}
+    return None
+
+
+def load(pipeline: str, options: dict[str, Any]) -> Any:
+    """Calls the `module:callable` with the options and returns its result."""
+    module, _, names = pipeline.partition(":")
+    make: Any = import_module(module)
+    for name in names.split("."):
+        make = getattr(make, name)
+    return make(**options)
+
+
+def live_and_die_with_the_server() -> None:
+    """Makes sure that only the server ends this process: over the socket, or by its own death."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # the whole process group gets them, but the server drains first
+        signal.signal(ignored, signal.SIG_IGN)
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, ctypes.c_ulong(signal.SIGKILL))
+    with suppress(OSError):  # if memory runs out, the system should kill this process, not the server
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def main() -> None:
+    """Makes clips until the server or the device is gone."""
+    faulthandler.enable()
+    live_and_die_with_the_server()
+    channel = Channel(int(sys.argv[1]))
+    setup = channel.orders.get()
+    os.nice(setup["nice"])
+    try:
+        jobs = Jobs(load(setup["pipeline"], setup["options"]), channel, setup["image_pixels"])
+        channel.say("ready", about=jobs.about())
+    except Exception as error:
+        if not isinstance(error, SparseCtrlLcmError):
+            traceback.print_exc()
+        return channel.say("ended", message=f"could not load: {first_line(error)}", refusal=refusal_of(error))
+    while True:
+        order = channel.orders.get()
+        try:
+            jobs.make(order["options"], order["keyframes"], order["output"])
+        except DeviceLost as error:
+            traceback.print_exc()
+            return channel.say("ended", message=f"lost its device: {first_line(error)}", refusal=None)
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(1)  # skips exit handlers, which may wait for a device that is gone

@@ -1,0 +1,297 @@
+"""Requests in SQL: how they arrive, wait, are tried and end. Every method is one transaction, in any thread."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, true, update
+
+from . import tables
+from .database import Database
+from .records import LogRow, NewRequest, Outcome, RequestRow
+
+requests, logs, webhooks = tables.requests, tables.logs, tables.webhooks
+waiting = requests.c.state == "queued"
+running = requests.c.state == "running"
+SHOWN = tuple(column for column in requests.c if column.name != "input")
+
+ATTEMPTS = 10
+"""Most attempts at a request. One that kills its server would otherwise do so for ever."""
+UNSTARTED_SECONDS = 3600.0
+CANCELLED = 499
+"""The status of a request that was cancelled."""
+
+
+class QueueFull(Exception):
+    """The queue, or the caller's part of it, is full."""
+
+
+class Requests(Database):
+    """The part of the store that holds requests and their logs."""
+
+    def submit(
+        self,
+        new: NewRequest,
+        *,
+        limit: int,
+        key_limit: int,
+        unstarted_limit: int = 2000,
+        outcome: Outcome | None = None,
+    ) -> None:
+        """Adds a request; with `outcome` one that has ended already.
+
+        Raises:
+            QueueFull: `limit` requests wait already, or `key_limit` of this key, or `unstarted_limit` of this key
+                ended within an hour without a start.
+        """
+        count = select(func.count()).select_from(requests)
+        ended = count.where(tables.unstarted, requests.c.created_at > new.created_at - UNSTARTED_SECONDS)
+        with self._write() as connection:
+            if connection.execute(ended.where(requests.c.key_id == new.key_id)).scalar_one() >= unstarted_limit:
+                raise QueueFull(f"{unstarted_limit} requests of this key ended within an hour without a start")
+            if outcome is None:
+                if connection.execute(count.where(waiting)).scalar_one() >= limit:
+                    raise QueueFull(f"{limit} requests are waiting already")
+                own = count.where(waiting, requests.c.key_id == new.key_id)
+                if connection.execute(own).scalar_one() >= key_limit:
+                    raise QueueFull(f"{key_limit} requests of this key are waiting already")
+            row = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
+            row |= {"state": "queued", "attempts": 0, "crashes": 0, "cancelled": False}
+            connection.execute(insert(requests).values(row))
+            if outcome is not None:
+                _end(connection, new.id, new.webhook, outcome, new.created_at)
+
+    def get(self, request_id: str) -> RequestRow | None:
+        """Returns a request."""
+        with self._read() as connection:
+            row = connection.execute(select(*SHOWN).where(requests.c.id == request_id)).one_or_none()
+        return None if row is None else _request(row)
+
+    def given(self, request_id: str) -> tuple[dict[str, Any], str] | None:
+        """Returns input and base URL of a waiting request."""
+        query = select(requests.c.input, requests.c.base_url).where(requests.c.id == request_id, waiting)
+        with self._read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else (row.input, row.base_url)
+
+    def waiting(self) -> list[str]:
+        """Returns the ids of waiting requests, the next one first."""
+        with self._read() as connection:
+            return list(connection.execute(_in_order).scalars())
+
+    def ahead(
+        self, limit: int, now: float, known: Collection[str] = (), without_keys: Collection[str] = ()
+    ) -> dict[str, str]:
+        """Returns the next requests that may still be started: their API keys by their ids, in order.
+
+        Args:
+            limit: how many.
+            now: the time.
+            known: ids of requests that are included whatever their key.
+            without_keys: API keys of which only `known` requests are included.
+        """
+        heeded = or_(requests.c.key_id.not_in(without_keys), requests.c.id.in_(known))
+        query = _in_order.add_columns(requests.c.key_id).where(_in_time(now), heeded).limit(limit)
+        with self._read() as connection:
+            return dict(row._tuple() for row in connection.execute(query))
+
+    def claim(
+        self, request_id: str, owner: str, now: float, lease_seconds: float
+    ) -> tuple[RequestRow, list[LogRow]] | None:
+        """Takes a waiting request for `owner`, with its log. Nobody else gets it before the lease ends."""
+        taken = {
+            "state": "running",
+            "owner": owner,
+            "lease_until": self._clock() + lease_seconds,
+            "started_at": now,
+            "attempts": requests.c.attempts + 1,
+        }
+        statement = update(requests).where(requests.c.id == request_id, waiting, _in_time(now)).values(taken)
+        with self._write() as connection:
+            row = connection.execute(statement.returning(*SHOWN)).one_or_none()
+            return None if row is None else (_request(row), _logs(connection, request_id))
+
+    def renew(self, held: Sequence[tuple[RequestRow, Sequence[LogRow]]], lease_seconds: float) -> set[str]:
+        """Prolongs the leases of attempts and adds lines to their logs.
+
+        Returns:
+            The ids of requests to stop, since they were cancelled or are no longer the owner's.
+        """
+        stop = set()
+        with self._write() as connection:
+            for row, lines in held:
+                renewed = update(requests).where(_held(row)).values(lease_until=self._clock() + lease_seconds)
+                cancelled = connection.execute(renewed.returning(requests.c.cancelled)).scalar_one_or_none()
+                if cancelled is not None:
+                    _add_logs(connection, row.id, lines)
+                if cancelled is not False:
+                    stop.add(row.id)
+        return stop
+
+    def give_back(self, owner: str, keep: Collection[str], now: float) -> dict[str, int | None]:
+        """Puts requests that nobody works on back into the queue, at their old place.
+
+        In a store of one server these are all running requests except `keep`. In a shared store they are the running
+        requests of `owner` except `keep`, and those whose lease has ended.
+
+        Returns:
+            By id None, or the status with which a request ended instead: 499 if cancelled, 500 after `ATTEMPTS`.
+        """
+        lost = or_(requests.c.owner == owner, requests.c.lease_until < self._clock()) if self.shared else true()
+        query = select(*SHOWN).where(running, lost, requests.c.id.not_in(keep)).with_for_update(skip_locked=True)
+        with self._write() as connection:
+            rows = connection.execute(query).all()
+            return {row.id: _wait_again(connection, row, now) for row in rows}
+
+    def put_back(self, row: RequestRow, lines: Sequence[LogRow], now: float, *, crashed: bool) -> int | None:
+        """Ends an attempt: the request waits again, at its old place. Returns what `give_back` gives for each."""
+        with self._write() as connection:
+            mine = _locked(connection, row)
+            if mine is None:
+                return None
+            _add_logs(connection, row.id, lines)
+            return _wait_again(connection, mine, now, mine.crashes + crashed)
+
+    def finish(self, row: RequestRow, outcome: Outcome, now: float, lines: Sequence[LogRow] = ()) -> int | None:
+        """Ends a request. If it was cancelled meanwhile it ends as cancelled, since its caller was promised that.
+
+        Returns:
+            The status; None if the attempt is no longer the current one, for instance after a lost lease.
+        """
+        with self._write() as connection:
+            mine = _locked(connection, row)
+            if mine is None:
+                return None
+            if mine.cancelled and outcome.status != CANCELLED:
+                outcome = _cancelled("client_cancelled")
+            _add_logs(connection, row.id, lines)
+            _end(connection, row.id, mine.webhook, outcome, now)
+            return outcome.status
+
+    def cancel(
+        self, request_id: str, now: float, reason: str = "client_cancelled"
+    ) -> Literal["ended", "marked"] | None:
+        """Ends a waiting request or marks a running one. Returns None if it has ended or was cancelled before."""
+        with self._write() as connection:
+            query = select(*SHOWN).where(requests.c.id == request_id).with_for_update()
+            row = connection.execute(query).one_or_none()
+            if row is None or row.state == "done" or row.cancelled:
+                return None
+            connection.execute(update(requests).where(requests.c.id == request_id).values(cancelled=True))
+            if row.state == "running":
+                return "marked"
+            _end(connection, request_id, row.webhook, _cancelled(reason), now)
+            return "ended"
+
+    def end_runs(self, home: str, now: float) -> list[str]:
+        """Ends waiting `run` requests of a server that has just started, whose callers are gone; returns their ids."""
+        own = (requests.c.home == home) if self.shared else true()
+        with self._write() as connection:
+            rows = connection.execute(select(*SHOWN).where(waiting, own, requests.c.kind == "run")).all()
+            for row in rows:
+                _end(connection, row.id, row.webhook, _cancelled("client_disconnected"), now)
+        return [row.id for row in rows]
+
+    def expire_waiting(self, now: float) -> list[str]:
+        """Ends requests that should have been started by now, with 504; returns their ids."""
+        with self._write() as connection:
+            query = select(*SHOWN).where(waiting, requests.c.start_by <= now).with_for_update(skip_locked=True)
+            rows = connection.execute(query).all()
+            for row in rows:
+                late = _ended(504, "Request was not started in the time that it gave", "startup_timeout")
+                _end(connection, row.id, row.webhook, late, now)
+        return [row.id for row in rows]
+
+    def forget(self, before: float, private_before: float) -> list[str]:
+        """Deletes requests that ended before, `private_before` if they asked for no storage; the ids, at most 500."""
+        old = (requests.c.state == "done") & or_(
+            requests.c.finished_at < before, ~requests.c.keep_io & (requests.c.finished_at < private_before)
+        )
+        with self._write() as connection:
+            ids = list(connection.execute(select(requests.c.id).where(old).limit(500)).scalars())
+            for table, column in (
+                (logs, logs.c.request_id),
+                (webhooks, webhooks.c.request_id),
+                (requests, requests.c.id),
+            ):
+                connection.execute(delete(table).where(column.in_(ids)))
+        return ids
+
+    def counts(self) -> dict[str, int]:
+        """How many requests wait and run."""
+        query = select(requests.c.state, func.count()).where(requests.c.state != "done").group_by(requests.c.state)
+        with self._read() as connection:
+            return {"queued": 0, "running": 0} | dict(row._tuple() for row in connection.execute(query))
+
+    def logs(self, request_id: str) -> list[LogRow]:
+        """Returns the log of a request."""
+        with self._read() as connection:
+            return _logs(connection, request_id)
+
+
+_in_order = select(requests.c.id).where(waiting).order_by(requests.c.priority, requests.c.sequence)
+
+
+def _in_time(now: float) -> ColumnElement[bool]:
+    return or_(requests.c.start_by.is_(None), requests.c.start_by > now)
+
+
+def _held(row: RequestRow) -> ColumnElement[bool]:
+    """Whether an attempt is still the current one."""
+    same = (requests.c.owner == row.owner) & (requests.c.attempts == row.attempts)
+    return (requests.c.id == row.id) & running & same
+
+
+def _locked(connection: Connection, row: RequestRow) -> Any:
+    return connection.execute(select(*SHOWN).where(_held(row)).with_for_update()).one_or_none()
+
+
+def _logs(connection: Connection, request_id: str) -> list[LogRow]:
+    query = select(logs).where(logs.c.request_id == request_id).order_by(logs.c.number)
+    return [LogRow(row.message, row.level, row.created_at, row.labels) for row in connection.execute(query)]
+
+
+def _add_logs(connection: Connection, request_id: str, lines: Sequence[LogRow]) -> None:
+    names = LogRow.__dataclass_fields__
+    rows = [{"request_id": request_id} | {name: getattr(line, name) for name in names} for line in lines]
+    if rows:
+        connection.execute(insert(logs), rows)
+
+
+def _wait_again(connection: Connection, row: Any, now: float, crashes: int | None = None) -> int | None:
+    """Puts a running request back into the queue, or ends it and returns the status."""
+    if row.cancelled or row.attempts >= ATTEMPTS:
+        often = _ended(500, f"The clip was begun {row.attempts} times and never made", "runner_server_error")
+        outcome = _cancelled("client_cancelled") if row.cancelled else often
+        _end(connection, row.id, row.webhook, outcome, now)
+        return outcome.status
+    values: dict[str, Any] = {"state": "queued", "owner": None, "lease_until": None, "started_at": None}
+    values["start_by"] = None  # it was started in time once
+    values["crashes"] = row.crashes if crashes is None else crashes
+    connection.execute(update(requests).where(requests.c.id == row.id).values(values))
+    return None
+
+
+def _ended(status: int, detail: str, error_type: str) -> Outcome:
+    return Outcome(status, {"detail": detail, "error_type": error_type}, detail, error_type)
+
+
+def _cancelled(reason: str) -> Outcome:
+    return _ended(CANCELLED, "Request was cancelled", reason)
+
+
+def _end(connection: Connection, request_id: str, webhook: str | None, outcome: Outcome, now: float) -> None:
+    """Ends a request. Its input goes, since nobody needs it any more."""
+    values = {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
+    values |= {"state": "done", "owner": None, "lease_until": None, "finished_at": now, "input": None}
+    connection.execute(update(requests).where(requests.c.id == request_id).values(values))
+    if webhook is not None:
+        host = (urlsplit(webhook).hostname or "")[:255]
+        due = {"request_id": request_id, "url": webhook, "host": host, "attempts": 0, "next_at": now}
+        connection.execute(insert(webhooks).values(due))
+
+
+def _request(row: Any) -> RequestRow:
+    values = {name: getattr(row, name) for name in RequestRow.__dataclass_fields__ if name != "outcome"}
+    outcome = Outcome(row.status, row.body, row.error, row.error_type, row.seconds) if row.state == "done" else None
+    return RequestRow(**values, outcome=outcome)

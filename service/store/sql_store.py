@@ -1,0 +1,130 @@
+"""The store: keys, files, webhooks and secrets, on top of requests. Every method is one transaction, in any thread."""
+
+import secrets as random
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+
+from . import tables
+from .records import FileRow, KeyRow, WebhookRow
+from .request_queries import Requests
+
+files, webhooks = tables.files, tables.webhooks
+
+
+class SqlStore(Requests):
+    """Requests, logs, keys, files and webhooks."""
+
+    # Keys
+
+    def add_key(self, key: KeyRow) -> None:
+        """Adds an API key."""
+        with self._write() as connection:
+            connection.execute(insert(tables.keys).values({n: getattr(key, n) for n in KeyRow.__dataclass_fields__}))
+
+    def get_key(self, key_id: str) -> KeyRow | None:
+        """Returns an API key, revoked or not."""
+        with self._read() as connection:
+            row = connection.execute(select(tables.keys).where(tables.keys.c.id == key_id)).one_or_none()
+        return None if row is None else KeyRow(**row._mapping)
+
+    def all_keys(self) -> list[KeyRow]:
+        """Returns all API keys, oldest first."""
+        with self._read() as connection:
+            return [KeyRow(**row._mapping) for row in connection.execute(select(tables.keys).order_by("created_at"))]
+
+    def revoke_key(self, key_id: str, now: float) -> bool:
+        """Revokes a key; returns False if there is no valid one of this id."""
+        valid = (tables.keys.c.id == key_id) & tables.keys.c.revoked_at.is_(None)
+        with self._write() as connection:
+            return connection.execute(update(tables.keys).where(valid).values(revoked_at=now)).rowcount == 1
+
+    # Files
+
+    def add_file(self, row: FileRow, announced: str | None = None) -> FileRow | None:
+        """Records a file in place of the record `announced` and of one with the same id, which is returned."""
+        with self._write() as connection:
+            if announced is not None:
+                connection.execute(delete(files).where(files.c.id == announced))
+            return self._put_file(connection, row)
+
+    def add_part(self, row: FileRow, part_ids: Sequence[str], limit: int) -> bool:
+        """Records a part of an upload; returns False if its parts would have more than `limit` bytes together."""
+        others = [part_id for part_id in part_ids if part_id != row.id]
+        total = select(func.coalesce(func.sum(files.c.size), 0)).where(files.c.id.in_(others))
+        with self._write() as connection:
+            self._alone(connection, part_ids[0])
+            if connection.execute(total).scalar_one() + row.size > limit:
+                return False
+            self._put_file(connection, row)
+            return True
+
+    def _put_file(self, connection: Connection, row: FileRow) -> FileRow | None:
+        values = {name: getattr(row, name) for name in FileRow.__dataclass_fields__}
+        self._alone(connection, row.id)
+        old = connection.execute(select(files).where(files.c.id == row.id)).one_or_none()
+        dialect: Any = postgresql if self.shared else sqlite
+        upsert = dialect.insert(files).values(values)
+        connection.execute(upsert.on_conflict_do_update(index_elements=[files.c.id], set_=values))
+        return None if old is None else FileRow(**old._mapping)
+
+    def get_file(self, file_id: str) -> FileRow | None:
+        """Returns the record of a file."""
+        with self._read() as connection:
+            row = connection.execute(select(files).where(files.c.id == file_id)).one_or_none()
+        return None if row is None else FileRow(**row._mapping)
+
+    def expired_files(self, now: float) -> list[FileRow]:
+        """Returns files whose lifetime is over, at most 500."""
+        with self._read() as connection:
+            rows = connection.execute(select(files).where(files.c.expires_at <= now).limit(500))
+            return [FileRow(**row._mapping) for row in rows]
+
+    def delete_file(self, file_id: str) -> None:
+        """Removes the record of a file. The caller has deleted its object before."""
+        with self._write() as connection:
+            connection.execute(delete(files).where(files.c.id == file_id))
+
+    # Webhooks
+
+    def due_webhooks(
+        self, now: float, hold_seconds: float, limit: int = 20, busy_hosts: Collection[str] = ()
+    ) -> list[WebhookRow]:
+        """Takes webhooks that are due, except those to `busy_hosts`.
+
+        They become due again after `hold_seconds`, unless `webhook_tried` is called before.
+        """
+        due = (webhooks.c.next_at <= now) & webhooks.c.host.not_in(busy_hosts)
+        query = select(webhooks).where(due).order_by(webhooks.c.next_at).limit(limit)
+        with self._write() as connection:
+            rows = connection.execute(query.with_for_update(skip_locked=True)).all()
+            taken = [row.request_id for row in rows]
+            hold = update(webhooks).where(webhooks.c.request_id.in_(taken)).values(next_at=now + hold_seconds)
+            if taken:
+                connection.execute(hold)
+        return [WebhookRow(row.request_id, row.url, row.host, row.attempts, row.next_at) for row in rows]
+
+    def webhook_tried(self, request_id: str, error: str | None, next_at: float | None) -> None:
+        """Records an attempt to deliver. `next_at` is None after a success and after the last attempt."""
+        values = {"attempts": webhooks.c.attempts + 1, "last_error": error, "next_at": next_at}
+        with self._write() as connection:
+            connection.execute(update(webhooks).where(webhooks.c.request_id == request_id).values(values))
+
+    # Secrets
+
+    def secret(self, name: str) -> bytes:
+        """Returns 32 random bytes, which stay the same under this name."""
+        query = select(tables.secrets.c.value).where(tables.secrets.c.name == name)
+        with self._read() as connection:
+            value = connection.execute(query).scalar_one_or_none()
+        if value is not None:
+            return bytes.fromhex(value)
+        try:
+            with self._write() as connection:
+                connection.execute(insert(tables.secrets).values(name=name, value=random.token_hex(32)))
+        except IntegrityError:  # another server was faster
+            pass
+        return self.secret(name)

@@ -1,0 +1,13 @@
+"""Tests that need a program which is not installed."""
+
+import os
+from typing import NoReturn
+
+import pytest
+
+
+def missing(program: str) -> NoReturn:
+    """Skips the test where a contributor lacks a program; CI has to have it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{program} is not installed")
+    pytest.skip(f"{program} is not installed")

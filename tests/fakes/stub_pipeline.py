@@ -1,0 +1,107 @@
+"""A pipeline without a model, whose prompt says how it behaves: `stub_pipeline:load`, with this folder in PYTHONPATH.
+
+    crash, hang, oom, device oom, device lost, fail, invalid, noisy: what it says, at the second of four steps
+    slow SECONDS: each step takes as long
+    anything else: a clip of 16 frames 64x64 whose colours are the seed's, with the keyframes at their places
+
+`backend` says how it loads: flaky fails once, for each file that `bundle` names; broken always fails; refused has wrong
+options; lost has them from the second time on, while the file that `bundle` names is there; slow never ends.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from sparsectrl_lcm.runtime.errors import BundleError, Cancelled, DeviceLost, DeviceOutOfMemory, InvalidRequest
+from sparsectrl_lcm.runtime.output.clip import Clip
+from sparsectrl_lcm.runtime.progress import Progress
+
+SIDE, FRAMES, CHUNK = 64, 16, 8
+
+
+def load(
+    bundle: str | None = None, backend: str = "auto", precision: str | None = None, threads: int | None = None
+) -> "StubPipeline":
+    if backend == "slow":
+        time.sleep(3600)
+    if backend == "broken" or (backend == "flaky" and not Path(str(bundle)).exists()):
+        Path(str(bundle)).touch()
+        raise OSError("the stub does not load")
+    if backend == "refused" or (backend == "lost" and Path(str(bundle)).exists()):
+        raise BundleError("bundle", "the stub's is wrong")
+    if backend == "lost":
+        Path(str(bundle)).touch()
+    return StubPipeline(bundle, backend, precision)
+
+
+class StubPipeline:
+    def __init__(self, bundle: str | None, backend: str, precision: str | None) -> None:
+        sizes = SimpleNamespace(width=SIDE, height=SIDE, frames=FRAMES)
+        self.bundle = SimpleNamespace(folder=Path(bundle or "stub"), manifest=SimpleNamespace(sizes=sizes))
+        self.backend = backend
+        self.precision = precision
+
+    def generate(
+        self,
+        prompt: str,
+        keyframes: Sequence[Any] = (),
+        controlnet: str = "scribble",
+        negative_prompt: str = "",
+        num_inference_steps: int = 4,
+        guidance_scale: float = 1.0,
+        seed: int | None = None,
+        on_progress: Any = None,
+        on_frames: Any = None,
+        **sizes: Any,
+    ) -> Clip:
+        seed = 1234 if seed is None else seed
+        words = prompt.split()
+        pause = float(words[1]) if words[:1] == ["slow"] else 0.0
+        total = num_inference_steps + FRAMES // CHUNK
+        for step in range(num_inference_steps + 1):
+            if on_progress and on_progress(Progress("denoise", step, num_inference_steps, step / total)) is False:
+                raise Cancelled("", f"cancelled after denoise {step} of {num_inference_steps}")
+            if step == 1:
+                behave(prompt)
+            time.sleep(pause)
+        frames = picture(seed)
+        for keyframe in keyframes:
+            frames[keyframe.index] = keyframe.image
+        for part, first in enumerate(range(0, FRAMES, CHUNK), 1):
+            if on_frames:
+                on_frames(first, frames[first : first + CHUNK])
+            if on_progress:
+                on_progress(Progress("decode", part, FRAMES // CHUNK, (num_inference_steps + part) / total))
+        return Clip(frames=frames, seed=seed, timings={"denoise": pause * num_inference_steps, "total": pause})
+
+
+def picture(seed: int) -> Any:
+    """uint8 [16, 64, 64, 3]: one colour, that of the seed, a little brighter from frame to frame."""
+    colour = np.array([40 + seed % 150, 40 + seed // 150 % 150, 90])
+    return (np.zeros((FRAMES, SIDE, SIDE, 3)) + colour + np.arange(FRAMES)[:, None, None, None]).astype(np.uint8)
+
+
+def behave(prompt: str) -> None:
+    match prompt:
+        case "crash":
+            os.write(2, b"these are\nthe last words\n")
+            os._exit(3)
+        case "hang":
+            time.sleep(3600)
+        case "oom":
+            raise MemoryError("no memory for the stub")
+        case "device oom":
+            raise DeviceOutOfMemory("", "no memory on the device")
+        case "device lost":
+            raise DeviceLost("", "the device has fallen off")
+        case "fail":
+            raise RuntimeError("the stub failed\nwith details")
+        case "invalid":
+            raise InvalidRequest("controlnet", "'x' is not in this bundle", "allowed are scribble")
+        case "noisy":
+            print('{"say": "made"}', flush=True)
+            os.write(1, b"\xff no newline " * 100_000)
