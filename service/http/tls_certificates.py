@@ -77,9 +77,8 @@ def _write(authority: Path, certificate: Path, key: Path, names: list[str]) -> N
         identifier = x509.SubjectKeyIdentifier.from_public_key(public)
         return builder.add_extension(identifier, critical=False)
 
-    signs = x509.KeyUsage(
-        False, False, False, False, False, True, True, False, False
-    )  # may sign certificates and revocation lists
+    # may sign certificates and revocation lists, and nothing else
+    signs = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     ca = begin(ca_name, ca_key.public_key())
     ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     ca_certificate = ca.add_extension(signs, critical=True).sign(ca_key, hashes.SHA256())

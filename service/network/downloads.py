@@ -118,9 +118,7 @@ async def fetch(
         raise FetchError(f"it takes longer than {seconds:g} seconds") from None
     except httpx.TimeoutException as error:
         raise FetchError(f"it takes longer than {seconds:g} seconds", repr(error)) from None
-    except (
-        httpx.ConnectError
-    ) as error:  # one message for unknown, refused and closed hosts, so that nobody can map the inside
+    except httpx.ConnectError as error:  # one message for every reason, so that nobody can map the inside
         raise FetchError("its host cannot be reached, or is not public", str(error)) from None
     except httpx.HTTPError as error:
         raise FetchError("its host broke off, or does not speak HTTP", repr(error)) from None

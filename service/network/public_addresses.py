@@ -55,9 +55,7 @@ _NOT_PUBLIC_6 = [
 ]
 _NAT64 = IPv6Network("64:ff9b::/96")
 
-_resolvers = ThreadPoolExecutor(
-    8, thread_name_prefix="resolver"
-)  # a pool of its own, so that slow names take no other threads
+_resolvers = ThreadPoolExecutor(8, thread_name_prefix="resolver")  # slow names must not occupy other threads
 
 
 class AddressRefused(httpx.ConnectError):

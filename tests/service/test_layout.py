@@ -1,0 +1,91 @@
+"""What the service promises about its own structure, and on systems that it does not run on."""
+
+import ast
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.service.http.middleware.request_id import RequestId
+from sparsectrl_lcm.service.http.middleware.unexpected_errors import UnexpectedErrors
+
+SERVICE = Path(__file__).parents[2] / "service"
+POSIX_ONLY = ("fcntl", "grp", "pwd", "resource", "termios", "tty", "pty", "syslog")
+
+
+def modules_of(path: Path) -> set[str]:
+    """The modules that a file imports, relative ones as they are written."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + (node.module or ""))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_routes_import_no_routes() -> None:
+    names = {path.stem for path in (SERVICE / "routes").glob("*.py")}
+    for path in (SERVICE / "routes").glob("*.py"):
+        assert not {module for module in modules_of(path) if module in {".", *(f".{name}" for name in names)}}, path
+
+
+def test_routes_reach_the_store_and_credentials_only_through_their_homes() -> None:
+    for path in (SERVICE / "routes").glob("*.py"):
+        text = path.read_text()
+        assert "service.store" not in text and "keyring" not in text and "Authorization" not in text, path
+
+
+def test_the_event_loop_has_one_way_to_the_store() -> None:
+    for path in SERVICE.rglob("*.py"):
+        assert "to_thread(service.store" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--data", "x"], ["keys", "list", "--data", "x"]])
+def test_windows_is_told_in_one_line(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert run(arguments) == 2
+    remedy = "on Windows run it in WSL or in a container"
+    assert capfd.readouterr() == ("", f"error: {arguments[0]} needs Linux or macOS; {remedy}\n")
+
+
+def test_the_command_line_needs_no_posix_module() -> None:
+    code = f"import sys; sys.modules.update(dict.fromkeys({POSIX_ONLY})); import sparsectrl_lcm.cli"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unexpected_error_is_json_with_the_usual_headers() -> None:
+    async def fails(*_: Any) -> None:
+        raise RuntimeError("a surprise")
+
+    async def ask() -> httpx.Response:
+        app = RequestId(UnexpectedErrors(fails), endpoint="a/b")
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get("/a/b/requests/one/status")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.headers["x-fal-request-id"]) == (500, "one")
+    assert answer.json() == {"detail": "Internal Server Error", "error_type": "internal_error"}
+
+
+def test_an_error_after_the_first_byte_sends_no_second_head() -> None:
+    sent: list[str] = []
+
+    async def fails(_: Any, __: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("a surprise")
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    scope: Any = {"type": "http", "method": "GET", "path": "/a", "headers": []}
+    asyncio.run(UnexpectedErrors(fails)(scope, SimpleNamespace(), send))
+    assert sent == ["http.response.start"]
