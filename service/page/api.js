@@ -1,8 +1,8 @@
-// fal's protocol, as far as the page needs it.
+// The part of fal's protocol that the page needs.
 export const APP = "fal-ai/animatediff-sparsectrl-lcm";
 const QUEUE = `/queue/${APP}`;
 
-/** An answer that is not a success: one line, and the fields of the input that are to blame. */
+/** An error response: one line, and the fields of the input that are wrong. */
 export class ApiError extends Error {
   constructor(status, body) {
     const detail = body?.detail;
@@ -21,7 +21,7 @@ async function call(key, path, options = {}) {
   return answer;
 }
 
-/** Uploads a picture, until the signal aborts it; its URL. */
+/** Uploads a picture, unless the signal aborts it, and returns its URL. */
 export async function upload(key, blob, signal) {
   const body = JSON.stringify({ content_type: blob.type, file_name: "keyframe.png" });
   const headers = { "Content-Type": "application/json" };
@@ -38,16 +38,16 @@ export async function submit(key, input) {
 
 export const cancel = (key, id) => call(key, `${QUEUE}/requests/${id}/cancel`, { method: "PUT" });
 
-/** What came out; the seed as the digits that were sent, since numbers here do not hold all of them. */
+/** Returns the result. The seed stays text, since JavaScript's numbers cannot hold all its digits. */
 export async function result(key, id) {
   const text = await (await call(key, `${QUEUE}/requests/${id}`)).text();
   return { ...JSON.parse(text), seed: /"seed":(-?\d+)/.exec(text)[1] };
 }
 
-/** What this server says of itself. */
+/** Returns what the server says about itself. */
 export const about = async () => (await call("", "/page/about.json")).json();
 
-/** Tells every state of a request until it has ended; a stream that breaks is taken up again. */
+/** Yields every state of a request until it has ended. Connects again if the stream breaks. */
 export async function watch(key, id, tell) {
   for (;;) {
     try {

@@ -1,4 +1,4 @@
-// Three keyframes: a canvas to draw on or to drop a picture on, and the frame that each stands for.
+// Three keyframes: each has a canvas to draw on or to drop a picture on, and a frame.
 import { FRAMES, Timeline } from "./timeline.js";
 
 const SIDE = 512;
@@ -12,7 +12,7 @@ export class Keyframes {
       this.timeline.show();
     });
     document.addEventListener("paste", event => this.take(event.clipboardData));
-    // a picture that is dropped beside them would else take the place of the page
+    // without this a picture dropped beside them would replace the page
     document.addEventListener("dragover", event => event.preventDefault());
     document.addEventListener("drop", event => {
       event.preventDefault();
@@ -30,7 +30,7 @@ export class Keyframes {
     return this.slots.filter(slot => !slot.empty);
   }
 
-  /** The frame that two keyframes stand for, if any. */
+  /** Returns a frame that has two keyframes, if there is one. */
   clash() {
     const frames = this.given().map(slot => slot.frame);
     return frames.find((frame, place) => frames.indexOf(frame) < place);

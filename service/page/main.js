@@ -5,10 +5,10 @@ import { javascript, python } from "./snippets.js";
 const $ = id => document.getElementById(id);
 const keyframes = new Keyframes($("keyframes"), $("timeline"));
 let running = null;
-/** What Cancel stops until there is a request. */
+/** Aborts what happens before there is a request to cancel. */
 let beginning = null;
 
-/** Fields of the input, as the page calls them. */
+/** Names of the input's fields on the page. */
 const LABELS = {
   prompt: "Prompt", negative_prompt: "What it should not show", controlnet_type: "Keyframes",
   num_inference_steps: "Steps", guidance_scale: "Guidance", seed: "Seed",
@@ -18,7 +18,7 @@ for (const slot of [0, 1, 2]) {
   LABELS[`keyframe_${slot}_image_url`] = `Picture of keyframe ${slot + 1}`;
 }
 
-/** The key comes from the address once, and stays with this tab. */
+/** Takes the key from the address, once, and keeps it in this tab. */
 function takeKey() {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
   if (given) {
@@ -43,7 +43,7 @@ function given() {
   return input;
 }
 
-/** A number where JavaScript has it exactly, else its digits, which the server reads as well. */
+/** Returns a number if JavaScript can hold it exactly, otherwise its digits, which the server accepts too. */
 function seed(text) {
   if (!/^-?\d+$/.test(text)) throw wrong("Seed: give a whole number, or nothing for a random one", "seed");
   return Number.isSafeInteger(Number(text)) ? Number(text) : text;

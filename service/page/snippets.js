@@ -1,7 +1,7 @@
-// A request as code for both of fal's clients.
+// A request as code for fal's Python and JavaScript clients.
 import { APP } from "./api.js";
 
-/** Python's client speaks https alone, so the request is told with the port for https, files included. */
+/** fal's Python client only speaks https, so all URLs get the https port, those of files too. */
 export function python(input, origin, tlsPort) {
   const { protocol, hostname, host } = new URL(origin);
   const secure = protocol === "https:" ? host : `${hostname}:${tlsPort ?? "TLS_PORT"}`;
@@ -18,7 +18,7 @@ print(result["video"]["url"])
 `;
 }
 
-/** Seeds that JavaScript's numbers do not hold stay texts. */
+/** Seeds that JavaScript's numbers cannot hold stay text. */
 export function javascript(input, origin) {
   const text = JSON.stringify(input, null, 2).replace(/\n/g, "\n  ");
   return `// export FAL_KEY=...

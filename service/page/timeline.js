@@ -1,8 +1,8 @@
-// The 16 frames: each keyframe has a handle that is dragged, or moved with the keys of a slider.
+// The 16 frames. Each keyframe has a handle, moved with the pointer or with the arrow keys.
 export const FRAMES = 16;
 
 export class Timeline {
-  /** `slots` have a number, a frame, and a canvas; `move(slot, frame)` is called for every change. */
+  /** `slots` have a number, a frame and a canvas. `move(slot, frame)` is called for every change. */
   constructor(root, slots, move) {
     Object.assign(this, { root, slots, move, selected: slots[0] });
     for (let frame = 0; frame < FRAMES; frame++) {

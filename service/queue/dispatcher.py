@@ -47,11 +47,6 @@ class Dispatcher:
         self._ticker: asyncio.Task[None] | None = None
         self._claimed: set[asyncio.Task[None]] = set()
 
-    @property
-    def draining(self) -> bool:
-        """Whether the server shuts down and begins nothing more."""
-        return self.service.draining
-
     async def start(self) -> None:
         """Begins. Requests that an earlier process left running wait again, unless their callers are gone."""
         left = await self._board.give_back()
@@ -81,7 +76,7 @@ class Dispatcher:
             log.warning("the store failed: %s", error)
 
     async def _claim_all(self) -> None:
-        while not self.draining:
+        while not self.service.draining:
             self._board.arrived.clear()
             try:
                 if await self._begin_next():
@@ -141,7 +136,7 @@ class Dispatcher:
         try:
             outcome = await self._attempt(view, preparation)
             if outcome is None:
-                await self._board.put_back(view, crashed=True)
+                await self._board.put_back(view)
             elif (status := await self._board.finish(view, outcome)) is not None:
                 seconds = time.monotonic() - start
                 metrics.total.observe(seconds)

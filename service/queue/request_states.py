@@ -187,10 +187,10 @@ class Board:
             self._count(ended)
         return ended
 
-    async def put_back(self, view: View, *, crashed: bool) -> None:
-        """Puts a request that ran here back into the queue."""
+    async def put_back(self, view: View) -> None:
+        """Puts a request whose runner died here back into the queue."""
         ended = await self._let_go(
-            view, lambda lines: self._store.put_back(view.row, lines, time.time(), crashed=crashed), "put back"
+            view, lambda lines: self._store.put_back(view.row, lines, time.time(), crashed=True), "put back"
         )
         if ended is not None:
             self._count(ended)

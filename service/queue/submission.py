@@ -5,7 +5,6 @@ import dataclasses
 import math
 import socket
 import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -52,7 +51,7 @@ def _request_of_headers(service: Service, request: Request, key_id: str, kind: L
     now = time.time()
     timeout = _timeout(headers.get("X-Fal-Request-Timeout"))
     return NewRequest(
-        id=getattr(request.state, "request_id", None) or str(uuid.uuid4()),
+        id=request.state.request_id,
         key_id=key_id,
         input={},
         created_at=now,
