@@ -46,6 +46,11 @@ def test_the_event_loop_has_one_way_to_the_store() -> None:
         assert "to_thread(service.store" not in path.read_text(), path
 
 
+def test_an_input_is_parsed_in_one_place() -> None:
+    users = {path.name for path in SERVICE.rglob("*.py") if "parse_input(" in path.read_text()}
+    assert users == {"clip_input.py", "submission.py"}
+
+
 @pytest.mark.parametrize("arguments", [["serve", "--data", "x"], ["keys", "list", "--data", "x"]])
 def test_windows_is_told_in_one_line(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
@@ -59,6 +64,15 @@ def test_windows_is_told_in_one_line(
 def test_the_command_line_needs_no_posix_module() -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({POSIX_ONLY})); import sparsectrl_lcm.cli"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_folders_named_like_the_standard_library_hide_none_of_it() -> None:
+    code = (
+        "import sparsectrl_lcm.service.server, sparsectrl_lcm.service.runner.process_main, http, queue\n"
+        "print(hasattr(http, 'HTTPStatus'), hasattr(queue, 'SimpleQueue'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_an_unexpected_error_is_json_with_the_usual_headers() -> None:
