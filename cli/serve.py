@@ -37,9 +37,7 @@ def serve(
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Accept calls without a key.")] = False,
     allow_private: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="HOST|NETWORK", help="Keyframe and webhook URLs may lead there, public or not."
-        ),
+        typer.Option(metavar="HOST|NETWORK", help="Keyframe and webhook URLs may lead there, public or not."),
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",

@@ -474,13 +474,11 @@ def test_revoked_keys(http: httpx.Client, key: str, service: StorageService) -> 
     assert http.put(part_url(parts["upload_url"], 1), content=b"x").status_code == 403
 
 
-def test_anonymous_callers(http: httpx.Client, service: StorageService, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def nobody(_: object) -> str:
-        return "anonymous"
-
-    monkeypatch.setattr(service, "authenticate", nobody)
+def test_anonymous_callers(http: httpx.Client, service: StorageService) -> None:
+    service.settings = dataclasses.replace(service.settings, anonymous=True)
     url = "/storage/auth/token"
     bearer = {"Authorization": f"Bearer {http.post(url).json()['token']}"}
+    service.settings = dataclasses.replace(service.settings, anonymous=False)
     assert http.post("/files/upload", content=b"x", headers=bearer).status_code == 401
     service.settings = dataclasses.replace(service.settings, anonymous=True)
     assert http.post("/files/upload", content=b"x", headers=bearer).status_code == 200
