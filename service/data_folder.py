@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import re
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ def locked(data: Path) -> Iterator[None]:
     Raises:
         InvalidRequest: the folder cannot be used, no server created it, or another server uses it.
     """
+    assert sys.platform != "win32"  # the command line refuses it
     file: IO[str]
     try:
         data.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,7 @@ class RunnerProcess:
         Raises:
             OSError: the system has no process, file descriptor or folder left.
         """
+        assert sys.platform != "win32"  # the command line refuses it
         output = _Output()
         async with AsyncExitStack() as stack:
             scratch = tempfile.TemporaryDirectory(prefix="runner-", dir=work, ignore_cleanup_errors=True)
@@ -174,4 +175,4 @@ def _how(code: int | None) -> str:
     if code >= 0:
         return f"ended with code {code}"
     name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
-    return f"was ended by {name}" + (", as a system does where memory runs out" if -code == signal.SIGKILL else "")
+    return f"was ended by {name}" + (", as a system does where memory runs out" if name == "SIGKILL" else "")
