@@ -28,7 +28,8 @@ def locked(data: Path) -> Iterator[None]:
     Raises:
         InvalidRequest: the folder cannot be used, no server created it, or another server uses it.
     """
-    assert sys.platform != "win32"  # the command line refuses it
+    if sys.platform == "win32":
+        raise RuntimeError("the service needs Linux or macOS")
     file: IO[str]
     try:
         data.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,8 @@ class RunnerProcess:
         Raises:
             OSError: the system has no process, file descriptor or folder left.
         """
-        assert sys.platform != "win32"  # the command line refuses it
+        if sys.platform == "win32":
+            raise RuntimeError("the service needs Linux or macOS")
         output = _Output()
         async with AsyncExitStack() as stack:
             scratch = tempfile.TemporaryDirectory(prefix="runner-", dir=work, ignore_cleanup_errors=True)

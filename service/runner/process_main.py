@@ -229,7 +229,8 @@ def live_and_die_with_the_server() -> None:
 
 def main() -> None:
     """Makes clips until the server or the device is gone."""
-    assert sys.platform != "win32"  # the command line refuses it
+    if sys.platform == "win32":
+        raise RuntimeError("the service needs Linux or macOS")
     faulthandler.enable()
     live_and_die_with_the_server()
     channel = Channel(int(sys.argv[1]))
