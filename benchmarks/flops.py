@@ -11,8 +11,8 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import infer_node_outputs
+from sparsectrl_lcm.runtime.format.clip_layout import engine_layout
 from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
-from sparsectrl_lcm.runtime.format.engine_sets import decode_frames, static_shapes
 from sparsectrl_lcm.runtime.format.manifest import Manifest
 
 
@@ -33,10 +33,10 @@ def request_flops(folder: Path, manifest: Manifest, size: ClipSize, steps: int) 
 
 def graph_work(folder: Path, manifest: Manifest, size: ClipSize, graphs: Iterable[str]) -> dict[str, Work]:
     """The work of each graph for one prompt; that of a decoder is for all frames."""
-    found = {}
+    found, layout = {}, engine_layout(manifest, size)
     for graph in graphs:
-        runs = size.frames // decode_frames(manifest, size) if graph.startswith("vae_decoder") else 1
-        one = count_work(folder / manifest.graphs[graph].path, static_shapes(manifest, graph, size))
+        runs = layout.decoder_runs if graph.startswith("vae_decoder") else 1
+        one = count_work(folder / manifest.graphs[graph].path, layout.shapes(graph, manifest.graphs[graph]))
         found[graph] = Work(one.flops * runs, one.elements * runs)
     return found
 

@@ -97,23 +97,19 @@ def _request(
         InvalidRequest: the bundle does not allow it.
     """
     from ..benchmarks.harness.measured_requests import RequestSize
-    from ..runtime.request import validate
+    from ..runtime.request import ClipRequest, check_request
 
     width, height = parse_size(size)
-    checked = validate(
-        bundle.manifest,
+    request = ClipRequest(
         prompt="",
-        keyframes=(),
-        controlnet="scribble",
-        negative_prompt="",
         num_inference_steps=steps,
         guidance_scale=guidance,
-        seed=0,
         height=height,
         width=width,
         num_frames=frames,
         decoder=decoder,
     )
+    checked = check_request(request, bundle.manifest)
     return RequestSize(checked.width, checked.height, checked.frames, steps, guidance)
 
 

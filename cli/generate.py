@@ -40,7 +40,7 @@ def generate(
     threads: Annotated[int | None, typer.Option(help="On the CPU; by default one per core.")] = None,
 ) -> None:
     """Make a clip from a prompt and up to three keyframes."""
-    from ..runtime import OutputError, VideoPipeline
+    from ..runtime import ClipRequest, OutputError, VideoPipeline
     from ..runtime.output.writers import Recording
     from .options import parse_size
     from .progress_bar import Bar
@@ -48,23 +48,26 @@ def generate(
     recording = Recording(output, fps)
     keyframes = [_keyframe(text) for text in keyframe or ()]
     width, height = parse_size(size)
+    request = ClipRequest(
+        prompt,
+        keyframes,
+        controlnet,
+        negative_prompt,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        seed=seed,
+        height=height,
+        width=width,
+        num_frames=frames,
+        decoder=decoder,
+    )
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt counts only with --guidance above 1", err=True)
     pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
     with recording:
         with Bar() as bar:
-            clip = pipeline.generate(
-                prompt,
-                keyframes=keyframes,
-                controlnet=controlnet,
-                negative_prompt=negative_prompt,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                seed=seed,
-                height=height,
-                width=width,
-                num_frames=frames,
-                decoder=decoder,
+            clip = pipeline.run(
+                request,
                 on_progress=lambda done: bar.update(f"{done.stage} {done.step}/{done.steps}", done.fraction),
                 on_frames=recording.add,
             )

@@ -19,13 +19,14 @@ from .errors import (
 from .output.clip import Clip
 from .pipeline import VideoPipeline
 from .progress import Progress
-from .request import Keyframe
+from .request import ClipRequest, Keyframe
 
 __all__ = [
     "BackendError",
     "BundleError",
     "Cancelled",
     "Clip",
+    "ClipRequest",
     "DeviceLost",
     "DeviceOutOfMemory",
     "InvalidRequest",

@@ -20,7 +20,7 @@ from .format.engine_keys import ANY_DEVICE, ClipSize, EngineSpec
 from .format.engine_sets import EngineSet, find_set, parse_set_name, refusal, set_name, set_names
 from .loop.conditioning import KEPT_BYTES
 from .progress import OnFrames, OnProgress
-from .request import Request
+from .request import CheckedRequest
 
 _logger = logging.getLogger("sparsectrl_lcm")
 
@@ -65,7 +65,7 @@ class Executor(Protocol):
         """Of its engines; None if it depends on the size of a request."""
 
     def run(
-        self, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None = None
+        self, request: CheckedRequest, on_progress: OnProgress | None, on_frames: OnFrames | None = None
     ) -> tuple[Array, dict[str, float]]:
         """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets every frame once, before the result."""
 

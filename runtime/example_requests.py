@@ -11,7 +11,7 @@ from .cpu.sessions import Array, Sessions
 from .errors import Cancelled
 from .format.bundle import Bundle
 from .loop.conditioning import KEPT_BYTES
-from .request import Keyframe, Request, validate
+from .request import CheckedRequest, ClipRequest, Keyframe, check_request
 
 PROMPTS = (
     "a photo of a red lighthouse on the sea, waves, day turns to night",
@@ -30,7 +30,7 @@ def run_samples(bundle: Bundle, sessions: Sessions) -> None:
             executor.run(request, lambda done: done.stage != "denoise" or done.step < done.steps)
 
 
-def sample_requests(bundle: Bundle) -> Iterator[Request]:
+def sample_requests(bundle: Bundle) -> Iterator[CheckedRequest]:
     """Requests of a small size: one for each kind of keyframes, one without, and the last with guidance."""
     sizes = bundle.manifest.sizes
     height, width = (min(side, MAX_SIDE - MAX_SIDE % sizes.multiple) for side in (sizes.height, sizes.width))
@@ -40,20 +40,17 @@ def sample_requests(bundle: Bundle) -> Iterator[Request]:
             Keyframe(index, (picture if kind == "rgb" else scribble)(index / sizes.frames, width, height))
             for index in sorted({0, sizes.frames // 2, sizes.frames - 1})
         ]
-        yield validate(
-            bundle.manifest,
-            prompt=PROMPTS[seed % len(PROMPTS)],
-            keyframes=keyframes if kind else (),
-            controlnet=kind or "scribble",
+        request = ClipRequest(
+            PROMPTS[seed % len(PROMPTS)],
+            keyframes if kind else (),
+            kind or "scribble",
             negative_prompt="low quality, blurred",
-            num_inference_steps=4,
             guidance_scale=1.5 if seed == len(kinds) - 1 else 1.0,
             seed=seed,
             height=height,
             width=width,
-            num_frames=None,
-            decoder="full",
         )
+        yield check_request(request, bundle.manifest)
 
 
 def scribble(place: float, width: int, height: int) -> NDArray[np.uint8]:

@@ -3,13 +3,14 @@
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import fields
 
 from .backends import Executor, LoadOptions, open_executor
 from .format.bundle import Bundle
 from .loop.conditioning import KEPT_BYTES
 from .output.clip import Clip
 from .progress import OnFrames, OnProgress
-from .request import Keyframe, validate
+from .request import ClipRequest, Keyframe, check_request
 
 
 class VideoPipeline:
@@ -107,23 +108,26 @@ class VideoPipeline:
             Cancelled: `on_progress` returned False.
             BackendError: the backend failed.
         """
-        request = validate(
-            self.bundle.manifest,
-            prompt=prompt,
-            keyframes=keyframes,
-            controlnet=controlnet,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            decoder=decoder,
-        )
+        arguments = locals()
+        request = ClipRequest(**{item.name: arguments[item.name] for item in fields(ClipRequest)})
+        return self.run(request, on_progress, on_frames)
+
+    def run(
+        self, request: ClipRequest, on_progress: OnProgress | None = None, on_frames: OnFrames | None = None
+    ) -> Clip:
+        """Makes the clip of a request: `generate`, with what is asked for in one object.
+
+        Args:
+            request: what to make.
+            on_progress, on_frames: as for `generate`.
+
+        Raises:
+            InvalidRequest, Cancelled, BackendError: as `generate` does.
+        """
+        checked = check_request(request, self.bundle.manifest)
         with self._lock:
-            frames, timings = self.executor.run(request, on_progress, on_frames)
-        return Clip(frames=frames, seed=request.seed, timings=timings, keyframes=request.keyframes)
+            frames, timings = self.executor.run(checked, on_progress, on_frames)
+        return Clip(frames=frames, seed=checked.seed, timings=timings, keyframes=checked.keyframes)
 
     def refit(self, bundle: str | os.PathLike[str] | None) -> None:
         """Gives the engines another motion module or set of LoRAs, without a build.

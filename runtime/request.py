@@ -1,4 +1,8 @@
-"""A request, checked once at the edge; everything behind it may rely on its values."""
+"""A request, as a caller asks for it and as it is after the check.
+
+`ClipRequest` holds what was asked for, with defaults. `check_request` compares it with what a bundle allows, once, and
+gives a `CheckedRequest`: everything behind that relies on its values.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidRequest, shown
+from .format.clip_layout import ClipLayout, frames_decoded_at_a_time
+from .format.engine_keys import ClipSize
 from .format.manifest import DECODERS, MAX_SIDE, Manifest, Sizes
 from .images import fit, load_picture
 from .loop.noise import MAX_SEED
@@ -32,6 +38,26 @@ class Keyframe:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ClipRequest:
+    """What a caller asks for. The names and defaults are those of `VideoPipeline.generate`, which explains them.
+
+    Nothing is checked here: what is allowed depends on the bundle.
+    """
+
+    prompt: str
+    keyframes: Sequence[Keyframe] = ()
+    controlnet: str = "scribble"
+    negative_prompt: str = ""
+    num_inference_steps: int = 4
+    guidance_scale: float = 1.0
+    seed: int | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    decoder: str = "full"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class FittedKeyframe:
     """A keyframe in the clip's size: uint8 [height, width, 3]."""
 
@@ -40,8 +66,21 @@ class FittedKeyframe:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Request:
-    """One clip to make; `guidance` is on above 1."""
+class CheckedRequest:
+    """A request that a bundle can fulfil, with a number for everything that was left open.
+
+    Attributes:
+        prompt: what the clip shows.
+        negative_prompt: what it does not show.
+        keyframes: by ascending index.
+        controlnet: what the keyframes are, `scribble` or `rgb`; None without keyframes.
+        steps: LCM steps.
+        guidance_scale: strength of classifier-free guidance.
+        seed: of the noise.
+        height, width: pixels.
+        frames: of the clip.
+        decoder: a name in `DECODERS`.
+    """
 
     prompt: str
     negative_prompt: str
@@ -62,62 +101,78 @@ class Request:
 
     @property
     def guidance(self) -> bool:
-        """Whether the negative prompt takes part."""
+        """Whether the negative prompt takes part: if the guidance scale is above 1."""
         return self.guidance_scale > 1
 
-    def latent_shape(self, sizes: Sizes) -> tuple[int, int, int, int, int]:
-        """[1, 4, F, h, w]."""
-        factor = sizes.vae_scale_factor
-        return (1, sizes.latent_channels, self.frames, self.height // factor, self.width // factor)
+    @property
+    def texts(self) -> list[str]:
+        """The prompts that the UNet sees; with guidance the negative prompt comes first."""
+        return [self.negative_prompt, self.prompt] if self.guidance else [self.prompt]
+
+    @property
+    def clip_size(self) -> ClipSize:
+        """Width, height and frames."""
+        return ClipSize(width=self.width, height=self.height, frames=self.frames)
+
+    def layout(self, sizes: Sizes, decode_pixels: int) -> ClipLayout:
+        """The shapes of the request's own batch and keyframes.
+
+        Args:
+            sizes: the bundle's.
+            decode_pixels: bound on the pixels that are decoded at a time.
+        """
+        clip = self.clip_size
+        return ClipLayout(
+            sizes,
+            clip,
+            prompts=len(self.texts),
+            keyframes=len(self.keyframes),
+            decoded=frames_decoded_at_a_time(sizes, clip, decode_pixels),
+        )
 
 
-def validate(
-    manifest: Manifest,
-    *,
-    prompt: Any,
-    keyframes: Any,
-    controlnet: Any,
-    negative_prompt: Any,
-    num_inference_steps: Any,
-    guidance_scale: Any,
-    seed: Any,
-    height: Any,
-    width: Any,
-    num_frames: Any,
-    decoder: Any,
-) -> Request:
-    """Checks every field against what `manifest` allows.
+def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
+    """Checks every field against what `manifest` allows, and fits the keyframes to the clip's size.
 
     Raises:
         InvalidRequest: names the field, its value and what is allowed.
     """
-    sizes = manifest.sizes
-    frames = _integer("num_frames", sizes.frames if num_frames is None else num_frames, 1, sizes.max_frames)
-    height = _side("height", sizes.height if height is None else height, sizes.multiple)
-    width = _side("width", sizes.width if width is None else width, sizes.multiple)
-    pictures = _keyframes(keyframes, frames, manifest.keyframe_slots)
-    if controlnet not in manifest.controlnets and (pictures or controlnet not in ("scribble", "rgb")):
-        allowed = ", ".join(manifest.controlnets) or "none: this bundle was exported without SparseCtrl"
-        raise InvalidRequest("controlnet", f"{controlnet!r} is not in this bundle", f"allowed are {allowed}")
-    request = Request(
-        prompt=_text("prompt", prompt),
-        negative_prompt=_text("negative_prompt", negative_prompt),
+    sizes, asked = manifest.sizes, request
+    frames = _integer("num_frames", _given(asked.num_frames, sizes.frames), 1, sizes.max_frames)
+    height = _side("height", _given(asked.height, sizes.height), sizes.multiple)
+    width = _side("width", _given(asked.width, sizes.width), sizes.multiple)
+    pictures = _keyframes(asked.keyframes, frames, manifest.keyframe_slots)
+    max_steps = min(MAX_STEPS, manifest.scheduler.original_inference_steps)
+    checked = CheckedRequest(
         keyframes=(),
-        controlnet=controlnet if pictures else None,
-        steps=_integer(
-            "num_inference_steps", num_inference_steps, 1, min(MAX_STEPS, manifest.scheduler.original_inference_steps)
-        ),
-        guidance_scale=_guidance(guidance_scale),
-        seed=randbits(32) if seed is None else _integer("seed", seed, 0, MAX_SEED),
+        controlnet=_controlnet(manifest, asked.controlnet, bool(pictures)),
+        prompt=_text("prompt", asked.prompt),
+        negative_prompt=_text("negative_prompt", asked.negative_prompt),
+        steps=_integer("num_inference_steps", asked.num_inference_steps, 1, max_steps),
+        guidance_scale=_guidance(asked.guidance_scale),
+        seed=randbits(32) if asked.seed is None else _integer("seed", asked.seed, 0, MAX_SEED),
         height=height,
         width=width,
         frames=frames,
-        decoder=_decoder(manifest, decoder),
+        decoder=_decoder(manifest, asked.decoder),
     )
     fitted = (
         FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height)) for index, image in pictures
     )
-    return replace(request, keyframes=tuple(fitted))  # pictures last: they take the longest
+    return replace(checked, keyframes=tuple(fitted))  # pictures last: they take the longest
+
+
+def _given(value: int | None, default: int) -> Any:
+    """The value, whatever its type, or the bundle's own where there is none."""
+    return default if value is None else value
+
+
+def _controlnet(manifest: Manifest, value: Any, with_keyframes: bool) -> str | None:
+    """The kind of the keyframes; without keyframes any known kind will do, also one that the bundle lacks."""
+    if value not in manifest.controlnets and (with_keyframes or value not in ("scribble", "rgb")):
+        allowed = ", ".join(manifest.controlnets) or "none: this bundle was exported without SparseCtrl"
+        raise InvalidRequest("controlnet", f"{value!r} is not in this bundle", f"allowed are {allowed}")
+    return value if with_keyframes else None
 
 
 def _keyframes(keyframes: Any, frames: int, slots: int) -> list[tuple[int, Any]]:
@@ -173,7 +228,7 @@ def _decoder(manifest: Manifest, value: Any) -> str:
 
 def _guidance(value: Any) -> float:
     number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
-    if not 0 <= number <= MAX_GUIDANCE:  # as is every comparison with nan
+    if not 0 <= number <= MAX_GUIDANCE:  # false for nan too
         raise InvalidRequest(
             "guidance_scale", f"{shown(value)} is not allowed", f"give a number from 0 to {MAX_GUIDANCE:g}"
         )

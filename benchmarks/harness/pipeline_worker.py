@@ -8,7 +8,7 @@ import numpy as np
 from ...runtime.cpu.executor import HostExecutor
 from ...runtime.machine import peak_bytes
 from ...runtime.pipeline import VideoPipeline
-from ...runtime.request import Keyframe
+from ...runtime.request import ClipRequest, Keyframe
 from .measured_requests import PROMPT, SEED, scribbles
 from .worker_process import serve
 
@@ -50,19 +50,20 @@ class PipelineWorker:
         """Makes a clip; returns the seconds of the request and its stages, and the process's largest memory so far."""
         pictures = [Keyframe(index, pixels) for index, pixels in scribbles(width, height, frames).items()]
         kinds = self.pipeline.bundle.manifest.controlnets
-        begin = time.perf_counter()
-        clip = self.pipeline.generate(
+        request = ClipRequest(
             prompt,
-            pictures if kinds else [],
+            pictures if kinds else (),
             "scribble" if "scribble" in kinds or not kinds else kinds[0],
-            seed=seed,
-            width=width,
-            height=height,
-            num_frames=frames,
             num_inference_steps=steps,
             guidance_scale=guidance,
+            seed=seed,
+            height=height,
+            width=width,
+            num_frames=frames,
             **options,
         )
+        begin = time.perf_counter()
+        clip = self.pipeline.run(request)
         seconds = {**clip.timings, "total": time.perf_counter() - begin}
         if save is not None:
             np.save(save, clip.frames)

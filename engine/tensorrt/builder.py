@@ -11,8 +11,8 @@ import onnx_ir as ir
 from ...runtime.errors import BackendError, InvalidRequest
 from ...runtime.format.build_options import BuildOptions, OnBuildProgress
 from ...runtime.format.bundle import Bundle
+from ...runtime.format.clip_layout import static_shapes
 from ...runtime.format.engine_keys import ClipSize, EngineIndex, EngineRecord, EngineSpec, graph_checksums
-from ...runtime.format.engine_sets import static_shapes
 from ...runtime.format.weights import WeightTable, weight_table_path
 from ...runtime.gpu.device import Device, probe
 from ...runtime.gpu.engine_scope import device_scope, version_scope

@@ -1,4 +1,4 @@
-"""The LCM loop on a backend that takes and gives arrays in the host's memory."""
+"""The LCM loop on a backend whose inputs and outputs are arrays in the host's memory."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
@@ -12,7 +12,6 @@ from ..loop.conditioning import (
     ConditioningCache,
     Residuals,
     cache_key,
-    dimensions_of,
     encode_prompt,
     graphs_of,
     keyframe_feeds,
@@ -23,17 +22,11 @@ from ..loop.noise import TorchGenerator
 from ..loop.schedule import Schedule, lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
-from ..request import Request
+from ..request import CheckedRequest
 from .sessions import Array, Sessions
 
 DECODE_PIXELS = 256 * 256
-"""Pixels that are decoded at a time, at least one frame; bounds the memory of the decoder (docs/cpu.md)."""
-
-
-def decode_chunk(request: Request) -> int:
-    """Frames that are decoded at a time; the parts are equal, so that one compiled decoder serves all."""
-    bound = max(1, DECODE_PIXELS // (request.height * request.width))
-    return max(count for count in range(1, min(bound, request.frames) + 1) if not request.frames % count)
+"""Pixels that the host decodes at a time, at least one frame; bounds the memory of the decoder (docs/cpu.md)."""
 
 
 class HostExecutor:
@@ -48,7 +41,7 @@ class HostExecutor:
         self.cache = ConditioningCache(kept_bytes)
 
     def run(
-        self, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None = None
+        self, request: CheckedRequest, on_progress: OnProgress | None, on_frames: OnFrames | None = None
     ) -> tuple[Array, dict[str, float]]:
         """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets each part as it is decoded."""
         return _Run(self, request, on_progress, on_frames).frames()
@@ -58,27 +51,31 @@ class HostExecutor:
         raise BackendError("refit", "this backend reads its weights from the bundle", "load the other bundle instead")
 
     def close(self) -> None:
-        """Frees the graphs and all that is kept."""
+        """Frees the graphs and all conditionings."""
         self.sessions.close()
         self.cache = ConditioningCache(self.cache.max_bytes)
 
 
 class _Run:
-    """One request on its way: conditioning, loop, frames."""
+    """One request: conditioning, loop, frames."""
 
     def __init__(
-        self, executor: HostExecutor, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None
+        self,
+        executor: HostExecutor,
+        request: CheckedRequest,
+        on_progress: OnProgress | None,
+        on_frames: OnFrames | None,
     ) -> None:
         self.executor = executor
         self.sessions = executor.sessions
         self.manifest = executor.manifest
         self.request = request
         self.on_frames = on_frames
-        self.chunk = decode_chunk(request)
+        self.layout = request.layout(self.manifest.sizes, DECODE_PIXELS)
         steps = {"load": 1, "text": 1}
         if request.keyframes:
             steps |= {"keyframes": 1, "control": request.steps}
-        steps |= {"denoise": request.steps, "decode": -(-request.frames // self.chunk)}
+        steps |= {"denoise": request.steps, "decode": self.layout.decoder_runs}
         self.stages = Stages(steps, on_progress)
         self.report: Callable[[str, int], None] = self.stages.report
 
@@ -94,10 +91,10 @@ class _Run:
         return frames, self.stages.timings
 
     def load(self, kept: Conditioning | None) -> None:
-        """Opens the graphs that the request runs where they are not open yet."""
+        """Opens the graphs that the request runs, if they are not open yet."""
         with self.stages.stage("load"):
             for graph in graphs_of(self.request, kept):
-                self.sessions.open(graph, dimensions_of(graph, self.request, self.manifest, self.chunk))
+                self.sessions.open(graph, self.layout.dimensions(graph))
             self.report("load", 1)
 
     def conditioning(self, schedule: Schedule, key: Hashable) -> Conditioning:
@@ -111,7 +108,7 @@ class _Run:
             with self.stages.stage("keyframes"):
                 conditioning = replace(conditioning, feeds=keyframe_feeds(self.sessions, request))
                 self.report("keyframes", 1)
-            if cache.reserve(conditioning.nbytes + residual_bytes(self.manifest, request)):
+            if cache.reserve(conditioning.nbytes + residual_bytes(self.manifest, self.layout, request.steps)):
                 conditioning = replace(conditioning, residuals=self.residuals(schedule, conditioning))
         cache.put(key, conditioning)
         return conditioning
@@ -126,10 +123,10 @@ class _Run:
         return tuple(residuals)
 
     def denoise(self, schedule: Schedule, conditioning: Conditioning) -> Array:
-        """The LCM loop; the denoised images [F, 4, h, w]."""
+        """The LCM loop; returns the denoised latents [F, 4, H/8, W/8]."""
         request = self.request
         generator = TorchGenerator(request.seed)
-        shape = request.latent_shape(self.manifest.sizes)
+        shape = self.layout.latent_shape
         latents = generator.randn(shape)
         images: Array = latents[0]
         last = request.steps - 1
@@ -137,7 +134,7 @@ class _Run:
         for step, (timestep, coefficients) in enumerate(zip(schedule.timesteps, schedule.coefficients, strict=True)):
             if conditioning.residuals is not None:
                 residuals = conditioning.residuals[step]
-            else:  # beyond the memory bound, or zeros
+            else:  # larger than the memory bound, or zeros without keyframes
                 with self.stages.timed("control" if request.keyframes else "denoise"):
                     residuals = residuals_at(self.sessions, self.manifest, request, conditioning, timestep)
             with self.stages.timed("denoise"):
@@ -163,15 +160,15 @@ class _Run:
         return images
 
     def decode(self, images: Array) -> Array:
-        """Frames uint8 [F, H, W, 3], a bounded number of them at a time."""
+        """Frames uint8 [F, H, W, 3], some of them at a time."""
         request = self.request
         session = self.sessions.session(request.decoder_graph)
         frames = np.empty((request.frames, request.height, request.width, 3), np.uint8)
         with self.stages.stage("decode"):
-            for chunk, start in enumerate(range(0, request.frames, self.chunk), start=1):
-                part = slice(start, start + self.chunk)
+            for run, start in enumerate(range(0, request.frames, self.layout.decoded), start=1):
+                part = slice(start, start + self.layout.decoded)
                 (frames[part],) = session.run({"latents": images[part]})
                 if self.on_frames is not None:
                     self.on_frames(start, frames[part])
-                self.report("decode", chunk)
+                self.report("decode", run)
         return frames

@@ -12,6 +12,7 @@ import numpy as np
 from ..backends import BACKENDS, Availability, LoadOptions, unbound_scope
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
+from ..format.clip_layout import ONE_PROMPT
 from ..format.engine_sets import EngineSet, find_set, set_name
 from ..format.manifest import GraphRecord, resolve_shape
 from ..operating_system import forget_mapped_files
@@ -26,8 +27,6 @@ FORGET_EVERY = 0.2
 """Seconds after which weights that were read while a graph is compiled are given back."""
 INT8_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 """Instruction sets of x86; int8 is faster than fp32 with any of them."""
-_ALONE = {"batch": 1}
-"""Sizes that every compiled graph has; a request with guidance runs it prompt by prompt, so that one serves both."""
 
 
 class OpenVinoSessions:
@@ -57,9 +56,9 @@ class OpenVinoSessions:
         self._sessions: dict[str, OpenVinoSession] = {}
 
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
-        """Compiles a graph for these sizes; what it was compiled for before goes."""
+        """Compiles a graph for these sizes; it replaces the one compiled for others."""
         record = self._bundle.graph(graph)
-        sizes = {**dimensions, **_ALONE}
+        sizes = {**dimensions, **ONE_PROMPT}
         shapes = {item.name: resolve_shape(item.shape, sizes) for item in record.inputs}
         if graph in self._sessions and self._sessions[graph].shapes == shapes:
             return
@@ -303,8 +302,8 @@ def _mapped_weights_forgotten(folder: Path) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     """The line of OpenVINO's message that says what happened; the first ones name its own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return told[0] if told else first_line(error)
+    causes = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return causes[0] if causes else first_line(error)
 
 
 @cache

@@ -17,11 +17,9 @@ from ..operating_system import check_writable
 from .build_options import BuildOptions, Flags
 from .checksums import first_difference, user_cache
 from .engine_keys import ANY_DEVICE, CONVERSION, ClipSize, EngineIndex, EngineRecord, graph_checksums
-from .manifest import Manifest, resolve_shape
+from .manifest import Manifest
 
 INDEX = "engines.json"
-ENGINE_DECODE_PIXELS = 8 * 512 * 512
-"""Pixels that an engine decodes at a time; bounds the memory of the decoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,39 +128,6 @@ class EngineSet:
         spec = self.index.engines[graph].spec
         found = self.mismatch(manifest, graph, spec.version, spec.device, spec.shapes)
         return f"{self.index.backend} engine of {graph!r} {found.reason}" if found else None
-
-
-def static_shapes(manifest: Manifest, graph: str, size: ClipSize) -> dict[str, tuple[int, ...]]:
-    """Shapes of a graph's inputs and outputs in an engine of one size.
-
-    The batch is one prompt: with guidance an engine runs twice, so that one set of weights and activations serves
-    both, and up to 704x704 pixels no attention has more than 65,535 rows of batch and heads. SparseCtrl and the VAE's
-    encoder take all keyframe slots, the decoder a part of the frames.
-    """
-    sizes, slots = manifest.sizes, manifest.keyframe_slots
-    dimensions = {
-        "batch": 1,
-        "frames": size.frames,
-        "height": size.height,
-        "width": size.width,
-        "latent_height": size.height // sizes.vae_scale_factor,
-        "latent_width": size.width // sizes.vae_scale_factor,
-        "distinct_frames": slots + 1,
-        "images": slots if graph == "vae_encoder" else decode_frames(manifest, size),
-    }
-    record = manifest.graphs[graph]
-    return {item.name: resolve_shape(item.shape, dimensions) for item in (*record.inputs, *record.outputs)}
-
-
-def decode_frames(manifest: Manifest, size: ClipSize) -> int:
-    """Frames that an engine decodes at a time: as many as fit into the bound, in parts that begin at aligned places."""
-    sizes, pixels = manifest.sizes, size.height * size.width
-    latents = sizes.latent_channels * pixels // sizes.vae_scale_factor**2
-    parts = [count for count in range(1, size.frames + 1) if not size.frames % count]
-    aligned = [
-        count for count in parts if count == size.frames or not (4 * count * latents % 256 or 3 * count * pixels % 256)
-    ]
-    return max((count for count in aligned if count * pixels <= ENGINE_DECODE_PIXELS), default=aligned[0])
 
 
 def refusal(

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
+from ..format.clip_layout import ADDRESS_ALIGNMENT
 from .cuda import Cuda
 
-ALIGNMENT = 256
-"""Bytes; TensorRT asks for it."""
 _ITEM_BYTES = {"bfloat16": 2}
 
 
@@ -22,8 +21,8 @@ def item_bytes(dtype: str) -> int:
 
 
 def aligned(nbytes: int) -> int:
-    """`nbytes` rounded up, so that what follows may be bound to an engine."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+    """`nbytes` rounded up, so that what follows begins at an address that engines accept."""
+    return -(-nbytes // ADDRESS_ALIGNMENT) * ADDRESS_ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,15 @@ import numpy as np
 from ..cpu.sessions import Array
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
 from ..format.bundle import Bundle
+from ..format.clip_layout import engine_layout
 from ..format.engine_keys import ClipSize
-from ..format.engine_sets import decode_frames
 from ..format.weights import check_same_graphs
 from ..loop.conditioning import cache_key, frame_index
 from ..loop.noise import TorchGenerator
 from ..loop.schedule import lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
-from ..request import Request
+from ..request import CheckedRequest
 from .cuda import Cuda
 from .engines import Loader
 from .program import Variant
@@ -58,18 +58,18 @@ class GpuExecutor:
         weakref.finalize(self, _release, self._workspaces, self._cuda)
 
     def run(
-        self, request: Request, on_progress: OnProgress | None, on_frames: OnFrames | None = None
+        self, request: CheckedRequest, on_progress: OnProgress | None, on_frames: OnFrames | None = None
     ) -> tuple[Array, dict[str, float]]:
-        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets all of them at once, as they come here.
+        """Frames uint8 [F, H, W, 3], and seconds per stage. `on_frames` is called once, with all frames.
 
         Raises:
-            DeviceOutOfMemory: even with all other sizes given back the request does not fit; the next one may.
-            DeviceLost: the device is gone; the pipeline has to be loaded again.
-            BackendError: an engine is missing, must not be loaded here, or failed; the next request starts afresh.
-            Cancelled: the callback returned False; what was on the device has ended first.
+            DeviceOutOfMemory: the request does not fit, even after all other sizes were freed. A smaller one may.
+            DeviceLost: the device is gone; load the pipeline again.
+            BackendError: an engine is missing, must not be loaded here, or failed. The next request starts afresh.
+            Cancelled: the callback returned False. The work that the device had begun has ended by then.
         """
         if self._lost is not None:
-            raise DeviceLost(*self._lost)  # anew: an error keeps the frames that it passes
+            raise DeviceLost(*self._lost)  # a new one: an error holds on to its traceback
         try:
             frames, timings = self._run(request, on_progress)
         except DeviceLost as error:
@@ -80,7 +80,7 @@ class GpuExecutor:
         return frames, timings
 
     def refit(self, weights: Bundle | None) -> None:
-        """Gives the engines the weights of another bundle of the same architecture; None brings the base back.
+        """Gives the engines the weights of another bundle of the same architecture; None restores their own.
 
         Raises:
             BackendError: the architectures differ, or the engines were not built for it.
@@ -94,8 +94,8 @@ class GpuExecutor:
                 for graph in workspace.open_graphs:
                     workspace.refit(graph, self.weights, wanted)
                 workspace.graphs.clear()
-                workspace.area.forget()
-        except BaseException:  # some have the new weights: all are loaded anew, with the old ones
+                workspace.conditioning_area.forget()
+        except BaseException:  # only some have the new weights: load all again, with the old ones
             self.close()
             raise
         self.weights = wanted
@@ -105,15 +105,15 @@ class GpuExecutor:
         while self._workspaces:
             self._workspaces.popitem()[1].close()
 
-    def _run(self, request: Request, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
-        """Makes a clip; where memory runs out once more, with all that was kept given back and in the least memory."""
+    def _run(self, request: CheckedRequest, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
+        """Makes a clip. If memory runs out, frees all that was kept and tries once more in the least memory."""
         try:
-            return self._attempt(request, on_progress, frugal=False)
+            return self._attempt(request, on_progress, least_memory=False)
         except DeviceOutOfMemory:
             self._cuda.clear_error()
             self.close()
         try:
-            return self._attempt(request, on_progress, frugal=True)
+            return self._attempt(request, on_progress, least_memory=True)
         except DeviceOutOfMemory as error:
             self._cuda.clear_error()
             self.close()
@@ -126,53 +126,53 @@ class GpuExecutor:
             ) from error
 
     def _attempt(
-        self, request: Request, on_progress: OnProgress | None, frugal: bool
+        self, request: CheckedRequest, on_progress: OnProgress | None, least_memory: bool
     ) -> tuple[Array, dict[str, float]]:
+        """Makes a clip; with `least_memory` SparseCtrl's residuals are computed step by step and not kept."""
         stages = Stages(self._steps(request), on_progress)
         with stages.timed("total"):
             with stages.stage("load"):
-                workspace, variant, key = self._prepare(request, frugal)
+                workspace, variant, key = self._prepare(request, least_memory)
                 stages.report("load", 1)
             try:
                 frames = _Run(workspace, self._cuda, request, variant, stages).frames(self._tokenizer)
             except BaseException:
                 if variant.source in ("scribble", "rgb"):
-                    workspace.area.drop()
+                    workspace.conditioning_area.drop()
                 raise
             if variant.source in ("scribble", "rgb") and not variant.stepwise:
-                workspace.area.hold(key, workspace.conditioning_bytes(variant))
+                workspace.conditioning_area.hold(key, workspace.conditioning_bytes(variant))
         return frames, stages.timings
 
-    def _prepare(self, request: Request, frugal: bool) -> tuple[Workspace, Variant, Hashable]:
-        """The engines and memory of a request, and what of it has to be computed."""
+    def _prepare(self, request: CheckedRequest, least_memory: bool) -> tuple[Workspace, Variant, Hashable]:
+        """The engines and memory of a request, what has to be computed, and the key of its conditioning."""
         workspace = self._workspace(request)
-        variant = Variant(request.steps, 2 if request.guidance else 1, "none", request.decoder_graph)
+        variant = Variant(request.steps, len(request.texts), "none", request.decoder_graph)
         if not request.keyframes:
             return workspace, variant, None
         key = cache_key(request)
-        if workspace.area.recall(key):
+        if workspace.conditioning_area.recall(key):
             return workspace, replace(variant, source="kept"), key
         source: Literal["scribble", "rgb"] = "rgb" if request.controlnet == "rgb" else "scribble"
         self._load(workspace, f"controlnet_{source}")
         if source == "rgb":
             self._load(workspace, "vae_encoder")
         variant = replace(variant, source=source)
-        if frugal or workspace.conditioning_bytes(variant) > self._kept_bytes:
+        if least_memory or workspace.conditioning_bytes(variant) > self._kept_bytes:
             variant = replace(variant, stepwise=True)
-        workspace.area.reserve(workspace.conditioning_bytes(variant))
+        workspace.conditioning_area.reserve(workspace.conditioning_bytes(variant))
         return workspace, variant, key
 
-    def _steps(self, request: Request) -> dict[str, int]:
+    def _steps(self, request: CheckedRequest) -> dict[str, int]:
         """Units of work of each stage."""
-        size = _size(request)
         keyframes = {"keyframes": 1, "control": request.steps} if request.keyframes else {}
-        chunks = size.frames // decode_frames(self.bundle.manifest, size)
-        return {"load": 1, "text": 1, **keyframes, "denoise": request.steps, "decode": chunks}
+        decoder_runs = engine_layout(self.bundle.manifest, request.clip_size).decoder_runs
+        return {"load": 1, "text": 1, **keyframes, "denoise": request.steps, "decode": decoder_runs}
 
-    def _workspace(self, request: Request) -> Workspace:
-        """What requests of this size share, with the decoder that this one asks for."""
-        size = _size(request)
-        if size in self._workspaces and not self._workspaces[size].open_graphs:  # a failure has closed it
+    def _workspace(self, request: CheckedRequest) -> Workspace:
+        """The workspace of the request's size, with its decoder open."""
+        size = request.clip_size
+        if size in self._workspaces and not self._workspaces[size].open_graphs:  # closed after a failure
             del self._workspaces[size]
         if size not in self._workspaces:
             self._loader.check(self.bundle, size)
@@ -192,7 +192,7 @@ class GpuExecutor:
             self._take_weights(workspace, graph)
 
     def _take_weights(self, workspace: Workspace, *graphs: str) -> None:
-        """Gives engines that were just loaded the weights of the last refit."""
+        """Gives newly loaded engines the weights of the last refit."""
         try:
             for graph in graphs:
                 workspace.refit(graph, self.bundle, self.weights)
@@ -201,12 +201,8 @@ class GpuExecutor:
             raise
 
 
-def _size(request: Request) -> ClipSize:
-    return ClipSize(width=request.width, height=request.height, frames=request.frames)
-
-
 def _release(workspaces: OrderedDict[ClipSize, Workspace], cuda: Cuda) -> None:
-    """Gives all device memory back when nobody holds the executor any more."""
+    """Frees all device memory once the executor is garbage."""
     while workspaces:
         workspaces.popitem()[1].close()
     with suppress(BackendError):
@@ -214,9 +210,11 @@ def _release(workspaces: OrderedDict[ClipSize, Workspace], cuda: Cuda) -> None:
 
 
 class _Run:
-    """One request on its way."""
+    """One request: inputs to the device, its work, frames back."""
 
-    def __init__(self, workspace: Workspace, cuda: Cuda, request: Request, variant: Variant, stages: Stages) -> None:
+    def __init__(
+        self, workspace: Workspace, cuda: Cuda, request: CheckedRequest, variant: Variant, stages: Stages
+    ) -> None:
         self.workspace = workspace
         self.cuda = cuda
         self.request = request
@@ -235,7 +233,7 @@ class _Run:
                 workspace.enqueue_all(variant)
             workspace.copy_frames_out()
             frames: Array = np.empty_like(workspace.frames())
-            frames.fill(0)  # while the device works: fresh pages take their time
+            frames.fill(0)  # touches the fresh pages while the device works
             self.follow()
         finally:
             self.cuda.synchronize()
@@ -245,11 +243,10 @@ class _Run:
         return frames
 
     def write_inputs(self, tokenizer: ClipTokenizer) -> None:
-        """Writes what the device needs of the request into page-locked memory."""
+        """Writes the inputs of the request into page-locked memory."""
         request, inputs = self.request, self.workspace.inputs
         schedule = lcm_schedule(self.workspace.bundle.manifest.scheduler, request.steps)
-        texts = [request.negative_prompt, request.prompt] if request.guidance else [request.prompt]
-        for index, ids in enumerate(tokenizer(texts)):
+        for index, ids in enumerate(tokenizer(request.texts)):
             inputs.array("input_ids", index)[:] = ids
         inputs.array("guidance_scale")[:] = request.guidance_scale
         generator = TorchGenerator(request.seed)
@@ -267,7 +264,7 @@ class _Run:
             inputs.array("frame_index")[:] = frame_index(request, blank=len(mask) - 1)
 
     def follow(self) -> None:
-        """Reports each unit of work as the device ends it, and takes its time."""
+        """Reports each unit of work when the device has done it, and adds up the seconds of its stage."""
         workspace = self.workspace
         started: set[str] = set()
         for index, (stage, step) in enumerate(workspace.units[self.variant], start=1):

@@ -1,23 +1,23 @@
-"""The loop on the device: every run of an engine that makes a clip, in order. Written once for all GPU backends."""
+"""The loop on the device: all runs of engines that make a clip, in order, for every GPU backend."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Source = Literal["scribble", "rgb", "none", "kept"]
-"""Where the conditioning comes from: keyframes of a kind, no keyframes, or what an earlier request left."""
+"""Where the conditioning comes from: a kind of keyframes, no keyframes, or kept from an earlier request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What decides which engines run and where their memory lies; one CUDA graph each.
+    """What decides which engines run and on which memory. Each variant has a CUDA graph of its own.
 
     Attributes:
         steps: LCM steps.
         prompts: 2 with guidance, the negative one first, else 1.
         source: where the conditioning comes from.
         decoder: the graph that makes the frames.
-        stepwise: whether SparseCtrl runs just before each step, where residuals of all steps take too much memory.
+        stepwise: whether SparseCtrl runs before each step, because the residuals of all steps take too much memory.
     """
 
     steps: int
@@ -31,10 +31,10 @@ class Machine(Protocol):
     """What the program runs on: engines, and the address of each tensor."""
 
     residual_names: tuple[str, ...]
-    chunks: int
+    decoder_runs: int
 
     def enqueue(self, graph: str, **addresses: int) -> None:
-        """Puts a run of a graph's engine on the stream."""
+        """Enqueues a run of a graph's engine."""
 
     def at(self, name: str, index: int = 0) -> int:
         """Address of an input or buffer."""
@@ -43,11 +43,11 @@ class Machine(Protocol):
         """Address of a prompt's embeddings."""
 
     def residual(self, variant: Variant, step: int, prompt: int, name: str) -> int:
-        """Address of a residual; of zeros where there are no keyframes."""
+        """Address of a residual; without keyframes that of zeros."""
 
 
 def program(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
-    """Enqueues a whole request; yields stage and step when a unit of work has been put on the stream."""
+    """Enqueues a whole request; yields stage and step after each unit of work."""
     if variant.source != "kept":
         for prompt in range(variant.prompts):
             machine.enqueue(
@@ -69,9 +69,9 @@ def program(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
             _control(machine, variant, step)
         _denoise(machine, variant, step)
         yield "denoise", step + 1
-    for chunk in range(machine.chunks):
-        machine.enqueue(variant.decoder, latents=machine.at("images", chunk), frames=machine.at("frames", chunk))
-        yield "decode", chunk + 1
+    for run in range(machine.decoder_runs):
+        machine.enqueue(variant.decoder, latents=machine.at("images", run), frames=machine.at("frames", run))
+        yield "decode", run + 1
 
 
 def _control(machine: Machine, variant: Variant, step: int) -> None:
@@ -91,8 +91,8 @@ def _control(machine: Machine, variant: Variant, step: int) -> None:
 def _denoise(machine: Machine, variant: Variant, step: int) -> None:
     """One LCM step: a prediction for each prompt, guidance and the update.
 
-    The noise of a request is its first latents and then what each step but the last adds; after the last step it
-    counts nothing, and any will do.
+    Noise 0 is the first latents; noise `step + 1` is what the update of a step adds. The last step adds none: the
+    result `images` does not depend on its noise, so it is given noise 0 again.
     """
     latents = machine.at("latents", step % 2) if step else machine.at("noise", 0)
     for prompt in range(variant.prompts):

@@ -1,12 +1,12 @@
-"""All that requests of one clip size share on the device: engines, buffers and graphs."""
+"""What requests of one clip size share on the device: engines, buffers and CUDA graphs."""
 
 from math import prod
 from typing import Any
 
 from ..errors import BackendError
 from ..format.bundle import Bundle
+from ..format.clip_layout import engine_layout
 from ..format.engine_keys import ClipSize
-from ..format.engine_sets import decode_frames, static_shapes
 from ..format.manifest import DECODERS
 from ..format.weights import changed_weights, check_files
 from ..loop.conditioning import residual_inputs
@@ -22,9 +22,9 @@ MAX_PROMPTS = 2
 
 
 class Workspace:
-    """Device memory is taken here, once; only the conditioning area grows where a request asks for more steps.
+    """Takes all device memory, once; only the conditioning area grows, for requests with more steps.
 
-    Implements `Machine` for the program. Of the decoders that of `decoder` is opened; `load` opens another.
+    Implements `Machine` for the program. Opens the decoder graph `decoder`; `load` opens another one.
     """
 
     def __init__(
@@ -33,7 +33,8 @@ class Workspace:
         self.bundle = bundle
         self.size = size
         self.residual_names = tuple(residual_inputs(bundle.manifest))
-        self.chunks = size.frames // decode_frames(bundle.manifest, size)
+        self.layout = engine_layout(bundle.manifest, size)
+        self.decoder_runs = self.layout.decoder_runs
         self._frames_shape = (size.frames, size.height, size.width, 3)
         self._loader = loader
         self._cuda = cuda
@@ -45,7 +46,7 @@ class Workspace:
         self._events: list[Any] = []
         self.units: dict[Variant, list[tuple[str, int]]] = {}
         self.graphs = GraphCache(cuda)
-        self.area = ConditioningArea(cuda, kept_bytes, self.graphs.clear)
+        self.conditioning_area = ConditioningArea(cuda, kept_bytes, self.graphs.clear)
         try:
             for graph in ("unet", decoder, "text_encoder", "lcm_update"):
                 self.load(graph)
@@ -55,10 +56,10 @@ class Workspace:
             raise
 
     def load(self, graph: str) -> None:
-        """Opens the engine of a graph, where it is not open yet."""
+        """Opens the engine of a graph, if it is not open yet."""
         if graph in self._engines:
             return
-        shapes = static_shapes(self.bundle.manifest, graph, self.size)
+        shapes = self.shapes(graph)
         engine = self._loader.open(self.bundle, graph, self.size, shapes, self._cuda)
         self._engines[graph] = engine
         try:
@@ -68,8 +69,12 @@ class Workspace:
             self.close()
             raise
 
+    def shapes(self, graph: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs and outputs of a graph's engine."""
+        return self.layout.shapes(graph, self.bundle.graph(graph))
+
     def _check_types(self, graph: str, engine: Engine) -> None:
-        """Raises BackendError where an engine's inputs and outputs are not of the types that are allocated."""
+        """Raises BackendError if the types of an engine's inputs and outputs are not those that are allocated."""
         record = self.bundle.graph(graph)
         for item in (*record.inputs, *record.outputs):
             free = item.name == "prompt_embeds" or "residual" in item.name
@@ -82,7 +87,7 @@ class Workspace:
                 )
 
     def _share_activation(self, engine: Engine) -> None:
-        """Gives an engine the memory that all work in, one after the other; it grows to what the largest needs."""
+        """Gives an engine the memory for activations, which all share in turn; grows it to what the largest needs."""
         users = [engine]
         if engine.activation_bytes > self._activation.nbytes:
             self.graphs.clear()
@@ -102,7 +107,7 @@ class Workspace:
 
     @property
     def inputs(self) -> Inputs:
-        """What the host writes for a request."""
+        """The page-locked memory that the host writes a request's inputs into."""
         assert self._inputs is not None
         return self._inputs
 
@@ -111,7 +116,7 @@ class Workspace:
         return host_array(self._frames, self._frames_shape, "uint8")
 
     def enqueue_all(self, variant: Variant) -> None:
-        """Puts a whole request on the stream, with an event after each unit of work."""
+        """Enqueues a whole request, with an event after each unit of work."""
         self._cuda.record(self.event(0))
         units = []
         for unit in program(self, variant):
@@ -120,7 +125,7 @@ class Workspace:
         self.units[variant] = units
 
     def copy_frames_out(self) -> None:
-        """Frames to the host, once per request."""
+        """Copies the frames to the host, once per request."""
         self._cuda.copy_out(self._frames, self._buffers.at("frames"), self.frames().nbytes)
 
     def event(self, index: int) -> Any:
@@ -130,7 +135,7 @@ class Workspace:
         return self._events[index]
 
     def refit(self, graph: str, current: Bundle, wanted: Bundle) -> None:
-        """Gives an open engine the weights of `wanted` in the place of those of `current`."""
+        """Replaces an open engine's weights, those of `current`, with those of `wanted`."""
         if current is wanted:
             return
         table = self._loader.weight_table(self.bundle, graph, self.size)
@@ -140,7 +145,7 @@ class Workspace:
 
     @property
     def capturable(self) -> bool:
-        """Whether the runs of all engines can go into a CUDA graph of the loop's."""
+        """Whether the runs of all engines can be captured into the loop's CUDA graph."""
         return all(engine.capturable for engine in self._engines.values())
 
     @property
@@ -149,8 +154,8 @@ class Workspace:
         return tuple(self._engines)
 
     def close(self) -> None:
-        """Frees everything; goes on where the device no longer answers."""
-        steps = [self._cuda.synchronize, self.graphs.clear, self.area.close]
+        """Frees everything, even if the device no longer answers."""
+        steps = [self._cuda.synchronize, self.graphs.clear, self.conditioning_area.close]
         steps += [engine.close for engine in self._engines.values()]
         if self._inputs is not None:
             steps.append(self._inputs.close)
@@ -171,7 +176,7 @@ class Workspace:
     # Machine
 
     def enqueue(self, graph: str, **addresses: int) -> None:
-        """Puts a run of a graph's engine on the stream."""
+        """Enqueues a run of a graph's engine."""
         self._engines[graph].enqueue(addresses)
 
     def at(self, name: str, index: int = 0) -> int:
@@ -184,37 +189,36 @@ class Workspace:
         """Address of a prompt's embeddings."""
         if variant.source == "none":
             return self._buffers.at("prompt_embeds", prompt)
-        return self.area.address + prompt * self._embeds.stride
+        return self.conditioning_area.address + prompt * self._embeds.stride
 
     def residual(self, variant: Variant, step: int, prompt: int, name: str) -> int:
-        """Address of a residual; of zeros where there are no keyframes."""
+        """Address of a residual; without keyframes that of zeros."""
         if variant.source == "none":
             return self._buffers.at("zeros")
         slot = 0 if variant.stepwise else step
         base = variant.prompts * self._embeds.stride
         place = (slot * variant.prompts + prompt) * self._residuals.nbytes
-        return self.area.address + base + place + self._residuals.tensors[name].offset
+        return self.conditioning_area.address + base + place + self._residuals.tensors[name].offset
 
     def _allocate(self) -> None:
         manifest, cuda = self.bundle.manifest, self._cuda
-        unet = static_shapes(manifest, "unet", self.size)
+        unet = self.shapes("unet")
         dtypes = self._engines["unet"].dtypes
         self._embeds = Tensor(0, unet["prompt_embeds"], dtypes["prompt_embeds"])
         self._residuals = Block()
         for name in self.residual_names:
             self._residuals.add(name, unet[name], dtypes[name])
-        images = (decode_frames(manifest, self.size), *static_shapes(manifest, "lcm_update", self.size)["images"][1:])
-        frames = static_shapes(manifest, DECODERS["full"], self.size)["frames"]
+        decoder = self.shapes(DECODERS["full"])
 
         buffers = self._buffers
         buffers.add("prompt_embeds", self._embeds.shape, self._embeds.dtype, MAX_PROMPTS)
         buffers.add("zeros", (max(tensor.nbytes for tensor in self._residuals.tensors.values()),), "uint8")
         buffers.add("latents", unet["latents"], "float32", 2)
         buffers.add("prediction", unet["prediction"], "float32", MAX_PROMPTS)
-        buffers.add("images", images, "float32", self.chunks)
-        buffers.add("frames", frames, "uint8", self.chunks)
+        buffers.add("images", decoder["latents"], "float32", self.decoder_runs)
+        buffers.add("frames", decoder["frames"], "uint8", self.decoder_runs)
         if "rgb" in manifest.controlnets:
-            buffers.add("conditioning", static_shapes(manifest, "controlnet_rgb", self.size)["conditioning"], "float32")
+            buffers.add("conditioning", self.shapes("controlnet_rgb")["conditioning"], "float32")
         buffers.address = cuda.allocate(buffers.nbytes)
         cuda.zero(buffers.address, buffers.nbytes)
 

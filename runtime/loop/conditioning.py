@@ -1,7 +1,7 @@
 """What a clip is made from: the prompt's embeddings and SparseCtrl's residuals, ahead of the loop.
 
 SparseCtrl sees no latents, so its residuals depend on timestep, prompt and keyframes alone. They are computed before
-the loop and kept for the next seed; where they would not fit into the memory bound, each step computes its own.
+the loop and kept for the next seed. If they do not fit into the memory bound, each step computes its own.
 """
 
 from collections import OrderedDict
@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cpu.sessions import Array, Sessions
-from ..format.manifest import Dimension, Manifest, resolve_shape
-from ..request import Request
+from ..format.clip_layout import ClipLayout
+from ..format.manifest import Dimension, Manifest
+from ..request import CheckedRequest
 from .tokenizer import ClipTokenizer
 
 Residuals = dict[str, Array]
 """The UNet's residual inputs by name, each [B*F, C, h, w]."""
 
 KEPT_BYTES = 2 * 1024**3
-"""Bound on what is kept for later requests."""
+"""Bound on the conditionings that are kept for later requests."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +61,7 @@ class ConditioningCache:
         return self._entries.get(key)
 
     def reserve(self, nbytes: int) -> bool:
-        """Drops the oldest entries until `nbytes` more fit; False, and nothing dropped, where they never will."""
+        """Drops the oldest entries until `nbytes` more fit. Drops nothing and returns False if they never will."""
         if nbytes > self.max_bytes:
             return False
         while self._entries and sum(entry.nbytes for entry in self._entries.values()) + nbytes > self.max_bytes:
@@ -73,20 +74,20 @@ class ConditioningCache:
             self._entries[key] = conditioning
 
 
-def cache_key(request: Request) -> Hashable:
-    """What the conditioning of a request depends on: all but the seed, how strong the guidance is, and the decoder."""
+def cache_key(request: CheckedRequest) -> Hashable:
+    """What the conditioning depends on: everything but the seed, the strength of the guidance and the decoder."""
     pictures = tuple((item.index, sha256(item.pixels.tobytes()).digest()) for item in request.keyframes)
     negative = request.negative_prompt if request.guidance else None
     size = (request.height, request.width, request.frames)
     return (request.prompt, negative, pictures, request.controlnet, request.steps, size)
 
 
-def graphs_of(request: Request, kept: Conditioning | None = None) -> list[str]:
-    """The graphs that a request runs, the largest first: while the memory for packing it is still free.
+def graphs_of(request: CheckedRequest, kept: Conditioning | None = None) -> list[str]:
+    """The graphs that a request runs. The largest is opened first, while the memory to pack its weights is free.
 
     Args:
         request: the request.
-        kept: what an earlier request has left of its conditioning.
+        kept: its conditioning, if an earlier request has computed it.
     """
     graphs = ["unet"]
     if request.keyframes and (kept is None or kept.residuals is None):
@@ -98,30 +99,15 @@ def graphs_of(request: Request, kept: Conditioning | None = None) -> list[str]:
     return [*graphs, "lcm_update", request.decoder_graph]
 
 
-def dimensions_of(graph: str, request: Request, manifest: Manifest, decoded: int) -> dict[str, int]:
-    """The symbolic dimensions of a graph's inputs in a request; `decoded` frames are decoded at a time."""
-    factor = manifest.sizes.vae_scale_factor
-    return {
-        "batch": 2 if request.guidance else 1,
-        "frames": request.frames,
-        "height": request.height,
-        "width": request.width,
-        "latent_height": request.height // factor,
-        "latent_width": request.width // factor,
-        "distinct_frames": len(request.keyframes) + 1,
-        "images": len(request.keyframes) if graph == "vae_encoder" else decoded,
-    }
-
-
-def encode_prompt(sessions: Sessions, tokenizer: ClipTokenizer, request: Request) -> Array:
+def encode_prompt(sessions: Sessions, tokenizer: ClipTokenizer, request: CheckedRequest) -> Array:
     """The prompt's embeddings, float32 [B, 77, D]; with guidance the negative prompt comes first."""
-    texts = [request.negative_prompt, request.prompt] if request.guidance else [request.prompt]
-    (prompt_embeds,) = sessions.session("text_encoder").run({"input_ids": tokenizer(texts)})
+    (prompt_embeds,) = sessions.session("text_encoder").run({"input_ids": tokenizer(request.texts)})
     return prompt_embeds
 
 
-def keyframe_feeds(sessions: Sessions, request: Request) -> dict[str, Array]:
-    """SparseCtrl's inputs that hold the keyframes: each keyframe once and a blank, and each frame's place in them.
+def keyframe_feeds(sessions: Sessions, request: CheckedRequest) -> dict[str, Array]:
+    """SparseCtrl's inputs that hold the keyframes: the distinct frames (each keyframe once, and a blank one), which of
+    them are keyframes, and which of them each frame of the clip shows.
 
     `scribble` takes uint8 pixels [U, H, W, 3]; `rgb` the mode of the VAE's posterior, [U, 4, H/8, W/8].
     """
@@ -135,8 +121,8 @@ def keyframe_feeds(sessions: Sessions, request: Request) -> dict[str, Array]:
     return {"conditioning": conditioning, "conditioning_mask": mask, "frame_index": frame_index(request, blank)}
 
 
-def frame_index(request: Request, blank: int) -> NDArray[np.int64]:
-    """Each frame's place among the distinct frames, [F]: the keyframes come first, a blank stands at `blank`."""
+def frame_index(request: CheckedRequest, blank: int) -> NDArray[np.int64]:
+    """Index of each frame among the distinct frames, [F]: the keyframes come first, the blank one is at `blank`."""
     index = np.full(request.frames, blank, np.int64)
     for place, item in enumerate(request.keyframes):
         index[item.index] = place
@@ -144,9 +130,9 @@ def frame_index(request: Request, blank: int) -> NDArray[np.int64]:
 
 
 def residuals_at(
-    sessions: Sessions, manifest: Manifest, request: Request, conditioning: Conditioning, timestep: np.float32
+    sessions: Sessions, manifest: Manifest, request: CheckedRequest, conditioning: Conditioning, timestep: np.float32
 ) -> Residuals:
-    """The UNet's residuals at a timestep; zeros that broadcast where there are no keyframes."""
+    """The UNet's residuals at a timestep; without keyframes zeros that broadcast."""
     names = residual_inputs(manifest)
     if not request.keyframes:
         return {name: np.zeros((1, int(shape[1]), 1, 1), np.float32) for name, shape in names.items()}
@@ -159,8 +145,7 @@ def residual_inputs(manifest: Manifest) -> dict[str, tuple[Dimension, ...]]:
     return {item.name: item.shape for item in manifest.graphs["unet"].inputs if "residual" in item.name}
 
 
-def residual_bytes(manifest: Manifest, request: Request) -> int:
-    """Memory of a request's residuals at all steps."""
-    sizes = dimensions_of("unet", request, manifest, decoded=1)
-    elements = sum(prod(resolve_shape(shape, sizes)) for shape in residual_inputs(manifest).values())
-    return 4 * elements * request.steps
+def residual_bytes(manifest: Manifest, layout: ClipLayout, steps: int) -> int:
+    """Memory of the residuals of all steps, in fp32."""
+    shapes = layout.shapes("unet", manifest.graphs["unet"])
+    return 4 * steps * sum(prod(shapes[name]) for name in residual_inputs(manifest))

@@ -62,7 +62,7 @@ def test_a_replayed_graph_gives_the_bits_of_plain_runs(
     first = frames()
     (workspace,) = workspaces(pipeline)
     captured = pipeline.backend != "onnxruntime-cuda"  # whose engines replay graphs of their own
-    workspace.area.forget()
+    workspace.conditioning_area.forget()
     others = [frames() for _ in range(3)]
     kept = controlnet is not None and kept_bytes > 0
     assert replays == [False, captured, captured and not kept, captured]  # what is kept makes a variant of its own

@@ -11,8 +11,8 @@ from flops import count_flops
 from references import pictures
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.cpu.sessions import Sessions
-from sparsectrl_lcm.runtime.loop.conditioning import ConditioningCache, dimensions_of, graphs_of, keyframe_feeds
-from sparsectrl_lcm.runtime.request import FittedKeyframe, Request
+from sparsectrl_lcm.runtime.loop.conditioning import ConditioningCache, graphs_of, keyframe_feeds
+from sparsectrl_lcm.runtime.request import CheckedRequest, FittedKeyframe
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,20 +21,21 @@ INDICES = (0, 8, 15)
 SHORT = {"width": 64, "height": 64, "num_inference_steps": 2}
 
 
-def request(pipeline: VideoPipeline, controlnet: str) -> Request:
+def request(pipeline: VideoPipeline, controlnet: str) -> CheckedRequest:
     side = pipeline.bundle.manifest.sizes.height
     keyframes = tuple(
         FittedKeyframe(index, np.asarray(image))
         for index, image in zip(INDICES, pictures(len(INDICES), side, side), strict=True)
     )
-    return Request("", "", keyframes, controlnet, 4, 1.0, 0, side, side, FRAMES)
+    return CheckedRequest("", "", keyframes, controlnet, 4, 1.0, 0, side, side, FRAMES)
 
 
-def opened(pipeline: VideoPipeline, asked: Request) -> Sessions:
+def opened(pipeline: VideoPipeline, asked: CheckedRequest) -> Sessions:
     """The sessions of a pipeline with the graphs of a request open."""
     sessions = pipeline.executor.sessions
+    layout = asked.layout(pipeline.bundle.manifest.sizes, decode_pixels=1)
     for graph in graphs_of(asked):
-        sessions.open(graph, dimensions_of(graph, asked, pipeline.bundle.manifest, decoded=1))
+        sessions.open(graph, layout.dimensions(graph))
     return sessions
 
 

@@ -14,8 +14,8 @@ from fakes.gpu_emulation import Digests, EmulatedCudart, PortableGraphs, Rounded
 from references import pictures
 from sparsectrl_lcm.runtime import BackendError, Cancelled, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.clip_layout import static_shapes
 from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
-from sparsectrl_lcm.runtime.format.engine_sets import static_shapes
 from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.captures import MAX_GRAPHS
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda, DeviceLost, DeviceOutOfMemory
@@ -242,11 +242,11 @@ def test_conditioning_of_the_last_requests_is_kept(demo: SimpleNamespace) -> Non
 def test_kept_conditioning_is_bounded() -> None:
     probe = emulated_demo()
     probe.pipeline.generate("a boat", keyframes(), seed=1)
-    one = probe.executor._workspaces[SIZE].area.nbytes
+    one = probe.executor._workspaces[SIZE].conditioning_area.nbytes
     machine = emulated_demo(kept_bytes=3 * one)
     for seed in range(6):
         machine.pipeline.generate("a boat", keyframes(seed=seed), seed=1)
-    area = machine.executor._workspaces[SIZE].area
+    area = machine.executor._workspaces[SIZE].conditioning_area
     assert area.nbytes + sum(nbytes for _, nbytes in area._copies.values()) <= 3 * one
     timings = [machine.pipeline.generate("a boat", keyframes(seed=seed), seed=1).timings for seed in (4, 3, 0)]
     assert ["control" in each for each in timings] == [False, False, True]

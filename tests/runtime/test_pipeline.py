@@ -18,7 +18,7 @@ from references import (
 from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline
 from sparsectrl_lcm.runtime.cpu import executor as host
 from sparsectrl_lcm.runtime.output.writers import Recording
-from sparsectrl_lcm.runtime.request import Request
+from sparsectrl_lcm.runtime.request import CheckedRequest
 
 TRAINED = Path(__file__).parents[2] / "demo" / "trained"
 EMPTY = ""
@@ -269,10 +269,12 @@ def test_a_request_can_be_cancelled_between_steps(stage: str, demo_pipeline: Vid
     ("side", "frames", "chunk"),
     [(512, 16, 1), (256, 16, 1), (128, 16, 4), (128, 6, 3), (128, 7, 1), (64, 16, 16), (64, 5, 5)],
 )
-def test_as_many_frames_are_decoded_at_a_time_as_make_256x256_pixels(side: int, frames: int, chunk: int) -> None:
+def test_as_many_frames_are_decoded_at_a_time_as_make_256x256_pixels(
+    demo_pipeline: VideoPipeline, side: int, frames: int, chunk: int
+) -> None:
     """In equal parts, at least one frame each."""
-    request = Request("a boat", "", (), None, 4, 1.0, 0, height=side, width=side, frames=frames)
-    assert host.decode_chunk(request) == chunk
+    request = CheckedRequest("a boat", "", (), None, 4, 1.0, 0, height=side, width=side, frames=frames)
+    assert request.layout(demo_pipeline.bundle.manifest.sizes, host.DECODE_PIXELS).decoded == chunk
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """What a request may be, and the line that says so otherwise."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
-from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime import ClipRequest, InvalidRequest, Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime.request import check_request
 
 PICTURE = np.zeros((16, 16, 3), np.uint8)
 
@@ -37,8 +40,8 @@ BAD = [
     ({"keyframes": [Keyframe(4, PICTURE)], "num_frames": 4}, "from 0 to 3"),
     ({"keyframes": [Keyframe(2, PICTURE), Keyframe(2, PICTURE)]}, "index 2 was given twice"),
     ({"keyframes": [Keyframe(i, PICTURE) for i in range(4)]}, "4 were given; allowed are at most 3"),
-    ({"keyframes": [PICTURE]}, "keyframes: give a list of Keyframe"),
-    ({"keyframes": Keyframe(0, PICTURE)}, "keyframes: give a list of Keyframe"),
+    ({"keyframes": [PICTURE]}, "keyframes: .* is not allowed; give a list of Keyframe"),
+    ({"keyframes": Keyframe(0, PICTURE)}, "keyframes: .* is not allowed; give a list of Keyframe"),
     ({"keyframes": [Keyframe(0, b"nothing")]}, "keyframe 0: the data is not an image"),
 ]
 
@@ -73,3 +76,42 @@ def test_order_of_keyframes_does_not_matter(pipeline: VideoPipeline) -> None:
     one = pipeline.generate("a boat", keyframes, num_inference_steps=1, seed=1, num_frames=4)
     other = pipeline.generate("a boat", keyframes[::-1], num_inference_steps=1, seed=1, num_frames=4)
     assert (one.frames == other.frames).all()
+
+
+def test_a_request_has_the_arguments_and_defaults_of_generate() -> None:
+    arguments = signature(VideoPipeline.generate).parameters.values()
+    asked = [(item.name, item.default) for item in arguments if item.name not in ("self", "on_progress", "on_frames")]
+    assert asked == [(item.name, item.default) for item in signature(ClipRequest).parameters.values()]
+
+
+def test_generate_and_run_make_the_same_clip(pipeline: VideoPipeline) -> None:
+    options = {
+        "keyframes": [Keyframe(1, PICTURE)],
+        "negative_prompt": "blue",
+        "num_inference_steps": 2,
+        "guidance_scale": 2.0,
+        "seed": 3,
+        "height": 64,
+        "width": 96,
+        "num_frames": 3,
+    }
+    seen: list[int] = []
+    clip = pipeline.run(ClipRequest("a boat", **options), on_frames=lambda first, frames: seen.extend(range(first, 3)))
+    assert clip.frames.shape == (3, 64, 96, 3)
+    assert seen[0] == 0
+    assert (clip.frames == pipeline.generate("a boat", **options).frames).all()
+
+
+def test_what_is_left_open_is_the_bundles_own(pipeline: VideoPipeline) -> None:
+    sizes = pipeline.bundle.manifest.sizes
+    checked = check_request(ClipRequest("a boat"), pipeline.bundle.manifest)
+    assert (checked.width, checked.height, checked.frames) == (sizes.width, sizes.height, sizes.frames)
+    assert checked.controlnet is None, "there are no keyframes"
+    seeds = {check_request(ClipRequest("a boat"), pipeline.bundle.manifest).seed for _ in range(3)}
+    assert len(seeds) == 3, "each request draws its own"
+
+
+def test_guidance_needs_a_scale_above_1(pipeline: VideoPipeline) -> None:
+    for scale, texts in ((0, ["a boat"]), (1, ["a boat"]), (1.5, ["blue", "a boat"])):
+        asked = ClipRequest("a boat", negative_prompt="blue", guidance_scale=scale)
+        assert check_request(asked, pipeline.bundle.manifest).texts == texts

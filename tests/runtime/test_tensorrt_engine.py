@@ -14,8 +14,8 @@ from fakes.tensorrt_builds import ACTIVATION_BYTES, RELEASES, SIZE, TENSORRT, Wo
 from fakes.tensorrt_process import GRAPH, Opened, Process, one_line
 from sparsectrl_lcm.runtime.errors import BackendError, DeviceOutOfMemory
 from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.clip_layout import static_shapes
 from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
-from sparsectrl_lcm.runtime.format.engine_sets import static_shapes
 from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda
 

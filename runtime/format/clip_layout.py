@@ -1,0 +1,103 @@
+"""The layout of a clip: which shapes its size gives to the tensors of all graphs.
+
+The manifest writes shapes with symbolic dimensions, as `("batch*frames", 320, "latent_height/2", "latent_width/2")`.
+A `ClipLayout` holds the numbers behind the names, for a request on the host or for static engines.
+"""
+
+from dataclasses import dataclass
+
+from .engine_keys import ClipSize
+from .manifest import GraphRecord, Manifest, Sizes, resolve_shape
+
+ONE_PROMPT = {"batch": 1}
+"""The batch of compiled graphs: a request with guidance runs them once per prompt, so that one graph serves both."""
+ENGINE_DECODE_PIXELS = 8 * 512 * 512
+"""Pixels that an engine decodes at a time; bounds the memory of the decoder."""
+ADDRESS_ALIGNMENT = 256
+"""Bytes; TensorRT wants the addresses of inputs and outputs to be multiples of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipLayout:
+    """The numbers behind the symbolic dimensions.
+
+    Attributes:
+        sizes: the bundle's; gives the VAE's scale factor and the channels of the latents.
+        clip: size of the clip.
+        prompts: prompts in a batch; 2 with guidance.
+        keyframes: keyframes that SparseCtrl and the VAE's encoder take.
+        decoded: frames decoded at a time; divides the clip's frames.
+    """
+
+    sizes: Sizes
+    clip: ClipSize
+    prompts: int = 1
+    keyframes: int = 0
+    decoded: int = 1
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int, int]:
+        """Shape of the latents, [1, 4, F, H/8, W/8]."""
+        factor = self.sizes.vae_scale_factor
+        return (1, self.sizes.latent_channels, self.clip.frames, self.clip.height // factor, self.clip.width // factor)
+
+    @property
+    def decoder_runs(self) -> int:
+        """How often the decoder runs to make the whole clip."""
+        return self.clip.frames // self.decoded
+
+    def dimensions(self, graph: str) -> dict[str, int]:
+        """The symbolic dimensions of a graph; `images` are keyframes in the VAE's encoder and frames in decoders."""
+        *_, latent_height, latent_width = self.latent_shape
+        return {
+            "batch": self.prompts,
+            "frames": self.clip.frames,
+            "height": self.clip.height,
+            "width": self.clip.width,
+            "latent_height": latent_height,
+            "latent_width": latent_width,
+            "distinct_frames": self.keyframes + 1,
+            "images": self.keyframes if graph == "vae_encoder" else self.decoded,
+        }
+
+    def shapes(self, graph: str, record: GraphRecord) -> dict[str, tuple[int, ...]]:
+        """Shapes of a graph's inputs and outputs, by name."""
+        dimensions = self.dimensions(graph)
+        return {item.name: resolve_shape(item.shape, dimensions) for item in (*record.inputs, *record.outputs)}
+
+
+def engine_layout(manifest: Manifest, clip: ClipSize) -> ClipLayout:
+    """The layout that static engines of one size are built for.
+
+    An engine takes one prompt and runs twice with guidance: one set of weights and activations serves both, and up to
+    704x704 pixels no attention has more than 65,535 rows of batch and heads. SparseCtrl and the VAE's encoder take all
+    keyframe slots. The decoder takes as many frames as fit into `ENGINE_DECODE_PIXELS`.
+    """
+    decoded = frames_decoded_at_a_time(manifest.sizes, clip, ENGINE_DECODE_PIXELS, ADDRESS_ALIGNMENT)
+    return ClipLayout(manifest.sizes, clip, keyframes=manifest.keyframe_slots, decoded=decoded, prompts=1)
+
+
+def static_shapes(manifest: Manifest, graph: str, clip: ClipSize) -> dict[str, tuple[int, ...]]:
+    """Shapes of a graph's inputs and outputs in an engine of one size, by name."""
+    return engine_layout(manifest, clip).shapes(graph, manifest.graphs[graph])
+
+
+def frames_decoded_at_a_time(sizes: Sizes, clip: ClipSize, max_pixels: int, alignment: int = 1) -> int:
+    """The most frames that are decoded together, in equal parts so that one compiled decoder serves all of them.
+
+    Args:
+        sizes: the bundle's.
+        clip: size of the clip.
+        max_pixels: bound on the pixels of a part. The smallest part is taken if none fits.
+        alignment: bytes. Each part has to begin at a multiple of it, among the latents (float32) and among the frames
+            (uint8 RGB). The whole clip as one part always does.
+    """
+    pixels = clip.height * clip.width
+    latent_bytes = 4 * sizes.latent_channels * pixels // sizes.vae_scale_factor**2
+    frame_bytes = 3 * pixels
+
+    def begins_aligned(count: int) -> bool:
+        return count == clip.frames or not (count * latent_bytes % alignment or count * frame_bytes % alignment)
+
+    parts = [count for count in range(1, clip.frames + 1) if not clip.frames % count and begins_aligned(count)]
+    return max((count for count in parts if count * pixels <= max_pixels), default=parts[0])
