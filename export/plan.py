@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 from torch import nn
 
+from ..runtime.format.clip_layout import ClipLayout, ClipSize
 from ..runtime.format.manifest import DECODERS, MAX_SIDE, Dimension, SchedulerRecord, Sizes
 from . import checkpoints, compatibility, graph_specs, traced_modules
 from .check import ExportError
@@ -95,10 +96,10 @@ class Parts:
 
 
 def read_parts(options: ExportOptions) -> Parts:
-    """Reads the configurations, and sees before any long work whether the parts compatibility.
+    """Reads the configurations, and checks before any long work that the parts fit together.
 
     Raises:
-        ExportError: a checkpoint cannot be read, or the parts do not compatibility.
+        ExportError: a checkpoint cannot be read, or the parts do not fit together.
     """
     unet = checkpoints.load_config(UNet2DConditionModel, "base", options.base, "unet")
     vae = checkpoints.load_vae_config(options.base, options.vae)
@@ -155,18 +156,27 @@ def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], ma
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One graph to write: how to build its module, and the sizes it is traced with and also checked at."""
+    """One graph to write.
+
+    Attributes:
+        spec: names, types and shapes of inputs and outputs.
+        build: loads the module.
+        traced: the clip that the module is traced with.
+        checked: another clip, at which the graph is compared with torch too.
+    """
 
     spec: GraphSpec
     build: Callable[[], nn.Module]
-    trace_sizes: dict[str, int]
-    check_sizes: dict[str, int]
+    traced: ClipLayout
+    checked: ClipLayout
+
+    def trace_inputs(self) -> tuple[torch.Tensor, ...]:
+        """Random inputs to trace the module with."""
+        return self._inputs(self.traced, seed=0)
 
     def check_inputs(self) -> list[tuple[torch.Tensor, ...]]:
-        """Random inputs to compare with torch, at the traced sizes and at others."""
-        inputs = [
-            self.spec.sample_inputs(sizes, seed) for seed, sizes in ((1, self.trace_sizes), (2, self.check_sizes))
-        ]
+        """Random inputs to compare with torch, at the traced size and at the other."""
+        inputs = [self._inputs(self.traced, seed=1), self._inputs(self.checked, seed=2)]
         if self.spec.name == "unet":  # without keyframes the runtime passes residuals of zero that broadcast
             broadcast = (
                 torch.zeros(1, tensor.shape[1], 1, 1) if "residual" in item.name else tensor
@@ -175,9 +185,12 @@ class Job:
             inputs.append(tuple(broadcast))
         return inputs
 
+    def _inputs(self, layout: ClipLayout, seed: int) -> tuple[torch.Tensor, ...]:
+        return self.spec.sample_inputs(layout.dimensions(self.spec.name), seed)
+
 
 def plan_jobs(parts: Parts) -> list[Job]:
-    """The jobs of a bundle, in the order in which a request runs the traced_modules."""
+    """The jobs of a bundle, in the order in which a request runs the graphs."""
     jobs = [_text_encoder(parts)]
     if "rgb" in parts.options.controlnets:
         jobs.append(_vae(parts, graph_specs.vae_encoder_spec, traced_modules.VaeEncoder))
@@ -195,14 +208,18 @@ def _text_encoder(parts: Parts) -> Job:
         return traced_modules.TextEncoder(checkpoints.load_text_encoder(options.base, list(options.loras)))
 
     spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width)
-    return Job(spec, build, {"batch": 2}, {"batch": 1})
+    return Job(spec, build, *_video_layouts(parts))
 
 
-def _video_sizes(parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
-    step = 2 ** (len(parts.channels) - 1)
-    trace = {"batch": 2, "frames": 4, "distinct_frames": 3, "latent_height": 2 * step, "latent_width": 3 * step}
-    check = {"batch": 1, "frames": 3, "distinct_frames": 2, "latent_height": 3 * step, "latent_width": step}
-    return trace, check
+def _video_layouts(parts: Parts) -> tuple[ClipLayout, ClipLayout]:
+    """Small clips to trace and to check the graphs of texts and latents with."""
+    side = parts.sizes.multiple
+    traced = ClipSize(width=3 * side, height=2 * side, frames=4)
+    checked = ClipSize(width=side, height=3 * side, frames=3)
+    return (
+        ClipLayout(parts.sizes, traced, prompts=2, keyframes=2),
+        ClipLayout(parts.sizes, checked, prompts=1, keyframes=1),
+    )
 
 
 def _controlnet(parts: Parts, kind: str, source: str) -> Job:
@@ -220,7 +237,7 @@ def _controlnet(parts: Parts, kind: str, source: str) -> Job:
         return traced_modules.SparseCtrl(checkpoints.load_controlnet(kind, source), parts.options.temporal_norm)
 
     spec = graph_specs.controlnet_spec(kind, conditioning, parts.prompt, parts.residuals)
-    return Job(spec, build, *_video_sizes(parts))
+    return Job(spec, build, *_video_layouts(parts))
 
 
 def _latents(parts: Parts) -> tuple[Dimension, ...]:
@@ -234,7 +251,7 @@ def _unet(parts: Parts) -> Job:
         model = checkpoints.load_unet(options.base, options.motion_adapter, list(options.loras))
         return traced_modules.UNet(model, options.temporal_norm)
 
-    return Job(graph_specs.unet_spec(_latents(parts), parts.prompt, parts.residuals), build, *_video_sizes(parts))
+    return Job(graph_specs.unet_spec(_latents(parts), parts.prompt, parts.residuals), build, *_video_layouts(parts))
 
 
 def _lcm_update(parts: Parts) -> Job:
@@ -243,14 +260,18 @@ def _lcm_update(parts: Parts) -> Job:
     def build() -> nn.Module:
         return traced_modules.LcmUpdate(scheduler.prediction_type, scheduler.clip_sample_range)
 
-    return Job(graph_specs.lcm_update_spec(_latents(parts)), build, *_video_sizes(parts))
+    return Job(graph_specs.lcm_update_spec(_latents(parts)), build, *_video_layouts(parts))
 
 
-def _image_sizes(parts: Parts) -> tuple[dict[str, int], dict[str, int]]:
+def _image_layouts(parts: Parts) -> tuple[ClipLayout, ClipLayout]:
+    """Small images to trace and to check the VAE with."""
     factor = parts.sizes.vae_scale_factor
-    trace = {"images": 2, "height": 4 * factor, "width": 6 * factor, "latent_height": 4, "latent_width": 6}
-    check = {"images": 1, "height": 5 * factor, "width": 3 * factor, "latent_height": 5, "latent_width": 3}
-    return trace, check
+    traced = ClipSize(width=6 * factor, height=4 * factor, frames=2)
+    checked = ClipSize(width=3 * factor, height=5 * factor, frames=1)
+    return (
+        ClipLayout(parts.sizes, traced, keyframes=2, decoded=2),
+        ClipLayout(parts.sizes, checked, keyframes=1, decoded=1),
+    )
 
 
 def _vae(parts: Parts, spec: Callable[[int, int], GraphSpec], module: Callable[..., nn.Module]) -> Job:
@@ -259,7 +280,7 @@ def _vae(parts: Parts, spec: Callable[[int, int], GraphSpec], module: Callable[.
     def build() -> nn.Module:
         return module(checkpoints.load_vae(options.base, options.vae))
 
-    return Job(spec(sizes.latent_channels, sizes.vae_scale_factor), build, *_image_sizes(parts))
+    return Job(spec(sizes.latent_channels, sizes.vae_scale_factor), build, *_image_layouts(parts))
 
 
 def _tiny_decoder(parts: Parts, source: str) -> Job:
@@ -269,7 +290,7 @@ def _tiny_decoder(parts: Parts, source: str) -> Job:
         return traced_modules.TinyDecoder(checkpoints.load_tiny_decoder(source))
 
     spec = graph_specs.vae_decoder_spec(sizes.latent_channels, sizes.vae_scale_factor, DECODERS["tiny"])
-    return Job(spec, build, *_image_sizes(parts))
+    return Job(spec, build, *_image_layouts(parts))
 
 
 def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:
