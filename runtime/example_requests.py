@@ -1,4 +1,4 @@
-"""Requests that stand for what users ask for: engines in int8 are calibrated on them."""
+"""Typical requests, on which int8 engines are calibrated."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,11 +19,11 @@ PROMPTS = (
     "close-up portrait of a dancer, studio light, film grain",
 )
 MAX_SIDE = 256
-"""Pixels; ranges hardly depend on the size, the time does."""
+"""Pixels; keeps the calibration short. The ranges of values hardly depend on the size."""
 
 
 def run_samples(bundle: Bundle, sessions: Sessions) -> None:
-    """Runs the sample requests through `sessions`, up to where frames would be decoded."""
+    """Runs the sample requests through `sessions`, all but the decoding of frames."""
     executor = HostExecutor(bundle, sessions, KEPT_BYTES)
     for request in sample_requests(bundle):
         with suppress(Cancelled):
@@ -31,7 +31,7 @@ def run_samples(bundle: Bundle, sessions: Sessions) -> None:
 
 
 def sample_requests(bundle: Bundle) -> Iterator[CheckedRequest]:
-    """Requests of a small size: one for each kind of keyframes, one without, and the last with guidance."""
+    """Small requests: one without keyframes and one for each kind of them, the last with guidance."""
     sizes = bundle.manifest.sizes
     height, width = (min(side, MAX_SIDE - MAX_SIDE % sizes.multiple) for side in (sizes.height, sizes.width))
     kinds: list[str | None] = [None, *bundle.manifest.controlnets]
@@ -61,13 +61,13 @@ def scribble(place: float, width: int, height: int) -> NDArray[np.uint8]:
 
 
 def picture(place: float, width: int, height: int) -> NDArray[np.uint8]:
-    """A red disc before a gradient, uint8 [H, W, 3]; it moves to the right with `place`, 0 to 1."""
+    """A red disc on a gradient, uint8 [H, W, 3]; it moves to the right with `place`, 0 to 1."""
     x, y, distance = _from_centre(place, width, height)
     ground = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 160)], axis=2)
     return np.where((distance < height / 5)[:, :, None], np.array([220, 60, 40]), ground).astype(np.uint8)
 
 
 def _from_centre(place: float, width: int, height: int) -> tuple[Array, Array, Array]:
-    """Columns, rows, and the distance of each pixel from where the shape is."""
+    """Column, row and distance from the centre of the shape, for each pixel."""
     y, x = np.mgrid[:height, :width]
     return x, y, np.hypot(x - width * (0.25 + place / 2), y - height / 2)

@@ -14,7 +14,7 @@ from .request import ClipRequest, Keyframe, check_request
 
 
 class VideoPipeline:
-    """AnimateDiff with SparseCtrl and LCM on one backend. Several threads may use it; their requests take turns."""
+    """AnimateDiff with SparseCtrl and LCM on one backend. Threads may share it; their requests take turns."""
 
     def __init__(self, bundle: Bundle, executor: Executor) -> None:
         self.bundle = bundle
@@ -91,17 +91,17 @@ class VideoPipeline:
             prompt: what the clip shows; cut to 77 tokens.
             keyframes: at most three, in any order. Without any the clip is AnimateDiff's own.
             controlnet: what the keyframes are, `scribble` (white lines on black) or `rgb` (pictures).
-            negative_prompt: what it does not show; used when guidance is on.
+            negative_prompt: what it does not show; used if guidance is on.
             num_inference_steps: LCM steps, 1 to 12.
             guidance_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598), 0 to 30; on above 1.
-            seed: 0 to 2**64 - 1; drawn at random when None. The noise is torch's CPU generator's.
+            seed: 0 to 2**64 - 1; None draws one at random. The noise is that of torch's CPU generator.
             height, width: pixels; None takes the bundle's own.
             num_frames: 1 to 32; None takes the bundle's own.
-            decoder: what makes the frames, `full` (the VAE's decoder) or `tiny`, where the bundle has one.
+            decoder: what makes the frames, `full` (the VAE's decoder) or `tiny`, if the bundle has one.
             on_progress: called with a `Progress`; returning False cancels.
             on_frames: called with the index of the first and uint8 frames [n, H, W, 3], in order, as they are decoded:
-                in parts on a CPU, all at once on a GPU. They are views of the clip's, to be read only. What it raises
-                ends the request and reaches the caller.
+                in parts on a CPU, all at once on a GPU. They are views of the clip's frames: read them only. An
+                exception that it raises ends the request and reaches the caller.
 
         Raises:
             InvalidRequest: a value is not allowed; nothing was computed.
@@ -130,11 +130,11 @@ class VideoPipeline:
         return Clip(frames=frames, seed=checked.seed, timings=timings, keyframes=checked.keyframes)
 
     def refit(self, bundle: str | os.PathLike[str] | None) -> None:
-        """Gives the engines another motion module or set of LoRAs, without a build.
+        """Gives the engines another motion module or other LoRAs, without a build.
 
         Args:
-            bundle: a bundle of the same architecture, exported with the other weights; None brings the pipeline's own
-                weights back, bit for bit.
+            bundle: a bundle of the same architecture, exported with the other weights; None restores the pipeline's own
+                weights, bit for bit.
 
         Raises:
             BundleError: the bundle is missing or damaged.
@@ -145,6 +145,6 @@ class VideoPipeline:
             self.executor.refit(weights)
 
     def close(self) -> None:
-        """Frees the graphs and all that is kept; the next request opens them again."""
+        """Frees the graphs and kept conditionings; the next request opens the graphs again."""
         with self._lock:
             self.executor.close()

@@ -1,4 +1,4 @@
-"""Conditioning on the device: prompt embeddings and residuals of the current request, and of the last ones."""
+"""Conditioning on the device: prompt embeddings and residuals of the current request and of earlier ones."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -9,10 +9,10 @@ from .cuda import Cuda
 
 
 class ConditioningArea:
-    """One piece of device memory that the engines write and read, and copies of what earlier requests left there.
+    """A block of device memory that the engines write and read, and copies of conditionings it held before.
 
-    The loop's graphs hold the area's addresses, so a conditioning that is used again is copied back into it. It is
-    copied out only when another one is about to take its place: the next seed of a request costs nothing.
+    The CUDA graphs hold the area's addresses, so a conditioning that is used again is copied back into it. It is
+    copied out only when another one is about to replace it: the next seed of a request costs nothing.
 
     Args:
         cuda: the stream.
@@ -31,7 +31,7 @@ class ConditioningArea:
         self.nbytes = 0
 
     def recall(self, key: Hashable) -> bool:
-        """Brings a kept conditioning into the area; False where it is not kept."""
+        """Brings a kept conditioning into the area; returns False if there is none for `key`."""
         if key == self._current:
             return True
         if key not in self._copies:
@@ -61,15 +61,15 @@ class ConditioningArea:
         self.nbytes = aligned(nbytes)
 
     def hold(self, key: Hashable, nbytes: int) -> None:
-        """Names what was computed into the area."""
+        """Remembers under which key the area's conditioning was computed."""
         self._current, self._used = key, nbytes
 
     def drop(self) -> None:
-        """Forgets what the area holds, which was not computed whole."""
+        """Forgets the area's conditioning, because it was not computed to the end."""
         self._current = None
 
     def forget(self) -> None:
-        """Drops all that is kept; the area stays."""
+        """Drops all conditionings; the area keeps its memory."""
         self._current = None
         self._shrink_to(0)
 
@@ -96,7 +96,7 @@ class ConditioningArea:
         self._copies[key] = (address, self._used)
 
     def _room(self) -> int:
-        """Memory for a copy of the current conditioning: that of the oldest, where it has the size; 0 without any."""
+        """Memory for a copy of the current conditioning: the oldest copy's if the sizes agree. 0 if there is none."""
         limit = self._max_bytes - self.nbytes - self._used
         if self._copies and sum(used for _, used in self._copies.values()) > limit:
             key, (address, used) = next(iter(self._copies.items()))
