@@ -46,7 +46,8 @@ SEPARATE = ("runtime/test_gpu_executor.py", "runtime/test_pipeline.py", "engine/
 """Long files whose tests share nothing that takes long to make: workers take these test by test, others whole."""
 BUILDS = ("engine/test_tensorrt_rtx.py", "engine/test_openvino_engines.py", "engine/test_onnxruntime_cuda.py")
 """Files that build engines for longer than `--fast` allows."""
-HEAVY = re.compile(r"^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b", re.MULTILINE)
+HEAVY = re.compile(r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b")
+"""An import that `--fast` has no time for."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
