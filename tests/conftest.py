@@ -28,10 +28,10 @@ class Exported:
 
 LONG = (
     "runtime/test_pipeline.py",
-    "engine/test_openvino_engines.py",
     "service/test_storage_routes.py",
     "service/test_runner.py",
     "engine/test_tensorrt_rtx.py",
+    "engine/test_openvino_engines.py",
     "runtime/test_gpu_executor.py",
     "service/test_dispatch.py",
     "service/test_page.py",
@@ -41,9 +41,9 @@ LONG = (
     "demo/test_training.py",
     "service",
 )
-"""Files and folders that start first, so that none of them is left to one worker in the end. The first two export."""
-SEPARATE = ("runtime/test_gpu_executor.py", "runtime/test_pipeline.py", "engine/test_precision.py", "cli/test_cli.py")
-"""Long files whose tests share nothing that takes long to make: workers take these test by test, others whole."""
+"""Files and folders that start first, so that none is left to one worker in the end. The first one exports."""
+SEPARATE = ("runtime/test_gpu_executor.py", "cli/test_cli.py")
+"""Long files whose tests share nothing that takes long to make; workers take these test by test."""
 BUILDS = ("engine/test_tensorrt_rtx.py", "engine/test_openvino_engines.py", "engine/test_onnxruntime_cuda.py")
 """Files that build engines for longer than `--fast` allows."""
 HEAVY = re.compile(r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b")
@@ -73,15 +73,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if exports.isdisjoint(getattr(item, "fixturenames", ()))]
     items.sort(key=_start)
     for item in items:
-        path = item.path.relative_to(ROOT / "tests").as_posix()
+        path = _path(item)
         if path not in SEPARATE:
-            item.add_marker(pytest.mark.xdist_group(path))
+            item.add_marker(pytest.mark.xdist_group(f"{path} {_architecture(item)}".strip()))
 
 
 def _start(item: pytest.Item) -> int:
     """The place of a test in the order of start."""
-    path = item.path.relative_to(ROOT / "tests").as_posix()
+    path = _path(item)
     return next((place for place, prefix in enumerate(LONG) if path.startswith(prefix)), len(LONG))
+
+
+def _path(item: pytest.Item) -> str:
+    return item.path.relative_to(ROOT / "tests").as_posix()
+
+
+def _architecture(item: pytest.Item) -> str:
+    """The exported architecture that a test is for, or nothing; a worker keeps to one of them within a file."""
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params.get("exported", "")) if callspec is not None else ""
 
 
 def _cache() -> Path:
