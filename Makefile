@@ -3,8 +3,13 @@ PYTHON ?= python3
 DEMO := .venv-demo
 VENV := .venv
 DOCS := .venv-docs
+# A worker often waits for a server that it has started, so there are more workers than cores.
+WORKERS ?= 4
+XDIST := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# What `make test-fast` leaves out beside the tests that need torch: servers, browsers, trainings, programs.
+SLOW := tests/service tests/demo tests/benchmarks tests/gpu tests/docs
 
-.PHONY: demo test lint types links docs clean
+.PHONY: demo test test-fast test-lowest test-py313 pytest lint types links docs clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python demo/run.py
@@ -14,8 +19,29 @@ $(DEMO)/installed: pyproject.toml $(shell find sparsectrl_lcm runtime cli engine
 	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
 	touch $@
 
-test: lint types
-	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Everything that CI runs.
+test: lint types pytest
+
+pytest: $(VENV)/installed
+	$(VENV)/bin/python -m pytest $(XDIST)
+
+# Lint and the tests that take a moment: under two minutes, for the inner loop.
+test-fast: lint
+	$(VENV)/bin/python -m pytest $(XDIST) --fast $(addprefix --ignore=,$(SLOW))
+
+# The runtime, engine and command-line tests with the lowest versions that pyproject.toml allows.
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest $(XDIST) tests/runtime tests/engine tests/export tests/cli
+
+.venv-lowest/installed: pyproject.toml
+	test -x .venv-lowest/bin/pip || $(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
+	touch $@
+
+# The tests on another Python, with the versions of constraints.txt.
+test-py313:
+	$(MAKE) pytest PYTHON=python3.13 VENV=.venv-py313
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -51,4 +77,4 @@ $(DOCS)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(DEMO) $(VENV) $(DOCS) .types .cache build out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(DEMO) $(VENV) $(DOCS) .venv-lowest .venv-py313 .types .cache build out *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -3,7 +3,7 @@
 from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture
 
 ARCHITECTURES = {
-    "sd15_like": Architecture(),
+    "sd15_like": Architecture(channels=(32, 64, 64), sample_size=8),  # a first, a middle and a last level
     "other": Architecture(
         channels=(24, 48),
         layers=2,
@@ -18,7 +18,7 @@ ARCHITECTURES = {
         tiny_layers=2,
         motion_mid_block=True,
         linear_projection=True,
-        sample_size=16,
+        sample_size=12,
         control_channels=(8, 12, 16),
         channel_order="bgr",
     ),

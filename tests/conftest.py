@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,15 +26,72 @@ class Exported:
     bundle: Path
 
 
+LONG = (
+    "runtime/test_pipeline.py",
+    "service/test_storage_routes.py",
+    "service/test_runner.py",
+    "engine/test_tensorrt_rtx.py",
+    "engine/test_openvino_engines.py",
+    "runtime/test_gpu_executor.py",
+    "service/test_dispatch.py",
+    "service/test_page.py",
+    "engine/test_onnxruntime_cuda.py",
+    "runtime/test_openvino.py",
+    "export",
+    "demo/test_training.py",
+    "service",
+)
+"""Files and folders that start first, so that none is left to one worker in the end. The first one exports."""
+SEPARATE = ("runtime/test_gpu_executor.py", "cli/test_cli.py")
+"""Long files whose tests share nothing that takes long to make; workers take these test by test."""
+BUILDS = ("engine/test_tensorrt_rtx.py", "engine/test_openvino_engines.py", "engine/test_onnxruntime_cuda.py")
+"""Files that build engines for longer than `--fast` allows."""
+HEAVY = re.compile(r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b")
+"""An import that `--fast` has no time for."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also tests that take minutes")
+    parser.addoption("--fast", action="store_true", help="only tests without torch, exported bundles and long builds")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("--fast") or collection_path.suffix != ".py":
+        return None
+    heavy = collection_path.as_posix().endswith(BUILDS) or HEAVY.search(collection_path.read_text())
+    return True if heavy else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+    if config.getoption("--fast"):
+        exports = {"exported", "sd15_like", "checkpoints"}
+        items[:] = [item for item in items if exports.isdisjoint(getattr(item, "fixturenames", ()))]
+    items.sort(key=_start)
+    for item in items:
+        path = _path(item)
+        if path not in SEPARATE:
+            item.add_marker(pytest.mark.xdist_group(f"{path} {_architecture(item)}".strip()))
+
+
+def _start(item: pytest.Item) -> int:
+    """The place of a test in the order of start."""
+    path = _path(item)
+    return next((place for place, prefix in enumerate(LONG) if path.startswith(prefix)), len(LONG))
+
+
+def _path(item: pytest.Item) -> str:
+    return item.path.relative_to(ROOT / "tests").as_posix()
+
+
+def _architecture(item: pytest.Item) -> str:
+    """The exported architecture that a test is for, or nothing; a worker keeps to one of them within a file."""
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params.get("exported", "")) if callspec is not None else ""
 
 
 def _cache() -> Path:

@@ -17,7 +17,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
-from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -77,9 +76,3 @@ def normalize_per_frame(model: nn.Module) -> None:
 def to_uint8(frames: np.ndarray) -> np.ndarray:
     """diffusers' frames in 0..1 as levels."""
     return (frames * 255).round().astype(np.uint8)
-
-
-def pictures(count: int, width: int, height: int, seed: int = 0) -> list[Image.Image]:
-    """Random pictures."""
-    generator = np.random.default_rng(seed)
-    return [Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(count)]

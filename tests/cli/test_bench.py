@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from test_cli import fails, run
+from test_cli import fails, run, run_here
 
 SMALL = ("--size", "64x64", "--frames", 2, "--steps", 1)
 BACKENDS = ["onnxruntime", *(["openvino"] if find_spec("openvino") else [])]
@@ -52,4 +52,4 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    fails(run("bench", *arguments, cwd=tmp_path), message)
+    fails(run_here("bench", *arguments, cwd=tmp_path), message)

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from conftest import Exported
-from references import pictures
+from pictures import pictures
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.check import output_error, random_inputs, run_portable

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from fakes.gpu_emulation import EmulatedCudart
-from references import pictures
+from pictures import pictures
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline

@@ -17,7 +17,7 @@ import pytest
 from bundles import with_other_motion_module
 from conftest import Exported
 from onnx import TensorProto, helper, numpy_helper
-from references import pictures
+from pictures import pictures
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.openvino import compare

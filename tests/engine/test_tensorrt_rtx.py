@@ -62,19 +62,15 @@ def built(built_once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built_once, tmp_path / "bundle"))
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_every_graph_of_the_demo_bundle_is_built(
-    demo: Path, precision: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run(["build", str(demo), "--backend", BACKEND, "--precision", precision, "--no-check"]) == 0
-    assert f"tensorrt-rtx 128x128x16 {precision}: 8 engines" in capsys.readouterr().out
-    bundle = Bundle.load(demo)
-    engines = find_set(demo, BACKEND, f"128x128x16-{precision}")
+def has_engines(folder: Path, size: ClipSize, precision: str) -> None:
+    """Checks that the set is whole, fits and brings nothing else; `inspect` shows it."""
+    bundle = Bundle.load(folder)
+    engines = find_set(folder, BACKEND, f"{size}-{precision}")
     assert engines is not None
     assert set(engines.index.engines) == set(bundle.manifest.graphs)
     version = load_library(BACKEND).version
     for graph, record in engines.index.engines.items():
-        shapes = static_shapes(bundle.manifest, graph, ClipSize(width=128, height=128, frames=16))
+        shapes = static_shapes(bundle.manifest, graph, size)
         inputs = {item.name: shapes[item.name] for item in bundle.graph(graph).inputs}
         path = engines.open(bundle.manifest, graph, version, ANY_DEVICE, inputs)
         assert path.stat().st_size == record.files[path.name].bytes > 50_000
@@ -82,10 +78,24 @@ def test_every_graph_of_the_demo_bundle_is_built(
     left = {path.suffix for path in engines.folder.iterdir()}
     assert left == {".engine", ".json"}, "neither typed graphs nor weights stay behind"
 
+
+def test_every_graph_of_the_demo_bundle_is_built_in_fp16(built_once: Path) -> None:
+    has_engines(built_once, SMALL, "fp16")
+
+
+def test_every_graph_of_the_demo_bundle_is_built_in_fp32(
+    demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command line, at the bundle's own size."""
+    assert run(["build", str(demo), "--backend", BACKEND, "--precision", "fp32", "--no-check"]) == 0
+    assert "tensorrt-rtx 128x128x16 fp32: 8 engines" in capsys.readouterr().out
+    has_engines(demo, ClipSize(width=128, height=128, frames=16), "fp32")
     monkeypatch.setenv("COLUMNS", "200")
     assert run(["inspect", str(demo)]) == 0
     shown = capsys.readouterr().out
-    assert f"tensorrt-rtx 128x128x16-{precision}" in shown
+    assert "tensorrt-rtx 128x128x16-fp32" in shown
+    engines = find_set(demo, BACKEND, "128x128x16-fp32")
+    assert engines is not None
     assert engines.index.engines["unet"].key[:12] in shown
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-CACHE = Path(__file__).parent.parent / ".cache" / "tensorrt-bindings"
+CACHE = Path(__file__).parents[2] / ".cache" / "tensorrt-bindings"
 RELEASES = {"10.16": "10.16.1.11", "11.4": "11.4.0.106", "rtx-1.7": "1.7.1.116"}
 RTX_LIBRARIES = "onnxruntime_ep_nv_tensorrt_rtx"
 
@@ -51,7 +51,7 @@ def load_api(version: str) -> dict[str, Any]:
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(CACHE / f"{release}.lock"):
         if not dumped.exists():
-            text = _dump_rtx() if version.startswith("rtx") else _dump_wheel(CACHE / release, release)
+            text = _dump_rtx() if version.startswith("rtx") else _dump_wheel(CACHE / release, version)
             if (found := json.loads(text)["version"]) != release:
                 raise RuntimeError(f"TensorRT {version} must be {release}, not {found}")
             partial = dumped.with_suffix(".partial")
@@ -67,11 +67,12 @@ def _run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-def _dump_wheel(folder: Path, release: str) -> str:
+def _dump_wheel(folder: Path, version: str) -> str:
     if not (folder / "tensorrt_bindings").exists():
-        package = f"tensorrt_cu13_bindings=={release}"
-        _run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), package)
-    major = release.partition(".")[0]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+        requirements = Path(__file__).with_name(f"tensorrt-bindings-{version}.txt")
+        _run(*pip, "--target", str(folder), "--requirement", str(requirements))
+    major = version.partition(".")[0]
     sources = {"nvinfer": "".join(f"void *{name}(void) {{ return 0; }}\n" for name in ENTRY_POINTS)}
     libraries = []
     for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):

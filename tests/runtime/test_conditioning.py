@@ -8,7 +8,7 @@ import torch
 from conftest import Exported
 from diffusers import SparseControlNetModel
 from flops import count_flops
-from references import pictures
+from pictures import pictures
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.cpu.sessions import Sessions
 from sparsectrl_lcm.runtime.loop.conditioning import ConditioningCache, graphs_of, keyframe_feeds

@@ -10,8 +10,9 @@ import torch
 from conftest import Exported
 from diffusers import AutoencoderTiny
 from fakes.gpu_emulation import Digests, PortableGraphs, emulate
+from pictures import pictures
 from PIL import Image
-from references import pictures, sparsectrl_pipeline, to_uint8
+from references import sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle

@@ -11,7 +11,7 @@ import pytest
 from conftest import Exported
 from cuda.bindings import runtime as cudart
 from fakes.gpu_emulation import Digests, EmulatedCudart, PortableGraphs, RoundedGraphs, emulate
-from references import pictures
+from pictures import pictures
 from sparsectrl_lcm.runtime import BackendError, Cancelled, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import static_shapes

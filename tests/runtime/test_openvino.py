@@ -15,7 +15,8 @@ import pytest
 import torch
 from conftest import Exported, export_architecture
 from diffusers import AutoencoderTiny
-from references import animatediff_pipeline, pictures, sparsectrl_pipeline, to_uint8
+from pictures import pictures
+from references import animatediff_pipeline, sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.cli.options import name_option
 from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError, VideoPipeline

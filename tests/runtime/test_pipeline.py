@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Exported
-from references import (
-    animatediff_pipeline,
-    normalize_per_frame,
-    pictures,
-    sparsectrl_pipeline,
-    to_uint8,
-)
+from pictures import pictures
+from references import animatediff_pipeline, normalize_per_frame, sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline
 from sparsectrl_lcm.runtime.cpu import executor as host
 from sparsectrl_lcm.runtime.output.writers import Recording

@@ -182,7 +182,8 @@ def test_a_failure_half_way_leaves_nothing(write: str, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(before)
     code = (
         "import resource, signal, numpy as np\n"
-        "from sparsectrl_lcm.runtime import Clip, OutputError, writers\n"
+        "from sparsectrl_lcm.runtime import Clip, OutputError\n"
+        "from sparsectrl_lcm.runtime.output import writers\n"
         "import av\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"

@@ -1,6 +1,7 @@
 """fal's own client for JavaScript, as it comes from npm, against a running server."""
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -16,8 +17,8 @@ from filelock import FileLock
 from .conftest import APP, Server, example, missing
 from .test_webhooks import Receiver, delivered, verify
 
-VERSION = "1.10.1"
-CACHE = Path(__file__).parents[2] / ".cache" / f"fal-client-js-{VERSION}"
+PACKAGES = Path(__file__).parent / "javascript"  # package.json and the lockfile with the checksums
+CACHE = Path(__file__).parents[2] / ".cache" / "fal-client-js"
 HEAD = f"""
 import {{ createFalClient, ApiError, ValidationError }} from "@fal-ai/client";
 import assert from "node:assert";
@@ -36,12 +37,17 @@ PICTURES = [base64.b64encode(path.read_bytes()).decode() for path in SCRIBBLES]
 @pytest.fixture(scope="module")
 def modules() -> Path:
     npm = shutil.which("npm") or missing("npm")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with FileLock(CACHE / "lock"):
-        if not (CACHE / "node_modules/@fal-ai/client/package.json").exists():
-            command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(CACHE), f"@fal-ai/client@{VERSION}"]
-            subprocess.run(command, check=True, capture_output=True)
-    return CACHE
+    lockfile = (PACKAGES / "package-lock.json").read_bytes()
+    folder = CACHE / hashlib.sha256(lockfile).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "installed").exists():
+            for path in PACKAGES.iterdir():
+                shutil.copy(path, folder)
+            command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            subprocess.run(command, cwd=folder, check=True, capture_output=True)
+            (folder / "installed").touch()
+    return folder
 
 
 def javascript(modules: Path, server: Server, folder: Path, code: str, head: str = HEAD) -> str:
