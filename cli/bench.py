@@ -97,7 +97,8 @@ def _request(
         InvalidRequest: the bundle does not allow it.
     """
     from ..benchmarks.harness.measured_requests import RequestSize
-    from ..runtime.request import ClipRequest, check_request
+    from ..runtime.checked_request import check_request
+    from ..runtime.request import ClipRequest
 
     width, height = parse_size(size)
     request = ClipRequest(
@@ -122,8 +123,9 @@ def _contenders(
     threads: int | None,
 ) -> "list[Contender]":
     from ..benchmarks.harness.rounds import Contender
-    from ..runtime.backends import BACKENDS, LoadOptions, can_run, find_backend
+    from ..runtime.backends import BACKENDS, can_run, find_backend
     from ..runtime.format.engine_keys import ClipSize
+    from ..runtime.load_options import LoadOptions
 
     for name in backends or ():
         find_backend(name)

@@ -8,51 +8,21 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from numbers import Integral
 from pathlib import Path
 from typing import Protocol, cast
 
+from .checked_request import CheckedRequest
 from .cpu.sessions import Array
-from .errors import BackendError, InvalidRequest, message, shown
+from .errors import BackendError, InvalidRequest, message
 from .format.build_options import BuildOptions
 from .format.bundle import Bundle
 from .format.engine_keys import ANY_DEVICE, ClipSize, EngineSpec
 from .format.engine_sets import EngineSet, find_set, parse_set_name, refusal, set_name, set_names
-from .loop.conditioning import KEPT_BYTES
+from .load_options import LoadOptions
 from .progress import OnFrames, OnProgress
-from .request import CheckedRequest
 
 _logger = logging.getLogger("sparsectrl_lcm")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How a backend runs a bundle.
-
-    Attributes:
-        precision: of the engines; None takes the first that was built, in the backend's order.
-        device: OpenVINO's name of a device; None takes the CPU.
-        threads: of a backend that computes on the CPU; None takes one per core.
-        kept_bytes: memory for what later requests use again.
-        cuda_graphs: whether a GPU backend captures its work into CUDA graphs and replays them. False is slower; it is
-            for measurements and for finding faults.
-
-    Raises:
-        InvalidRequest: a number is not allowed.
-    """
-
-    precision: str | None = None
-    device: str | None = None
-    threads: int | None = None
-    kept_bytes: int = KEPT_BYTES
-    cuda_graphs: bool = True
-
-    def __post_init__(self) -> None:
-        for name, value, low in (("threads", self.threads, 1), ("kept_bytes", self.kept_bytes, 0)):
-            if name == "threads" and value is None:
-                continue
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-                raise InvalidRequest(name, f"{shown(value)} is not allowed", f"give a whole number from {low} on")
+_DEFAULTS = LoadOptions()
 
 
 class Executor(Protocol):
@@ -329,7 +299,7 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
     return record.implementation.open_executor(backend, bundle, options)
 
 
-def choose_backend(bundle: Bundle, options: LoadOptions = LoadOptions()) -> str:
+def choose_backend(bundle: Bundle, options: LoadOptions = _DEFAULTS) -> str:
     """The fastest backend that can run here and has engines in the precision that may be loaded; a CPU needs none.
 
     If no backend has the precision, it is the first that could build it here, whose refusal names the command.

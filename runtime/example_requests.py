@@ -6,12 +6,13 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
+from .checked_request import CheckedRequest, check_request
 from .cpu.executor import HostExecutor
 from .cpu.sessions import Array, Sessions
 from .errors import Cancelled
 from .format.bundle import Bundle
-from .loop.conditioning import KEPT_BYTES
-from .request import CheckedRequest, ClipRequest, Keyframe, check_request
+from .load_options import KEPT_BYTES
+from .request import ClipRequest, Keyframe
 
 PROMPTS = (
     "a photo of a red lighthouse on the sea, waves, day turns to night",

@@ -4,19 +4,22 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
-from .backends import Executor, LoadOptions, open_executor
-from .format.bundle import Bundle
-from .loop.conditioning import KEPT_BYTES
+from .load_options import KEPT_BYTES, LoadOptions
 from .output.clip import Clip
 from .progress import OnFrames, OnProgress
-from .request import ClipRequest, Keyframe, check_request
+from .request import ClipRequest, Keyframe
+
+if TYPE_CHECKING:  # imported when a bundle is loaded: `import sparsectrl_lcm` stays quick
+    from .backends import Executor
+    from .format.bundle import Bundle
 
 
 class VideoPipeline:
     """AnimateDiff with SparseCtrl and LCM on one backend. Threads may share it; their requests take turns."""
 
-    def __init__(self, bundle: Bundle, executor: Executor) -> None:
+    def __init__(self, bundle: "Bundle", executor: "Executor") -> None:
         self.bundle = bundle
         self.executor = executor
         self._lock = threading.Lock()
@@ -63,6 +66,9 @@ class VideoPipeline:
             BackendError: the backend cannot run here, or not in this precision.
             InvalidRequest: `threads` or `kept_bytes` is not allowed.
         """
+        from .backends import open_executor
+        from .format.bundle import Bundle
+
         options = LoadOptions(
             precision=precision, device=device, threads=threads, kept_bytes=kept_bytes, cuda_graphs=cuda_graphs
         )
@@ -124,6 +130,8 @@ class VideoPipeline:
         Raises:
             InvalidRequest, Cancelled, BackendError: as `generate` does.
         """
+        from .checked_request import check_request
+
         checked = check_request(request, self.bundle.manifest)
         with self._lock:
             frames, timings = self.executor.run(checked, on_progress, on_frames)
@@ -140,6 +148,8 @@ class VideoPipeline:
             BundleError: the bundle is missing or damaged.
             BackendError: the architectures differ, or the engines were built without `--refit`.
         """
+        from .format.bundle import Bundle
+
         weights = None if bundle is None else Bundle.load(bundle)
         with self._lock:
             self.executor.refit(weights)

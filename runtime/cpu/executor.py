@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..checked_request import CheckedRequest
 from ..errors import BackendError
 from ..format.bundle import Bundle
 from ..loop.conditioning import (
@@ -22,7 +23,6 @@ from ..loop.noise import TorchGenerator
 from ..loop.schedule import Schedule, lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
-from ..request import CheckedRequest
 from .sessions import Array, Sessions
 
 DECODE_PIXELS = 256 * 256

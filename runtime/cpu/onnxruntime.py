@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..backends import BACKENDS, Availability, LoadOptions, unbound_scope
+from ..backends import BACKENDS, Availability, unbound_scope
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
 from ..format.engine_sets import find_set, set_name
+from ..load_options import LoadOptions
 from .executor import HostExecutor
 from .sessions import Array
 

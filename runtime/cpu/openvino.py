@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import BACKENDS, Availability, LoadOptions, unbound_scope
+from ..backends import BACKENDS, Availability, unbound_scope
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
 from ..format.clip_layout import ONE_PROMPT
 from ..format.engine_sets import EngineSet, find_set, set_name
 from ..format.manifest import GraphRecord, resolve_shape
+from ..load_options import LoadOptions
 from ..operating_system import forget_mapped_files
 from .compiled_cache import cache_folder, trim
 from .executor import HostExecutor

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
 from ..format.bundle import Bundle
@@ -20,7 +21,6 @@ from ..loop.noise import TorchGenerator
 from ..loop.schedule import lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
-from ..request import CheckedRequest
 from .cuda import Cuda
 from .engines import Loader
 from .program import Variant

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import BACKENDS, Availability, LoadOptions, unbound_scope
+from ..backends import BACKENDS, Availability, unbound_scope
 from ..cpu import onnxruntime as onnxruntime_cpu
 from ..errors import BackendError, DeviceOutOfMemory, first_line
 from ..format.bundle import Bundle
 from ..format.engine_keys import ClipSize
 from ..format.engine_sets import EngineSet, refusal
 from ..format.weights import WeightTable
+from ..load_options import LoadOptions
 from . import device
 from .cuda import Cuda
 from .executor import GpuExecutor

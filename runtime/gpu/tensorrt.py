@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..backends import BACKENDS, Availability, LoadOptions
+from ..backends import BACKENDS, Availability
 from ..errors import BackendError
 from ..format.bundle import Bundle
 from ..format.engine_keys import ClipSize, EngineSpec
 from ..format.engine_sets import EngineSet, parse_set_name, refusal, set_names
 from ..format.weights import WeightTable, check_files, weight_table_path
+from ..load_options import LoadOptions
 from . import device, tensorrt_library
 from .cuda import Cuda
 from .device import Device

@@ -13,17 +13,15 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array, Sessions
 from ..format.clip_layout import ClipLayout
 from ..format.manifest import Dimension, Manifest
-from ..request import CheckedRequest
+from ..load_options import KEPT_BYTES
 from .tokenizer import ClipTokenizer
 
 Residuals = dict[str, Array]
 """The UNet's residual inputs by name, each [B*F, C, h, w]."""
-
-KEPT_BYTES = 2 * 1024**3
-"""Bound on the conditionings that are kept for later requests."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

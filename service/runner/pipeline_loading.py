@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from ...runtime import BundleError, VideoPipeline
-from ...runtime.backends import BACKENDS, LoadOptions, check_backend, choose_backend
+from ...runtime.backends import BACKENDS, check_backend, choose_backend
 from ...runtime.format.bundle import Bundle, bundle_folder
 from ...runtime.format.manifest import read_manifest
+from ...runtime.load_options import LoadOptions
 from ...runtime.machine import physical_cores
 from ..protocol.clip_input import LAST
 

@@ -6,12 +6,11 @@ from result_tables import TABLES, fastest_diffusers, read, table
 from sparsectrl_lcm.benchmarks.harness.rounds import summarize
 from sparsectrl_lcm.engine import check
 from sparsectrl_lcm.engine.rewrites import winograd
-from sparsectrl_lcm.runtime import request
+from sparsectrl_lcm.runtime import load_options, request
 from sparsectrl_lcm.runtime.cpu import compiled_cache, executor, openvino
-from sparsectrl_lcm.runtime.format import engine_sets, manifest
+from sparsectrl_lcm.runtime.format import clip_layout, manifest
 from sparsectrl_lcm.runtime.gpu import captures
 from sparsectrl_lcm.runtime.gpu import executor as gpu_executor
-from sparsectrl_lcm.runtime.loop import conditioning
 from sparsectrl_lcm.runtime.output import writers
 
 README = (ROOT / "README.md").read_text()
@@ -103,10 +102,10 @@ CLAIMS = [
     ("cpu.md", f"as make 256x{executor.DECODE_PIXELS // 256} pixels"),
     ("cpu.md", f"at least {winograd.MIN_CHANNELS} channels"),
     ("export.md", f"took {EXPORT['seconds']:.0f} seconds and {EXPORT['peak_gb']:.1f} GB"),
-    ("architecture.md", f"within {conditioning.KEPT_BYTES // GIB} GiB"),
-    ("gpu.md", f"within `kept_bytes` ({conditioning.KEPT_BYTES // GIB} GiB for each clip size)"),
+    ("architecture.md", f"within {load_options.KEPT_BYTES // GIB} GiB"),
+    ("gpu.md", f"within `kept_bytes` ({load_options.KEPT_BYTES // GIB} GiB for each clip size)"),
     ("gpu.md", f"The last {captures.MAX_GRAPHS} graphs are kept"),
-    ("gpu.md", f"decoder ({engine_sets.ENGINE_DECODE_PIXELS // 512**2} frames at a time at 512x512)"),
+    ("gpu.md", f"decoder ({clip_layout.ENGINE_DECODE_PIXELS // 512**2} frames at a time at 512x512)"),
     ("gpu.md", f"{['No', 'One', 'Two'][gpu_executor.MAX_SIZES]} sizes stay on the device"),
     ("gpu.md", f"scaled by {check.STRESS:.0f}"),
     ("cli.md", f"LCM steps, 1 to {request.MAX_STEPS}"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sparsectrl_lcm.runtime import VideoPipeline
 from sparsectrl_lcm.runtime.gpu.captures import GraphCache
-from sparsectrl_lcm.runtime.loop.conditioning import KEPT_BYTES
+from sparsectrl_lcm.runtime.load_options import KEPT_BYTES
 
 from .conftest import Load
 from .requests import LEVELS, ask, difference, keyframes, workspaces

@@ -17,7 +17,7 @@ from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.engine_writer import any_size_spec, engine_record, staged
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest, VideoPipeline, backends, machine
-from sparsectrl_lcm.runtime.backends import Availability, LoadOptions
+from sparsectrl_lcm.runtime.backends import Availability
 from sparsectrl_lcm.runtime.cpu.openvino import version as openvino_version
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
@@ -25,6 +25,7 @@ from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
 from sparsectrl_lcm.runtime.gpu import cuda, device
 from sparsectrl_lcm.runtime.gpu import tensorrt_library as library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
+from sparsectrl_lcm.runtime.load_options import LoadOptions
 from sparsectrl_lcm.service.runner import pipeline_loading as loading
 
 NO_DRIVER = SimpleNamespace(cudaDriverGetVersion=lambda: (0, 0))

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,37 @@ EXCEPTIONS = {
 """What `engine` takes besides, and why."""
 
 
-def test_the_runtime_is_lean() -> None:
-    code = (
-        "import sys, sparsectrl_lcm.runtime\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'onnx', 'onnxscript', 'onnxruntime', 'openvino'}\n"
-        "heavy &= set(sys.modules)\n"
-        "print(*heavy)"
-    )
+HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "pydantic", "av", "PIL"}
+
+
+@pytest.mark.parametrize(
+    ("code", "without"),
+    [
+        ("import sparsectrl_lcm", HEAVY | {"numpy", "sparsectrl_lcm.runtime"}),
+        ("from sparsectrl_lcm import Keyframe, VideoPipeline", HEAVY),
+        ("import sparsectrl_lcm.runtime", HEAVY),
+        ("import sparsectrl_lcm.runtime.backends", HEAVY - {"pydantic"}),
+    ],
+)
+def test_imports_are_lean(code: str, without: set[str]) -> None:
+    code = f"import sys; {code}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == []
+    assert without & set(result.stdout.split()) == set()
+
+
+def test_the_root_package_has_a_version_and_no_other_names() -> None:
+    import sparsectrl_lcm
+
+    assert sparsectrl_lcm.__version__ == version("sparsectrl-lcm")
+    assert {"Keyframe", "VideoPipeline", "__version__"} <= set(dir(sparsectrl_lcm))
+    with pytest.raises(AttributeError, match="has no attribute 'Pipeline'"):
+        sparsectrl_lcm.Pipeline  # noqa: B018
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "sparsectrl_lcm", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"sparsectrl-lcm {version('sparsectrl-lcm')}\n"
 
 
 def test_a_request_pulls_in_no_torch() -> None:

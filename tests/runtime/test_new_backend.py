@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime import BackendError, VideoPipeline, backends
-from sparsectrl_lcm.runtime.backends import BACKENDS, Backend, LoadOptions, choose_backend
+from sparsectrl_lcm.runtime.backends import BACKENDS, Backend, choose_backend
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
+from sparsectrl_lcm.runtime.load_options import LoadOptions
 
 ROOT = Path(__file__).parent.parent.parent
 OWN_MODULES = {

@@ -1,0 +1,185 @@
+"""A request after the check: everything behind it relies on its values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from secrets import randbits
+from typing import Any
+
+from .errors import InvalidRequest, shown
+from .format.clip_layout import ClipLayout, frames_decoded_at_a_time
+from .format.engine_keys import ClipSize
+from .format.manifest import DECODERS, MAX_SIDE, Manifest, Sizes
+from .images import fit, load_picture
+from .loop.noise import MAX_SEED
+from .request import MAX_GUIDANCE, MAX_STEPS, ClipRequest, FittedKeyframe, Keyframe
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckedRequest:
+    """A request that a bundle can fulfil, with a number for everything that was left open.
+
+    Attributes:
+        prompt: what the clip shows.
+        negative_prompt: what it does not show.
+        keyframes: by ascending index.
+        controlnet: what the keyframes are, `scribble` or `rgb`; None without keyframes.
+        steps: LCM steps.
+        guidance_scale: strength of classifier-free guidance.
+        seed: of the noise.
+        height, width: pixels.
+        frames: of the clip.
+        decoder: a name in `DECODERS`.
+    """
+
+    prompt: str
+    negative_prompt: str
+    keyframes: tuple[FittedKeyframe, ...]
+    controlnet: str | None
+    steps: int
+    guidance_scale: float
+    seed: int
+    height: int
+    width: int
+    frames: int
+    decoder: str = "full"
+
+    @property
+    def decoder_graph(self) -> str:
+        """The graph that makes the frames."""
+        return DECODERS[self.decoder]
+
+    @property
+    def guidance(self) -> bool:
+        """Whether the negative prompt takes part: if the guidance scale is above 1."""
+        return self.guidance_scale > 1
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts that the UNet sees; with guidance the negative prompt comes first."""
+        return [self.negative_prompt, self.prompt] if self.guidance else [self.prompt]
+
+    @property
+    def clip_size(self) -> ClipSize:
+        """Width, height and frames."""
+        return ClipSize(width=self.width, height=self.height, frames=self.frames)
+
+    def layout(self, sizes: Sizes, decode_pixels: int) -> ClipLayout:
+        """The shapes of the request's own batch and keyframes.
+
+        Args:
+            sizes: the bundle's.
+            decode_pixels: bound on the pixels that are decoded at a time.
+        """
+        clip = self.clip_size
+        return ClipLayout(
+            sizes,
+            clip,
+            prompts=len(self.texts),
+            keyframes=len(self.keyframes),
+            decoded=frames_decoded_at_a_time(sizes, clip, decode_pixels),
+        )
+
+
+def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
+    """Checks every field against what `manifest` allows, and fits the keyframes to the clip's size.
+
+    Raises:
+        InvalidRequest: names the field, its value and what is allowed.
+    """
+    sizes, asked = manifest.sizes, request
+    frames = _integer("num_frames", _given(asked.num_frames, sizes.frames), 1, sizes.max_frames)
+    height = _side("height", _given(asked.height, sizes.height), sizes.multiple)
+    width = _side("width", _given(asked.width, sizes.width), sizes.multiple)
+    pictures = _keyframes(asked.keyframes, frames, manifest.keyframe_slots)
+    max_steps = min(MAX_STEPS, manifest.scheduler.original_inference_steps)
+    checked = CheckedRequest(
+        keyframes=(),
+        controlnet=_controlnet(manifest, asked.controlnet, bool(pictures)),
+        prompt=_text("prompt", asked.prompt),
+        negative_prompt=_text("negative_prompt", asked.negative_prompt),
+        steps=_integer("num_inference_steps", asked.num_inference_steps, 1, max_steps),
+        guidance_scale=_guidance(asked.guidance_scale),
+        seed=randbits(32) if asked.seed is None else _integer("seed", asked.seed, 0, MAX_SEED),
+        height=height,
+        width=width,
+        frames=frames,
+        decoder=_decoder(manifest, asked.decoder),
+    )
+    fitted = (
+        FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height)) for index, image in pictures
+    )
+    return replace(checked, keyframes=tuple(fitted))  # pictures last: they take the longest
+
+
+def _given(value: int | None, default: int) -> Any:
+    """The value, whatever its type, or the bundle's own where there is none."""
+    return default if value is None else value
+
+
+def _controlnet(manifest: Manifest, value: Any, with_keyframes: bool) -> str | None:
+    """The kind of the keyframes; without keyframes any known kind will do, also one that the bundle lacks."""
+    if value not in manifest.controlnets and (with_keyframes or value not in ("scribble", "rgb")):
+        allowed = ", ".join(manifest.controlnets) or "none: this bundle was exported without SparseCtrl"
+        raise InvalidRequest("controlnet", f"{value!r} is not in this bundle", f"allowed are {allowed}")
+    return value if with_keyframes else None
+
+
+def _keyframes(keyframes: Any, frames: int, slots: int) -> list[tuple[int, Any]]:
+    if keyframes is None:
+        return []
+    if not isinstance(keyframes, Sequence) or not all(isinstance(item, Keyframe) for item in keyframes):
+        raise InvalidRequest(
+            "keyframes", f"{type(keyframes).__name__} is not allowed", "give a list of Keyframe(index, image)"
+        )
+    if len(keyframes) > slots:
+        raise InvalidRequest("keyframes", f"{len(keyframes)} were given", f"allowed are at most {slots}")
+    pictures: dict[int, Any] = {}
+    for item in keyframes:
+        index = _integer("keyframe index", item.index, 0, frames - 1)
+        if index in pictures:
+            raise InvalidRequest("keyframes", f"index {index} was given twice", "each frame takes one keyframe")
+        pictures[index] = item.image
+    return sorted(pictures.items(), key=lambda item: item[0])
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(name, f"{value!r} is not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(name, f"{value!r} is not valid Unicode", "give text as UTF-8") from None
+    return value
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or not low <= number <= high:
+        raise InvalidRequest(name, f"{shown(value)} is not allowed", f"give a whole number from {low} to {high}")
+    return number
+
+
+def _side(name: str, value: Any, multiple: int) -> int:
+    high = MAX_SIDE - MAX_SIDE % multiple
+    side = _integer(name, value, multiple, high)
+    if side % multiple:
+        raise InvalidRequest(name, f"{side} is not allowed", f"give a multiple of {multiple} from {multiple} to {high}")
+    return side
+
+
+def _decoder(manifest: Manifest, value: Any) -> str:
+    allowed = manifest.decoders
+    if not isinstance(value, str) or value not in allowed:
+        tiny = "" if "tiny" in allowed else "; for tiny export the bundle with --tiny-decoder"
+        raise InvalidRequest("decoder", f"{value!r} is not in this bundle", f"allowed are {', '.join(allowed)}{tiny}")
+    return value
+
+
+def _guidance(value: Any) -> float:
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+    if not 0 <= number <= MAX_GUIDANCE:  # false for nan too
+        raise InvalidRequest(
+            "guidance_scale", f"{shown(value)} is not allowed", f"give a number from 0 to {MAX_GUIDANCE:g}"
+        )
+    return float(number)

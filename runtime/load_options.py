@@ -1,0 +1,39 @@
+"""How a backend runs a bundle."""
+
+from dataclasses import dataclass
+from numbers import Integral
+
+from .errors import InvalidRequest, shown
+
+KEPT_BYTES = 2 * 1024**3
+"""Bound on what is kept for later requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a backend runs a bundle.
+
+    Attributes:
+        precision: of the engines; None takes the first that was built, in the backend's order.
+        device: OpenVINO's name of a device; None takes the CPU.
+        threads: of a backend that computes on the CPU; None takes one per core.
+        kept_bytes: memory for what later requests use again.
+        cuda_graphs: whether a GPU backend captures its work into CUDA graphs and replays them. False is slower; it is
+            for measurements and for finding faults.
+
+    Raises:
+        InvalidRequest: a number is not allowed.
+    """
+
+    precision: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    kept_bytes: int = KEPT_BYTES
+    cuda_graphs: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, low in (("threads", self.threads, 1), ("kept_bytes", self.kept_bytes, 0)):
+            if name == "threads" and value is None:
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+                raise InvalidRequest(name, f"{shown(value)} is not allowed", f"give a whole number from {low} on")
