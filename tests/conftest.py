@@ -48,11 +48,17 @@ BUILDS = ("engine/test_tensorrt_rtx.py", "engine/test_openvino_engines.py", "eng
 """Files that build engines for longer than `--fast` allows."""
 HEAVY = re.compile(r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b")
 """An import that `--fast` has no time for."""
+_fast = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also tests that take minutes")
     parser.addoption("--fast", action="store_true", help="only tests without torch, exported bundles and long builds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _fast  # noqa: PLW0603
+    _fast = config.getoption("--fast")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -111,6 +117,8 @@ def export_architecture(name: str) -> Exported:
 
     While another worker exports it, this one exports what else is missing instead of waiting.
     """
+    if _fast:
+        pytest.skip("needs an exported bundle")
     from architectures import ARCHITECTURES
     from filelock import FileLock, Timeout
 

@@ -54,7 +54,7 @@ def test_an_attention_keeps_its_scale(tmp_path: Path) -> None:
     softmax = next(node for node in model.graph if node.op_type == "Softmax" and is_spatial_self_attention(node.name))
     for scaled in (value.producer() for value in softmax.inputs[0].producer().inputs):
         constant = scaled.inputs[1].producer().inputs[0]
-        four_times = ir.Value(name="four_times", const_value=ir.tensor(4 * constant.const_value.numpy()))
+        four_times = ir.Value(name="four_times", const_value=ir.tensor(np.float32(4) * constant.const_value.numpy()))
         four_times.const_value.name = "four_times"
         model.graph.initializers["four_times"] = four_times
         constant.replace_all_uses_with(four_times)
