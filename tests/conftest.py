@@ -44,8 +44,15 @@ LONG = (
 """Files and folders that start first, so that none is left to one worker in the end. The first one exports."""
 SEPARATE = ("runtime/test_gpu_executor.py", "cli/test_cli.py")
 """Long files whose tests share nothing that takes long to make; workers take these test by test."""
-BUILDS = ("engine/test_tensorrt_rtx.py", "engine/test_openvino_engines.py", "engine/test_onnxruntime_cuda.py")
-"""Files that build engines for longer than `--fast` allows."""
+TOO_LONG = (
+    "engine/test_tensorrt_rtx.py",
+    "engine/test_openvino_engines.py",
+    "engine/test_onnxruntime_cuda.py",
+    "cli/test_bench.py",
+    "test_after_a_fault_at_any_call_the_pipeline_recovers",
+    "test_bad_sources_of_an_export",
+)
+"""Files and tests that take longer than `--fast` allows."""
 HEAVY = re.compile(r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b")
 """An import that `--fast` has no time for."""
 _fast = False
@@ -64,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     if not config.getoption("--fast") or collection_path.suffix != ".py":
         return None
-    heavy = collection_path.as_posix().endswith(BUILDS) or HEAVY.search(collection_path.read_text())
+    heavy = collection_path.as_posix().endswith(TOO_LONG) or HEAVY.search(collection_path.read_text())
     return True if heavy else None
 
 
@@ -76,7 +83,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
     if config.getoption("--fast"):
         exports = {"exported", "sd15_like", "checkpoints"}
-        items[:] = [item for item in items if exports.isdisjoint(getattr(item, "fixturenames", ()))]
+        items[:] = [
+            item
+            for item in items
+            if exports.isdisjoint(getattr(item, "fixturenames", ())) and not item.name.startswith(TOO_LONG)
+        ]
     items.sort(key=_start)
     for item in items:
         path = _path(item)
