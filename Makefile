@@ -1,12 +1,12 @@
-# `make demo` needs Python 3.11+ alone; `make test` makes an environment with everything.
+# `make demo` needs only Python 3.11+; `make test` creates an environment with everything.
 PYTHON ?= python3
 DEMO := .venv-demo
 VENV := .venv
 DOCS := .venv-docs
-# A worker often waits for a server that it has started, so there are more workers than cores.
+# Workers often wait for a server that they started, so there are more workers than cores.
 WORKERS ?= 4
 XDIST := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
-# What `make test-fast` leaves out beside the tests that need torch: servers, browsers, trainings, programs.
+# `make test-fast` skips these and the tests that need torch: servers, browsers, trainings, programs.
 SLOW := tests/service tests/demo tests/benchmarks tests/gpu tests/docs
 
 .PHONY: demo test test-fast test-lowest test-py313 pytest lint types links docs clean
@@ -25,7 +25,7 @@ test: lint types pytest
 pytest: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(XDIST)
 
-# Lint and the tests that take a moment: under two minutes, for the inner loop.
+# Lint and the quick tests: under two minutes, for the inner loop.
 test-fast: lint
 	$(VENV)/bin/python -m pytest $(XDIST) --fast $(addprefix --ignore=,$(SLOW))
 
@@ -54,7 +54,7 @@ types: $(VENV)/installed links
 	    --cache-dir ../.mypy_cache/$$platform $$without -p sparsectrl_lcm || exit 1; \
 	done
 
-# The folders stand at the top of the repository; mypy finds them under their package name through links.
+# The folders lie at the top of the repository; through these links mypy finds them under their package name.
 links:
 	rm -rf .types
 	mkdir -p .types/sparsectrl_lcm/benchmarks

@@ -1,1 +1,1 @@
-"""Portable ONNX graphs in, engines of a backend out."""
+"""Builds the engines of a backend from portable ONNX graphs."""

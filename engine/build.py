@@ -1,4 +1,4 @@
-"""The one way to build the engines of a backend."""
+"""Builds the engines of any backend: the one entry point."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,17 +15,17 @@ from ..runtime.format.manifest import MAX_SIDE, Manifest
 
 DEFAULTS = BuildOptions()
 COMMON_OPTIONS = frozenset({"precision", "check"})
-"""Options that every backend takes."""
+"""Options that every backend accepts."""
 
 
 class Builder(Protocol):
-    """What the module of `engine` offers that builds a backend's engines."""
+    """The interface of a module of `engine` that builds a backend's engines."""
 
     OPTIONS: frozenset[str]
-    """The options it takes besides `COMMON_OPTIONS`."""
+    """The options it accepts besides `COMMON_OPTIONS`."""
 
     def build(self, bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:
-        """Writes a set of engines, whole or not at all."""
+        """Writes a complete set of engines, or nothing."""
 
 
 def build(
@@ -34,23 +34,23 @@ def build(
     options: BuildOptions = DEFAULTS,
     on_progress: OnBuildProgress = lambda text, fraction: None,
 ) -> EngineSet:
-    """Builds a set of engines; one of the same size and precision is replaced when the new one is whole.
+    """Builds a set of engines. It replaces a set of the same size and precision once it is complete.
 
     Args:
-        bundle: a bundle, or its folder.
+        bundle: a bundle or its folder.
         backend: a name of `BACKENDS`.
         options: what to build.
-        on_progress: called with what is being done and the fraction of all that is done, 0 to 1.
+        on_progress: called with the current step and the fraction of the build that is done, 0 to 1.
 
     Returns:
         The set.
 
     Raises:
         BundleError: `bundle` is not a bundle.
-        InvalidRequest: the backend is unknown, or does not take an option or its value.
+        InvalidRequest: the backend is unknown, or does not accept an option or its value.
         BackendError: a library or a GPU is missing, a graph cannot be built or is not exact enough, or the engines
             cannot be written.
-        KeyboardInterrupt: the build was stopped; nothing of it stays.
+        KeyboardInterrupt: the build was stopped; it leaves no files.
     """
     record = find_backend(backend)
     check_libraries(record)
@@ -66,7 +66,7 @@ def build(
 
 
 def check_libraries(record: Backend) -> None:
-    """Raises BackendError if what builds a backend's engines is not installed."""
+    """Raises BackendError if a library that the build needs is not installed."""
     if record.portable and (reason := availability(record.name).reason) is not None:
         raise BackendError("backend", reason)
     if not find_spec("onnx_ir"):
@@ -76,7 +76,7 @@ def check_libraries(record: Backend) -> None:
 
 
 def check_options(record: Backend, builder: Builder, options: BuildOptions) -> None:
-    """Raises InvalidRequest if a backend does not take an option that was given, or its precision."""
+    """Raises InvalidRequest if a backend does not accept a given option or the precision."""
     for name in options.given:
         if name not in COMMON_OPTIONS | builder.OPTIONS:
             field = "size" if name in ("width", "height") else name

@@ -1,4 +1,4 @@
-"""The ranges of activations for int8, read off real requests: the largest that each matrix layer takes in."""
+"""Calibrates int8: records the largest input magnitude of each matrix layer during real requests."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +15,10 @@ from .rewrites.quantization import quantizable
 
 
 class ObservedGraph:
-    """A typed graph with an output more: the largest magnitude of what each of its matrix layers takes in.
+    """A typed graph with one more output: the largest input magnitude of each of its matrix layers.
 
     Args:
-        model: the typed graph; it is changed.
+        model: the typed graph; it is changed in place.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -30,22 +30,22 @@ class ObservedGraph:
         self._seen = np.zeros(len(self.sources), np.float32)
 
     def see(self, largest: Array) -> None:
-        """Takes the magnitudes of one run, [N] for each prompt."""
+        """Adds the magnitudes of one run, [N] for each prompt."""
         self._seen = np.maximum(self._seen, largest.reshape(-1, len(self.sources)).max(axis=0))
 
     def ranges(self) -> dict[str, float]:
-        """The largest magnitude so far, by the layer's name; layers that did not run are left out."""
+        """Returns the largest magnitude so far for each layer name, without layers that did not run."""
         by_source = dict(zip(self.sources, map(float, self._seen), strict=True))
         return {layer: by_source[source] for layer, source in self._layers.items() if by_source[source] > 0}
 
 
 class ObservingSessions:
-    """Runs the observed graphs with OpenVINO, and a bundle's other graphs as they are.
+    """Runs the observed graphs on OpenVINO, and the other graphs of a bundle through other sessions.
 
     Args:
         bundle: the bundle.
-        observed: observed graphs by name, with the file that each was written to.
-        others: runs the graphs that are not observed.
+        observed: for each graph name, the file of the observed graph and the graph.
+        others: the sessions of the graphs that are not observed.
         precision: of the observed graphs.
     """
 
@@ -60,7 +60,7 @@ class ObservingSessions:
         self._sessions: dict[str, _ObservingSession] = {}
 
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
-        """Compiles a graph for these sizes, if it is observed, for one prompt at a time."""
+        """Compiles a graph for these sizes; an observed graph takes one prompt at a time."""
         if graph not in self._observed:
             self._others.open(graph, dimensions)
         elif graph not in self._sessions:
@@ -73,7 +73,7 @@ class ObservingSessions:
             self._sessions[graph] = _ObservingSession(session, observed)
 
     def session(self, graph: str) -> Session:
-        """The session of a graph that was opened."""
+        """Returns the session of an opened graph."""
         return self._sessions[graph] if graph in self._sessions else self._others.session(graph)
 
     def close(self) -> None:

@@ -1,8 +1,7 @@
-"""How far a typed graph is from fp32, before anything is built of it.
+"""Measures how far a typed graph is from fp32, before an engine is built from it.
 
-ONNX Runtime's CPU provider computes fp16 graphs in fp32 between its kernels: it would hide what overflows. So the
-typed graph is computed in fp32 with every result rounded to its type, which is what a GPU does whose kernels
-accumulate in fp32.
+ONNX Runtime's CPU provider computes fp16 graphs in fp32 between its kernels, which would hide overflows. So the check
+computes the typed graph in fp32 and rounds every result to its type. GPU kernels that accumulate in fp32 do the same.
 """
 
 import re
@@ -22,7 +21,7 @@ from .rewrites.attention import DECOMPOSABLE
 from .rewrites.types import MOVES
 
 STRESS = 30.0
-"""Factor on all activations that come in, at which nothing may overflow."""
+"""Factor on all incoming activations. Nothing may overflow with it."""
 _SCALE = "scale_of_activations"
 LARGEST = "largest_magnitudes"
 _SCALARS = re.compile("timestep|mask|coefficients|guidance")
@@ -40,13 +39,13 @@ ERROR_BOUNDS = {
     ("bf16", False): 5e-2,
     ("bf16", True): 3.0,
 }
-"""What an output may differ from the portable graph's, by precision and whether it is frames.
+"""How far an output may be from the portable graph's, by precision and whether the output is frames.
 
-Relative to the largest value; for frames the mean in levels."""
+Relative to the largest value; for frames the mean difference in levels."""
 
 
 def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> dict[str, float]:
-    """Errors of a typed graph against the portable one, on random inputs of a small size.
+    """Compares a typed graph with the portable one on random inputs of a small size.
 
     Args:
         bundle: the bundle.
@@ -55,10 +54,10 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
         typed: the typed graph; files may be written beside it.
 
     Returns:
-        For each output the largest error, relative to its largest value; for uint8 frames the mean in levels.
+        For each output the largest error relative to its largest value; for uint8 frames the mean error in levels.
 
     Raises:
-        BackendError: a result within the graph overflows, also where the activations that come in are scaled up by 30.
+        BackendError: a result within the graph overflows, as it is or with incoming activations scaled up by 30.
     """
     feeds = random_inputs(bundle, graph)
     (expected,) = run_portable(bundle.folder / bundle.graph(graph).path, feeds)
@@ -83,7 +82,7 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
 
 
 def round_results(model: ir.Model) -> list[ir.Value]:
-    """Turns a typed graph into one that computes in fp32 and rounds every result to its type; the rounded values."""
+    """Makes a typed graph compute in fp32 and round every result to its type; returns the rounded values."""
     graph = model.graph
     types = {value: value.const_value.dtype for value in graph.initializers.values() if value.const_value is not None}
     types = {value: dtype for value, dtype in types.items() if dtype in _LOW}
@@ -117,10 +116,10 @@ def round_results(model: ir.Model) -> list[ir.Value]:
 
 
 def observe(model: ir.Model, values: list[ir.Value]) -> list[str]:
-    """Adds an output with the largest magnitude of each value, and an input that scales all activations that come in.
+    """Adds an output with the largest magnitude of each value, and an input that scales all incoming activations.
 
     Returns:
-        The names of the nodes that the values come from.
+        The names of the values.
     """
     graph = model.graph
     scale = ir.Value(name=_SCALE, type=ir.TensorType(_FLOAT), shape=ir.Shape([1]))
@@ -140,7 +139,7 @@ def observe(model: ir.Model, values: list[ir.Value]) -> list[str]:
 
 
 def observe_largest(graph: ir.Graph, values: list[ir.Value]) -> None:
-    """Adds one output, fp32 [N], that holds the largest magnitude of each value."""
+    """Adds one output, fp32 [N], with the largest magnitude of each of N values."""
     whole = ir.Value(name="whole", const_value=ir.tensor([-1], dtype=ir.DataType.INT64, name="whole"))
     graph.initializers["whole"] = whole
     maxima = []
@@ -161,7 +160,7 @@ def observe_largest(graph: ir.Graph, values: list[ir.Value]) -> None:
 
 
 def _incoming(graph: ir.Graph) -> list[ir.Value]:
-    """The activations that come into a graph: float inputs, pixels as floats, embeddings of tokens."""
+    """Returns the incoming activations of a graph: float inputs, pixels as floats, token embeddings."""
     values = [value for value in graph.inputs if value.dtype == _FLOAT and not _SCALARS.search(str(value.name))]
     pixels = {value for value in graph.inputs if value.dtype == ir.DataType.UINT8}
     for node in graph:
@@ -180,7 +179,7 @@ def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
 
 
 def _result_types(node: ir.Node, types: dict[ir.Value, ir.DataType]) -> list[tuple[ir.Value, ir.DataType]]:
-    """The outputs of a node that are of a low type: it has that of its first float input, a cast its own."""
+    """Returns the outputs in a low type: that of the first float input, or the target type of a cast."""
     if node.op_type == "Cast":
         target = ir.DataType(node.attributes["to"].as_int())
         return [(node.outputs[0], target)] if target in _LOW else []
@@ -191,7 +190,7 @@ def _result_types(node: ir.Node, types: dict[ir.Value, ir.DataType]) -> list[tup
 
 
 def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """Puts two casts, down and up again, behind an output; returns what its users then take."""
+    """Inserts a cast down and a cast up after an output; returns the value that its users now take."""
     users = list(output.uses())
     down = _cast(output, dtype, f"{output.name}.low")
     up = _cast(down.outputs[0], _FLOAT, f"{output.name}.rounded")
@@ -208,7 +207,7 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType)
 
 
 def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
-    """Inputs of the smallest size, as they come in a request."""
+    """Makes random inputs of the smallest size, with the value ranges of a request."""
     manifest = bundle.manifest
     generator = np.random.default_rng(seed)
     frames = min(4, manifest.sizes.max_frames)
@@ -232,7 +231,7 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
 
 
 def run_portable(path: Path, *requests: Feeds) -> list[Feeds]:
-    """Outputs by name for each request, fp32 or uint8; without optimisations, which would take the rounding away."""
+    """Returns outputs by name for each request, fp32 or uint8, without optimisations, which would undo the rounding."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
@@ -248,7 +247,7 @@ def run_portable(path: Path, *requests: Feeds) -> list[Feeds]:
 
 
 def output_error(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest difference relative to the largest value; for uint8 frames the mean in levels."""
+    """Returns the largest difference relative to the largest value; for uint8 frames the mean difference in levels."""
     difference = np.abs(actual.astype(np.float64) - expected)
     if expected.dtype == np.uint8:
         return float(difference.mean())

@@ -1,4 +1,4 @@
-"""A set of engines is written whole or not at all."""
+"""Writes a complete set of engines, or nothing."""
 
 import gc
 import shutil
@@ -18,7 +18,7 @@ from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 
 @contextmanager
 def staged(bundle: Path, index: EngineIndex) -> Iterator[Path]:
-    """A folder that takes the place of a set when the block ends, with `index` in it; gone where the block fails.
+    """Yields a folder that replaces a set, with `index` in it, when the block ends. If the block fails, it is removed.
 
     Raises:
         BackendError: the folder cannot be written.
@@ -30,7 +30,7 @@ def staged(bundle: Path, index: EngineIndex) -> Iterator[Path]:
         with staged_folder(parent, name) as folder:
             yield folder
             write_index(folder, index)
-            gc.collect()  # mapped weights hang in cycles, and Windows renames no folder with an open file in it
+            gc.collect()  # reference cycles keep weights mapped, and Windows cannot rename a folder with an open file
             replace_folder(folder, parent / name)
     except OSError as error:
         raise BackendError(
@@ -39,7 +39,7 @@ def staged(bundle: Path, index: EngineIndex) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Puts `source` in the place of `target`; what stood there goes."""
+    """Moves `source` to `target` and deletes the old `target`."""
     if target.exists():
         old = source.with_name(f"{source.name}-old")
         target.rename(old)
@@ -54,12 +54,12 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def any_size_spec(bundle: Bundle, graph: str, backend: str, precision: str, version: str) -> EngineSpec:
-    """What an engine depends on that takes any size and runs on any device.
+    """Returns the spec of an engine that takes any size and runs on any device.
 
     Args:
         bundle: the bundle.
         graph: name of the graph.
-        backend: what is to run the engine.
+        backend: runs the engine.
         precision: of the engine.
         version: of the backend.
     """
@@ -76,6 +76,6 @@ def any_size_spec(bundle: Bundle, graph: str, backend: str, precision: str, vers
 
 
 def engine_record(path: Path, spec: EngineSpec, report: dict[str, Any], *beside: Path) -> EngineRecord:
-    """The record of an engine that was written to `path`, with the files that lie beside it."""
+    """Returns the record of the engine file `path` and the files beside it."""
     files = {file.name: FileRecord(sha256=sha256(file), bytes=file.stat().st_size) for file in (path, *beside)}
     return EngineRecord(key=spec.key(), spec=spec, path=path.name, files=files, report=report)

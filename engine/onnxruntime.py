@@ -1,7 +1,7 @@
-"""Engines for ONNX Runtime's CPU: spatial self-attention as one operator that never holds all of its scores.
+"""Engines for ONNX Runtime on the CPU, with spatial self-attention fused into one operator.
 
-At 512x512 and 16 frames the scores of one attention of the portable graph take 8.6 GB; com.microsoft's
-MultiHeadAttention computes them block by block (Dao et al. 2022, arXiv:2205.14135).
+The portable graph holds the full score matrix: 8.6 GB for one attention at 512x512 and 16 frames. com.microsoft's
+MultiHeadAttention computes the scores block by block (Dao et al. 2022, arXiv:2205.14135).
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from .engine_writer import any_size_spec, engine_record, staged
 from .rewrites.attention import attention_scale, is_spatial_self_attention, only_user, producer, softmaxes
 
 OPTIONS: frozenset[str] = frozenset()
-"""Options of a build besides those that every backend takes."""
+"""Options of a build besides those that every backend accepts."""
 _DOMAIN = "com.microsoft"
 
 
 def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:
-    """Writes an engine for each graph with spatial attention; its report says how many attentions were fused.
+    """Writes an engine for each graph with spatial self-attention, and the number of fused attentions in its report.
 
-    The engines hold no weights: they share the bundle's.
+    The engines share the weights of the bundle.
 
     Raises:
         BackendError: the engines cannot be written.
@@ -43,12 +43,12 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
 
 
 def fuse_spatial_attention(model: ir.Model) -> int:
-    """Replaces the self-attention of every spatial transformer by MultiHeadAttention; returns how many."""
+    """Replaces the self-attention of every spatial transformer with MultiHeadAttention; returns how many."""
     return fuse_multi_head_attention(model, is_spatial_self_attention)
 
 
 def fuse_multi_head_attention(model: ir.Model, belongs: Callable[[str], bool]) -> int:
-    """Replaces every self-attention that `belongs`, by its node's name; returns how many."""
+    """Replaces every self-attention for whose node name `belongs` is true; returns how many."""
     found = softmaxes(model, belongs)
     for softmax in found:
         scores = producer(softmax.inputs[0])
@@ -66,7 +66,7 @@ def fuse_multi_head_attention(model: ir.Model, belongs: Callable[[str], bool]) -
 
 
 def _before_heads(value: ir.Value | None) -> tuple[ir.Value, int]:
-    """Walks from a [B, heads, S, d] tensor back to its projection [B, S, heads*d], and reads the number of heads."""
+    """Walks back from a tensor [B, heads, S, d]; returns its projection [B, S, heads*d] and the number of heads."""
     heads = 0
     while (node := producer(value)).op_type in ("Mul", "Transpose", "Reshape"):
         if node.op_type == "Reshape" and (found := _heads(node)):
@@ -78,7 +78,7 @@ def _before_heads(value: ir.Value | None) -> tuple[ir.Value, int]:
 
 
 def _heads(reshape: ir.Node) -> int:
-    """The third size of a reshape to [B, S, heads, d], where it is a constant."""
+    """Returns `heads` of a reshape to [B, S, heads, d]; 0 if it is not a constant."""
     shape = reshape.inputs[1].producer() if reshape.inputs[1] is not None else None
     if shape is None or shape.op_type != "Concat" or len(shape.inputs) != 4:
         return 0

@@ -15,11 +15,11 @@ from .rewrites.attention import is_spatial_self_attention, is_temporal_attention
 from .rewrites.typed_graph import typed_graph, write_typed
 
 OPTIONS: frozenset[str] = frozenset()
-"""Options of a build besides those that every backend takes."""
+"""Options of a build besides those that every backend accepts."""
 
 
 def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:
-    """Writes a typed graph for each of the bundle's, with its weights; needs no GPU.
+    """Writes a typed graph with its weights for each graph of the bundle; needs no GPU.
 
     Raises:
         BackendError: a graph overflows in the precision, or the engines cannot be written.
@@ -32,7 +32,7 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
             on_progress(f"{graph} ({done + 1}/{len(graphs)})", done / len(graphs))
             path = folder / f"{graph}.onnx"
             write_typed(typed_graph(bundle, graph, precision, _fuse), path)
-            gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
+            gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
             check = options.check and precision != "fp32"
             errors = check_precision(bundle, graph, precision, path) if check else {}
             gc.collect()
@@ -43,7 +43,7 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
 
 
 def _fuse(model: ir.Model) -> None:
-    """Self-attention, spatial and temporal; attention to the text is left, whose scores are small."""
+    """Fuses spatial and temporal self-attention. Attention to the text stays: its scores are small."""
     fuse_multi_head_attention(model, _is_self_attention)
 
 

@@ -1,7 +1,7 @@
-"""Engines for OpenVINO: typed graphs for any size, with the rewrites that spare a processor work.
+"""Engines for OpenVINO: typed graphs for any size, with rewrites that save a CPU work.
 
-OpenVINO compiles them at a request for its size. It keeps to the types that stand in the graph, where its own choice
-of bf16 would round what carries the error (the sums that run through the network, foremost).
+OpenVINO compiles them for the size of a request. The graph fixes the type of every value: if OpenVINO chose bf16
+itself, it would round the values that carry the error, above all the residual streams.
 """
 
 import gc
@@ -35,26 +35,26 @@ from .rewrites.types import is_residual_stream
 from .rewrites.winograd import filter_convolutions
 
 IN_FP32 = ("text_encoder", "lcm_update")
-"""Graphs that run as they are: once a request, or of no weight."""
+"""Graphs that run as exported: they run once per request, or have no weights."""
 
 IN_INT8 = ("unet", "controlnet_")
-"""What the graphs' names begin with that int8 is for; the others run in `best_precision`, as what is around int8."""
+"""Name prefixes of the int8 graphs. Other graphs, and the layers around int8, run in `best_precision`."""
 
 FILTERED = ("unet", "vae_")
-"""What the graphs' names begin with whose fp32 convolutions are rewritten; SparseCtrl runs once, and would grow."""
+"""Name prefixes of the graphs whose fp32 convolutions are rewritten. Not SparseCtrl: it runs once, and would grow."""
 
 OPTIONS: frozenset[str] = frozenset()
-"""Options of a build besides those that every backend takes."""
+"""Options of a build besides those that every backend accepts."""
 
 
 def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:
-    """Writes an engine for each graph that is worth one.
+    """Writes an engine for each graph but those of `IN_FP32`.
 
-    Without a precision it is bf16 if the processor computes in it, else fp32. So is what int8 leaves.
+    The default precision is bf16 if the processor computes in it, else fp32. With int8, the other layers use it too.
 
     Raises:
-        BackendError: OpenVINO is missing, cannot compile a graph or gets no finite result of it, or the engines cannot
-            be written.
+        BackendError: OpenVINO is missing, OpenVINO cannot compile a graph, a result is not finite, or the engines
+            cannot be written.
     """
     built_by = version()
     precision = options.precision or best_precision()
@@ -64,7 +64,7 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
     with staged(bundle.folder, index) as folder:
         ranges: dict[str, dict[str, float]] = {}
         if precision == "int8":
-            on_progress("reading the ranges of activations off sample requests", 0.0)
+            on_progress("measuring activation ranges on sample requests", 0.0)
             ranges = calibrate(bundle, folder, types)
         for done, graph in enumerate(graphs):
             on_progress(f"{graph} ({done + 1}/{len(graphs)})", done / len(graphs))
@@ -74,7 +74,7 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
             model = _typed(bundle, graph, types, ranges.get(graph, {}), filtered)
             write_typed(model, path)
             del model
-            gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
+            gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
             errors = compare(bundle, graph, path, precision) if options.check else {}
             weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
             spec = any_size_spec(bundle, graph, backend, precision, built_by)
@@ -83,12 +83,12 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
 
 
 def calibrate(bundle: Bundle, folder: Path, precision: str) -> dict[str, dict[str, float]]:
-    """The largest magnitude of what each matrix layer takes in, by graph and layer, over the requests.
+    """Returns the largest input magnitude of each matrix layer over the sample requests, by graph and layer.
 
     Args:
         bundle: the bundle.
-        folder: takes graphs that look on, for the time of the requests.
-        precision: of the graphs that look on.
+        folder: holds the observed graphs while the requests run.
+        precision: of the observed graphs.
     """
     observed = {}
     for graph in bundle.manifest.graphs:
@@ -110,10 +110,10 @@ def calibrate(bundle: Bundle, folder: Path, precision: str) -> dict[str, dict[st
 
 
 def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str, float]:
-    """Errors of an engine as OpenVINO computes it, against the portable graph on ONNX Runtime.
+    """Compares an engine on OpenVINO with the portable graph on ONNX Runtime.
 
     Returns:
-        For each output the largest error, relative to its largest value; for uint8 frames the mean in levels.
+        For each output the largest error relative to its largest value; for uint8 frames the mean error in levels.
 
     Raises:
         BackendError: OpenVINO cannot compile the engine, or an output is not finite.
@@ -132,14 +132,14 @@ def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str,
 
 
 def _typed(bundle: Bundle, graph: str, precision: str, ranges: Mapping[str, float], filtered: bool = False) -> ir.Model:
-    """A graph with all rewrites; layers with a range are in int8, with fp32 around it.
+    """Returns a graph with all rewrites. Layers with a range are in int8, with fp32 around them.
 
     Args:
         bundle: the bundle.
         graph: name of the graph.
-        precision: of what has no range.
+        precision: of the layers without a range.
         ranges: the largest magnitude of each int8 layer's input.
-        filtered: whether convolutions become fewer products.
+        filtered: whether to rewrite 3x3 convolutions as in `rewrites.winograd`.
     """
 
     def rewrite(model: ir.Model) -> None:

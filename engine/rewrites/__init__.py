@@ -1,1 +1,1 @@
-"""Rewrites of ONNX graphs, one idea a file."""
+"""Rewrites of ONNX graphs, one idea per file."""

@@ -1,4 +1,4 @@
-"""Patterns of the portable graphs that an engine has one operator for."""
+"""Fuses patterns of the portable graphs into single operators: attention and group norm."""
 
 import math
 from collections.abc import Callable
@@ -8,22 +8,22 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 DECOMPOSABLE = "TRT_decomposable"
-"""TensorRT's attribute of an Attention: whether it may be split where there is no kernel for it."""
+"""TensorRT's attribute of Attention: whether TensorRT may split it if no kernel fits."""
 ATTENTION_OPSET = 23
 """The first opset with Attention."""
 _GROUP_NORMS = (("Reshape", "InstanceNormalization", "Mul", "Add"), ("Reshape", "Mul", "Mul", "Add"))
-"""The operators of a group norm from the split into groups, of images and over a clip."""
+"""The operators of a group norm from the split into groups on: of images, and over a clip."""
 
 
 def producer(value: ir.Value | None) -> ir.Node:
-    """The node that computes `value`."""
+    """Returns the node that computes `value`."""
     node = value.producer() if value is not None else None
     assert node is not None
     return node
 
 
 def only_user(node: ir.Node) -> ir.Node:
-    """The one node that takes the output of `node`."""
+    """Returns the only node that takes the output of `node`."""
     (use,) = node.outputs[0].uses()
     return use.node
 
@@ -39,7 +39,7 @@ def is_spatial_self_attention(name: str) -> bool:
 
 
 def is_temporal_attention(name: str) -> bool:
-    """Whether a node belongs to an attention of a temporal transformer, which is self-attention always."""
+    """Whether a node belongs to an attention of a temporal transformer, which is always self-attention."""
     return ".motion_modules." in name and (".attn1/" in name or ".attn2/" in name)
 
 
@@ -49,14 +49,14 @@ def is_transformer_attention(name: str) -> bool:
 
 
 def softmaxes(model: ir.Model, belongs: Callable[[str], bool]) -> list[ir.Node]:
-    """The softmax of every attention that `belongs`, by its node's name."""
+    """Returns the softmax of every attention for whose node name `belongs` is true."""
     return [node for node in model.graph if node.op_type == "Softmax" and belongs(node.name or "")]
 
 
 def fuse_for_tensorrt(model: ir.Model, temporal: bool = True) -> None:
-    """All that TensorRT has an operator for; attention over time may be left out.
+    """Fuses every pattern that TensorRT has an operator for; `temporal` includes attention over time.
 
-    Without leave to split an attention that it has no kernel for TensorRT would refuse the graph.
+    Every Attention may be split: otherwise TensorRT refuses a graph with an attention that no kernel fits.
     """
     fuse_attention(model, is_transformer_attention if temporal else is_spatial_attention)
     for node in model.graph:
@@ -66,9 +66,9 @@ def fuse_for_tensorrt(model: ir.Model, temporal: bool = True) -> None:
 
 
 def fuse_attention(model: ir.Model, belongs: Callable[[str], bool]) -> int:
-    """Replaces every attention that `belongs`, by its node's name, by ONNX's Attention; returns how many.
+    """Replaces every attention for whose node name `belongs` is true with ONNX's Attention; returns how many.
 
-    TensorRT builds it as one kernel, where it would have to recognise softmax(QK)V by its pattern.
+    TensorRT then builds one kernel, without having to recognise the pattern softmax(QK)V.
     """
     found = softmaxes(model, belongs)
     for softmax in found:
@@ -89,7 +89,7 @@ def fuse_attention(model: ir.Model, belongs: Callable[[str], bool]) -> int:
 
 
 def _heads(value: ir.Value | None) -> ir.Value:
-    """Walks back over scale and transpose to the heads of a projection, [B, heads, S, d]."""
+    """Walks back over scale and transpose; returns the heads of a projection, [B, heads, S, d]."""
     while not _splits_heads(node := producer(value)):
         value = node.inputs[0]
     return node.outputs[0]
@@ -100,21 +100,21 @@ def _splits_heads(node: ir.Node) -> bool:
 
 
 def attention_scale(scores: ir.Node) -> float:
-    """The factor of an attention's scores, half of which is on the queries and half on the keys."""
+    """Returns the factor of an attention's scores: that of the queries times that of the keys."""
     return _scale(producer(scores.inputs[0])) * _scale(producer(scores.inputs[1]))
 
 
 def _scale(multiplication: ir.Node) -> float:
-    """The factor of Mul(x, Sqrt(constant))."""
+    """Returns the factor of Mul(x, Sqrt(constant))."""
     root = producer(multiplication.inputs[1])
     assert (multiplication.op_type, root.op_type) == ("Mul", "Sqrt")
     return math.sqrt(_constant(root.inputs[0]))
 
 
 def _constant(value: ir.Value | None) -> float:
-    """The one element of a constant."""
+    """Returns the only element of a constant."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    assert tensor is not None, f"{value} is no constant"
+    assert tensor is not None, f"{value} is not a constant"
     return float(tensor.numpy().item())
 
 
@@ -126,7 +126,7 @@ class GroupNorm:
         split: the Reshape that gives each group an axis.
         weight: [C].
         bias: [C].
-        groups: how many.
+        groups: number of groups.
         epsilon: added to the variance.
     """
 
@@ -138,7 +138,7 @@ class GroupNorm:
 
 
 def read_group_norm(shifted: ir.Node) -> GroupNorm:
-    """The norm that ends in `shifted`: an InstanceNormalization, or over a clip (x - mean) * (1 / sqrt(variance))."""
+    """Reads the norm that ends in `shifted`: InstanceNormalization; over a clip (x - mean) * (1 / sqrt(variance))."""
     scaled = producer(shifted.inputs[0])
     normalized = producer(producer(scaled.inputs[0]).inputs[0])
     if normalized.op_type == "InstanceNormalization":
@@ -153,12 +153,12 @@ def read_group_norm(shifted: ir.Node) -> GroupNorm:
         deviation = producer(producer(normalized.inputs[1]).inputs[0])
         epsilon = _constant(producer(deviation.inputs[0]).inputs[1])
     found = (split.op_type, normalized.op_type, scaled.op_type, shifted.op_type)
-    assert found in _GROUP_NORMS, f"{shifted.name} ends no group norm: {found}"
+    assert found in _GROUP_NORMS, f"{shifted.name} does not end a group norm: {found}"
     return GroupNorm(split, _parameter(scaled), _parameter(shifted), int(groups), epsilon)
 
 
 def _parameter(node: ir.Node) -> ir.Value:
-    """The weight or bias [C] that `node` takes reshaped to [C, 1, 1]."""
+    """Returns the weight or bias [C] that `node` takes after a reshape to [C, 1, 1]."""
     for value in node.inputs:
         reshape = value.producer() if value is not None else None
         source = reshape.inputs[0] if reshape is not None else None
@@ -168,9 +168,9 @@ def _parameter(node: ir.Node) -> ir.Value:
 
 
 def fuse_group_norm(model: ir.Model) -> int:
-    """Replaces Reshape, InstanceNormalization, Reshape, Mul, Add by GroupNormalization; returns how many.
+    """Replaces Reshape, InstanceNormalization, Reshape, Mul, Add with GroupNormalization; returns how many.
 
-    It spares an engine the two layouts that the reshapes ask for.
+    This saves an engine the two changes of layout that the reshapes require.
     """
     found = [node for node in model.graph if node.op_type == "InstanceNormalization"]
     for norm in found:

@@ -1,9 +1,9 @@
-"""Group norms and motion modules that leave channels innermost, as a CPU's convolutions and products want them.
+"""Keeps channels innermost in group norms and motion modules; convolutions and products on a CPU want that layout.
 
-As exported, a group norm reshapes [N, C, H, W] to [N, groups, -1] and a motion module its frames to [B, F, C, H*W]: a
-backend that keeps channels innermost turns the whole image around for each. Here the sums of a norm are taken channel
-by channel, which any layout allows, and joined to those of the groups; frames and pixels change places as rows of
-channels.
+As exported, a group norm reshapes [N, C, H, W] to [N, groups, -1], and a motion module reshapes its frames to
+[B, F, C, H*W]. A backend that keeps channels innermost transposes the whole image for each. Here a norm sums each
+channel, which works in any layout, and combines those sums into the sums of the groups. A motion module swaps frames
+and pixels as rows of channels.
 """
 
 import re
@@ -16,20 +16,20 @@ from .identities import remove_unused, weight_shape
 from .nodes import Rewriting
 
 _AFFINE_OF_IMAGES = [-1, 1, 1]
-"""What the weight of a group norm is reshaped to where it stands for images."""
+"""The shape to which a group norm of images reshapes its weight."""
 _ENTRANCE = re.compile(r"(?P<module>(^|.*\.)motion_modules\.\d+)\.proj_in/MatMul")
-"""The name of a motion module's first product."""
+"""Matches the name of a motion module's first matrix product."""
 
 Statistics = tuple[ir.Value, ir.Value]
-"""The mean of each channel and that of its squares, [N, C, 1, 1]."""
+"""The mean of each channel and the mean of its squares, each [N, C, 1, 1]."""
 
 
 def norm_by_channels(model: ir.Model) -> int:
-    """Takes the statistics of every group norm of images channel by channel; returns how many.
+    """Computes the statistics of every group norm of images by channel; returns how many.
 
-    The variance is E[x^2] - E[x]^2, whose error grows with the square of mean over deviation, and with the summands
-    that a backend adds up one after the other: where channels are innermost, OpenVINO does so with all pixels of a
-    reduction. So the sums are those of rows first.
+    The variance is E[x^2] - E[x]^2. Its error grows with the square of mean over deviation, and with the number of
+    values that a backend adds one after the other. With channels innermost, OpenVINO adds all pixels of a reduction
+    that way. So rows are summed first.
     """
     found = [node for node in model.graph if node.op_type == "InstanceNormalization" and _is_of_images(node)]
     for instance in found:
@@ -48,9 +48,9 @@ def _is_of_images(instance: ir.Node) -> bool:
 
 
 def turn_motion_modules(model: ir.Model) -> int:
-    """Lets every motion module take and give its frames with channels innermost; returns how many.
+    """Makes every motion module take and return its frames with channels innermost; returns how many.
 
-    Its group norm, with statistics of each frame or of the clip, is taken channel by channel, too.
+    Its group norm, with statistics of each frame or of the clip, is also computed by channel.
     """
     found = [(node, match["module"]) for node in model.graph if (match := _ENTRANCE.match(node.name or ""))]
     for entrance, module in found:
@@ -62,7 +62,7 @@ def turn_motion_modules(model: ir.Model) -> int:
 
 
 def _turn_entrance(graph: ir.Graph, entrance: ir.Node, module: str) -> ir.Value:
-    """From frames [B*F, C, H, W] to the rows [B*H*W, F, C] that `entrance` takes; returns the frames."""
+    """Turns frames [B*F, C, H, W] into the rows [B*H*W, F, C] that `entrance` takes; returns the frames."""
     rows = producer(entrance.inputs[0])
     before = producer(producer(rows.inputs[0]).inputs[0])  # over a clip [B, C, F, H*W], else [B, F, C, H*W]
     over_clip = before.op_type == "Add"
@@ -86,7 +86,7 @@ def _turn_entrance(graph: ir.Graph, entrance: ir.Node, module: str) -> ir.Value:
 
 
 def _turn_exit(graph: ir.Graph, source: ir.Value, total: ir.Node) -> None:
-    """From rows [B, H*W, F, C] to what is added to the frames `source` [B*F, C, H, W]."""
+    """Turns rows [B, H*W, F, C] into the summand of the frames `source` [B*F, C, H, W]."""
     frames = producer(total.inputs[1])
     rows = producer(producer(frames.inputs[0]).inputs[0])
     turn = Rewriting(graph, f"{frames.name}.turned")
@@ -98,7 +98,7 @@ def _turn_exit(graph: ir.Graph, source: ir.Value, total: ir.Node) -> None:
 
 
 class _ChannelNorm(Rewriting):
-    """A group norm of [N, C, H, W] by the statistics of its channels.
+    """A group norm of [N, C, H, W], computed from the statistics of its channels.
 
     Args:
         graph: the graph.
@@ -111,11 +111,11 @@ class _ChannelNorm(Rewriting):
         (self.channels,) = weight_shape(self.norm.weight)
 
     def statistics(self, source: ir.Value | None) -> Statistics:
-        """Those of each image; rows first, by other operators than columns, as OpenVINO joins equal ones."""
+        """Returns those of each image. Rows come first, by other operators than columns: OpenVINO merges equal ones."""
         columns, rows = self.integers(2), self.integers(3)
         width = self.op("Cast", self.op("Shape", source, start=3), to=ir.DataType.FLOAT)
         sums = self.op("ReduceSum", source, rows, keepdims=1)
-        lengths = self.op("ReduceL2", source, rows, keepdims=1)  # reads once, where Mul and ReduceSum would twice
+        lengths = self.op("ReduceL2", source, rows, keepdims=1)  # reads once; Mul and ReduceSum would read twice
         mean, squares = (
             self.op("Div", self.op("ReduceMean", each, columns, keepdims=1), width)
             for each in (sums, self.op("Mul", lengths, lengths))
@@ -123,7 +123,7 @@ class _ChannelNorm(Rewriting):
         return mean, squares
 
     def over_clip(self, statistics: Statistics, layout: ir.Value | None) -> Statistics:
-        """Those of each clip, for every frame; `layout` is [-1, F, C, H*W]."""
+        """Returns the statistics of each clip, repeated for every frame; `layout` is [-1, F, C, H*W]."""
         shape, once = self.picked(layout, 0, 1, 2), self.integers(1)
         repeats = self.join(once, self.picked(layout, 1), once)
         mean, squares = (
@@ -133,7 +133,7 @@ class _ChannelNorm(Rewriting):
         return mean, squares
 
     def normalized(self, source: ir.Value | None, statistics: Statistics) -> ir.Value:
-        """What the norm gives for `source`: one product and one sum."""
+        """Normalizes `source` with one product and one sum."""
         size = self.channels // self.norm.groups
         grouped = [self.op("Reshape", each, self.integers(-1, self.norm.groups, size)) for each in statistics]
         mean, squares = (self.op("ReduceMean", each, self.integers(2), keepdims=1) for each in grouped)

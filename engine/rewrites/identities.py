@@ -1,4 +1,4 @@
-"""Rewrites that give the same numbers with less work; a CPU gains by them, as its time is that of its arithmetic."""
+"""Rewrites that compute the same numbers with less work. They help CPUs, whose time goes into arithmetic."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,16 +10,16 @@ from onnx_ir.passes import common
 from .attention import only_user, producer
 
 _TAPS = ({0: (0,), 1: (1, 2)}, {0: (0, 1), 1: (2,)})
-"""Which taps of a 3-tap kernel fall on each of the two pixels below, for even and odd places of the doubled size."""
+"""The taps of a 3-tap kernel that read each of two original pixels, at even and odd places of the doubled image."""
 _DOUBLING = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
 _CONVOLUTION = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1), "strides": (1, 1), "dilations": (1, 1), "group": 1}
-"""What can be folded, as it is exported."""
+"""Attributes, as exported, of a convolution that can be folded."""
 
 
 def split_gated_units(model: ir.Model) -> int:
-    """Gives each half of a GEGLU (Shazeer 2020, arXiv:2002.05202) a projection of its own; returns how many.
+    """Gives each half of a GEGLU (Shazeer 2020, arXiv:2002.05202) its own projection; returns how many.
 
-    The halves need not be cut out of the wide result, and GELU becomes part of its projection.
+    This removes the split of the wide result, and a backend can fuse GELU into its projection.
     """
     found = [node for node in model.graph if node.op_type == "Gelu" and producer(node.inputs[0]).op_type == "Split"]
     for gelu in found:
@@ -40,9 +40,9 @@ def split_gated_units(model: ir.Model) -> int:
 
 
 def fold_upsampling(model: ir.Model) -> int:
-    """Replaces doubling and a 3x3 convolution by four 2x2 ones at the small size; returns how many.
+    """Replaces a doubling and its 3x3 convolution with four 2x2 convolutions at the small size; returns how many.
 
-    Taps that fall on copies of one pixel are added up ahead of time: 4 instead of 9 products for each output
+    It adds up taps that read copies of one pixel ahead of time: 4 products for each output instead of 9
     (Shi et al. 2016, arXiv:1609.07009).
     """
     found = [node for node in model.graph if node.op_type == "Resize" and is_doubled_for_convolution(node)]
@@ -88,7 +88,7 @@ def _has(node: ir.Node, attributes: Mapping[str, object]) -> bool:
 
 
 def _half(graph: ir.Graph, value: ir.Value | None, index: int) -> ir.Value:
-    """The first or second half of the last axis of a weight."""
+    """Returns the first or second half of a weight along its last axis."""
 
     def half(array: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.ascontiguousarray(np.split(array, 2, axis=-1)[index])
@@ -98,7 +98,7 @@ def _half(graph: ir.Graph, value: ir.Value | None, index: int) -> ir.Value:
 
 
 def _phase(graph: ir.Graph, value: ir.Value | None, row: int, column: int) -> ir.Value:
-    """The 2x2 kernel that gives the output pixels at `row` and `column` of each 2x2 block."""
+    """Returns the 2x2 kernel of the output pixels at `row` and `column` of each 2x2 block."""
 
     def phase(array: NDArray[np.float32]) -> NDArray[np.float32]:
         rows = np.stack([array[:, :, list(_TAPS[row][tap])].sum(2) for tap in (0, 1)], axis=2)
@@ -109,7 +109,7 @@ def _phase(graph: ir.Graph, value: ir.Value | None, row: int, column: int) -> ir
 
 
 def weight_shape(value: ir.Value | None) -> tuple[int, ...]:
-    """The shape of a weight."""
+    """Returns the shape of a weight."""
     assert value is not None
     assert value.const_value is not None
     return tuple(int(size) for size in value.const_value.shape)
@@ -122,7 +122,7 @@ def derived_weight(
     shape: tuple[int, ...],
     function: Callable[[NDArray[np.float32]], NDArray[np.float32]],
 ) -> ir.Value:
-    """A weight that is computed of another when it is written."""
+    """Adds a weight that is computed from another one when it is written."""
     assert value is not None
     source = value.const_value
     assert source is not None
@@ -136,6 +136,6 @@ def derived_weight(
 
 
 def remove_unused(model: ir.Model, found: list[ir.Node]) -> None:
-    """Removes what nothing needs any more, where something was `found`."""
+    """Removes unused nodes, if something was `found`."""
     if found:
         common.RemoveUnusedNodesPass()(model)

@@ -1,4 +1,4 @@
-"""Writing the nodes that take the place of others."""
+"""Creates the nodes that replace others."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from onnx_ir.tape import Tape
 
 
 class Rewriting:
-    """New nodes of a graph, in their order; their names begin with that of what they take the place of.
+    """New nodes of a graph, in order. Their names begin with the name of what they replace.
 
     Args:
-        graph: gets the constants at once; where `nodes` go, the caller says.
-        name: what the names of nodes and constants begin with.
+        graph: gets the constants at once; the caller inserts `nodes`.
+        name: prefix of the names of nodes and constants.
     """
 
     def __init__(self, graph: ir.Graph, name: str) -> None:
@@ -22,39 +22,39 @@ class Rewriting:
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
-        """The nodes so far."""
+        """The nodes created so far."""
         return tuple(self._tape.nodes)
 
     def op(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """The result of an operator."""
+        """Adds an operator; returns its result."""
         return self._tape.op(operator, inputs, attributes or None, name=self._next_name())
 
     def split(self, value: ir.Value, count: int) -> tuple[ir.Value, ...]:
-        """Equal parts along the first axis."""
+        """Splits into equal parts along the first axis."""
         attributes = {"axis": 0, "num_outputs": count}
         return tuple(self._tape.op_multi_out("Split", [value], attributes, num_outputs=count, name=self._next_name()))
 
     def join(self, *parts: ir.Value) -> ir.Value:
-        """Parts behind each other along the first axis."""
+        """Concatenates along the first axis."""
         return self.op("Concat", *parts, axis=0)
 
     def picked(self, value: ir.Value | None, *places: int) -> ir.Value:
-        """What stands at some places of the first axis."""
+        """Gathers some places of the first axis."""
         return self.op("Gather", value, self.integers(*places), axis=0)
 
     def integers(self, *values: int) -> ir.Value:
-        """A vector of integers."""
+        """Adds a constant vector of int64."""
         return self.constant(np.array(values, np.int64))
 
     def constant(self, array: Any) -> ir.Value:
-        """A constant."""
+        """Adds a constant."""
         name = f"{self.name}.constant{len(self._tape.initializers)}"
         value = self._tape.initializer(ir.tensor(array, name=name), name)
         self.graph.register_initializer(value)
         return value
 
     def replace(self, node: ir.Node, result: ir.Value) -> None:
-        """Puts the nodes in the place of `node`, and `result` in that of its output."""
+        """Replaces `node` with the new nodes, and its output with `result`."""
         ir.convenience.replace_nodes_and_values(self.graph, node, [node], self.nodes, node.outputs, [result])
 
     def _next_name(self) -> str:

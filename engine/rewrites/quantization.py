@@ -1,7 +1,7 @@
-"""Int8 by QuantizeLinear and DequantizeLinear: weights per output channel, activations per tensor.
+"""Int8 with QuantizeLinear and DequantizeLinear: weights per output channel, activations per tensor.
 
-The matrix layers take int8 on both sides; all else keeps the type that it has in the graph (Jacob et al. 2018,
-arXiv:1712.05877, symmetric as in arXiv:2004.09602).
+Matrix layers multiply int8 by int8; everything else keeps its type in the graph (Jacob et al. 2018, arXiv:1712.05877,
+symmetric as in arXiv:2004.09602).
 """
 
 import re
@@ -16,12 +16,12 @@ from .types import producer_of
 _LEVELS = 127
 _SMALLEST = 1e-6
 _LEFT = re.compile(r"(^|\.)(conv_in|conv_out|time_emb\w*|controlnet_cond_embedding)(\.|/)|/(Gemm)_|attn2\.to_[kv]/")
-"""Matrix layers that stay as they are: first and last convolution, time embedding, and the text's keys and values."""
+"""Matrix layers that keep their type: first and last convolution, time embedding, keys and values of the text."""
 _MIN_CHANNELS = 32
 
 
 def quantizable(model: ir.Model) -> list[ir.Node]:
-    """The matrix layers that int8 is for: products with a weight, and convolutions."""
+    """Returns the matrix layers that can be in int8: products with a weight, and convolutions."""
     return [node for node in model.graph if _has_weight(node) and not _LEFT.search(node.name or "")]
 
 
@@ -34,7 +34,7 @@ def _has_weight(node: ir.Node) -> bool:
 
 
 def belongs_to(node: ir.Node, layers: Container[str]) -> bool:
-    """Whether a node is one of these layers, or adds its bias: the product and sum of a linear layer are one kernel."""
+    """Whether a node is one of these layers or adds its bias: product and sum of a linear layer are one kernel."""
     if node.op_type == "Add" and _has_constant(node):
         return any(producer is not None and producer.name in layers for producer in map(producer_of, node.inputs))
     return node.name in layers
@@ -45,10 +45,10 @@ def _has_constant(node: ir.Node) -> bool:
 
 
 def quantize(model: ir.Model, largest: Mapping[str, float]) -> int:
-    """Puts every matrix layer whose input's range is known into int8, in place; returns how many.
+    """Converts every matrix layer with a known input range to int8, in place; returns how many.
 
     Args:
-        model: a typed graph, in which what `belongs_to` its layers is in fp32.
+        model: a typed graph with the nodes of these layers, see `belongs_to`, in fp32.
         largest: the largest magnitude of each layer's input, by the layer's name.
     """
     found = [node for node in quantizable(model) if node.name in largest]
@@ -66,7 +66,7 @@ def quantize(model: ir.Model, largest: Mapping[str, float]) -> int:
 
 
 def _activation(graph: ir.Graph, source: ir.Value, largest: float) -> ir.Value:
-    """`source` rounded to int8 and back."""
+    """Rounds `source` to int8 and back."""
     name = f"{source.name}.int8"
     scale = _initializer(graph, ir.tensor(np.float32(max(largest, _SMALLEST) / _LEVELS), name=f"{name}.scale"))
     zero = _initializer(graph, ir.tensor(np.int8(0), name=f"{name}.zero"))
@@ -82,7 +82,7 @@ def _activation(graph: ir.Graph, source: ir.Value, largest: float) -> ir.Value:
 
 
 def _weight(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    """The weight of `node` rounded to int8 and back."""
+    """Rounds the weight of `node` to int8 and back."""
     weight = node.inputs[1]
     assert weight is not None
     source = weight.const_value

@@ -1,4 +1,4 @@
-"""From a portable graph to the typed one that a GPU backend builds: fusions, types, weights by their names."""
+"""Makes the typed graph that a backend builds from a portable graph: fusions, types, weights by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from .types import Islands, assign_types
 IR_VERSION = 11
 
 Fuse = Callable[[ir.Model], object]
-"""Puts the operators of a backend in the place of patterns."""
+"""Replaces patterns with operators of a backend."""
 
 
 def typed_graph(
@@ -23,14 +23,14 @@ def typed_graph(
     fuse: Fuse = attention.fuse_for_tensorrt,
     islands: Islands = lambda node: False,
 ) -> ir.Model:
-    """A graph of the bundle in a precision; height, width and frames are still symbolic, weights unread.
+    """Returns a graph of the bundle in a precision. Height, width and frames stay symbolic, weights unread.
 
     Args:
         bundle: the bundle.
         graph: name of the graph.
         precision: fp16, bf16 or fp32.
-        fuse: puts the operators of a backend in the place of patterns.
-        islands: which nodes stay in fp32 besides those that do so always.
+        fuse: replaces patterns with operators of the backend.
+        islands: whether a node stays in fp32, besides those that always do.
     """
     model = ir.load(bundle.folder / bundle.graph(graph).path)
     fuse(model)
@@ -40,12 +40,12 @@ def typed_graph(
 
 
 def write_typed(model: ir.Model, path: Path) -> None:
-    """Writes a typed graph with its weights beside it, one weight in memory at a time."""
+    """Writes a typed graph and, beside it, its weights, with one weight in memory at a time."""
     ir.save(model, path, external_data=f"{path.stem}.weights", size_threshold_bytes=1024)
 
 
 def weight_table(bundle: Bundle, graph: str, typed: ir.Model) -> WeightTable:
-    """Where the bundle holds the weights of a typed graph; constants have no checkpoint name and are not among them."""
+    """Finds the weights of a typed graph in the bundle, without constants, which have no checkpoint name."""
     portable = ir.load(bundle.folder / bundle.graph(graph).path)
     records = {}
     for name, value in typed.graph.initializers.items():

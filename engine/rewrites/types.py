@@ -1,8 +1,8 @@
-"""Precision stands in the graph: every tensor gets its type, and what fp16 cannot hold stays in fp32.
+"""Writes the precision into the graph: every tensor gets a type, and values that fp16 cannot hold stay in fp32.
 
-TensorRT 11 takes strongly typed networks only, so nothing is left to a builder's choice. Weights and most activations
-take the low precision. These stay in fp32: normalisations with their statistics, softmax (where it is not part of a
-fused attention, which keeps its own in fp32), the timestep's sinusoids, rounding to uint8, and the LCM update.
+TensorRT 11 takes only strongly typed networks, so the builder chooses no type. Weights and most activations get the
+low precision. These stay in fp32: normalisations with their statistics, softmax (a fused attention keeps its own in
+fp32), the timestep's sinusoids, rounding to uint8, and the LCM update.
 """
 
 import re
@@ -18,7 +18,7 @@ _FLOAT = ir.DataType.FLOAT
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _ISLAND_GRAPHS = ("lcm_update",)
 _ISLAND_INPUTS = ("latents", "timestep", "conditioning", "conditioning_mask", "prediction")
-"""Inputs and outputs in fp32; the prompt's embeddings and the residuals take the low precision."""
+"""Inputs and outputs in fp32; prompt embeddings and residuals get the low precision."""
 _ISLAND_OPERATORS = {
     *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "Softmax"),
     *("ReduceL2", "ReduceMean", "ReduceSum"),
@@ -27,46 +27,44 @@ _ISLAND_OPERATORS = {
 _ISLAND_MODULES = re.compile(
     r"^conv_(in|act|out)/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
 )
-"""The UNet's first and last convolution are a thousandth of its work, and in fp16 half of its error."""
+"""The UNet's first and last convolution are a thousandth of its work, but half of its error in fp16."""
 _RESIDUAL_STREAMS = re.compile(r"(resnets|attentions|motion_modules|transformer_blocks)\.\d+/(Add|Div)_|(^|\.)time_emb")
 
 Islands = Callable[[ir.Node], bool]
-"""Whether a node stays in fp32 besides those that do so always."""
+"""Whether a node stays in fp32, besides those that always do."""
 MOVES = {
     *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"),
     *("Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
 }
 """Operators that move values and keep their type."""
-
-
 _MOVES_ONE = {"Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-"""Those of them that move one input whatever its values."""
+"""Those that move a single input, independent of its values."""
 
 
 def is_residual_stream(node: ir.Node) -> bool:
-    """Whether a node is a sum that runs through the whole network, which bf16 with its 8 bits rounds at every layer."""
+    """Whether a node adds to a residual stream, which bf16 with its 8 bits would round at every layer."""
     return _RESIDUAL_STREAMS.search(node.name or "") is not None
 
 
 def assign_types(model: ir.Model, precision: str, islands: Islands = lambda node: False) -> None:
-    """Gives every value of a graph its type, in place; casts stand where two types meet, weights are converted.
+    """Gives every value of a graph its type, in place. Inserts casts between types and converts weights.
 
     Args:
         model: a graph in fp32, portable or fused.
         precision: fp16, bf16 or fp32.
-        islands: which further nodes stay in fp32.
+        islands: whether a node stays in fp32, besides those that always do.
     """
     if precision != "fp32" and model.graph.name not in _ISLAND_GRAPHS:
         _Typing(model.graph, DTYPES[precision], islands).run()
 
 
 def producer_of(value: ir.Value | None) -> ir.Node | None:
-    """The node that computes `value`; None of an input or a weight."""
+    """Returns the node that computes `value`; None for an input or a weight."""
     return value.producer() if value is not None else None
 
 
 class _Typing:
-    """One walk over a graph in its order; `types` knows every float value that was passed."""
+    """One walk over a graph in its order; `types` holds every float value seen so far."""
 
     def __init__(self, graph: ir.Graph, low: ir.DataType, islands: Islands) -> None:
         self.graph = graph
@@ -95,7 +93,7 @@ class _Typing:
                 self.hoist(node)
 
     def hoist(self, cast: ir.Node) -> None:
-        """Takes a cast to the low type ahead of what only moves values, which then moves half of the bytes."""
+        """Moves a cast to the low type before operators that only move values: they then move half the bytes."""
         result = cast.outputs[0]
         while (move := producer_of(cast.inputs[0])) is not None and move.op_type in _MOVES_ONE:
             moved = move.outputs[0]
@@ -114,7 +112,7 @@ class _Typing:
         return _FLOAT if value.name in _ISLAND_INPUTS else self.low
 
     def visit(self, node: ir.Node) -> None:
-        inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs  # its scales are fp32 always
+        inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs  # its scales are always fp32
         floats = [value for value in inputs if value in self.types]
         if node.op_type == "Cast":
             target = ir.DataType(node.attributes["to"].as_int())
@@ -136,7 +134,7 @@ class _Typing:
         return _FLOAT if island or self.islands(node) else self.low
 
     def twin(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        """`value` in another type, one for all users."""
+        """Returns `value` in another type, one twin for all users."""
         if (value, wanted) not in self.twins:
             make = self.converted if value.const_value is not None else self.cast
             self.twins[value, wanted] = make(value, wanted)
@@ -155,7 +153,7 @@ class _Typing:
         return node.outputs[0]
 
     def converted(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        """A weight in another type; it takes over the name, under which it is found to be refitted."""
+        """Returns a weight in another type. It takes over the name, by which refit finds it."""
         source, name = value.const_value, value.name
         assert source is not None
         assert name is not None
@@ -173,7 +171,7 @@ class _Typing:
         return twin
 
     def output(self, value: ir.Value) -> ir.Value:
-        """An output in the type that stands at the graph's boundary."""
+        """Returns an output in its type at the graph's boundary."""
         wanted = self.boundary(value)
         if self.types[value] != wanted:
             name, shape = value.name, value.shape

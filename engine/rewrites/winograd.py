@@ -1,8 +1,9 @@
-"""3x3 convolutions as fewer matrix products, after Winograd (Lavin and Gray 2015, arXiv:1509.09308).
+"""Computes 3x3 convolutions with fewer matrix products, after Winograd (Lavin and Gray 2015, arXiv:1509.09308).
 
-The image is cut into tiles of 4x4 results, each from 6x6 pixels. Transformed, those become 36 products over channels in
-the place of 144 (of 2x2 results: 16 in the place of 36). Where the image was doubled first (nearest neighbour), 25 (9)
-remain: the others are zero, as pairs of its pixels are equal. In fp32 the error is about 1e-5 of the largest value.
+The image is cut into tiles of 4x4 results, each computed from 6x6 pixels. A transformed tile takes 36 products over
+channels instead of 144 (a tile of 2x2 results: 16 instead of 36). If the image was doubled before (nearest neighbour),
+25 (9) remain: the others are zero because pairs of pixels are equal. In fp32 the error is about 1e-5 of the largest
+value.
 """
 
 import math
@@ -17,21 +18,21 @@ from .identities import derived_weight, is_doubled_for_convolution, is_plain_con
 from .nodes import Rewriting
 
 MIN_CHANNELS = 128
-"""Fewer going in or coming out are not worth the transforms: with 64 a convolution gets slower."""
+"""Least number of input and of output channels. With 64, the transforms make a convolution slower."""
 LARGE = 1920 * 640
-"""Inputs times outputs above which tiles are 2x2: their weights are 1.8 times the kernel's, those of 4x4 four times."""
+"""Input times output channels above which tiles are 2x2: weights grow by 1.8 instead of 4 times with 4x4 tiles."""
 
 Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Filtering:
-    """Minimal filtering along one axis; points are 0, 1, -1 (and 2, -2) and infinity, in this order.
+    """Minimal filtering along one axis, at the points 0, 1, -1 (and 2, -2) and infinity, in this order.
 
     Attributes:
-        pixels: [products, pixels], what is multiplied, of the pixels under a tile; the first is ahead of the tile.
-        taps: [products, 3], by what, of a kernel's taps.
-        results: [tile, products], the tile's results, of the products.
+        pixels: [products, pixels], from the pixels under a tile to one factor; the first pixel is before the tile.
+        taps: [products, 3], from a kernel's taps to the other factor.
+        results: [tile, products], from the products to the tile's results.
         step: pixels from tile to tile.
     """
 
@@ -42,11 +43,11 @@ class Filtering:
 
     @property
     def tile(self) -> int:
-        """Results of a tile."""
+        """Number of results of a tile."""
         return len(self.results)
 
     def doubled(self) -> "Filtering":
-        """The same for an image that is to be doubled, of its pixels before that."""
+        """Returns the same filtering of a doubled image, computed from the pixels before the doubling."""
         pairs = (np.arange(self.tile + 2) + 1) // 2
         pixels = self.pixels @ np.eye(self.tile // 2 + 2)[pairs]
         kept = pixels.any(axis=1)
@@ -76,11 +77,11 @@ F4 = Filtering(
     step=4,
 )
 _BIASED = 1
-"""The product that is added to every result alike, of which the bias becomes part."""
+"""Row and column of the product that adds to every result with factor 1: it gets the bias."""
 
 
 def filter_convolutions(model: ir.Model) -> int:
-    """Rewrites every 3x3 convolution that is worth it, with the doubling ahead of it; returns how many."""
+    """Rewrites every 3x3 convolution with enough channels, with a doubling before it; returns how many."""
     doublings = [node for node in model.graph if node.op_type == "Resize" and is_doubled_for_convolution(node)]
     doubled = {only_user(resize): resize for resize in doublings}
     plain = [node for node in model.graph if is_plain_convolution(node)]
@@ -95,15 +96,16 @@ def filter_convolutions(model: ir.Model) -> int:
 
 
 def _channels(convolution: ir.Node) -> tuple[int, int]:
-    """Channels that come out and go in."""
+    """Returns the output and input channels."""
     outputs, inputs, *_ = weight_shape(convolution.inputs[1])
     return outputs, inputs
 
 
 class _Rewrite(Rewriting):
-    """One convolution; T counts the tiles of all images, L a tile's pixels along an axis.
+    """Rewrites one convolution.
 
-    P and R are the products and the results of a tile, C and K the channels that go in and come out.
+    In shapes, T is the number of tiles of all images, and L a tile's pixels along an axis. P and R are the products and
+    results of a tile, C and K the input and output channels.
     """
 
     def __init__(self, graph: ir.Graph, convolution: ir.Node, form: Filtering) -> None:
@@ -112,7 +114,7 @@ class _Rewrite(Rewriting):
         self.form = form
 
     def run(self, source: ir.Value | None) -> ir.Value:
-        """The result [N, K, H, W] for an input [N, C, H, W] (of half the size, where it is doubled); sizes any."""
+        """Returns [N, K, H, W] for [N, C, H, W] (half the size before a doubling), for any size."""
         outputs, inputs = _channels(self.convolution)
         count, height, width = self.sizes(source)
         down, across = self.tiles(height), self.tiles(width)
@@ -131,26 +133,26 @@ class _Rewrite(Rewriting):
         return self.op("Transpose", self.cropped(image, height, width), perm=[0, 3, 1, 2])
 
     def cropped(self, image: ir.Value, height: ir.Value, width: ir.Value) -> ir.Value:
-        """[N, H, W, K], without what tiles have beyond the border."""
+        """Returns [N, H, W, K] without the parts of tiles beyond the border."""
         ends = self.op("Mul", self.join(height, width), self.integers(self.form.tile // self.form.step))
         return self.op("Slice", image, self.integers(0, 0), ends, self.integers(1, 2))
 
     def sizes(self, source: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """N, H and W as vectors of one."""
+        """Returns N, H and W, each as a vector of one element."""
         count, _, height, width = self.split(self.op("Shape", source), 4)
         return count, height, width
 
     def tiles(self, size: ir.Value) -> ir.Value:
-        """How many tiles an axis has, the last one in part."""
+        """Returns the number of tiles along an axis, including a partial last one."""
         step = self.form.step
         return self.op("Div", self.op("Add", size, self.integers(step - 1)), self.integers(step))
 
     def places(self, count: ir.Value, height: ir.Value, width: ir.Value, down: ir.Value, across: ir.Value) -> ir.Value:
-        """Rows [L*L, T] under each tile; beyond the border the last one."""
+        """Returns the row numbers [L*L, T] of the pixels under each tile; beyond the border, the last row."""
         image = self.op("Mul", height, width)
         border = self.op("Mul", count, image)
         images = self.op("Mul", self.range(count), image)
-        lines = self.op("Mul", self.along(down, height, border), width)  # beyond the border large
+        lines = self.op("Mul", self.along(down, height, border), width)  # large beyond the border
         columns = self.along(across, width, border)
         parts = [  # [L, L, N, down, across]
             self.op("Unsqueeze", images, self.integers(0, 1, 3, 4)),
@@ -161,14 +163,14 @@ class _Rewrite(Rewriting):
         return self.op("Reshape", self.op("Min", rows, border), self.integers(self.form.pixels.shape[1] ** 2, -1))
 
     def along(self, tiles: ir.Value, size: ir.Value, border: ir.Value) -> ir.Value:
-        """Places [L, tiles] of a tile's pixels along an axis; `border` where there is none."""
+        """Returns the places [L, tiles] of each tile's pixels along an axis; `border` if outside the image."""
         offsets = self.constant(np.arange(self.form.pixels.shape[1], dtype=np.int64)[:, None] - 1)
         places = self.op("Add", self.op("Mul", self.range(tiles), self.integers(self.form.step)), offsets)
         inside = self.op("And", self.op("GreaterOrEqual", places, self.integers(0)), self.op("Less", places, size))
         return self.op("Where", inside, places, border)
 
     def transform(self, matrix: Matrix, values: ir.Value, channels: int) -> ir.Value:
-        """A transform along both axes of a tile, which are the first of `values`."""
+        """Transforms both axes of a tile, which are flattened in the first axis of `values`."""
         both = np.kron(matrix, matrix).astype(np.float32)
         after, before = both.shape
         flat = self.op("Reshape", values, self.integers(before, -1))
@@ -176,7 +178,7 @@ class _Rewrite(Rewriting):
         return self.op("Reshape", transformed, self.integers(after, -1, channels))
 
     def multiply(self, pixels: ir.Value) -> ir.Value:
-        """The products over channels, each with weights of its own, which a backend can pack."""
+        """Multiplies over channels. Each product has its own weights, which a backend can pack."""
         along = len(self.form.taps)
         products = []
         for index, part in enumerate(self.split(pixels, along**2)):
@@ -188,7 +190,7 @@ class _Rewrite(Rewriting):
         return self.join(*products)
 
     def kernel(self, row: int, column: int) -> ir.Value:
-        """Weights [C, K] of one product."""
+        """Returns the weights [C, K] of one product."""
         outputs, inputs = _channels(self.convolution)
         across = np.outer(self.form.taps[row], self.form.taps[column])
 

@@ -1,1 +1,1 @@
-"""Building TensorRT and TensorRT-RTX engines."""
+"""Builds TensorRT and TensorRT-RTX engines."""

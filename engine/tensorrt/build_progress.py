@@ -1,4 +1,4 @@
-"""How far a build is, and how it is stopped."""
+"""Reports the progress of a build, and stops it."""
 
 import signal
 import threading
@@ -10,11 +10,11 @@ from ...runtime.format.build_options import OnBuildProgress
 
 
 class BuildControl:
-    """What a build's monitor and the thread that waits for it tell each other.
+    """State shared by a build's monitor and the thread that waits for the build.
 
     Attributes:
-        stopped: set by Ctrl-C, or where the caller's callback has failed.
-        error: what the callback raised; nothing may be raised within a callback of the library.
+        stopped: set by Ctrl-C, or if the caller's callback failed.
+        error: what the callback raised. A callback of the library must not raise, so it is raised later.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class BuildControl:
         self.error: BaseException | None = None
 
     def check(self) -> None:
-        """Raises what ended the build, once the library has returned."""
+        """Raises the error that ended the build; called once the library has returned."""
         if self.error is not None:
             raise self.error
         if self.stopped.is_set():
@@ -31,7 +31,7 @@ class BuildControl:
 
 @contextmanager
 def interruptible() -> Iterator[BuildControl]:
-    """Within the block Ctrl-C stops the build at its next step."""
+    """Makes Ctrl-C within the block stop the build at its next step."""
     control = BuildControl()
     if threading.current_thread() is not threading.main_thread():
         yield control
@@ -44,7 +44,7 @@ def interruptible() -> Iterator[BuildControl]:
 
 
 def make_progress_monitor(trt: Any, report: OnBuildProgress, control: BuildControl) -> Any:
-    """A TensorRT progress monitor that reports a build's phases, never backwards, and ends it when it is stopped."""
+    """Makes a TensorRT progress monitor. It reports phases, never backwards, and ends the build if it is stopped."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -54,17 +54,17 @@ def make_progress_monitor(trt: Any, report: OnBuildProgress, control: BuildContr
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._open.append((phase_name, 0, max(1, num_steps)))
-            self._tell()
+            self._report()
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._open = [(name, step + 1 if name == phase_name else done, steps) for name, done, steps in self._open]
-            self._tell()
+            self._report()
             return not control.stopped.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             self._open = [phase for phase in self._open if phase[0] != phase_name]
 
-        def _tell(self) -> None:
+        def _report(self) -> None:
             fraction, share = 0.0, 1.0
             for _, done, steps in self._open:
                 fraction += share * min(done, steps) / steps

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines of every graph of a bundle, for one size."""
+"""Builds TensorRT and TensorRT-RTX engines of every graph of a bundle, for one clip size."""
 
 import gc
 import time
@@ -26,7 +26,7 @@ from .layer_report import layer_report
 from .timing_cache import TimingCache
 
 OPTIONS = frozenset(item.name for item in fields(BuildOptions))
-"""Options of a build besides those that every backend takes: all."""
+"""Options of a build besides those that every backend accepts: all."""
 
 
 def build(
@@ -37,20 +37,20 @@ def build(
     library: Library | None = None,
     device: Device | None = None,
 ) -> EngineIndex:
-    """Builds the engines of a bundle for a size; those of the same size and precision are replaced when all are done.
+    """Builds the engines of a bundle for one size. Once complete, they replace those of the same size and precision.
 
     Args:
         bundle: the bundle.
-        backend: tensorrt, which needs the GPU that is to run the engines, or tensorrt-rtx, which needs none.
-        options: what to build; without a precision it is fp16.
-        on_progress: called as the build goes on.
+        backend: tensorrt, which needs the GPU that will run the engines, or tensorrt-rtx, which needs none.
+        options: what to build; the default precision is fp16.
+        on_progress: called with the current step and the fraction of the build that is done, 0 to 1.
         library: TensorRT; None imports it.
-        device: the GPU; None looks for it.
+        device: the GPU; None searches for it.
 
     Raises:
         InvalidRequest: an option is not allowed.
         BackendError: the library or the GPU is missing, or a graph cannot be built.
-        KeyboardInterrupt: the build was stopped; nothing of it stays.
+        KeyboardInterrupt: the build was stopped; it leaves no files.
     """
     options = replace(options, precision=options.precision or "fp16")
     size = options.clip_size(bundle.manifest.sizes)
@@ -71,7 +71,7 @@ def build(
 
 
 def _check_options(library: Library, options: BuildOptions) -> None:
-    """Raises InvalidRequest if an option is not one of the library's."""
+    """Raises InvalidRequest if the library does not have a given option."""
     if not library.is_rtx and options.compute_capabilities:
         raise InvalidRequest(
             "compute_capabilities", "is for tensorrt-rtx", "tensorrt builds for the GPU of this machine"
@@ -85,9 +85,9 @@ def _check_options(library: Library, options: BuildOptions) -> None:
 
 
 def _device(library: Library, options: BuildOptions) -> Device | None:
-    """The GPU, before any object is made that needs a driver: some versions of TensorRT crash without.
+    """Finds the GPU before anything needs a driver: some versions of TensorRT crash without one.
 
-    TensorRT-RTX builds without one too, for all the devices that it supports.
+    TensorRT-RTX also builds without a GPU, for all devices that it supports.
     """
     try:
         return probe()
@@ -100,7 +100,7 @@ def _device(library: Library, options: BuildOptions) -> Device | None:
 
 
 class _Build:
-    """What the engines of a set have in common."""
+    """Builds the engines of one set, one graph at a time."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class _Build:
         self.timing_cache = timing_cache
 
     def fuse(self, model: ir.Model) -> None:
-        """Fuses what TensorRT has operators for; attention over a single frame is left, which TensorRT-RTX refuses."""
+        """Fuses what TensorRT has operators for, except attention over a single frame: TensorRT-RTX refuses that."""
         fuse_for_tensorrt(model, temporal=self.size.frames > 1)
 
     def engine(self, graph: str, report: OnBuildProgress, check: bool) -> EngineRecord:
@@ -132,7 +132,7 @@ class _Build:
         path = self.folder / f"{graph}.engine"
         report("reading weights", 0.0)
         table = self.write_source(graph, source)
-        gc.collect()  # the graph's mapped weights, which hang in cycles: gigabytes
+        gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
         if check and precision != "fp32":
             report(f"comparing {precision} with fp32", 0.1)
             measured["errors"] = check_precision(self.bundle, graph, precision, source)
@@ -152,7 +152,7 @@ class _Build:
         return engine_record(path, self.spec(graph), measured, *beside)
 
     def layers(self, plan: Any) -> dict[str, Any]:
-        """What the engine is made of; TensorRT-RTX builds for devices that are not this one."""
+        """Reports the engine's layers, or why not: this machine may be unable to load a TensorRT-RTX engine."""
         try:
             return layer_report(self.library, plan)
         except BackendError as error:
@@ -161,14 +161,14 @@ class _Build:
             return {"not looked into": error.reason}
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
-        """Writes the typed graph that is parsed; returns its weights where they are to be refitted."""
+        """Writes the typed graph for the parser; returns its weights if they have to be refittable."""
         model = typed_graph(self.bundle, graph, str(self.options.precision), self.fuse)
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None
 
     def runs_here(self) -> bool:
-        """Whether the engine can be loaded on this machine, to be looked into."""
+        """Whether this machine can load the engine, to report its layers."""
         capabilities = self.options.compute_capabilities
         return self.device is not None and (not capabilities or self.device.compute_capability in capabilities)
 
@@ -187,8 +187,9 @@ class _Build:
         )
 
     def plan(self, graph: str, source: Path, names: list[str], report: OnBuildProgress) -> Any:
-        """Parses and builds, with the named weights refittable; the serialized engine."""
-        with interruptible() as control:  # all of it: what is raised within the library's calls of the logger is lost
+        """Parses and builds a graph with the named weights refittable; returns the serialized engine."""
+        # An exception raised while the library calls the logger is lost, so this covers all of its calls.
+        with interruptible() as control:
             plan = self._plan(graph, source, names, report, control)
         control.check()
         if plan is None:
@@ -216,24 +217,24 @@ class _Build:
         config = builder.create_builder_config()
         configure(trt, config, self.library.is_rtx, self.options)
         self.timing_cache.attach(config)
-        told = lambda text, fraction: report(text, 0.2 + 0.8 * fraction)  # noqa: E731
-        config.progress_monitor = make_progress_monitor(trt, told, control)
+        report_build = lambda text, fraction: report(text, 0.2 + 0.8 * fraction)  # noqa: E731
+        config.progress_monitor = make_progress_monitor(trt, report_build, control)
         plan = builder.build_serialized_network(network, config)
         self.timing_cache.detach(config)
         return plan
 
 
 def configure(trt: Any, config: Any, rtx: bool, options: BuildOptions) -> None:
-    """Hands the options to TensorRT's builder configuration."""
+    """Sets the options in TensorRT's builder configuration."""
     config.builder_optimization_level = options.optimization_level
     config.max_aux_streams = options.aux_streams
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names of layers, for `inspect`
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layer names, for `inspect`
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if options.refit or options.strip_weights:
-        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)  # the weights that are marked; constants may be folded
+        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)  # only the marked weights; constants may be folded
     if options.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
     if options.version_compatible:
@@ -254,12 +255,16 @@ def configure(trt: Any, config: Any, rtx: bool, options: BuildOptions) -> None:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """The flag of a network whose types are those of the graph; TensorRT 11 knows no other."""
+    """The flag of a network that keeps the types of the graph; TensorRT 11 has no other kind."""
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def _compute_capability(trt: Any, text: str) -> Any:
-    """ComputeCapability.SM89 for 8.9."""
+    """Returns ComputeCapability.SM89 for 8.9.
+
+    Raises:
+        InvalidRequest: TensorRT-RTX does not support it.
+    """
     known = {f"{name[2:-1]}.{name[-1]}": name for name in trt.ComputeCapability.__members__ if name[2:].isdigit()}
     if text not in known:
         allowed = ", ".join(sorted(known, key=float))

@@ -1,4 +1,4 @@
-"""What TensorRT has measured of kernels on a device, kept beside the engines for the next build."""
+"""Keeps TensorRT's kernel timings on a device beside the engines, for the next build."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -10,11 +10,11 @@ from ...runtime.gpu.tensorrt_library import Library
 
 
 class TimingCache:
-    """One file per device and version; what was measured stays also where the build is stopped.
+    """One file per device and version. Timings are kept even if the build is stopped.
 
     Args:
         bundle: the bundle's folder.
-        library: TensorRT; TensorRT-RTX measures nothing.
+        library: TensorRT; TensorRT-RTX times nothing.
         device: the GPU, or None.
     """
 
@@ -29,7 +29,7 @@ class TimingCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Writes what was measured."""
+        """Writes the timings."""
         if self._path is not None and self._cache is not None:
             part = self._path.with_suffix(".part")
             try:
@@ -40,7 +40,7 @@ class TimingCache:
                     part.unlink()
 
     def attach(self, config: Any) -> None:
-        """Gives a build what is known."""
+        """Gives the known timings to a build."""
         if self._path is None:
             return
         known = memoryview(self._cache.serialize()) if self._cache is not None else b""
@@ -50,6 +50,6 @@ class TimingCache:
         config.set_timing_cache(cache, ignore_mismatch=False)
 
     def detach(self, config: Any) -> None:
-        """Takes what a build has learned."""
+        """Takes the timings of a build."""
         if self._path is not None:
             self._cache = config.get_timing_cache()

@@ -304,13 +304,13 @@ def test_an_engine_that_cannot_be_looked_into_says_why(workshop: Workshop, bundl
     """As one of TensorRT-RTX that is for all devices that it supports, and not for this one."""
     workshop.fail("Runtime.deserialize_cuda_engine", "Error Code 1:\nanother device")
     if workshop.backend == "tensorrt":  # which has built it for the very device
-        with pytest.raises(BackendError, match="cannot load what it has built: Error Code 1: another device"):
+        with pytest.raises(BackendError, match="cannot load the engine that it built: Error Code 1: another device"):
             workshop.build(bundle)
         return
     for record in workshop.build(bundle).engines.values():
         assert record.report.keys() == {"seconds", "not looked into"}
         said = str(record.report["not looked into"])
-        assert said.startswith(f"{workshop.backend} {workshop.version} cannot load what it has built: ")
+        assert said.startswith(f"{workshop.backend} {workshop.version} cannot load the engine that it built: ")
         assert said.endswith("Error Code 1: another device")
 
 
