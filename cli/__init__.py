@@ -1,4 +1,4 @@
-"""The command line, one short file per command; each imports its part only when it runs."""
+"""The command line, one short file per command. A command imports what it needs only when it runs."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import typer
 from . import bench, build, doctor, export, generate, inspect, keys, serve
 
 WrongUse: Any = typer.BadParameter.__base__
-"""Base of the errors of wrong use; typer does not name it, and brings it from click or from a copy of its own."""
+"""Base class of usage errors. typer does not export it, and takes it from click or from its own copy."""
 
 app = typer.Typer(
     name="sparsectrl-lcm",
@@ -43,7 +43,7 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command. A wrong use is one line on stderr and exit code 2."""
+    """Runs a command and exits. An error is one line on stderr, with exit code 2."""
     from ..runtime.operating_system import print_any_character
 
     print_any_character()
@@ -69,13 +69,13 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(f"{error.filename}: {reason_of(error)}" if error.filename else reason_of(error))
     except MemoryError:
         return _fail("out of memory; choose a smaller --size or fewer --frames")
-    if code == 130:  # typer has caught Ctrl-C itself
+    if code == 130:  # typer caught Ctrl-C itself
         print("stopped", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
 def _options_of(command: Any) -> Iterator[str]:
-    """The long options of a command and of its subcommands."""
+    """Yields the option names of a command and of its subcommands."""
     for parameter in command.params:
         yield from parameter.opts
     for subcommand in getattr(command, "commands", {}).values():

@@ -26,27 +26,29 @@ ROWS = (
     ("second seed", "second_seed", "total"),
 )
 LEGEND = """\
-Seconds: medians of {repeat} (smallest .. largest), with graphs open. Each first request has a new prompt, the second
-seed the same prompt and keyframes after it. Memory: the most that a backend's process held of the host's."""
+Seconds: medians of {repeat} rounds (smallest .. largest), with graphs already open. Each first request has a new
+prompt; the second seed repeats its prompt and keyframes. Memory: the peak of a backend's process on the host."""
 
 
 def bench(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle; by default the demo bundle.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(help="Repeatable; by default all that can run here and have what they need."),
+        typer.Option(help="Repeatable; by default all that can run here with what the bundle has."),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="Of the engines; by default as `generate` takes them.")] = None,
-    decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle was exported with one.")] = "full",
-    threads: Annotated[int | None, typer.Option(help="On CPUs; by default as the backend chooses.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the bundle's own by default.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames; the bundle's own by default.")] = None,
+    precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
+    decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU; one per core by default.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
     steps: Annotated[int, typer.Option(help="LCM steps, 1 to 12.")] = 4,
-    guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; on above 1.")] = 1.0,
-    repeat: Annotated[int, typer.Option(min=1, help="Rounds; in each the backends answer in turn.")] = 3,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All samples as JSON.")] = None,
+    guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; above 1 takes twice the work.")] = 1.0,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; in each the backends take turns.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all samples to this file.")
+    ] = None,
 ) -> None:
-    """Measure requests: every backend in a process of its own, with three scribbles as keyframes."""
+    """Measure requests with three scribbles as keyframes; each backend runs in its own process."""
     from rich.console import Console
 
     from ..benchmarks.harness.rounds import Rounds
@@ -91,7 +93,7 @@ def bench(
 def _request(
     bundle: "Bundle", size: str | None, frames: int | None, steps: int, guidance: float, decoder: str
 ) -> "RequestSize":
-    """The size of the requests.
+    """Returns the size of the requests.
 
     Raises:
         InvalidRequest: the bundle does not allow it.
@@ -154,7 +156,7 @@ def _contenders(
 
 
 def _table(title: str, results: "dict[str, Result]") -> "Table":
-    """A column for each backend."""
+    """Makes a table with a column for each backend."""
     from rich.table import Table
 
     from ..benchmarks.harness.rounds import summarize
@@ -172,14 +174,14 @@ def _table(title: str, results: "dict[str, Result]") -> "Table":
 
 
 def _spread(seconds: dict[str, float]) -> str:
-    """A median with its spread."""
+    """Formats a median with its spread."""
     digits = next((digits for digits, bound in enumerate((100, 10, 1)) if seconds["median"] >= bound), 3)
     median, low, high = (f"{seconds[key]:.{digits}f}" for key in ("median", "min", "max"))
     return f"{median} ({low} .. {high})"
 
 
 def _write(path: Path, bundle: "Bundle", request: "RequestSize", results: "dict[str, Result]") -> None:
-    """Everything that was measured, and what it holds for."""
+    """Writes all measurements, with the machine, packages, bundle and request they hold for."""
     import json
     import shlex
     from dataclasses import asdict

@@ -14,36 +14,58 @@ if TYPE_CHECKING:
 
 
 def build(
-    bundle: Annotated[Path, typer.Argument(help="A folder that `export` wrote.")],
+    bundle: Annotated[Path, typer.Argument(help="A folder from `export`.")],
     backend: Annotated[str, typer.Option(help="tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime.")],
     size: Annotated[
-        list[str] | None, typer.Option(metavar="WxH", help="For TensorRT: pixels; may be given several times.")
+        list[str] | None,
+        typer.Option(metavar="WxH", help="TensorRT: size in pixels; the bundle's by default; repeatable."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(help="For TensorRT: frames of a clip.")] = None,
+    frames: Annotated[int | None, typer.Option(help="TensorRT: 1 to 32; the bundle's by default.")] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp16 (default on GPUs), bf16, fp32, or int8; openvino takes what fits the processor."),
+        typer.Option(
+            help="GPU: fp16 (default), fp32, or bf16 with TensorRT. "
+            "openvino: bf16 if the processor computes in it, else fp32; or int8."
+        ),
     ] = None,
-    check: Annotated[bool, typer.Option(help="Compare each graph with fp32 on the CPU first.")] = True,
-    optimization_level: Annotated[int, typer.Option(help="TensorRT: 0 to 5, how long to look for kernels.")] = 3,
-    aux_streams: Annotated[int, typer.Option(help="TensorRT: streams besides the main one.")] = 0,
-    workspace: Annotated[float | None, typer.Option(metavar="GIB", help="TensorRT: memory for kernels.")] = None,
-    tf32: Annotated[bool, typer.Option("--tf32", help="TensorRT: fp32 products may round to TF32.")] = False,
-    refit: Annotated[bool, typer.Option("--refit", help="TensorRT: weights can be replaced later.")] = False,
+    check: Annotated[bool, typer.Option(help="Compare each graph with fp32 on the CPU.")] = True,
+    optimization_level: Annotated[int, typer.Option(help="TensorRT: 0 to 5, how long to look for faster kernels.")] = 3,
+    aux_streams: Annotated[int, typer.Option(help="TensorRT: 0 to 16 streams besides the main one.")] = 0,
+    workspace: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="TensorRT: memory that kernels may use while they work; all by default."),
+    ] = None,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="TensorRT: fp32 products may round their inputs to TF32.")
+    ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="TensorRT: weights can be replaced later. The build then needs a GPU.")
+    ] = False,
     strip_weights: Annotated[
-        bool, typer.Option("--strip-weights", help="TensorRT: leave weights out, read them from the bundle.")
+        bool,
+        typer.Option(
+            "--strip-weights",
+            help="TensorRT: leave the weights out and read them from the bundle at load. The build then needs a GPU.",
+        ),
     ] = False,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="tensorrt: runs on later releases of the same major version.")
+        bool,
+        typer.Option(
+            "--version-compatible", help="tensorrt: the engine runs on later releases of the same major version."
+        ),
     ] = False,
     hardware_compatibility: Annotated[
-        str, typer.Option(help="tensorrt: none, same-compute-capability or ampere-plus.")
+        str, typer.Option(help="tensorrt: none (one device), same-compute-capability or ampere-plus.")
     ] = "none",
     compute_capability: Annotated[
-        list[str] | None, typer.Option(metavar="X.Y", help="tensorrt-rtx: build for these only, as 8.9.")
+        list[str] | None,
+        typer.Option(metavar="X.Y", help="tensorrt-rtx: build only for this one, such as 8.9; repeatable."),
     ] = None,
 ) -> None:
-    """Turn the portable graphs of a bundle into engines of a backend."""
+    """Turn the portable graphs of a bundle into engines of a backend.
+
+    Only tensorrt and tensorrt-rtx take the options marked TensorRT.
+    """
     from ..runtime.backends import find_backend
     from ..runtime.format.build_options import BuildOptions
     from ..runtime.format.bundle import Bundle
@@ -67,10 +89,10 @@ def build(
             hardware_compatibility=hardware_compatibility,
             compute_capabilities=tuple(compute_capability or ()),
         )
-        build_and_tell(opened, backend, options)
+        build_and_report(opened, backend, options)
 
 
-def build_and_tell(bundle: "Bundle", backend: str, options: "BuildOptions") -> None:
+def build_and_report(bundle: "Bundle", backend: str, options: "BuildOptions") -> None:
     """Builds a set of engines under a progress bar and says what was built."""
     from ..engine.build import build
     from .progress_bar import Bar
@@ -78,15 +100,15 @@ def build_and_tell(bundle: "Bundle", backend: str, options: "BuildOptions") -> N
     with Bar() as bar:
         engines = build(bundle, backend, options, bar.update)
         bar.update("done", 1.0)
-    _tell(engines.index)
+    _report(engines.index)
 
 
 def build_export_engines(bundle: Path, again: bool = False) -> None:
-    """Builds the engines that an exported bundle comes with.
+    """Builds the engines that `export` adds to a bundle.
 
     Args:
         bundle: the bundle's folder.
-        again: whether to build only what was built before.
+        again: whether to build only for backends that already have engines.
     """
     from ..runtime.backends import BACKENDS
     from ..runtime.format.build_options import BuildOptions
@@ -94,10 +116,10 @@ def build_export_engines(bundle: Path, again: bool = False) -> None:
 
     for name, record in BACKENDS.items():
         if record.built_at_export and (not again or record.has_engines(bundle, None)):
-            build_and_tell(Bundle.load(bundle), name, BuildOptions())
+            build_and_report(Bundle.load(bundle), name, BuildOptions())
 
 
-def _tell(index: "EngineIndex") -> None:
+def _report(index: "EngineIndex") -> None:
     from ..engine.check import ERROR_BOUNDS
     from ..runtime.format.manifest import DECODERS
 
@@ -110,7 +132,7 @@ def _tell(index: "EngineIndex") -> None:
         if "seconds" in report:
             facts.append(f"built in {report['seconds']:.1f} s")
         if report.get("errors"):
-            unit = "levels from fp32 in the mean" if frames else "from fp32 (relative)"
+            unit = "levels from fp32 on average" if frames else "from fp32 (relative)"
             worst, bound = max(report["errors"].values()), ERROR_BOUNDS.get((index.precision, frames))
             above = f", above the bound of {bound:g}" if bound and worst > bound else ""
             facts.append(f"{worst:.1e} {unit}{above}")

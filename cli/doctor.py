@@ -4,7 +4,7 @@ import typer
 
 
 def doctor() -> None:
-    """Show which backends can run on this machine, and what mends those that cannot."""
+    """Show which backends can run on this machine, and what the others need."""
     from rich.console import Console
     from rich.table import Table
 
@@ -16,8 +16,8 @@ def doctor() -> None:
         device = probe()
         typer.echo(f"GPU: {device}, {device.memory / 2**30:.0f} GiB, driver {device.driver}")
     except BackendError as error:
-        needless = " and ".join(name for name, record in BACKENDS.items() if not record.on_gpu)
-        typer.echo(f"GPU: {message('', error.reason, error.remedy)} ({needless} need none)")
+        without_gpu = " and ".join(name for name, record in BACKENDS.items() if not record.on_gpu)
+        typer.echo(f"GPU: {message('', error.reason, error.remedy)} ({without_gpu} need none)")
     found = [availability(backend) for backend in BACKENDS]
     table = Table("backend", "version", "can run here")
     for item in found:

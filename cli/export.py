@@ -10,7 +10,7 @@ from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
 
 
 class TemporalNorm(StrEnum):
-    """Where the temporal GroupNorm takes its statistics."""
+    """Over what the temporal GroupNorm takes its statistics."""
 
     frame = "frame"
     clip = "clip"
@@ -24,31 +24,44 @@ app = typer.Typer(
 @app.callback()
 def export(
     context: typer.Context,
-    base: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="Stable Diffusion 1.5, diffusers format.")] = None,
-    motion_adapter: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="AnimateDiff's motion modules.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="DIR|HUB", help="Stable Diffusion 1.5 in diffusers format; required.")
+    ] = None,
+    motion_adapter: Annotated[
+        str | None, typer.Option(metavar="DIR|HUB", help="AnimateDiff's motion modules; required.")
+    ] = None,
     controlnet_scribble: Annotated[
         str | None, typer.Option(metavar="DIR|HUB", help="SparseCtrl for scribbles.")
     ] = None,
-    controlnet_rgb: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="SparseCtrl, pictures.")] = None,
+    controlnet_rgb: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="SparseCtrl for pictures.")] = None,
     lora: Annotated[
-        list[str] | None, typer.Option(metavar="PATH|HUB[=WEIGHT]", help="A LoRA to fuse, as the LCM-LoRA; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="PATH|HUB[=WEIGHT]", help="A LoRA to fuse, such as the LCM-LoRA; repeatable."),
     ] = None,
-    vae: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="Another VAE than the base's.")] = None,
+    vae: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="Another VAE; the base's by default.")] = None,
     tiny_decoder: Annotated[
         str | None,
-        typer.Option(metavar="DIR|HUB|FILE", help="A small decoder beside the VAE's: an AutoencoderTiny, or TAESD's."),
+        typer.Option(
+            metavar="DIR|HUB|FILE",
+            help="A small decoder beside the VAE's: an AutoencoderTiny, or a file in TAESD's format.",
+        ),
     ] = None,
     temporal_norm: Annotated[
         TemporalNorm,
         typer.Option(help="Statistics of the temporal GroupNorm: frame (as trained) or clip (as diffusers)."),
     ] = TemporalNorm.frame,
-    frames: Annotated[int, typer.Option(help="Frames of a clip by default, 1 to 32.")] = 16,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels of a clip by default.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames if a request names none, 1 to 32.")] = 16,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Size in pixels if a request names none; the base's by default."),
+    ] = None,
     scheduler: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Override of the LCM schedule, as beta_schedule=scaled_linear."),
+        typer.Option(
+            metavar="NAME=VALUE", help="Overrides the LCM schedule, such as beta_schedule=scaled_linear; repeatable."
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The bundle's folder; a new one.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A new or empty folder; required.")] = None,
 ) -> None:
     """Turn checkpoints into a bundle of ONNX graphs, each checked against torch."""
     if context.invoked_subcommand is not None:
@@ -98,16 +111,18 @@ def export(
 
 @app.command("motion-module")
 def motion_module(
-    motion_adapter: Annotated[str, typer.Option(metavar="DIR|HUB", help="AnimateDiff's motion modules.")],
-    bundle: Annotated[Path | None, typer.Option(help="The bundle whose motion module is replaced.")] = None,
+    motion_adapter: Annotated[str, typer.Option(metavar="DIR|HUB", help="The new motion modules.")],
+    bundle: Annotated[Path | None, typer.Option(help="The bundle to change.")] = None,
     standalone: Annotated[
-        Path | None, typer.Option(help="Write the motion modules as an ONNX graph of their own to this file.")
+        Path | None, typer.Option(help="Write the motion modules to this file, as their own ONNX graph.")
     ] = None,
-    temporal_norm: Annotated[TemporalNorm, typer.Option(help="For --standalone.")] = TemporalNorm.frame,
+    temporal_norm: Annotated[
+        TemporalNorm, typer.Option(help="For --standalone: frame (as trained) or clip (as diffusers).")
+    ] = TemporalNorm.frame,
 ) -> None:
-    """Replace the motion module of a bundle, or write one as a graph of its own.
+    """Replace a bundle's motion module, or write one as its own ONNX graph.
 
-    Motion LoRAs that were fused at export are replaced with it.
+    This also replaces motion LoRAs that were fused at export.
     """
     if bundle is None and standalone is None:
         raise InvalidRequest("export motion-module", "nothing to write", "give --bundle, --standalone or both")
@@ -125,7 +140,7 @@ def motion_module(
 
 
 def _need_export_extra() -> None:
-    """Raises SparseCtrlLcmError where the extra is not installed; keeps the libraries' advice off the screen."""
+    """Raises SparseCtrlLcmError if the export extra is not installed; silences the libraries' warnings."""
     import logging
     import os
     from importlib.util import find_spec
@@ -144,7 +159,9 @@ def _need_export_extra() -> None:
 def _override(text: str) -> tuple[str, str | int | float]:
     name, separator, value = text.partition("=")
     if not separator or not name:
-        raise InvalidRequest("scheduler", f"{text!r} is not allowed", "give NAME=VALUE, as beta_schedule=scaled_linear")
+        raise InvalidRequest(
+            "scheduler", f"{text!r} is not allowed", "give NAME=VALUE, such as beta_schedule=scaled_linear"
+        )
     if value.lower() in ("true", "false"):
         return name, value.lower() == "true"
     for convert in (int, float):

@@ -20,14 +20,15 @@ def generate(
     negative_prompt: Annotated[str, typer.Option(help="What it does not show; used with --guidance above 1.")] = "",
     controlnet: Annotated[str, typer.Option(help="What the keyframes are: scribble or rgb.")] = "scribble",
     keyframe: Annotated[
-        list[str] | None, typer.Option(metavar="INDEX=IMAGE", help="A picture for a frame; up to three times.")
+        list[str] | None,
+        typer.Option(metavar="INDEX=IMAGE", help="A picture for a frame; up to three times."),
     ] = None,
     steps: Annotated[int, typer.Option(help="LCM steps, 1 to 12.")] = 4,
-    guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; on above 1.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Drawn at random where none is given.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels; the bundle's own by default.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames, 1 to 32; the bundle's own by default.")] = None,
-    decoder: Annotated[str, typer.Option(help="full, or tiny where the bundle was exported with one.")] = "full",
+    guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; above 1 takes twice the work.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="0 to 2^64 - 1; random by default.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
+    decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
     fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
@@ -37,7 +38,7 @@ def generate(
         str | None, typer.Option(help="Of the engines: fp16, bf16, fp32 or int8; by default the first that was built.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="For openvino: CPU (default), GPU or NPU.")] = None,
-    threads: Annotated[int | None, typer.Option(help="On the CPU; by default one per core.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU; one per core by default.")] = None,
 ) -> None:
     """Make a clip from a prompt and up to three keyframes."""
     from ..runtime import ClipRequest, OutputError, VideoPipeline
@@ -62,7 +63,7 @@ def generate(
         decoder=decoder,
     )
     if negative_prompt and guidance <= 1:
-        typer.echo("note: --negative-prompt counts only with --guidance above 1", err=True)
+        typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)
     pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
     with recording:
         with Bar() as bar:
@@ -88,7 +89,7 @@ def _keyframe(text: str) -> "Keyframe":
             raise ValueError
         return Keyframe(int(index), image)
     except ValueError:
-        raise InvalidRequest("keyframe", f"{text!r} is not allowed", "give INDEX=IMAGE, as 0=start.png") from None
+        raise InvalidRequest("keyframe", f"{text!r} is not allowed", "give INDEX=IMAGE, such as 0=start.png") from None
 
 
 def _summary(clip: "Clip", path: Path, made_by: str) -> str:

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle; by default the demo bundle.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="A folder from `export`; the demo bundle by default.")] = None,
 ) -> None:
-    """Show what a bundle holds, and verify its files."""
+    """Show what a bundle holds, check its files, and list its engines."""
     from rich.console import Console
     from rich.table import Table
 
@@ -43,7 +43,7 @@ def inspect(
 
 
 def _show_engines(bundle: "Bundle") -> None:
-    """The engines that were built, their keys, whether they are whole, and what the builder said of them."""
+    """Prints the built engines: keys, sizes, damage, and what the builder reported."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -78,7 +78,7 @@ def _show_engines(bundle: "Bundle") -> None:
 
 
 def _layers(report: dict[str, Any]) -> str:
-    """The most frequent types of layers."""
+    """Returns the four most frequent layer types with their counts."""
     layers = report.get("layers")
     if not isinstance(layers, dict):
         return "-"
@@ -86,11 +86,11 @@ def _layers(report: dict[str, Any]) -> str:
 
 
 def _attention(report: dict[str, Any]) -> str:
-    """Whether attention was fused: spatial and temporal, as far as the builder told."""
+    """Returns how many attentions were fused, as far as the builder reported it."""
     if "attention fused" in report:
         return f"{report['attention fused']} spatial fused"
-    told = report.get("attention")
-    if not isinstance(told, dict) or not all(isinstance(counts, dict) for counts in told.values()):
+    reported = report.get("attention")
+    if not isinstance(reported, dict) or not all(isinstance(counts, dict) for counts in reported.values()):
         return "-"
-    parts = [f"{kind} {counts.get('fused')} fused, {counts.get('split')} split" for kind, counts in told.items()]
+    parts = [f"{kind} {counts.get('fused')} fused, {counts.get('split')} split" for kind, counts in reported.items()]
     return "; ".join(parts) or "-"

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ..service.store import SqlStore
 
 app = typer.Typer(name="keys", help="API keys of the service: create, list, revoke.", invoke_without_command=True)
-Data = Annotated[Path, typer.Option(help="The data folder of `serve`.")]
-Database = Annotated[str | None, typer.Option(help="The database of `serve`, if it is not SQLite.")]
+Data = Annotated[Path, typer.Option(help="The folder of `serve`.")]
+Database = Annotated[str | None, typer.Option(help="The database of `serve`; SQLite in DATA by default.")]
 
 
 @app.callback()
@@ -25,8 +25,10 @@ def _help(context: typer.Context) -> None:
 
 
 @app.command()
-def create(data: Data, name: Annotated[str, typer.Option(help="Whose it is.")] = "", database: Database = None) -> None:
-    """Make a key and show it, only this once."""
+def create(
+    data: Data, name: Annotated[str, typer.Option(help="Whose key it is.")] = "", database: Database = None
+) -> None:
+    """Make a key and print it once."""
     need_service("keys")
     from ..service.auth.api_keys import create_key
 
@@ -36,7 +38,7 @@ def create(data: Data, name: Annotated[str, typer.Option(help="Whose it is.")] =
 
 @app.command("list")
 def list_keys(data: Data, database: Database = None) -> None:
-    """Show ids, names and states of all keys."""
+    """List ids, names and states of all keys."""
     with _store(data, database) as store:
         for key in store.all_keys():
             typer.echo(f"{key.id}  {_minute(key.created_at)}  {'revoked' if key.revoked_at else 'valid  '}  {key.name}")
@@ -51,7 +53,7 @@ def revoke(
 
     from ..runtime import InvalidRequest
 
-    key_id = key_id.partition(":")[0]  # if it is a whole key, the secret is not repeated
+    key_id = key_id.partition(":")[0]  # drops the secret if a whole key was given
     with _store(data, database) as store:
         done = store.revoke_key(key_id, time.time())
         known = store.get_key(key_id)
@@ -59,7 +61,7 @@ def revoke(
         options = ["--data", str(data), *(["--database", database] if database else [])]
         command = f"sparsectrl-lcm keys list {shlex.join(options)}"
         raise InvalidRequest("", f"there is no key {key_id!r}", f"see them with: {command}")
-    typer.echo("revoked" if done else f"{key_id} was revoked already, at {_minute(known.revoked_at or 0)}")
+    typer.echo("revoked" if done else f"{key_id} was already revoked at {_minute(known.revoked_at or 0)}")
 
 
 def _minute(time: float) -> str:
@@ -70,7 +72,7 @@ def _minute(time: float) -> str:
 
 @contextmanager
 def _store(data: Path, database: str | None) -> Iterator["SqlStore"]:
-    """Opens the store that `serve` created. It creates none: no server would know the keys."""
+    """Opens the store that `serve` created. It never creates one: no server would know its keys."""
     need_service("keys")
     from ..runtime import InvalidRequest
     from ..runtime.errors import reason_of

@@ -1,4 +1,4 @@
-"""Options: reading their values, and naming them in errors."""
+"""Reads values of options, and names options in errors."""
 
 import re
 from collections.abc import Collection
@@ -14,31 +14,31 @@ RENAMED = {
 }
 """Fields whose options have other names."""
 OPTION_NAMES = {"height": "--size height", "keyframe index": "--keyframe index", "width": "--size width"}
-"""What sets fields that are part of an option."""
+"""How to name fields that are part of an option."""
 PARTS = ("backend", "build", "bundle", "refit")
-"""What BackendError and BundleError find at fault: the part itself, not the option of that name."""
+"""Fields of BackendError and BundleError that mean the part itself, not the option of that name."""
 
 
 def parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
-    """Width and height of `512x512`.
+    """Returns width and height of a text such as `512x512`.
 
     Raises:
-        InvalidRequest: not two whole numbers.
+        InvalidRequest: `text` is not two whole numbers.
     """
     if text is None:
         return None, None
     width, separator, height = text.lower().partition("x")
     if not (separator and re.fullmatch(r"\d{1,9}", width) and re.fullmatch(r"\d{1,9}", height)):
-        raise InvalidRequest("size", f"{text!r} is not allowed", "give WIDTHxHEIGHT in pixels, as 512x512")
+        raise InvalidRequest("size", f"{text!r} is not allowed", "give WIDTHxHEIGHT in pixels, such as 512x512")
     return int(width), int(height)
 
 
 def error_message(error: SparseCtrlLcmError, options: Collection[str]) -> str:
-    """An error's line, with the option that sets its field in the place of the field.
+    """Returns an error as one line, with the name of the option instead of the field.
 
     Args:
-        error: of any part of the package.
-        options: the options of all commands, as `--steps`.
+        error: any error of the package.
+        options: the options of all commands, such as `--steps`.
     """
     if error.field in PARTS and isinstance(error, BackendError | BundleError):
         return str(error)

@@ -1,11 +1,11 @@
-"""The progress bar of the commands that take long."""
+"""The progress bar of long commands."""
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 
 class Bar:
-    """A bar on stderr that appears with the first unit of work: what is refused before that shows none."""
+    """A bar on stderr. It appears with the first update, so an error before that shows no bar."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -25,6 +25,6 @@ class Bar:
             self._progress.stop()
 
     def update(self, description: str, fraction: float) -> None:
-        """Shows what is being done and how much of all is behind it, 0..1."""
+        """Shows the current step and the fraction of the work that is done, 0 to 1."""
         self._progress.start()
         self._progress.update(self._task, description=description, completed=fraction)

@@ -18,38 +18,40 @@ LEVELS = ("debug", "info", "warning", "error")
 FILES = 16_384
 """Files that the process may have open at once, if the system allows it."""
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""Hosts that mean every address of the machine, each with one of these."""
+"""Hosts that mean every address of the machine, each with an address to show."""
 
 
 def serve(
     data: Annotated[Path, typer.Option(help="Folder for requests, files and keys; created if missing.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="http: page, runs, uploads, and the queue under /queue.")] = 8000,
-    queue_port: Annotated[int | None, typer.Option(help="http; every POST to the endpoint is a submission.")] = None,
+    port: Annotated[int, typer.Option(help="Plain http: the page, runs, storage, and the queue under /queue.")] = 8000,
+    queue_port: Annotated[
+        int | None, typer.Option(help="Plain http; here a POST to the endpoint goes into the queue.")
+    ] = None,
     tls_port: Annotated[int | None, typer.Option(help="https; fal's Python client needs it.")] = None,
     tls_certificate: Annotated[
-        Path | None, typer.Option(help="PEM file; by default a local one, signed by DATA/tls/ca.pem.")
+        Path | None, typer.Option(help="PEM file; by default the server makes one, signed by DATA/tls/ca.pem.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
-    public_url: Annotated[str | None, typer.Option(help="For URLs in responses; by default what callers used.")] = None,
+    public_url: Annotated[
+        str | None, typer.Option(help="Scheme and host of URLs in responses; the caller's by default.")
+    ] = None,
     database: Annotated[str | None, typer.Option(help="postgresql://...; SQLite in DATA by default.")] = None,
-    files: Annotated[str | None, typer.Option(help="fsspec URL, such as s3://bucket; DATA/files by default.")] = None,
+    files: Annotated[str | None, typer.Option(help="fsspec URL such as s3://bucket; DATA/files by default.")] = None,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Accept calls without a key.")] = False,
     allow_private: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST|NETWORK", help="Keyframe and webhook URLs may lead there, public or not."),
+        typer.Option(metavar="HOST|NETWORK", help="Private, but keyframe and webhook URLs may reach it; repeatable."),
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the runner on the CPU; by default all cores but one.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU; all cores but one by default.")] = None,
     limits: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A limit, time or count of docs/service.md; repeatable."),
+        typer.Option("--set", metavar="NAME=VALUE", help="A limit from docs/service.md; repeatable."),
     ] = None,
-    log_level: Annotated[str, typer.Option(help=", ".join(LEVELS))] = "info",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve fal's protocol: queue, runs, storage, webhooks, and a page at /."""
     need_service("serve")
@@ -91,7 +93,7 @@ def serve(
 
 
 def _ports(**given: int | None) -> dict[str, int]:
-    """Returns the given ports by their options.
+    """Returns the given ports by option name.
 
     Raises:
         InvalidRequest: one is not a TCP port, or two are the same.
@@ -107,13 +109,13 @@ def _ports(**given: int | None) -> dict[str, int]:
             raise InvalidRequest(name, f"{port} is not allowed", "give 1 to 65535")
         if port in ports.values():
             other = next(known for known, taken in ports.items() if taken == port)
-            raise InvalidRequest(name, f"{port} is the port of {other} already", "give another")
+            raise InvalidRequest(name, f"{port} is already the port of {other}", "give another port")
         ports[option] = port
     return ports
 
 
 def _allow_connections() -> None:
-    """Raises the limit of open files, since each connection is one. Many systems allow more, but only on request."""
+    """Raises the limit of open files: each connection is one, and many systems allow more only on request."""
     if sys.platform == "win32":
         return
     import resource
@@ -144,7 +146,7 @@ def _listeners(
 
 
 def _greet(first: "Listener", certificate: Path | None, service: "Service") -> None:
-    """Prints the page's URL, the authority that https clients have to trust, and on the first start a key."""
+    """Prints the page's URL, the authority that https clients have to trust and, on the first start, a key."""
     from ..service.auth.api_keys import create_key
     from ..service.http.listeners import url_host
 
@@ -162,4 +164,4 @@ def _greet(first: "Listener", certificate: Path | None, service: "Service") -> N
         typer.echo(f"{url}/ (another key: {more})")
     else:
         key = create_key(service.store, "first")
-        typer.echo(f"a first API key, shown this once:\n  FAL_KEY={key}\n{url}/#key={key}")
+        typer.echo(f"a first API key, shown only once:\n  FAL_KEY={key}\n{url}/#key={key}")

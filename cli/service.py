@@ -1,4 +1,4 @@
-"""What `serve` and `keys` share: their checks, and one line for errors of the database."""
+"""Shared by `serve` and `keys`: their checks, and database errors as one line."""
 
 import sys
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def need_service(command: str) -> None:
 
 @contextmanager
 def database_errors(url: str) -> Iterator[None]:
-    """Makes one line of the error of a database that cannot be reached or written."""
+    """Turns the error of a database that cannot be reached or written into a BackendError of one line."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -50,7 +50,7 @@ def port() -> str:
     ("options", "told"),
     [
         ("--port 99999", "--port: 99999 is not allowed; give 1 to 65535"),
-        ("--port 8001 --tls-port 8001", "--tls-port: 8001 is the port of --port already; give another"),
+        ("--port 8001 --tls-port 8001", "--tls-port: 8001 is already the port of --port; give another port"),
         ("--public-url nope", "--public-url: 'nope' is not allowed; give http(s)://HOST"),
         ("--public-url https://a/b", "--public-url: 'https://a/b' is not allowed"),
         ("--set queue", "--set queue: not allowed; give NAME=VALUE"),
@@ -307,6 +307,6 @@ def test_the_greeting_and_the_keys(
     key_id = shown.removeprefix("FAL_KEY=").partition(":")[0]
     told = refused(capfd, "keys", "revoke", "nope", "--data", data)
     assert told == f"there is no key 'nope'; see them with: sparsectrl-lcm keys list --data {data}"
-    for wanted in (r"revoked", rf"{key_id} was revoked already, at [\d: -]+"):
+    for wanted in (r"revoked", rf"{key_id} was already revoked at [\d: -]+"):
         assert run(["keys", "revoke", key_id, "--data", str(data)]) == 0
         assert re.fullmatch(wanted, capfd.readouterr().out.strip())
