@@ -1,4 +1,4 @@
-"""Clips for training: encoded once by the autoencoder, with keyframes chosen anew each time."""
+"""Clips for training. The autoencoder encodes them once; keyframes are chosen for each batch."""
 
 import hashlib
 import itertools
@@ -21,11 +21,11 @@ from transformers import CLIPTokenizer
 from world import FRAMES, KEYFRAMES, SIZE, Scene, scene
 
 SHARES = {"moves": 0.14, "turns": 0.12, "grows": 0.05, "shrinks": 0.05, "changes": 0.3, "crosses": 0.34}
-"""How often each motion comes: those that are hard more often than in the world."""
+"""Share of clips with each motion. Hard motions are more frequent than in the world."""
 WORDLESS = 0.1
-"""Share of clips without a caption, so that guidance has something to lead away from."""
+"""Share of clips without a caption, which guidance needs as its unconditional case."""
 AHEAD = 256
-"""How many clips are drawn while others are encoded, of 1 MB each."""
+"""Number of clips that are drawn while others are encoded, 1 MB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,11 @@ class Batch:
         latents: [B, 4, F, h, w], scaled.
         tokens: of the captions, [B, 77] int64.
         kind: of the keyframes, or None.
-        keyframes: pictures of K keyframes each, scribbles [B, K, 3, H, W] in 0..1 or latents [B, K, 4, h, w].
-        places: their frames, [B, K] int64.
-        wanted: which of them there are, [B, K] bool.
-        shown: which frames of a clip these are, [F] int64, where they are not its first ones.
-        rows: the clips' places among all, [B] int64, where they come from `Clips`.
+        keyframes: K pictures for each clip, scribbles [B, K, 3, H, W] in 0..1 or latents [B, K, 4, h, w].
+        places: the frames of the keyframes, [B, K] int64.
+        wanted: whether each keyframe is given, [B, K] bool.
+        shown: indexes of the F frames in their clip, [F] int64; None means its first frames.
+        rows: indexes of the clips in `Clips`, [B] int64, if they come from there.
     """
 
     latents: Tensor
@@ -54,11 +54,11 @@ class Batch:
 
 
 class Clips:
-    """The first scenes that give each motion its share, as latents and scribbles on the device that trains.
+    """The first scenes that give each motion its share, as latents and scribbles on the training device.
 
     Args:
-        folder: keeps them from run to run, 0.3 MB each.
-        count: how many.
+        folder: caches them, 0.3 MB each.
+        count: number of clips.
         vae: encodes them.
         tokenizer: of the captions.
     """
@@ -88,14 +88,17 @@ class Clips:
     def batch(
         self, seed: int, size: int, kind: str | None, frames: int = FRAMES, motions: Sequence[str] | None = None
     ) -> Batch:
-        """Clips for one step.
+        """Returns clips for one step.
 
         Args:
-            seed: everything is drawn from it alone.
-            size: how many.
+            seed: determines the whole batch.
+            size: number of clips.
             kind: of the keyframes.
-            frames: of a clip: all, or so many of them, keyframes first.
-            motions: of the clips, by default all.
+            frames: number of frames of each clip, all or fewer; keyframes are taken first.
+            motions: allowed motions; all by default.
+
+        Raises:
+            ValueError: no clip has one of the motions.
         """
         rng = np.random.default_rng(seed)
         count = len(self._latents)
@@ -125,7 +128,7 @@ class Clips:
         )
 
     def scribbles(self, part: Batch) -> Tensor:
-        """Of all frames of a batch: [B, F, H, W] in 0..1."""
+        """Returns the scribbles of all frames of a batch, [B, F, H, W] in 0..1."""
         return self._scribbles[part.rows[:, None], part.shown] / 255  # type: ignore[index]
 
     def _index(self, array: NDArray[np.generic]) -> Tensor:
@@ -133,7 +136,7 @@ class Clips:
 
 
 def _scenes(count: int) -> dict[int, Scene]:
-    """The first scenes of which each motion has its share, by their seeds."""
+    """Returns the first scenes that give each motion its share, by seed."""
     left = {motion: ceil(share * count) for motion, share in SHARES.items()}
     scenes: dict[int, Scene] = {}
     for seed in itertools.count():
@@ -147,7 +150,7 @@ def _scenes(count: int) -> dict[int, Scene]:
 
 
 def _digest(vae: AutoencoderKL, seeds: list[int]) -> str:
-    """Of its weights, the scenes and what draws them: others give other latents."""
+    """Hashes what the latents depend on: weights, scenes, and the code that draws them."""
     digest = hashlib.sha256(np.array(seeds).tobytes())
     for name in ("world.py", "drawing.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
@@ -157,7 +160,7 @@ def _digest(vae: AutoencoderKL, seeds: list[int]) -> str:
 
 
 def _frames(rng: np.random.Generator, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Some frames of a clip in order, and which of these have keyframes: up to three, before others are taken."""
+    """Picks frames of a clip, in order, and the places of keyframes among them: up to three, taken before others."""
     slots = min(count, len(KEYFRAMES))
     usual = slots == len(KEYFRAMES) and rng.random() < 0.5
     keyframes = np.array(KEYFRAMES) if usual else rng.choice(FRAMES, slots, replace=False)
@@ -167,14 +170,14 @@ def _frames(rng: np.random.Generator, count: int) -> tuple[NDArray[np.int64], ND
 
 
 def _drawn(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Frames [F, H, W, 3] and scribbles [F, H, W] of a scene."""
+    """Draws frames [F, H, W, 3] and scribbles [F, H, W] of a scene."""
     world = scene(seed)
     return clip(world), np.stack([scribble(world, index) for index in range(FRAMES)])
 
 
 @torch.no_grad()
 def _encoded(vae: AutoencoderKL, seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Latents [F, 4, h, w] float16 and scribbles [F, H, W] uint8 of scenes."""
+    """Yields latents [F, 4, h, w] float16 and scribbles [F, H, W] uint8 of each scene."""
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context(method)) as processes:
         groups = (seeds[first : first + AHEAD] for first in range(0, len(seeds), AHEAD))

@@ -1,4 +1,4 @@
-"""Draws the curves of a training: the loss of each stage, and of each kind of keyframes.
+"""Plots the loss curves of a training: for each stage, in total and for each kind of keyframes.
 
 python demo/curves.py FOLDER -o PICTURE
 
@@ -20,18 +20,18 @@ NOT_LOSSES = ("step", "seconds", "gradient", "psnr", "kl")
 def main() -> None:
     """Writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the training, or any that holds its curves, STAGE.jsonl")
+    parser.add_argument("folder", type=Path, help="folder with the curves of a training, STAGE.jsonl")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     draw(options.folder, options.output)
 
 
 def draw(folder: Path, output: Path) -> None:
-    """A picture with one diagram for each stage that has a curve."""
+    """Writes a picture with one diagram for each stage that has a curve."""
     curves = {path.stem: list(read_curve(folder, path.stem)) for path in sorted(folder.glob("*.jsonl"))}
     curves = {name: rows for name, rows in curves.items() if rows}
     if not curves:
-        raise SystemExit(f"{folder}: no curves, STAGE.jsonl, are there")
+        raise SystemExit(f"{folder}: has no curves, STAGE.jsonl")
     figure, axes = plt.subplots(1, len(curves), figsize=(6 * len(curves), 4), squeeze=False, layout="constrained")
     for place, (name, rows) in zip(axes[0], curves.items(), strict=True):
         for key in sorted({key for row in rows for key in row} - set(NOT_LOSSES)):

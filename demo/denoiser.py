@@ -1,4 +1,4 @@
-"""The part of the model that denoises: text encoder, UNet with motion modules, SparseCtrl of both kinds."""
+"""The denoising part of the model: text encoder, UNet with motion modules, both kinds of SparseCtrl."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +23,10 @@ from transformers import CLIPTextModel
 
 
 class Denoiser(nn.Module):
-    """Text encoder, UNet and both SparseCtrl.
+    """Text encoder, UNet with motion modules, and both kinds of SparseCtrl.
 
     Args:
-        folder: takes the tokenizer, in the place where a checkpoint has it.
+        folder: the tokenizer is written to its `tokenizer`, as in a checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,30 +35,30 @@ class Denoiser(nn.Module):
         self.unet = UNetMotionModel.from_unet2d(make_spatial_unet(), make_motion_adapter())
         self.controlnets = nn.ModuleDict({kind: make_controlnet(kind) for kind in KINDS})
         replace_temporal_transformers(self, "frame")
-        for module in self.modules():  # motion begins as nothing, as SparseCtrl does
+        for module in self.modules():  # motion modules start without effect, like SparseCtrl
             if isinstance(module, TemporalTransformer):
                 nn.init.zeros_(module.proj_out.weight)
                 nn.init.zeros_(module.proj_out.bias)
         self.register_buffer("alphas", make_schedule().alphas_cumprod, persistent=False)
 
     def motion_parameters(self) -> list[nn.Parameter]:
-        """Of all motion modules."""
+        """Returns the parameters of all motion modules."""
         modules = [module for module in self.modules() if isinstance(module, TemporalTransformer)]
         return [parameter for module in modules for parameter in module.parameters()]
 
     def levels(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """How much of picture and of noise is left at a timestep [B], each [B, 1, 1, 1, 1]."""
+        """Returns the factors of picture and of noise at a timestep [B], each [B, 1, 1, 1, 1]."""
         alphas = self.alphas[timestep][:, None, None, None, None]
         return alphas.sqrt(), (1 - alphas).sqrt()
 
     def original(self, latents: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
-        """The clip without noise that latents [B, 4, F, h, w] at a timestep [B] are predicted to be."""
+        """Predicts the clip without noise from latents [B, 4, F, h, w] at a timestep [B]."""
         alpha, sigma = self.levels(timestep)
         return alpha * latents - sigma * self(latents, timestep, batch)
 
     @contextmanager
     def showing(self, frames: Tensor | None) -> Iterator[None]:
-        """Lets the motion modules take what they get as these frames [F] of a clip, not as its first ones."""
+        """Gives the motion modules the positions of these frames [F] of a clip, instead of the first ones."""
         modules = [module for module in self.modules() if isinstance(module, SinusoidalPositionalEmbedding)]
         tables = [module.pe for module in modules]
         for module, table in zip(modules, tables, strict=True):
@@ -70,7 +70,7 @@ class Denoiser(nn.Module):
                 module.pe = table
 
     def forward(self, latents: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
-        """The prediction of v for latents [B, 4, F, h, w] at a timestep [B]."""
+        """Predicts v for latents [B, 4, F, h, w] at a timestep [B]."""
         frames = latents.shape[2]
         prompt = self.text_encoder(batch.tokens).last_hidden_state.repeat_interleave(frames, 0)  # [B*F, 77, D]
         with self.showing(batch.shown):
@@ -87,10 +87,10 @@ class Denoiser(nn.Module):
 
 
 def control(model: SparseControlNetModel, timestep: Tensor, prompt: Tensor, batch: Batch, frames: int) -> list[Tensor]:
-    """SparseCtrl as diffusers computes it, but keyframes and one blank are embedded instead of all frames.
+    """Computes SparseCtrl as diffusers does, but embeds only the keyframes and one blank frame.
 
     Returns:
-        the residuals of the down blocks and of the middle, each [B*F, C, h, w].
+        The residuals of the down blocks, then of the middle block, each [B*F, C, h, w].
     """
     size, count = batch.places.shape
     pictures = batch.keyframes.flatten(0, 1)  # [B*K, C, H, W]
@@ -114,7 +114,7 @@ def control(model: SparseControlNetModel, timestep: Tensor, prompt: Tensor, batc
 
 
 def save(denoiser: Denoiser, folder: Path) -> None:
-    """Writes the parts in the format of diffusers: base (without the VAE), motion_adapter, scribble, rgb."""
+    """Writes the parts in diffusers format: base (without the VAE), motion_adapter, scribble, rgb."""
     weights = denoiser.unet.state_dict()
     base = folder / "base"
     for part, path in ((make_spatial_unet(), base / "unet"), (make_motion_adapter(), folder / "motion_adapter")):
@@ -128,7 +128,7 @@ def save(denoiser: Denoiser, folder: Path) -> None:
 
 
 def load(folder: Path, scratch: Path) -> Denoiser:
-    """The parts that `save` wrote, in fp32; `scratch` takes the tokenizer."""
+    """Loads the parts that `save` wrote, in fp32; the tokenizer is written to `scratch`/base."""
     denoiser = Denoiser(scratch / "base")
     denoiser.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder / "base" / "text_encoder").state_dict())
     spatial = UNet2DConditionModel.from_pretrained(folder / "base" / "unet").state_dict()

@@ -9,15 +9,15 @@ from PIL import Image, ImageDraw
 from world import FRAMES, GROUNDS, HORIZON, SIZE, Point, Scene, State
 
 DETAIL = 4
-"""Every pixel is drawn as so many squared, and then averaged."""
+"""Scale at which frames are drawn, before each DETAIL x DETAIL block is averaged to a pixel."""
 LINE = 2
 """Width of a scribble's line in pixels."""
 _OUTER = {"circle": 1.0, "square": 1.2, "triangle": 1.3, "star": 1.35, "cross": 1.2}
-"""Farthest point from the centre for a radius of one; shapes of one radius look alike in size."""
+"""Distance of the farthest point from the centre at radius 1, so that shapes of one radius look equally large."""
 
 
 def outline(kind: str, state: State) -> list[Point]:
-    """The corners of a shape, in pixels."""
+    """Returns the corners of a shape, in pixels."""
     outer = _OUTER[kind] * state.radius
     if kind == "cross":
         arm = 0.38
@@ -36,7 +36,7 @@ def outline(kind: str, state: State) -> list[Point]:
 
 
 def frame(scene: Scene, index: int) -> NDArray[np.uint8]:
-    """One frame [SIZE, SIZE, 3] uint8."""
+    """Draws one frame [SIZE, SIZE, 3] uint8."""
     image = Image.new("RGB", (SIZE * DETAIL, SIZE * DETAIL), GROUNDS[scene.grounds[0]])
     draw = ImageDraw.Draw(image)
     if len(scene.grounds) > 1:
@@ -49,17 +49,17 @@ def frame(scene: Scene, index: int) -> NDArray[np.uint8]:
 
 
 def clip(scene: Scene) -> NDArray[np.uint8]:
-    """All frames [FRAMES, SIZE, SIZE, 3] uint8."""
+    """Draws all frames [FRAMES, SIZE, SIZE, 3] uint8."""
     return np.stack([frame(scene, index) for index in range(FRAMES)])
 
 
 def scribble(scene: Scene, index: int, scale: int = 1) -> NDArray[np.uint8]:
-    """The outlines of the shapes in one frame, white on black; what lies behind is hidden.
+    """Draws the visible outlines of the shapes in one frame, white on black.
 
     Args:
-        scene: what is drawn.
-        index: of the frame.
-        scale: how much larger than a frame, a divisor of `DETAIL`.
+        scene: the scene to draw.
+        index: of the frame in the clip.
+        scale: factor on the size of a frame, a divisor of `DETAIL`.
 
     Returns:
         [scale*SIZE, scale*SIZE] uint8.

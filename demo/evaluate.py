@@ -1,10 +1,10 @@
-"""The figures of the demo model on requests that training never saw, through the lean runtime.
+"""Evaluates the demo model through the runtime, on requests that training never saw.
 
     python demo/evaluate.py [--bundle DIR] [--backend NAME] [--requests 200] [--also PRECISION] [--json FILE]
 
-With `--undistilled FOLDER`, the folder of a training from nothing, also those of 25 DDIM steps of the model before its
-distillation. With `--also PRECISION` also those of the backend's engines of that precision, and how far their frames
-are from the first ones'.
+`--undistilled FOLDER`, the folder of a training from scratch, also evaluates the model before its distillation, with 25
+DDIM steps. `--also PRECISION` also evaluates the backend's engines of that precision, and compares their frames with
+the first ones.
 """
 
 import argparse
@@ -28,7 +28,7 @@ JUDGED = (0, 4, 8, 12, 15)
 PATH_PIXELS = 6.0
 Frames = NDArray[np.uint8]
 Make = Callable[[Scene, str | None, int], Frames]
-"""Makes a clip of a scene with keyframes of a kind, or without, from a seed."""
+"""Makes a clip from a scene, a kind of keyframes (or None) and a seed."""
 PACKAGES = ("sparsectrl-lcm", "numpy", "openvino", "onnxruntime", "torch", "diffusers")
 
 
@@ -37,14 +37,14 @@ class Figures:
     """Means over requests.
 
     Attributes:
-        scribble_f1: of edges at the keyframes, scribbles given.
+        scribble_f1: F1 of edges at the keyframes, given scribbles.
         free_f1: the same without keyframes.
-        rgb_psnr: at the keyframes, pictures given, in dB.
-        prompt: share of requests with the asked colour and shape.
-        colour, kind: the same, each alone.
+        rgb_psnr: PSNR at the keyframes, given pictures, in dB.
+        prompt: share of requests with the requested colour and shape.
+        colour, kind: shares of requests with the requested colour, and with the requested shape.
         on_path: share of frames whose shape is within `PATH_PIXELS` of the path through the keyframes.
-        flicker: of still ground, in levels.
-        prompt_by_motion: `prompt` of the requests with each motion.
+        flicker: mean change of still ground from frame to frame, in levels.
+        prompt_by_motion: `prompt` for each motion.
     """
 
     scribble_f1: float
@@ -62,7 +62,7 @@ MEANS = tuple(field.name for field in fields(Figures) if field.name != "prompt_b
 
 
 def with_runtime(pipeline: VideoPipeline) -> Make:
-    """Clips by the lean runtime."""
+    """Returns a maker of clips that uses the runtime."""
 
     def make(world: Scene, kind: str | None, seed: int) -> Frames:
         truth = clip(world)
@@ -74,7 +74,7 @@ def with_runtime(pipeline: VideoPipeline) -> Make:
 
 
 def evaluate(make: Make, requests: int) -> Figures:
-    """The figures of so many held-out scenes, asked for with scribbles, with pictures, and with the prompt alone."""
+    """Evaluates `requests` held-out scenes, each with scribbles, with pictures, and with the prompt alone."""
     rows, motions = [], []
     for number in track(range(requests), "requests"):
         world = scene(HELD_OUT_SEED + number)
@@ -103,7 +103,7 @@ def evaluate(make: Make, requests: int) -> Figures:
 
 
 def nearness(make: Make, reference: Make, requests: int) -> float:
-    """PSNR in dB of all frames of the same requests with scribbles by two makers, in the mean."""
+    """Returns the mean PSNR in dB between the frames of two makers, for the same requests with scribbles."""
     found = []
     for number in track(range(requests), "frames"):
         world = scene(HELD_OUT_SEED + number)
@@ -112,14 +112,14 @@ def nearness(make: Make, reference: Make, requests: int) -> float:
 
 
 def mean(values: Iterable[float]) -> float:
-    """The arithmetic mean."""
+    """Returns the arithmetic mean."""
     return float(np.mean(list(values)))
 
 
 def judged(frames: Frames, world: Scene) -> tuple[bool, bool]:
-    """Whether most of the judged frames show the asked colours, and the asked shapes."""
+    """Whether most of the judged frames show the requested colours, and the requested shapes."""
     colours, kinds = [], []
-    for index in JUDGED if len(world.shapes) == 1 else (0, FRAMES - 1):  # two shapes hide each other between
+    for index in JUDGED if len(world.shapes) == 1 else (0, FRAMES - 1):  # two shapes hide each other in between
         for mask, shape in zip(parts(frames[index], world, index), world.shapes, strict=True):
             found = centre(mask) is not None
             asked = name_of(np.array(shape.at(index).colour))
@@ -129,7 +129,7 @@ def judged(frames: Frames, world: Scene) -> tuple[bool, bool]:
 
 
 def on_path(frames: Frames, truth: Frames, world: Scene) -> float:
-    """The share of frames in which every shape is where the path through the keyframes says."""
+    """Returns the share of shapes, over all frames, within `PATH_PIXELS` of the path through the keyframes."""
     known = {index: [centre(mask) for mask in parts(truth[index], world, index)] for index in KEYFRAMES}
     near = []
     for index in range(FRAMES):
@@ -144,7 +144,7 @@ def on_path(frames: Frames, truth: Frames, world: Scene) -> float:
 
 
 def main() -> None:
-    """Prints the figures, and writes them where asked."""
+    """Prints the figures, and writes them to the file of --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--backend", default="auto")
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     pipeline = VideoPipeline.load(options.bundle, backend=options.backend, precision=options.precision)
-    first, also = cache(with_runtime(pipeline)), None  # clips that are compared later: 2.4 MB a request
+    first, also = cache(with_runtime(pipeline)), None  # keeps clips for comparison: 2.4 MB per request
     makers: dict[str, Make] = {"4 steps": first}
     if options.also:
         other = VideoPipeline.load(options.bundle, backend=options.backend, precision=options.also)
@@ -170,7 +170,7 @@ def main() -> None:
         report[name] = asdict(evaluate(make, options.requests))
         if make is also:
             report[name]["psnr_to_first"] = nearness(make, first, options.requests)
-        if options.json:  # what there is, should the next be interrupted
+        if options.json:  # after each maker, in case the next is interrupted
             options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
 

@@ -1,8 +1,8 @@
-"""Makes the demo bundle that ships in the package, from the checkpoints of the small model that was trained for it.
+"""Makes the demo bundle of the package from the checkpoints of the small model that was trained for it.
 
     python demo/make_bundle.py [--trained DIR] [-o BUNDLE]
 
-Needs the `export` extra. Without `-o` the result lies in runtime/demo_bundle.
+Needs the `export` extra. The default output is runtime/demo_bundle.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     if options.output.exists() and not (options.output / "manifest.json").exists():
-        parser.error(f"{options.output} exists and is no bundle; name a new folder")
+        parser.error(f"{options.output} exists and is not a bundle; name a new folder")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "demo_bundle"
         export_bundle(
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def export_options(trained: Path) -> ExportOptions:
-    """How the checkpoints of a training become a bundle."""
+    """Returns the options that export the checkpoints of a training."""
     return ExportOptions(
         base=str(trained / "base"),
         motion_adapter=str(trained / "motion_adapter"),

@@ -1,4 +1,4 @@
-"""What can be measured of a clip of the demo's world: where its shapes are, what they are, how still the ground is."""
+"""Measures clips of the demo's world: the places, kinds and colours of shapes, and the flicker of the ground."""
 
 from functools import cache
 
@@ -12,32 +12,32 @@ Frame = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 CONTRAST = 45.0
-"""How far a colour has to be from the ground's to belong to a shape, in levels."""
+"""Distance in levels from the ground's colour beyond which a pixel belongs to a shape."""
 NEAR = 2
-"""Pixels within which two edges are the same."""
+"""Distance in pixels within which two edges match."""
 RIM = 2
-"""Pixels over which a shape fades into the ground."""
+"""Width in pixels of the rim where a shape fades into the ground."""
 PERIODS = {"circle": 6, "square": 90, "triangle": 120, "star": 72, "cross": 90}
-"""Degrees after which a turned shape looks the same."""
+"""Degrees of rotation after which a shape looks the same."""
 TURN = 6
-"""Degrees between the angles at which shapes are tried; at 18, crosses pass for squares."""
+"""Step in degrees between the angles at which shapes are compared; at 18, crosses pass for squares."""
 
 
 def foreground(frame: Frame) -> Mask:
-    """The pixels [H, W] that differ from the ground, whose colours are the medians of the frame's rim."""
+    """Returns the pixels [H, W] that differ from the ground. Its colours are medians of the frame's rim."""
     rim = np.ones((SIZE, SIZE), bool)
     rim[6:-6, 6:-6] = False
     mask = np.zeros((SIZE, SIZE), bool)
     for rows in (slice(0, HORIZON - 3), slice(HORIZON + 3, SIZE)):
         ground = np.median(frame[rows][rim[rows]].astype(float), axis=0)
         mask[rows] = np.linalg.norm(frame[rows] - ground, axis=-1) > CONTRAST
-    for row in range(HORIZON - 3, HORIZON + 3):  # the horizon is blurred: what stands above and below goes on
+    for row in range(HORIZON - 3, HORIZON + 3):  # the horizon is blurred: it is shape if the rows above and below are
         mask[row] = mask[HORIZON - 4] & mask[HORIZON + 3]
     return mask
 
 
 def edges(mask: Mask) -> Mask:
-    """The pixels of a mask that have a neighbour outside."""
+    """Returns the pixels of a mask with a neighbour outside."""
     inner = mask.copy()
     for axis in (0, 1):
         for step in (1, -1):
@@ -46,7 +46,7 @@ def edges(mask: Mask) -> Mask:
 
 
 def near(mask: Mask, distance: int = NEAR) -> Mask:
-    """The pixels at most so far from a mask's."""
+    """Returns the pixels within `distance` of a mask."""
     grown = np.zeros_like(mask)
     padded = np.pad(mask, distance)
     for y in range(-distance, distance + 1):
@@ -57,7 +57,7 @@ def near(mask: Mask, distance: int = NEAR) -> Mask:
 
 
 def edge_f1(made: Frame, wanted: Frame) -> float:
-    """F1 of the edges of the shapes in two frames, where `NEAR` counts as met."""
+    """Returns the F1 of the shapes' edges in two frames; edges within `NEAR` match."""
     ours, theirs = edges(foreground(made)), edges(foreground(wanted))
     if not ours.any() or not theirs.any():
         return 0.0
@@ -66,15 +66,15 @@ def edge_f1(made: Frame, wanted: Frame) -> float:
 
 
 def psnr(made: Frame, wanted: Frame) -> float:
-    """In dB."""
+    """Returns the PSNR in dB."""
     error = np.square(made.astype(float) - wanted).mean()
     return float(10 * np.log10(255**2 / max(error, 1e-3)))
 
 
 def parts(frame: Frame, scene: Scene, index: int) -> list[Mask]:
-    """The pixels of each of a scene's shapes: of two shapes, what is nearer to the colour of each.
+    """Returns the pixels of each shape of a scene. With two shapes, a pixel belongs to the shape of the nearer colour.
 
-    Where a shape fades into the ground its rim may be nearer to the other's colour: that is left out.
+    The rim, where a shape fades into the ground, may be nearer to the other shape's colour; it is left out.
     """
     mask = foreground(frame)
     if len(scene.shapes) == 1:
@@ -85,7 +85,7 @@ def parts(frame: Frame, scene: Scene, index: int) -> list[Mask]:
 
 
 def _without_rims(mask: Mask) -> Mask:
-    """What hangs together with a pixel that is `RIM` away from all that is outside."""
+    """Returns the parts of a mask that are connected to a pixel further than `RIM` from the outside."""
     kept = mask & ~near(~mask, RIM)
     while (grown := near(kept, 1) & mask).sum() > kept.sum():
         kept = grown
@@ -93,7 +93,7 @@ def _without_rims(mask: Mask) -> Mask:
 
 
 def centre(mask: Mask) -> NDArray[np.float64] | None:
-    """The mean of a mask's pixels, [x, y]; None where there are too few to be a shape."""
+    """Returns the mean of a mask's pixels, [x, y]; None if they are too few to be a shape."""
     if mask.sum() < 40:
         return None
     rows, columns = np.nonzero(mask)
@@ -101,18 +101,18 @@ def centre(mask: Mask) -> NDArray[np.float64] | None:
 
 
 def colour_of(frame: Frame, mask: Mask) -> NDArray[np.float64]:
-    """The median colour within a mask, away from its edge."""
+    """Returns the median colour within a mask, away from its edge."""
     inner = mask & ~near(edges(mask), 1)
     return np.median(frame[inner if inner.any() else mask].astype(float), axis=0)
 
 
 def name_of(colour: NDArray[np.float64]) -> str:
-    """The nearest of the world's colours."""
+    """Returns the name of the nearest of the world's colours."""
     return min(COLOURS, key=lambda name: float(np.linalg.norm(colour - COLOURS[name])))
 
 
 def kind_of(mask: Mask) -> str:
-    """The shape that covers a mask best, of all shapes of its area at any angle."""
+    """Returns the kind of shape that best covers a mask, at its area and any angle."""
     middle = centre(mask)
     if middle is None:
         return "nothing"
@@ -133,7 +133,7 @@ def _centred(mask: Mask, middle: NDArray[np.float64]) -> Mask:
 
 @cache
 def _template(kind: str, degrees: int, root: float) -> Mask:
-    """A shape of `root` squared pixels around the middle."""
+    """Draws a shape with an area of `root` squared pixels in the middle."""
     angle = np.deg2rad(degrees)
     image = Image.new("1", (SIZE, SIZE))
     unit = State((0.0, 0.0), 1.0, float(angle), (0.0, 0.0, 0.0))
@@ -146,10 +146,10 @@ def _template(kind: str, degrees: int, root: float) -> Mask:
 
 
 def still_ground(frames: NDArray[np.uint8]) -> Mask:
-    """Where a drawn clip [F, H, W, 3] shows ground in all frames, well away from shapes."""
+    """Returns the pixels of a drawn clip [F, H, W, 3] that are ground in all frames, more than 4 pixels from shapes."""
     return ~near(np.logical_or.reduce([foreground(frame) for frame in frames]), 4)
 
 
 def flicker(frames: NDArray[np.uint8], ground: Mask) -> float:
-    """The mean change from frame to frame within a mask, in levels."""
+    """Returns the mean change from frame to frame within a mask, in levels."""
     return float(np.abs(np.diff(frames.astype(float), axis=0))[:, ground].mean()) if ground.any() else 0.0

@@ -1,4 +1,4 @@
-"""The networks of the demo model: the standard classes of diffusers and transformers, at small size."""
+"""The networks of the demo model: small instances of the standard classes of diffusers and transformers."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ KINDS = ("scribble", "rgb")
 
 
 def to_pixels(frames: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-    """Frames [N, H, W, 3] as the autoencoder takes them, [N, 3, H, W] in -1..1."""
+    """Converts frames [N, H, W, 3] to the autoencoder's input, [N, 3, H, W] in -1..1."""
     return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -46,7 +46,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_tiny() -> AutoencoderTiny:
-    """A decoder of a sixth of the work, in TAESD's architecture; its encoder is not used."""
+    """A decoder with a sixth of the work, in TAESD's architecture; its encoder is not used."""
     channels = (TINY_CHANNELS,) * len(VAE_CHANNELS)
     return AutoencoderTiny(
         encoder_block_out_channels=channels,
@@ -57,7 +57,7 @@ def make_tiny() -> AutoencoderTiny:
 
 
 def make_text_encoder(folder: Path) -> CLIPTextModel:
-    """The text encoder; writes the tokenizer, which knows the words of captions, into a folder."""
+    """The text encoder; writes its tokenizer, with the words of captions, into a folder."""
     vocabulary = write_tokenizer(folder, list(WORDS))
     config = CLIPTextConfig(
         vocab_size=vocabulary,
@@ -117,9 +117,10 @@ def make_controlnet(kind: str) -> SparseControlNetModel:
 
 
 def make_schedule() -> DDIMScheduler:
-    """The noise schedule of Stable Diffusion, as the runtime's LCM schedule takes it: linear betas, v-prediction.
+    """The noise schedule of Stable Diffusion in the form of the runtime's LCM schedule: linear betas, v-prediction.
 
-    Predicting v keeps the first of few steps sane, where the noise hides all (Salimans and Ho 2022, arXiv:2202.00512).
+    Predicting v keeps the first of few steps stable, when noise hides everything (Salimans and Ho 2022,
+    arXiv:2202.00512).
     """
     return DDIMScheduler(
         beta_start=0.00085,

@@ -1,9 +1,9 @@
-"""Last stages: the few steps themselves, taught to give the clip from wherever sampling arrives.
+"""Last stages: train the four LCM steps to predict the clip from any latents that sampling reaches.
 
-Distillation leaves a student that follows its teacher; here each of the four steps is drawn to the clip directly, its
-outlines first. `words` trains the first step alone, which decides what colour is where, on two frames of many clips
-whose words are hard to tell apart: among all else they are never learnt. `refine` then trains all steps on all motions,
-half of the time from what the first step gave instead of from the clip itself.
+Distillation trains a student to follow its teacher. Here the loss compares each of the four steps with the clip itself,
+with more weight on outlines. `words` trains only the first step, which decides the colour of each place, on two frames
+of many clips with captions that are hard to tell apart: mixed with other clips, these are never learnt. `refine` then
+trains all steps on all motions. Half of the later steps start from the output of the first step instead of the clip.
 """
 
 from pathlib import Path
@@ -18,19 +18,19 @@ from world import FRAMES
 
 STEPS = 4
 KINDS = ("scribble", "scribble", "rgb", "scribble", "scribble", "scribble", "scribble", None)
-"""Which keyframes the training's steps get, in turn."""
+"""Kinds of keyframes of the training steps, in turn."""
 HARD = ("changes", "crosses")
-"""Motions of two colours, which are all that three of four steps of `words` see."""
+"""Motions with two colours. Three of four training steps of `words` use only these."""
 FEW = 2
-"""Frames of a clip where it is not seen whole, of as many more clips: what words mean needs no others."""
+"""Frames of a partial clip. A batch has as many more clips; the meaning of words needs no more frames."""
 OUTLINE = 4.0
-"""How much more the surroundings of outlines count."""
+"""Extra weight of the loss near outlines."""
 ARRIVED = 0.5
-"""Share of the later steps that begin where the first one arrives."""
+"""Share of the later steps that start from the output of the first step."""
 
 
 def schedule() -> list[int]:
-    """The timesteps of the runtime's LCM loop, the noisiest first."""
+    """Returns the timesteps of the runtime's LCM loop, the noisiest first."""
     known = [(index + 1) * (TRAIN_STEPS // LCM_STEPS) - 1 for index in range(LCM_STEPS)][::-1]
     return [known[step * LCM_STEPS // STEPS] for step in range(STEPS)]
 
@@ -38,7 +38,7 @@ def schedule() -> list[int]:
 def words(
     folder: Path, clips: Clips, device: torch.device, student: Denoiser, *, steps: int, batch: int, rate: float = 1e-3
 ) -> Denoiser:
-    """Trains the first step of a distilled model on scribbles and captions; arguments as of `refine`."""
+    """Trains the first step of a distilled model on scribbles and captions; arguments as for `refine`."""
     denoiser, average = copies(folder, student, device)
     first = schedule()[0]
 
@@ -64,18 +64,18 @@ def refine(
     batch: int,
     rate: float = 8e-4,
 ) -> Denoiser:
-    """Trains all steps of a distilled model on clips, whole ones and a few frames of more of them in turn.
+    """Trains all steps of a distilled model, in turn on whole clips and on a few frames of more clips.
 
-    Clips without keyframes are drawn to what an earlier model gives: the mean of all clips of a caption is none.
+    Without keyframes the target is the output of `before`: many clips fit a caption, and their mean is not a clip.
 
     Args:
         folder: for checkpoints.
-        clips: what is learnt.
-        device: where.
-        student: stays as it is.
-        before: what the training began with; stays as it is.
-        steps: of the training.
-        batch: whole clips in a batch.
+        clips: the training data.
+        device: trains there.
+        student: the model to start from; not changed.
+        before: the model before the last stages, the target without keyframes; not changed.
+        steps: number of training steps.
+        batch: number of whole clips in a batch.
         rate: the highest learning rate.
     """
     before = averaged(before).to(device)  # type: ignore[assignment]
@@ -115,18 +115,18 @@ def refine(
 
 
 def _distance(clips: Clips, part: Batch, made: Tensor) -> Tensor:
-    """Of what was made from the clips of a batch, outlines first."""
+    """Returns the error of predicted clips of a batch, with more weight near outlines."""
     weight = 1 + OUTLINE * near_outlines(clips.scribbles(part), made.shape[-1])
     return (_error(made, part.latents) * weight).sum() / (weight.sum() * made.shape[1])
 
 
 def _error(made: Tensor, wanted: Tensor) -> Tensor:
-    """Pseudo-Huber, of each number."""
+    """Returns the pseudo-Huber error of each element."""
     return ((made - wanted).square() + 1e-4).sqrt()
 
 
 def near_outlines(scribbles: Tensor, size: int) -> Tensor:
-    """Where latents show outlines, or lie beside one: 1.0 there, else 0.0.
+    """Marks the latents on an outline or beside one: 1.0 there, else 0.0.
 
     Args:
         scribbles: [B, F, H, W] in 0..1.

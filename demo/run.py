@@ -1,4 +1,4 @@
-"""`make demo`: three scribbles and a prompt in, out/demo.mp4 and out/demo.png out."""
+"""`make demo`: makes out/demo.mp4 and out/demo.png from three scribbles and a prompt."""
 
 import time
 from pathlib import Path
@@ -20,7 +20,7 @@ def main() -> None:
         path = clip.save(root / "out" / name, fps=8)
         print(path.relative_to(root))
     print(f"{len(clip.frames)} frames from {len(keyframes)} scribbles in {time.perf_counter() - start:.1f} s")
-    print(f"The small model in the package was asked for {PROMPT!r}; demo/trained/README.md says what else it draws.")
+    print(f"Prompt: {PROMPT!r}. demo/trained/README.md describes what else the small model in the package can draw.")
 
 
 if __name__ == "__main__":

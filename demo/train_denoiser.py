@@ -1,4 +1,4 @@
-"""Second to fourth stage: the UNet on single frames, with motion on clips, and distilled to few steps."""
+"""Stages `images`, `clips` and `lcm`: train on single frames, then on clips with motion, then distill to few steps."""
 
 from pathlib import Path
 
@@ -11,24 +11,25 @@ from world import FRAMES
 
 TRAIN_STEPS = 1000
 KINDS = ("scribble", "rgb", "scribble", "rgb", "scribble", None)
-"""Which keyframes the steps get, in turn."""
+"""Kinds of keyframes of the training steps, in turn."""
 IMAGES = 6
+"""Single frames in a batch for each clip in a batch of clips."""
 LCM_STEPS = 50
-"""Of the schedule that the distilled steps are taken from, as the runtime's."""
+"""Steps of the schedule that the distilled steps are taken from, as in the runtime."""
 SKIP = 4
-"""How many of them the teacher goes at once."""
+"""Steps of that schedule that the teacher takes at once."""
 
 
 def train_denoiser(
     folder: Path, clips: Clips, device: torch.device, *, images: int, steps: int, batch: int
 ) -> Denoiser:
-    """Trains on single frames, motion modules still idle, then all of it on clips; predictions are of v.
+    """Trains on single frames without the motion modules, then everything on clips; the model predicts v.
 
     Args:
         folder: for checkpoints.
-        clips: what is learnt.
-        device: where.
-        images: steps on single frames, of which a batch has `IMAGES` for each clip.
+        clips: the training data.
+        device: trains there.
+        images: steps on single frames, with `IMAGES` times `batch` in each batch.
         steps: steps on clips.
         batch: clips in a batch.
     """
@@ -62,19 +63,19 @@ def train_denoiser(
 
 
 def copies(folder: Path, model: Denoiser, device: torch.device) -> tuple[Denoiser, nn.Module]:
-    """A model to train that begins as this one, and its averaged weights."""
+    """Returns a copy of a model to train, and its averaged weights."""
     student = Denoiser(folder / "base").to(device)
     student.load_state_dict(model.state_dict())
     return student, averaged(student)
 
 
 def by_kind(part: Batch, value: Tensor) -> dict[str, float]:
-    """The loss under the name of the batch's keyframes."""
+    """Returns the loss under the kind of the batch's keyframes."""
     return {part.kind or "text": float(value.detach())}
 
 
 def _timesteps(size: int, random: torch.Generator) -> Tensor:
-    """Half of them even, half towards the noisy end, where few steps take their first."""
+    """Draws timesteps: half uniform, half towards the noisy end, where the first of few steps is."""
     even = torch.rand(size, generator=random)
     noisy = torch.rand(size, generator=random) < 0.5
     return ((1 - torch.where(noisy, even**2, even)) * TRAIN_STEPS).long().clamp(0, TRAIN_STEPS - 1)
@@ -83,8 +84,8 @@ def _timesteps(size: int, random: torch.Generator) -> Tensor:
 def distill(folder: Path, clips: Clips, device: torch.device, teacher: Denoiser, *, steps: int, batch: int) -> Denoiser:
     """Latent consistency distillation (Luo et al. 2023, arXiv:2310.04378, algorithm 1), without guidance.
 
-    The student's clip from a step is drawn to its own averaged one from the less noisy step where the teacher's DDIM
-    leads.
+    The teacher takes a DDIM step to a less noisy timestep. The target for the student is the clip that its averaged
+    weights predict there.
     """
     teacher = averaged(teacher)  # type: ignore[assignment]
     student, target = copies(folder, teacher, device)
@@ -109,7 +110,7 @@ def distill(folder: Path, clips: Clips, device: torch.device, teacher: Denoiser,
             led = next_alpha * original + next_sigma * (latents - alpha * original) / sigma  # DDIM, eta 0
             wanted = consistent(target, led, end, part)  # type: ignore[arg-type]
             first = (place < SKIP)[:, None, None, None, None]
-            wanted = torch.where(first, part.latents, wanted)  # the consistency's boundary: the clip itself
+            wanted = torch.where(first, part.latents, wanted)  # boundary condition: the clip itself
         error = consistent(student, latents, start, part) - wanted
         value = (error.square() + 1e-6).sqrt().mean()  # pseudo-Huber
         return value, by_kind(part, value)

@@ -1,4 +1,4 @@
-"""First stage: the autoencoder, on single frames; and its tiny decoder, taught by it."""
+"""Trains the autoencoder on single frames, the first stage, and its tiny decoder on the latents."""
 
 from pathlib import Path
 
@@ -13,13 +13,14 @@ from training import Stage, averaged, fit, generator
 from world import FRAMES, HELD_OUT_SEED, SIZE, scene
 
 BATCH, CROP = 16, 64
-"""Squares of so many pixels around shapes, since grounds are soon learnt; a last part is trained on whole frames."""
+"""Squares per batch, and their side in pixels. They lie around shapes, since grounds are learnt quickly."""
 WHOLE = 0.15
+"""Share of the steps, the last ones, that train on whole frames."""
 KL_WEIGHT = 2e-5
 
 
 def frames(first: int, count: int, device: torch.device, crop: int = SIZE) -> Tensor:
-    """Frames of scenes that training may see, or squares cut out of them, [N, 3, crop, crop] in -1..1."""
+    """Draws frames of training scenes, or squares cut from them, [N, 3, crop, crop] in -1..1."""
     rng = np.random.default_rng(first)
     drawn = []
     for _ in range(count):
@@ -31,12 +32,12 @@ def frames(first: int, count: int, device: torch.device, crop: int = SIZE) -> Te
 
 
 def difference(made: Tensor, wanted: Tensor) -> Tensor:
-    """L1 and L2, the latter weighted so that edges count."""
+    """Returns L1 plus twice L2: the weight of L2 makes edges count."""
     return functional.l1_loss(made, wanted) + 2 * functional.mse_loss(made, wanted)
 
 
 def psnr(made: Tensor, wanted: Tensor) -> float:
-    """Of pictures in -1..1, in dB."""
+    """Returns the PSNR in dB of pictures in -1..1."""
     error = functional.mse_loss(made.detach().clamp(-1, 1), wanted)
     return float(10 * torch.log10(4 / error))
 
@@ -48,7 +49,7 @@ def _batch(step: int, steps: int, device: torch.device) -> Tensor:
 
 
 def train_vae(folder: Path, device: torch.device, steps: int) -> AutoencoderKL:
-    """Trains the autoencoder; its latents are of unit variance."""
+    """Trains the autoencoder; its latents have unit variance."""
     torch.manual_seed(1)
     vae = make_vae().to(device)
     average = averaged(vae)
@@ -69,7 +70,7 @@ def train_vae(folder: Path, device: torch.device, steps: int) -> AutoencoderKL:
 
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, images: Tensor) -> None:
-    """Gives the latents mean 0 and variance 1 in each channel; the convolutions at both ends of them take it up."""
+    """Gives the latents mean 0 and variance 1 in each channel, by changing the convolutions before and after them."""
     latents = vae.encode(images).latent_dist.mean.transpose(0, 1).flatten(1)
     count, mean, deviation = len(latents), latents.mean(1), latents.std(1)
     before, after = vae.quant_conv, vae.post_quant_conv
@@ -81,7 +82,7 @@ def whiten(vae: AutoencoderKL, images: Tensor) -> None:
 
 
 def train_tiny(folder: Path, device: torch.device, steps: int, vae: AutoencoderKL) -> AutoencoderTiny:
-    """Trains the tiny decoder on the autoencoder's latents, slightly noised as those of the loop are."""
+    """Trains the tiny decoder on the autoencoder's latents, with a little noise, like the latents of the loop."""
     torch.manual_seed(3)
     tiny = make_tiny().to(device)
     tiny.encoder.requires_grad_(False)

@@ -1,6 +1,6 @@
-"""The loop that all stages share: warm-up and cosine decay, averaged weights, checkpoints, a curve.
+"""The training loop of all stages: warm-up and cosine decay, averaged weights, checkpoints, a curve.
 
-Matrices of linear layers are moved by Muon, all other weights by AdamW.
+Muon optimizes the matrices of linear layers, AdamW all other weights.
 """
 
 import json
@@ -18,20 +18,20 @@ from torch import Tensor, nn
 
 SAVE_SECONDS = 60.0
 LOG_STEPS = 48
-"""Whole turns of the kinds of keyframes in every stage."""
+"""Steps per row of a curve: a multiple of the number of `KINDS` in every stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How one stage is trained.
+    """Settings of one stage.
 
     Attributes:
         name: of its checkpoint and curve.
-        steps: how many.
+        steps: number of steps.
         rate: the highest learning rate.
-        warmup: steps until it is reached.
-        average: of the weights, how much of the average stays in a step.
-        clip: the largest norm of a gradient.
+        warmup: steps until the rate is reached.
+        average: decay of the averaged weights per step.
+        clip: the largest norm of the gradient.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Stage:
     clip: float = 1.0
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of a step: linear warm-up, then half a cosine down to a fiftieth."""
+        """Returns the learning rate of a step: linear warm-up, then half a cosine down to a fiftieth."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -50,12 +50,12 @@ class Stage:
 
 
 def averaged(module: nn.Module) -> nn.Module:
-    """A copy that is to follow a module's weights, for use and not for training."""
+    """Copies a module, to hold its averaged weights; the copy is not trained."""
     return deepcopy(module).requires_grad_(False).eval()
 
 
 def make_optimizers(module: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of linear layers, scaled to move as far as AdamW would, and AdamW for all else."""
+    """Returns AdamW, and Muon for the matrices of linear layers, scaled to AdamW's step size."""
     linear = {layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)}
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter in linear]
@@ -70,7 +70,7 @@ def make_optimizers(module: nn.Module, rate: float) -> list[torch.optim.Optimize
 
 @torch.no_grad()
 def follow(average: nn.Module, module: nn.Module, keep: float) -> None:
-    """Moves averaged weights towards a module's."""
+    """Moves averaged weights towards a module's; `keep` is the decay."""
     mine, theirs = list(average.parameters()), [p.detach() for p in module.parameters()]
     torch._foreach_lerp_(mine, theirs, 1 - keep)
 
@@ -82,14 +82,15 @@ def fit(
     average: nn.Module,
     loss: Callable[[int], tuple[Tensor, dict[str, float]]],
 ) -> None:
-    """Trains a module until the stage is over, from its last checkpoint on.
+    """Trains a module from its last checkpoint to the end of the stage.
 
     Args:
-        stage: how.
-        folder: takes NAME.pt and NAME.jsonl, the curve.
-        module: is trained; frozen parameters stay as they are.
+        stage: its settings.
+        folder: gets NAME.pt, the checkpoint, and NAME.jsonl, the curve.
+        module: the module to train; frozen parameters do not change.
         average: its averaged weights, see `averaged`.
-        loss: of a step; what it draws has to depend on the step alone, so that a run that was interrupted ends alike.
+        loss: returns the loss and figures of a step. Its random numbers must depend only on the step, so that an
+            interrupted run gives the same result.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizers = make_optimizers(module, stage.rate)
@@ -142,13 +143,13 @@ def fit(
 
 
 def _cut_curve(folder: Path, name: str, step: int) -> None:
-    """Drops the rows behind a step: they are written again."""
+    """Drops the rows after a step: they are written again."""
     rows = [row for row in read_curve(folder, name) if row["step"] <= step]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def generator(*seeds: int) -> torch.Generator:
-    """A source of random numbers for these seeds alone."""
+    """Returns a random generator that depends only on these seeds."""
     mixed = 0
     for seed in seeds:
         mixed = (mixed * 1_000_003 + seed) % 2**63
@@ -156,7 +157,7 @@ def generator(*seeds: int) -> torch.Generator:
 
 
 def read_curve(folder: Path, name: str) -> Iterable[dict[str, float]]:
-    """The rows of a stage's curve."""
+    """Yields the rows of a stage's curve."""
     with suppress(FileNotFoundError):
         for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
             yield json.loads(line)

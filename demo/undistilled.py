@@ -1,4 +1,4 @@
-"""The model before its distillation, with many DDIM steps: what few steps are compared with."""
+"""Samples the model before its distillation with many DDIM steps, to compare with few steps."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ STEPS = 25
 
 
 def with_ddim(folder: Path, steps: int = STEPS) -> Make:
-    """Clips by the model that was trained in a folder, before its distillation."""
+    """Returns a maker of clips that uses the model of a training folder, before its distillation."""
     vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
     denoiser = Denoiser(folder / "base").eval()
     denoiser.load_state_dict(torch.load(folder / "clips.pt", map_location="cpu", weights_only=True)["average"])

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.random import Generator
 
 SIZE, FRAMES = 128, 16
-"""Pixels of a side, frames of a clip."""
+"""Width and height in pixels, and frames of a clip."""
 KEYFRAMES = (0, 8, 15)
-"""Where keyframes stand in the demo, in evaluations and in half of the training."""
+"""Indexes of the keyframes in the demo, in evaluations and in half of the training."""
 HORIZON = 80
-"""Where the second colour of a two-tone ground begins, in pixels from the top."""
+"""Start of the second colour of a two-tone ground, in pixels from the top."""
 HELD_OUT_SEED = 1_000_000_000
 """Seeds from here on make scenes whose first shape is a combination that training never sees."""
 
@@ -70,7 +70,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A shape and where it is at the first and at the last frame; between them everything is linear."""
+    """A shape, with its values at the first and at the last frame; between them everything is linear."""
 
     kind: str
     colours: tuple[str, str]
@@ -79,7 +79,7 @@ class Shape:
     angles: tuple[float, float]
 
     def at(self, frame: int) -> State:
-        """Its state in a frame."""
+        """Returns its state in a frame."""
         end = frame / (FRAMES - 1)
         start = 1 - end
         (x0, y0), (x1, y1) = self.centres
@@ -110,7 +110,7 @@ class Scene:
 
 
 def scene(seed: int) -> Scene:
-    """The scene of a seed; from `HELD_OUT_SEED` on its first shape is a combination that no lower seed gives."""
+    """Makes the scene of a seed. From `HELD_OUT_SEED` on, its first shape is a combination that no lower seed gives."""
     rng = np.random.default_rng(seed)
     while True:
         motion = str(rng.choice(MOTIONS, p=(0.4, 0.14, 0.12, 0.12, 0.12, 0.1)))
@@ -126,7 +126,7 @@ def scene(seed: int) -> Scene:
 
 
 def is_held_out(colour: str, kind: str, motion: str) -> bool:
-    """Whether training never shows this combination; each of the three it does see, with others."""
+    """Whether training never shows this combination. It shows each of the three values in other combinations."""
     places = list(COLOURS).index(colour), SHAPES.index(kind), MOTIONS.index(motion)
     return (places[0] + 2 * places[1] + 3 * places[2]) % 8 == 0
 
@@ -149,7 +149,7 @@ def _article(word: str) -> str:
 
 
 def _alone(rng: Generator, motion: str, kind: str, colours: list[str]) -> tuple[Shape, str]:
-    """One shape, and what its caption says that it does."""
+    """Makes one shape, and the verb of its caption."""
     radius, angle = float(rng.uniform(15, 24)), float(rng.uniform(-0.4, 0.4))
     drift = float(rng.uniform(0, 2 * pi)), float(rng.uniform(0, 14))
     vector = (cos(drift[0]) * drift[1], sin(drift[0]) * drift[1])
@@ -174,7 +174,7 @@ def _alone(rng: Generator, motion: str, kind: str, colours: list[str]) -> tuple[
 
 
 def _crossing(rng: Generator, kinds: list[str], colours: list[str]) -> tuple[Shape, Shape]:
-    """Two shapes that pass each other, the second in front; the first goes right or down."""
+    """Makes two shapes that pass each other, the second in front; the first goes right or down."""
     radius, apart = float(rng.uniform(13, 18)), float(rng.uniform(8, 24))
     length = float(rng.uniform(50, 70))
     middle = SIZE / 2 + rng.uniform(-12, 12, 2)
@@ -191,7 +191,7 @@ def _crossing(rng: Generator, kinds: list[str], colours: list[str]) -> tuple[Sha
 
 
 def _placed(rng: Generator, vector: Point, margin: float) -> tuple[Point, Point]:
-    """A way along a vector that stays within the frame."""
+    """Returns start and end of a move along a vector within the frame."""
     start = []
     for step in vector:
         low, high = margin + max(0, -step), SIZE - margin - max(0, step)

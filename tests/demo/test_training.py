@@ -90,7 +90,7 @@ def test_a_training_that_is_over_does_nothing(trained: Path, monkeypatch: pytest
 
 
 def test_two_trainings_do_not_share_a_folder(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="holds a training from nothing"):
+    with pytest.raises(SystemExit, match="holds a training from scratch"):
         train.refine_only(trained, make_bundle.TRAINED, torch.device("cpu"), scale=0.001, batch=1)
     (tmp_path / "words.pt").touch()
     with pytest.raises(SystemExit, match="holds the last stages of another training"):
