@@ -294,7 +294,7 @@ def test_killed_from_outside(loop: asyncio.Runner, runner: LocalRunner, tmp_path
     lost = loop.run(failure_of(runner.run(job(tmp_path, "hang"), lambda _: kill())))
     assert (lost.kind, lost.message) == (
         "crashed",
-        "the runner was ended by SIGKILL, as a system does where memory runs out",
+        "the runner was ended by SIGKILL, which the system sends if memory runs out",
     )
     loop.run(runner.run(job(tmp_path), ignore))
 

@@ -152,7 +152,9 @@ def test_a_folder_of_something_else_is_left_as_it_is(
     data = filled(tmp_path / "home", names)
     before = state()
     told = refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x")
-    found = re.fullmatch(rf"--data: {data} has '(.*)' in it and is no server's; give a new or empty folder, .*", told)
+    found = re.fullmatch(
+        rf"--data: {data} contains '(.*)' and no server created it; give a new or empty folder, .*", told
+    )
     assert found is not None, told
     assert (data / found[1]).exists()
     assert state() == before
@@ -204,7 +206,7 @@ def test_keys_make_no_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path) 
     ("option", "told"),
     [
         ("--database=mysql://u:secret@h/x", "--database: mysql:// is not supported; give postgresql://"),
-        ("--database=nope secret", "--database: what was given is no URL; give postgresql://"),
+        ("--database=nope secret", "--database: the value is not a URL; give postgresql://"),
         ("--files=nope://x", "--files: nope:// cannot be opened (Protocol not known: nope)"),
     ],
 )
