@@ -1,4 +1,4 @@
-"""The path of fal's server-side proxy. Only calls without an allowed target get here; others go to the target's route."""
+"""The path of fal's server-side proxy, for calls without an allowed target. Others go to the route of their target."""
 
 from fastapi import APIRouter
 from starlette.routing import Route

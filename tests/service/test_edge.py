@@ -1,4 +1,4 @@
-"""What a request meets before and after the queue: paths, headers, tokens, logs, readiness, server-sent events."""
+"""The HTTP edge around the queue: paths, headers, tokens, logs, readiness, server-sent events."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def test_a_proxied_request_is_one_request(stub: Server, client: httpx.Client) ->
     answer = proxied(stub, client, f"https://queue.fal.run/{APP.replace('-', '%2D')}", "POST", json={"prompt": "a"})
     request_id = answer.json()["request_id"]
     assert answer.headers["x-fal-request-id"] == request_id
-    time.sleep(0.2)  # it is told once it was sent
+    time.sleep(0.2)  # a response is logged after it was sent
     lines = [json.loads(line) for line in stub.log.splitlines() if request_id in line]
     (told,) = [line for line in lines if line["message"] == "answered"]
     assert (told["path"], told["status"]) == (f"/{APP}", 200)
@@ -82,7 +82,7 @@ def test_large_bodies_take_turns(stub: Server, client: httpx.Client) -> None:
 
 def test_outcomes_have_the_same_headers_at_once_and_later(stub: Server, client: httpx.Client) -> None:
     names = ("x-fal-error-type", "x-fal-billable-units", "x-fal-retryable", "x-fal-request-timeout-type")
-    url = "http://127.0.0.1:9/x.png"  # found wrong once it runs
+    url = "http://127.0.0.1:9/x.png"  # fails only when the request runs
     slow = client.post(stub.queue, json={"prompt": "slow 0.4"}).json()["request_id"]
     held = client.post(stub.queue, json={"prompt": "slow 0.4"}).json()["request_id"]
     for given, extra, status, expected in (
