@@ -195,7 +195,7 @@ def test_progress_reload_and_cancel(page: Any, stub: Server) -> None:
 
 @pytest.mark.parametrize("held", ["**/storage/upload/initiate*", f"**/queue/{APP}"])
 def test_cancel_before_there_is_a_request(page: Any, stub: Server, held: str) -> None:
-    """Cancelled during a keyframe's upload, nothing is submitted. During the submission, the request is cancelled next."""
+    """After a cancelled upload nothing is submitted. A request that is being submitted is cancelled right after it."""
     waiting: list[Any] = []
     page.route(held, lambda route: waiting.append(route))  # noqa: PLW0108  playwright marks what it is given
     page.goto(f"{stub.url}/#key={stub.key}")
