@@ -167,7 +167,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     compared = names if options.differences and report["temporal_norm"] == "clip" else []
     start = time.monotonic()
 
-    def tell(name: str, what: str) -> None:
+    def log_event(name: str, what: str) -> None:
         print(f"{time.monotonic() - start:7.1f} s  {name}: {what}", file=sys.stderr)
 
     def write_with_differences() -> None:
@@ -180,14 +180,14 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         folder = Path(temporary)
         files = frame_differences.warm_up_files(compared, folder)
         chosen = contenders(names, options.cache, size, options.threads)
-        with Rounds(chosen, report["request"], options.memory_gb, tell, files) as rounds:
+        with Rounds(chosen, report["request"], options.memory_gb, log_event, files) as rounds:
             for number in range(options.rounds):
                 rounds.run(number)
                 report["contenders"] = {name: row_of(name, result) for name, result in rounds.results.items()}
                 evaluate(report, BASELINE)
                 write_with_differences()
         for name, path in frame_differences.extra_files(compared, folder).items():
-            tell(name, "frames to compare")
+            log_event(name, "frames to compare")
             drawn = contender(name, options.cache, size, options.threads)
             frame_differences.draw(drawn, report["request"], path)
             files[name] = path

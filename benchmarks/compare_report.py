@@ -99,10 +99,10 @@ def markdown_table(report: Report) -> str:
 
 
 def legend(report: Report) -> str:
-    """The lines below the table: the request, the machine's limits, and what the columns mean."""
+    """The lines below the table: the request, the machine's limits, and the meaning of the columns."""
     request, limits = report["request"], report["limits"]
     rounds = max((len(_first(row)) for row in report["contenders"].values()), default=0)
-    said = [
+    lines = [
         f"{request['frames']} frames of {request['width']}x{request['height']}, {request['steps']} steps, "
         f"{report['threads']} threads; seconds, medians of {rounds} rounds (smallest .. largest).",
         "Times faster: first request / second seed. The fastest diffusers has the same decoder, full or tiny;",
@@ -110,11 +110,11 @@ def legend(report: Report) -> str:
         "mean levels of 255 (largest), all decoded with the full decoder.",
     ]
     if limits:
-        said.append(
+        lines.append(
             f"torch's product of two 4096x4096 matrices in bf16: {limits['flops_per_s'] / 1e12:.3g} TFLOP/s "
             f"(100 %); a copy of memory: {limits['bytes_per_s'] / 1e9:.3g} GB/s."
         )
-    return "\n".join(said)
+    return "\n".join(lines)
 
 
 def _first(row: Report) -> list[float]:

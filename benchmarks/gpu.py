@@ -72,8 +72,8 @@ def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
             if process.poll() is None:
                 rows.append({"reason": f"{OUT_OF_TIME} ({job.seconds:.0f} s)"})
             elif process.returncode or not rows:
-                said = log.read_text(errors="replace").strip().splitlines()
-                rows.append({"reason": f"ended with code {process.returncode}: {said[-1] if said else 'no message'}"})
+                lines = log.read_text(errors="replace").strip().splitlines()
+                rows.append({"reason": f"ended with code {process.returncode}: {lines[-1] if lines else 'no message'}"})
         finally:
             kill_with_children(process)  # torch.compile starts child processes
     return rows

@@ -177,8 +177,8 @@ async def _save(response: httpx.Response, file: BinaryIO, limit: int) -> None:
 def _from_outside(response: httpx.Response) -> bool:
     """Returns whether the response came from a public address, not from one that only `allow` permits."""
     stream = response.extensions.get("network_stream")
-    where = stream.get_extra_info("server_addr") if stream is not None else None
-    return where is not None and is_public(ip_address(where[0]))
+    address = stream.get_extra_info("server_addr") if stream is not None else None
+    return address is not None and is_public(ip_address(address[0]))
 
 
 class _GuardedTransport(httpx.AsyncBaseTransport):

@@ -102,9 +102,9 @@ def remove_expired_files(service: "Service", now: float) -> int:
     Blocks. Returns the number of files and parts removed.
     """
     removed = 0
-    gone = True
-    while gone and (rows := service.store.expired_files(now)):  # the store returns 500 at a time
-        gone = False
+    deleted = True
+    while deleted and (rows := service.store.expired_files(now)):  # the store returns 500 at a time
+        deleted = False
         for row in rows:
             try:
                 service.files.delete(row.object_name)
@@ -113,7 +113,7 @@ def remove_expired_files(service: "Service", now: float) -> int:
                 continue
             service.store.delete_file(row.id)
             removed += 1
-            gone = True
+            deleted = True
     for path in service.settings.incoming.glob("*"):
         with suppress(OSError):
             if path.stat().st_mtime < now - DAY:

@@ -47,8 +47,8 @@ export async function result(key, id) {
 /** Returns the server's description of itself. */
 export const about = async () => (await call("", "/page/about.json")).json();
 
-/** Yields every state of a request until it has ended. Connects again if the stream breaks. */
-export async function watch(key, id, tell) {
+/** Calls `onState` with every state of a request until it has ended. Reconnects if the stream breaks. */
+export async function watch(key, id, onState) {
   for (;;) {
     try {
       const answer = await call(key, `${QUEUE}/requests/${id}/status/stream?logs=1`);
@@ -61,7 +61,7 @@ export async function watch(key, id, tell) {
         text = events.pop();
         for (const event of events.filter(one => one.startsWith("data: "))) {
           const state = JSON.parse(event.slice(6));
-          tell(state);
+          onState(state);
           if (state.status === "COMPLETED") return;
         }
       }

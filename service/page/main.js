@@ -84,7 +84,7 @@ function show(state) {
   }
 }
 
-async function tellCode(input) {
+async function showCode(input) {
   const { tls_port } = await about();
   $("python").textContent = python(input, location.origin, tls_port);
   $("javascript").textContent = javascript(input, location.origin);
@@ -130,7 +130,7 @@ async function make() {
       input[`keyframe_${slot.slot}_image_url`] = await upload(key(), await slot.blob(), signal);
       input[`keyframe_${slot.slot}_index`] = slot.frame;
     }
-    await tellCode(input);
+    await showCode(input);
     signal.throwIfAborted();
     const { request_id } = await submit(key(), input);  // not aborted: an accepted request would run unseen
     if (signal.aborted) await cancel(key(), request_id).catch(() => {});

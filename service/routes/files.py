@@ -64,10 +64,10 @@ async def _chunks(file: BinaryIO, left: int) -> AsyncIterator[bytes]:
 
 def _headers(row: FileRow, now: float) -> dict[str, str]:
     left = CACHE_SECONDS if row.expires_at is None else min(CACHE_SECONDS, int(row.expires_at - now))
-    where = "inline" if _SHOWN.fullmatch(row.content_type) else "attachment"
+    disposition = "inline" if _SHOWN.fullmatch(row.content_type) else "attachment"
     return {
         "Content-Type": row.content_type,
-        "Content-Disposition": f"{where}; filename*=UTF-8''{quote(row.name, safe='')}",
+        "Content-Disposition": f"{disposition}; filename*=UTF-8''{quote(row.name, safe='')}",
         "ETag": etag_of(row),
         "Accept-Ranges": "bytes",
         "Cache-Control": f"public, max-age={left}",

@@ -27,7 +27,7 @@ class _Turn:
     on_event: OnEvent
     result: asyncio.Future[Made]
 
-    def tell(self, event: Step | Preview) -> None:
+    def notify(self, event: Step | Preview) -> None:
         if not self.result.done():
             try:
                 self.on_event(event)
@@ -229,9 +229,9 @@ def _event(turn: _Turn, message: dict[str, Any]) -> Made | JobFailed | None:
     """Passes a message of the process on to the job's listener. Returns the result if the job has ended."""
     match message:
         case {"say": "step", **values}:
-            turn.tell(Step(**values))
+            turn.notify(Step(**values))
         case {"say": "preview", "index": index, "jpeg": jpeg}:
-            turn.tell(Preview(index, base64.b64decode(jpeg)))
+            turn.notify(Preview(index, base64.b64decode(jpeg)))
         case {"say": "made", **values}:
             return Made(**values)
         case {"say": "failed", "kind": kind, "message": text, **blame}:

@@ -90,8 +90,8 @@ class Requests(Database):
             known: ids of requests that are included regardless of their key.
             without_keys: API keys of which only `known` requests are included.
         """
-        heeded = or_(requests.c.key_id.not_in(without_keys), requests.c.id.in_(known))
-        query = _in_order.add_columns(requests.c.key_id).where(_in_time(now), heeded).limit(limit)
+        included = or_(requests.c.key_id.not_in(without_keys), requests.c.id.in_(known))
+        query = _in_order.add_columns(requests.c.key_id).where(_in_time(now), included).limit(limit)
         with self._read() as connection:
             return dict(row._tuple() for row in connection.execute(query))
 
