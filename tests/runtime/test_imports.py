@@ -23,12 +23,12 @@ SHARED = ("runtime.format", "runtime.errors")
 """Modules of the runtime that `engine` and `export` may import."""
 EXCEPTIONS = {
     "runtime.gpu.device": "an engine's key names the GPU",
-    "runtime.gpu.tensorrt_library": "the library that builds engines is the one that loads them",
+    "runtime.gpu.tensorrt_library": "the same library builds and loads engines",
     "runtime.cpu.openvino": "a build compares an engine as OpenVINO will run it",
-    "runtime.cpu.sessions": "the seam that calibration watches",
+    "runtime.cpu.sessions": "calibration observes the runs of its sessions",
     "runtime.backends": "the registry names precisions and builders",
     "runtime.example_requests": "int8 is calibrated on them",
-    "runtime.gpu.engine_scope": "what an engine is bound to is part of its key",
+    "runtime.gpu.engine_scope": "the version and device of an engine are part of its key",
 }
 """Further modules that `engine` imports, and why."""
 
