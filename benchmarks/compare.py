@@ -5,19 +5,19 @@
     python benchmarks/compare.py --plot benchmarks/results/2026-11-22-compare-2cores.json
 
 Makes checkpoints and bundle in --cache (about 20 GB at full size). In each round every contender makes a request with a
-new prompt, from the prompt to uint8 frames, and this project's contenders another seed after it. The order rotates from
-round to round. Each contender has a process of its own, which stays alive between rounds if --memory-gb allows; starts
-and warm-ups are not timed.
+new prompt, from the prompt to uint8 frames. This project's contenders then make one with another seed. The order
+rotates from round to round. Each contender has its own process, which stays alive between rounds if --memory-gb allows.
+Starts and warm-ups are not timed.
 
-diffusers decodes all frames at once, and frame by frame (VAE slicing) as the contenders named -sliced, which take less
-memory. Its contenders named -tiny use AutoencoderTiny; this project's tiny decoder is compared with them.
+diffusers decodes all frames at once. Its contenders named -sliced decode frame by frame (VAE slicing), which takes less
+memory. Those named -tiny use AutoencoderTiny; this project's tiny decoder is compared with them.
 
-The frames of one request are compared with those of diffusers in fp32, which are drawn once more if it is no
+The frames of one request are compared with those of diffusers in fp32, which are made separately if it is not a
 contender. Writes the samples into benchmarks/results/ after each round (those of a small model into --cache), and
 pictures beside them at the end.
 
-Operations are counted in the portable graphs for every contender. diffusers runs more for the same clip, and engines
-run fewer, so a rate is that of useful work.
+Operations are counted in the portable graphs for every contender. For the same clip diffusers runs more operations and
+engines run fewer, so rates are those of useful work.
 """
 
 import argparse
@@ -56,15 +56,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=16, help="frames of a clip; default: 16")
     parser.add_argument("--steps", type=int, default=4, help="LCM steps; default: 4")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3; 0 measures --scaling alone")
-    parser.add_argument("--threads", type=int, default=physical_cores(), help="of each contender; default: all cores")
+    parser.add_argument(
+        "--threads", type=int, default=physical_cores(), help="threads of each contender; default: all cores"
+    )
     parser.add_argument(
         "--memory-gb",
         type=float,
         default=0.8 * (memory_bytes() or 16e9) / 1e9,
-        help="bound on all contenders' processes together; default: 80%% of the machine's memory",
+        help="most memory of all processes together; default: 80%% of the machine's memory",
     )
     parser.add_argument(
-        "--architecture", choices=ARCHITECTURES, default="full", help="small tries everything out in minutes"
+        "--architecture", choices=ARCHITECTURES, default="full", help="small: a test run of a few minutes"
     )
     parser.add_argument("--cache", type=Path, help="folder for checkpoints and bundle")
     parser.add_argument(
@@ -75,12 +77,12 @@ def arguments() -> argparse.Namespace:
         nargs="?",
         const="openvino-bf16",
         choices=OURS,
-        help="also measure cost by frames, pixels and steps",
+        help="also measure the cost by frames, pixels and steps",
     )
     parser.add_argument("--scaling-rounds", type=int, default=1, help="samples at each point; default: 1")
     parser.add_argument("--scaling-axis", action="append", choices=scaling.AXES, help="repeatable; default: all")
     parser.add_argument("--output", type=Path, help="a JSON file; default: a new one in benchmarks/results")
-    parser.add_argument("--plot", type=Path, metavar="JSON", help="print and draw earlier results, measure nothing")
+    parser.add_argument("--plot", type=Path, metavar="JSON", help="only print and draw earlier results")
     options = parser.parse_args()
     if options.scaling_axis and options.scaling is None:
         parser.error("--scaling-axis needs --scaling")
@@ -94,7 +96,7 @@ def arguments() -> argparse.Namespace:
 
 
 def output_path(options: argparse.Namespace) -> Path:
-    """The file that was asked for, or a new one; results of a small model go into the cache."""
+    """The requested file, or a new one. Results of a small model go into the cache."""
     other = "" if options.size == SIZES["full"] else f"-{options.size}"
     folder = reports.RESULTS if options.architecture == "full" else options.cache
     return reports.results_file(f"compare-{options.threads}cores{other}", options.output, folder)
@@ -130,7 +132,7 @@ def show(report: Report, path: Path) -> None:
 
 
 def begin_report(options: argparse.Namespace, exported: dict[str, Any]) -> Report:
-    """What was measured and on which machine, the work of the graphs, and what the export took."""
+    """A report with the request, the machine, the work of the graphs, and the cost of the export."""
     bundle, size = options.cache / "bundle", request_size(options)
     manifest = read_manifest(bundle)
     graphs = {graph for name in options.contender for graph in graphs_of(name).values()} & manifest.graphs.keys()
@@ -161,11 +163,11 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         return
     build_engines(options.contender, options.cache / "bundle")
     size, names = request_size(options), options.contender
-    # Without the temporal norm of diffusers its frames are others.
+    # frames match those of diffusers only with its temporal norm
     compared = names if options.differences and report["temporal_norm"] == "clip" else []
     start = time.monotonic()
 
-    def tell(name: str, what: str) -> None:
+    def log_event(name: str, what: str) -> None:
         print(f"{time.monotonic() - start:7.1f} s  {name}: {what}", file=sys.stderr)
 
     def write_with_differences() -> None:
@@ -178,14 +180,14 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         folder = Path(temporary)
         files = frame_differences.warm_up_files(compared, folder)
         chosen = contenders(names, options.cache, size, options.threads)
-        with Rounds(chosen, report["request"], options.memory_gb, tell, files) as rounds:
+        with Rounds(chosen, report["request"], options.memory_gb, log_event, files) as rounds:
             for number in range(options.rounds):
                 rounds.run(number)
                 report["contenders"] = {name: row_of(name, result) for name, result in rounds.results.items()}
                 evaluate(report, BASELINE)
                 write_with_differences()
         for name, path in frame_differences.extra_files(compared, folder).items():
-            tell(name, "frames to compare")
+            log_event(name, "frames to compare")
             drawn = contender(name, options.cache, size, options.threads)
             frame_differences.draw(drawn, report["request"], path)
             files[name] = path
@@ -193,7 +195,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
 
 
 def row_of(name: str, result: Result) -> Report:
-    """What was measured of a contender, and what its rates are computed from."""
+    """The measurements of a contender, and the values for its rates."""
     row = asdict(result) | {"graphs": graphs_of(name), "element_bytes": element_bytes(name)}
     if result.failed:  # the message may name paths of this machine
         row["failed"] = re.sub(r"(?<=\s)/\S*/", "", result.failed)
@@ -217,7 +219,7 @@ def measure_scaling(options: argparse.Namespace, report: Report) -> None:
 
 
 def write(path: Path, report: Report) -> None:
-    """Writes the report, whole or not at all."""
+    """Writes the whole report, or leaves the old file."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     part.replace(path)

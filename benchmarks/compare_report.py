@@ -1,4 +1,4 @@
-"""Medians, ratios and rates from the samples of compare.py, and its table."""
+"""Medians, ratios and rates from the samples of compare.py, and the table of results."""
 
 from collections.abc import Mapping
 from statistics import median
@@ -8,7 +8,7 @@ from sparsectrl_lcm.benchmarks.harness.rounds import summarize
 from sparsectrl_lcm.runtime.format.manifest import DECODERS
 
 STEPWISE = ("control", "denoise")
-"""Stages that run their graph once in each step."""
+"""Stages that run their graph once per step."""
 
 Report = dict[str, Any]
 
@@ -17,8 +17,8 @@ def evaluate(report: Report, baseline: str) -> None:
     """Adds medians, ratios and rates to a report.
 
     Args:
-        report: with the samples of each contender.
-        baseline: the contender that ratios are to, beside those to the fastest diffusers with the same decoder.
+        report: has the samples of each contender.
+        baseline: a contender. Ratios are to it and to the fastest diffusers with the same decoder.
     """
     rows: dict[str, Report] = report["contenders"]
     limits = [probe for row in rows.values() for probe in row["probes"]]
@@ -46,7 +46,7 @@ def evaluate(report: Report, baseline: str) -> None:
 def fastest_diffusers(
     rows: Mapping[str, Report], totals: Mapping[str, Mapping[str, float]], decoder: str
 ) -> str | None:
-    """The diffusers contender with the smallest median of first requests, among those with this decoder graph."""
+    """The diffusers contender with this decoder graph whose first requests have the smallest median."""
     theirs = {
         name: kinds["first"]
         for name, kinds in totals.items()
@@ -63,13 +63,13 @@ def ratios(seconds: Mapping[str, float], reference: float | None) -> dict[str, f
 def rates(
     seconds: Mapping[str, float], graphs: Mapping[str, str], work: Mapping[str, Mapping[str, int]], steps: int
 ) -> dict[str, float]:
-    """Floating-point operations per second of each stage, as counted in the portable graphs.
+    """Floating-point operations per second of each stage, counted in the portable graphs.
 
     Args:
-        seconds: of each stage.
+        seconds: seconds of each stage.
         graphs: the graph of each stage.
         work: `flops` of each graph.
-        steps: how often each graph of the loop ran.
+        steps: number of runs of each graph in the loop.
     """
     return {
         stage: work[graph]["flops"] * (steps if stage in STEPWISE else 1) / seconds[stage]
@@ -99,22 +99,22 @@ def markdown_table(report: Report) -> str:
 
 
 def legend(report: Report) -> str:
-    """The lines below the table: the request, the machine's limits, and what the columns mean."""
+    """The lines below the table: the request, the machine's limits, and the meaning of the columns."""
     request, limits = report["request"], report["limits"]
     rounds = max((len(_first(row)) for row in report["contenders"].values()), default=0)
-    said = [
+    lines = [
         f"{request['frames']} frames of {request['width']}x{request['height']}, {request['steps']} steps, "
         f"{report['threads']} threads; seconds, medians of {rounds} rounds (smallest .. largest).",
-        "Times faster: first request / second seed. The fastest diffusers is that with the same decoder, full or tiny;",
-        "diffusers fp32 decodes with the full one. Memory: the largest of the process. Difference: of frames from",
-        "diffusers fp32, mean levels of 255 (largest), all decoded with the full decoder.",
+        "Times faster: first request / second seed. The fastest diffusers has the same decoder, full or tiny;",
+        "diffusers fp32 uses the full decoder. Memory: the process's peak. Difference: frames against diffusers fp32,",
+        "mean levels of 255 (largest), all decoded with the full decoder.",
     ]
     if limits:
-        said.append(
+        lines.append(
             f"torch's product of two 4096x4096 matrices in bf16: {limits['flops_per_s'] / 1e12:.3g} TFLOP/s "
             f"(100 %); a copy of memory: {limits['bytes_per_s'] / 1e9:.3g} GB/s."
         )
-    return "\n".join(said)
+    return "\n".join(lines)
 
 
 def _first(row: Report) -> list[float]:

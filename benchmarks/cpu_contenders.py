@@ -14,10 +14,10 @@ from sparsectrl_lcm.runtime.format.engine_sets import set_name, set_names
 from sparsectrl_lcm.runtime.format.manifest import DECODERS
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-"""Names of torch's types by precision."""
+"""Names of torch dtypes by precision."""
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 GRAPHS = {"text": "text_encoder", "control": "controlnet_scribble", "denoise": "unet", "decode": "vae_decoder"}
-"""The graph that takes the time of each stage."""
+"""The graph that runs in each stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,10 @@ class Diffusers:
     """diffusers in one precision.
 
     Attributes:
-        memory_gb: of the process at 256x256 and 16 frames.
+        memory_gb: memory of the process at 256x256 and 16 frames.
         compiled: whether UNet, SparseCtrl and decoder go through torch.compile.
-        vae_slicing: decode frame by frame, which takes less memory; else all frames at once.
-        probes: whether its process also measures what the machine can do, once a round.
+        vae_slicing: decode frame by frame, which takes less memory; otherwise all frames at once.
+        probes: whether its process also measures the limits of the machine, once per round.
     """
 
     precision: str
@@ -44,7 +44,7 @@ class Ours:
     """A backend of this project in one precision.
 
     Attributes:
-        memory_gb: of the process at 256x256 and 16 frames.
+        memory_gb: memory of the process at 256x256 and 16 frames.
         build: options of `sparsectrl-lcm build`.
     """
 
@@ -56,7 +56,7 @@ class Ours:
 
 
 BASELINE = "diffusers-fp32"
-"""Ratios and differences of frames are against this contender."""
+"""The contender that ratios and differences of frames refer to."""
 DIFFUSERS = {
     BASELINE: Diffusers("fp32", 13.4),
     "diffusers-fp32-compiled": Diffusers("fp32", 14.5, compiled=True),
@@ -89,8 +89,8 @@ def contender(name: str, cache: Path, size: RequestSize, threads: int) -> Conten
     Args:
         name: one of `NAMES`.
         cache: the folder with the checkpoints and the bundle of models.py.
-        size: of its requests.
-        threads: that it computes with.
+        size: size of its requests.
+        threads: threads that it computes with.
     """
     record = RECORDS[name]
     memory_gb = expected_gb(record.memory_gb, size)
@@ -113,22 +113,22 @@ def contender(name: str, cache: Path, size: RequestSize, threads: int) -> Conten
 
 
 def expected_gb(memory_gb: float, size: RequestSize) -> float:
-    """GB of a process at a size, from those at 256x256 and 16 frames: a quarter of it grows with the pixels."""
+    """GB of a process at a size, from its GB at 256x256 and 16 frames. A quarter of them grows with the pixels."""
     return memory_gb * (0.75 + 0.25 * size.width * size.height * size.frames / (256 * 256 * 16))
 
 
 def graphs_of(name: str) -> dict[str, str]:
-    """The graph of each stage; for diffusers the graph that does the same work."""
+    """The graph of each stage; for diffusers the graph with the same work."""
     return GRAPHS | {"decode": DECODERS[RECORDS[name].decoder]}
 
 
 def element_bytes(name: str) -> int:
-    """Bytes of a number in the precision of a contender."""
+    """Bytes per number in the precision of a contender."""
     return ELEMENT_BYTES[RECORDS[name].precision]
 
 
 def build_engines(names: Iterable[str], bundle: Path) -> None:
-    """Builds the missing engines of this project's contenders. A build that fails shows when the contender loads."""
+    """Builds the missing engines of this project's contenders. If a build fails, the contender fails to load."""
     for name in names:
         ours = OURS.get(name)
         if ours is None or set_name(ours.precision) in set_names(bundle, ours.backend):

@@ -11,10 +11,10 @@ from sparsectrl_lcm.benchmarks.harness.measured_requests import RequestSize
 
 
 def load_pipeline(checkpoints: Path, dtype: Any = None, decoder: str = "full") -> Any:
-    """Loads the pipeline from the checkpoints of models.py, put together as diffusers' documentation does it.
+    """Loads the pipeline from the checkpoints of models.py, assembled as in diffusers' documentation.
 
     Args:
-        checkpoints: the folder that holds them.
+        checkpoints: folder of the checkpoints.
         dtype: a torch dtype; None for fp32.
         decoder: full for AutoencoderKL, tiny for AutoencoderTiny.
     """
@@ -53,10 +53,10 @@ def generate(
     """Makes a clip: frames [F, H, W, 3] between 0 and 1.
 
     Args:
-        pipe: what `load_pipeline` gave.
+        pipe: pipeline from `load_pipeline`.
         prompt: the prompt.
-        seed: of the noise, drawn on the CPU.
-        size: of the request.
+        seed: seed of the noise, which is drawn on the CPU.
+        size: size of the request.
         keyframes: scribbles by frame index, each uint8 [H, W, 3].
     """
     import torch
@@ -80,13 +80,13 @@ def generate(
 
 
 def watch_stages(pipe: Any, synchronize: Callable[[], None] = lambda: None) -> list[dict[str, float]]:
-    """Starts to time the stages of requests. Append an empty dict before each request: its stages are added to it.
+    """Times the stages of later requests. Append an empty dict to the result before each request, which fills it.
 
     Models are timed around their compiled call, so that torch.compile does not trace the clock.
 
     Args:
-        pipe: what `load_pipeline` gave.
-        synchronize: waits until the device has done its work.
+        pipe: pipeline from `load_pipeline`.
+        synchronize: waits until the device has finished its work.
     """
     requests: list[dict[str, float]] = []
 

@@ -17,7 +17,7 @@ COMMAND = (sys.executable, __file__)
 
 
 class DiffusersWorker:
-    """Answers `load`, then `warm_up`, `generate` and `limits`."""
+    """Answers `load` first, then `warm_up`, `generate` and `limits`."""
 
     def __init__(self) -> None:
         self.pipe: Any = None
@@ -25,7 +25,7 @@ class DiffusersWorker:
         self.requests: list[dict[str, float]] = []
 
     def load(self, checkpoints: str, dtype: str, threads: int, decoder: str) -> dict[str, Any]:
-        """Loads the pipeline; `dtype` is the name of a torch dtype, the rest as for `load_pipeline`."""
+        """Loads the pipeline. `dtype` is the name of a torch dtype; the rest is as for `load_pipeline`."""
         import torch
 
         torch.set_num_threads(threads)
@@ -36,7 +36,7 @@ class DiffusersWorker:
         return {"precision": dtype, "threads": torch.get_num_threads()}
 
     def make_switchable(self, model: Any) -> None:
-        """Lets `self.compiled` choose whether a model runs compiled or plain."""
+        """Makes a model run compiled or plain, depending on `self.compiled`."""
         plain = model._call_impl
         model.compile()
         compiled = model._compiled_call_impl
@@ -47,7 +47,7 @@ class DiffusersWorker:
         model._compiled_call_impl = call
 
     def warm_up(self, save: str | None = None, **request: Any) -> dict[str, Any]:
-        """Makes a first request, whose frames go to the file `save`; it also compiles what is to run compiled."""
+        """Makes a first request and saves its frames in the file `save`. Compiled models are compiled here."""
         return self.generate(PROMPT, SEED, save=save, **request)
 
     def generate(
@@ -59,9 +59,9 @@ class DiffusersWorker:
         save: str | None = None,
         **size: Any,
     ) -> dict[str, Any]:
-        """Makes a clip of a `RequestSize`; returns the seconds of the request and its stages.
+        """Makes a clip of a `RequestSize`. Returns the seconds of the request and its stages, and the peak memory.
 
-        The largest memory is that since the last switch between ways to run, if the system can reset it.
+        The peak is that since the last `switch` with a change, if the system can reset it.
         """
         self.switch(compiled, vae_slicing)
         self.requests.append({})
@@ -76,7 +76,7 @@ class DiffusersWorker:
         return {"seconds": self.requests[-1] | {"total": total}, "peak_bytes": peak_bytes()}
 
     def switch(self, compiled: bool, vae_slicing: bool) -> None:
-        """Chooses how the next request runs; a change resets the largest memory."""
+        """Chooses how the next request runs. A change resets the peak memory."""
         if (compiled, vae_slicing) == (self.compiled, self.pipe.vae.use_slicing):
             return
         self.compiled = compiled
@@ -87,14 +87,14 @@ class DiffusersWorker:
         forget_peak()
 
     def limits(self) -> dict[str, Any]:
-        """What this machine can do at the moment."""
+        """Measures the current limits of this machine."""
         found = {"flops_per_s": product_rate(), "bytes_per_s": copy_rate()}
         forget_peak()
         return found
 
 
 def forget_peak() -> None:
-    """Resets the largest memory to what is held now, if this is Linux and allows it."""
+    """Resets the peak memory of this process to its current memory, if Linux allows it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

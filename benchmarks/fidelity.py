@@ -1,10 +1,11 @@
-"""How near the demo bundle's frames and noise are to those of diffusers and torch.
+"""Compares the demo bundle's frames and noise with those of diffusers and torch.
 
     python benchmarks/fidelity.py
 
-Compares a request of the demo model, with scribbles and with pictures as keyframes, with diffusers: as it is, and with
-the temporal norm of the original AnimateDiff code, which the bundle was exported for; pictures also with a draw from
-the VAE's posterior instead of its mode. Takes about a minute and writes a JSON file into benchmarks/results/.
+Makes a request of the demo model with scribbles and with pictures as keyframes. Compares each with stock diffusers, and
+with diffusers and the temporal norm of the original AnimateDiff code, which the bundle was exported for. Pictures are
+also compared with a draw from the VAE's posterior instead of its mode. Takes about a minute and writes a JSON file into
+benchmarks/results/.
 """
 
 import json
@@ -47,8 +48,8 @@ def diffusers_frames(controlnet: str, keyframes: dict[int, Image.Image], norm: s
     Args:
         controlnet: scribble or rgb.
         keyframes: pictures by frame.
-        norm: statistics of the temporal norm, of each `frame` or of the whole `clip`.
-        mode: rgb keyframes enter as the mode of the VAE's posterior, instead of a draw from it.
+        norm: whether the temporal norm has statistics of each `frame` or of the whole `clip`.
+        mode: whether rgb keyframes are encoded as the mode of the VAE's posterior, instead of a draw from it.
     """
     sparsectrl.retrieve_latents = lambda output, *_: draw_from_posterior(
         output, sample_mode="argmax" if mode else "sample"
@@ -65,7 +66,7 @@ def diffusers_frames(controlnet: str, keyframes: dict[int, Image.Image], norm: s
             for module in model.modules():
                 if isinstance(module, AnimateDiffTransformer3D):
                     module.norm = PerFrame(module.norm)
-    torch.manual_seed(SEED)  # what a draw from the posterior takes
+    torch.manual_seed(SEED)  # a draw from the posterior uses this generator
     frames = pipe(
         PROMPT,
         num_inference_steps=4,
@@ -82,7 +83,7 @@ def diffusers_frames(controlnet: str, keyframes: dict[int, Image.Image], norm: s
 
 
 def noise() -> dict[str, float]:
-    """The share of values that have torch's bits, and the largest difference of the others."""
+    """The share of noise values that are bit-equal to torch's, and the largest difference of the others."""
     pairs = [
         (torch.randn(NOISE_SHAPE, generator=torch.Generator("cpu").manual_seed(seed)).numpy(), TorchGenerator(seed))
         for seed in NOISE_SEEDS

@@ -32,7 +32,7 @@ def request_flops(folder: Path, manifest: Manifest, size: ClipSize, steps: int) 
 
 
 def graph_work(folder: Path, manifest: Manifest, size: ClipSize, graphs: Iterable[str]) -> dict[str, Work]:
-    """The work of each graph for one prompt; that of a decoder is for all frames."""
+    """The work of each graph for one prompt; a decoder's work is for all frames."""
     found, layout = {}, engine_layout(manifest, size)
     for graph in graphs:
         runs = layout.decoder_runs if graph.startswith("vae_decoder") else 1
@@ -45,9 +45,9 @@ def flops_per_second(flops: Mapping[str, int], seconds: Mapping[str, float]) -> 
     """Operations per second of each stage, and of the whole request as `wall`.
 
     Args:
-        flops: of each stage.
-        seconds: of the whole request as `wall`, and of the stages that were timed. If denoise was timed and text was
-            not, the conditioning was kept from an earlier request, so its operations are not counted.
+        flops: operations of each stage.
+        seconds: seconds of the whole request as `wall`, and of the timed stages. If denoise was timed and text was
+            not, the conditioning came from an earlier request, so its operations are not counted.
     """
     kept = "denoise" in seconds and "text" not in seconds
     done = {stage: count for stage, count in flops.items() if not kept or stage in ("denoise", "decode")}
@@ -60,20 +60,20 @@ def count_flops(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
 
     Args:
         path: an ONNX graph; its weights are not read.
-        shapes: of its inputs, by name.
+        shapes: shapes of its inputs, by name.
     """
     return count_work(path, shapes).flops
 
 
 def count_work(path: Path, shapes: dict[str, tuple[int, ...]]) -> Work:
-    """Counts operations like `count_flops`, and the elements of operands and results of the same nodes."""
+    """Counts operations as `count_flops` does, and the elements of operands and results of the same nodes."""
     return _Walk(onnx.load(path, load_external_data=False), shapes).work()
 
 
 class _Walk:
-    """Infers the type of every value node by node, and computes the values that shapes depend on.
+    """Infers the type of every value, node by node, and computes the values that shapes depend on.
 
-    ONNX's own shape inference for whole graphs cannot follow those computations.
+    ONNX's shape inference for whole graphs cannot compute these values.
     """
 
     def __init__(self, model: Any, shapes: dict[str, tuple[int, ...]]) -> None:

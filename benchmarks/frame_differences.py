@@ -1,4 +1,4 @@
-"""How far the frames of each contender are from those of diffusers in fp32, in levels of 255."""
+"""Differences between the frames of each contender and those of diffusers in fp32, in levels of 255."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from sparsectrl_lcm.benchmarks.harness.worker_process import Worker, WorkerFaile
 
 
 def warm_up_files(names: Sequence[str], folder: Path) -> dict[str, str]:
-    """A file for the frames of each contender with the full decoder; its warm-up writes them."""
+    """The file of each contender with the full decoder, into which its warm-up writes the frames."""
     return {name: _file(name, folder) for name in names if RECORDS[name].decoder == "full"}
 
 
 def extra_files(names: Sequence[str], folder: Path) -> dict[str, str]:
-    """A file for frames that are drawn in addition, by contender.
+    """The files for additional frames, by contender.
 
-    These are the baseline's, if it is not measured, and those of this project's contenders with a tiny decoder, which
-    decode once more with the full one. diffusers with a tiny decoder is left out: with the full one its frames are
+    These are frames of the baseline, if it is not measured, and frames that this project's contenders with a tiny
+    decoder make with the full one. diffusers with a tiny decoder is left out: with the full decoder its frames equal
     those of another contender.
     """
     warmed_up = warm_up_files(names, folder)
@@ -34,7 +34,7 @@ def _file(name: str, folder: Path) -> str:
 
 
 def draw(item: Contender, request: Mapping[str, Any], path: str) -> None:
-    """Makes the frames of a contender with the full decoder in a process of their own; they are not measured."""
+    """Makes the frames of a contender with the full decoder in a separate process, without measuring."""
     worker = Worker(item.command)
     try:
         worker.ask("load", **item.load)
@@ -47,10 +47,10 @@ def draw(item: Contender, request: Mapping[str, Any], path: str) -> None:
 
 
 def levels(files: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Mean and largest difference from the baseline's frames, by contender; empty if there are no such frames.
+    """Mean and largest difference from the baseline's frames, by contender; empty without frames of the baseline.
 
     Args:
-        files: frames of each contender, uint8 [F, H, W, 3]; files that do not exist are left out.
+        files: files with the frames of each contender, uint8 [F, H, W, 3]; missing files are left out.
     """
     if not Path(files.get(BASELINE, "")).is_file():
         return {}

@@ -3,15 +3,15 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --bundle DIR --checkpoints DIR --contenders diffusers-eager,tensorrt
 
-Runs the real architecture at full size with random weights. Without --bundle it is made in --cache by models.py, before
-the time limit starts. Each contender runs in a process of its own; missing engines are built in another. Prints one
-table and writes all samples as JSON into benchmarks/results/.
+Runs the real architecture at full size with random weights. Without --bundle, models.py makes the bundle in --cache
+before the time limit starts. Each contender runs in a separate process; missing engines are built in another. Prints
+one table and writes all samples as JSON into benchmarks/results/.
 
 diffusers runs eagerly, with torch.compile in its default mode, and with mode="reduce-overhead", which replays CUDA
 graphs. It decodes all frames at once; with --vae-slicing it decodes frame by frame, which takes less memory.
 
-Device memory is the largest drop in the device's free memory since a contender's process began. It includes the CUDA
-context, and nothing else may use the device. Operations are counted in the exported graphs for every contender;
+Device memory is the largest drop in the device's free memory since the start of a contender's process. It includes the
+CUDA context. Nothing else may use the device. Operations are counted in the exported graphs for every contender.
 diffusers runs more for the same clip, so its share of the peak is that of useful work.
 """
 
@@ -47,9 +47,9 @@ OUT_OF_TIME = "ran out of time"
 
 
 def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
-    """Runs a job in a process of its own; returns its rows, each with the peak of device memory since the row before.
+    """Runs a job in a separate process. Returns its rows, each with the peak of device memory since the previous row.
 
-    The memory is watched from this process, so that watching costs the other one nothing.
+    This process watches the memory, so that the other one is not slowed down.
     """
     rows: list[Row] = []
     end = time.monotonic() + job.seconds
@@ -72,15 +72,15 @@ def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
             if process.poll() is None:
                 rows.append({"reason": f"{OUT_OF_TIME} ({job.seconds:.0f} s)"})
             elif process.returncode or not rows:
-                said = log.read_text(errors="replace").strip().splitlines()
-                rows.append({"reason": f"ended with code {process.returncode}: {said[-1] if said else 'no message'}"})
+                lines = log.read_text(errors="replace").strip().splitlines()
+                rows.append({"reason": f"ended with code {process.returncode}: {lines[-1] if lines else 'no message'}"})
         finally:
-            kill_with_children(process)  # torch.compile starts processes of its own
+            kill_with_children(process)  # torch.compile starts child processes
     return rows
 
 
 def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> list[Row]:
-    """Builds missing engines, then measures a contender; returns its rows."""
+    """Builds missing engines, then measures a contender. Returns its rows."""
     built: Row = {}
     begin = time.monotonic()
     record = RECORDS[job.contender]
@@ -98,7 +98,7 @@ def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> lis
 
 
 def rows_of(job: Job, built: Row, rows: list[Row]) -> list[Row]:
-    """One row for each mode of a contender, with samples or the reason why there are none."""
+    """One row for each mode of a contender, with samples or the reason for their absence."""
     failed = {"reason": next((row["reason"] for row in rows if "mode" not in row), "gave no result")}
     by_mode = {row["mode"]: row for row in rows if "mode" in row}
     return [
@@ -126,7 +126,7 @@ def summarize(rows: list[Row], flops: dict[str, int], peak: float | None) -> Non
 
 
 def print_table(rows: list[Row]) -> None:
-    """Prints one row per contender and mode; milliseconds, medians unless the head says otherwise."""
+    """Prints one row per contender and mode: medians in milliseconds, unless the header says otherwise."""
     heads = ["contender", *(f"{kind.replace('_', ' ')} (p95) | x eager | of peak" for kind in KINDS), *STAGES]
     heads = [*" | ".join([*heads, "GB", "load s", "build s"]).split(" | ")]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
@@ -149,21 +149,23 @@ def print_table(rows: list[Row]) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="a full-size bundle; default: one is made in --cache")
-    parser.add_argument("--checkpoints", type=Path, help="what the bundle was exported from, for diffusers")
+    parser.add_argument("--bundle", type=Path, help="a full-size bundle; default: make one in --cache")
+    parser.add_argument("--checkpoints", type=Path, help="the bundle's checkpoints, for diffusers")
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/full-size"), help="folder for checkpoints and bundle"
     )
     parser.add_argument("--size", type=clip_size, default="512x512", help="WIDTHxHEIGHT; default: 512x512")
     parser.add_argument("--frames", type=int, default=16, help="frames of a clip; default: 16")
     parser.add_argument("--steps", type=int, default=4, help="LCM steps; default: 4")
-    parser.add_argument("--requests", type=int, default=20, help="second seeds, and half as many new keyframes")
+    parser.add_argument(
+        "--requests", type=int, default=20, help="samples with a second seed; half as many with new keyframes"
+    )
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help=f"default: {','.join(CONTENDERS)}")
     parser.add_argument("--time-limit", type=float, default=540.0, help="seconds after which no contender starts")
-    parser.add_argument("--skip-build", action="store_true", help="use the engines that there are")
+    parser.add_argument("--skip-build", action="store_true", help="use only existing engines")
     parser.add_argument("--vae-slicing", action="store_true", help="let diffusers decode frame by frame")
     parser.add_argument("--output", type=Path, help="a JSON file; default: a new one in benchmarks/results")
-    parser.add_argument("--dry-run", action="store_true", help="try everything out on the CPU with the demo bundle")
+    parser.add_argument("--dry-run", action="store_true", help="test run on the CPU with the demo bundle")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := set(options.contenders.split(",")) - RECORDS.keys():
@@ -201,7 +203,7 @@ def free_device_memory() -> int:
 
 
 def measure_all(options: argparse.Namespace, device: Row | None) -> None:
-    """Runs one contender after the other within the time limit; writes the report after each."""
+    """Runs one contender after the other within the time limit. Writes the report after each."""
     free_memory = free_device_memory if device else None
     checkpoints = str(options.checkpoints) if options.checkpoints else None
     width, height = map(int, options.size.split("x"))
@@ -239,7 +241,7 @@ def measure_all(options: argparse.Namespace, device: Row | None) -> None:
 
 
 def device_peak(job: Job, name: str) -> Row:
-    """Operations per second of the device in fp16: measured, or else from its data sheet."""
+    """Operations per second of the device in fp16: measured, otherwise from its data sheet."""
     (peak, *_) = run(replace(job, role="peak", seconds=60.0), None)
     return data_sheet_peak(name) if "reason" in peak else peak
 

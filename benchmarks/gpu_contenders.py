@@ -17,7 +17,7 @@ from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
 from sparsectrl_lcm.runtime.format.engine_sets import EngineSet
 
 PRECISION = "fp16"
-"""Of all contenders."""
+"""The precision of all contenders."""
 CUDA_GRAPH, PLAIN = "CUDA graph", "plain"
 
 Row = dict[str, Any]
@@ -29,8 +29,8 @@ class Diffusers:
     """diffusers on the GPU.
 
     Attributes:
-        share: of the time limit, relative to the other contenders.
-        compile_mode: of torch.compile; None runs eagerly. reduce-overhead replays CUDA graphs, as TensorRT does here.
+        share: share of the time limit, relative to the other contenders.
+        compile_mode: mode of torch.compile; None runs eagerly. reduce-overhead replays CUDA graphs, as TensorRT does.
     """
 
     share: int
@@ -40,11 +40,11 @@ class Diffusers:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A backend of this project, by whose name the contender goes.
+    """A backend of this project; the contender has its name.
 
     Attributes:
-        share: of the time limit, relative to the other contenders.
-        modes: one row of the table for each.
+        share: share of the time limit, relative to the other contenders.
+        modes: modes to measure, each in its own row of the table.
         builds: whether it needs engines.
         per_size: whether its engines are built for one size.
     """
@@ -63,10 +63,10 @@ CONTENDERS: dict[str, Diffusers | Backend] = {
     "tensorrt-rtx": Backend(2),
     "onnxruntime-cuda": Backend(2, per_size=False),
 }
-"""In the order in which they run."""
+"""All contenders, in the order in which they run."""
 BASELINE = "diffusers-eager"
 DRY_RUN: dict[str, Diffusers | Backend] = {"onnxruntime": Backend(1, modes=(None,), builds=False)}
-"""Runs the whole flow on a CPU."""
+"""The contender of a dry run, which runs the whole flow on a CPU."""
 RECORDS = CONTENDERS | DRY_RUN
 
 
@@ -77,9 +77,9 @@ class Job:
     Attributes:
         role: measure, build or peak.
         contender: one of `RECORDS`.
-        checkpoints: for diffusers; None if there are none.
-        requests: samples with a second seed; with new keyframes half as many.
-        seconds: that the process may take.
+        checkpoints: checkpoints for diffusers; None if there are none.
+        requests: samples with a second seed; half as many have new keyframes.
+        seconds: longest time of the process.
         output: the file for its rows.
     """
 
@@ -98,7 +98,7 @@ class Job:
 
     @property
     def clip(self) -> ClipSize:
-        """The size that engines are built for."""
+        """The clip size of the engines."""
         return ClipSize(width=self.width, height=self.height, frames=self.frames)
 
     @property
@@ -108,14 +108,14 @@ class Job:
 
     @property
     def build_options(self) -> BuildOptions:
-        """What is built for a backend."""
+        """The options of the engine build."""
         record = RECORDS[self.contender]
         if isinstance(record, Backend) and record.per_size:
             return BuildOptions(self.width, self.height, self.frames, PRECISION, check=False)
         return BuildOptions(precision=PRECISION, check=False)
 
     def keyframes(self) -> Iterator[Keyframes]:
-        """Sets of scribbles without end, no two alike."""
+        """An endless series of scribbles, no two sets alike."""
         first = scribbles(self.width, self.height, self.frames)
         for shift in count():
             by = (shift, shift // self.height)
@@ -123,7 +123,7 @@ class Job:
 
 
 def build_engines(job: Job) -> Iterator[Row]:
-    """Builds the engines of a backend if none fit; the row says how long that took, now or earlier."""
+    """Builds the engines of a backend if none fit. The row has the build time, of this or an earlier build."""
     from sparsectrl_lcm.engine.build import build
 
     begin = time.perf_counter()
@@ -141,7 +141,7 @@ def build_engines(job: Job) -> Iterator[Row]:
 
 
 def fitting_engines(job: Job) -> EngineSet | None:
-    """The engines that the contender would load, if there are any for this bundle, version and device.
+    """The engines that the contender would load; None if there are none for this bundle, version and device.
 
     Raises:
         SparseCtrlLcmError: the backend cannot run here.

@@ -14,16 +14,16 @@ from sparsectrl_lcm.benchmarks.harness.measured_requests import PROMPT
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
 
 LEAST = 3
-"""Samples that are taken even if time runs out."""
+"""Fewest samples, which are taken even if time runs out."""
 SAMPLING = 0.85
 """Share of a contender's time after which it starts no further samples."""
 
 Ask = Callable[[int, Keyframes], dict[str, float]]
-"""Makes a clip with a seed and keyframes; returns the seconds of its stages."""
+"""A function that makes a clip with a seed and keyframes, and returns the seconds of its stages."""
 
 
 def work(job: Job) -> None:
-    """Writes a line of JSON for each result; the last one has the reason if the process cannot go on."""
+    """Writes a line of JSON for each result. If the process cannot go on, the last line has the reason."""
     is_diffusers = isinstance(RECORDS.get(job.contender), Diffusers)
     measure = measure_diffusers if is_diffusers else measure_pipeline
     roles: dict[str, Callable[[Job], Iterable[Row]]] = {
@@ -45,7 +45,7 @@ def work(job: Job) -> None:
 
 
 def measure_pipeline(job: Job) -> Iterator[Row]:
-    """Measures a backend of this project, with CUDA graphs and without."""
+    """Measures a backend of this project with and without CUDA graphs."""
 
     start = time.perf_counter()
     modes = RECORDS[job.contender].modes
@@ -55,7 +55,7 @@ def measure_pipeline(job: Job) -> Iterator[Row]:
 
 
 def _measure_mode(job: Job, mode: str | None, deadline: float) -> Row:
-    """Loads the backend and takes the samples of one mode; a reason instead if it was not the mode that ran."""
+    """Loads the backend and takes the samples of one mode. Returns a reason instead if another mode ran."""
     from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 
     begin = time.perf_counter()
@@ -122,7 +122,7 @@ def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") ->
     samples = sample(job.requests, ask, current, fresh, start + SAMPLING * job.seconds)
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     stages = watch_stages(pipe, synchronize)
-    for seed in range(LEAST):  # after the others: timing a stage makes the host wait for the device
+    for seed in range(LEAST):  # last, since timing a stage makes the host wait for the device
         stages.append({})
         ask(seed, current)
     for samples_of_kind in samples.values():
@@ -133,8 +133,8 @@ def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") ->
 def compile_models(pipe: Any, mode: str) -> None:
     """Compiles SparseCtrl, the UNet and the decoder with torch.compile.
 
-    With CUDA graphs (reduce-overhead) a replay overwrites what earlier ones returned, from the mark of a step on: a
-    step of the loop is SparseCtrl and the UNet, which reads its residuals. Decoded frames are copied.
+    With CUDA graphs (reduce-overhead), replays after a step's mark overwrite the results of earlier steps. A step of
+    the loop is SparseCtrl and the UNet, which reads SparseCtrl's residuals. Decoded frames are copied.
     """
     import torch
 
@@ -156,7 +156,7 @@ def compile_models(pipe: Any, mode: str) -> None:
 
 
 def warm_up(ask: Ask, fresh: Iterator[Keyframes]) -> Keyframes:
-    """Makes both kinds of requests twice, so that each is captured and then replayed; returns the last keyframes."""
+    """Makes both kinds of requests twice, so that each is captured and then replayed. Returns the last keyframes."""
     for _ in range(2):
         current = next(fresh)
         for seed in range(2):
@@ -170,11 +170,11 @@ def sample(
     """Takes the samples: seconds of each request and of its stages, by kind of request.
 
     Args:
-        requests: with a second seed; with new keyframes half as many.
+        requests: samples with a second seed; half as many have new keyframes.
         ask: makes a clip.
         current: the keyframes of the last request.
         fresh: new keyframes.
-        deadline: of `time.perf_counter`, after which no more than `LEAST` samples of a kind are taken.
+        deadline: time of `time.perf_counter` after which at most `LEAST` samples of a kind are taken.
     """
     samples: dict[str, dict[str, list[float]]] = {}
     for kind, wanted in (("second_seed", requests), ("new_keyframes", requests // 2)):
@@ -192,7 +192,7 @@ def sample(
 
 
 class LastWarning(logging.Handler):
-    """Keeps the last warning of the package: it says why no CUDA graph was captured."""
+    """Keeps the package's last warning, which has the reason if no CUDA graph was captured."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

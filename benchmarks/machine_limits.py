@@ -1,4 +1,4 @@
-"""What a machine can do at most: large matrix products, and copies of memory."""
+"""The limits of a machine: the speed of large matrix products and of copies in memory."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ PRODUCT_SIDE = 4096
 COPIED_BYTES = 2**28
 CUDA_PRODUCT_SIDE = 8192
 CUDA_PRODUCTS = 20
-"""Products in one sample; one alone is too short to time."""
+"""Products in one sample; a single one is too short to time."""
 DATA_SHEET_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 """Dense fp16 operations per second, from NVIDIA's data sheets."""
 
@@ -53,13 +53,13 @@ def cuda_product_rate() -> dict[str, Any]:
 
 
 def data_sheet_peak(device: str) -> dict[str, Any]:
-    """The peak of a device by its name; None if it is not in `DATA_SHEET_PEAKS`."""
+    """The peak of a device by its name; None as the rate if it is not in `DATA_SHEET_PEAKS`."""
     peak = next((peak for part, peak in DATA_SHEET_PEAKS.items() if part in device), None)
     return {"flops_per_s": peak, "source": "data sheet"}
 
 
 def best_seconds(function: Callable[[], object]) -> float:
-    """The shortest of five runs, after one that is not timed."""
+    """The seconds of the shortest of five runs, after one untimed run."""
     function()
     samples = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""The models that benchmarks run: checkpoints with random weights, and the bundle that is exported from them."""
+"""The models for benchmarks: checkpoints with random weights, and the bundle exported from them."""
 
 import json
 import re
@@ -18,10 +18,10 @@ ARCHITECTURES = ("full", "small")
 
 
 def clip_size(text: str) -> str:
-    """The argparse type of `512x512`.
+    """The argparse type of a size such as `512x512`.
 
     Raises:
-        ArgumentTypeError: these are not two multiples of 64, which the architectures need.
+        ArgumentTypeError: the text is not two multiples of 64, which the architectures need.
     """
     parts = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
     if parts is None or any(int(side) not in range(MULTIPLE, MAX_SIDE + 1, MULTIPLE) for side in parts.groups()):
@@ -32,7 +32,7 @@ def clip_size(text: str) -> str:
 
 
 def prepare(cache: Path, architecture: str = "full") -> dict[str, Any]:
-    """Makes checkpoints and bundle in `cache` if they are missing; returns time, memory and errors of the export.
+    """Makes checkpoints and bundle in `cache` if they are missing. Returns time, memory and errors of the export.
 
     Ends the program if the cache holds something else.
     """
@@ -113,7 +113,7 @@ def peak_gb() -> float:
 
 
 JOBS = {"write": write_models, "export": export}
-"""Each runs in a process of its own, so that the peak memory is that of the export alone."""
+"""Each job runs in a separate process, so that the peak memory is that of the export alone."""
 
 if __name__ == "__main__":
     JOBS[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])

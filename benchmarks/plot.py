@@ -1,4 +1,4 @@
-"""Pictures of what compare.py measured: stages, roofline, scaling."""
+"""Pictures of the results of compare.py: stages, roofline, scaling."""
 
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,7 @@ MARKERS = {"text_encoder": "v", "controlnet_scribble": "s", "unet": "o", "vae_de
 
 
 def draw(report: Report, path: Path) -> list[Path]:
-    """Draws what the report holds into pictures beside its file; returns their paths."""
+    """Draws pictures of a report beside its file. Returns their paths."""
     figures = {}
     if any(row["summary"] for row in report["contenders"].values()):
         figures["stages"] = draw_stages(report)
@@ -38,7 +38,7 @@ def draw(report: Report, path: Path) -> list[Path]:
 
 
 def draw_stages(report: Report) -> Figure:
-    """A bar for each contender and kind of request: medians of the stages, and the spread of the total."""
+    """Draws a bar for each contender and kind of request: medians of the stages, and the spread of the total."""
     bars = [
         (f"{name}{', second seed' if kind == 'second_seed' else ''}", stages)
         for name, row in report["contenders"].items()
@@ -67,7 +67,7 @@ def draw_stages(report: Report) -> Figure:
 
 
 def draw_roofline(report: Report) -> Figure:
-    """The rate of each graph over its arithmetic intensity, with the limits of the machine (Williams et al. 2009)."""
+    """Draws the rate of each graph over its arithmetic intensity, with the machine's limits (Williams et al. 2009)."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     peak, bandwidth = report["limits"]["flops_per_s"], report["limits"]["bytes_per_s"]
     seen: list[float] = []
@@ -96,7 +96,7 @@ def draw_roofline(report: Report) -> Figure:
 
 
 def draw_scaling(found: dict[str, Any]) -> Figure:
-    """Seconds by frames, pixels and steps."""
+    """Draws the seconds by frames, pixels and steps."""
     by_axis = {axis: [point for point in found["points"] if point.get("axis") == axis] for axis in AXES}
     measured = {axis: points for axis, points in by_axis.items() if points}
     size = (1 + 3 * len(measured), 3.4)
@@ -112,7 +112,7 @@ def draw_scaling(found: dict[str, Any]) -> Figure:
 
 
 def _draw_curves(axes: Axes, points: list[dict[str, Any]]) -> None:
-    """The total of both kinds of requests, and the stages of first requests."""
+    """Draws the total of both kinds of requests, and the stages of first requests."""
     values = [point["value"] for point in points]
 
     def seconds(kind: str, stage: str) -> list[float]:

@@ -1,9 +1,9 @@
-"""What status polls cost a server: clips made while clients poll ten times a second, and the same clips without polls.
+"""Measures the cost of status polls: clips with clients that poll ten times a second, and the same clips without polls.
 
     python benchmarks/polling.py
     python benchmarks/polling.py --waiters 100 --rounds 5 --threads 2 --steps 12
 
-Server, runner and clients are processes of their own on this machine. Rounds with and without clients alternate.
+Server, runner and clients are separate processes on this machine. Rounds with and without clients alternate.
 """
 
 import argparse
@@ -27,7 +27,7 @@ APP = "fal-ai/animatediff-sparsectrl-lcm"
 PORT = 8791
 HZ = 10
 LIMIT = 600.0
-"""Seconds that one clip may take."""
+"""Longest time for one clip, in seconds."""
 
 
 def arguments() -> argparse.Namespace:
@@ -35,14 +35,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--waiters", type=int, default=100, help="clients that poll; default: 100")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--steps", type=int, default=12, help="LCM steps of a clip; default: 12")
-    parser.add_argument("--threads", type=int, help="of the runner; default: all cores but one")
-    parser.add_argument("--backend", default="auto", help="of the runner; default: auto")
+    parser.add_argument("--threads", type=int, help="threads of the runner; default: all cores but one")
+    parser.add_argument("--backend", default="auto", help="backend of the runner; default: auto")
     parser.add_argument("--output", type=Path, help="a JSON file; default: a new one in benchmarks/results")
     return parser.parse_args()
 
 
 async def wait_for(url: str, key: str, waiters: int, stop: float) -> list[float]:
-    """Polls until the request is done; returns the seconds of every poll. Each waiter has a connection of its own."""
+    """Polls until the request is done. Returns the seconds of every poll. Each waiter has its own connection."""
     path = url.partition(f":{PORT}")[2]
     ask = f"GET {path}/status?logs=1 HTTP/1.1\r\nHost: 127.0.0.1:{PORT}\r\nAuthorization: Key {key}\r\n\r\n".encode()
 
@@ -72,7 +72,7 @@ def poll(url: str, key: str, waiters: int, answers: "multiprocessing.Queue[list[
 
 
 def clip(client: httpx.Client, key: str, steps: int, waiters: int) -> tuple[float, list[float]]:
-    """Makes one clip; returns its seconds, and those of the polls meanwhile."""
+    """Makes one clip. Returns its seconds, and the seconds of the polls meanwhile."""
     queue = f"http://127.0.0.1:{PORT}/queue/{APP}"
     given = {"prompt": "a yellow star", "seed": 1, "num_inference_steps": steps}
     url = f"{queue}/requests/" + client.post(queue, json=given).raise_for_status().json()["request_id"]

@@ -1,6 +1,6 @@
 """Random checkpoints in the diffusers format: the architecture of Stable Diffusion 1.5 and AnimateDiff at any size.
 
-They stand in for the public weights in tests and, at full size, in benchmarks. No weight is zero: SparseCtrl's
+They replace the public weights in tests and, at full size, in benchmarks. No weight is zero: SparseCtrl's
 zero-initialised convolutions would otherwise hide the whole network.
 """
 
@@ -82,7 +82,7 @@ def write_checkpoints(folder: Path, arch: Architecture, seed: int = 0) -> dict[s
 
 
 GAINS = {"controlnet_cond_embedding": 1.8, "motion_modules": 1.3}
-"""Factors on random weights, without which a keyframe would fade before it reaches the other frames."""
+"""Factors on random weights. Without them a keyframe's effect would fade before it reaches the other frames."""
 
 
 def randomize(module: nn.Module, seed: int) -> nn.Module:
@@ -113,7 +113,7 @@ WORDS = [
 
 
 def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> int:
-    """Writes a CLIP tokenizer (vocab.json, merges.txt) with a token for each word; returns its vocabulary's size."""
+    """Writes a CLIP tokenizer (vocab.json, merges.txt) with a token for each word. Returns the vocabulary's size."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters]
@@ -223,9 +223,9 @@ def write_tiny_decoder(folder: Path, arch: Architecture, seed: int) -> Path:
 
 
 def _spread_colours(model: AutoencoderTiny, seed: int) -> None:
-    """Scales the last convolution so that colours spread around grey; most would be clipped otherwise.
+    """Scales the last convolution so that colours spread around grey. Otherwise most would be clipped.
 
-    The latents that a random UNet makes have a standard deviation of about 30.
+    The latents from a random UNet have a standard deviation of about 30.
     """
     latents = torch.randn(2, model.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(seed))
     last = model.decoder.layers[-1]

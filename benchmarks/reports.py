@@ -1,4 +1,4 @@
-"""Where benchmarks write their results, and the command line that they record."""
+"""The files of results, and the command line that benchmarks record in them."""
 
 import shlex
 import sys
@@ -8,11 +8,11 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 PLACES = ("--bundle", "--cache", "--checkpoints", "--output")
-"""Options that name paths of this machine; they are left out of the recorded command line."""
+"""Options with paths of this machine, which are left out of the recorded command line."""
 
 
 def results_file(name: str, asked: Path | None = None, folder: Path = RESULTS) -> Path:
-    """The file that was asked for, or a new one named after today and `name`; makes its folder."""
+    """The requested file, or a new one named after today and `name`. Makes its folder."""
     if asked:
         asked.parent.mkdir(parents=True, exist_ok=True)
         return asked

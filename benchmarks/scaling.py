@@ -1,4 +1,4 @@
-"""How the cost of a request grows with frames, pixels and steps."""
+"""The cost of a request by frames, pixels and steps."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -13,11 +13,11 @@ FRAMES = (1, 2, 4, 8, 16)
 SIDES = (128, 192, 256, 384, 512)
 STEPS = (1, 2, 4, 8, 12)
 AXES = {"frames": "frames", "side": "pixels of a side", "steps": "steps"}
-"""What requests differ in, with its label in pictures."""
+"""The values in which requests differ, with their labels in pictures."""
 
 
 def points(base: RequestSize, sizes: Sizes, axes: Collection[str] = AXES) -> list[tuple[str, int, RequestSize]]:
-    """Requests that differ from `base` in one thing: its name, its value, and the request.
+    """Requests that differ from `base` in one value. Returns its name, the value and the request.
 
     Args:
         base: the size that all requests start from.
@@ -33,7 +33,7 @@ def points(base: RequestSize, sizes: Sizes, axes: Collection[str] = AXES) -> lis
 def measure(
     contender: Contender, base: RequestSize, sizes: Sizes, repeat: int, axes: Collection[str]
 ) -> Iterator[dict[str, Any]]:
-    """Seconds of both kinds of requests at each point of the axes; stops at the first point that fails."""
+    """Measures seconds of both kinds of requests at each point of the axes. Stops at the first point that fails."""
     worker = Worker(contender.command)
     try:
         worker.ask("load", **contender.load)
@@ -42,7 +42,7 @@ def measure(
             worker.ask("warm_up", **(request | {"steps": 1}))
             samples: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
             for number in range(repeat):
-                # A new prompt each time: the conditioning of an earlier point's would be kept.
+                # a new prompt each time, since the conditioning of an earlier prompt would be reused
                 prompt = f"{PROMPT}, {axis} {value}, {number}"
                 for seed, kind in enumerate(KINDS, start=100 * number):
                     reply = worker.ask("generate", prompt=prompt, seed=seed, **request)

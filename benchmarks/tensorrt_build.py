@@ -2,9 +2,8 @@
 
     python benchmarks/tensorrt_build.py --size 512x512 --precision fp16 --precision fp32
 
-Takes a full-size bundle with random weights from --cache, where it is made if it is missing; that bundle's own engines
-are left alone. Builds each precision in a process of its own. Prints one table and writes it as JSON into
-benchmarks/results/.
+Uses a full-size bundle with random weights in --cache, which is made if missing. The engines in that bundle stay as
+they are. Builds each precision in a separate process. Prints one table and writes it as JSON into benchmarks/results/.
 """
 
 import argparse
@@ -39,12 +38,12 @@ class MemoryByGraph:
         self._thread.start()
 
     def progress(self, text: str, fraction: float) -> None:
-        """The build's progress callback: its text begins with the graph that is being built."""
+        """The build's progress callback. The text begins with the name of the graph."""
         self.graph = text.split(" ", maxsplit=1)[0]
         self.starts.setdefault(self.graph, time.perf_counter())
 
     def end(self) -> dict[str, dict[str, float]]:
-        """Stops watching; returns peak GB and seconds of each graph, including checks and weights."""
+        """Stops watching. Returns peak GB and seconds of each graph, including checks and weights."""
         self._ended.set()
         self._thread.join()
         ends = [*list(self.starts.values())[1:], time.perf_counter()]
@@ -63,7 +62,7 @@ class MemoryByGraph:
 
 
 def build_all(bundle: Path, precision: str, size: str, check: bool) -> dict[str, Any]:
-    """Builds the engines of a bundle; returns a row for each graph."""
+    """Builds the engines of a bundle. Returns a row for each graph."""
     from sparsectrl_lcm.engine.build import build
     from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 
@@ -115,7 +114,7 @@ def main() -> None:
 
 
 def write_report(size: str, results: dict[str, Any]) -> Path:
-    """The results with machine, versions and commit."""
+    """Writes the results with machine, versions and commit. Returns the file."""
     packages = ("tensorrt-rtx-cu13-bindings", "onnx-ir", "onnxruntime", "numpy", "sparsectrl-lcm")
     head = report_head(reports.command(), packages)
     report = head | {"size": f"{size}x{FRAMES}", "builds": results}

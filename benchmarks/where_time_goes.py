@@ -1,11 +1,11 @@
-"""Where a request's time goes on OpenVINO: seconds by graph and type of operation, from OpenVINO's own counters.
+"""Profiles a request on OpenVINO: seconds by graph and type of operation, from OpenVINO's own counters.
 
     python benchmarks/where_time_goes.py
     python benchmarks/where_time_goes.py --precision bf16 --precision int8 --size 256x256 --frames 16
 
-Makes checkpoints and bundle in --cache like compare.py, and builds missing engines. After a warm-up, one request runs
-for each precision with counters on, which makes it slower. Prints one table per graph and writes all counters as JSON
-into benchmarks/results/ (those of a small model into --cache).
+Makes checkpoints and bundle in --cache as compare.py does, and builds missing engines. After a warm-up, it runs one
+request per precision with counters on, which makes the request slower. Prints one table per graph and writes all
+counters as JSON into benchmarks/results/ (those of a small model into --cache).
 """
 
 import argparse
@@ -25,14 +25,14 @@ from sparsectrl_lcm.runtime.machine import peak_bytes, physical_cores, report_he
 PACKAGES = ("sparsectrl-lcm", "openvino", "onnxruntime", "numpy")
 CACHES = {"full": Path(".cache/full-size"), "small": Path(".cache/small")}
 CONTENDERS = {"fp32": "openvino-fp32", "bf16": "openvino-bf16", "int8": "openvino-int8-tiny"}
-"""The contenders of compare.py whose engines are profiled; here with the full decoder."""
+"""The contenders of compare.py whose engines are profiled, here with the full decoder."""
 
 Totals = dict[str, float]
 """Seconds by type of operation."""
 
 
 class ProfiledSessions:
-    """OpenVINO's sessions, whose runs are counted."""
+    """OpenVINO's sessions with a count of their runs."""
 
     def __init__(self, sessions: Any) -> None:
         self.backend: str = sessions.backend
@@ -47,7 +47,7 @@ class ProfiledSessions:
             self._graphs[graph] = ProfiledSession(self._sessions.session(graph))
 
     def session(self, graph: str) -> "ProfiledSession":
-        """The session of a graph that was opened."""
+        """The session of an open graph."""
         return self._graphs[graph]
 
     def totals(self) -> dict[str, Totals]:
@@ -61,7 +61,7 @@ class ProfiledSessions:
 
 
 class ProfiledSession:
-    """One graph, whose runs are counted: OpenVINO's counters are means over all runs."""
+    """One graph with a count of its runs, since OpenVINO's counters are means over all runs."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -122,7 +122,7 @@ def profile(bundle: Path, precision: str, size: RequestSize, threads: int) -> di
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """For each graph a Markdown table: one row per type of operation, one column of seconds per precision."""
+    """A Markdown table for each graph: one row per type of operation, one column of seconds per precision."""
     lines = []
     for graph in next(iter(found.values()))["graphs"]:
         totals = {precision: row["graphs"][graph] for precision, row in found.items()}
@@ -138,12 +138,14 @@ def table(found: Mapping[str, Any]) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", action="append", choices=CONTENDERS, help="repeatable; default: what fits here")
+    parser.add_argument(
+        "--precision", action="append", choices=CONTENDERS, help="repeatable; default: those that can run here"
+    )
     parser.add_argument("--size", type=clip_size, default="256x256", help="WIDTHxHEIGHT; default: 256x256")
     parser.add_argument("--frames", type=int, default=16, help="frames of a clip; default: 16")
     parser.add_argument("--steps", type=int, default=1, help="LCM steps; default: 1")
     parser.add_argument("--threads", type=int, default=physical_cores(), help="default: all cores")
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="full", help="small tries everything out")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="full", help="small: a test run")
     parser.add_argument("--cache", type=Path, help="folder for checkpoints and bundle")
     parser.add_argument("--output", type=Path, help="a JSON file; default: a new one in benchmarks/results")
     options = parser.parse_args()

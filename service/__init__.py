@@ -1,1 +1,1 @@
-"""The runtime behind HTTP: fal's protocol, spoken to fal's own clients."""
+"""The runtime behind HTTP. It speaks fal's protocol, so that fal's own clients work with it."""

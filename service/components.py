@@ -1,4 +1,4 @@
-"""The components of a running service in one object, which routes and workers share."""
+"""All components of a running service in one object, which routes and workers share."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ from .settings import Settings
 from .store import SqlStore
 
 LARGE_BODIES = 4
-"""Large bodies that are in memory at once."""
+"""How many large bodies may be in memory at once."""
 _AUTHORITY = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
@@ -28,17 +28,17 @@ class Service:
     """A service. The application holds it as `app.state.service`.
 
     Attributes:
-        settings: how it runs.
+        settings: the settings.
         store: requests, logs, keys, file records and webhooks, in SQL.
         files: the bytes of uploads and clips.
         runner: makes the clips.
-        board: the state of every request, as routes and dispatcher see it.
+        board: the state of every request, for routes and dispatcher.
         keyring: checks API keys.
         signer: signs webhooks.
-        metrics: what Prometheus reads.
+        metrics: counts and times for Prometheus.
         secret: 32 bytes that sign tokens, the same on every start.
-        draining: true while the server shuts down; it begins nothing more then.
-        large_bodies: held by whoever has a large body in memory.
+        draining: true while the server shuts down. It then begins nothing more.
+        large_bodies: a task holds it while it has a large body in memory.
     """
 
     settings: Settings
@@ -54,7 +54,7 @@ class Service:
     large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_BODIES))
 
     def base_url(self, request: Request) -> str:
-        """Returns scheme, authority and prefix that the caller used, without a slash at the end."""
+        """Returns the root URL and the queue's prefix if the caller used it, without a slash at the end."""
         return self.root_url(request) + (QUEUE_PREFIX if request.scope.get("has_queue_prefix") else "")
 
     def root_url(self, request: Request) -> str:
@@ -68,7 +68,7 @@ class Service:
         return f"{request.scope['scheme']}://{host}"
 
     def role(self, request: Request) -> Literal["queue", "run"]:
-        """Tells what a POST to the endpoint means. fal decides by host name; here port or prefix may decide too."""
+        """Returns what a POST to the endpoint means. fal decides by host name; here port or prefix may decide too."""
         of_proxy: Literal["queue", "run"] | None = request.scope.get("proxy_role")
         if of_proxy is not None:
             return of_proxy
@@ -85,4 +85,4 @@ async def _service_of(request: Request) -> Service:
 
 
 CurrentService = Annotated[Service, Depends(_service_of)]
-"""A route's parameter that is the service."""
+"""A route's parameter: the service."""

@@ -15,15 +15,15 @@ from .settings import SQLITE
 
 OWNER, LOCK = "owner", "lock"
 FIRST_START = {"files", LOCK, "owner.new", "work"}
-"""What a first start may leave in the folder if it ends before the server has its name there."""
+"""What a first start may leave in the folder if it ends before it has written the server's name."""
 BEFORE_START = {"lost+found", "tls"}
-"""What may be in the folder before the first start: a disk's own folder, and certificates."""
+"""What may be in the folder before the first start: the file system's own folder, and certificates."""
 _OWNER_NAME = re.compile(rb"[0-9a-f]{32}\s*")
 
 
 @contextlib.contextmanager
 def locked(data: Path) -> Iterator[None]:
-    """Locks the data folder for this process and makes it private. The system unlocks it when the process ends.
+    """Locks the data folder for this process and makes it private. The lock ends with the process.
 
     Raises:
         InvalidRequest: the folder cannot be used, no server created it, or another server uses it.
@@ -34,9 +34,9 @@ def locked(data: Path) -> Iterator[None]:
     try:
         data.mkdir(parents=True, exist_ok=True)
         if (foreign := _foreign_name(data)) is not None:
-            remedy = "give a new or empty folder, or a server's"
-            raise InvalidRequest("data", f"{data} has {foreign!r} in it and is no server's", remedy)
-        with contextlib.suppress(PermissionError):  # the folder is another user's
+            remedy = "give a new or empty folder, or the folder of a server"
+            raise InvalidRequest("data", f"{data} contains {foreign!r} and no server created it", remedy)
+        with contextlib.suppress(PermissionError):  # the folder belongs to another user
             data.chmod(0o700)  # it holds requests, files and secrets
         file = (data / LOCK).open("w")
     except OSError as error:
@@ -52,7 +52,7 @@ def locked(data: Path) -> Iterator[None]:
 
 
 def owner_name(data: Path) -> str:
-    """Returns the name under which this folder's server takes requests, the same at every start."""
+    """Returns the name under which this folder's server claims requests. It is the same at every start."""
     path, new = data / OWNER, data / "owner.new"
     name = path.read_text().strip() if path.exists() else ""
     if not name:
@@ -66,7 +66,7 @@ def owner_name(data: Path) -> str:
 
 
 def _foreign_name(data: Path) -> str | None:
-    """Returns a name because of which the folder cannot become a server's: that would empty parts of it."""
+    """Returns a name in the folder that no server wrote, or None. A server would empty parts of such a folder."""
     names = {path.name for path in data.iterdir()}
     owner = data / OWNER  # exists even if the database is elsewhere
     if SQLITE in names or (owner.is_file() and _OWNER_NAME.fullmatch(owner.read_bytes()) is not None):

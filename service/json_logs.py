@@ -1,4 +1,4 @@
-"""The logs of the server: one JSON object for each line."""
+"""The logs of the server: one JSON object per line."""
 
 import json
 import logging

@@ -47,15 +47,15 @@ def local_runner(settings: Settings) -> Runner:
 
 
 def open_service(settings: Settings, runner: Runner | None = None) -> Service:
-    """Opens the stores. Nothing runs yet.
+    """Opens the stores and creates the service. Nothing runs yet.
 
     Args:
-        settings: how it runs.
+        settings: the settings.
         runner: makes the clips; None means the one that the settings ask for.
 
     Raises:
         InvalidRequest: the settings name a database or an object store that cannot be opened, or an entry of
-            `allow_private` is no host, address or network.
+            `allow_private` is not a host, address or network.
         SQLAlchemyError: the database cannot be reached or written.
     """
     Allowed.parse(settings.allow_private)
@@ -99,17 +99,17 @@ async def serve(
     runner: Runner | None = None,
     on_open: Callable[[Service], None] = lambda _: None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT. Then it lets the running request end and keeps the rest for the next start.
+    """Serves until SIGTERM or SIGINT. Then it finishes the running request and keeps the rest for the next start.
 
     Args:
-        settings: how it runs.
-        listeners: where it listens.
+        settings: the settings.
+        listeners: the addresses to listen on.
         runner: makes the clips; None means the one that the settings ask for.
-        on_open: called once the data folder and all addresses are this server's.
+        on_open: called once the data folder is locked and all addresses are bound.
 
     Raises:
         InvalidRequest: the data folder cannot be used, or as `open_service`.
-        SparseCtrlLcmError: with these settings no model can be loaded.
+        SparseCtrlLcmError: no model can be loaded with these settings.
         OSError: an address cannot be used.
     """
     with locked(settings.data), contextlib.ExitStack() as sockets:
@@ -141,7 +141,7 @@ async def serve(
 
 
 async def _sweep(service: Service) -> None:
-    """Removes expired files and old requests, again and again."""
+    """Removes expired files and old requests every `SWEEP_SECONDS`."""
     settings = service.settings
     while True:
         try:

@@ -26,31 +26,31 @@ class Settings:
         endpoint: the name that clients call.
         anonymous: whether to accept calls without a key.
         allow_private: host names, addresses or networks that keyframe and webhook URLs may reach even if not public.
-        bundle, backend, precision, threads: as `VideoPipeline.load` takes them; no `threads` leaves the server a core.
+        bundle, backend, precision, threads: as for `VideoPipeline.load`; without `threads` the server keeps a core.
         pipeline: `module:callable` that creates the pipeline.
-        queue_port: port on which every POST to the endpoint is a submission; None: prefix and host name decide.
+        queue_port: port on which every POST to the endpoint is a submission; None means prefix and host name decide.
         tls_port: port for https, which the page shows.
         body_bytes: largest JSON body.
         upload_bytes, part_bytes: largest uploaded file, and part of one.
         image_bytes, image_pixels: largest keyframe.
         prompt_characters: longest prompt.
-        key_queue: most requests of one key that wait.
-        queue: most requests that wait in total.
+        key_queue: most waiting requests of one key.
+        queue: most waiting requests in total.
         fetch_seconds, fetch_redirects: limits for the download of a keyframe.
         header_seconds: longest time for the head of an HTTP request to arrive.
         body_seconds: longest silence within a body.
         step_seconds: longest silence of the runner during a job; after that it counts as hung.
         start_seconds: longest time for the runner to load.
         retries: how often a request is tried again after its runner died.
-        lease_seconds: after so long without a sign of life another machine takes over a request.
+        lease_seconds: longest time without a renewal; after that another machine takes over a request.
         object_seconds: lifetime of files if the caller does not set one; None keeps them for ever.
         request_seconds: how long results are kept.
-        private_seconds: the same if the caller asked for no storage.
+        private_seconds: how long they are kept if the caller asked for no storage.
         webhook_attempts: most attempts to deliver a webhook; the waits double from 1 s up to `webhook_wait_seconds`.
         webhook_seconds: longest wait for a webhook's response.
         drain_seconds: at shutdown, time for the running request to finish.
-        key_unstarted: most requests of one key that end within an hour without a start: wrong, late or cancelled.
-        free_bytes: with less free space on the disk of `data`, uploads and requests are refused.
+        key_unstarted: most requests of one key per hour that end without a start: wrong, late or cancelled.
+        free_bytes: least free space on the disk of `data`; with less, uploads and requests are refused.
 
     Raises:
         InvalidRequest: a value is not allowed.
@@ -146,7 +146,7 @@ _MAY_BE_ZERO = {
 
 
 def with_limits(settings: Settings, given: Iterable[str]) -> Settings:
-    """Returns settings with other sizes, times and counts, each as NAME=VALUE. `none` switches a limit off.
+    """Returns the settings with changed sizes, times and counts, each given as NAME=VALUE. `none` removes a limit.
 
     Raises:
         InvalidRequest: a name is unknown, or its value is not allowed.

@@ -1,1 +1,1 @@
-"""Measuring: contenders that make clips in turn, each in a process of its own; `sparsectrl-lcm bench` uses it too."""
+"""Measures contenders that make clips in turn, each in its own process. `sparsectrl-lcm bench` uses it too."""

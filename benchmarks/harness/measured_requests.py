@@ -1,4 +1,4 @@
-"""The requests that are measured: their prompt, seed, size and keyframes."""
+"""The measured requests: prompt, seed, size and keyframes."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,7 @@ SEED = 42
 
 @dataclass(frozen=True, slots=True)
 class RequestSize:
-    """What the cost of a request depends on; width and height in pixels."""
+    """The values that the cost of a request depends on. Width and height are in pixels."""
 
     width: int
     height: int

@@ -1,4 +1,4 @@
-"""A worker process that makes clips with one backend, so that its memory is that backend's alone."""
+"""A worker process that makes clips with one backend, so that its memory use is that of the backend."""
 
 import time
 from typing import Any
@@ -14,18 +14,18 @@ from .worker_process import serve
 
 
 class PipelineWorker:
-    """Answers `load`, then `warm_up` and `generate`."""
+    """Answers `load` first, then `warm_up` and `generate`."""
 
     def __init__(self) -> None:
         self._pipeline: VideoPipeline | None = None
 
     def load(self, **options: Any) -> dict[str, Any]:
-        """Opens a bundle with the arguments of `VideoPipeline.load`; returns the precision of its engines."""
+        """Opens a bundle with the arguments of `VideoPipeline.load`. Returns the precision of its engines."""
         self._pipeline = VideoPipeline.load(**options)
         return {"precision": getattr(self._pipeline, "precision", None)}
 
     def warm_up(self, save: str | None = None, **request: Any) -> dict[str, Any]:
-        """Opens the graphs with a first request, whose frames go to the file `save`.
+        """Opens the graphs with a first request, and saves its frames in the file `save`.
 
         On a GPU three more requests follow, so that every kind of request is captured and replayed once.
         """
@@ -47,7 +47,7 @@ class PipelineWorker:
         save: str | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Makes a clip; returns the seconds of the request and its stages, and the process's largest memory so far."""
+        """Makes a clip. Returns the seconds of the request and its stages, and the process's peak memory so far."""
         pictures = [Keyframe(index, pixels) for index, pixels in scribbles(width, height, frames).items()]
         kinds = self.pipeline.bundle.manifest.controlnets
         request = ClipRequest(

@@ -15,24 +15,24 @@ from .worker_process import Worker, WorkerFailed
 
 Item = TypeVar("Item")
 KINDS = ("first", "second_seed")
-"""A request with a new prompt, and one with another seed after it."""
+"""The kinds of requests: one with a new prompt, then one with another seed."""
 WORKER = (sys.executable, "-m", "sparsectrl_lcm.benchmarks.harness.pipeline_worker")
 """The program that runs one backend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One row of a table: what is measured, and the process that runs it.
+    """One row of a table: the measured program, and the process that runs it.
 
     Attributes:
         name: the row's name.
-        load: arguments of the question `load`, which its process is asked first.
-        memory_gb: the process's largest memory, estimated; the measured one replaces it after the first request.
+        load: arguments of the question `load`, the first that its process gets.
+        memory_gb: estimated peak memory of the process; the measured one replaces it after the first request.
         request: arguments that are added to each request.
         command: the program and arguments that start the process.
-        process: contenders that name the same process share it; empty for a process of its own.
+        process: contenders that name the same process share it; empty for a separate process.
         kinds: the kinds of requests to measure; only `first` if a second seed costs the same.
-        probe: a question that its process is asked once a round, whose answers are kept; empty for none.
+        probe: a question that its process gets once per round; the answers are kept. Empty for none.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Contender:
 
     @property
     def process_name(self) -> str:
-        """The name of the process that it runs in."""
+        """The name of the process that runs the contender."""
         return self.process or self.name
 
 
@@ -58,9 +58,9 @@ class Result:
         samples: seconds by kind of request and stage, in the order of the rounds.
         starts: seconds of each start: `load`, then `warm_up`, which opens the graphs.
         loaded: the answer to `load`.
-        probes: the answers to the probe, one a round.
+        probes: the answers to the probe, one per round.
         peak_bytes: the largest resident memory of its process.
-        failed: why it has no more samples; None if it did not fail.
+        failed: the reason if it failed and has no more samples; otherwise None.
     """
 
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -74,14 +74,14 @@ class Result:
 class Rounds:
     """Asks each contender in turn, round by round. Leaving its context ends all processes.
 
-    Each round begins with the contender after the one that began the last round, so that none always runs first, or
-    always after the same other one. Contenders that share a process stay next to each other.
+    Each round begins with the next contender, so that none always runs first or always after the same other one.
+    Contenders that share a process stay next to each other.
 
     Args:
-        contenders: in the order in which they answer in round 0.
-        request: the arguments that all requests share, as `RequestSize.as_dict` gives them.
-        memory_gb: bound on the memory of all processes together; one process alone may take more.
-        on_event: called with a contender's name and what it does next.
+        contenders: the contenders in the order of round 0.
+        request: the arguments that all requests share, from `RequestSize.as_dict`.
+        memory_gb: most memory of all processes together; one process alone may take more.
+        on_event: called with a contender's name and its next action.
         save: files for the frames of the first warm-up, by contender.
     """
 
@@ -141,7 +141,7 @@ class Rounds:
         result.peak_bytes = max(filter(None, (result.peak_bytes, reply["peak_bytes"])), default=None)
 
     def _ready(self, contender: Contender, result: Result) -> Worker:
-        """The process of a contender, loaded and warmed up; ends others if there is no room for them."""
+        """The process of a contender, loaded and warmed up. Ends other processes if memory is short."""
         process = contender.process_name
         begin = time.perf_counter()
         if process not in self._workers:
@@ -162,7 +162,7 @@ class Rounds:
         return worker
 
     def _needs(self) -> dict[str, float]:
-        """GB of each process: measured if it has run, else estimated."""
+        """GB of each process: measured if it has run, otherwise estimated."""
         needs: dict[str, float] = {}
         for contender in self._left():
             peak = self.results[contender.name].peak_bytes
@@ -171,7 +171,7 @@ class Rounds:
         return needs
 
     def _costs(self) -> dict[str, float]:
-        """Seconds that a start of each process takes; 1 if it has not started yet."""
+        """Seconds for a start of each process; 1 if it has not started yet."""
         costs: dict[str, float] = {}
         for contender in self._left():
             last = self.results[contender.name].starts[-1:] or [{"unknown": 1.0}]
@@ -202,14 +202,14 @@ def _rotate(items: list[Item], count: int) -> list[Item]:
 
 
 def choose_residents(needs: Mapping[str, float], costs: Mapping[str, float], memory_gb: float) -> frozenset[str]:
-    """Chooses the processes that stay alive from round to round: those whose starts take longest.
+    """Chooses the processes that stay alive from round to round: those with the longest starts.
 
-    Beside them there is room for any one of the others.
+    They leave room for any one of the others.
 
     Args:
         needs: GB of each process.
-        costs: seconds that a start of each process takes.
-        memory_gb: bound on all processes that are alive.
+        costs: seconds for a start of each process.
+        memory_gb: most GB of all running processes.
     """
 
     def fits(chosen: frozenset[str]) -> bool:

@@ -13,11 +13,11 @@ from typing import Any
 from ...runtime.errors import SparseCtrlLcmError, first_line
 
 END_SECONDS = 10.0
-"""How long a process may take to end once its input is closed."""
+"""Longest time for a process to end after its input is closed."""
 
 
 class WorkerFailed(SparseCtrlLcmError):
-    """A worker could not answer, or its process ended; the message says why in one line."""
+    """A worker could not answer, or its process ended. The message has the reason in one line."""
 
 
 class Worker:
@@ -38,8 +38,8 @@ class Worker:
         """Asks a question and waits for the answer.
 
         Args:
-            question: one of the names that the process serves.
-            values: its arguments, as JSON can hold them.
+            question: the name of a question that the process answers.
+            values: its arguments, as JSON values.
 
         Raises:
             WorkerFailed: the process could not answer, or ended.
@@ -61,7 +61,7 @@ class Worker:
         return reply
 
     def close(self) -> None:
-        """Ends the process and those that it started; at once if it is still at work on an answer."""
+        """Ends the process and its children; kills them if it still works on an answer."""
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
@@ -80,7 +80,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             return "closed its output"
         if code == -9:
-            return "was killed, as a system does where memory runs out"
+            return "was killed, as systems do if memory runs out"
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
@@ -88,10 +88,10 @@ class Worker:
 
 
 def kill_with_children(process: subprocess.Popen[Any]) -> None:
-    """Kills a process and waits for it; on POSIX also the processes that it started.
+    """Kills a process, on POSIX also the processes that it started, and waits for it.
 
     Args:
-        process: started with `start_new_session=True`, so that it leads a process group of its own.
+        process: was started with `start_new_session=True`, so that it leads its own process group.
     """
     if process.poll() is None:
         if sys.platform != "win32":
@@ -102,7 +102,7 @@ def kill_with_children(process: subprocess.Popen[Any]) -> None:
 
 
 def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-    """Answers questions from stdin until it is closed. Whatever else the process prints goes to stderr.
+    """Answers questions from stdin until it is closed. All other output of the process goes to stderr.
 
     Args:
         answers: the function that answers each question, by its name.
@@ -115,6 +115,6 @@ def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
                 reply = answers[question.pop("ask")](**question)
             except SparseCtrlLcmError as error:
                 reply = {"failed": {"field": error.field, "reason": error.reason, "remedy": error.remedy}}
-            except Exception as error:  # any failure is an answer: the other contenders go on
+            except Exception as error:  # every failure becomes an answer, so that the other contenders go on
                 reply = {"failed": {"field": type(error).__name__, "reason": first_line(error)}}
             print(json.dumps(reply), file=replies, flush=True)

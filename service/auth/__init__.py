@@ -1,1 +1,1 @@
-"""Who is calling: API keys, signed tokens, and the signatures that webhooks carry."""
+"""Authentication: API keys, signed tokens, and the signatures of webhooks."""

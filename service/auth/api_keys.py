@@ -1,4 +1,4 @@
-"""API keys: `id:secret`. The store has only a SHA-256 of the secret, which is safe for 256 random bits."""
+"""API keys: `id:secret`. The store has only the SHA-256 of the secret, which is enough for 256 random bits."""
 
 import hashlib
 import hmac
@@ -8,7 +8,7 @@ import time
 from ..store import KeyRow, SqlStore
 
 ANONYMOUS = "anonymous"
-"""The key id of callers without a key, on a server that takes them."""
+"""The key id of callers without a key, on a server that accepts them."""
 
 
 def create_key(store: SqlStore, name: str) -> str:
@@ -19,25 +19,25 @@ def create_key(store: SqlStore, name: str) -> str:
 
 
 class Keyring:
-    """Knows which keys are valid. It trusts an answer of the store for `seconds`, so that polling rarely asks it.
+    """Checks keys, and remembers valid ones for `seconds`, so that polling rarely reaches the store.
 
     Args:
-        store: where the keys are.
-        seconds: a revoked key is refused after so long at the latest.
+        store: holds the keys.
+        seconds: how long a key may still be accepted after it was revoked.
     """
 
     def __init__(self, store: SqlStore, seconds: float = 2.0) -> None:
         self._store = store
         self._seconds = seconds
-        self._known: dict[str, tuple[str, float]] = {}  # hash of the credentials -> key id, until when
+        self._known: dict[str, tuple[str, float]] = {}  # hash of the credentials -> key id, end on the monotonic clock
 
     def remembered(self, credentials: str) -> str | None:
-        """Returns the id of a key that was checked a moment ago."""
+        """Returns the id of a key that was checked within the last `seconds`, otherwise None."""
         known = self._known.get(_hash(credentials))
         return known[0] if known is not None and known[1] > time.monotonic() else None
 
     def check(self, credentials: str) -> str | None:
-        """Asks the store about the key `id:secret`; returns its id, or None if it is not valid. Blocks."""
+        """Looks the key `id:secret` up in the store. Returns its id, or None if the key is not valid. Blocks."""
         key_id, _, secret = credentials.partition(":")
         row = self._store.get_key(key_id) if secret and len(credentials) < 512 else None
         if row is None or row.revoked_at is not None or not hmac.compare_digest(row.secret_hash, _hash(secret)):

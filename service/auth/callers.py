@@ -1,4 +1,4 @@
-"""Who is calling: reads keys and tokens from headers and query, and offers the result as dependencies of routes."""
+"""Identifies the caller by the key or token in headers or query. Routes take the result as a dependency."""
 
 import hashlib
 import time
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def remembered_key_id(service: "Service", authorization: str | None) -> str | None:
-    """Returns the id of the key in an Authorization header if it is known without asking the store."""
+    """Returns the id of the key in an Authorization header if memory has it, without asking the store."""
     credentials = _credentials(authorization)
     if credentials is None:
         return ANONYMOUS if service.settings.anonymous and not authorization else None
@@ -37,7 +37,7 @@ async def require_valid_key(service: "Service", key_id: str, status: int) -> Non
 
 
 def user_id(key_id: str) -> str:
-    """Returns the name under which webhooks say whose request it was; it reveals nothing about the key."""
+    """Returns the user id that webhooks send. It reveals nothing about the key."""
     return hashlib.sha256(f"user {key_id}".encode()).hexdigest()[:24]
 
 
@@ -56,7 +56,7 @@ async def _key_of_header(request: Request) -> str:
 
 
 async def _key_of_stream(request: Request) -> str:
-    """Returns the id of the key in the header, or of the key that a token in the query stands for.
+    """Returns the id of the key in the header, or of the key that a token in the query was made for.
 
     Raises:
         ServiceError: 401, or 403 if the token is for other apps.
@@ -73,7 +73,7 @@ async def _key_of_stream(request: Request) -> str:
 
 
 async def _key_of_uploader(request: Request) -> str:
-    """Returns the id of the key that a storage token stands for; a key itself, which has a colon, works too."""
+    """Returns the id of the key that a storage token was made for. A key itself, which has a colon, works too."""
     service: Service = request.app.state.service
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or ":" in token:
@@ -84,13 +84,13 @@ async def _key_of_uploader(request: Request) -> str:
 
 
 def _credentials(authorization: str | None) -> str | None:
-    """Returns what follows the scheme of an Authorization header; curl and others write Bearer instead of Key."""
+    """Returns what follows the scheme of an Authorization header: Key, or Bearer as curl and others write it."""
     scheme, _, credentials = (authorization or "").partition(" ")
     return credentials.strip() or None if scheme.lower() in ("key", "bearer") else None
 
 
 KeyId = Annotated[str, Depends(_key_of_header)]
-"""A route's parameter that is the id of the caller's API key."""
+"""A route's parameter: the id of the caller's API key."""
 StreamKeyId = Annotated[str, Depends(_key_of_stream)]
 """The same for streams, which also take a token in the query."""
 UploaderKeyId = Annotated[str, Depends(_key_of_uploader)]

@@ -1,4 +1,4 @@
-"""Signed tokens that expire. They say who may upload or call what, so that the store need not remember it."""
+"""Signed tokens that expire. They hold the permission to upload or call, so that the store need not keep it."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ MAX_LENGTH = 4096
 
 
 def make_token(secret: bytes, kind: Kind, claims: Mapping[str, Any], expires_at: float) -> str:
-    """Signs claims (JSON values) that hold until `expires_at`, in seconds since 1970. The token fits into a URL."""
+    """Signs claims (JSON values). They are valid until `expires_at`, in seconds since 1970. The token is URL-safe."""
     payload = json.dumps({**claims, "exp": expires_at}, separators=(",", ":"))
     text = _text(payload.encode())
     return f"{text}.{_signature(secret, kind, text)}"
@@ -32,7 +32,7 @@ def read_token(secret: bytes, kind: Kind, token: str, now: float) -> dict[str, A
     """Returns the claims of a token that was signed with this secret for this kind of use.
 
     Raises:
-        ServiceError: the token is forged or has expired: 401 for a caller's token, 403 for an upload's.
+        ServiceError: the token is forged or has expired. The status is 401 for a caller's token, 403 for an upload's.
     """
     text, _, signature = token.partition(".")
     expected = _signature(secret, kind, text) if len(token) <= MAX_LENGTH else ""
@@ -45,7 +45,7 @@ def read_token(secret: bytes, kind: Kind, token: str, now: float) -> dict[str, A
 
 
 def _signature(secret: bytes, kind: Kind, text: str) -> str:
-    # the kind is signed too, so that a token is good for one kind of use only
+    # the kind is signed too, so that a token is valid for one kind of use only
     message = f"sparsectrl-lcm {kind} {text}".encode("utf-8", "replace")
     return _text(hmac.digest(secret, message, hashlib.sha256))
 

@@ -1,4 +1,4 @@
-"""Who may write an upload: permissions in signed tokens, as dependencies of routes."""
+"""Permissions to write an upload, read from signed tokens. Routes take them as dependencies."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 async def _signed_file(request: Request, file_id: str) -> Upload:
-    """The token in the query allows a whole file. Python's client sends its key along, which is ignored here."""
+    """Returns the whole-file upload that the token in the query allows. Ignores the key that Python's client adds."""
     service: Service = request.app.state.service
     upload = Upload.from_token(service.secret, "upload", request.query_params.get("token", ""), file_id)
     await require_valid_key(service, upload.key_id, 403)
@@ -22,7 +22,7 @@ async def _signed_file(request: Request, file_id: str) -> Upload:
 
 
 async def _signed_parts(request: Request, file_id: str) -> Upload:
-    """The token in the query allows an upload in parts."""
+    """Returns the upload in parts that the token in the query allows."""
     service: Service = request.app.state.service
     upload = Upload.from_token(service.secret, "multipart", request.query_params.get("token", ""), file_id)
     await require_valid_key(service, upload.key_id, 403)
@@ -30,7 +30,7 @@ async def _signed_parts(request: Request, file_id: str) -> Upload:
 
 
 async def _own_parts(request: Request, key_id: UploaderKeyId, file_id: str, upload_id: str) -> Upload:
-    """The upload's id in the path is a token, and the caller's key is the one that began the upload."""
+    """Returns the upload whose id in the path is a token, if the caller's key began it."""
     service: Service = request.app.state.service
     upload = Upload.from_token(service.secret, "multipart", upload_id, file_id)
     if upload.key_id != key_id:

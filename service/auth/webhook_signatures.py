@@ -32,7 +32,7 @@ class Signer:
         }
 
     def jwks(self) -> dict[str, Any]:
-        """Returns the public key as a JWK set (RFC 8037), and again with padding, as fal's Python sample needs it."""
+        """Returns a JWK set (RFC 8037) with the public key twice; the padded one is for fal's Python sample."""
         padded = base64.urlsafe_b64encode(self._public).decode()
         name = hashlib.sha256(self._public).hexdigest()[:16]
         return {

@@ -30,7 +30,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers={ServiceError: _service_error, HTTPException: _http_error},
-        middleware=[  # from the outside in
+        middleware=[  # outermost first
             Middleware(RequestPath),
             Middleware(ProxyTarget),
             Middleware(RequestId, endpoint=name),

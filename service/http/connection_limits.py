@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits on how long, and with how much, a client may keep a connection busy."""
+"""uvicorn's HTTP protocol with limits on the time and bytes with which a client may keep a connection busy."""
 
 import asyncio
 import json
@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 64 * 1024
-"""Most bytes in a row that are not part of a body: a head, the lines between chunks, trailers."""
+"""Most bytes in a row outside a body: a head, the lines between chunks, trailers."""
 LINGER_SECONDS = 3.0
-"""After an early answer, what the client still sends is dropped for so long, so that it can read the answer."""
+"""After an early answer, the server drops what the client still sends for this long, so that it can read the answer."""
 
 
 def _closing_if_early(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
@@ -19,7 +19,7 @@ def _closing_if_early(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[
 
     async def closing(message: Any) -> None:
         if message["type"] == "http.response.start" and cycle.more_body:
-            cycle.keep_alive = False  # the rest of the body would be taken for the next request
+            cycle.keep_alive = False  # the rest of the body would be parsed as the next request
         await send(message)
 
     return closing
@@ -28,9 +28,9 @@ def _closing_if_early(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[
 class BoundedProtocol(HttpToolsProtocol):
     """Closes connections that keep the server waiting.
 
-    uvicorn limits only the silence after an answer, and drops that limit at the next byte, so that slow senders and
-    slow readers could hold connections for ever. Here a timer runs whenever no request is being answered. While one
-    is, whoever reads its body limits the wait.
+    uvicorn limits only the silence after an answer, and drops that limit at the next byte. Slow senders and slow
+    readers could hold connections for ever. Here a timer runs whenever no request is being answered. During a
+    request, the code that reads its body limits the wait.
     """
 
     header_seconds: ClassVar[float] = 20.0
@@ -45,8 +45,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
         Args:
             header_seconds: longest time for the head of a request to arrive.
-            write_seconds: longest time in which a client reads nothing of an answer.
-            most_connections: of one listener at once; more are answered 503.
+            write_seconds: longest time for which a client may read nothing of an answer.
+            most_connections: most connections of one listener at once. Further ones get a 503.
         """
         bounds = {"header_seconds": header_seconds, "write_seconds": write_seconds}
         return type("Bounded", (cls,), bounds | {"most_connections": most_connections})
@@ -78,7 +78,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_bytes > HEAD_BYTES:
             self.transport.abort()
         elif self._waits and self.timeout_keep_alive_task is None and self._timer is None:
-            self._arm()  # bytes that begin no request, such as empty lines
+            self._arm()  # bytes that do not begin a request, such as empty lines
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -144,8 +144,8 @@ class BoundedProtocol(HttpToolsProtocol):
 class _LimitedTransport:
     """A transport that closes within a limited time, whatever its client does.
 
-    A plain close waits until the client has read the whole answer. It also resets a connection on which bytes still
-    arrive, and then the client may lose the answer.
+    A plain close waits until the client has read the whole answer. If bytes still arrive, it also resets the
+    connection, and the client may lose the answer.
     """
 
     def __init__(self, transport: asyncio.Transport, protocol: BoundedProtocol) -> None:
@@ -169,7 +169,7 @@ class _LimitedTransport:
         self._closing = True
         seconds = self._protocol.write_seconds
         if not self._protocol.unfinished:
-            self._transport.close()  # once all was read
+            self._transport.close()  # takes effect when the client has read everything
         else:
             self._protocol.flow.resume_reading()
             if self._transport.can_write_eof():

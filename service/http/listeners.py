@@ -27,7 +27,7 @@ class Listener:
     Attributes:
         host: name or address.
         port: of TCP.
-        tls: for https, returns the context. It is called after the data folder was locked, since it may write there.
+        tls: for https, returns the context. It is called when the data folder is locked, since it may write there.
     """
 
     host: str
@@ -35,7 +35,7 @@ class Listener:
     tls: Callable[[], ssl.SSLContext] | None = None
 
     def bind(self) -> socket.socket:
-        """Opens the socket. Clients may connect from now on; they wait until the server accepts them.
+        """Opens the socket. Clients may connect from now on, and wait until the server accepts them.
 
         Raises:
             OSError: the address cannot be used; the message names it and the reason.

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 WRITE_BYTES = 2**20
 """A body is written to disk in blocks of about this size."""
 DESCRIPTION_BYTES = 65_536
-"""Largest body that describes something."""
+"""Largest body that only describes an upload or a token."""
 SLOWEST = 8 * 1024
-"""Bytes a second that a body must average after twice the longest allowed silence."""
+"""Lowest average rate of a body, in bytes per second, once twice the longest allowed silence has passed."""
 
 
 @dataclass(frozen=True, slots=True)

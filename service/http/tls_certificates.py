@@ -1,4 +1,4 @@
-"""Certificates for https, which fal's Python client insists on: a local authority, or the user's own files."""
+"""Certificates for https, which fal's Python client requires: from a local authority, or the user's own files."""
 
 import datetime
 import ipaddress
@@ -17,18 +17,18 @@ from ...runtime.errors import InvalidRequest, reason_of
 
 YEARS = datetime.timedelta(days=3650)
 FAL_HOSTS = ("fal.run", "queue.fal.run", "rest.fal.ai", "v3.fal.media")
-"""For clients that reach this server under fal's own names."""
+"""fal's own host names, for clients that reach this server under them."""
 
 
 def local_certificate(folder: Path, names: tuple[str, ...] = ()) -> tuple[Path, Path, Path]:
     """Creates an authority and a certificate for this machine, once.
 
     Args:
-        folder: keeps them.
-        names: more host names or addresses of this server.
+        folder: where their files are kept.
+        names: further host names or addresses of this server.
 
     Returns:
-        The files of the authority, which clients have to trust, of the certificate, and of its key.
+        Paths of the authority (clients have to trust it), of the certificate, and of its key.
     """
     authority, certificate, key = folder / "ca.pem", folder / "server.pem", folder / "server.key"
     wanted = sorted({"localhost", "127.0.0.1", "::1", *FAL_HOSTS, *names})
@@ -44,7 +44,7 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """Returns a context with a certificate and its key, both in PEM files.
 
     Raises:
-        InvalidRequest: a file cannot be used; names `tls_certificate` or `tls_key`.
+        InvalidRequest: a file cannot be used; the field is `tls_certificate` or `tls_key`.
     """
     _check_pem("tls_certificate", certificate, x509.load_pem_x509_certificates, "certificate")
     _check_pem("tls_key", key, lambda pem: load_pem_private_key(pem, None), "key without a password")

@@ -1,1 +1,1 @@
-"""Requests to other hosts: which addresses are allowed, downloads of keyframes, deliveries of webhooks."""
+"""Requests to other hosts: allowed addresses, downloads of keyframes, deliveries of webhooks."""

@@ -1,4 +1,4 @@
-"""HTTP to URLs that callers give: only to public hosts, and limited in time and bytes."""
+"""HTTP requests to URLs from callers: only to public hosts, and limited in time and bytes."""
 
 import asyncio
 import ssl
@@ -53,21 +53,21 @@ def guarded_client(
     certificates: ssl.SSLContext | None = None,
     resolver: Resolve = resolve,
 ) -> httpx.AsyncClient:
-    """Returns a client for URLs that callers give, as `check_url` parses them.
+    """Returns a client for URLs from callers, which `check_url` has parsed.
 
     It follows no redirects (the location is in `response.extensions`), keeps no cookies and ignores proxies. A request
     raises `AddressRefused`, which is an `httpx.ConnectError`, if the URL leads to an address that is not public, has a
-    scheme other than http and https, or holds a password. Its whole time and the size of the response are not limited;
-    `fetch` limits them.
+    scheme other than http and https, or holds a password. The client does not limit the total time and the size of the
+    response; `fetch` does.
 
     Args:
         allow: host names, addresses or networks that may be reached even if they are not public.
         seconds: longest wait for a connection, or for more of the response.
-        certificates: whom to trust; None means certifi, or what SSL_CERT_FILE names.
-        resolver: resolves host names; tests bring their own.
+        certificates: the authorities to trust; None means certifi's, or those in SSL_CERT_FILE.
+        resolver: resolves host names; tests pass their own.
 
     Raises:
-        InvalidRequest: an entry of `allow` is none of these.
+        InvalidRequest: an entry of `allow` is not a host name, address or network.
     """
     transport = _GuardedTransport(certificates or _certificates(), GuardedBackend(Allowed.parse(allow), resolver))
     return httpx.AsyncClient(
@@ -94,12 +94,12 @@ async def fetch(
 
     Args:
         url: http or https.
-        file: takes the bytes.
+        file: receives the bytes.
         limit_bytes: largest response.
         seconds: longest time in total.
         redirects: how many are followed.
         allow: as `guarded_client` takes it.
-        resolver: resolves host names; tests bring their own.
+        resolver: resolves host names; tests pass their own.
 
     Raises:
         FetchTooLarge: the response is larger.
@@ -118,17 +118,17 @@ async def fetch(
         raise FetchError(f"it takes longer than {seconds:g} seconds") from None
     except httpx.TimeoutException as error:
         raise FetchError(f"it takes longer than {seconds:g} seconds", repr(error)) from None
-    except httpx.ConnectError as error:  # one message for every reason, so that nobody can map the inside
+    except httpx.ConnectError as error:  # one message for every reason, so that nobody can map the internal network
         raise FetchError("its host cannot be reached, or is not public", str(error)) from None
     except httpx.HTTPError as error:
         raise FetchError("its host broke off, or does not speak HTTP", repr(error)) from None
 
 
 def check_url(url: str) -> httpx.URL:
-    """Parses a URL that a caller gives.
+    """Parses a URL from a caller.
 
     Raises:
-        FetchError: the URL is not http or https, is too long, or holds a password.
+        FetchError: the URL is not http or https, is too long, or holds a user name or a password.
     """
     if len(url) > MAX_URL:
         raise FetchError(f"it is longer than {MAX_URL} characters")
@@ -175,10 +175,10 @@ async def _save(response: httpx.Response, file: BinaryIO, limit: int) -> None:
 
 
 def _from_outside(response: httpx.Response) -> bool:
-    """Whether the response came from a public address, not from one that `allow` lets through."""
+    """Returns whether the response came from a public address, not from one that only `allow` permits."""
     stream = response.extensions.get("network_stream")
-    where = stream.get_extra_info("server_addr") if stream is not None else None
-    return where is not None and is_public(ip_address(where[0]))
+    address = stream.get_extra_info("server_addr") if stream is not None else None
+    return address is not None and is_public(ip_address(address[0]))
 
 
 class _GuardedTransport(httpx.AsyncBaseTransport):
@@ -211,7 +211,7 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
                     extensions=request.extensions,
                 )
             )
-        # httpx would keep cookies, and fails on a location that is no URL even if it does not follow it
+        # httpx would keep cookies, and it fails on an invalid location even if it does not follow redirects
         headers = httpx.Headers([one for one in response.headers if one[0].lower() != b"set-cookie"])
         extensions = dict(response.extensions)
         if "Location" in headers:

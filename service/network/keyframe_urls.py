@@ -38,9 +38,9 @@ async def save_keyframe(
     Args:
         service: whose files and limits are used.
         url: `data:`, http or https, as the caller gave it.
-        file: takes the bytes. The runner checks later whether they are an image.
+        file: receives the bytes. The runner checks later whether they are an image.
         field: field of the input, for errors.
-        own_bases: base URLs of this server; `Settings.public_url` is always one.
+        own_bases: base URLs of this server, in addition to `Settings.public_url`.
 
     Raises:
         ServiceError: 422 `file_download_error` or `file_too_large`.
@@ -102,9 +102,9 @@ def _data_of(url: str) -> bytes | None:
 
 
 async def _own_file(service: "Service", url: str) -> tuple[FileRow, str] | None:
-    """Returns a file of this server and the name that the URL gives it.
+    """Returns the file of this server that a URL means, and the name in the URL; None if it means another file.
 
-    The id alone decides, since it is 128 random bits. Callers may know this server by many hosts and ports.
+    Only the id is compared, since it is 128 random bits. Callers may know this server by many hosts and ports.
     """
     with suppress(ValueError):  # not a URL; the download reports that
         parts = urlsplit(url)
@@ -116,7 +116,7 @@ async def _own_file(service: "Service", url: str) -> tuple[FileRow, str] | None:
 
 
 def _is_below(url: str, bases: tuple[str, ...]) -> bool:
-    """Whether a URL is that of a file of this server, which may not exist."""
+    """Returns whether a URL has the form of a file's URL on this server. The file may not exist."""
     with suppress(ValueError):
         parts = urlsplit(url)
         for base in bases:
@@ -128,7 +128,7 @@ def _is_below(url: str, bases: tuple[str, ...]) -> bool:
 
 
 def _authority(parts: SplitResult) -> tuple[str | None, int | None]:
-    # TLS may end at this server or at a proxy ahead of it
+    # TLS may end at this server or at a proxy in front of it
     return parts.hostname, None if parts.port in (80, 443) else parts.port
 
 

@@ -1,4 +1,4 @@
-"""Which addresses a caller's URL may lead to, and connections that only go there."""
+"""The addresses that a caller's URL may lead to, and connections that go nowhere else."""
 
 import asyncio
 import socket
@@ -15,12 +15,12 @@ from ...runtime.errors import InvalidRequest
 
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
-"""Returns the addresses of a host name and port, as text."""
+"""A function that returns the addresses of a host name and port, as text."""
 
 MAX_ADDRESSES = 4
-"""How many addresses of a host are tried."""
+"""Most addresses of a host that are tried."""
 ADDRESS_SECONDS = 3.0
-"""How long one of several addresses may take to accept a connection."""
+"""Longest time to connect to one of several addresses."""
 
 # IANA's registries of special-purpose addresses, and multicast
 _NOT_PUBLIC_4 = [
@@ -55,7 +55,7 @@ _NOT_PUBLIC_6 = [
 ]
 _NAT64 = IPv6Network("64:ff9b::/96")
 
-_resolvers = ThreadPoolExecutor(8, thread_name_prefix="resolver")  # slow names must not occupy other threads
+_resolvers = ThreadPoolExecutor(8, thread_name_prefix="resolver")  # slow lookups must not occupy other threads
 
 
 class AddressRefused(httpx.ConnectError):
@@ -63,7 +63,7 @@ class AddressRefused(httpx.ConnectError):
 
 
 def is_public(address: Address) -> bool:
-    """Tells whether an address belongs to the public internet."""
+    """Returns whether an address belongs to the public internet."""
     address = _unmapped(address)
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_4)
@@ -71,7 +71,7 @@ def is_public(address: Address) -> bool:
 
 
 def _unmapped(address: Address) -> Address:
-    """Returns the IPv4 address that an IPv6 address stands for, mapped or by NAT64; otherwise the address itself."""
+    """Returns the IPv4 address inside an IPv6 address, mapped or by NAT64; otherwise the address itself."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
@@ -92,7 +92,7 @@ class Allowed:
         """Reads host names, addresses and networks.
 
         Raises:
-            InvalidRequest: an entry is none of these.
+            InvalidRequest: an entry is none of the three.
         """
         names, networks = set(), []
         for entry in entries:
@@ -107,7 +107,7 @@ class Allowed:
         return cls(frozenset(names), tuple(networks))
 
     def may_reach(self, host: str, address: Address) -> bool:
-        """Tells whether a host may be reached at this address."""
+        """Returns whether connections to a host may go to this address."""
         if _host(host) in self.names or is_public(address):
             return True
         return any(one in network for network in self.networks for one in (address, _unmapped(address)))
@@ -125,16 +125,16 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 def _resolve(host: str, port: int) -> list[str]:
-    # turns every spelling that the system accepts (0x7f.1, 2130706433) into the plain address
+    # normalises every spelling that the system accepts (0x7f.1, 2130706433)
     return [str(where[0]) for *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to the very address that was checked, so that a name cannot lead elsewhere a moment later.
+    """Connects to exactly the address that was checked, so that a name cannot resolve to another one a moment later.
 
     Args:
-        allowed: what may be reached even if it is not public.
-        resolver: resolves host names; tests bring their own.
+        allowed: hosts and networks that may be reached even if they are not public.
+        resolver: resolves host names; tests pass their own.
     """
 
     def __init__(self, allowed: Allowed, resolver: Resolve = resolve) -> None:
@@ -154,7 +154,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
         Raises:
             AddressRefused: one of the host's addresses is not public.
-            httpcore.ConnectError, httpcore.ConnectTimeout: it cannot be reached.
+            httpcore.ConnectError, httpcore.ConnectTimeout: the host cannot be reached.
         """
         until = time.monotonic() + (60.0 if timeout is None else timeout)
         addresses = (await self._addresses(host, port, until))[:MAX_ADDRESSES]
@@ -189,7 +189,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectTimeout(f"{host} was not resolved in time") from None
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(f"{host} cannot be resolved") from error
-        # one private address refuses the host: otherwise a name with two could be retried until it leads inside
+        # one private address is enough to refuse the host: otherwise retries of a name with two would reach it
         for text in found:
             if not self._allowed.may_reach(host, ip_address(text)):
                 raise AddressRefused(f"{host} leads to {text}, which is not public")

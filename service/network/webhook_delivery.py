@@ -1,4 +1,4 @@
-"""Delivers webhooks: signed, apart from the requests, and retried for a limited time."""
+"""Delivers webhooks: signed, independent of the requests, and retried for a limited time."""
 
 import asyncio
 import logging
@@ -19,18 +19,18 @@ from .public_addresses import AddressRefused
 
 TICK_SECONDS = 0.25
 MOST, AT_ONCE = 64, 8
-"""Deliveries that run at once: in all, and about how many to one host."""
+"""Most deliveries that run at once: in total, and (approximately) to one host."""
 
 log = logging.getLogger("sparsectrl_lcm.service")
 
 
 class Webhooks:
-    """Calls the webhooks of requests that have ended. The store has the list, so that no crash loses one."""
+    """Calls the webhooks of requests that have ended. The list is in the store, so that no crash loses one."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self._task: asyncio.Task[None] | None = None
-        self._running: dict[asyncio.Task[None], str] = {}  # and the host of each
+        self._running: dict[asyncio.Task[None], str] = {}  # task -> its host
         self._ended = asyncio.Event()
 
     async def start(self) -> None:
@@ -38,7 +38,7 @@ class Webhooks:
         self._task = asyncio.ensure_future(self._deliver())
 
     async def stop(self) -> None:
-        """Stops. Deliveries that are running are made again later."""
+        """Stops. Running deliveries are repeated later."""
         if self._task is not None:
             tasks = [*self._running, self._task]
             for task in tasks:
@@ -64,7 +64,7 @@ class Webhooks:
                         await asyncio.wait_for(self._ended.wait(), TICK_SECONDS)
 
     async def _due(self) -> list[WebhookRow]:
-        """Returns the deliveries to begin now. A slow receiver gets only a few at once; the others get the rest."""
+        """Returns the deliveries to begin now. A slow receiver gets only a few at once and leaves room for others."""
         room = min(AT_ONCE, MOST - len(self._running))
         if room <= 0:
             return []
@@ -90,7 +90,7 @@ class Webhooks:
                 status, final = await self._post(client, row.url, request)
             if not 200 <= status < 300:
                 error = f"HTTP {status}"
-        except Exception as failure:  # whatever a receiver does counts as an attempt
+        except Exception as failure:  # every failure of a receiver counts as an attempt
             error, final = type(failure).__name__, isinstance(failure, AddressRefused)
             if not isinstance(failure, httpx.HTTPError | httpx.InvalidURL | TimeoutError | OSError):
                 log.exception("a webhook failed", extra={"request_id": row.request_id})
@@ -104,7 +104,7 @@ class Webhooks:
         await store.call(store.webhook_tried, row.request_id, error, time.time() + wait if again else None)
 
     async def _post(self, client: httpx.AsyncClient, url: str, request: RequestRow) -> tuple[int, bool]:
-        """Returns the status of the response, and whether another attempt is useless: redirects are not followed."""
+        """Returns the status of the response, and whether a retry is useless (redirects are not followed)."""
         body = to_json(payload(request))
         headers = self.service.signer.headers(request.id, user_id(request.key_id), body)
         headers["Content-Type"] = "application/json"

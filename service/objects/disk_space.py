@@ -1,4 +1,4 @@
-"""Space on the disk of the data folder: checked before work is accepted, and reported if it runs out."""
+"""Free space on the disk of the data folder: checked before work is accepted. A full disk becomes a 507."""
 
 import errno
 import shutil
@@ -10,10 +10,10 @@ from ..settings import Settings
 
 
 def check_free_space(settings: Settings) -> None:
-    """Refuses work while space is short: what was accepted before needs the rest.
+    """Refuses new work while space is short, since the work already accepted needs the rest.
 
     Raises:
-        ServiceError: 507.
+        ServiceError: 507 if less than `Settings.free_bytes` are free.
     """
     if shutil.disk_usage(settings.data).free < settings.free_bytes:
         raise _disk_full()
@@ -21,7 +21,7 @@ def check_free_space(settings: Settings) -> None:
 
 @contextmanager
 def disk_full_is_507() -> Iterator[None]:
-    """Turns the system's error for a full disk into the ServiceError that tells the caller."""
+    """Turns the system's error for a full disk into ServiceError 507."""
     try:
         yield
     except OSError as error:

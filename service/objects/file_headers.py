@@ -1,4 +1,4 @@
-"""What a client says about a file (name, content type, lifetime), made safe."""
+"""The name, content type and lifetime of a file in a client's headers, made safe."""
 
 import json
 import math
@@ -20,7 +20,7 @@ _CONTENT_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&
 
 
 def safe_name(text: str | None, content_type: str = OCTETS) -> str:
-    """Makes a file name of letters, digits, "_", "-" and "." from a user's; never empty, never hidden."""
+    """Reduces a user's file name to letters, digits, "_", "-" and "."; never empty, never hidden."""
     name = unicodedata.normalize("NFC", text or "").replace("\\", "/").rpartition("/")[2]
     name = re.sub(r"[^\w.-]+", "_", name).strip("._")
     stem, dot, ending = name.rpartition(".")
@@ -41,7 +41,7 @@ def safe_content_type(text: object) -> str:
 
 
 def name_in_header(headers: Mapping[str, str]) -> str | None:
-    """Returns the file name that a client sent. It is UTF-8, although headers are read as Latin-1."""
+    """Returns the file name that a client sent. Headers are read as Latin-1, but the name is UTF-8."""
     text = headers.get("X-Fal-File-Name")
     if text is None:
         return None
@@ -54,7 +54,7 @@ def lifetime_in_header(headers: Mapping[str, str], default: float | None) -> flo
     """Returns the lifetime in seconds that a client asks for. The header's access rules are ignored: URLs are public.
 
     Raises:
-        ServiceError: 400 if the header is not what fal's clients send.
+        ServiceError: 400 if the header does not have the form that fal's clients send.
     """
     text = headers.get("X-Fal-Object-Lifecycle") or headers.get("X-Fal-Object-Lifecycle-Preference")
     if not text:

@@ -46,32 +46,32 @@ def part_number(text: str) -> int:
 
 
 def keep_part(service: "Service", upload: Upload, number: int, source: Path, size: int, digest: str) -> None:
-    """Stores a part in place of an earlier one of its number. Blocks.
+    """Stores a part and replaces an earlier part of the same number. Blocks.
 
     Args:
         service: whose stores are used.
-        upload: the upload it is a part of.
-        number: its number, from 1 on.
-        source: its bytes.
-        size: how many they are.
+        upload: the upload that the part belongs to.
+        number: the part's number, from 1 on.
+        source: file with its bytes.
+        size: number of bytes.
         digest: their SHA-256 in hex, which is the part's ETag.
 
     Raises:
-        ServiceError: 413 if the parts are too large together, 507 if the disk is full.
+        ServiceError: 413 if the parts together are too large, 507 if the disk is full.
     """
     now, limit = time.time(), service.settings.upload_bytes
     name = f"parts/{upload.file_id}-{number}"
-    # the record of a file, so that it expires like one; an id with a dot has no URL
+    # a part has a file's record, so that it expires like one; an id with a dot has no URL
     row = FileRow(_part_id(upload, number), upload.key_id, digest, OCTETS, size, name, now, now + DAY)
     every = [_part_id(upload, one) for one in range(1, MAX_PARTS + 1)]
-    if not service.store.add_part(row, every, limit):  # ahead of the bytes, so that no crash leaves unknown ones
+    if not service.store.add_part(row, every, limit):  # before the bytes, so that a crash leaves none without a record
         raise ServiceError(413, f"The file is too large; allowed are {limit} bytes", "file_too_large")
     with disk_full_is_507():
         service.files.put(name, source)
 
 
 def complete(service: "Service", upload: Upload, listed: Sequence[tuple[int, str]]) -> FileRow:
-    """Joins parts in the order of their numbers. Blocks; calling it again does no harm.
+    """Joins parts in the order of their numbers. Blocks. A repeated call has no further effect.
 
     Args:
         service: whose stores are used.
@@ -79,7 +79,7 @@ def complete(service: "Service", upload: Upload, listed: Sequence[tuple[int, str
         listed: number and ETag of every part, as `listed_parts` returns them.
 
     Raises:
-        ServiceError: 400 if a part is missing or is not the one that the client sent.
+        ServiceError: 400 if a part is missing, or differs from the one that the client lists.
     """
     if (done := _done(service, upload)) is not None:
         return done
@@ -87,7 +87,7 @@ def complete(service: "Service", upload: Upload, listed: Sequence[tuple[int, str
     parts = []
     for row, number, etag in rows:
         if row is None or row.key_id != upload.key_id:
-            # a client without an answer completes again, while its first call is about to succeed
+            # a client that got no answer may call again while its first call is about to succeed
             if (done := _done(service, upload)) is not None:
                 return done
             raise infrastructure_error("bad_request", f"Part {number} was not uploaded")
@@ -119,10 +119,10 @@ def _part_id(upload: Upload, number: int) -> str:
 
 
 def listed_parts(body: dict[str, object]) -> list[tuple[int, str]]:
-    """Returns number and ETag of the parts that a client lists, in the order of the numbers.
+    """Returns number and ETag of the parts that a client lists, ordered by number.
 
     Raises:
-        ServiceError: 400 if the list is damaged, or a part is missing in it.
+        ServiceError: 400 if the list is invalid or incomplete.
     """
     parts = body.get("parts")
     if not isinstance(parts, list) or not 1 <= len(parts) <= MAX_PARTS:

@@ -1,4 +1,4 @@
-"""Object stores, which hold the bytes of uploads and clips by name: a local folder, or what fsspec reaches."""
+"""Object stores, which hold the bytes of uploads and clips by name: a local folder, or a store behind fsspec."""
 
 import io
 import os
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 COPY_BYTES = 2**20
 BLOCK_BYTES = 4 * 2**20
-"""Bytes of a remote object that one request reads."""
+"""How many bytes of a remote object one request reads."""
 LEFT_SECONDS = 86_400.0
-"""An older part file was left behind by a process that died."""
+"""Part files older than this were left behind by a process that died."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}){0,7}")
 _WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
-"""Stores that show only complete objects. In others an object gets its name after it was written."""
+"""Stores that show only complete objects. In other stores an object is written under another name and then moved."""
 
 
 class Files(Protocol):
-    """Objects by name. The server makes the names: relative, of letters, digits, "_", "-", "." and "/".
+    """Objects by name. The server chooses the names: relative, with letters, digits, "_", "-", "." and "/".
 
     All methods block and may be called from several threads. They raise OSError if the store fails, and ValueError if
     a name is not allowed.
     """
 
     def put(self, name: str, source: BinaryIO | Path | bytes) -> int:
-        """Writes or replaces an object and returns its size. It appears whole or not at all."""
+        """Writes or replaces an object and returns its size. Readers see the whole object or none."""
         ...
 
     def open(self, name: str, start: int = 0) -> BinaryIO:
@@ -64,7 +64,8 @@ def check_name(name: str) -> str:
     """Returns the name if it is allowed.
 
     Raises:
-        ValueError: it is not, for instance because of "..", a leading "/" or ".", "\\" or a control character.
+        ValueError: the name is not allowed, for instance because of "..", a leading "/" or ".", "\\" or a control
+            character.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of an object; allowed are letters, digits, '_', '-', '.' and '/'")
@@ -115,7 +116,7 @@ class FolderFiles:
 
 
 class ObjectFiles:
-    """Objects in a store that fsspec reaches."""
+    """Objects in a store behind fsspec."""
 
     def __init__(self, url: str) -> None:
         self._system: Any
@@ -169,7 +170,7 @@ class ObjectFiles:
 
 
 class _Remote(io.RawIOBase):
-    """Reads an object in ranges. fsspec's own files share one position if they are kept in memory."""
+    """Reads an object in ranges. fsspec's own files share one position in a memory:// store."""
 
     def __init__(self, system: Any, path: str, start: int, size: int) -> None:
         self._system, self._path, self._at, self._size = system, path, start, size
@@ -214,7 +215,7 @@ def _copy(source: BinaryIO | Path | bytes, target: BinaryIO) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes a folder that survives a crash of the machine."""
+    """Creates a folder and syncs it, so that it survives a crash of the machine."""
     if not folder.is_dir():
         if folder.parent != folder:
             _make_folder(folder.parent)

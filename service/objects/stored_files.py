@@ -23,22 +23,22 @@ _FILE_ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
 def new_file_id() -> str:
-    """Returns an id that cannot be guessed. Files are public to everybody who knows their URL."""
+    """Returns an id that cannot be guessed. Everybody who knows a file's URL can fetch it."""
     return token_urlsafe(16)
 
 
 def file_url(base_url: str, row: FileRow) -> str:
-    """Returns the URL of a file below the service's base URL."""
+    """Returns the URL of a file under the service's base URL."""
     return stored_file_url(base_url, row.id, row.name)
 
 
 def etag_of(row: FileRow) -> str:
-    """Returns the ETag of a file. A file that is written again has another object, so another ETag."""
+    """Returns the ETag of a file. A file that is written again gets a new object and so a new ETag."""
     return f'"{hashlib.sha256(row.object_name.encode()).hexdigest()[:32]}"'
 
 
 def has_expired(row: FileRow, now: float) -> bool:
-    """Tells whether the lifetime of a file is over."""
+    """Returns whether the lifetime of a file is over."""
     return row.expires_at is not None and row.expires_at <= now
 
 
@@ -68,7 +68,7 @@ def keep_file(
         name: as `safe_name` returns it.
         content_type: as `safe_content_type` returns it.
         seconds: lifetime; None keeps the file for ever.
-        file_id: id of the file; replaces the owner's file of this id.
+        file_id: id of the file; replaces the owner's file of this id. None means a new id.
 
     Raises:
         ServiceError: 403 if a file of this id belongs to another key, 507 if the disk is full.
@@ -79,7 +79,7 @@ def keep_file(
         raise ServiceError(403, "This file belongs to another key")
     object_name = f"objects/{file_id}-{token_hex(4)}"  # a new one, so that readers of the old one can finish
     now = time.time()
-    # a record ahead of the bytes, which expires in a day: otherwise a crash would leave bytes that nobody knows
+    # record the object before its bytes, for a day: otherwise a crash would leave bytes without a record
     announced = f"{file_id}.{token_hex(4)}"
     service.store.add_file(FileRow(announced, key_id, name, content_type, 0, object_name, now, now + DAY))
     try:
@@ -99,12 +99,12 @@ def keep_file(
 def remove_expired_files(service: "Service", now: float) -> int:
     """Removes expired files, parts of uploads that were not completed within a day, and leftovers of crashes.
 
-    Blocks. Returns how many files and parts it removed.
+    Blocks. Returns the number of files and parts removed.
     """
     removed = 0
-    gone = True
-    while gone and (rows := service.store.expired_files(now)):  # the store returns them in portions
-        gone = False
+    deleted = True
+    while deleted and (rows := service.store.expired_files(now)):  # the store returns 500 at a time
+        deleted = False
         for row in rows:
             try:
                 service.files.delete(row.object_name)
@@ -113,7 +113,7 @@ def remove_expired_files(service: "Service", now: float) -> int:
                 continue
             service.store.delete_file(row.id)
             removed += 1
-            gone = True
+            deleted = True
     for path in service.settings.incoming.glob("*"):
         with suppress(OSError):
             if path.stat().st_mtime < now - DAY:

@@ -1,4 +1,4 @@
-"""An upload: a file to be, which a signed token lets its holder write."""
+"""An upload: a file that does not exist yet, which the holder of a signed token may write."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file to be.
+    """A file that a caller may write.
 
     Attributes:
         key_id: owner of the file.
@@ -42,7 +42,7 @@ class Upload:
         """Returns the upload that a token allows.
 
         Raises:
-            ServiceError: 403, the token is forged, has expired, or is for another file.
+            ServiceError: 403 if the token is forged, has expired, or is for another file.
         """
         upload = cls(**read_token(secret, kind, token, time.time()))
         if upload.file_id != file_id:

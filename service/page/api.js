@@ -2,7 +2,7 @@
 export const APP = "fal-ai/animatediff-sparsectrl-lcm";
 const QUEUE = `/queue/${APP}`;
 
-/** An error response: one line, and the fields of the input that are wrong. */
+/** An error response: a message, and the wrong fields of the input. */
 export class ApiError extends Error {
   constructor(status, body) {
     const detail = body?.detail;
@@ -38,17 +38,17 @@ export async function submit(key, input) {
 
 export const cancel = (key, id) => call(key, `${QUEUE}/requests/${id}/cancel`, { method: "PUT" });
 
-/** Returns the result. The seed stays text, since JavaScript's numbers cannot hold all its digits. */
+/** Returns the result. The seed stays text, since JavaScript numbers cannot hold all its digits. */
 export async function result(key, id) {
   const text = await (await call(key, `${QUEUE}/requests/${id}`)).text();
   return { ...JSON.parse(text), seed: /"seed":(-?\d+)/.exec(text)[1] };
 }
 
-/** Returns what the server says about itself. */
+/** Returns the server's description of itself. */
 export const about = async () => (await call("", "/page/about.json")).json();
 
-/** Yields every state of a request until it has ended. Connects again if the stream breaks. */
-export async function watch(key, id, tell) {
+/** Calls `onState` with every state of a request until it has ended. Reconnects if the stream breaks. */
+export async function watch(key, id, onState) {
   for (;;) {
     try {
       const answer = await call(key, `${QUEUE}/requests/${id}/status/stream?logs=1`);
@@ -61,7 +61,7 @@ export async function watch(key, id, tell) {
         text = events.pop();
         for (const event of events.filter(one => one.startsWith("data: "))) {
           const state = JSON.parse(event.slice(6));
-          tell(state);
+          onState(state);
           if (state.status === "COMPLETED") return;
         }
       }

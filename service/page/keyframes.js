@@ -1,4 +1,4 @@
-// Three keyframes: each has a canvas to draw on or to drop a picture on, and a frame.
+// Three keyframes. Each has a frame and a canvas for drawing and for dropped pictures.
 import { FRAMES, Timeline } from "./timeline.js";
 
 const SIDE = 512;
@@ -12,7 +12,7 @@ export class Keyframes {
       this.timeline.show();
     });
     document.addEventListener("paste", event => this.take(event.clipboardData));
-    // without this a picture dropped beside them would replace the page
+    // otherwise the browser would open a picture dropped beside them in place of the page
     document.addEventListener("dragover", event => event.preventDefault());
     document.addEventListener("drop", event => {
       event.preventDefault();
@@ -30,7 +30,7 @@ export class Keyframes {
     return this.slots.filter(slot => !slot.empty);
   }
 
-  /** Returns a frame that has two keyframes, if there is one. */
+  /** Returns a frame with two keyframes, if there is one. */
   clash() {
     const frames = this.given().map(slot => slot.frame);
     return frames.find((frame, place) => frames.indexOf(frame) < place);

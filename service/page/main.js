@@ -5,12 +5,12 @@ import { javascript, python } from "./snippets.js";
 const $ = id => document.getElementById(id);
 const keyframes = new Keyframes($("keyframes"), $("timeline"));
 let running = null;
-/** Aborts what happens before there is a request to cancel. */
+/** Aborts the uploads and the submission, before there is a request to cancel. */
 let beginning = null;
 
-/** Names of the input's fields on the page. */
+/** Labels of the input's fields on the page. */
 const LABELS = {
-  prompt: "Prompt", negative_prompt: "What it should not show", controlnet_type: "Keyframes",
+  prompt: "Prompt", negative_prompt: "Negative prompt", controlnet_type: "Keyframes",
   num_inference_steps: "Steps", guidance_scale: "Guidance", seed: "Seed",
 };
 for (const slot of [0, 1, 2]) {
@@ -18,7 +18,7 @@ for (const slot of [0, 1, 2]) {
   LABELS[`keyframe_${slot}_image_url`] = `Picture of keyframe ${slot + 1}`;
 }
 
-/** Takes the key from the address, once, and keeps it in this tab. */
+/** Moves the key from the address into this tab's storage. */
 function takeKey() {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
   if (given) {
@@ -52,8 +52,8 @@ function seed(text) {
 const wrong = (message, ...fields) => Object.assign(new Error(message), { fields });
 
 function fail(error) {
-  const told = error.details?.map(({ field, message }) => field === "body" ? message : `${LABELS[field] ?? field}: ${message}`);
-  $("error").textContent = told?.length ? told.join("\n") : error.message;
+  const lines = error.details?.map(({ field, message }) => field === "body" ? message : `${LABELS[field] ?? field}: ${message}`);
+  $("error").textContent = lines?.length ? lines.join("\n") : error.message;
   $("error").hidden = false;
   const names = error.status === 401 ? ["key"] : error.fields ?? [];
   for (const name of names) $(name)?.setAttribute("aria-invalid", "true");
@@ -84,7 +84,7 @@ function show(state) {
   }
 }
 
-async function tellCode(input) {
+async function showCode(input) {
   const { tls_port } = await about();
   $("python").textContent = python(input, location.origin, tls_port);
   $("javascript").textContent = javascript(input, location.origin);
@@ -117,9 +117,9 @@ async function follow(id) {
 async function make() {
   if (running || beginning) return;
   settle();
-  if (!$("prompt").value.trim()) return fail(wrong("Prompt: say what the clip shows.", "prompt"));
+  if (!$("prompt").value.trim()) return fail(wrong("Prompt: describe the clip.", "prompt"));
   const clash = keyframes.clash();
-  if (clash !== undefined) return fail(wrong(`Two keyframes stand on frame ${clash}.`));
+  if (clash !== undefined) return fail(wrong(`Two keyframes are on frame ${clash}.`));
   beginning = new AbortController();
   const { signal } = beginning;
   busy(true);
@@ -130,9 +130,9 @@ async function make() {
       input[`keyframe_${slot.slot}_image_url`] = await upload(key(), await slot.blob(), signal);
       input[`keyframe_${slot.slot}_index`] = slot.frame;
     }
-    await tellCode(input);
+    await showCode(input);
     signal.throwIfAborted();
-    const { request_id } = await submit(key(), input);  // not aborted: it may be accepted, and would run unseen
+    const { request_id } = await submit(key(), input);  // not aborted: an accepted request would run unseen
     if (signal.aborted) await cancel(key(), request_id).catch(() => {});
     beginning = null;
     await follow(request_id);

@@ -1,7 +1,7 @@
 // A request as code for fal's Python and JavaScript clients.
 import { APP } from "./api.js";
 
-/** fal's Python client only speaks https, so all URLs get the https port, those of files too. */
+/** fal's Python client only speaks https, so all URLs get the https port, also those of files. */
 export function python(input, origin, tlsPort) {
   const { protocol, hostname, host } = new URL(origin);
   const secure = protocol === "https:" ? host : `${hostname}:${tlsPort ?? "TLS_PORT"}`;
@@ -18,7 +18,7 @@ print(result["video"]["url"])
 `;
 }
 
-/** Seeds that JavaScript's numbers cannot hold stay text. */
+/** Seeds that JavaScript numbers cannot hold stay text. */
 export function javascript(input, origin) {
   const text = JSON.stringify(input, null, 2).replace(/\n/g, "\n  ");
   return `// export FAL_KEY=...

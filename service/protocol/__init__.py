@@ -1,1 +1,1 @@
-"""fal's wire protocol: what bodies hold, what answers look like, and the OpenAPI document."""
+"""fal's wire protocol: request bodies, responses, and the OpenAPI document."""

@@ -13,12 +13,12 @@ KEYFRAMES = (0, 1, 2)
 LAST = 15
 """Index of the last frame."""
 MOST_VALUES = 20_000
-"""Most values in one body: more than any prompt has commas, and few enough to be parsed in milliseconds."""
+"""Most values in one body, counted by brackets and commas: more than any prompt has, and parsed in milliseconds."""
 MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 """Seeds that torch's generators accept. A negative seed means the seed plus 2**64."""
 
 KINDS = {"literal_error": "one_of", "int_parsing_size": "int_parsing"}
-"""pydantic's names of errors for which fal has another name."""
+"""pydantic's error types that have another name in fal's protocol."""
 
 
 class Input(BaseModel):
@@ -91,8 +91,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """Returns the object in the body of a request. An empty body is an empty object.
 
     Raises:
-        ServiceError: 422: `json_invalid`, `dict_type` if it is not an object, `too_long` if it has more values than an
-            input could need.
+        ServiceError: 422: `json_invalid`, `dict_type` if the body is not an object, `too_long` if it has more than
+            `MOST_VALUES` values.
     """
     if not body.strip():
         return {}
@@ -114,11 +114,11 @@ def parse_input(value: Mapping[str, Any], prompt_characters: int) -> Input:
     """Parses and checks an input.
 
     Args:
-        value: the input, values of JSON.
+        value: the input, as JSON values.
         prompt_characters: longest prompt.
 
     Raises:
-        ServiceError: 422, with every field that is wrong.
+        ServiceError: 422 that lists every wrong field.
     """
     try:
         parsed = Input.model_validate(dict(value))

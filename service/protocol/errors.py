@@ -1,4 +1,4 @@
-"""Errors of the service, in the two shapes that fal's clients read: one line, or a list of fields."""
+"""Errors of the service, in the two forms that fal's clients read: one line, or a list of fields."""
 
 from typing import Any
 
@@ -44,9 +44,9 @@ class ServiceError(Exception):
 
 
 def headers_of(status: int, body: Any) -> dict[str, str]:
-    """Returns the headers of a result, which are the same at once and later.
+    """Returns the headers of a result. They are the same for a direct response and for a result fetched later.
 
-    An error of the model is fal's list of fields. If its status is 500 or more, another attempt may succeed.
+    An error of the model has fal's list of fields. If its status is 500 or more, a retry may succeed.
     """
     detail = body.get("detail") if isinstance(body, dict) and status >= 400 else None
     if isinstance(detail, list) and detail:
@@ -60,12 +60,12 @@ def headers_of(status: int, body: Any) -> dict[str, str]:
 
 
 def infrastructure_error(error_type: str, detail: str) -> ServiceError:
-    """Returns an error that is not the model's, by fal's name."""
+    """Returns an error that the model did not cause, by fal's name of it."""
     return ServiceError(STATUS_OF_TYPE[error_type], detail, error_type)
 
 
 def model_error(status: int, kind: str, message: str) -> ServiceError:
-    """Returns an error of the model that belongs to no field."""
+    """Returns an error of the model that concerns no single field."""
     return ServiceError(status, [field_detail(None, message, kind)])
 
 
@@ -79,7 +79,7 @@ def field_error(
 def field_detail(
     field: str | None, message: str, kind: str, context: dict[str, Any] | None = None, value: Any = None
 ) -> dict[str, Any]:
-    """Returns one entry of fal's list of fields, without the value if it is long."""
+    """Returns one entry of fal's list of fields. Texts of more than 200 characters are left out."""
     detail: dict[str, Any] = {
         "loc": ["body"] if field is None else ["body", field],
         "msg": message,
@@ -99,7 +99,7 @@ def not_found() -> ServiceError:
 
 
 def failed(error: ServiceError) -> Outcome:
-    """Returns the outcome of a request that fails: the status names the error, and the result is its response."""
+    """Returns the outcome of a request that failed with this error."""
     detail = error.body.get("detail")
     kind = error.error_type or (str(detail[0]["type"]) if isinstance(detail, list) and detail else None)
     return Outcome(error.status, error.body, str(error), kind)

@@ -1,4 +1,4 @@
-"""The endpoint's OpenAPI document, in the shape that fal publishes."""
+"""The endpoint's OpenAPI document, in the form that fal publishes."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ def _schemas() -> dict[str, Any]:
 
 
 def _as_3_0(about: dict[str, Any]) -> dict[str, Any]:
-    """Rewrites a property for OpenAPI 3.0, which has no type null."""
+    """Rewrites a property for OpenAPI 3.0, which has no null type."""
     choices = about.get("anyOf", [])
     if NULL not in choices:
         return about

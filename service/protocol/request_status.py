@@ -1,4 +1,4 @@
-"""The body of a status answer."""
+"""The body of a status response."""
 
 import base64
 from datetime import UTC, datetime
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from ..queue.request_states import View
 
 WANTS_LOGS = {"1", "true", "True"}
-"""Values of the query's `logs` that ask for the log."""
+"""Values of the query parameter `logs` that ask for the log."""
 
 
 def status_of(view: "View", links: dict[str, str], position: int, logs_from: int | None) -> tuple[int, dict[str, Any]]:
-    """Describes how far a request is.
+    """Describes the state of a request.
 
     Args:
         view: the request.
@@ -41,7 +41,7 @@ def status_of(view: "View", links: dict[str, str], position: int, logs_from: int
 
 
 def preview_uri(preview: bytes) -> str:
-    """Returns a preview, which is a JPEG, as a data URI."""
+    """Returns a preview (a JPEG) as a data URI."""
     return "data:image/jpeg;base64," + base64.b64encode(preview).decode()
 
 

@@ -1,4 +1,4 @@
-"""Responses that every client can read: JSON in ASCII only, so that no chunk splits a character and no string fails."""
+"""Responses that every client can read: JSON in pure ASCII, so that no chunk splits a character and no string fails."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from .errors import headers_of
 EVENT_STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Headers of server-sent events. They keep proxies from buffering the events."""
 PING_SECONDS, PING = 10.0, b": ping\n\n"
-"""After so much silence a stream gets a comment, so that nobody takes it for dead."""
+"""Seconds of silence after which a stream sends a comment, so that nobody takes it for dead; and the comment."""
 
 
 def to_json(value: Any) -> bytes:

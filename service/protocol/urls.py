@@ -4,17 +4,17 @@ import re
 from urllib.parse import quote
 
 QUEUE_PREFIX = "/queue"
-"""Under this prefix a POST to the endpoint is a submission; the rest of the path is as without it."""
+"""A POST to the endpoint under this prefix is a submission. Other paths mean the same with and without it."""
 
 
 def request_urls(base_url: str, endpoint: str, request_id: str) -> dict[str, str]:
-    """Returns the URLs of a request that clients follow."""
+    """Returns the URLs of a request, as clients get them."""
     response = f"{base_url}/{endpoint}/requests/{request_id}"
     return {"response_url": response, "status_url": f"{response}/status", "cancel_url": f"{response}/cancel"}
 
 
 def request_path(endpoint: str) -> re.Pattern[str]:
-    """Matches the path of a request, or below it; group 1 is the request's id, group 2 what follows it."""
+    """Returns a pattern for a request's path and the paths below it. Group 1 is the request's id, group 2 the rest."""
     return re.compile(rf"/{re.escape(endpoint)}/requests/([0-9A-Za-z-]{{1,64}})(/.*)?")
 
 

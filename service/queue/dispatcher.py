@@ -21,11 +21,11 @@ from .job_preparation import Preparation, Preparations, Prepared
 from .request_states import View
 
 AHEAD = 3
-"""Requests that are prepared before their turn. Slow ones let the next ones pass."""
+"""How many requests are prepared before their turn. Slow ones let the next ones pass."""
 SLOW, SLOW_OF_KEY = 24, 6
-"""Slow preparations that may run besides: in all, and of one API key. The key's next requests wait for these."""
+"""Most slow preparations that run in addition: in total, and of one API key, whose next requests wait for these."""
 CLAIMED_AT_ONCE = 3
-"""Requests that are claimed at once: one is at the runner while the clips of others are stored."""
+"""Most requests that are claimed at once: one is at the runner while the clips of others are stored."""
 TICK_SECONDS = 1.0
 READY_SECONDS = 0.1
 """How soon the dispatcher notices that the runner is ready or a preparation is slow."""
@@ -36,7 +36,7 @@ log = logging.getLogger("sparsectrl_lcm.service")
 
 
 class Dispatcher:
-    """Takes waiting requests in order, as soon as the runner is free, and brings each to its end."""
+    """Claims waiting requests in order, as soon as the runner is free, and ends each of them."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -48,7 +48,7 @@ class Dispatcher:
         self._claimed: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begins. Requests that an earlier process left running wait again, unless their callers are gone."""
+        """Starts. Requests that an earlier process left running wait again, unless their callers are gone."""
         left = await self._board.give_back()
         await self._board.end_runs()
         if left:
@@ -57,7 +57,7 @@ class Dispatcher:
         self._ticker = asyncio.create_task(self._tick(), name="tick")
 
     async def drain(self, seconds: float) -> None:
-        """Begins nothing more, waits for what runs, and puts the rest back into the queue. May be called again."""
+        """Begins nothing more, waits for running requests and puts the rest back into the queue. May be repeated."""
         self.service.draining = True
         self._board.arrived.set()
         if self._claimer is not None:
@@ -81,7 +81,7 @@ class Dispatcher:
             try:
                 if await self._begin_next():
                     continue
-            except Exception:  # of the store
+            except Exception:  # from the store
                 log.exception("the store failed")
                 await asyncio.sleep(TICK_SECONDS)
                 continue
@@ -116,7 +116,7 @@ class Dispatcher:
         return False
 
     async def _claim(self, request_id: str, preparation: Preparation) -> View | None:
-        """Claims a request. Returns None if it was cancelled, has expired, or another server has it by now."""
+        """Claims a request. Returns None if it was cancelled, has expired, or was claimed by another server."""
         view = None
         if not preparation.inconclusive:
             view = await self._board.claim(request_id, self.service.settings.lease_seconds)
@@ -155,7 +155,7 @@ class Dispatcher:
             self._board.arrived.set()
 
     async def _attempt(self, view: View, preparation: Preparation) -> Outcome | None:
-        """Makes one attempt. Returns how the request ended; None if it should be tried again."""
+        """Makes one attempt. Returns the outcome, or None if the request should be tried again."""
         slots: tuple[int, ...] = ()
         try:
             prepared = await preparation.task
@@ -231,7 +231,7 @@ class Dispatcher:
 
     async def _renew(self) -> None:
         for request_id in await self._board.renew(self.service.settings.lease_seconds):
-            self.service.runner.cancel(request_id)  # cancelled at another server, or no longer this one's
+            self.service.runner.cancel(request_id)  # cancelled at another server, or taken over by it
 
     async def _measure(self) -> None:
         counts = await self._board.counts()
@@ -241,7 +241,7 @@ class Dispatcher:
 
 
 def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:
-    """What the caller is told about a failed job; `slots` are those of its keyframes in the input."""
+    """Returns the error that the caller gets for a failed job. `slots` are its keyframes' slots in the input."""
     if error.kind == "cancelled":
         return infrastructure_error("client_cancelled", "Request was cancelled")
     if error.kind == "out_of_memory":

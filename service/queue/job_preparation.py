@@ -16,17 +16,17 @@ from ..protocol.urls import QUEUE_PREFIX
 from ..runner import Job
 
 PASS_SECONDS = 0.3
-"""After so long the requests behind a preparation no longer wait for it."""
+"""A preparation that takes longer is slow: the requests behind it no longer wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job that can be run.
+    """A job that is ready to run.
 
     Attributes:
         job: the job.
         seed: as the caller gave it.
-        slots: for each of the job's keyframes the slot of the input, 0 to 2.
+        slots: the slot in the input (0 to 2) of each of the job's keyframes.
     """
 
     job: Job
@@ -36,12 +36,12 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """A job on its way. Whoever has it has to `close` it.
+    """A job that is being prepared. Its holder has to `close` it.
 
     Attributes:
         key_id: the API key of the request.
-        folder: has the job's files.
-        task: its result is None if the request no longer waits.
+        folder: holds the job's files.
+        task: prepares the job. Its result is None if the request no longer waits.
         begun_at: when it began, as `time.monotonic`.
     """
 
@@ -52,7 +52,7 @@ class Preparation:
 
     @property
     def slow(self) -> bool:
-        """Whether it is still running and the requests behind it should pass."""
+        """Whether it is still running and the requests behind it no longer wait for it."""
         return not self.task.done() and time.monotonic() - self.begun_at > PASS_SECONDS
 
     @property
@@ -62,22 +62,22 @@ class Preparation:
 
     @property
     def inconclusive(self) -> bool:
-        """Whether its end says nothing about the request: the request no longer waits, or the store failed."""
+        """Whether its end decides nothing: the request no longer waits, or the store failed."""
         return isinstance(self.task.exception(), SQLAlchemyError) if self.failed else self.task.result() is None
 
     async def close(self) -> None:
-        """Ends it and removes its files."""
+        """Cancels it and removes its files."""
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
 
 class Preparations:
-    """The preparations of the next requests. Nobody has claimed these, so they still count as waiting.
+    """The preparations of the next requests. These are not claimed yet, so they still count as waiting.
 
     Args:
-        service: whose requests they are.
-        ended: is set whenever a preparation ends.
+        service: the service.
+        ended: event that is set whenever a preparation ends.
     """
 
     def __init__(self, service: Service, ended: asyncio.Event) -> None:
@@ -93,18 +93,18 @@ class Preparations:
         return self._of_request[request_id]
 
     def take(self, request_id: str) -> Preparation:
-        """Hands the preparation of a request over to the caller."""
+        """Removes the preparation of a request and returns it; the caller has to close it."""
         return self._of_request.pop(request_id)
 
     def slow(self) -> dict[str, str]:
-        """Returns the API keys of slow preparations by the ids of their requests."""
+        """Returns the slow preparations: request id -> API key."""
         return {request_id: item.key_id for request_id, item in self._of_request.items() if item.slow}
 
     async def keep(self, requests: Mapping[str, str]) -> None:
-        """Begins those that are missing and closes all others, whose requests were cancelled or overtaken.
+        """Begins missing preparations and closes those of all other requests, which were cancelled or overtaken.
 
         Args:
-            requests: the API keys of the next requests by their ids.
+            requests: the next requests: request id -> API key.
         """
         for request_id in self._of_request.keys() - requests.keys():
             await self.take(request_id).close()
@@ -135,7 +135,7 @@ async def _prepare(service: Service, request_id: str, folder: Path) -> Prepared 
         async with asyncio.TaskGroup() as tasks:
             fetched = [tasks.create_task(save(*keyframe)) for keyframe in given.keyframes()]
             del found, given  # data URIs are large, and the other keyframes may be slow
-    except ExceptionGroup as errors:  # the first one ends the others
+    except ExceptionGroup as errors:  # the first error cancels the others
         raise errors.exceptions[0] from None
     job = Job(request_id, options, tuple(task.result() for task in fetched), folder / "clip.mp4")
     return Prepared(job, seed, slots)

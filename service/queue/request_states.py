@@ -23,21 +23,21 @@ SHARED_SECONDS = 0.25
 ORDER_SECONDS = 0.2
 """Longest age of the order of the queue."""
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
-"""Seconds until a failed store is tried again; the wait doubles."""
+"""First and longest wait, in seconds, before a failed store is tried again; the wait doubles."""
 
 log = logging.getLogger("sparsectrl_lcm.service")
 
 
 @dataclass(slots=True)
 class View:
-    """What is known about a request.
+    """The known state of a request.
 
     Attributes:
         row: its record.
         logs: its log.
         loaded_at: when both were read, as `time.monotonic`.
         preview: a JPEG of a frame, while the clip is made here.
-        changed: set at the next change, when a new event takes its place.
+        changed: set at the next change and then replaced by a new event.
     """
 
     row: RequestRow
@@ -51,13 +51,13 @@ class Board:
     """Requests by id. All methods belong to the event loop.
 
     Args:
-        store: has the truth.
-        owner: the name under which this server takes requests.
-        metrics: count every end.
+        store: holds the authoritative state.
+        owner: the name under which this server claims requests.
+        metrics: counts every ended request.
         unstarted_limit: as `SqlStore.submit` takes it.
 
     Attributes:
-        arrived: set if there may be something new to begin.
+        arrived: set if a request may be ready to begin.
     """
 
     def __init__(self, store: SqlStore, owner: str, metrics: Metrics, unstarted_limit: int = 2000) -> None:
@@ -67,8 +67,8 @@ class Board:
         self._metrics = metrics
         self._unstarted_limit = unstarted_limit
         self._views: OrderedDict[str, View] = OrderedDict()
-        self._running: dict[str, View] = {}  # requests that run here; nobody else changes them
-        self._written: dict[str, int] = {}  # how many of their log lines the store has
+        self._running: dict[str, View] = {}  # requests that run here; no other server changes them
+        self._written: dict[str, int] = {}  # number of their log lines in the store
         self._writing = asyncio.Lock()  # for writes that depend on the two above, or change them
         self._loads: dict[str, asyncio.Task[View | None]] = {}
         self._changed_while_loading: set[str] = set()
@@ -77,7 +77,7 @@ class Board:
         self._order_changed = True
 
     async def submit(self, new: NewRequest, *, limit: int, key_limit: int, outcome: Outcome | None = None) -> None:
-        """Adds a request as `SqlStore.submit` does, without fields that the schema does not know."""
+        """Adds a request as `SqlStore.submit` does, without fields that are not in the schema."""
         known = {} if outcome else {name: value for name, value in new.input.items() if name in Input.model_fields}
         new = replace(new, input=known, home=self.owner if new.kind == "run" else None)
         limits = {"limit": limit, "key_limit": key_limit, "unstarted_limit": self._unstarted_limit}
@@ -88,7 +88,7 @@ class Board:
         self.arrived.set()
 
     def known(self, request_id: str) -> View | None:
-        """Returns the view of a request if memory has one that is up to date."""
+        """Returns the view of a request if an up-to-date one is in memory, otherwise None."""
         if request_id in self._running:
             return self._running[request_id]
         view = self._views.get(request_id)
@@ -97,7 +97,7 @@ class Board:
         return view
 
     def position(self, request_id: str) -> int | None:
-        """Returns how many requests wait ahead of a waiting one; None if the store has to be asked."""
+        """Returns how many requests wait ahead of a waiting one; None if only the store knows."""
         if self._order_changed and time.monotonic() - self._order_at > ORDER_SECONDS:
             return None
         return self._order.get(request_id)
@@ -124,7 +124,7 @@ class Board:
         return self._order.get(request_id, 0)
 
     async def change(self, view: View, seconds: float) -> None:
-        """Waits for the next change of a request, at most for so many seconds."""
+        """Waits up to `seconds` for the next change of a request."""
         if self._store.shared and view.row.id not in self._running:
             seconds = min(seconds, SHARED_SECONDS)
         try:
@@ -146,7 +146,7 @@ class Board:
         return await self._store.call(self._store.counts)
 
     async def claim(self, request_id: str, lease_seconds: float) -> View | None:
-        """Takes a request. `log` and `show` may change its view until `finish` or `put_back`."""
+        """Claims a request. `log` and `show` may change its view until `finish` or `put_back`."""
         async with self._writing:
             taken = await self._store.call(self._store.claim, request_id, self.owner, time.time(), lease_seconds)
             if taken is None:
@@ -167,7 +167,7 @@ class Board:
         _wake(view)
 
     async def renew(self, lease_seconds: float) -> list[str]:
-        """Prolongs the leases and writes new log lines; returns the ids of requests to stop."""
+        """Extends the leases and writes new log lines. Returns the ids of requests to stop."""
         async with self._writing:
             held = dict(self._running)
             lines = {request_id: self._unwritten(view) for request_id, view in held.items()}
@@ -179,7 +179,7 @@ class Board:
         return [request_id for request_id in stop if self._running.get(request_id) is held[request_id]]
 
     async def finish(self, view: View, outcome: Outcome) -> int | None:
-        """Ends a request that ran here. Returns the status; None if it no longer belonged to this server."""
+        """Ends a request that ran here. Returns its status, or None if it no longer belonged to this server."""
         ended = await self._let_go(
             view, lambda lines: self._store.finish(view.row, outcome, time.time(), lines), f"status {outcome.status}"
         )
@@ -197,14 +197,14 @@ class Board:
         self.arrived.set()
 
     def abandon(self, view: View) -> None:
-        """Lets go of a request without telling the store; `give_back` finds it later."""
+        """Stops tracking a request without a write to the store; `give_back` finds it later."""
         if self._running.get(view.row.id) is view:
             del self._running[view.row.id], self._written[view.row.id]
             _wake(view)
         self._forget_view(view.row.id)
 
     async def cancel(self, request_id: str, reason: str = "client_cancelled") -> bool:
-        """Ends a waiting request or marks a running one. Returns False if there was nothing to cancel."""
+        """Ends a waiting request, or marks a running one as cancelled. Returns False if it did neither."""
         done = await self._store.call(self._store.cancel, request_id, time.time(), reason)
         if done == "ended":
             self._count(499)
@@ -214,7 +214,7 @@ class Board:
         return done is not None
 
     async def give_back(self) -> list[str]:
-        """Puts requests that nobody works on back into the queue, after a crash or a failure of the store."""
+        """Puts requests that no server works on back into the queue, after a crash or a failure of the store."""
         async with self._writing:
             given = await self._store.call(self._store.give_back, self.owner, list(self._running), time.time())
         for status in given.values():
@@ -234,7 +234,7 @@ class Board:
         self._all_ended(await self._store.call(self._store.expire_waiting, time.time()), 504)
 
     async def forget(self, before: float, private_before: float) -> None:
-        """Deletes requests that ended long ago, as `SqlStore.forget` does, all of them."""
+        """Deletes all requests that ended long ago; calls `SqlStore.forget` until none is left."""
         while gone := await self._store.call(self._store.forget, before, private_before):
             self._forget_views(gone)
 
@@ -269,7 +269,7 @@ class Board:
         return view.logs[self._written.get(view.row.id, 0) :]
 
     async def _let_go(self, view: View, write: Callable[[list[LogRow]], T], what: str) -> T:
-        """Writes how an attempt ended. It retries while the store fails: otherwise the request would stay running."""
+        """Writes the end of an attempt. Retries while the store fails: otherwise the request would stay running."""
         wait = FIRST_WAIT
         try:
             while True:
@@ -297,7 +297,7 @@ class Board:
             self._forget_view(request_id)
 
     def _forget_view(self, request_id: str) -> None:
-        """The store has changed a request: its view is out of date, and whoever waits for a change wakes up."""
+        """Drops the view of a request that has changed in the store, and wakes all who wait for a change."""
         self._order_changed = True
         if request_id in self._loads:
             self._changed_while_loading.add(request_id)

@@ -1,4 +1,4 @@
-"""Turns an HTTP request into a request of the queue."""
+"""Turns an HTTP request into a request in the queue."""
 
 import asyncio
 import dataclasses
@@ -25,16 +25,16 @@ from ..store.records import LOW, NORMAL
 
 OFF = {"0", "false", "no"}
 ON = {"1", "true", "yes"}
-"""Values of fal's headers."""
+"""Values that switch a fal header on."""
 SMALL_BODY = 256 * 1024
-"""Larger bodies wait on disk for their turn in memory."""
+"""Larger bodies wait on disk until there is room in memory."""
 
 
 async def accept(service: Service, request: Request, key_id: str, kind: Literal["queue", "run"]) -> NewRequest:
-    """Puts a request into the queue. As on fal, a submission with wrong input is accepted and fails as its result.
+    """Puts a request into the queue. As on fal, a submission with wrong input is accepted, and its result is the error.
 
     Raises:
-        ServiceError: 400 for a wrong header, 413 for a body that is too large, 422 for a body that is no JSON object
+        ServiceError: 400 for a wrong header, 413 for a body that is too large, 422 for a body that is not a JSON object
             and for a run with wrong input, 429 if too many requests wait, 503 for a run while the server shuts down.
     """
     if kind == "run" and service.draining:
@@ -46,7 +46,7 @@ async def accept(service: Service, request: Request, key_id: str, kind: Literal[
 
 
 def _request_of_headers(service: Service, request: Request, key_id: str, kind: Literal["queue", "run"]) -> NewRequest:
-    """What headers and query say about a request."""
+    """Returns a new request with the options from headers and query."""
     settings, query, headers = service.settings, request.query_params, request.headers
     now = time.time()
     timeout = _timeout(headers.get("X-Fal-Request-Timeout"))
@@ -68,7 +68,7 @@ def _request_of_headers(service: Service, request: Request, key_id: str, kind: L
 
 @asynccontextmanager
 async def _given_input(service: Service, request: Request) -> AsyncIterator[dict[str, Any]]:
-    """Yields the input: the body, or for GET the query. Only a few large ones are in memory at once."""
+    """Yields the input: the body, or the query of a GET. Only a few large bodies are in memory at once."""
     limit = service.settings.body_bytes
     if request.method == "GET":
         yield {name: value for name, value in request.query_params.items() if not name.startswith("fal_")}
@@ -116,7 +116,7 @@ def _timeout(text: str | None) -> float | None:
 
 
 def _webhook(url: str | None, allow: Sequence[str]) -> str | None:
-    """Checks a webhook's URL. An address is checked at once, a name at each delivery."""
+    """Checks the URL of a webhook. An IP address is checked now, a host name at each delivery."""
     if not url:
         return None
     try:
@@ -124,7 +124,7 @@ def _webhook(url: str | None, allow: Sequence[str]) -> str | None:
         urlsplit(url)  # the store reads the host with it
     except (FetchError, ValueError) as error:
         raise infrastructure_error("bad_request", f"fal_webhook: {error}") from None
-    try:  # every spelling that the system accepts as an address, such as 0x7f.1
+    try:  # accepts every spelling of an address that the system does, such as 0x7f.1
         (*_, where), *_ = socket.getaddrinfo(parsed.host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         return url
@@ -138,4 +138,4 @@ def _limit(text: str | None, most: int) -> int:
         return most
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise infrastructure_error("bad_request", "fal_max_queue_length: give a whole number")
-    return int(text) + 1  # so many may wait; the next one is refused
+    return int(text) + 1  # the header's number may wait ahead of this one

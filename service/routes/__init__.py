@@ -1,1 +1,1 @@
-"""The routes, one file for each part of the protocol. A route declares whom it serves; none imports another."""
+"""The routes, one file for each part of the protocol. A route declares who may call it; none imports another."""

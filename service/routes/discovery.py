@@ -1,4 +1,4 @@
-"""What callers may look up: the OpenAPI document, and the keys that verify webhooks."""
+"""Documents for callers: the OpenAPI document, and the keys that verify webhooks."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -13,14 +13,14 @@ router = APIRouter()
 
 @router.get("/.well-known/jwks.json")
 async def jwks(service: CurrentService) -> Response:
-    """The public keys of the webhooks' signatures."""
+    """Returns the public keys that verify the signatures of webhooks."""
     return Json(service.signer.jwks(), headers={"Cache-Control": "public, max-age=3600"})
 
 
 @router.get("/api/openapi/queue/openapi.json")
 @router.get("/openapi.json")
 async def openapi(service: CurrentService, request: Request) -> Response:
-    """The OpenAPI document of the endpoint, as fal publishes it."""
+    """Returns the OpenAPI document of the endpoint, as fal publishes it."""
     endpoint = service.settings.endpoint
     asked = request.query_params.get("endpoint_id", endpoint)
     if asked != endpoint:

@@ -1,4 +1,4 @@
-"""POST to the endpoint: submits a request, or makes a clip while the caller waits, with or without events."""
+"""POST to the endpoint: submits a request, or makes a clip while the caller waits, with or without progress events."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ def make_router(endpoint: str) -> APIRouter:
 
 
 async def submit_or_run(service: CurrentService, key_id: KeyId, request: Request) -> Response:
-    """Submits a request or runs it. Port, host name or prefix decide which."""
+    """Submits a request or runs it, depending on port, host name or prefix."""
     if service.role(request) == "run":
         return await _run(service, request, key_id)
     new = await accept(service, request, key_id, "queue")

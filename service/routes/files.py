@@ -1,4 +1,4 @@
-"""Files for everybody who knows their URL: whole, in ranges, or 304 if the browser still has them."""
+"""Serves files to everybody who knows their URL: whole, in ranges, or 304 if the browser still has them."""
 
 import asyncio
 import re
@@ -21,14 +21,14 @@ CACHE_SECONDS = 3600
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _SHOWN = re.compile(r"(image/(?!svg)[a-z0-9.+-]+|video/[a-z0-9.+-]+|audio/[a-z0-9.+-]+|text/plain)(?<!xml)")
-"""What a browser may show in place. It saves everything that it could execute."""
+"""Content types that a browser may show. It saves all others, since it could execute them."""
 
 router = APIRouter()
 
 
 @router.api_route("/files/{file_id}/{file_name}", methods=["GET", "HEAD"])
 async def get_file(service: CurrentService, request: Request, file_id: str, file_name: str) -> Response:
-    """A file, or a range of it."""
+    """Returns a file, or a range of it."""
     now = time.time()
     row = await find_file(service, file_id)
     if row is None or row.name != file_name or has_expired(row, now):
@@ -64,10 +64,10 @@ async def _chunks(file: BinaryIO, left: int) -> AsyncIterator[bytes]:
 
 def _headers(row: FileRow, now: float) -> dict[str, str]:
     left = CACHE_SECONDS if row.expires_at is None else min(CACHE_SECONDS, int(row.expires_at - now))
-    where = "inline" if _SHOWN.fullmatch(row.content_type) else "attachment"
+    disposition = "inline" if _SHOWN.fullmatch(row.content_type) else "attachment"
     return {
         "Content-Type": row.content_type,
-        "Content-Disposition": f"{where}; filename*=UTF-8''{quote(row.name, safe='')}",
+        "Content-Disposition": f"{disposition}; filename*=UTF-8''{quote(row.name, safe='')}",
         "ETag": etag_of(row),
         "Accept-Ranges": "bytes",
         "Cache-Control": f"public, max-age={left}",
@@ -83,7 +83,7 @@ def _matches(header: str, etag: str) -> bool:
 
 
 def _range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
-    """Returns the first byte and the one after the last. Everything but a single range is ignored (RFC 9110).
+    """Returns the first byte of the range and the byte after its end. Ignores all but a single range (RFC 9110).
 
     Raises:
         ServiceError: 416 if the file has no byte in the range.

@@ -1,4 +1,4 @@
-"""Health, readiness and metrics, for whoever runs the service."""
+"""Health, readiness and metrics, for operators of the service."""
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -11,13 +11,13 @@ router = APIRouter()
 
 @router.get("/healthz")
 async def healthz() -> Response:
-    """The process answers."""
+    """Returns 200 while the process answers."""
     return Json({"status": "ok"})
 
 
 @router.get("/readyz")
 async def readyz(service: CurrentService) -> Response:
-    """A model is loaded and requests are accepted. Anybody may ask, so paths and process ids are left out."""
+    """Returns 200 if a model is loaded and requests are accepted. Needs no key, so it shows no paths or process ids."""
     if service.draining:
         return Json({"status": "draining"}, 503)
     if not service.runner.ready:
@@ -29,5 +29,5 @@ async def readyz(service: CurrentService) -> Response:
 
 @router.get("/metrics")
 async def metrics(service: CurrentService) -> Response:
-    """Metrics in Prometheus' text format."""
+    """Returns the metrics in Prometheus' text format."""
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

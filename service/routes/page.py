@@ -20,14 +20,14 @@ router = APIRouter()
 
 @router.get("/page/about.json")
 async def about(service: CurrentService) -> Response:
-    """What the page cannot find out by itself."""
+    """Returns what the page cannot know by itself."""
     return Json({"tls_port": service.settings.tls_port}, headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/")
 @router.get("/page/{name}")
 async def page(service: CurrentService, request: Request, name: str = "index.html") -> Response:
-    """A file of the page."""
+    """Returns a file of the page."""
     content = FILES.get(name)
     if content is None:
         raise ServiceError(404, f"Path {request.url.path} not found")
@@ -44,7 +44,7 @@ async def page(service: CurrentService, request: Request, name: str = "index.htm
 
 
 def _policy(public_url: str | None) -> str:
-    """Returns the content security policy. Uploads and clips have the public URL, wherever the page was opened."""
+    """Returns the content security policy. It allows the public URL of uploads and clips on any origin of the page."""
     own = "'self'"
     if public_url:
         parts = urlsplit(public_url)

@@ -1,4 +1,4 @@
-"""The path of fal's server-side proxy, for calls that name no allowed target; the others go to their target's route."""
+"""The path of fal's server-side proxy, for calls without an allowed target. Others go to the route of their target."""
 
 from fastapi import APIRouter
 from starlette.routing import Route
@@ -8,7 +8,7 @@ from ..http.middleware.proxy_target import PROXY_PATH
 
 
 class _Refused:
-    """Refuses a call, whatever its method."""
+    """Refuses a call of any method."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise scope["proxy_error"]

@@ -1,4 +1,4 @@
-"""A request of the queue: its status, its states as events, its result, and cancelling it."""
+"""A request in the queue: its status, its states as events, its result, and its cancellation."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ def make_router(endpoint: str) -> APIRouter:
 
 
 async def _own_request(service: CurrentService, key_id: KeyId, request_id: str) -> View:
-    """Returns the caller's request. The key is checked first: people test keys by the status of a random id."""
+    """Returns the caller's request. Checks the key first, since people test keys with the status of a random id."""
     if len(request_id) > 64 or not request_id.isascii() or not request_id.isprintable():
         raise not_found()
     return await service.board.view(request_id, key_id)
@@ -41,19 +41,19 @@ OwnRequest = Annotated[View, Depends(_own_request)]
 
 
 async def status(service: CurrentService, view: OwnRequest, request: Request) -> Response:
-    """How far the request is."""
+    """Returns the state of the request."""
     code, body = await _status(service, request, view, 0 if _wants_logs(request) else None)
     return Json(body, code)
 
 
 async def status_stream(service: CurrentService, view: OwnRequest, request: Request) -> Response:
-    """The request's states as they change, as server-sent events, each with the log lines that are new."""
+    """Sends the request's states as server-sent events when they change, each with the new log lines."""
     events = _states(service, request, view)
     return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
 
 
 async def result(view: OwnRequest) -> Response:
-    """The clip, or the error with which the request ended."""
+    """Returns the clip, or the error that ended the request."""
     outcome = view.row.outcome
     if outcome is None:
         raise ServiceError(400, "Request is still in progress", "bad_request")
@@ -82,7 +82,7 @@ async def _states(service: Service, request: Request, view: View) -> AsyncIterat
     while True:
         changed = view.changed
         _, body = await _status(service, request, view, lines_sent if with_logs else None)
-        lines_sent += len(body.get("logs") or ())  # before sending: lines that come meanwhile are for the next event
+        lines_sent += len(body.get("logs") or ())  # before sending: lines that arrive meanwhile are for the next event
         state = {name: value for name, value in body.items() if name != "logs"}
         if view.preview is not None and view.preview is not preview_sent and view.row.state == "running":
             body["preview"] = preview_uri(view.preview)

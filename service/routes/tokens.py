@@ -1,4 +1,4 @@
-"""Tokens with which a browser may stream for a while without knowing a key."""
+"""Tokens that let a browser stream for a limited time without knowing a key."""
 
 import math
 import time
@@ -15,14 +15,14 @@ from ..protocol.errors import infrastructure_error
 from ..protocol.responses import Json
 
 SECONDS, MOST_SECONDS = 120.0, 3600.0
-"""Lifetime of a token: by default, and at most."""
+"""Lifetime of a token in seconds: default and maximum."""
 
 router = APIRouter()
 
 
 @router.post("/tokens")
 async def token(service: CurrentService, key_id: KeyId, request: Request) -> Response:
-    """A token of the caller's key for some apps, which are named with or without their owner."""
+    """Returns a token of the caller's key for the named apps. A name may have its owner in front or not."""
     body: dict[str, Any] = await read_object(service, request)
     apps, seconds = body.get("allowed_apps"), body.get("token_expiration", SECONDS)
     if not isinstance(apps, list) or not all(isinstance(app, str) for app in apps):

@@ -1,4 +1,4 @@
-"""Uploads as fal's clients make them: with a storage token (Python) or to a signed URL (JavaScript)."""
+"""Uploads from fal's clients: with a storage token (Python) or to a signed URL (JavaScript)."""
 
 import asyncio
 import time
@@ -22,14 +22,14 @@ from ..store import FileRow
 
 TOKEN_SECONDS = 3600.0
 GRACE_SECONDS = 600.0
-"""A token holds so much longer than its client believes, so that an upload which has begun can end."""
+"""A token is valid for this much longer than its client knows, so that an upload that has begun can finish."""
 
 router = APIRouter()
 
 
 @router.post("/storage/auth/token")
 async def storage_token(service: CurrentService, key_id: KeyId, request: Request) -> Response:
-    """A token for uploads with the caller's key (Python)."""
+    """Returns a token for uploads with the caller's key (Python)."""
     expires_at = time.time() + TOKEN_SECONDS
     token = make_token(service.secret, "bearer", {"key_id": key_id}, expires_at + GRACE_SECONDS)
     return JSONResponse(
@@ -44,7 +44,7 @@ async def storage_token(service: CurrentService, key_id: KeyId, request: Request
 
 @router.post("/files/upload")
 async def upload_file(service: CurrentService, key_id: UploaderKeyId, request: Request) -> Response:
-    """Takes a whole file (Python)."""
+    """Stores a whole file (Python)."""
     row = await _receive(service, request, _upload_in_headers(service, request, key_id))
     url = file_url(service.base_url(request), row)
     return JSONResponse({"access_url": url, "url": url})
@@ -60,7 +60,7 @@ async def start_multipart(service: CurrentService, key_id: UploaderKeyId, reques
 
 @router.put("/files/{file_id}/{file_name}/multipart/{upload_id}/{number}")
 async def upload_part(service: CurrentService, upload: OwnParts, request: Request, number: str) -> Response:
-    """Takes a part (Python)."""
+    """Stores a part (Python)."""
     return await _receive_part(service, request, upload, part_number(number))
 
 
@@ -73,7 +73,7 @@ async def complete_multipart(service: CurrentService, upload: OwnParts, request:
 
 @router.post("/storage/upload/initiate")
 async def initiate(service: CurrentService, key_id: KeyId, request: Request) -> Response:
-    """Returns a URL to upload a file to, and its later URL (JavaScript; Python as its second choice)."""
+    """Returns a signed URL for the upload of a file, and the file's later URL (JavaScript; Python as a fallback)."""
     upload = await _upload_in_body(service, request, key_id)
     token = upload.token(service.secret, "upload", TOKEN_SECONDS + GRACE_SECONDS)
     return _signed_urls(service, request, upload, token)
@@ -81,21 +81,21 @@ async def initiate(service: CurrentService, key_id: KeyId, request: Request) -> 
 
 @router.post("/storage/upload/initiate-multipart")
 async def initiate_multipart(service: CurrentService, key_id: KeyId, request: Request) -> Response:
-    """The same for an upload in parts (JavaScript)."""
+    """Returns the same two URLs for an upload in parts (JavaScript)."""
     upload = await _upload_in_body(service, request, key_id)
     return _signed_urls(service, request, upload, upload.token(service.secret, "multipart", DAY))
 
 
 @router.put("/storage/upload/{file_id}")
 async def put_signed(service: CurrentService, upload: SignedFile, request: Request) -> Response:
-    """Takes a whole file at its signed URL."""
+    """Stores a whole file that arrives at its signed URL."""
     row = await _receive(service, request, upload)
     return JSONResponse({"file_url": file_url(service.base_url(request), row)}, headers={"ETag": etag_of(row)})
 
 
 @router.put("/storage/upload/{file_id}/{number}")
 async def put_signed_part(service: CurrentService, upload: SignedParts, request: Request, number: str) -> Response:
-    """Takes a part at its signed URL (JavaScript)."""
+    """Stores a part that arrives at its signed URL (JavaScript)."""
     return await _receive_part(service, request, upload, part_number(number))
 
 

@@ -1,4 +1,4 @@
-"""The runner: makes clips one after the other in a process of its own, whose death does not harm the server."""
+"""The runner: makes clips one after the other in a separate process. If that process dies, the server goes on."""
 
 from .interface import Job, JobFailed, Made, Preview, Runner, RunnerLost, Step
 from .local_runner import LocalRunner

@@ -1,4 +1,4 @@
-"""The interface of a runner: its jobs, their events and results. Another runner could use other machines."""
+"""The interface of a runner: jobs, events and results. An implementation may use other machines."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class Job:
     """A clip to make. All paths are local files.
 
     Attributes:
-        id: names the job for `Runner.cancel`.
+        id: identifies the job for `Runner.cancel`.
         options: keywords of `VideoPipeline.generate`, except keyframes and callbacks.
         keyframes: frame index and image file of each.
         output: the mp4 file to write.
@@ -62,17 +62,17 @@ class Preview:
 
 
 OnEvent = Callable[[Step | Preview], None]
-"""Called on the event loop, in order. What it raises is logged."""
+"""Called on the event loop, in order. Its exceptions are logged."""
 
 
 class JobFailed(Exception):
     """A job has ended without a clip. The runner goes on.
 
     Attributes:
-        kind: invalid (the job's own fault), failed, out_of_memory or cancelled.
+        kind: invalid (an error in the job itself), failed, out_of_memory or cancelled.
         message: why, in one line, without the option's name.
-        field: the option at fault, if it is known.
-        keyframe: the position in `Job.keyframes` of the image at fault, if it is one.
+        field: the option at fault, if known.
+        keyframe: if an image is at fault, its position in `Job.keyframes`.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class JobFailed(Exception):
 
 
 class RunnerLost(Exception):
-    """The process is gone, and the job with it. The runner starts another process unless it was stopped.
+    """The process has ended and its job is lost. The runner starts another process unless it was stopped.
 
     Attributes:
-        kind: crashed, hung, stopped, or refused, if it cannot load and no other process could.
-        message: how it ended, in one line.
-        lines: what it printed last, for logs.
-        refusal: the error for which no process can load, if it was refused.
+        kind: crashed, hung, stopped, or refused if neither this process nor another can load the model.
+        message: how the process ended, in one line.
+        lines: the last lines that it printed, for logs.
+        refusal: if refused, the error that keeps every process from loading.
     """
 
     def __init__(
@@ -120,22 +120,22 @@ class Runner(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why there is no model, in one line. None while there is one, and until the first attempt to load failed."""
+        """Why no model is loaded, in one line. None while one is loaded, and until a first attempt has failed."""
 
     @property
     def about(self) -> dict[str, Any]:
-        """backend, precision, width, height, frames, fps, bundle and pid. Empty until a model was loaded once."""
+        """backend, precision, width, height, frames, fps, bundle and pid. Empty until a model has loaded once."""
 
     async def refused(self) -> SparseCtrlLcmError:
-        """Waits until it is certain that no model can be loaded because the options are wrong; returns the error."""
+        """Returns the error in the options once it is certain that it keeps every process from loading a model."""
 
     async def run(self, job: Job, on_event: OnEvent) -> Made:
         """Makes a clip. Later calls wait their turn. Cancelling the task cancels the job.
 
         Raises:
-            JobFailed: there is no clip, but the process goes on.
+            JobFailed: the job failed, but the process goes on.
             RunnerLost: the process died, was killed, or could not load.
         """
 
     def cancel(self, job_id: str) -> None:
-        """Ends a job with `JobFailed("cancelled")`: now if it waits, else at its next step. Ignores unknown ids."""
+        """Ends a job with `JobFailed("cancelled")`: at once if it waits, else at its next step. Ignores unknown ids."""

@@ -1,4 +1,4 @@
-"""A runner on this machine: keeps one process with the model alive and gives it one job after the other."""
+"""A runner on this machine: keeps one process with the model running and gives it one job after the other."""
 
 import asyncio
 import base64
@@ -16,18 +16,18 @@ from .process_handle import RunnerProcess
 log = logging.getLogger(__package__)
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
-"""Seconds between processes that die before they are ready; the wait doubles."""
+"""First and longest wait, in seconds, after a process that died before it was ready; the wait doubles."""
 
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """A call of `run`. After its result is set, its listener is no longer called."""
+    """A call of `run`. Its listener is not called after the result is set."""
 
     job: Job
     on_event: OnEvent
     result: asyncio.Future[Made]
 
-    def tell(self, event: Step | Preview) -> None:
+    def notify(self, event: Step | Preview) -> None:
         if not self.result.done():
             try:
                 self.on_event(event)
@@ -44,18 +44,19 @@ class _Turn:
 
 
 class LocalRunner:
-    """A `Runner` with one process, restarted if it crashes or hangs, unless its options are wrong from the start.
+    """A `Runner` with one process. It restarts the process after a crash or a hang.
 
+    If wrong options keep the first process from loading, it starts no other.
     All methods belong to one event loop. On Linux the process ends with the thread that runs this loop.
 
     Args:
-        pipeline: `module:callable` that creates the pipeline in the process; gets the next four as keywords.
+        pipeline: `module:callable` that creates the pipeline in the process; gets the next four options as keywords.
         bundle, backend, precision, threads: as `VideoPipeline.load` takes them.
         image_pixels: pixels of the largest keyframe.
         step_seconds: longest silence during a job; after that the process counts as hung.
         start_seconds: longest time to load.
         work: existing folder for the temporary files of the process; None means the system's.
-        nice: how far the process yields to the server, 0 to 19.
+        nice: niceness of the process, 0 to 19; the server has 0.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class LocalRunner:
         self._problem: str | None = None
         self._refused = asyncio.Event()
         self._refusal: SparseCtrlLcmError | None = None
-        self._process: RunnerProcess | None = None  # while it is ready
+        self._process: RunnerProcess | None = None  # None unless it is ready
         self._running: _Turn | None = None
         self._waiting: deque[_Turn] = deque()
         self._wake = asyncio.Event()  # a turn has come, or the process has ended
@@ -96,16 +97,16 @@ class LocalRunner:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the process said about itself when it was last ready."""
+        """See `Runner.about`: what the process reported when it was last ready."""
         return self._about
 
     @property
     def problem(self) -> str | None:
-        """Why there is no model, in one line; None while there is one and until the first attempt has failed."""
+        """See `Runner.problem`."""
         return self._problem
 
     async def refused(self) -> SparseCtrlLcmError:
-        """See `Runner.refused`. Once a model was loaded it never returns: options that worked may work again."""
+        """See `Runner.refused`. Never returns once a model has loaded: options that worked may work again."""
         await self._refused.wait()
         assert self._refusal is not None
         return self._refusal
@@ -155,7 +156,7 @@ class LocalRunner:
             turn.end(JobFailed("cancelled", "cancelled while it waited"))
 
     async def _supervise(self) -> None:
-        """Keeps a process alive, until it is certain that none can load."""
+        """Keeps a process running, until it is certain that none can load."""
         wait = FIRST_WAIT
         while True:
             try:
@@ -181,7 +182,7 @@ class LocalRunner:
         process.send({"do": "load", **self._setup})
         try:
             self._about = (await process.receive(self._start_seconds))["about"]
-        except RunnerLost as lost:  # perhaps for ever, so nobody has to wait
+        except RunnerLost as lost:  # the next attempts may fail too, so nobody has to wait for them
             self._problem = str(lost)
             for turn in self._waiting:
                 turn.end(lost)
@@ -190,7 +191,7 @@ class LocalRunner:
         log.info("The runner is ready: %s", self._about)
 
     async def _serve(self, process: RunnerProcess) -> None:
-        """Gives a process the turns in order, until it ends."""
+        """Runs the turns in order in a process, until the process ends."""
         gone = asyncio.create_task(process.wait())
         gone.add_done_callback(lambda _: self._wake.set())
         try:
@@ -205,7 +206,7 @@ class LocalRunner:
             gone.cancel()
 
     async def _take(self, process: RunnerProcess, turn: _Turn) -> None:
-        """Takes one turn. The process finishes it even if the caller no longer waits."""
+        """Runs one turn. The process finishes it even if the caller no longer waits."""
         job = turn.job
         keyframes = [(index, str(path)) for index, path in job.keyframes]
         self._running = turn
@@ -225,12 +226,12 @@ class LocalRunner:
 
 
 def _event(turn: _Turn, message: dict[str, Any]) -> Made | JobFailed | None:
-    """Tells the caller what the process says about his job. Returns the result if the job has ended."""
+    """Passes a message of the process on to the job's listener. Returns the result if the job has ended."""
     match message:
         case {"say": "step", **values}:
-            turn.tell(Step(**values))
+            turn.notify(Step(**values))
         case {"say": "preview", "index": index, "jpeg": jpeg}:
-            turn.tell(Preview(index, base64.b64decode(jpeg)))
+            turn.notify(Preview(index, base64.b64decode(jpeg)))
         case {"say": "made", **values}:
             return Made(**values)
         case {"say": "failed", "kind": kind, "message": text, **blame}:

@@ -1,4 +1,4 @@
-"""Opens the pipeline in the runner's process, and checks its options in the server's."""
+"""Loads the pipeline in the runner's process, and checks its options in the server's process."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from ..protocol.clip_input import LAST
 def load(
     bundle: str | None = None, backend: str = "auto", precision: str | None = None, threads: int | None = None
 ) -> VideoPipeline:
-    """Loads as `VideoPipeline.load`, but on the CPU leaves one core to the server unless `threads` is given.
+    """Loads as `VideoPipeline.load` does, but on the CPU leaves one core to the server unless `threads` is given.
 
-    If a clip uses every core, 100 polling clients nearly double its time; one free core makes up for it
+    If a clip uses every core, 100 polling clients nearly double its time; one free core prevents that
     (`benchmarks/polling.py`).
     """
     if backend == "auto":
@@ -27,7 +27,7 @@ def load(
 
 
 def check(bundle: Path | None, backend: str, threads: int | None) -> None:
-    """Checks in the server's process what needs no model. The runner's process finds the rest when it loads.
+    """Checks the options in the server's process, without the model. The runner's process finds other errors on load.
 
     Raises:
         InvalidRequest, BackendError, BundleError: an option is wrong.

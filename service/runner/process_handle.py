@@ -1,4 +1,4 @@
-"""The runner's process as the server sees it: messages, output, and how it ended."""
+"""The server's handle of the runner's process: messages, output, and how the process ended."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from .interface import RunnerLost
 log = logging.getLogger(__package__)
 
 END_SECONDS = 2.0
-"""How long a process and its output may take to end after its last message."""
+"""Longest time for a process and its output to end after its last message."""
 MESSAGE_BYTES = 2**20
 LINE_BYTES = 2000
 LINES_KEPT = 20
@@ -41,7 +41,7 @@ class RunnerProcess:
     @classmethod
     @asynccontextmanager
     async def started(cls, work: Path | None) -> AsyncIterator["RunnerProcess"]:
-        """Starts a process. At the end of the block it is killed and its files are removed.
+        """Starts a process. Kills it and removes its files at the end of the block.
 
         Args:
             work: parent of its folder for temporary files; None means the system's.
@@ -56,7 +56,7 @@ class RunnerProcess:
             scratch = tempfile.TemporaryDirectory(prefix="runner-", dir=work, ignore_cleanup_errors=True)
             environment = {**os.environ, "TMPDIR": stack.enter_context(scratch)}
             ours, theirs = map(stack.enter_context, socket.socketpair())
-            read, write = map(stack.enter_context, socket.socketpair())  # uvloop closes pipes twice, sockets once
+            read, write = map(stack.enter_context, socket.socketpair())  # not a pipe: uvloop closes pipes twice
             reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MESSAGE_BYTES)
             stack.push_async_callback(_close, writer)
             transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: output, sock=read)
@@ -64,13 +64,13 @@ class RunnerProcess:
             stack.callback(transport.close)
             starting = asyncio.create_task(_start(theirs.fileno(), write.fileno(), environment))
             stack.push_async_callback(_kill, starting)
-            process = await asyncio.shield(starting)  # cancelled meanwhile, uvloop would never return
-            theirs.close()  # only the process has it now, so that the file ends with the process
+            process = await asyncio.shield(starting)  # if cancelled meanwhile, uvloop would never return
+            theirs.close()  # now only the process has it, so that end of file means the end of the process
             write.close()
             yield cls(process, reader, writer, output)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends a message. If the process is gone, `receive` reports that."""
+        """Sends a message. If the process is gone, `receive` reports it."""
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
@@ -78,7 +78,7 @@ class RunnerProcess:
         """Returns the next message.
 
         Raises:
-            RunnerLost: hung after `seconds` without one; crashed if the process is gone; refused if it says so.
+            RunnerLost: hung after `seconds` without a message; crashed if the process is gone; refused if it says so.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -95,15 +95,15 @@ class RunnerProcess:
         return message
 
     async def wait(self) -> None:
-        """Waits for the end of the process."""
+        """Waits until the process has ended."""
         await self._process.wait()
 
     async def lost(self, how: str | None = None, refusal: dict[str, str] | None = None) -> RunnerLost:
-        """Returns how a process ended that has sent its last message.
+        """Returns the error for a process that has sent its last message.
 
         Args:
-            how: what the process said; None derives it from the exit code.
-            refusal: field, reason and remedy of the error for which no process can load.
+            how: how the process ended, in its own words; None derives it from the exit code.
+            refusal: field, reason and remedy of the error that keeps every process from loading.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
@@ -116,7 +116,7 @@ class RunnerProcess:
 
 
 class _Output(asyncio.Protocol):
-    """Logs what a process prints, line by line, and keeps the last lines."""
+    """Logs the output of a process line by line, and keeps the last lines."""
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
@@ -163,7 +163,7 @@ async def _start(channel: int, output: int, environment: dict[str, str]) -> Proc
 
 
 async def _kill(starting: asyncio.Task[Process]) -> None:
-    with suppress(OSError):  # it has not started
+    with suppress(OSError):  # it did not start
         process = await starting
         with suppress(ProcessLookupError):
             process.kill()
@@ -176,4 +176,4 @@ def _how(code: int | None) -> str:
     if code >= 0:
         return f"ended with code {code}"
     name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
-    return f"was ended by {name}" + (", as a system does where memory runs out" if name == "SIGKILL" else "")
+    return f"was ended by {name}" + (", which the system sends if memory runs out" if name == "SIGKILL" else "")

@@ -1,9 +1,9 @@
 """The program of the runner's process: loads the pipeline, then makes one clip after the other.
 
-`python -m sparsectrl_lcm.service.runner.process_main FD` exchanges lines of JSON over the socket FD. It gets one
+`python -m sparsectrl_lcm.service.runner.process_main FD` exchanges lines of JSON over the socket FD. It receives one
 `load`, then `make` (the next one only after the answer) and `cancel`. It sends `ready`; for each job `step` and
-`preview`, and at the end `made` or `failed`; and `ended` if only a new process can help, with a `refusal` if not even
-that can. What libraries print goes to the server's log.
+`preview`, and at the end `made` or `failed`; and `ended` if only a new process can go on. `ended` has a `refusal` if no
+process can. The output of libraries goes to the server's log.
 """
 
 import base64
@@ -46,7 +46,7 @@ from .interface import JobFailed
 FPS = 8
 PREVIEW_SIDE = 256
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP")
-"""Formats of keyframes. Pillow knows more, some of which run other programs."""
+"""Formats of keyframes. Pillow reads others too, some of which run external programs."""
 
 
 class Channel:
@@ -73,7 +73,7 @@ class Channel:
                 if order["do"] == "cancel":
                     self.cancelled.set()
                 else:
-                    self.cancelled.clear()  # a cancellation that came too late was meant for the previous job
+                    self.cancelled.clear()  # a late cancellation was for the previous job
                     self.orders.put(order)
         os._exit(1)
 
@@ -106,16 +106,16 @@ class Jobs:
         }
 
     def make(self, options: dict[str, Any], keyframes: list[tuple[int, str]], output: str) -> None:
-        """Makes one clip and reports how it ended.
+        """Makes one clip and reports the result or the failure.
 
         Raises:
-            DeviceLost: only a new process can help.
+            DeviceLost: the device can only be used again by a new process.
         """
         try:
             self._make(options, keyframes, output)
         except DeviceLost:
             raise
-        except Exception as error:  # whatever it is, the next job may succeed
+        except Exception as error:  # after any error, the next job may succeed
             failure = failure_of(error, options)
             if failure.kind in ("failed", "out_of_memory"):
                 traceback.print_exc()
@@ -144,7 +144,7 @@ class Jobs:
         return not self._channel.cancelled.is_set()
 
     def _read(self, path: Path, place: int) -> NDArray[np.uint8]:
-        """Reads a keyframe in the clip's size [H, W, 3]. The large original is dropped at once."""
+        """Reads a keyframe in the clip's size [H, W, 3]. Frees the large original at once."""
         with path.open("rb") as file:
             try:
                 picture = open_image(file, self._image_pixels)
@@ -154,10 +154,10 @@ class Jobs:
 
 
 def open_image(file: Any, max_pixels: int) -> Image.Image:
-    """Opens an image file and reads its head. The pixels stay compressed.
+    """Opens an image file and reads its header. The pixels stay compressed.
 
     Raises:
-        InvalidRequest: it is no image, has a format not in `FORMATS`, or is too large.
+        InvalidRequest: the file is not an image, has a format not in `FORMATS`, or has too many pixels.
     """
     Image.init()
     try:
@@ -182,7 +182,7 @@ def preview(frame: NDArray[np.uint8]) -> bytes:
 
 
 def failure_of(error: Exception, options: dict[str, Any]) -> JobFailed:
-    """Returns what an exception means for the job; `options` are its keywords."""
+    """Returns the failure that the server gets for an exception; `options` are the job's keywords."""
     if isinstance(error, JobFailed):
         return error
     if isinstance(error, InvalidRequest):
@@ -197,9 +197,9 @@ def failure_of(error: Exception, options: dict[str, Any]) -> JobFailed:
 
 
 def refusal_of(error: Exception) -> dict[str, str] | None:
-    """Returns field, reason and remedy of an error that every process would meet, since the options are wrong."""
+    """Returns field, reason and remedy of an error in the options, which every process would meet; otherwise None."""
     if isinstance(error, DeviceLost | DeviceOutOfMemory):
-        return None  # may be over at the next attempt
+        return None  # the next attempt may succeed
     if isinstance(error, InvalidRequest | BackendError | BundleError):
         return {"field": error.field, "reason": error.reason, "remedy": error.remedy}
     return None
@@ -215,8 +215,8 @@ def load(pipeline: str, options: dict[str, Any]) -> Any:
 
 
 def live_and_die_with_the_server() -> None:
-    """Makes sure that only the server ends this process: over the socket, or by its own death."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # the whole process group gets them, but the server drains first
+    """Ties this process to the server: it ignores the signals of the process group and ends when the server dies."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group, but the server drains first
         signal.signal(ignored, signal.SIG_IGN)
     if sys.platform == "linux":
         import ctypes
@@ -228,7 +228,7 @@ def live_and_die_with_the_server() -> None:
 
 
 def main() -> None:
-    """Makes clips until the server or the device is gone."""
+    """Makes clips until the server or the device is lost."""
     if sys.platform == "win32":
         raise RuntimeError("the service needs Linux or macOS")
     faulthandler.enable()

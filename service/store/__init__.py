@@ -1,6 +1,6 @@
 """Requests, logs, keys, file records and webhooks in SQL: SQLite by default, PostgreSQL for several machines.
 
-`SqlStore` is the only way to them. Its methods block; the event loop calls them through `SqlStore.call`.
+All access goes through `SqlStore`. Its methods block; the event loop calls them with `SqlStore.call`.
 """
 
 from .records import FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, WebhookRow

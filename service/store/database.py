@@ -1,4 +1,4 @@
-"""A database behind SQLAlchemy: SQLite for one server, PostgreSQL for several."""
+"""A database with SQLAlchemy: SQLite for one server, PostgreSQL for several."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ from . import tables
 
 T = TypeVar("T")
 THREADS = 4
-"""Threads in which the event loop's calls run."""
+"""How many threads run the calls of the event loop."""
 
 
 class Database:
@@ -41,14 +41,14 @@ class Database:
         url: SQLAlchemy URL. One server at a time may use SQLite, several may share PostgreSQL.
 
     Raises:
-        InvalidRequest: the URL is of another kind, or its driver is not installed.
+        InvalidRequest: the URL is invalid or of another kind, or its driver is not installed.
         SQLAlchemyError: the database cannot be reached or written.
     """
 
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
         self.shared = self.engine.dialect.name != "sqlite"
-        self._writer = threading.Lock()  # SQLite allows one; threads wait here instead of polling
+        self._writer = threading.Lock()  # SQLite allows one writer; threads wait here instead of polling
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         with self._write() as connection:
             if self.shared:  # servers that start together create the tables one after the other
@@ -61,7 +61,7 @@ class Database:
         self.engine.dispose()
 
     async def call(self, method: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-        """Runs a method of the store in one of its threads: the way in from the event loop."""
+        """Runs a method of the store in one of its threads, for callers on the event loop."""
         run = asyncio.get_running_loop().run_in_executor
         return await run(self._threads, lambda: method(*arguments, **keywords))
 
@@ -80,13 +80,13 @@ class Database:
             yield connection.execution_options(reads_only=True)
 
     def _clock(self) -> ColumnElement[float]:
-        """Returns the time that leases are compared with. All servers share it, whatever their own clocks say."""
+        """Returns the time that leases are compared with. All servers share it, even if their own clocks differ."""
         if self.shared:
             return cast(extract("epoch", func.clock_timestamp()), Float(53))
         return literal(time.time())
 
     def _alone(self, connection: Connection, name: str) -> None:
-        """Keeps others from writing under this name until the transaction ends. SQLite has one writer anyway."""
+        """Locks this name against other writers until the transaction ends. SQLite has only one writer anyway."""
         if self.shared:
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
@@ -96,7 +96,7 @@ def _engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # the error's text may hold a password
-        raise InvalidRequest("database", "what was given is no URL", remedy) from None
+        raise InvalidRequest("database", "the value is not a URL", remedy) from None
     kind = parsed.get_backend_name()
     if kind not in ("postgresql", "sqlite"):
         raise InvalidRequest("database", f"{kind}:// is not supported", remedy)
@@ -113,9 +113,9 @@ def _engine(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # keeps the driver from beginning transactions itself
+        connection.isolation_level = None  # the driver must not begin transactions itself
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # what was answered survives a power failure
+        connection.execute("PRAGMA synchronous=FULL")  # an acknowledged write survives a power failure
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
@@ -126,5 +126,5 @@ def _engine(url: str) -> Engine:
 
 
 def _make_private(path: Path) -> None:
-    """Creates the file, which is an empty database then. SQLite gives its logs the same permissions."""
+    """Creates the file as an empty database that only its owner can read. SQLite's logs get the same permissions."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

@@ -12,18 +12,18 @@ class NewRequest:
     """A new request.
 
     Attributes:
-        id: names the request.
+        id: identifies the request.
         key_id: the caller's API key.
-        input: the fields of the endpoint's input that the caller gave, as values of JSON.
+        input: the fields of the endpoint's input that the caller gave, as JSON values.
         created_at: when it arrived.
         base_url: scheme and authority of the URLs in the result.
         kind: a `run` request ends with the connection that waits for it; a `queue` request outlives it.
         priority: NORMAL or LOW; LOW waits behind all NORMAL ones.
-        start_by: the request fails if it was not started by then.
+        start_by: time after which the request fails if it has not started.
         keep_io: whether the result may be kept for the usual time.
         retry: whether to try again if the runner dies.
         object_seconds: lifetime of the clip; None keeps it for ever.
-        webhook: URL that is called at the end.
+        webhook: URL to call at the end.
         home: for `run`, the server that the caller is connected to.
     """
 
@@ -51,7 +51,7 @@ class Outcome:
         body: JSON body of its result.
         error: one line, if it failed.
         error_type: fal's name of the error, if it failed.
-        seconds: time that the runner took.
+        seconds: time that the runner took, if it made the clip.
     """
 
     status: int
@@ -63,7 +63,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class RequestRow:
-    """A request and its state, without the input, which may have megabytes.
+    """A request and its state, without the input, which may take megabytes.
 
     Attributes:
         sequence: the order of arrival.
@@ -106,7 +106,7 @@ class LogRow:
 
 @dataclass(frozen=True, slots=True)
 class KeyRow:
-    """An API key. Only the hash of its secret is kept."""
+    """An API key. Only the hash of its secret is stored."""
 
     id: str
     name: str
@@ -117,7 +117,7 @@ class KeyRow:
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """A file, fetched by id and name. Its bytes are the object `object_name`. `expires_at` may be None: never."""
+    """A file, fetched by id and name. Its bytes are the object `object_name`. None as `expires_at` means never."""
 
     id: str
     key_id: str

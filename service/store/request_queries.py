@@ -1,4 +1,4 @@
-"""Requests in SQL: how they arrive, wait, are tried and end. Every method is one transaction, in any thread."""
+"""Requests in SQL: submission, waiting, attempts and end. Every method is one transaction and may run in any thread."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
@@ -16,7 +16,7 @@ running = requests.c.state == "running"
 SHOWN = tuple(column for column in requests.c if column.name != "input")
 
 ATTEMPTS = 10
-"""Most attempts at a request. One that kills its server would otherwise do so for ever."""
+"""Most attempts at a request. A request that kills its server would otherwise do so for ever."""
 UNSTARTED_SECONDS = 3600.0
 CANCELLED = 499
 """The status of a request that was cancelled."""
@@ -38,10 +38,10 @@ class Requests(Database):
         unstarted_limit: int = 2000,
         outcome: Outcome | None = None,
     ) -> None:
-        """Adds a request; with `outcome` one that has ended already.
+        """Adds a request. With `outcome` the request has ended already.
 
         Raises:
-            QueueFull: `limit` requests wait already, or `key_limit` of this key, or `unstarted_limit` of this key
+            QueueFull: `limit` requests wait already, or `key_limit` of this key do, or `unstarted_limit` of this key
                 ended within an hour without a start.
         """
         count = select(func.count()).select_from(requests)
@@ -68,7 +68,7 @@ class Requests(Database):
         return None if row is None else _request(row)
 
     def given(self, request_id: str) -> tuple[dict[str, Any], str] | None:
-        """Returns input and base URL of a waiting request."""
+        """Returns input and base URL of a waiting request, or None if it does not wait."""
         query = select(requests.c.input, requests.c.base_url).where(requests.c.id == request_id, waiting)
         with self._read() as connection:
             row = connection.execute(query).one_or_none()
@@ -82,23 +82,23 @@ class Requests(Database):
     def ahead(
         self, limit: int, now: float, known: Collection[str] = (), without_keys: Collection[str] = ()
     ) -> dict[str, str]:
-        """Returns the next requests that may still be started: their API keys by their ids, in order.
+        """Returns the next requests that may still be started, in order: request id -> API key.
 
         Args:
-            limit: how many.
-            now: the time.
-            known: ids of requests that are included whatever their key.
+            limit: most requests to return.
+            now: the current time.
+            known: ids of requests that are included regardless of their key.
             without_keys: API keys of which only `known` requests are included.
         """
-        heeded = or_(requests.c.key_id.not_in(without_keys), requests.c.id.in_(known))
-        query = _in_order.add_columns(requests.c.key_id).where(_in_time(now), heeded).limit(limit)
+        included = or_(requests.c.key_id.not_in(without_keys), requests.c.id.in_(known))
+        query = _in_order.add_columns(requests.c.key_id).where(_in_time(now), included).limit(limit)
         with self._read() as connection:
             return dict(row._tuple() for row in connection.execute(query))
 
     def claim(
         self, request_id: str, owner: str, now: float, lease_seconds: float
     ) -> tuple[RequestRow, list[LogRow]] | None:
-        """Takes a waiting request for `owner`, with its log. Nobody else gets it before the lease ends."""
+        """Claims a waiting request for `owner`. Returns it with its log. No other server gets it during the lease."""
         taken = {
             "state": "running",
             "owner": owner,
@@ -112,10 +112,10 @@ class Requests(Database):
             return None if row is None else (_request(row), _logs(connection, request_id))
 
     def renew(self, held: Sequence[tuple[RequestRow, Sequence[LogRow]]], lease_seconds: float) -> set[str]:
-        """Prolongs the leases of attempts and adds lines to their logs.
+        """Extends the leases of attempts and adds lines to their logs.
 
         Returns:
-            The ids of requests to stop, since they were cancelled or are no longer the owner's.
+            The ids of requests to stop, because they were cancelled or no longer belong to the owner.
         """
         stop = set()
         with self._write() as connection:
@@ -129,13 +129,13 @@ class Requests(Database):
         return stop
 
     def give_back(self, owner: str, keep: Collection[str], now: float) -> dict[str, int | None]:
-        """Puts requests that nobody works on back into the queue, at their old place.
+        """Puts requests that no server works on back into the queue, at their old position.
 
         In a store of one server these are all running requests except `keep`. In a shared store they are the running
         requests of `owner` except `keep`, and those whose lease has ended.
 
         Returns:
-            By id None, or the status with which a request ended instead: 499 if cancelled, 500 after `ATTEMPTS`.
+            Request id -> None, or the status if the request ended instead: 499 if cancelled, 500 after `ATTEMPTS`.
         """
         lost = or_(requests.c.owner == owner, requests.c.lease_until < self._clock()) if self.shared else true()
         query = select(*SHOWN).where(running, lost, requests.c.id.not_in(keep)).with_for_update(skip_locked=True)
@@ -144,7 +144,7 @@ class Requests(Database):
             return {row.id: _wait_again(connection, row, now) for row in rows}
 
     def put_back(self, row: RequestRow, lines: Sequence[LogRow], now: float, *, crashed: bool) -> int | None:
-        """Ends an attempt: the request waits again, at its old place. Returns what `give_back` gives for each."""
+        """Ends an attempt and lets the request wait again, at its old position. Returns a value as in `give_back`."""
         with self._write() as connection:
             mine = _locked(connection, row)
             if mine is None:
@@ -153,10 +153,10 @@ class Requests(Database):
             return _wait_again(connection, mine, now, mine.crashes + crashed)
 
     def finish(self, row: RequestRow, outcome: Outcome, now: float, lines: Sequence[LogRow] = ()) -> int | None:
-        """Ends a request. If it was cancelled meanwhile it ends as cancelled, since its caller was promised that.
+        """Ends a request. If it was cancelled meanwhile, it ends as cancelled, as its caller was promised.
 
         Returns:
-            The status; None if the attempt is no longer the current one, for instance after a lost lease.
+            The status, or None if the attempt is no longer the current one, for instance after a lost lease.
         """
         with self._write() as connection:
             mine = _locked(connection, row)
@@ -184,7 +184,7 @@ class Requests(Database):
             return "ended"
 
     def end_runs(self, home: str, now: float) -> list[str]:
-        """Ends waiting `run` requests of a server that has just started, whose callers are gone; returns their ids."""
+        """Ends the waiting `run` requests of a restarted server, whose callers are gone. Returns their ids."""
         own = (requests.c.home == home) if self.shared else true()
         with self._write() as connection:
             rows = connection.execute(select(*SHOWN).where(waiting, own, requests.c.kind == "run")).all()
@@ -193,7 +193,7 @@ class Requests(Database):
         return [row.id for row in rows]
 
     def expire_waiting(self, now: float) -> list[str]:
-        """Ends requests that should have been started by now, with 504; returns their ids."""
+        """Ends requests that were not started in time, with status 504. Returns their ids."""
         with self._write() as connection:
             query = select(*SHOWN).where(waiting, requests.c.start_by <= now).with_for_update(skip_locked=True)
             rows = connection.execute(query).all()
@@ -203,7 +203,11 @@ class Requests(Database):
         return [row.id for row in rows]
 
     def forget(self, before: float, private_before: float) -> list[str]:
-        """Deletes requests that ended before, `private_before` if they asked for no storage; the ids, at most 500."""
+        """Deletes requests that ended before `before`, or before `private_before` if they asked for no storage.
+
+        Returns:
+            The ids of the deleted requests, at most 500.
+        """
         old = (requests.c.state == "done") & or_(
             requests.c.finished_at < before, ~requests.c.keep_io & (requests.c.finished_at < private_before)
         )
@@ -218,7 +222,7 @@ class Requests(Database):
         return ids
 
     def counts(self) -> dict[str, int]:
-        """How many requests wait and run."""
+        """Returns the number of `queued` and `running` requests."""
         query = select(requests.c.state, func.count()).where(requests.c.state != "done").group_by(requests.c.state)
         with self._read() as connection:
             return {"queued": 0, "running": 0} | dict(row._tuple() for row in connection.execute(query))
@@ -237,7 +241,7 @@ def _in_time(now: float) -> ColumnElement[bool]:
 
 
 def _held(row: RequestRow) -> ColumnElement[bool]:
-    """Whether an attempt is still the current one."""
+    """Returns the condition that an attempt is still the current one."""
     same = (requests.c.owner == row.owner) & (requests.c.attempts == row.attempts)
     return (requests.c.id == row.id) & running & same
 
@@ -259,14 +263,14 @@ def _add_logs(connection: Connection, request_id: str, lines: Sequence[LogRow]) 
 
 
 def _wait_again(connection: Connection, row: Any, now: float, crashes: int | None = None) -> int | None:
-    """Puts a running request back into the queue, or ends it and returns the status."""
+    """Puts a running request back into the queue, or ends it and returns its status."""
     if row.cancelled or row.attempts >= ATTEMPTS:
         often = _ended(500, f"The clip was begun {row.attempts} times and never made", "runner_server_error")
         outcome = _cancelled("client_cancelled") if row.cancelled else often
         _end(connection, row.id, row.webhook, outcome, now)
         return outcome.status
     values: dict[str, Any] = {"state": "queued", "owner": None, "lease_until": None, "started_at": None}
-    values["start_by"] = None  # it was started in time once
+    values["start_by"] = None  # its first start was in time
     values["crashes"] = row.crashes if crashes is None else crashes
     connection.execute(update(requests).where(requests.c.id == row.id).values(values))
     return None
@@ -281,7 +285,7 @@ def _cancelled(reason: str) -> Outcome:
 
 
 def _end(connection: Connection, request_id: str, webhook: str | None, outcome: Outcome, now: float) -> None:
-    """Ends a request. Its input goes, since nobody needs it any more."""
+    """Ends a request and deletes its input, which is no longer needed."""
     values = {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
     values |= {"state": "done", "owner": None, "lease_until": None, "finished_at": now, "input": None}
     connection.execute(update(requests).where(requests.c.id == request_id).values(values))

@@ -1,4 +1,4 @@
-"""The store: keys, files, webhooks and secrets, on top of requests. Every method is one transaction, in any thread."""
+"""The store: adds keys, files, webhooks and secrets to the requests. Every method is one transaction, in any thread."""
 
 import secrets as random
 from collections.abc import Collection, Sequence
@@ -37,7 +37,7 @@ class SqlStore(Requests):
             return [KeyRow(**row._mapping) for row in connection.execute(select(tables.keys).order_by("created_at"))]
 
     def revoke_key(self, key_id: str, now: float) -> bool:
-        """Revokes a key; returns False if there is no valid one of this id."""
+        """Revokes a key. Returns False if no valid key has this id."""
         valid = (tables.keys.c.id == key_id) & tables.keys.c.revoked_at.is_(None)
         with self._write() as connection:
             return connection.execute(update(tables.keys).where(valid).values(revoked_at=now)).rowcount == 1
@@ -45,14 +45,14 @@ class SqlStore(Requests):
     # Files
 
     def add_file(self, row: FileRow, announced: str | None = None) -> FileRow | None:
-        """Records a file in place of the record `announced` and of one with the same id, which is returned."""
+        """Records a file. Replaces the record `announced`, and the record with the file's id, which is returned."""
         with self._write() as connection:
             if announced is not None:
                 connection.execute(delete(files).where(files.c.id == announced))
             return self._put_file(connection, row)
 
     def add_part(self, row: FileRow, part_ids: Sequence[str], limit: int) -> bool:
-        """Records a part of an upload; returns False if its parts would have more than `limit` bytes together."""
+        """Records a part of an upload. Returns False if all parts together would have more than `limit` bytes."""
         others = [part_id for part_id in part_ids if part_id != row.id]
         total = select(func.coalesce(func.sum(files.c.size), 0)).where(files.c.id.in_(others))
         with self._write() as connection:
@@ -84,7 +84,7 @@ class SqlStore(Requests):
             return [FileRow(**row._mapping) for row in rows]
 
     def delete_file(self, file_id: str) -> None:
-        """Removes the record of a file. The caller has deleted its object before."""
+        """Removes the record of a file. The caller deletes the object first."""
         with self._write() as connection:
             connection.execute(delete(files).where(files.c.id == file_id))
 
@@ -93,9 +93,9 @@ class SqlStore(Requests):
     def due_webhooks(
         self, now: float, hold_seconds: float, limit: int = 20, busy_hosts: Collection[str] = ()
     ) -> list[WebhookRow]:
-        """Takes webhooks that are due, except those to `busy_hosts`.
+        """Takes up to `limit` webhooks that are due, except those to `busy_hosts`.
 
-        They become due again after `hold_seconds`, unless `webhook_tried` is called before.
+        They become due again after `hold_seconds`, unless `webhook_tried` is called first.
         """
         due = (webhooks.c.next_at <= now) & webhooks.c.host.not_in(busy_hosts)
         query = select(webhooks).where(due).order_by(webhooks.c.next_at).limit(limit)
@@ -116,7 +116,7 @@ class SqlStore(Requests):
     # Secrets
 
     def secret(self, name: str) -> bytes:
-        """Returns 32 random bytes, which stay the same under this name."""
+        """Returns 32 random bytes, always the same for a name."""
         query = select(tables.secrets.c.value).where(tables.secrets.c.name == name)
         with self._read() as connection:
             value = connection.execute(query).scalar_one_or_none()

@@ -25,15 +25,15 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Any) -> str | None:
-        """To the database."""
+        """Converts a value for the database."""
         return None if value is None else json.dumps(value, separators=(",", ":"))
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
-        """From the database."""
+        """Converts a value from the database."""
         return None if value is None else json.loads(value)
 
 
-Counter = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only by an INTEGER key
+Counter = BigInteger().with_variant(Integer, "sqlite")  # SQLite assigns row numbers only to an INTEGER key
 metadata = MetaData()
 
 requests = Table(

@@ -1,4 +1,4 @@
-"""The comparison with diffusers: what follows from its samples, and the program itself with one contender."""
+"""The comparison with diffusers: evaluation of samples, and a run of the program with one contender."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ import scaling  # noqa: E402
 
 
 def row(first: list[float], second: list[float] | None = None, **more: Any) -> dict[str, Any]:
-    """What compare.py writes of a contender whose stages take fixed shares of its requests."""
+    """A row of compare.py for a contender whose stages take fixed shares of its requests."""
     shares = {"text": 0.01, "control": 0.2, "denoise": 0.5, "decode": 0.25, "total": 1.0}
     samples = {"first": {stage: [share * value for value in first] for stage, share in shares.items()}}
     if second:
@@ -79,7 +79,7 @@ def test_a_tiny_decoder_is_compared_with_diffusers_and_a_tiny_decoder(report: di
     tiny = {"graphs": cpu_contenders.graphs_of("openvino-int8-tiny")}
     rows["openvino-int8-tiny"] = row([8.0], [5.0], **tiny)
     compare_report.evaluate(report, "diffusers-fp32")
-    assert rows["openvino-int8-tiny"]["times_faster"]["fastest"] == {}, "there is none to compare with"
+    assert rows["openvino-int8-tiny"]["times_faster"]["fastest"] == {}, "no diffusers with a tiny decoder was measured"
     rows["diffusers-bf16-tiny"] = row([40.0], **tiny)
     rows["diffusers-bf16-tiny-compiled"] = row([48.0], **tiny)
     compare_report.evaluate(report, "diffusers-fp32")
@@ -99,10 +99,10 @@ def test_frames_are_compared_with_those_of_diffusers_fp32(tmp_path: Path) -> Non
     assert list(files) == ["openvino-bf16"]
     assert list(extra) == ["openvino-int8-tiny", "diffusers-fp32"], "the baseline is drawn if it is not measured"
     assert frame_differences.extra_files(["diffusers-fp32"], tmp_path) == {}
-    assert frame_differences.extra_files([], tmp_path) == {}, "there is nothing to compare"
+    assert frame_differences.extra_files([], tmp_path) == {}, "nothing was measured"
     frames = np.full((2, 4, 4, 3), 250, np.uint8)
     np.save(files["openvino-bf16"], frames)
-    assert frame_differences.levels(files | extra) == {}, "there is no baseline yet"
+    assert frame_differences.levels(files | extra) == {}, "the baseline has no frames yet"
     frames[0, 0, 0] = 255
     np.save(extra["diffusers-fp32"], frames)
     assert frame_differences.levels(files | extra) == {"openvino-bf16": {"mean": 5 / 32, "max": 5}}
@@ -152,7 +152,7 @@ def test_points_of_scaling_differ_in_one_thing() -> None:
 
 
 def test_the_program_measures_one_contender(tmp_path: Path) -> None:
-    shutil.copytree(demo_bundle(), tmp_path / "bundle")  # engines are built in it
+    shutil.copytree(demo_bundle(), tmp_path / "bundle")  # a copy, since engines are built in it
     (tmp_path / "export.json").write_text("{}")
     output = tmp_path / "run.json"
     size = ("--size", "64x64", "--frames", "2", "--steps", "1", "--rounds", "1")

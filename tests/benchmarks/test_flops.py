@@ -13,7 +13,7 @@ GRAPHS = ("text_encoder", "vae_encoder", "controlnet_scribble", "controlnet_rgb"
 
 @pytest.fixture(scope="module")
 def flops() -> ModuleType:
-    """The benchmark's module; by its path, since the reference has the same name."""
+    """The benchmark's module, loaded by path, since the reference has the same name."""
     path = Path(__file__).parents[2] / "benchmarks" / "flops.py"
     spec = spec_from_file_location("benchmark_flops", path)
     assert spec is not None
@@ -45,5 +45,5 @@ def test_flops_of_a_request_follow_its_steps_and_size(flops: ModuleType) -> None
     one, four = stages(1, 16), stages(4, 16)
     assert {name: four[name] / one[name] for name in one} == {"text": 1, "control": 4, "denoise": 4, "decode": 1}
     assert stages(1, 8)["decode"] * 2 == one["decode"]
-    parts = stages(1, 32, 512)["decode"] / stages(1, 8, 512)["decode"]  # 8 frames are what it decodes at a time
+    parts = stages(1, 32, 512)["decode"] / stages(1, 8, 512)["decode"]  # 8 frames are decoded at a time
     assert parts == 4

@@ -1,4 +1,4 @@
-"""The benchmark of the GPU backends as a program, with what of it needs no GPU."""
+"""The benchmark of the GPU backends, run as a program as far as it needs no GPU."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Where results go, and the command that stands in them."""
+"""The files that results go to, and the command line in them."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Contenders in turn, with processes that stand in for backends."""
+"""Contenders in turn, with stand-in processes instead of backends."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def program(tmp_path: Path) -> tuple[str, ...]:
 
 
 def requests(program: tuple[str, ...]) -> list[list[Any]]:
-    """Name, process, round and seed of each request in the order of their arrival; no seed for a warm-up."""
+    """Name, process, round and seed of each request in order of arrival. A warm-up has no seed."""
     return [json.loads(line) for line in Path(program[2]).read_text().splitlines()]
 
 
@@ -109,7 +109,7 @@ def test_each_contender_begins_a_round_and_those_of_one_process_stay_together() 
 
 def test_a_killed_process_is_told_from_one_that_ended() -> None:
     worker = Worker([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
-    with pytest.raises(WorkerFailed, match="was killed, as a system does where memory runs out"):
+    with pytest.raises(WorkerFailed, match="was killed, as systems do if memory runs out"):
         worker.ask("load")
     worker.close()
 
@@ -138,7 +138,7 @@ def test_a_process_is_killed_with_those_that_it_started() -> None:
     ],
 )
 def test_residents_are_those_whose_starts_take_longest(memory_gb: float, residents: set[str]) -> None:
-    """Of those beside which there is room for any one of the others."""
+    """Among processes that leave room for any one of the others."""
     needs = {"fp32": 13.0, "eager": 9.0, "a": 8.0, "b": 5.0}
     costs = {"fp32": 60.0, "eager": 300.0, "a": 40.0, "b": 20.0}
     assert choose_residents(needs, costs, memory_gb) == residents

@@ -1,4 +1,4 @@
-"""The benchmark of a bundle as a user meets it."""
+"""`sparsectrl-lcm bench` as a user runs it."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def test_backends_are_measured_in_turn_and_one_that_cannot_run_is_a_line(tmp_pat
             assert {len(values) for values in samples.values()} == {2}
             assert {"denoise", "decode", "total"} <= samples.keys()
         assert {"text", "keyframes", "control"} <= first.keys()
-        assert not {"text", "keyframes", "control"} & second.keys(), "the conditioning is kept"
+        assert not {"text", "keyframes", "control"} & second.keys(), "the conditioning is reused"
         assert row["summary"]["first"]["total"]["min"] == min(first["total"])
         assert 5e7 < row["peak_bytes"] < 2e9
 

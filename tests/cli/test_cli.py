@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own."""
+"""The command line as a user runs it, in a separate process."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ from sparsectrl_lcm import cli
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIBBLES = ROOT / "demo" / "scribbles"
-GENERATE = ("generate", "--prompt", "a boat", "--backend", "onnxruntime")  # it compiles nothing
+GENERATE = ("generate", "--prompt", "a boat", "--backend", "onnxruntime")  # this backend compiles nothing
 
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -27,14 +27,14 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def run_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a command in this process, which saves the second that a process takes to start."""
+    """Runs a command in this process, which saves a second for the start of another."""
     with chdir(cwd), redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
         code = cli.run([*map(str, arguments)])
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def fails(result: subprocess.CompletedProcess[str], message: str) -> None:
-    """Exit code 2, one line on stderr that begins with `error:`, no traceback."""
+    """Checks for exit code 2, one line on stderr that begins with `error:`, and no traceback."""
     assert result.returncode == 2, result.stderr
     assert re.search(message, result.stderr), result.stderr
     assert result.stderr.startswith("error: ")

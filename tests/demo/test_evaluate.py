@@ -1,4 +1,4 @@
-"""The model in the package draws: the figures of a few held-out requests."""
+"""The packaged model follows keyframes and prompt: figures of a few held-out requests."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from sparsectrl_lcm.runtime import VideoPipeline
 
 
 def test_the_model_in_the_package_heeds_keyframes_and_prompt() -> None:
-    """The share of asked colours and shapes is bounded loosely: four requests tell little."""
+    """The share of requested colours and shapes has a loose bound, since four requests are a small sample."""
     figures = evaluate.evaluate(evaluate.with_runtime(VideoPipeline.load(backend="onnxruntime")), 4)
     assert figures.scribble_f1 > 0.8
     assert figures.free_f1 < 0.35

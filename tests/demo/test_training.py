@@ -1,4 +1,4 @@
-"""The training of the demo model: what it computes, and all of its stages for a few steps."""
+"""The training of the demo model: its computations, and all stages for a few steps."""
 
 import contextlib
 import json
@@ -146,7 +146,7 @@ def test_an_interrupted_stage_ends_as_one_that_was_not(tmp_path: Path, monkeypat
 def test_residuals_are_those_of_diffusers(kind: str, shown: tuple[bool, ...], tmp_path: Path) -> None:
     torch.manual_seed(1)
     denoiser = Denoiser(tmp_path)
-    for parameter in denoiser.parameters():  # convolutions that begin at zero would hide all
+    for parameter in denoiser.parameters():  # zero-initialised convolutions would hide errors
         torch.nn.init.normal_(parameter, std=0.1)
     model = denoiser.controlnets[kind]
     places, wanted = torch.tensor([[0, 2, 3]]), torch.tensor([shown])
@@ -198,7 +198,7 @@ def test_the_last_stages_see_all_kinds_and_leave_what_they_begin_with(
 ) -> None:
     monkeypatch.setattr(training, "LOG_STEPS", 6)
     assert set(refine.KINDS) == {"scribble", "rgb", None}
-    monkeypatch.setattr(refine, "KINDS", ("scribble", "rgb", None))  # each with few frames and with all of them
+    monkeypatch.setattr(refine, "KINDS", ("scribble", "rgb", None))  # each with few of a clip's frames and with all
     student = Denoiser(tmp_path / "student")
     before = deepcopy(student.state_dict())
     learnt = refine.words(tmp_path, few_clips, few_clips.device, student, steps=2, batch=1)
@@ -225,7 +225,7 @@ def test_motion_modules_know_which_frames_they_are_shown(tmp_path: Path) -> None
 
 
 def test_the_distilled_model_meets_the_clip_as_the_sampler_does(tmp_path: Path) -> None:
-    """The prediction of the clip is the one that diffusers' LCM takes at its last step."""
+    """The predicted clip is what diffusers' LCM scheduler computes in its last step."""
     torch.manual_seed(2)
     denoiser = Denoiser(tmp_path).eval()
     scheduler = LCMScheduler.from_config(dict(train_vae_schedule()), beta_schedule="linear")

@@ -1,4 +1,4 @@
-"""The demo's world, and the measurements that judge clips of it."""
+"""The scenes of the demo, and the measurements that evaluate clips of them."""
 
 import sys
 from pathlib import Path

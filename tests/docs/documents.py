@@ -27,9 +27,9 @@ class Block:
 
     Attributes:
         page: the page's path from the root.
-        line: of its first line.
-        language: as the fence names it.
-        code: without the fences.
+        line: number of its first line.
+        language: the language after the fence.
+        code: the text between the fences.
         reason: why it cannot run here, from the comment `<!-- not run: REASON -->` above it; None if it can.
     """
 
@@ -74,7 +74,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """The commands of a shell block, each as its words."""
+    """The commands of a shell block, each as a list of words."""
     pending = ""
     for line in block.code.splitlines():
         pending += line
@@ -83,17 +83,17 @@ def commands(block: Block) -> Iterator[list[str]]:
             continue
         try:
             words = shlex.split(pending, comments=True)
-        except ValueError:  # a quotation goes on in the next line
+        except ValueError:  # a quoted text continues on the next line
             pending += "\n"
             continue
         pending = ""
         if words:
             yield words
-    assert not pending, f"{block}: the last command has no end"
+    assert not pending, f"{block}: the last command is incomplete"
 
 
 def tables(text: str) -> Iterator[list[list[str]]]:
-    """The cells of each table, without the line below the head."""
+    """The cells of each table, without the line below the header."""
     for match in re.finditer(r"(?:^\|.*\|\n)+", text, re.M):
         rows = [row for row in match[0].splitlines() if not re.fullmatch(r"[|\-]+", row)]
         yield [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]

@@ -1,4 +1,4 @@
-"""The tables of the documents, made from the results files that they cite."""
+"""Makes the tables of the documents from the results files that they cite."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -24,13 +24,13 @@ def read(name: str) -> dict[str, Any]:
 
 
 def fastest_diffusers(report: dict[str, Any]) -> float:
-    """Median seconds of the fastest contender of diffusers."""
+    """The median, in seconds, of the fastest diffusers contender."""
     rows = report["contenders"].items()
     return min(row["summary"]["first"]["total"]["median"] for name, row in rows if name.startswith("diffusers"))
 
 
 def compare_rows(report: dict[str, Any]) -> Iterator[str]:
-    """A row for each contender of `benchmarks/compare.py`; ratios are to the fastest diffusers."""
+    """A row for each contender of `benchmarks/compare.py`. Ratios are to the fastest diffusers."""
     yield "| | first request | next seed | times as fast | control | denoise | decode | memory, GB |"
     yield "|---|---|---|---|---|---|---|---|"
     base = fastest_diffusers(report)
@@ -110,9 +110,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "2026-11-22-tensorrt-rtx-build-cpu.json": build_rows,
     "2026-11-29-stable-diffusion-cpp.json": cpp_rows,
 }
-"""The table of docs/benchmarks.md that each results file has."""
+"""The function that makes each results file's table in docs/benchmarks.md."""
 
 
 def table(name: str) -> str:
-    """The table of a results file, as it stands in docs/benchmarks.md."""
+    """The table of a results file, as in docs/benchmarks.md."""
     return "\n".join(TABLES[name](read(name)))

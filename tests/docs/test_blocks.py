@@ -1,4 +1,4 @@
-"""Code blocks of the documents: those that can run here do, the others name options, targets and files that exist."""
+"""Code blocks of the documents run if they can run here. The others use options, targets and files that exist."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from sparsectrl_lcm import cli
 BLOCKS = list(blocks())
 SHELL = [block for block in BLOCKS if block.language == "sh"]
 OTHERS = ("cp", "curl", "export", "npm", "pre-commit", "scribble()")
-"""Programs whose arguments are not looked at."""
+"""Programs whose arguments are not checked."""
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader has: a clone, and an exported bundle, for which the demo bundle stands."""
+    """A reader's folder: a clone, and an exported bundle, for which the demo bundle is used."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("demo", "runtime"):
         (folder / name).symlink_to(ROOT / name)
@@ -32,14 +32,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_the_clone(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks run at the root of the clone, and share what OpenVINO compiles."""
+    """Runs blocks at the root of the clone, with a shared cache of OpenVINO's compiled graphs."""
     monkeypatch.chdir(clone)
     monkeypatch.setenv("XDG_CACHE_HOME", str(clone / "cache"))
 
 
 @pytest.fixture(scope="module")
 def done() -> list[list[str]]:
-    """Commands that ran already; pages repeat some that take long."""
+    """Commands that have already run, since pages repeat some slow ones."""
     return []
 
 
@@ -51,7 +51,7 @@ def test_commands_run(block: Block, done: list[list[str]], capfd: pytest.Capture
         if words[0] == "cp":
             subprocess.run(words, check=True)
         else:
-            assert words[0] == "sparsectrl-lcm", f"{words[0]} does not run here: add a comment that says why"
+            assert words[0] == "sparsectrl-lcm", f"{words[0]} does not run here: add a comment with the reason"
             assert cli.run(words[1:]) == 0, capfd.readouterr().err
         done.append(words)
 
@@ -81,7 +81,7 @@ def test_commands_name_what_exists(block: Block) -> None:
 
 
 def options_of(words: list[str]) -> set[str]:
-    """The options of the command that the words name."""
+    """The options of the command in these words."""
     command: Any = typer.main.get_command(cli.app)
     for word in words:
         if word not in getattr(command, "commands", {}):
@@ -98,7 +98,7 @@ def check_options(words: list[str]) -> None:
 
 
 def check_extras(words: list[str]) -> None:
-    """The extras of this project that are installed exist."""
+    """Checks that the project has the extras that a command installs."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for word in words:
         if match := re.match(r"\.\[(.+)\]", word):
@@ -106,7 +106,7 @@ def check_extras(words: list[str]) -> None:
 
 
 def check_script(words: list[str]) -> None:
-    """A script exists and has the options; so do the marker and the files of a run of pytest."""
+    """Checks that a script exists and has the options, and that the marker and files of a pytest run exist."""
     if words[0] == "-m" and words[1] == "pytest":
         markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
         for word, following in zip(words[2:], [*words[3:], ""], strict=True):

@@ -1,4 +1,4 @@
-"""Figures of the documents are those of the results files, and constants those of the code."""
+"""Figures in the documents match the results files, and constants match the code."""
 
 import pytest
 from documents import PAGES, ROOT, links, tables
@@ -28,7 +28,7 @@ ROWS = {
 
 
 def seconds(file: str, contender: str) -> tuple[float, float, float]:
-    """Medians of the fastest diffusers, and of first request and next seed."""
+    """Median seconds of the fastest diffusers, and of a contender's first request and next seed."""
     report = read(file)
     summary = report["contenders"][contender]["summary"]
     return fastest_diffusers(report), *(summary[kind]["total"]["median"] for kind in ("first", "second_seed"))
@@ -71,7 +71,7 @@ def test_tables_of_benchmarks_are_those_of_the_results(name: str) -> None:
 
 
 def test_every_figure_of_speed_has_its_file() -> None:
-    """Results that documents cite are committed; benchmarks.md cites all that it has tables of."""
+    """Results that documents cite are committed, and benchmarks.md cites the file of each of its tables."""
     cited = {link.rpartition("/")[2] for page in PAGES for link in links(page) if "benchmarks/results/" in link}
     assert {file for file, _ in ROWS.values()} <= cited
     assert all((ROOT / "benchmarks/results" / name).is_file() for name in cited)
@@ -86,7 +86,7 @@ POLLING = {name: read(name) for name in ("2026-11-26-polling-2cores.json", "2026
 WARM_UP = read(AVX512_BF16)["contenders"]["openvino-bf16"]["starts"][0]["warm_up"]
 GIB, MIB = 1024**3, 1024**2
 CLAIMS = [
-    # page, what it says
+    # page, text that it contains
     ("fidelity.md", f"largest difference of a pixel is {LEVELS['scribble, temporal norm clip']['max']} (scribbles)"),
     ("fidelity.md", f"and {LEVELS['rgb, temporal norm clip']['max']} (pictures) of 255"),
     ("fidelity.md", f"up to {LEVELS['rgb, temporal norm clip']['max']}, 1.4 in the mean (demo model)"),

@@ -1,4 +1,4 @@
-"""Links lead to files and headings that exist, and paths that are named in the text exist."""
+"""Links point to existing files and headings, and paths in the text exist."""
 
 import re
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ def test_links_lead_somewhere(page) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_paths_in_the_text_exist(page) -> None:
     if page.name == "CHANGELOG.md":
-        return  # it names places of the past, too
+        return  # it also has paths of earlier releases
     for path in re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`", prose(page)):
         assert (ROOT / path).exists(), f"{name_of(page)}: {path}"
 

@@ -1,4 +1,4 @@
-"""docs/cli.md has every option of every command, with its default; docs/service.md every limit."""
+"""docs/cli.md has every option of every command with its default. docs/service.md has every limit."""
 
 import re
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from sparsectrl_lcm.service.settings import LIMITS, Settings
 
 PAGE = (ROOT / "docs/cli.md").read_text()
 REQUIRED_BY_HAND = {("export", "--base"), ("export", "--motion-adapter"), ("export", "--output")}
-"""Options that the command itself asks for, as its subcommand needs none of them."""
+"""Options that the command itself requires, since its subcommand does not need them."""
 UNITS = {"KiB": 2**10, "MiB": 2**20, "million": 10**6}
 WORDS = {"a week": 7 * 86_400, "an hour": 3_600}
 
 
 def all_commands(command: Any = None, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every command that does something, by its name."""
+    """Every command except groups of commands, by name."""
     command = command or typer.main.get_command(app)
     if name and (name == "export" or not hasattr(command, "commands")):
         yield name, command
@@ -47,7 +47,7 @@ def test_every_option_is_documented(name: str) -> None:
 
 
 def check_default(text: str, item: Any, by_hand: bool) -> None:
-    """Defaults are written as they are, in words if the code finds them out."""
+    """Checks that the text has the option's default, or words for a default that the code computes."""
     if item.required or by_hand:
         assert text == "required", item.opts
     elif item.is_flag:
@@ -71,7 +71,7 @@ def test_limits_have_their_defaults() -> None:
 
 
 def number(text: str) -> float:
-    """10,000, 32 MiB, 50 million, a week."""
+    """Parses numbers such as 10,000, 32 MiB, 50 million and a week."""
     if text in WORDS:
         return WORDS[text]
     value, _, unit = text.partition(" ")

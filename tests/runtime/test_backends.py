@@ -1,4 +1,4 @@
-"""Which backend runs, and what a machine without it is told."""
+"""The choice of a backend, and the errors on a machine that cannot run it."""
 
 import logging
 import os
@@ -158,7 +158,7 @@ def test_auto_takes_the_fastest_that_can_run_and_has_engines(
     assert backends.choose_backend(opened) == "onnxruntime-cuda"
     monkeypatch.setattr(backends, "availability", lambda name: Availability(name, "9.9"))
     with caplog.at_level(logging.WARNING):
-        assert backends.choose_backend(opened) == "openvino", "engines of another version are not taken"
+        assert backends.choose_backend(opened) == "openvino", "engines for another version are skipped"
     assert f"run: sparsectrl-lcm build {bundle} --backend onnxruntime-cuda" in caplog.text
     monkeypatch.setattr(backends, "availability", lambda name: Availability(name, None, "is not there"))
     assert backends.choose_backend(opened) == "onnxruntime"
@@ -174,7 +174,7 @@ def test_auto_takes_what_the_options_are_for(with_engines: Path, monkeypatch: py
 
     assert chosen() == chosen(precision="fp16") == "onnxruntime-cuda"
     assert chosen(precision="fp32") == chosen(device="CPU") == "openvino"
-    assert chosen(precision="int8") == "openvino", "which tells how it is built"
+    assert chosen(precision="int8") == "openvino", "its error has the build command"
     with pytest.raises(BackendError, match="threads: onnxruntime-cuda computes on the GPU"):
         VideoPipeline.load(with_engines, threads=2)
     with pytest.raises(BackendError, match="int8 engines were not built; run: .* --backend openvino --precision int8"):
@@ -215,7 +215,7 @@ def test_options_that_are_no_number_are_refused(options: dict[str, Any], message
 
 @pytest.mark.parametrize("module", ["runtime.backends", "engine.check", "export.check"])
 def test_onnxruntime_does_not_report_its_use(module: str, tmp_path: Path) -> None:
-    """What it would send it keeps in the user's cache folder first."""
+    """It would write its reports to the user's cache folder before it sends them."""
     code = f"import sparsectrl_lcm.{module}, onnxruntime"
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
     environment["XDG_CACHE_HOME"] = environment["HOME"] = str(tmp_path)
@@ -257,7 +257,7 @@ def test_a_missing_onnxruntime_is_said(
 
 
 def test_no_tensorrt_object_is_made_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some versions crash in their runtime's constructor where there is none."""
+    """Some versions crash in the constructor of their runtime if there is no driver."""
     fake = SimpleNamespace(backend="tensorrt", version="11.4", module=None, logger=None)
     monkeypatch.setattr(library, "load_library", lambda backend: fake)
     monkeypatch.setattr(device, "runtime_api", lambda: NO_DRIVER)

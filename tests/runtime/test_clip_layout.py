@@ -1,4 +1,4 @@
-"""The layout of a clip: its numbers against what the graphs take and give."""
+"""The layout of a clip: its numbers against the inputs and outputs of the graphs."""
 
 from itertools import product
 from math import prod
@@ -27,7 +27,7 @@ def demo() -> Bundle:
 
 
 def layouts(demo: Bundle, clip: ClipSize) -> list[ClipLayout]:
-    """Of engines, and of a request with guidance, one keyframe and frames decoded one by one."""
+    """The layout of engines, and of a request with guidance, one keyframe and frames decoded one by one."""
     return [
         engine_layout(demo.manifest, clip),
         ClipLayout(demo.manifest.sizes, clip, prompts=2, keyframes=1, decoded=1),
@@ -35,13 +35,13 @@ def layouts(demo: Bundle, clip: ClipSize) -> list[ClipLayout]:
 
 
 def random(shape: tuple[int, ...], dtype: str, limit: int) -> np.ndarray:
-    """Numbers below `limit` that every input of their type may hold."""
+    """Random values below `limit`, valid for every input of their type."""
     values: Any = np.random.default_rng(0).integers(0, limit, shape)
     return values.astype(dtype) if dtype in ("uint8", "int64") else (values / limit).astype(dtype)
 
 
 def test_every_graph_runs_with_the_inputs_of_a_layout_and_gives_its_outputs(demo: Bundle) -> None:
-    """Each graph on ONNX Runtime, which knows nothing of the layout."""
+    """Runs each graph on ONNX Runtime, which does not use the layout."""
     for name, record in demo.manifest.graphs.items():
         session = onnxruntime.InferenceSession(Path(demo.folder) / record.path, providers=["CPUExecutionProvider"])
         for clip in CLIPS:

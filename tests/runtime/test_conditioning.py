@@ -1,4 +1,4 @@
-"""SparseCtrl ahead of the loop and on distinct frames, against diffusers' plain call at every step."""
+"""SparseCtrl once before the loop and only on distinct frames, against diffusers' plain call at every step."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def request(pipeline: VideoPipeline, controlnet: str) -> CheckedRequest:
 
 
 def opened(pipeline: VideoPipeline, asked: CheckedRequest) -> Sessions:
-    """The sessions of a pipeline with the graphs of a request open."""
+    """The sessions of a pipeline, with the graphs of a request open."""
     sessions = pipeline.executor.sessions
     layout = asked.layout(pipeline.bundle.manifest.sizes, decode_pixels=1)
     for graph in graphs_of(asked):
@@ -52,7 +52,7 @@ def dense_inputs(feeds: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tens
 
 
 def plain(model: SparseControlNetModel, feeds: dict[str, np.ndarray], timestep: float, prompt: torch.Tensor):
-    """diffusers' call, with latents that must not matter."""
+    """diffusers' call, with arbitrary latents, which must not change the result."""
     condition, mask = dense_inputs(feeds)
     height, width = condition.shape[-2:]
     factor = (
@@ -96,14 +96,14 @@ def test_residuals_equal_the_plain_computation(exported: Exported, controlnet: s
 
 @pytest.mark.parametrize("controlnet", ["scribble", "rgb"])
 def test_work_saved_on_distinct_frames(exported: Exported, controlnet: str, tmp_path: Path) -> None:
-    """The graph does the plain work less that of the first spatial layers on the frames that repeat."""
+    """The graph does the plain work minus that of the first spatial layers on repeated frames."""
     pipeline = VideoPipeline.load(exported.bundle, "onnxruntime")
     asked = request(pipeline, controlnet)
     sessions = opened(pipeline, asked)
     feeds = keyframe_feeds(sessions, asked)
     model = SparseControlNetModel.from_pretrained(exported.checkpoints / controlnet)
     prompt = torch.randn(1, 77, model.config.cross_attention_dim)
-    # the counter does not know the CPU's flash attention
+    # the counter does not support flash attention on the CPU
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         plain(model, feeds, 499.0, prompt)
     counts = {
@@ -111,7 +111,7 @@ def test_work_saved_on_distinct_frames(exported: Exported, controlnet: str, tmp_
         for name, ops in counter.get_flop_counts().items()
     }
     repeated = {
-        "conv_in": FRAMES,  # of zeros: its bias is all that remains
+        "conv_in": FRAMES,  # its input is zero, so only its bias remains
         "controlnet_cond_embedding": FRAMES - len(feeds["conditioning"]),
         "controlnet_down_blocks.0": FRAMES - len(feeds["conditioning"]),
         "down_blocks.0.resnets.0": FRAMES - len(feeds["conditioning"]),
@@ -128,7 +128,7 @@ def test_work_saved_on_distinct_frames(exported: Exported, controlnet: str, tmp_
 
 
 def _repeated_text_flops(model: SparseControlNetModel, prompt: torch.Tensor) -> float:
-    """Keys and values of the text, which diffusers projects once per frame."""
+    """Operations of the text's keys and values, which diffusers projects once per frame."""
     layers = [module for name, module in model.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
     text_layers = [layer for layer in layers if layer.in_features == prompt.shape[-1]]
     first = len(
@@ -139,12 +139,12 @@ def _repeated_text_flops(model: SparseControlNetModel, prompt: torch.Tensor) -> 
         ]
     )
     flops = [2 * prompt.shape[1] * layer.in_features * layer.out_features for layer in text_layers]
-    # in the first layers the frames that repeat are already counted as saved
+    # in the first layers, repeated frames are already counted as saved
     return sum(flops[first:]) * (FRAMES - 1) + sum(flops[:first]) * (len(INDICES) + 1 - 1)
 
 
 class Counting:
-    """Sessions that note which graphs are opened, and each run of one."""
+    """Sessions that record which graphs are opened, and each run."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
@@ -185,7 +185,7 @@ def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
 
     counting.calls.clear()
     pipeline.generate("a boat", [*keyframes[:2], Keyframe(FRAMES - 2, keyframes[2].image)], seed=2, **SHORT)
-    assert counting.calls.count("controlnet_scribble") == 2, "another place is another conditioning"
+    assert counting.calls.count("controlnet_scribble") == 2, "another frame index changes the conditioning"
 
 
 def test_residuals_beyond_the_memory_bound_are_computed_step_by_step() -> None:
@@ -217,7 +217,7 @@ def test_the_cache_drops_the_least_recently_used() -> None:
     assert cache.get("a") is not None
     cache.put("d", entry(101))
     assert cache.get("d") is None
-    assert cache.get("c") is not None, "what never fits drops nothing"
+    assert cache.get("c") is not None, "an entry that cannot fit evicts nothing"
     assert cache.reserve(50)
-    assert cache.get("a") is None, "room is made before the new residuals are computed"
+    assert cache.get("a") is None, "entries are evicted before the new residuals are computed"
     assert cache.get("c") is not None

@@ -1,4 +1,4 @@
-"""Requests with the tiny decoder: frames against diffusers, on both kinds of executors, and what is opened and kept."""
+"""Requests with the tiny decoder: frames against diffusers, on both kinds of executors; opened graphs and kept data."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +41,7 @@ def host(sd15_like: Exported) -> Iterator[VideoPipeline]:
 
 
 def test_frames_are_those_of_diffusers(sd15_like: Exported, host: VideoPipeline) -> None:
-    """diffusers' pipeline with AutoencoderTiny in the place of its VAE."""
+    """Against diffusers' pipeline with AutoencoderTiny instead of its VAE."""
     reference = sparsectrl_pipeline(sd15_like.checkpoints, "scribble")
     reference.vae = AutoencoderTiny.from_pretrained(sd15_like.checkpoints / "tiny_decoder")
     expected = reference(
@@ -69,13 +69,15 @@ def test_only_what_a_request_asks_for_is_opened_and_the_rest_is_kept(host: Video
     assert "vae_decoder" not in opened
     assert {"text", "control"} <= first.timings.keys()
     second = ask(host, "full")
-    assert {"text", "keyframes", "control"} & second.timings.keys() == set(), "the decoder conditions nothing"
+    assert {"text", "keyframes", "control"} & second.timings.keys() == set(), (
+        "the conditioning does not depend on the decoder"
+    )
     assert opened.keys() == {"text_encoder", "controlnet_scribble", "unet", "lcm_update", *GRAPHS.values()}
     assert difference(first.frames, second.frames) > 3
 
 
 def test_frames_on_the_device_are_those_of_the_cpu(sd15_like: Exported, host: VideoPipeline) -> None:
-    """First runs with each decoder, kept conditioning, replays."""
+    """Covers first runs with each decoder, kept conditioning and replays."""
     bundle = Bundle.load(sd15_like.bundle)
     machine = emulate(bundle, PortableGraphs(bundle))
     device = VideoPipeline(bundle, machine.executor)
@@ -99,7 +101,7 @@ def test_each_decoder_has_engines_and_graphs_of_its_own(sd15_like: Exported) -> 
     enqueued.clear()
     second = ask(device, "full")
     assert "control" not in second.timings, "the conditioning does not depend on the decoder"
-    assert enqueued == ["unet", "lcm_update", "vae_decoder"] * 2, "run, then captured"
+    assert enqueued == ["unet", "lcm_update", "vae_decoder"] * 2, "first run, then captured"
     assert {GRAPHS["full"], GRAPHS["tiny"]} <= set(workspace.open_graphs)
     assert (first.frames != second.frames).any()
     for decoder, clip in (("tiny", first), ("full", second), ("tiny", first), ("full", second)):

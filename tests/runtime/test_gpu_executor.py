@@ -1,4 +1,4 @@
-"""The loop on the device, on an emulated one: the frames of the CPU backend, the order of CUDA's calls, and faults."""
+"""The GPU loop on an emulated device: the CPU backend's frames, the order of CUDA calls, and faults."""
 
 import gc
 import logging
@@ -27,7 +27,7 @@ SIZE = ClipSize(width=128, height=128, frames=16)
 
 @pytest.fixture
 def demo() -> SimpleNamespace:
-    """The demo bundle on an emulated device whose engines give digests of their inputs."""
+    """The demo bundle on an emulated device, whose engines return digests of their inputs."""
     return emulated_demo()
 
 
@@ -61,7 +61,7 @@ REQUESTS: list[dict[str, Any]] = [
 
 
 def test_frames_are_those_of_the_cpu_backend(exported: Exported) -> None:
-    """First runs, replays, kept conditioning, both kinds of keyframes, guidance, on two architectures."""
+    """Covers first runs, replays, kept conditioning, both kinds of keyframes and guidance, on two architectures."""
     bundle = Bundle.load(exported.bundle)
     machine = emulate(bundle, PortableGraphs(bundle))
     device, host = VideoPipeline(bundle, machine.executor), VideoPipeline.load(exported.bundle, "onnxruntime")
@@ -74,7 +74,7 @@ def test_frames_are_those_of_the_cpu_backend(exported: Exported) -> None:
 
 
 def test_frames_of_fp16_are_within_three_levels(tmp_path: Path) -> None:
-    """Whole requests with every result rounded to fp16, against fp32: both kinds of keyframes, guidance, none."""
+    """Whole requests with every result rounded to fp16, against fp32: both kinds of keyframes, guidance, neither."""
     bundle = Bundle.load()
     machine = emulate(bundle, RoundedGraphs(bundle, "fp16", tmp_path))
     device, host = VideoPipeline(bundle, machine.executor), VideoPipeline.load(backend="onnxruntime")
@@ -99,7 +99,7 @@ def test_another_number_of_frames(sd15_like: Exported, frames: int) -> None:
 
 
 def test_every_request_gives_what_a_fresh_pipeline_gives(demo: SimpleNamespace) -> None:
-    """Nothing of an earlier request is left in a buffer, a graph or a kept conditioning."""
+    """No buffer, graph or kept conditioning leaks from an earlier request."""
     for options in (*REQUESTS, *REQUESTS):
         request = {"keyframes": keyframes(), "seed": 1, **options}
         assert (demo.pipeline.generate("a boat", **request).frames == fresh("a boat", **request)).all(), options
@@ -109,7 +109,7 @@ def test_calls_of_warm_up_capture_and_replay(demo: SimpleNamespace) -> None:
     calls, enqueued = demo.cudart.calls, demo.loader.enqueued
     demo.pipeline.generate("a boat", keyframes(), seed=1)
     loop = ["text_encoder", *["controlnet_scribble"] * 4, *["unet", "lcm_update"] * 4, "vae_decoder"]
-    assert enqueued == [*loop, *loop], "once to run, once to be captured"
+    assert enqueued == [*loop, *loop], "once for the run, once for the capture"
     marks = ["cudaEventCreateWithFlags", "cudaEventRecordWithFlags"]
     units = 1 + 1 + 1 + 4 + 4 + 1  # the start, text, keyframes, control, denoise, decode
     begin = calls.index("cudaStreamBeginCapture")
@@ -210,7 +210,7 @@ def test_sizes_are_bounded_and_given_back() -> None:
 
 
 def outputs(bundle: Bundle, graph: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Zeros of the shapes that a graph gives for its inputs."""
+    """Zeros in the input shapes of a graph."""
     name = {"text_encoder": "input_ids", "vae_decoder": "latents", "unet": "latents", "lcm_update": "latents"}[graph]
     shape = feeds[name].shape
     match graph:
@@ -315,7 +315,7 @@ def test_progress_of_a_replay(demo: SimpleNamespace) -> None:
 
 
 def test_frames_are_given_once_when_all_are_here(demo: SimpleNamespace) -> None:
-    """Enqueued, and replayed; what the caller raises is the caller's, and the next request works."""
+    """For enqueued and replayed requests: an exception of the caller reaches the caller, and the next request works."""
     seen: list[tuple[int, np.ndarray]] = []
     for seed in (1, 2):
         clip = demo.pipeline.generate("a boat", keyframes(), seed=seed, on_frames=lambda *part: seen.append(part))
@@ -333,7 +333,7 @@ def test_frames_are_given_once_when_all_are_here(demo: SimpleNamespace) -> None:
 
 
 def requests_with_fault(index: int, status: Any) -> tuple[SimpleNamespace, list[Exception | None]]:
-    """Three requests, the CUDA call at `index` of which fails."""
+    """Three requests, in which the CUDA call at `index` fails."""
     machine = emulated_demo()
     machine.cudart.fault = (index, status)
     errors: list[Exception | None] = []
@@ -349,7 +349,7 @@ def requests_with_fault(index: int, status: Any) -> tuple[SimpleNamespace, list[
 def calls_of_three_requests() -> list[str]:
     machine, errors = requests_with_fault(1 << 30, None)
     assert errors == [None] * 3
-    return list(machine.cudart.calls)  # before the executor is let go, which gives all back
+    return list(machine.cudart.calls)  # before the executor is freed, which releases everything
 
 
 CALLS = calls_of_three_requests()
@@ -358,11 +358,11 @@ AFTER_START = range(CALLS.index("cudaHostAlloc") - 1, len(CALLS))
 
 @pytest.mark.parametrize("status", [ERRORS.cudaErrorMemoryAllocation, ERRORS.cudaErrorInvalidValue])
 def test_after_a_fault_at_any_call_the_pipeline_recovers(status: Any) -> None:
-    """At most the request in which it happens fails, in one line; the next has the right frames, and nothing leaks."""
+    """At most the request with the fault fails, in one line. The next one has the right frames, and nothing leaks."""
     expected = fresh("a boat", keyframes(), seed=4)
     for index in AFTER_START:
         if CALLS[index].endswith("Destroy") or CALLS[index] == "cudaFree":
-            continue  # a failure to give back is no failure to go on, and shows as a leak
+            continue  # a failed release need not fail the request; it shows as a leak
         machine, errors = requests_with_fault(index, status)
         failed = [error for error in errors if error is not None]
         assert len(failed) <= 1, (index, CALLS[index])
@@ -378,7 +378,7 @@ def test_a_lost_device_says_that_the_pipeline_has_to_be_loaded_again() -> None:
         _, errors = requests_with_fault(index, ERRORS.cudaErrorLaunchFailure)
         after = [error for error in errors if error is not None]
         assert after, CALLS[index]
-        assert errors[-1] is after[-1], "no request after it is tried"
+        assert errors[-1] is after[-1], "no further request is tried"
         assert all(isinstance(error, DeviceLost) for error in after)
         assert "load the pipeline again" in str(after[-1])
 
@@ -390,7 +390,7 @@ def test_what_a_lost_device_answers_keeps_nothing_of_earlier_requests(demo: Simp
         with pytest.raises(DeviceLost, match="of another device") as error:
             demo.pipeline.generate("a boat", seed=1)
         errors.append(error.value)
-    assert errors[0] is not errors[1], "an error keeps the frames that it passes"
+    assert errors[0] is not errors[1], "an exception object keeps the stack frames that it passes"
 
 
 def test_a_request_that_does_not_fit_is_refused_and_a_smaller_one_runs() -> None:
@@ -437,7 +437,7 @@ def test_refit_gives_the_engines_other_weights_and_the_base_back(demo: SimpleNam
     demo.loader.tables["unet"] = table = weight_table(demo.bundle, "unet")
     demo.pipeline.generate("a boat", keyframes(), seed=1)
     demo.pipeline.refit(other)
-    assert demo.cudart.graphs == {}, "graphs are captured anew"
+    assert demo.cudart.graphs == {}, "graphs are captured again"
     graph, weights = demo.loader.refitted.pop()
     assert graph == "unet"
     assert set(weights) == {name for name, record in table.root.items() if "motion" in record.path}
@@ -445,7 +445,7 @@ def test_refit_gives_the_engines_other_weights_and_the_base_back(demo: SimpleNam
     assert (weights[name] != table.read(demo.bundle, name)).any()
     demo.loader.enqueued.clear()
     demo.pipeline.generate("a boat", keyframes(), seed=1)
-    assert "controlnet_scribble" in demo.loader.enqueued, "nothing that other weights made is kept"
+    assert "controlnet_scribble" in demo.loader.enqueued, "no result of the old weights is kept"
 
     demo.pipeline.refit(None)
     _, weights = demo.loader.refitted.pop()
@@ -462,7 +462,7 @@ def test_refit_needs_the_same_architecture(demo: SimpleNamespace, sd15_like: Exp
 
 
 def test_a_refit_that_fails_leaves_the_old_weights(demo: SimpleNamespace, tmp_path: Path) -> None:
-    """Half-way through, and also where the engines are only loaded later."""
+    """The refit fails half-way, or when engines are loaded later."""
     from bundles import with_other_motion_module
 
     other = with_other_motion_module(demo.bundle.folder, tmp_path / "other")
@@ -473,7 +473,7 @@ def test_a_refit_that_fails_leaves_the_old_weights(demo: SimpleNamespace, tmp_pa
     assert (demo.pipeline.generate("a boat", seed=1).frames == before).all()
 
     demo.pipeline.close()
-    demo.pipeline.refit(other)  # no engine is open: nobody knows yet that they cannot
+    demo.pipeline.refit(other)  # no engine is open, so this is only found out later
     for _ in range(2):
         with pytest.raises(BackendError, match="was built without it"):
             demo.pipeline.generate("a boat", seed=1)
@@ -524,6 +524,6 @@ def test_events_in_a_graph_are_external() -> None:
     cuda.begin_capture()
     cuda.record(event)
     graph = cuda.instantiate(cuda.end_capture())
-    assert api.events[event] == -1, "noted, not run"
+    assert api.events[event] == -1, "recorded, not run"
     cuda.launch(graph)
     assert api.events[event] > 0

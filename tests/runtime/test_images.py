@@ -1,4 +1,4 @@
-"""Keyframe pictures of every kind, against what Pillow itself makes of them."""
+"""Keyframe pictures of every kind, against Pillow's own result."""
 
 import io
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_fit_covers_and_crops_the_centre(width: int, height: int) -> None:
 
 
 def bomb() -> bytes:
-    """A PNG of a few kilobytes that says it has 40,000 x 40,000 pixels."""
+    """A PNG of a few kilobytes that claims to have 40,000 x 40,000 pixels."""
     import struct
     import zlib
 

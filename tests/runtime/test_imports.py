@@ -1,4 +1,4 @@
-"""What may import what, and what the runtime must not pull in."""
+"""Allowed imports between parts, and packages that the runtime must not import."""
 
 import ast
 import subprocess
@@ -20,17 +20,17 @@ ALLOWED = {
     "cli": {"runtime", "engine", "export", "service", "benchmarks"},
 }
 SHARED = ("runtime.format", "runtime.errors")
-"""What `engine` and `export` may take from the runtime."""
+"""Modules of the runtime that `engine` and `export` may import."""
 EXCEPTIONS = {
     "runtime.gpu.device": "an engine's key names the GPU",
-    "runtime.gpu.tensorrt_library": "the library that builds engines is the one that loads them",
+    "runtime.gpu.tensorrt_library": "the same library builds and loads engines",
     "runtime.cpu.openvino": "a build compares an engine as OpenVINO will run it",
-    "runtime.cpu.sessions": "the seam that calibration watches",
+    "runtime.cpu.sessions": "calibration observes the runs of its sessions",
     "runtime.backends": "the registry names precisions and builders",
     "runtime.example_requests": "int8 is calibrated on them",
-    "runtime.gpu.engine_scope": "what an engine is bound to is part of its key",
+    "runtime.gpu.engine_scope": "the version and device of an engine are part of its key",
 }
-"""What `engine` takes besides, and why."""
+"""Further modules that `engine` imports, and why."""
 
 
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "pydantic", "av", "PIL"}
@@ -78,7 +78,7 @@ def test_a_request_pulls_in_no_torch() -> None:
 
 
 def imports(part: str) -> Iterator[tuple[Path, str]]:
-    """Every module of another part that a part imports, as runtime.format.bundle."""
+    """Every module of another part that a part imports, in the form runtime.format.bundle."""
     for path in (ROOT / part).rglob("*.py"):
         package = list(path.relative_to(ROOT).parent.parts)
         if part == "sparsectrl_lcm":

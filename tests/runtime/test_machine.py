@@ -1,4 +1,4 @@
-"""What reports say of the machine."""
+"""The description of the machine in reports."""
 
 import pytest
 from sparsectrl_lcm.runtime.machine import machine, memory_bytes, peak_bytes, physical_cores
@@ -15,7 +15,7 @@ def test_facts_of_the_machine() -> None:
 
 
 def test_facts_of_the_machine_tell_what_it_multiplies_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processors are called the same with and without AMX."""
+    """Some processors have the same name with and without AMX."""
     monkeypatch.setattr(
         "sparsectrl_lcm.runtime.machine.instruction_sets", lambda: frozenset({"sse2", "amx_int8", "avx2", "fma"})
     )

@@ -25,7 +25,7 @@ OWN_MODULES = {
     "runtime/gpu/onnxruntime.py",
     "runtime/gpu/tensorrt_library.py",
 }
-"""The registry, and the modules of backends that name themselves."""
+"""The registry, and modules of backends that may contain their own name."""
 PARTS = ("runtime", "engine", "export", "cli", "service", "benchmarks/harness")
 
 
@@ -46,7 +46,7 @@ class ToyExecutor:
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """A backend that comes first, with a module and a builder of its own."""
+    """A backend that comes first, with its own module and builder."""
     module, builder = ModuleType("toy"), ModuleType("toy")
     module.__dict__.update(
         find_version=lambda name: "1.2",
@@ -122,7 +122,7 @@ def test_auto_and_bench_choose_a_new_backend(tmp_path: Path, caplog: pytest.LogC
 
 
 def strings(path: Path) -> Mapping[int, str]:
-    """The string constants of a file but its docstrings, by line."""
+    """The string constants of a file except its docstrings, by line."""
     return {
         node.lineno: node.value
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))

@@ -17,7 +17,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_draws_are_torchs(seed: int) -> None:
-    """One generator draws all shapes one after the other, as the loop does; single values and large ones mix."""
+    """One generator draws all shapes one after the other, as the loop does: single values and large arrays, mixed."""
     reference = torch.Generator("cpu").manual_seed(seed)
     generator = TorchGenerator(seed)
     for shape in SHAPES:

@@ -44,7 +44,7 @@ def both(exported: Exported):
 
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_frames_are_those_of_diffusers(exported: Exported, both, number: int) -> None:
-    """Every case with either kind of keyframes, one on each architecture."""
+    """Every case with both kinds of keyframes, each on one architecture."""
     pipeline, references = both
     steps, guidance, indices, prompt = CASES[number]
     controlnet = KINDS[(number + (exported.name == "other")) % 2]
@@ -81,7 +81,7 @@ def test_frames_are_those_of_diffusers(exported: Exported, both, number: int) ->
 
 
 def test_keyframes_prompt_and_guidance_change_the_clip(exported: Exported) -> None:
-    """What the comparison with diffusers rests on: every input has its effect on these random weights."""
+    """Makes the comparison with diffusers meaningful: every input changes the frames with these random weights."""
     pipeline = VideoPipeline.load(exported.bundle, "onnxruntime")
     side = pipeline.bundle.manifest.sizes.height
     first, second = (Keyframe(4, image) for image in pictures(2, side, side))
@@ -156,7 +156,7 @@ def test_other_sizes_and_lengths(sd15_like: Exported, frames: int, width: int, h
 
 
 def test_the_demo_bundle_normalizes_per_frame() -> None:
-    """The bundle in the package, against diffusers with the temporal norm of the original AnimateDiff code."""
+    """The packaged bundle, against diffusers with the temporal norm of the original AnimateDiff code."""
     pipeline = VideoPipeline.load(backend="onnxruntime")
     for controlnet in ("scribble", "rgb"):
         reference = sparsectrl_pipeline(TRAINED, controlnet)
@@ -174,7 +174,7 @@ def test_the_demo_bundle_normalizes_per_frame() -> None:
             num_frames=8,
         )
         assert np.abs(clip.frames.astype(int) - expected).max() <= 1
-        assert np.abs(clip.frames.astype(int) - per_clip).max() > 3, "the two norms have to differ"
+        assert np.abs(clip.frames.astype(int) - per_clip).max() > 3, "the two norms must give different frames"
 
 
 def _demo_frames(reference, controlnet: str) -> np.ndarray:
@@ -257,7 +257,7 @@ def test_a_request_can_be_cancelled_between_steps(stage: str, demo_pipeline: Vid
     assert [(item.stage, item.step) for item in seen][-1] == (stage, 1)
     expected, after = (made.generate("a boat", **request) for made in (demo_pipeline, pipeline))
     assert isinstance(after, Clip)
-    assert (after.frames == expected.frames).all(), "a cancelled request leaves nothing behind"
+    assert (after.frames == expected.frames).all(), "a cancelled request does not affect the next"
 
 
 @pytest.mark.parametrize(
@@ -267,14 +267,14 @@ def test_a_request_can_be_cancelled_between_steps(stage: str, demo_pipeline: Vid
 def test_as_many_frames_are_decoded_at_a_time_as_make_256x256_pixels(
     demo_pipeline: VideoPipeline, side: int, frames: int, chunk: int
 ) -> None:
-    """In equal parts, at least one frame each."""
+    """The parts are equal and have at least one frame."""
     request = CheckedRequest("a boat", "", (), None, 4, 1.0, 0, height=side, width=side, frames=frames)
     assert request.layout(demo_pipeline.bundle.manifest.sizes, host.DECODE_PIXELS).decoded == chunk
 
 
 @pytest.fixture
 def in_parts(demo_pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> VideoPipeline:
-    """Decodes two small frames at a time."""
+    """Makes the pipeline decode two small frames at a time."""
     monkeypatch.setattr(host, "DECODE_PIXELS", 2 * 64 * 64)
     return demo_pipeline
 
@@ -316,7 +316,7 @@ def test_what_on_frames_raises_ends_the_request(in_parts: VideoPipeline) -> None
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_cancelled_request_leaves_no_file(in_parts: VideoPipeline, tmp_path: Path, step: int) -> None:
-    """Also after the last frame."""
+    """Also if it is cancelled after the last frame."""
     with pytest.raises(Cancelled), Recording(tmp_path / "clip.mp4") as recording:
         in_parts.generate(
             "a boat",

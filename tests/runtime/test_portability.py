@@ -1,4 +1,4 @@
-"""Everything but the service runs on Windows and macOS."""
+"""Everything except the service runs on Windows and macOS."""
 
 import ast
 import json
@@ -33,7 +33,7 @@ def test_clips_engines_and_reports_are_made_as_on_windows(tmp_path: Path) -> Non
         [*generate, "--backend", "onnxruntime"],
         [*build, "--backend", "onnxruntime"],
         [*generate, "--backend", "onnxruntime"],
-        [*build, "--backend", "onnxruntime"],  # takes the place of the first
+        [*build, "--backend", "onnxruntime"],  # replaces the first
         [*build[:-1], "--backend", "openvino", "--precision", "fp32"],
         ["inspect", str(bundle)],
         ["doctor"],
@@ -44,7 +44,7 @@ def test_clips_engines_and_reports_are_made_as_on_windows(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
 
     in_use = [line for line in done.stderr.splitlines() if line.startswith("in use: ")]
-    assert all(line.endswith(".lock") for line in in_use), in_use  # it is removed once it is released
+    assert all(line.endswith(".lock") for line in in_use), in_use  # a lock file is removed once it is released
     assert "\\u043a.webm: 2 frames" in done.stdout
     assert "vae_decoder" in done.stdout.partition("> inspect")[2]
     assert "GPU: no NVIDIA driver was found" in done.stdout.partition("> doctor")[2]
@@ -55,7 +55,7 @@ def test_clips_engines_and_reports_are_made_as_on_windows(tmp_path: Path) -> Non
 
 
 def posix_uses(path: Path) -> Iterator[str]:
-    """The POSIX-only modules and attributes that a file names."""
+    """The POSIX-only modules and attributes that a file uses."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.partition(".")[0] in POSIX_MODULES)

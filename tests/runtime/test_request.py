@@ -1,4 +1,4 @@
-"""What a request may be, and the line that says so otherwise."""
+"""The values that a request may have, and the one-line errors for others."""
 
 from inspect import signature
 
@@ -108,7 +108,7 @@ def test_what_is_left_open_is_the_bundles_own(pipeline: VideoPipeline) -> None:
     assert (checked.width, checked.height, checked.frames) == (sizes.width, sizes.height, sizes.frames)
     assert checked.controlnet is None, "there are no keyframes"
     seeds = {check_request(ClipRequest("a boat"), pipeline.bundle.manifest).seed for _ in range(3)}
-    assert len(seeds) == 3, "each request draws its own"
+    assert len(seeds) == 3, "each request draws its own seed"
 
 
 def test_guidance_needs_a_scale_above_1(pipeline: VideoPipeline) -> None:

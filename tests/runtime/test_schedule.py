@@ -14,7 +14,7 @@ from sparsectrl_lcm.runtime.loop.schedule import lcm_schedule
     ("prediction_type", "clip_range"), [("epsilon", None), ("v_prediction", None), ("sample", None), ("epsilon", 0.7)]
 )
 def test_steps_are_those_of_diffusers(betas: str, steps: int, prediction_type: str, clip_range: float | None) -> None:
-    """The coefficients of the runtime in the `lcm_update` graph, step by step against LCMScheduler."""
+    """Runs the `lcm_update` graph with the runtime's coefficients, step by step against LCMScheduler."""
     reference = LCMScheduler(
         beta_schedule=betas,
         prediction_type=prediction_type,

@@ -1,4 +1,4 @@
-"""Folders that a process writes in, and those that killed processes left behind."""
+"""Temporary folders of a process, and folders left behind by killed processes."""
 
 import subprocess
 import sys
@@ -63,7 +63,7 @@ def test_what_was_replaced_goes_and_locks_without_a_folder_too(tmp_path: Path) -
 def test_a_file_system_without_locks_keeps_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """It depends on filelock's release how a file system tells that it has none."""
+    """filelock reports a file system without locks in different ways, depending on its version."""
     (tmp_path / ".set-1-0123abcd").mkdir()
 
     def acquire(self: FileLock, timeout: float) -> None:

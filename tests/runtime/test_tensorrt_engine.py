@@ -1,4 +1,4 @@
-"""TensorRT engines at work against strict fakes of each release, on an emulated stream."""
+"""TensorRT engines with strict fakes of each release, on an emulated stream."""
 
 import ctypes
 import gc
@@ -20,7 +20,7 @@ from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda
 
 REFITTED = ClipSize(width=64, height=64, frames=2)
-"""The size whose engines can be refitted."""
+"""The clip size of the refittable engines."""
 tensorrt_only, tensorrt_rtx_only = (
     pytest.mark.parametrize("release", releases, scope="module", indirect=True) for releases in (TENSORRT, ["rtx-1.7"])
 )
@@ -141,7 +141,7 @@ def test_a_run_that_fails_is_an_error(opened: Opened) -> None:
 
 
 def test_an_engine_tells_whether_it_can_be_captured(opened: Opened) -> None:
-    """TensorRT-RTX is asked before a capture, which it would make fail; TensorRT has nothing to ask."""
+    """TensorRT-RTX is asked before a capture, since the call would break the capture. TensorRT has no such call."""
     assert opened.engine.capturable
     asked = opened.workshop.calls("IExecutionContext.is_stream_capturable")
     if opened.workshop.backend == "tensorrt-rtx":
@@ -214,7 +214,7 @@ def test_the_cache_belongs_to_the_context(spoilt: Process) -> None:
 
 @tensorrt_rtx_only
 def test_kernels_of_another_device_are_compiled_anew(spoilt: Process) -> None:
-    """A cache is refused after the device or the driver has changed."""
+    """A cache is refused if the device or the driver has changed."""
     kernels = spoilt.folder / f"{GRAPH}.kernels"
     kernels.write_bytes(b"of another device")
     spoilt.workshop.fail("IRuntimeCache.deserialize", "the cache is of another device", False)
@@ -298,7 +298,7 @@ def test_bfloat16_is_given_by_its_address_and_lives_until_the_refit(refitting: O
 
 
 def test_arrays_live_until_the_engine_is_refitted(refitting: Opened) -> None:
-    """TensorRT keeps addresses of what it is given, and no copy."""
+    """TensorRT keeps the addresses of the weights that it gets, and makes no copy."""
     table, trt = table_of(refitting), refitting.workshop.trt
     names, arrays, alive = list(table.root)[:3], [], []
 
@@ -330,7 +330,7 @@ def test_weights_that_were_merged_are_given_too(refitting: Opened) -> None:
 
 
 def test_a_weight_is_given_once(refitting: Opened) -> None:
-    """Also where the refitter goes on to ask for it."""
+    """Also if the refitter keeps asking for it."""
     table, workshop = table_of(refitting), refitting.workshop
     first, second, third = list(table.root)[:3]
     workshop.trt.answers["Refitter.get_missing_weights"] = lambda _: [first, third, second]
@@ -372,7 +372,7 @@ def test_an_unknown_weight_is_refused(refitting: Opened) -> None:
 
 
 def test_a_missing_weight_that_no_table_has_is_an_error(refitting: Opened) -> None:
-    """As constants of the graph, which have no name in a checkpoint."""
+    """Constants of the graph have no name in a checkpoint."""
     table, answers = table_of(refitting), refitting.workshop.trt.answers
     answers["Refitter.get_all_weights"] = lambda _: [*table.root, "val_17"]
     answers["Refitter.get_missing_weights"] = lambda _: ["val_17"]
@@ -414,7 +414,7 @@ def test_stripped_engines_get_the_weights_of_the_bundle(release: str, tmp_path: 
 
 
 def test_stripped_engines_get_no_weights_that_were_changed(release: str, tmp_path: Path) -> None:
-    """As by an export into the bundle while it is open."""
+    """An export into an open bundle does this."""
     process = Process(release, small_copy(tmp_path))
     process.workshop.build(process.bundle, strip_weights=True)
     bundle, cuda = Bundle.load(process.bundle), Cuda(process.cudart)

@@ -1,4 +1,4 @@
-"""What TensorRT engines are bound to; a refusal names the command that builds them anew."""
+"""The versions, devices and shapes that TensorRT engines are bound to; errors name the command that rebuilds them."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_code_in_engines_is_not_allowed_without_need(process: Process) -> None:
 def test_an_engine_of_another_device_is_refused(release: str, built: Path, device: Device) -> None:
     process = Process(release, built, device=device)
     if process.workshop.backend == "tensorrt-rtx":
-        process.open()  # it is bound to none
+        process.open()  # it is bound to no device
     else:
         process.refuses(rf"was built for NVIDIA H200 \(compute capability 9.0\), here is {device.name}")
 
@@ -155,7 +155,7 @@ def test_an_engine_for_a_compute_capability_runs_on_such_devices(release: str, t
 
 
 def test_engines_of_another_bundle_are_refused(spoilt: Process) -> None:
-    """An export replaces weights, and engines stay where they were."""
+    """An export replaces the weights and leaves old engines in place."""
     manifest = read_manifest(spoilt.bundle)
     (weights,) = manifest.graphs[GRAPH].weights
     (others,) = manifest.graphs["text_encoder"].weights
@@ -257,7 +257,7 @@ def test_an_index_names_no_files_elsewhere(spoilt: Process, moved: bool) -> None
 
 
 def test_of_two_sets_the_later_is_taken(spoilt: Process) -> None:
-    """A read-only bundle may bring engines of its own, which were built anew in the user's cache folder."""
+    """A read-only bundle may contain stale engines that were rebuilt in the user's cache folder."""
     _, outside = engine_folders(spoilt.bundle, spoilt.workshop.backend)
     newer = Path(shutil.copytree(spoilt.folder, outside / spoilt.folder.name))
     (spoilt.folder / f"{GRAPH}.engine").unlink()
@@ -269,7 +269,7 @@ def test_of_two_sets_the_later_is_taken(spoilt: Process) -> None:
 
 
 def test_engines_of_another_size_are_refused(spoilt: Process) -> None:
-    """Their inputs would be read and written beyond their ends."""
+    """Engines for other shapes would read and write beyond the ends of their buffers."""
     wanted = ClipSize(width=128, height=64, frames=4)
     shutil.copytree(spoilt.folder, spoilt.workshop.folder(spoilt.bundle, size=wanted))
     other = Process(spoilt.release, spoilt.bundle, wanted)
@@ -280,7 +280,7 @@ def test_engines_of_another_size_are_refused(spoilt: Process) -> None:
 
 
 def test_an_engine_is_built_for_the_shapes_that_are_wanted(release: str, built: Path) -> None:
-    """As where a later release decodes other parts of a clip."""
+    """A later release may decode other parts of a clip."""
     Process(release, built, shapes={"latents": (2, 4, 8, 8)}).refuses("was built for other shapes")
 
 
@@ -304,7 +304,7 @@ def test_the_lower_precision_is_preferred(release: str, tmp_path: Path) -> None:
     chosen = Process(release, bundle)
     chosen.loader = TensorRtLoader(chosen.workshop.library, chosen.device, "bf16")
     assert chosen.loader.precision == "bf16"
-    assert chosen.open("text_encoder").engine.dtypes["prompt_embeds"] == "bfloat16", "where it is asked for"
+    assert chosen.open("text_encoder").engine.dtypes["prompt_embeds"] == "bfloat16", "if it is asked for"
 
 
 @pytest.mark.parametrize(

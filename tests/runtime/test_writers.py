@@ -18,7 +18,7 @@ from sparsectrl_lcm.runtime.request import FittedKeyframe
 
 @pytest.fixture
 def clip() -> Clip:
-    """A smooth moving gradient, which compression keeps."""
+    """A smooth moving gradient, which compression preserves."""
     y, x = np.mgrid[:64, :96]
     frames = [np.stack([(x * 2 + 4 * t) % 192 + 30, y * 3, np.full_like(x, 90)], 2) for t in range(16)]
     keyframes = (
@@ -105,7 +105,7 @@ def test_a_folder_that_is_there_is_filled_only_when_empty(clip: Clip, tmp_path: 
     target.mkdir()
     inode = target.stat().st_ino
     clip.save(target)
-    assert target.stat().st_ino == inode, "it may be a mount: nothing takes its place"
+    assert target.stat().st_ino == inode, "it may be a mount point, so it is not replaced"
     assert len(list(target.iterdir())) == 16
     with pytest.raises(OutputError, match="is not empty; name a new one"):
         clip.save(target)
@@ -177,7 +177,7 @@ RECORD = (
 
 @pytest.mark.parametrize("write", [SAVE, RECORD])
 def test_a_failure_half_way_leaves_nothing(write: str, tmp_path: Path) -> None:
-    """The disk is full while the file is written; the one that was there stays."""
+    """The disk is full while the file is written. An earlier file of that name stays."""
     before = b"the old clip"
     (tmp_path / "clip.mp4").write_bytes(before)
     code = (
@@ -212,9 +212,9 @@ def record(clip: Clip, recording: Recording, parts: tuple[int, ...]) -> None:
 def test_a_recording_has_the_bytes_of_a_saved_clip(
     clip: Clip, tmp_path: Path, name: str, parts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one part, frame by frame with more parts than may wait, and where `save` has to add the rest or all."""
+    """In one part, frame by frame with more parts than may wait, and with the rest or all frames left to `save`."""
     monkeypatch.setattr(writers, "MAX_WAITING", 2)
-    # at widths that are no multiple of 128, x264 uses memory that it has not filled: no two files need be equal
+    # at widths that are not a multiple of 128, x264 reads uninitialised memory, so that files may differ
     clip = Clip(np.pad(clip.frames, ((0, 0), (0, 0), (0, 32), (0, 0)), "wrap"), 1, {})
     expected = clip.save(tmp_path / "plain" / name, fps=12.5).read_bytes()
     with Recording(tmp_path / "new" / name, fps=12.5) as recording:
@@ -226,7 +226,7 @@ def test_a_recording_has_the_bytes_of_a_saved_clip(
 
 
 def test_vp9_without_lag_is_vp9_with_it(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the option is for: the encoder takes frames at once, and the file is the same."""
+    """The purpose of the option: the encoder takes frames at once, and the file is the same."""
     frames = np.concatenate([clip.frames, clip.frames[::-1, ::-1]])  # a cut, and more frames than the lag
     clip = Clip(frames, 1, {})
     without = clip.save(tmp_path / "without.webm").read_bytes()
@@ -266,7 +266,7 @@ def test_a_recording_that_is_not_saved_leaves_nothing(
 def test_a_recording_that_is_stopped_while_it_is_saved_leaves_nothing(
     clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C after the last frame, while the encoder writes what it has held back."""
+    """Ctrl-C after the last frame, while the encoder writes its delayed frames."""
     encode, go_on = writers._encode, threading.Event()
 
     def slow(*arguments: object) -> None:
@@ -289,7 +289,7 @@ def test_a_recording_that_is_stopped_while_it_is_saved_leaves_nothing(
 def test_an_error_of_the_encoder_waits_for_the_clip(
     clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller gets all frames, and then the error; or leaves, and the thread ends all the same."""
+    """The caller gets all frames and then the error. If the caller leaves instead, the thread still ends."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -313,7 +313,7 @@ def test_a_recording_refuses_what_a_clip_would_refuse(clip: Clip, tmp_path: Path
         Recording(tmp_path / "clip.mp4", fps=0)
     with pytest.raises(OutputError, match="cannot be written"):
         Recording("/proc/x/clip.mp4")
-    with Recording(tmp_path / "new" / "clip.mp4") as recording:  # a file takes the folder's place meanwhile
+    with Recording(tmp_path / "new" / "clip.mp4") as recording:  # meanwhile a file replaces the folder
         (tmp_path / "new").write_text("")
         record(clip, recording, (16,))
         with pytest.raises(OutputError, match="cannot be written"):

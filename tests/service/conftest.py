@@ -1,4 +1,4 @@
-"""A real server in a process of its own, and what reaches it."""
+"""A real server in a separate process, and helpers to call it."""
 
 import os
 import re
@@ -42,7 +42,7 @@ asyncio.run(serve(settings, [Listener("127.0.0.1", port), Listener("127.0.0.1", 
 
 @dataclass
 class Server:
-    """`serve` with three listeners; it may be killed and started again on the same data."""
+    """`serve` with three listeners. It can be killed and started again on the same data."""
 
     data: Path
     options: dict[str, Any]
@@ -70,7 +70,7 @@ class Server:
 
     @property
     def _log(self) -> Path:
-        return self.data.with_name("server.log")  # the data folder holds what the server puts there
+        return self.data.with_name("server.log")  # not in the data folder, which only the server writes to
 
     def headers(self, key: str | None = None) -> dict[str, str]:
         return {"Authorization": f"Key {key or self.key}"}
@@ -102,7 +102,7 @@ class Server:
         raise AssertionError(self.log)
 
     def kill(self) -> None:
-        """As a loss of power: no process of the server is left."""
+        """Kills the server at once, as a loss of power would."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
@@ -123,7 +123,7 @@ class Server:
 
 
 def example(language: str, server: Server) -> str:
-    """The program of docs/service.md in this language, led to a server."""
+    """The program of docs/service.md in this language, with the addresses of a server."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```", (HERE.parents[1] / "docs/service.md").read_text(), re.M | re.S)
     (code,) = blocks
     return code.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}").replace(":8443", f":{server.tls_port}")
@@ -150,7 +150,7 @@ def started(folder: Path, port: int = 0, **options: Any) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose pipeline does what the prompt says."""
+    """A server with a stub pipeline, which does what the prompt says."""
     yield from started(tmp_path_factory.mktemp("stub"), pipeline="stub_pipeline:load", step_seconds=5.0)
 
 

@@ -1,4 +1,4 @@
-"""The way of requests inside a server whose runner is a stand-in and whose store fails at will."""
+"""Requests inside a server with a stand-in runner and a store that fails on demand."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ from sqlalchemy.exc import OperationalError
 
 
 class StandIn:
-    """A runner that makes clips of no length; `hold` keeps them from ending, `lose` ends so many by a crash."""
+    """A runner that makes empty clips. `hold` keeps jobs from ending; the next `lose` jobs end in a crash."""
 
     def __init__(self) -> None:
         self.ready = True
@@ -108,7 +108,7 @@ def counted(service: Service) -> dict[str, float]:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, store: SqlStore, name: str, times: int, *, committed: bool) -> None:
-    """A method of the store that fails so often; with `committed` after it has done its work."""
+    """Makes a method of the store fail `times` times; with `committed` it fails after it has done its work."""
     method, left = getattr(store, name), [times]
 
     def broken(*arguments: Any, **keywords: Any) -> Any:
@@ -133,7 +133,7 @@ def test_a_store_that_fails_strands_nothing(
             await submit(service, request_id)
         for request_id in "ab":
             assert (await ended(service, request_id)).status == 200
-        if name != "finish" or not committed:  # who counts an end is told of it
+        if name != "finish" or not committed:  # otherwise the end was committed but not reported, so it is not counted
             assert counted(service) == {"200": 2}
 
     serving(tmp_path, scenario)
@@ -221,7 +221,7 @@ def test_a_slow_keyframe_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_many_slow_keyframes_hold_up_no_other_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than are prepared ahead, and more than are waited for of one key."""
+    """More than are prepared ahead, and more than one key may have."""
 
     async def never(*_: Any) -> None:
         await asyncio.sleep(3600)
@@ -240,14 +240,14 @@ def test_many_slow_keyframes_hold_up_no_other_key(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("data_uris", [0, 2])
 def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int) -> None:
-    """Neither what has come of them, nor the data URIs of the same input."""
+    """Memory holds neither the bytes that have arrived nor the data URIs of the same input."""
     large, sent = 16 * 2**20, 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
         size = 1 if b"small" in await reader.readuntil(b"\r\n\r\n") else large
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nx" % size)
-        for _ in range(size // 2**16 - 1):  # of a large one the last part does not come
+        for _ in range(size // 2**16 - 1):  # the last part of a large answer does not come
             writer.write(b"x" * 2**16)
             await writer.drain()
         sent += 1
@@ -263,7 +263,7 @@ def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int) -
 
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        await submit(service, "small", input=given("small"))  # loads what is loaded once
+        await submit(service, "small", input=given("small"))  # warms up what is loaded only once
         assert (await ended(service, "small")).status == 200
         tracemalloc.start()
         await submit(service, "slow", input=given("large"))
@@ -343,7 +343,7 @@ def test_runs_of_an_earlier_life_end(tmp_path: Path) -> None:
         outcome = await ended(service, "run")
         assert (outcome.status, outcome.error_type) == (499, "client_disconnected")
         assert (await ended(service, "queued")).status == 200
-        assert (await ended(service, "another's")).status == 200  # of a data folder whose name was lost
+        assert (await ended(service, "another's")).status == 200  # from a data folder that lost its name
         assert runner.order == ["another's", "queued"]
 
     def prepare(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""Nothing that was accepted is lost, however the server ends."""
+"""No accepted request is lost, however the server ends."""
 
 import random
 import sqlite3
@@ -16,7 +16,7 @@ from .conftest import Server, started
 
 CLIENTS, REQUESTS, KILLS = 10, 60, 2
 APART_SECONDS = 4.0
-"""Between kills: time for the server to come up again and to make clips."""
+"""Seconds between kills: time for the server to start again and to make clips."""
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def test_requests_survive_kills(tmp_path: Path) -> None:
 
 @dataclass
 class Clients:
-    """Clients that submit, each its share, spread over the time of all kills; a failed submission is made again."""
+    """Clients that each submit a share of the requests, spread over the time of all kills. They retry failures."""
 
     server: Server
     count: int
@@ -59,7 +59,7 @@ class Clients:
 
 
 def endure(folder: Path, count: int, requests: int, kills: int) -> None:
-    """Exactly once, as clients see it: each accepted request ends, without an error, with one result for ever."""
+    """Clients see exactly-once: each accepted request ends without an error, and its result never changes."""
     for server in started(folder, pipeline="stub_pipeline:load"):
         server.wait()
         clients = Clients(server, count, requests // count, APART_SECONDS * (kills + 1))
@@ -70,7 +70,7 @@ def endure(folder: Path, count: int, requests: int, kills: int) -> None:
             seen |= ended(server, clients.accepted)
             refused = clients.refused
             server.kill()
-            assert len(clients.accepted) < requests, "every request was there already"
+            assert len(clients.accepted) < requests, "all requests were submitted before the kills"
             while clients.refused == refused:
                 time.sleep(0.01)
             interrupted += running(server)
@@ -89,13 +89,13 @@ def endure(folder: Path, count: int, requests: int, kills: int) -> None:
 
 
 def running(server: Server) -> int:
-    """Requests that the server had in hand when it was killed."""
+    """The number of requests that ran when the server was killed."""
     with closing(sqlite3.connect(server.data / "service.sqlite3")) as connection:
         return int(connection.execute("select count(*) from requests where state = 'running'").fetchone()[0])
 
 
 def ended(server: Server, accepted: dict[int, str]) -> dict[int, str]:
-    """The clips that are made already."""
+    """The clips of the requests that have ended."""
     made = {}
     with httpx.Client(headers=server.headers(), timeout=30) as client:
         for seed, request_id in list(accepted.items())[:20]:

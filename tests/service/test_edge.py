@@ -1,4 +1,4 @@
-"""What a request meets before and after the queue: paths, headers, tokens, logs, readiness, server-sent events."""
+"""The HTTP edge around the queue: paths, headers, tokens, logs, readiness, server-sent events."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def test_a_proxied_request_is_one_request(stub: Server, client: httpx.Client) ->
     answer = proxied(stub, client, f"https://queue.fal.run/{APP.replace('-', '%2D')}", "POST", json={"prompt": "a"})
     request_id = answer.json()["request_id"]
     assert answer.headers["x-fal-request-id"] == request_id
-    time.sleep(0.2)  # it is told once it was sent
+    time.sleep(0.2)  # a response is logged after it was sent
     lines = [json.loads(line) for line in stub.log.splitlines() if request_id in line]
     (told,) = [line for line in lines if line["message"] == "answered"]
     assert (told["path"], told["status"]) == (f"/{APP}", 200)
@@ -82,7 +82,7 @@ def test_large_bodies_take_turns(stub: Server, client: httpx.Client) -> None:
 
 def test_outcomes_have_the_same_headers_at_once_and_later(stub: Server, client: httpx.Client) -> None:
     names = ("x-fal-error-type", "x-fal-billable-units", "x-fal-retryable", "x-fal-request-timeout-type")
-    url = "http://127.0.0.1:9/x.png"  # found wrong once it runs
+    url = "http://127.0.0.1:9/x.png"  # fails only when the request runs
     slow = client.post(stub.queue, json={"prompt": "slow 0.4"}).json()["request_id"]
     held = client.post(stub.queue, json={"prompt": "slow 0.4"}).json()["request_id"]
     for given, extra, status, expected in (
@@ -121,7 +121,7 @@ def test_tokens_for_streams(stub: Server, client: httpx.Client) -> None:
 
     good = token(allowed_apps=["animatediff-sparsectrl-lcm"], token_expiration=120).json()
     assert streamed(good) == 200
-    assert streamed(good, path="") == 401  # nothing but streams
+    assert streamed(good, path="") == 401  # the token is for streams only
     assert streamed(good + "x") == streamed("a.b") == streamed("") == 401
     assert streamed(token(allowed_apps=["flux"]).json()) == 403
     short = token(allowed_apps=[APP], token_expiration=0.2).json()
@@ -201,7 +201,7 @@ def test_a_server_that_drains_says_so_and_begins_nothing(tmp_path: Path) -> None
 
 
 class Told:
-    """A board whose request gets lines between the events that are taken from a stream."""
+    """A board whose request gets log lines between the events of a stream."""
 
     def __init__(self) -> None:
         self.shown = View(self.row("running"), [], 0.0)
@@ -228,7 +228,7 @@ class Told:
 
 
 def test_no_line_is_lost_or_told_twice() -> None:
-    """Lines come while an event is on its way to a slow reader; then the request is tried again, with its old lines."""
+    """Lines arrive while a slow reader receives an event. Then the request is tried again and keeps its old lines."""
     board = Told()
     request: Any = SimpleNamespace(query_params={"logs": "1"})
     service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP), base_url=lambda _: "")
@@ -249,7 +249,7 @@ def test_no_line_is_lost_or_told_twice() -> None:
 
 
 def test_every_event_of_a_stream_tells_something() -> None:
-    """A picture is told once, and what is as it was, waiting or running, is not told again."""
+    """A preview is sent once, and an unchanged state, waiting or running, is not sent again."""
     board: Any = Told()
     board.becomes("queued")
     turns = iter(["", "running", "", "picture", "", "line", "", "done"])

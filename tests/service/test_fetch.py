@@ -1,4 +1,4 @@
-"""Downloads from servers that mean no good, over real sockets; only name servers are made up."""
+"""Downloads from hostile servers over real sockets; only the name servers are fakes."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 
 
 class Server:
-    """Answers each connection with what `answer` writes, once it has read the head of a request."""
+    """Reads the head of a request on each connection, then answers with what `answer` writes."""
 
     def __init__(self, answer: bytes | Callable[[Writer], Awaitable[None]]) -> None:
         self.answer = answer
@@ -91,7 +91,7 @@ def fetched(answer: Any, path: str = "/image.png", **changes: Any) -> tuple[byte
     return asyncio.run(run())
 
 
-# RFC 6890, IANA's special-purpose registries, and what hides addresses within addresses
+# RFC 6890, IANA's special-purpose registries, and addresses that embed other addresses
 NOT_PUBLIC = """
     0.0.0.0 0.1.2.3 10.0.0.1 100.64.0.1 100.100.100.200 127.0.0.1 127.255.255.254 169.254.169.254 172.16.0.1
     172.31.255.255 192.0.0.1 192.0.0.192 192.0.2.1 192.88.99.1 192.168.1.1 198.18.0.1 198.19.255.255
@@ -209,7 +209,7 @@ def test_no_spelling_of_loopback_is_reached(host: str) -> None:
 
 @pytest.mark.parametrize("family", ["127.0.0.1", "::1"])
 def test_numbers_and_names_reach_loopback_where_it_is_let_through(family: str) -> None:
-    """That the test above fails for the reason it is meant to."""
+    """Shows that the test above refuses for the intended reason."""
 
     async def run() -> list[bytes]:
         hosts = ["127.0.0.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"] if family == "127.0.0.1" else ["[::1]"]
@@ -280,7 +280,7 @@ def test_urls_that_lead_nowhere(url: str, reason: str) -> None:
 
 
 class Names:
-    """Name servers that answer one list after the other."""
+    """Name servers that return one list of addresses after the other."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.answers = list(answers)
@@ -293,7 +293,7 @@ class Names:
 
 @pytest.fixture
 def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Addresses that were connected to; all lead to loopback, so that public ones have a server."""
+    """The addresses of all connections. They are redirected to loopback, so that public addresses have a server."""
     addresses: list[str] = []
     connect = httpcore.AnyIOBackend.connect_tcp
 
@@ -306,7 +306,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_the_address_that_was_checked_is_the_one_connected_to(connected: list[str]) -> None:
-    """DNS rebinding: the name is public when it is checked, and loopback when it is asked for again."""
+    """DNS rebinding: the name resolves to a public address at the check, and to loopback the next time."""
 
     async def run() -> None:
         async with serving(ok(b"picture")) as server:
@@ -328,7 +328,7 @@ def test_rebinding_between_redirects(connected: list[str]) -> None:
             with pytest.raises(FetchError, match=NOT_REACHED):
                 names = Names([PUBLIC], ["127.0.0.1"])
                 await get(f"http://keyframes.test:{server.port}/", allow=(), resolver=names)
-            assert len(server.heads) <= 2  # the connection to the checked address may be used again
+            assert len(server.heads) <= 2  # the connection to the checked address may be reused
             assert set(connected) == {PUBLIC}
 
     async def closing(writer: Writer) -> None:
@@ -404,7 +404,7 @@ def test_redirects_to_private_addresses(where: str) -> None:
 
 
 def resolve_with(names: Names) -> Any:
-    """Made-up answers for names that end in .test, the system's for others."""
+    """Fake answers for names that end in .test, the system's for others."""
     from sparsectrl_lcm.service.network.public_addresses import resolve
 
     async def resolver(host: str, port: int) -> list[str]:
@@ -458,12 +458,12 @@ def test_redirects_without_end() -> None:
 def test_only_200_is_a_file(status: str) -> None:
     with pytest.raises(FetchError, match="answers no file") as raised:
         fetched(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
-    assert status[:3] not in str(raised.value)  # what is let through may be inside
+    assert status[:3] not in str(raised.value)  # an allowed private host may be internal
     assert status[:3] in raised.value.reason
 
 
 def test_the_status_of_a_public_host_is_told(connected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "is_public", lambda address: address == ip_address("127.0.0.1"))  # the peer, here
+    monkeypatch.setattr(fetching, "is_public", lambda address: address == ip_address("127.0.0.1"))  # the peer here
 
     async def run() -> None:
         async with serving(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n") as server:
@@ -506,7 +506,7 @@ def test_an_answer_without_end() -> None:
 
     with pytest.raises(FetchTooLarge):
         fetched(endless, limit_bytes=2**20)
-    assert sent < 64 * 2**20  # what the buffers of the system hold
+    assert sent < 64 * 2**20  # the capacity of the system's buffers
 
 
 def test_a_disk_that_is_full_is_not_the_hosts_fault() -> None:
@@ -608,7 +608,7 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_client_of_webhooks() -> None:
-    """A POST, whose redirect is an answer like others; refusals are errors of httpx."""
+    """It does not follow the redirect of a POST, and raises refusals as errors of httpx."""
 
     async def run() -> None:
         async with serving(redirect("http://127.0.0.1:1/")) as server, guarded_client(("127.0.0.1",)) as client:
@@ -647,7 +647,7 @@ def test_no_socket_of_the_machine() -> None:
 
 
 def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Contexts of a server whose certificate is for `name`, and of a client that trusts it."""
+    """TLS contexts of a server with a certificate for `name`, and of a client that trusts it."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -674,7 +674,7 @@ def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext
 
 
 def test_certificates_are_checked_for_the_name(tmp_path: Path, connected: list[str]) -> None:
-    """Pinned to an address, TLS still asks for the host's name and checks it."""
+    """The connection is pinned to an address, but TLS still sends and checks the host name."""
     server_context, client_context = certificate(tmp_path, "keyframes.test")
     asked: list[str | None] = []
     server_context.sni_callback = lambda _, name, __: asked.append(name)
@@ -687,7 +687,7 @@ def test_certificates_are_checked_for_the_name(tmp_path: Path, connected: list[s
             assert f"Host: keyframes.test:{server.port}" in server.heads[0]
             with pytest.raises(httpx.ConnectError, match="Hostname mismatch"):
                 await client.get(f"https://other.test:{server.port}/")
-            with pytest.raises(FetchError, match=NOT_REACHED):  # nobody vouches for it
+            with pytest.raises(FetchError, match=NOT_REACHED):  # no trusted authority signed it
                 await get(f"https://keyframes.test:{server.port}/", allow=(), resolver=Names([PUBLIC]))
             assert len(server.heads) == 1
 

@@ -1,4 +1,4 @@
-"""Objects in a folder, in memory, and in a store that fsspec reaches."""
+"""Objects in a folder, in memory, and in a store behind fsspec."""
 
 import errno
 import io
@@ -18,7 +18,7 @@ CONTENT = bytes(range(256)) * 40_000  # more than one block of any buffer
 
 @pytest.fixture(params=["folder", "file", "memory", "local"])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
-    """`local` is fsspec's own store of files, for the way of stores in general."""
+    """Each kind of store; `local` is fsspec's own store of files, which is treated as any remote store."""
     fsspec.filesystem("memory").store.clear()
     urls = {"folder": "", "file": "file://", "local": "local://"}
     return open_files("memory://clips" if request.param == "memory" else f"{urls[request.param]}{tmp_path / 'x'}")
@@ -123,7 +123,7 @@ def test_a_reader_sees_the_old_object_or_the_new_one(files: Files) -> None:
     while not done.is_set():
         if isinstance(files, FolderFiles):
             assert read(files, "object") in contents
-        else:  # one object is read by several requests
+        else:  # several readers of one object
             with files.open("object") as file:
                 assert file.read(100) in (b"A" * 100, b"B" * 100)
     writer.join()
@@ -186,7 +186,7 @@ def test_the_bytes_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: 
         return replace(self, target)
 
     if not Path("/proc/self/fd").exists():
-        pytest.skip("the system does not tell the paths of open files")
+        pytest.skip("the system does not show the paths of open files")
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", replaced)
     files.put("folder/object", b"x")
@@ -205,7 +205,7 @@ def test_what_a_crash_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
 
 
 def test_object_stores_take_the_object_at_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where an upload appears only when it is complete, nothing is moved."""
+    """If an upload appears only when it is complete, nothing is moved."""
     files = open_files("memory://bucket")
     assert isinstance(files, ObjectFiles)
     monkeypatch.setattr(files, "_whole", True)

@@ -1,4 +1,4 @@
-"""Input that nobody should send: a 4xx in fal's shape, never a 5xx, a hang or a leak."""
+"""Hostile input: the answer is a 4xx in fal's form, never a 5xx, a hang or a leak."""
 
 import base64
 import http.client
@@ -94,7 +94,7 @@ def test_keyframes_that_are_none(stub: Server, client: httpx.Client, url: str) -
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("known", [False, True])
 def test_large_bodies_are_refused_early(stub: Server, chunked: bool, known: bool) -> None:
-    """The answer is there for a client that sends on regardless, with a key and without one."""
+    """A client that goes on sending can still read the answer, with a key and without one."""
     head = f"POST /queue/{APP} HTTP/1.1\r\nHost: x\r\n" + (f"Authorization: Key {stub.key}\r\n" if known else "")
     size = 100 * 2**20
     head += "Transfer-Encoding: chunked\r\n\r\n" if chunked else f"Content-Length: {size}\r\n\r\n"
@@ -105,7 +105,7 @@ def test_large_bodies_are_refused_early(stub: Server, chunked: bool, known: bool
             for _ in range(size // 2**20):
                 sock.sendall(block)
         except OSError:
-            pass  # the server has waited long enough
+            pass  # the server has closed after its wait
         answer = http.client.HTTPResponse(sock)
         answer.begin()
         assert answer.status == (413 if known else 401)
@@ -114,7 +114,7 @@ def test_large_bodies_are_refused_early(stub: Server, chunked: bool, known: bool
 
 
 def png(width: int, height: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> str:
-    """A data URI of one bit a pixel."""
+    """A data URI of a PNG with one bit per pixel."""
     head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     made = b"\x89PNG\r\n\x1a\n"
     for kind, data in ((b"IHDR", head), *chunks, (b"IDAT", pixels), (b"IEND", b"")):
@@ -136,7 +136,7 @@ def test_bombs_are_no_keyframes(stub: Server, client: httpx.Client) -> None:
     for name, bomb in bombs.items():
         start = time.monotonic()
         answer = client.post(f"{stub.url}/{APP}", json={"prompt": "a", "keyframe_2_image_url": bomb})
-        fine = name in ("more than said", "profile")  # what the picture does not need is left alone
+        fine = name in ("more than said", "profile")  # chunks and data that the picture does not need are ignored
         assert answer.status_code == 422 or (fine and answer.status_code == 200), (name, answer.text[:300])
         if answer.status_code == 422:
             assert answer.json()["detail"][0]["loc"] == ["body", "keyframe_2_image_url"]
@@ -230,7 +230,7 @@ def test_what_is_not_to_be_kept(stub: Server, client: httpx.Client) -> None:
     made = client.post(stub.queue, json={"prompt": "a prompt to forget"}, headers=private).json()
     assert "a prompt to forget" in stored(stub)
     ended(client, made["status_url"])
-    clip = client.get(made["response_url"]).json()["video"]["url"]  # its caller still gets it
+    clip = client.get(made["response_url"]).json()["video"]["url"]  # the caller still gets the clip
     assert httpx.get(clip).status_code == 200
     assert "a prompt to forget" not in stored(stub)
     time.sleep(2)
@@ -260,7 +260,7 @@ def test_forged_tokens_and_paths(stub: Server, client: httpx.Client) -> None:
     assert made["file_url"].endswith("/a.png") and httpx.get(made["file_url"]).content == b"x"
     file_id = made["file_url"].split("/files/")[1].split("/")[0]
     for path in (f"{file_id}/..%2f{file_id}%2fa.png", "..%2f..%2fservice.sqlite3/a", f"{file_id}%2f../a.png", "%00/a"):
-        with socket.create_connection(("127.0.0.1", stub.port), timeout=5) as sock:  # clients would tidy it up
+        with socket.create_connection(("127.0.0.1", stub.port), timeout=5) as sock:  # clients normalise paths
             sock.sendall(f"GET /files/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
             assert b" 404 " in sock.recv(100)
 

@@ -1,4 +1,4 @@
-"""Connections whose clients send or read as they should not: closed in time, and bounded in memory."""
+"""Connections of clients that misbehave: closed in time, and bounded in memory."""
 
 import socket
 import ssl
@@ -19,7 +19,7 @@ LARGE, MIDDLE = 64 * 2**20, 60_000
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """/early answers without a look at the body, /large and /middle with much, /echo when it has all."""
+    """/early answers before the body is read, /large and /middle send long answers, /echo waits for the whole body."""
     size = 0
     more = scope["path"] == "/echo"
     while more:
@@ -63,7 +63,7 @@ def port() -> Iterator[int]:
 
 
 def seconds_until_closed(sock: socket.socket, drip: bytes = b"", most: float = 12) -> tuple[float, bytes]:
-    """How long a connection lasts on which a byte is sent now and then, and what was read."""
+    """Sends `drip` now and then; returns how long the connection lasted, and what was read."""
     start, got = time.monotonic(), b""
     sock.settimeout(0.1)
     while time.monotonic() - start < most:
@@ -112,14 +112,14 @@ def test_nobody_holds_a_connection(port: int, first: bytes, drip: bytes) -> None
 def test_an_early_answer_is_read_although_the_body_goes_on(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(UNFINISHED.replace(b"1000000", b"100000000"))
-        for _ in range(50):  # much more than the buffers of a socket hold
+        for _ in range(50):  # much more than a socket's buffers hold
             sock.sendall(b"x" * 2**20)
         assert seconds_until_closed(sock)[1].startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize(("sent", "closes"), [(UNFINISHED, True), (FINISHED, False)], ids=["early", "in time"])
 def test_an_answer_that_ends_the_connection_says_so(port: int, sent: bytes, closes: bool) -> None:
-    """Else a client sends its next request on it."""
+    """Otherwise a client would send its next request on it."""
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(sent)
         head = seconds_until_closed(sock)[1].partition(b"\r\n\r\n")[0]

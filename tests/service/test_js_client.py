@@ -1,4 +1,4 @@
-"""fal's own client for JavaScript, as it comes from npm, against a running server."""
+"""fal's own JavaScript client from npm, against a running server."""
 
 import base64
 import hashlib

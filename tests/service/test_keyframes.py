@@ -1,4 +1,4 @@
-"""Keyframe URLs of every kind, and what a caller is told where one leads nowhere."""
+"""Keyframe URLs of every kind, and the errors for those that cannot be downloaded."""
 
 import asyncio
 import base64
@@ -55,7 +55,7 @@ def never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "expected"),  # RFC 2397, and WHATWG's fetch for what browsers make of it
+    ("url", "expected"),  # RFC 2397, and WHATWG's fetch for the behaviour of browsers
     [
         ("data:image/png;base64,AAEC/w==", b"\0\1\2\xff"),
         ("data:image/png;base64,AAEC/w", b"\0\1\2\xff"),
@@ -96,14 +96,14 @@ def test_own_files(service: StorageService) -> None:
     name = quote(row.name)
     for url in (
         file_url(BASE, row),
-        file_url("http://api.example.com:8443/fal", row),  # TLS may end ahead of the server
+        file_url("http://api.example.com:8443/fal", row),  # TLS may end in front of the server
         file_url("https://API.example.COM:8443/fal", row),
         f"{BASE}/files/{row.id}/{row.name}",
         f"{BASE}/files/{row.id}/{name}?download=1#x",
         file_url("https://public.example.com", row),
         file_url("http://public.example.com:80", row),
         file_url("https://public.example.com:443", row),
-        file_url("http://127.0.0.1:8000", row),  # another of its ports or names, or fal's, which led here
+        file_url("http://127.0.0.1:8000", row),  # another port or name of the server, or fal's, which can lead here
         file_url("http://localhost:8443/queue", row),
         file_url("https://v3.fal.media", row),
     ):
@@ -190,7 +190,7 @@ def test_urls_that_lead_nowhere(service: StorageService, url: str) -> None:
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server as it is by default, which reaches no private address."""
+    """A server with default settings, which reaches no private address."""
     yield from started(tmp_path_factory.mktemp("strict"), pipeline="stub_pipeline:load", allow_private=[])
 
 

@@ -1,4 +1,4 @@
-"""What the service promises about its own structure, and on systems that it does not run on."""
+"""The structure of the service, and its behaviour on systems that it does not support."""
 
 import ast
 import asyncio
@@ -19,7 +19,7 @@ POSIX_ONLY = ("fcntl", "grp", "pwd", "resource", "termios", "tty", "pty", "syslo
 
 
 def modules_of(path: Path) -> set[str]:
-    """The modules that a file imports, relative ones as they are written."""
+    """The modules that a file imports; relative imports stay as they are written."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""What schemathesis makes of the OpenAPI document is never a failure of the server, and always answered as it says."""
+"""Requests that schemathesis generates from the OpenAPI document cause no server error; answers conform to it."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ CONFORMANCE: list[Any] = [
     response_schema_conformance,
     status_code_conformance,
 ]
-"""Not that wrong input is refused: the queue accepts it, as fal's does, and it fails as its result."""
+"""Without the check that wrong input is refused: the queue accepts it, as fal's does, and the result is the error."""
 
 ONE = "/requests/{request_id}"
 
@@ -50,7 +50,7 @@ def test_any_request(document: Any, stub: Server, operation: str, mode: Generati
 
 
 def test_requests_that_exist(document: Any, stub: Server) -> None:
-    """Generated ids are unknown; these are of requests that have ended well, badly, or not yet."""
+    """Generated ids are unknown. These belong to requests that have succeeded, failed, or not ended yet."""
     with httpx.Client(headers=stub.headers(), timeout=30) as client:
         inputs = [{"prompt": "a"}, {"prompt": 1}, {"prompt": "fail"}, {"prompt": "slow 0.2"}, {"prompt": "a"}]
         ids = [client.post(stub.queue, json=given).json()["request_id"] for given in inputs]
@@ -61,7 +61,7 @@ def test_requests_that_exist(document: Any, stub: Server) -> None:
                 if "{request_id}" in operation.path and (operation.method != "put" or request_id == ids[-1]):
                     case = operation.Case(path_parameters={"request_id": request_id})
                     response = case.call(headers=stub.headers())
-                    case.validate_response(response, checks=CONFORMANCE[1:])  # a 500 is how one of them ended
+                    case.validate_response(response, checks=CONFORMANCE[1:])  # one of the results is a 500
                     seen.add((operation.path.rpartition("/")[2], response.status_code))
         with httpx.Client(headers=stub.headers()) as client:
             while client.get(f"{stub.queue}/requests/{ids[3]}/status").status_code == 202:

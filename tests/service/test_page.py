@@ -55,7 +55,7 @@ def draw(page: Any, slot: int) -> None:
 
 
 def frames(page: Any) -> list[int]:
-    """Where the keyframes are, by the numbers and by the timeline."""
+    """The frames of the keyframes, from the number inputs and from the timeline."""
     numbers = [int(page.input_value(f"#keyframe_{slot}_index")) for slot in range(3)]
     handles = page.locator(".handle")
     assert [int(handles.nth(slot).get_attribute("aria-valuenow")) for slot in range(3)] == numbers
@@ -118,7 +118,7 @@ def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server) -> None:
 
 
 def run_as_shown(code: str, server: Server) -> None:
-    """The snippet for Python, with the placeholders filled in, in a process that knows nothing else."""
+    """Runs the Python snippet with its placeholders filled in, in a process without other settings."""
     shell = [line.removeprefix("# ") for line in code.splitlines() if line.startswith("# export")]
     said = "\n".join(shell).replace("FAL_KEY=...", f"FAL_KEY={server.key}").replace("DATA/", f"{server.data}/")
     command = f'{said}\nexec "$0" -c "$1"'
@@ -143,7 +143,7 @@ def test_keyframes_are_placed_on_the_timeline(page: Any, stub: Server) -> None:
     page.mouse.move(*cell(4), steps=4)
     page.mouse.up()
     assert frames(page) == [4, 8, 15]
-    page.mouse.click(*cell(5))  # moves what was moved last
+    page.mouse.click(*cell(5))  # moves the keyframe that was moved last
     assert frames(page) == [5, 8, 15]
     page.locator("#keyframe_2_index").focus()
     page.keyboard.press("Tab")
@@ -195,7 +195,7 @@ def test_progress_reload_and_cancel(page: Any, stub: Server) -> None:
 
 @pytest.mark.parametrize("held", ["**/storage/upload/initiate*", f"**/queue/{APP}"])
 def test_cancel_before_there_is_a_request(page: Any, stub: Server, held: str) -> None:
-    """While a keyframe is uploaded, nothing is submitted; while the request is, it is cancelled right after."""
+    """After a cancelled upload nothing is submitted. A request that is being submitted is cancelled right after it."""
     waiting: list[Any] = []
     page.route(held, lambda route: waiting.append(route))  # noqa: PLW0108  playwright marks what it is given
     page.goto(f"{stub.url}/#key={stub.key}")
@@ -204,10 +204,10 @@ def test_cancel_before_there_is_a_request(page: Any, stub: Server, held: str) ->
     page.click("#submit")
     while not waiting:
         page.wait_for_timeout(20)
-    page.keyboard.press("Control+Enter")  # the first is not over
+    page.keyboard.press("Control+Enter")  # the first attempt still runs
     page.click("#cancel")
     page.wait_for_timeout(100)
-    with contextlib.suppress(Exception):  # the page has dropped it
+    with contextlib.suppress(Exception):  # the page has aborted it
         waiting[0].continue_()
     page.wait_for_selector("#error:has-text('Request was cancelled')")
     assert page.is_enabled("#submit") and page.is_hidden("#cancel")
@@ -256,7 +256,7 @@ def test_a_seed_keeps_all_of_its_digits(page: Any, stub: Server) -> None:
 
 
 def test_a_page_of_another_origin_than_its_files(page: Any, tmp_path: Path) -> None:
-    """Opened at 127.0.0.1, while URLs are given out with localhost."""
+    """The page is opened at 127.0.0.1, but its URLs are at localhost."""
     port = ports()[0]
     options = {"pipeline": "stub_pipeline:load", "anonymous": True, "public_url": f"http://localhost:{port}"}
     for server in started(tmp_path, port=port, **options):

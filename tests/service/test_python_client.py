@@ -1,4 +1,4 @@
-"""fal's own client for Python, as it comes from PyPI, against a running server."""
+"""fal's own Python client from PyPI, against a running server."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def python(
     timeout: float = 120,
     environment: Mapping[str, str | None] | None = None,
 ) -> str:
-    """Runs `code` in a process that has nothing but fal's own variables to find the server; None takes one away."""
+    """Runs `code` in a process that finds the server only with fal's own variables. None removes a variable."""
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith("FAL_")},
         "FAL_KEY": server.key,
@@ -185,7 +185,7 @@ print(url)
 
 @contextlib.contextmanager
 def tunnels(port: int) -> Iterator[tuple[str, set[str]]]:
-    """A proxy whose tunnels all end at a port of this machine: its URL, and the hosts that were asked for."""
+    """A proxy whose tunnels all end at a port of this machine. Yields its URL and the requested hosts."""
     asked: set[str] = set()
 
     class Handler(socketserver.StreamRequestHandler):
@@ -208,7 +208,7 @@ def tunnels(port: int) -> Iterator[tuple[str, set[str]]]:
 
 
 def pump(source: socket.socket, sink: socket.socket) -> None:
-    """Hands on what comes until the end, and then the end."""
+    """Copies all bytes and then the end of the stream."""
     with contextlib.suppress(OSError):  # either side may reset the connection
         while data := source.recv(2**16):
             sink.sendall(data)

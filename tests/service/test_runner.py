@@ -1,4 +1,4 @@
-"""The runner with a real process in which a stub, or the demo bundle, makes the clips."""
+"""The runner with a real process, in which a stub or the demo bundle makes the clips."""
 
 import asyncio
 import inspect
@@ -45,7 +45,7 @@ def loop() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def runner(loop: asyncio.Runner, _stub_is_found: None) -> Iterator[LocalRunner]:
-    """Shared, as it has to stay usable after every test."""
+    """A shared runner, since it has to stay usable after every test."""
     made = stub_runner(image_pixels=1_000_000)
     loop.run(made.start())
     yield made
@@ -84,7 +84,7 @@ def decode(path: Path) -> list[np.ndarray]:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; a zombie of an orphan has, where nobody reaps it."""
+    """Whether a process has ended. A zombie has ended too; nobody may reap that of an orphan."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -173,7 +173,7 @@ def test_cancel_at_the_next_step(loop: asyncio.Runner, runner: LocalRunner, tmp_
     assert (type(failure), failure.kind) == (JobFailed, "cancelled")
     assert len(seen) <= 3
     assert not list(tmp_path.iterdir())
-    loop.run(runner.run(job(tmp_path), ignore))  # the id may come again
+    loop.run(runner.run(job(tmp_path), ignore))  # the id may be used again
 
 
 def test_turns_are_taken_in_order_and_cancelled_while_they_wait(
@@ -289,12 +289,12 @@ def test_killed_from_outside(loop: asyncio.Runner, runner: LocalRunner, tmp_path
 
     loop.run(until(lambda: runner.ready))
     kill()
-    loop.run(until(lambda: not runner.ready))  # noticed although no job runs
+    loop.run(until(lambda: not runner.ready))  # it notices although no job runs
     assert "SIGKILL" in str(runner.problem)
     lost = loop.run(failure_of(runner.run(job(tmp_path, "hang"), lambda _: kill())))
     assert (lost.kind, lost.message) == (
         "crashed",
-        "the runner was ended by SIGKILL, as a system does where memory runs out",
+        "the runner was ended by SIGKILL, which the system sends if memory runs out",
     )
     loop.run(runner.run(job(tmp_path), ignore))
 
@@ -336,7 +336,7 @@ def test_loading_is_tried_again(tmp_path: Path) -> None:
         runner = stub_runner(bundle=tmp_path / "mark", backend="flaky")
         await runner.start()
         assert (runner.ready, runner.about) == (False, {})
-        lost = await failure_of(runner.run(job(tmp_path), ignore))  # nobody waits for what may never be
+        lost = await failure_of(runner.run(job(tmp_path), ignore))  # it does not wait for later attempts
         assert (lost.kind, lost.message) == ("crashed", "the runner could not load: the stub does not load")
         assert runner.problem == lost.message
         await runner.run(job(tmp_path), ignore)
@@ -408,7 +408,7 @@ def test_stop_ends_every_job(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def clean_loop(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
-    """A loop in which nothing may be left."""
+    """A loop in which nothing may be left behind."""
     factory = None if request.param == "asyncio" else pytest.importorskip("uvloop").new_event_loop
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     with asyncio.Runner(loop_factory=factory) as loop:
@@ -433,7 +433,7 @@ def test_nothing_is_left_behind(clean_loop: asyncio.Runner, tmp_path: Path) -> N
 
     work = tmp_path / "work"
     work.mkdir()
-    first, second = (clean_loop.run(scenario()) for _ in range(2))  # a loop may open something for itself at first
+    first, second = (clean_loop.run(scenario()) for _ in range(2))  # a loop may open files of its own in its first run
     assert first == second
     assert not list(work.iterdir())
 
@@ -454,7 +454,7 @@ def test_stop_while_it_starts(clean_loop: asyncio.Runner, tmp_path: Path) -> Non
 
 
 def test_an_idle_runner_keeps_its_folder(tmp_path: Path) -> None:
-    """What is swept after a day must not be the folder of a process that had nothing to do."""
+    """The daily clean-up of temporary folders spares the folder of an idle process."""
 
     async def scenario() -> None:
         service = StorageService(tmp_path / "data", pipeline="stub_pipeline:load")

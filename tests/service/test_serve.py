@@ -1,4 +1,4 @@
-"""`serve` and `keys` as somebody uses them who gives what is wrong: one line, exit code 2, and nothing is left."""
+"""`serve` and `keys` with wrong arguments: one line, exit code 2, and nothing is left behind."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ PROGRAM = [sys.executable, "-u", "-c", "from sparsectrl_lcm.cli import main; mai
 
 
 def refused(capfd: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """The line on stderr; nothing is on stdout."""
+    """Returns the line on stderr, and checks that stdout is empty."""
     assert run([*map(str, arguments)]) == 2
     said, told = capfd.readouterr()
     assert said == ""
@@ -109,7 +109,7 @@ def test_keys_of_a_folder_that_may_not_be_read(
     is_file = Path.is_file
 
     def locked(self: Path) -> bool:
-        if self.name == "service.sqlite3":  # what Python 3.11 does where the folder's own is closed to the user
+        if self.name == "service.sqlite3":  # Python 3.11 raises this if the user may not read the folder
             raise PermissionError(errno.EACCES, "Permission denied", str(self))
         return is_file(self)
 
@@ -138,7 +138,7 @@ def filled(folder: Path, names: str) -> Path:
         "work/thesis.txt",
         "tmp/x files/x",
         "lock tmp/x",
-        "lock notes.txt work/thesis.txt",  # a start of an earlier release failed in it
+        "lock notes.txt work/thesis.txt",  # left by a failed start of an earlier release
         "owner/x work/thesis.txt",
     ],
 )
@@ -152,7 +152,9 @@ def test_a_folder_of_something_else_is_left_as_it_is(
     data = filled(tmp_path / "home", names)
     before = state()
     told = refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x")
-    found = re.fullmatch(rf"--data: {data} has '(.*)' in it and is no server's; give a new or empty folder, .*", told)
+    found = re.fullmatch(
+        rf"--data: {data} contains '(.*)' and no server created it; give a new or empty folder, .*", told
+    )
     assert found is not None, told
     assert (data / found[1]).exists()
     assert state() == before
@@ -168,14 +170,14 @@ def test_an_owner_that_is_no_servers(capfd: pytest.CaptureFixture[str], tmp_path
 @pytest.mark.parametrize(
     "names",
     [
-        "lock",  # a first start that found its address taken,
-        "lock service.sqlite3",  # or no store of files,
-        "lock files/.parts/x work/x owner.new",  # or was killed, with its database elsewhere
+        "lock",  # a first start whose address was taken,
+        "lock service.sqlite3",  # or whose store of files could not be opened,
+        "lock files/.parts/x work/x owner.new",  # or that was killed, with its database elsewhere
         "lock owner files/x work/x tmp/x tls/ca.pem notes.txt",  # a server with its database elsewhere
         "lock owner service.sqlite3 work/x tmp/x server.log",
         "service.sqlite3 files/x",  # from a backup
-        "lost+found/x",  # a disk of its own
-        "tls/ca.pem server.log .hidden",  # what may be there beforehand
+        "lost+found/x",  # a separate disk
+        "tls/ca.pem server.log .hidden",  # files that may exist before the first start
     ],
 )
 def test_a_servers_folder_is_taken_and_emptied_once_all_is_its_own(
@@ -204,7 +206,7 @@ def test_keys_make_no_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path) 
     ("option", "told"),
     [
         ("--database=mysql://u:secret@h/x", "--database: mysql:// is not supported; give postgresql://"),
-        ("--database=nope secret", "--database: what was given is no URL; give postgresql://"),
+        ("--database=nope secret", "--database: the value is not a URL; give postgresql://"),
         ("--files=nope://x", "--files: nope:// cannot be opened (Protocol not known: nope)"),
     ],
 )

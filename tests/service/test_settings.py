@@ -1,4 +1,4 @@
-"""Limits from the command line, and what the runner's process makes of them."""
+"""Limits from the command line, and their use in the runner's process."""
 
 from pathlib import Path
 from typing import Any

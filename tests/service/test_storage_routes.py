@@ -1,4 +1,4 @@
-"""Uploads and downloads through a real server: with fal's own Python client, and as its JavaScript client does it."""
+"""Uploads and downloads through a real server: with fal's Python client, and with its JavaScript client's requests."""
 
 import asyncio
 import base64
@@ -153,7 +153,7 @@ def test_python_async(python_client: fal_client.SyncClient, key: str, monkeypatc
     assert [len(httpx.get(url).content) for url in asyncio.run(run())] == [9000, 9]
 
 
-# As fal's JavaScript client (fal-protocol: 7.2)
+# Requests like those of fal's JavaScript client (fal-protocol: 7.2)
 
 
 def initiated(http: httpx.Client, key: str, multipart: bool = False, **headers: str) -> dict[str, str]:
@@ -322,7 +322,7 @@ def test_uploads_that_nobody_completes(http: httpx.Client, key: str, service: St
     kept = uploaded(http, key)
     objects = service.settings.data / "files" / "parts"
     service.settings.data.joinpath("tmp", "left").write_bytes(b"x")
-    service.settings.work.mkdir()  # of the runner, which may be idle for days
+    service.settings.work.mkdir()  # belongs to the runner, which may be idle for days
     os.utime(service.settings.work, (0, 0))
     assert remove_expired_files(service, time.time() + 0.9 * DAY) == 0
     assert len(list(objects.iterdir())) == len(PARTS)
@@ -353,7 +353,7 @@ def test_what_cannot_be_removed_stays_known(
     assert service.store.get_file(other.id) is None
 
 
-# Whose upload it is
+# Owners of uploads
 
 
 def test_the_storage_token(http: httpx.Client, key: str, base: str) -> None:
@@ -447,7 +447,7 @@ def test_uploads_of_other_keys(http: httpx.Client, key: str, service: StorageSer
 
 
 def test_files_of_other_keys_are_not_written(http: httpx.Client, key: str, service: StorageService) -> None:
-    """Even a token that this server signed does not reach a file of another key."""
+    """Even a token that this server signed does not give access to a file of another key."""
     row = row_of(service, uploaded(http, key, b"kept"))
     claims = {"key_id": service.new_key().partition(":")[0], "file_id": row.id, "name": "x", "content_type": "a/b"}
     token = make_token(service.secret, "upload", claims | {"seconds": None}, time.time() + 60)
@@ -534,7 +534,7 @@ def test_bodies_that_stall(http: httpx.Client, key: str, base: str, service: Sto
 
 
 def test_bodies_that_drip(http: httpx.Client, key: str, base: str, service: StorageService) -> None:
-    """Each chunk is in time; all of them are not."""
+    """Each chunk arrives in time, but the whole body takes too long."""
     start = time.monotonic()
     with raw_upload(http, key, base, "Transfer-Encoding: chunked") as connection:
         connection.settimeout(0.02)
@@ -633,7 +633,7 @@ def test_an_object_that_a_crash_left_is_removed(service: StorageService, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(service.files, "put", killed)
-        patch.setattr(service.files, "delete", lambda _: None)  # a dead process cleans nothing up
+        patch.setattr(service.files, "delete", lambda _: None)  # a dead process does not clean up
         with pytest.raises(Killed):
             keep_file(service, b"x", key_id="k", name="a", content_type="a/b", seconds=None)
     objects = service.settings.data / "files" / "objects"
@@ -902,7 +902,7 @@ def test_files_that_are_not_there(http: httpx.Client, file_url: str, service: St
 
 
 def test_a_download_that_is_left(http: httpx.Client, service: StorageService, base: str) -> None:
-    """The file is closed when the client goes."""
+    """The file is closed when the client disconnects."""
     row = keep_file(service, b"x" * 30_000_000, key_id="k", name="a.mp4", content_type="video/mp4", seconds=DAY)
     opened = []
     open_file = service.files.open

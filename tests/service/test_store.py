@@ -98,7 +98,7 @@ def input_of(store: SqlStore, request_id: str) -> Any:
 
 
 def test_only_the_try_that_is_under_way_counts(store: SqlStore) -> None:
-    """A server that was taken for dead must not end, or write into, what it begins anew itself."""
+    """A server that lost its lease must not end, or write to, a request that it claims again later."""
     a, *_ = ids()
     submit(store, a)
     old = claimed(store)
@@ -238,7 +238,7 @@ def file(object_name: str) -> FileRow:
 
 
 def test_every_replaced_file_is_told_once(store: SqlStore) -> None:
-    """Whoever replaces a row deletes its object, so that racing uploads leave one object."""
+    """The caller that replaces a row deletes its object, so that concurrent uploads leave one object."""
     store.delete_file("f")
     replaced: list[FileRow | None] = []
     names = [f"objects/f-{place}" for place in range(8)]

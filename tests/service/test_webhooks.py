@@ -1,4 +1,4 @@
-"""Webhooks as receivers see them: delivered once the end is known, signed, tried again."""
+"""Webhooks as receivers see them: delivered after the end of a request, signed and retried."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from .conftest import Server, started
 
 
 class Receiver(ThreadingHTTPServer):
-    """Refuses the first delivery of each request, and keeps all."""
+    """Refuses the first delivery of each request, and records all."""
 
     def __init__(self, host: str = "127.0.0.1", seconds: float = 0.0) -> None:
         super().__init__((host, 0), Handler)
@@ -69,7 +69,7 @@ def delivered(receiver: Receiver, count: int) -> list[tuple[dict[str, str], byte
 
 
 def verify(headers: dict[str, str], body: bytes, jwks: dict[str, Any]) -> None:
-    """As fal documents it for receivers in Python; every key is tried, without padding what has none."""
+    """Verifies the signature with every key, as fal documents it for Python. One key has to have base64 padding."""
     assert abs(int(headers["x-fal-webhook-timestamp"]) - time.time()) < 300
     names = ("x-fal-webhook-request-id", "x-fal-webhook-user-id", "x-fal-webhook-timestamp")
     message = "\n".join([*(headers[name] for name in names), hashlib.sha256(body).hexdigest()]).encode()

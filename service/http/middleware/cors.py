@@ -1,4 +1,4 @@
-"""CORS: pages of every origin may call, since callers are known by their keys and not by cookies."""
+"""CORS: pages of every origin may call, since keys identify callers, not cookies."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
@@ -9,7 +9,7 @@ METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 
 
 class CorsHeaders:
-    """Adds the headers that let a page read a response. Starlette's middleware adds them only if an origin is named."""
+    """Adds the headers that let a page read a response, even without an Origin header, unlike Starlette's."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

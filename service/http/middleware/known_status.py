@@ -1,4 +1,4 @@
-"""Status polls that memory can answer, past routing and the store.
+"""Answers status polls from memory, without routing or the store.
 
 fal's Python client asks for the state of a request ten times a second.
 """
@@ -15,7 +15,7 @@ from ...protocol.urls import request_path, request_urls
 
 
 class KnownStatus:
-    """Answers a status poll if key, state and place in the queue are in memory, and passes everything else on."""
+    """Answers a status poll if key, state and queue position are in memory. Passes everything else on."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""fal's server-side proxy: all calls go to one URL, with their target in a header. Here the target is this server."""
+"""fal's server-side proxy: all calls go to one URL and name their target in a header. The target is this server."""
 
 from urllib.parse import unquote, urlsplit
 
@@ -13,7 +13,7 @@ HOSTS = ("fal.run", "queue.fal.run", "rest.fal.ai", "rest.alpha.fal.ai")
 
 
 class ProxyTarget:
-    """Replaces the proxy's path by that of the target. A call that names no allowed target keeps the proxy's path."""
+    """Replaces the proxy's path with the target's. A call without an allowed target keeps the proxy's path."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -29,10 +29,10 @@ class ProxyTarget:
 
 
 def target_of(scope: Scope) -> Scope:
-    """Returns the scope of the target. Its host decides between run and queue, whichever way the proxy was reached.
+    """Returns the scope of the target. Only the target's host decides between run and queue.
 
     Raises:
-        ServiceError: 400 without a target, 405 for another method, 412 for a target that is not fal's, or is the proxy.
+        ServiceError: 400 without a target, 405 for another method, 412 for a target that is not fal's or is the proxy.
     """
     if scope["method"] not in METHODS:
         raise ServiceError(405, f"{scope['method']} is not supported", headers={"Allow": ", ".join(METHODS)})

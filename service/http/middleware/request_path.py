@@ -6,7 +6,7 @@ from ...protocol.urls import QUEUE_PREFIX
 
 
 class RequestPath:
-    """Normalises the path. `scope["has_queue_prefix"]` tells whether the prefix was there."""
+    """Normalises the path. `scope["has_queue_prefix"]` is whether it had the prefix."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
