@@ -243,7 +243,8 @@ def test_what_a_backend_does_not_have_is_one_line(
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert run(["generate", "--prompt", "a boat", *arguments, "-o", str(tmp_path / "clip.mp4")]) == 2
     output = capsys.readouterr()
-    assert output.err == f"error: {error_message(error.value, ["--device", "--precision", "--threads"])}\n"
+    line = error_message(error.value, {"--device", "--precision", "--threads"})
+    assert output.err == f"error: {line}\n"
     assert output.out == ""
     assert list(tmp_path.iterdir()) == []
 
