@@ -122,7 +122,8 @@ def test_engines_for_ampere_are_not_for_what_came_before(release: str, tmp_path:
     Workshop(release).build(bundle, hardware_compatibility="ampere-plus")
     for device in (A100, RTX_5090):
         Process(release, bundle, device=device).open()
-    Process(release, bundle, device=T4).refuses("was built for compute capability 8.0 and above, this machine has Tesla T4")
+    older = Process(release, bundle, device=T4)
+    older.refuses("was built for compute capability 8.0 and above, this machine has Tesla T4")
 
 
 def test_engines_of_tensorrt_rtx_are_bound_to_the_capabilities_they_were_built_for() -> None:
