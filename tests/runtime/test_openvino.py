@@ -223,9 +223,9 @@ BAD = [
         {"backend": "openvino", "precision": "bf16"},
         r"bf16 engines were not built; run: sparsectrl-lcm build \S+ --backend openvino --precision bf16$",
     ),
-    ({"backend": "openvino", "device": "TPU"}, "device: OpenVINO finds no 'TPU' here; there are .*CPU"),
-    ({"device": "TPU"}, "device: OpenVINO finds no 'TPU' here; there are .*CPU"),
-    ({"backend": "onnxruntime", "device": "CPU"}, "device: 'CPU' is for openvino; onnxruntime takes none$"),
+    ({"backend": "openvino", "device": "TPU"}, "device: OpenVINO finds no 'TPU' here; available are .*CPU"),
+    ({"device": "TPU"}, "device: OpenVINO finds no 'TPU' here; available are .*CPU"),
+    ({"backend": "onnxruntime", "device": "CPU"}, "device: 'CPU' is for openvino; onnxruntime takes no device$"),
     ({"backend": "tensorrt", "threads": 2}, "threads: tensorrt computes on the GPU; leave them out$"),
     ({"backend": "onnxruntime", "precision": "bf16"}, "precision: onnxruntime computes in fp32 on the CPU; 'bf16' is"),
     ({"threads": 0}, "threads: 0 is not allowed; give a whole number from 1 on$"),
@@ -250,7 +250,7 @@ def test_what_a_backend_does_not_have_is_one_line(
 
 def test_another_device_chooses_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "check_device", lambda device: None)
-    message = "precision: 'bf16' is for OpenVINO's CPU; leave it to 'GPU.0'"
+    message = "precision: 'bf16' is only for OpenVINO's CPU; leave it out for 'GPU.0'"
     with pytest.raises(SparseCtrlLcmError, match=message):
         OpenVinoSessions(Bundle.load(), "bf16", "GPU.0")
 
