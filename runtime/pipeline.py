@@ -52,8 +52,8 @@ class VideoPipeline:
             bundle: the folder that `sparsectrl-lcm export` wrote; None opens the package's demo bundle.
             backend: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime. auto takes the first of
                 them that can run here and has engines; the last two also run without engines.
-            precision: precision of the engines: fp16, bf16, fp32 or int8. None takes the first that was built, in an order
-                that fits the backend and the processor.
+            precision: precision of the engines: fp16, bf16, fp32 or int8. None takes the first that was built, in an
+                order that fits the backend and the processor.
             device: for openvino: CPU (the default), GPU or NPU, by OpenVINO's names.
             threads: for openvino and onnxruntime on the CPU; None takes one per core.
             kept_bytes: memory in bytes for results that a later request with the same prompt and keyframes uses again,

@@ -18,11 +18,12 @@ from diffusers import AutoencoderTiny
 from pictures import pictures
 from references import animatediff_pipeline, sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.cli.options import name_option
+from sparsectrl_lcm.cli.options import error_message
 from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError, VideoPipeline
 from sparsectrl_lcm.runtime.cpu import openvino
+from sparsectrl_lcm.runtime.cpu.onnxruntime import OnnxRuntimeSessions
 from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSessions
-from sparsectrl_lcm.runtime.cpu.sessions import Array, OnnxRuntimeSessions, Sessions
+from sparsectrl_lcm.runtime.cpu.sessions import Array, Sessions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.checksums import user_cache
 
@@ -243,7 +244,8 @@ def test_what_a_backend_does_not_have_is_one_line(
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert run(["generate", "--prompt", "a boat", *arguments, "-o", str(tmp_path / "clip.mp4")]) == 2
     output = capsys.readouterr()
-    assert output.err == f"error: {name_option(str(error.value))}\n"
+    named = {f"--{name}" for name in options}
+    assert output.err == f"error: {error_message(error.value, named)}\n"
     assert output.out == ""
     assert list(tmp_path.iterdir()) == []
 
