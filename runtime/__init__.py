@@ -1,4 +1,4 @@
-"""The lean runtime: a bundle, a backend and the LCM loop. It never imports torch.
+"""The runtime: a bundle, a backend and the LCM loop. It never imports torch.
 
 >>> from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 >>> pipeline = VideoPipeline.load()

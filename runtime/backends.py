@@ -1,4 +1,4 @@
-"""The backends: one record each, and which of them runs the requests of a bundle.
+"""The backends, one record each, and the choice of the one that runs a bundle.
 
 A record names a module that follows `Implementation`. To add a backend, write that module (and one in `engine/` if its
 engines are built), and add a record to `BACKENDS`.
@@ -32,23 +32,23 @@ class Executor(Protocol):
 
     @property
     def precision(self) -> str | None:
-        """Of its engines; None if it depends on the size of a request."""
+        """The precision of its engines; None if it depends on the size of a request."""
 
     def run(
         self, request: CheckedRequest, on_progress: OnProgress | None, on_frames: OnFrames | None = None
     ) -> tuple[Array, dict[str, float]]:
-        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets every frame once, before the result."""
+        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets every frame once, before this returns."""
 
     def refit(self, weights: Bundle | None) -> None:
-        """Takes the weights of another bundle of the same architecture; None brings the base back."""
+        """Takes the weights of another bundle of the same architecture; None restores the base weights."""
 
     def close(self) -> None:
-        """Frees all memory; the next request takes it again."""
+        """Frees all memory; the next request allocates it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether a backend can run on this machine: its version, or why it cannot and the command that helps."""
+    """Whether a backend can run on this machine: its version, or the reason why not and the command that fixes it."""
 
     backend: str
     version: str | None
@@ -56,7 +56,7 @@ class Availability:
 
 
 class Implementation(Protocol):
-    """What the module of a backend offers. `name` tells apart backends that share a module."""
+    """The functions of a backend's module. `name` distinguishes backends that share a module."""
 
     def find_version(self, name: str) -> str:
         """The version of the library.
@@ -66,41 +66,41 @@ class Implementation(Protocol):
         """
 
     def open_executor(self, name: str, bundle: Bundle, options: LoadOptions) -> Executor:
-        """What runs the requests of a bundle.
+        """Opens a bundle on this backend.
 
         Raises:
             BackendError: the backend cannot run here, or not with these options.
         """
 
     def engine_scope(self, name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
-        """The version and the device that an engine like `spec` has to be bound to, to be loaded here.
+        """The version and device that an engine like `spec` must be bound to in order to load here.
 
         Raises:
             BackendError: there is no such device here.
         """
 
     def computes_in(self, precision: str) -> bool:
-        """Whether this machine is fast in a precision, so that it may be chosen unasked."""
+        """Whether this precision may be chosen if the user names none, because this machine is fast in it."""
 
     def notes(self, found: Availability) -> Iterable[str]:
-        """What `doctor` adds."""
+        """The lines that `doctor` adds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """All that the package knows of a backend.
+    """Everything the package knows about a backend.
 
     Attributes:
-        name: as users give it.
+        name: the name that users give.
         on_gpu: whether it computes on an NVIDIA GPU.
         precisions: of its engines, in the order in which a set is chosen.
-        install: the command that brings its libraries.
+        install: the command that installs its libraries.
         module: the module of `runtime` that follows `Implementation`.
         builder: the module of `engine` that builds its engines.
-        packages: the distributions that bring the library, for reports of versions.
-        load_options: those of `LoadOptions` that only some backends take.
-        portable: whether it runs the portable graphs too, in fp32, if no engines were built.
-        built_at_export: whether `export` ends with its engines.
+        packages: the distributions of the library, for version reports.
+        load_options: the options in `LoadOptions` that this backend takes but not every backend.
+        portable: whether it can run the portable graphs, in fp32, if no engines were built.
+        built_at_export: whether `export` builds its engines.
     """
 
     name: str
@@ -116,21 +116,21 @@ class Backend:
 
     @property
     def implementation(self) -> Implementation:
-        """Its module."""
+        """The backend's module."""
         return cast(Implementation, import_module(f".{self.module}", __package__))
 
     def order(self, precision: str | None = None) -> tuple[str, ...]:
-        """The precisions to look for, in order: the one asked for, or all that this machine is fast in."""
+        """The precisions to look for, in order: the given one, or all that this machine is fast in."""
         if precision is not None:
             return (precision,)
         return tuple(name for name in self.precisions if self.implementation.computes_in(name))
 
     def engine_set(self, bundle: Path, precision: str | None, size: ClipSize | None = None) -> EngineSet | None:
-        """The set of engines to load: that of a precision, or the first in order that was built; None without any.
+        """The set of engines to load: the given precision, or the first built one in order; None if none was built.
 
         Raises:
-            BackendError: the backend has no such precision, or it was not built; the remedy is the command that
-                builds it.
+            BackendError: the backend does not have the precision, or it was not built; the remedy is the command
+                that builds it.
         """
         if precision not in (None, *self.precisions):
             allowed = ", ".join(sorted(self.precisions))
@@ -144,7 +144,7 @@ class Backend:
         return None
 
     def has_engines(self, bundle: Path, precision: str | None, size: ClipSize | None = None) -> bool:
-        """Whether engines of a precision (any if None) and for a size (any if None) were built, for any machine."""
+        """Whether engines of a precision and for a size (None means any) were built, no matter for which machine."""
         return any(
             precision in (None, built) and (size is None or of in (None, size))
             for of, built in map(parse_set_name, set_names(bundle, self.name))
@@ -153,7 +153,7 @@ class Backend:
     def loadable_sets(
         self, bundle: Path, version: str, precision: str | None, size: ClipSize | None = None
     ) -> list[EngineSet]:
-        """The sets that would be chosen and may be loaded on this machine, by a library of this version."""
+        """The sets that would be chosen and that a library of this version may load on this machine."""
         sizes = {
             of for of, _ in map(parse_set_name, set_names(bundle, self.name)) if size is None or of in (None, size)
         }
@@ -171,7 +171,7 @@ class Backend:
         return found
 
     def _accepts(self, engines: EngineSet, version: str) -> bool:
-        """Whether engines are of this version and device."""
+        """Whether engines were built for this version and device."""
         scopes = {
             graph: self.implementation.engine_scope(self.name, record.spec, version)
             for graph, record in engines.index.engines.items()
@@ -180,7 +180,7 @@ class Backend:
 
 
 def unbound_scope(name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
-    """`Implementation.engine_scope` of backends whose engines run on any device, in one version of the library."""
+    """`Implementation.engine_scope` for backends whose engines run on any device, with one version of the library."""
     return version, ANY_DEVICE
 
 
@@ -255,13 +255,13 @@ def find_backend(name: str) -> Backend:
 
 
 def check_backend(backend: str) -> None:
-    """Raises BackendError if a name is neither auto nor one of `BACKENDS`."""
+    """Raises BackendError if a name is neither auto nor in `BACKENDS`."""
     if backend not in ("auto", *BACKENDS):
         raise BackendError("backend", f"{backend!r} is unknown", f"allowed are auto, {', '.join(BACKENDS)}")
 
 
 def availability(backend: str) -> Availability:
-    """Whether a backend can run on this machine; makes no object that needs a GPU."""
+    """Whether a backend can run on this machine; creates no object that needs a GPU."""
     record, version = BACKENDS[backend], None
     try:
         version = record.implementation.find_version(backend)
@@ -275,15 +275,15 @@ def availability(backend: str) -> Availability:
 
 
 def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executor:
-    """What runs the requests of `bundle`.
+    """Opens a bundle on a backend.
 
     Args:
         bundle: the bundle.
-        backend: a name of `BACKENDS`, or auto: the first that can run here and has what it needs of this bundle.
-        options: how it runs it.
+        backend: a name in `BACKENDS`, or auto: the first that can run here and has the engines that it needs.
+        options: how the backend runs the bundle.
 
     Raises:
-        BackendError: the name is unknown, the backend cannot run here, or it has no such option.
+        BackendError: the name is unknown, the backend cannot run here, or it does not take an option.
     """
     if backend == "auto":
         backend = choose_backend(bundle, options)
@@ -291,18 +291,18 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
     record = BACKENDS[backend]
     if options.device is not None and "device" not in record.load_options:
         others = ", ".join(_takers("device"))
-        raise BackendError("device", f"{options.device!r} is for {others}", f"{backend} takes none")
+        raise BackendError("device", f"{options.device!r} is for {others}", f"{backend} takes no device")
     if options.threads is not None and "threads" not in record.load_options:
         raise BackendError(
-            "threads", f"{backend} {'computes on the GPU' if record.on_gpu else 'takes none'}", "leave them out"
+            "threads", f"{backend} {'computes on the GPU' if record.on_gpu else 'takes no threads'}", "leave them out"
         )
     return record.implementation.open_executor(backend, bundle, options)
 
 
 def choose_backend(bundle: Bundle, options: LoadOptions = _DEFAULTS) -> str:
-    """The fastest backend that can run here and has engines in the precision that may be loaded; a CPU needs none.
+    """The fastest backend that can run here and has loadable engines in the precision. CPU backends need no engines.
 
-    If no backend has the precision, it is the first that could build it here, whose refusal names the command.
+    If no backend has the precision, returns the first that could build it here: its error names the command.
     """
     if options.device is not None:
         return _takers("device")[0]
@@ -319,15 +319,15 @@ def choose_backend(bundle: Bundle, options: LoadOptions = _DEFAULTS) -> str:
 
 
 def can_run(bundle: Bundle, backend: str, precision: str | None = None, size: ClipSize | None = None) -> bool:
-    """Whether a backend can run here with what a bundle has.
+    """Whether a backend can run a bundle here.
 
-    Engines that were built for another version or device do not count, which a warning tells.
+    Engines that were built for another version or device do not count; a warning is logged.
 
     Args:
         bundle: the bundle.
-        backend: a name of `BACKENDS`.
-        precision: of the engines; None takes any.
-        size: of the clip; None takes any.
+        backend: a name in `BACKENDS`.
+        precision: precision of the engines; None takes any.
+        size: size of the clip; None takes any.
     """
     record = BACKENDS[backend]
     built = record.has_engines(bundle.folder, precision, size)
@@ -339,7 +339,9 @@ def can_run(bundle: Bundle, backend: str, precision: str | None = None, size: Cl
     if not built or record.loadable_sets(bundle.folder, found.version or "", precision, size):
         return True
     command = BuildOptions(precision=precision).command(bundle.folder, backend)
-    _logger.warning("%s engines of %s are of another version or device; run: %s", backend, bundle.folder, command)
+    _logger.warning(
+        "%s engines of %s were built for another version or device; run: %s", backend, bundle.folder, command
+    )
     return False
 
 

@@ -1,4 +1,4 @@
-"""A request after the check: everything behind it relies on its values."""
+"""Checks a request once; all later code relies on the checked values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,18 +17,18 @@ from .request import MAX_GUIDANCE, MAX_STEPS, ClipRequest, FittedKeyframe, Keyfr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedRequest:
-    """A request that a bundle can fulfil, with a number for everything that was left open.
+    """A request that a bundle can fulfil, with the defaults filled in.
 
     Attributes:
         prompt: what the clip shows.
-        negative_prompt: what it does not show.
+        negative_prompt: what the clip does not show.
         keyframes: by ascending index.
         controlnet: what the keyframes are, `scribble` or `rgb`; None without keyframes.
         steps: LCM steps.
         guidance_scale: strength of classifier-free guidance.
-        seed: of the noise.
+        seed: seed of the noise.
         height, width: pixels.
-        frames: of the clip.
+        frames: frames of the clip.
         decoder: a name in `DECODERS`.
     """
 
@@ -51,7 +51,7 @@ class CheckedRequest:
 
     @property
     def guidance(self) -> bool:
-        """Whether the negative prompt takes part: if the guidance scale is above 1."""
+        """Whether the negative prompt is used: true if the guidance scale is above 1."""
         return self.guidance_scale > 1
 
     @property
@@ -65,11 +65,11 @@ class CheckedRequest:
         return ClipSize(width=self.width, height=self.height, frames=self.frames)
 
     def layout(self, sizes: Sizes, decode_pixels: int) -> ClipLayout:
-        """The shapes of the request's own batch and keyframes.
+        """The clip layout for the request's number of prompts and keyframes.
 
         Args:
-            sizes: the bundle's.
-            decode_pixels: bound on the pixels that are decoded at a time.
+            sizes: the bundle's sizes.
+            decode_pixels: limit on the pixels that are decoded at a time.
         """
         clip = self.clip_size
         return ClipLayout(
@@ -82,10 +82,10 @@ class CheckedRequest:
 
 
 def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
-    """Checks every field against what `manifest` allows, and fits the keyframes to the clip's size.
+    """Checks every field against the limits of `manifest`, and fits the keyframes to the clip's size.
 
     Raises:
-        InvalidRequest: names the field, its value and what is allowed.
+        InvalidRequest: a value is not allowed; names the field, its value and what is allowed.
     """
     sizes, asked = manifest.sizes, request
     frames = _integer("num_frames", _given(asked.num_frames, sizes.frames), 1, sizes.max_frames)
@@ -109,16 +109,16 @@ def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
     fitted = (
         FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height)) for index, image in pictures
     )
-    return replace(checked, keyframes=tuple(fitted))  # pictures last: they take the longest
+    return replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
 
 
 def _given(value: int | None, default: int) -> Any:
-    """The value, whatever its type, or the bundle's own where there is none."""
+    """The value, of any type, or the bundle's default if it is None."""
     return default if value is None else value
 
 
 def _controlnet(manifest: Manifest, value: Any, with_keyframes: bool) -> str | None:
-    """The kind of the keyframes; without keyframes any known kind will do, also one that the bundle lacks."""
+    """The kind of the keyframes. Without keyframes any known kind is accepted, even one that the bundle lacks."""
     if value not in manifest.controlnets and (with_keyframes or value not in ("scribble", "rgb")):
         allowed = ", ".join(manifest.controlnets) or "none: this bundle was exported without SparseCtrl"
         raise InvalidRequest("controlnet", f"{value!r} is not in this bundle", f"allowed are {allowed}")
@@ -145,7 +145,7 @@ def _keyframes(keyframes: Any, frames: int, slots: int) -> list[tuple[int, Any]]
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InvalidRequest(name, f"{value!r} is not a text")
+        raise InvalidRequest(name, f"{value!r} is not text")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -171,7 +171,7 @@ def _side(name: str, value: Any, multiple: int) -> int:
 def _decoder(manifest: Manifest, value: Any) -> str:
     allowed = manifest.decoders
     if not isinstance(value, str) or value not in allowed:
-        tiny = "" if "tiny" in allowed else "; for tiny export the bundle with --tiny-decoder"
+        tiny = "" if "tiny" in allowed else "; to get tiny, export the bundle with --tiny-decoder"
         raise InvalidRequest("decoder", f"{value!r} is not in this bundle", f"allowed are {', '.join(allowed)}{tiny}")
     return value
 

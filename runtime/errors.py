@@ -1,4 +1,4 @@
-"""The errors that a user can meet: what is at fault, why, and what to do about it."""
+"""The errors that users see: what is at fault, why, and what to do about it."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ class SparseCtrlLcmError(Exception):
 
     Attributes:
         field: what is at fault, by its name in Python: an argument (`num_inference_steps`) or a part (`bundle`,
-            `backend`). Empty if it is no one thing.
+            `backend`). Empty if no single thing is at fault.
         reason: what is wrong with it.
         remedy: what to do about it. Empty if there is nothing to say.
     """
@@ -24,7 +24,7 @@ class SparseCtrlLcmError(Exception):
 
 
 def message(field: str, reason: str, remedy: str = "") -> str:
-    """One line of the parts of an error; `field` may be another name for it, such as that of an option."""
+    """Joins the parts of an error to one line. `field` may be another name, such as that of an option."""
     fault = f"{field}: {reason}" if field else reason
     return f"{fault}; {remedy}" if remedy else fault
 
@@ -34,11 +34,11 @@ class InvalidRequest(SparseCtrlLcmError, ValueError):
 
 
 class BundleError(SparseCtrlLcmError, ValueError):
-    """A bundle is missing, damaged, or of another version."""
+    """A bundle is missing, damaged, or has another version."""
 
 
 class OutputError(SparseCtrlLcmError, OSError):
-    """The clip cannot be written where it was asked for."""
+    """The clip cannot be written to the given path."""
 
 
 class BackendError(SparseCtrlLcmError, RuntimeError):
@@ -46,11 +46,11 @@ class BackendError(SparseCtrlLcmError, RuntimeError):
 
 
 class DeviceOutOfMemory(BackendError):
-    """The device has no memory left; the request may be tried again with a smaller size."""
+    """The device has no memory left; retry the request with a smaller size."""
 
 
 class DeviceLost(BackendError):
-    """The device or its context is gone; the pipeline has to be loaded again, in a new process if that fails too."""
+    """The device or its context is lost; load the pipeline again, in a new process if that fails too."""
 
 
 class Cancelled(SparseCtrlLcmError):
@@ -58,15 +58,15 @@ class Cancelled(SparseCtrlLcmError):
 
 
 def shown(value: object) -> str:
-    """A value as an error names it."""
+    """A value as error messages show it."""
     try:
         return repr(value)
-    except ValueError:  # Python does not write out whole numbers of more than 4,300 digits
+    except ValueError:  # Python does not print integers of more than 4,300 digits
         return "a number of thousands of digits"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says in its first line, or its class where it says nothing."""
+    """The first line of a library's error, or the name of its class if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -1,4 +1,4 @@
-"""Typical requests, on which int8 engines are calibrated."""
+"""Typical requests for the calibration of int8 engines."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,7 +24,7 @@ MAX_SIDE = 256
 
 
 def run_samples(bundle: Bundle, sessions: Sessions) -> None:
-    """Runs the sample requests through `sessions`, all but the decoding of frames."""
+    """Runs the sample requests through `sessions`, without decoding frames."""
     executor = HostExecutor(bundle, sessions, KEPT_BYTES)
     for request in sample_requests(bundle):
         with suppress(Cancelled):
@@ -32,7 +32,7 @@ def run_samples(bundle: Bundle, sessions: Sessions) -> None:
 
 
 def sample_requests(bundle: Bundle) -> Iterator[CheckedRequest]:
-    """Small requests: one without keyframes and one for each kind of them, the last with guidance."""
+    """Small requests: one without keyframes and one for each kind of keyframe, the last with guidance."""
     sizes = bundle.manifest.sizes
     height, width = (min(side, MAX_SIDE - MAX_SIDE % sizes.multiple) for side in (sizes.height, sizes.width))
     kinds: list[str | None] = [None, *bundle.manifest.controlnets]

@@ -1,4 +1,4 @@
-"""Keyframe pictures: whatever a user has, turned into RGB pixels of the clip's size."""
+"""Keyframe pictures: files, bytes, arrays and Pillow images become RGB pixels in the clip's size."""
 
 import io
 import warnings
@@ -19,15 +19,15 @@ MAX_PIXELS = 64_000_000
 
 
 def load_picture(source: Any, field: str) -> "Image.Image":
-    """Reads a picture as RGB: turned by its EXIF, flattened on black, reduced to 8 bits.
+    """Reads a picture as RGB: applies its EXIF rotation, flattens it on black, and reduces it to 8 bits.
 
     Args:
         source: a Pillow image, an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (uint8, uint16, or floats in 0..1),
             the bytes of an image file, or its path.
-        field: what the picture is called in errors.
+        field: the name of the picture in errors.
 
     Raises:
-        InvalidRequest: not a picture, damaged, empty, or larger than `MAX_PIXELS`.
+        InvalidRequest: the source is not a picture, or is damaged, empty, or larger than `MAX_PIXELS`.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -51,7 +51,7 @@ def load_picture(source: Any, field: str) -> "Image.Image":
         raise InvalidRequest(field, f"{_describe(source)} is not an image", "give a PNG, JPEG, WebP or GIF") from None
     except FileNotFoundError:
         raise InvalidRequest(field, f"{_describe(source)} does not exist", "give an image file") from None
-    except Exception as error:  # what a damaged file makes a decoder raise is not one class
+    except Exception as error:  # damaged files make decoders raise many classes
         reason = reason_of(error)
         raise InvalidRequest(
             field, f"{_describe(source)} cannot be read ({reason})", "give a readable, whole image"
@@ -72,7 +72,7 @@ def _decode(image: "Image.Image", field: str) -> "Image.Image":
 
     width, height = image.size
     if width * height == 0:
-        raise InvalidRequest(field, f"the image is {width}x{height}", "both sides have to be at least 1 pixel")
+        raise InvalidRequest(field, f"the image is {width}x{height}", "both sides must be at least 1 pixel")
     if width * height > MAX_PIXELS:
         raise InvalidRequest(
             field, f"the image has {width}x{height} pixels", f"allowed are {MAX_PIXELS // 1_000_000} million"
@@ -118,7 +118,7 @@ def _from_array(array: NDArray[Any], field: str) -> "Image.Image":
 
 
 def _flatten(image: "Image.Image") -> "Image.Image":
-    """RGB of any mode; transparent parts become black."""
+    """Converts any mode to RGB; transparent parts become black."""
     from PIL import Image
 
     if image.mode.startswith("I;16") or image.mode == "I":

@@ -1,4 +1,4 @@
-"""How a backend runs a bundle."""
+"""Options that set how a backend runs a bundle."""
 
 from dataclasses import dataclass
 from numbers import Integral
@@ -6,23 +6,23 @@ from numbers import Integral
 from .errors import InvalidRequest, shown
 
 KEPT_BYTES = 2 * 1024**3
-"""Bound on what is kept for later requests."""
+"""Default limit in bytes on the conditionings that are kept for later requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a backend runs a bundle.
+    """Options that set how a backend runs a bundle.
 
     Attributes:
-        precision: of the engines; None takes the first that was built, in the backend's order.
+        precision: precision of the engines; None takes the first that was built, in the backend's order.
         device: OpenVINO's name of a device; None takes the CPU.
-        threads: of a backend that computes on the CPU; None takes one per core.
-        kept_bytes: memory for what later requests use again.
-        cuda_graphs: whether a GPU backend captures its work into CUDA graphs and replays them. False is slower; it is
-            for measurements and for finding faults.
+        threads: threads of a backend that computes on the CPU; None takes one per core.
+        kept_bytes: memory in bytes for conditionings that later requests use again.
+        cuda_graphs: whether a GPU backend captures its work into CUDA graphs and replays them. False is slower; use
+            it for measurements and to find faults.
 
     Raises:
-        InvalidRequest: a number is not allowed.
+        InvalidRequest: `threads` or `kept_bytes` is not allowed.
     """
 
     precision: str | None = None

@@ -1,4 +1,4 @@
-"""What figures hold for: the machine, the versions and the commit."""
+"""The head of every report: the machine, the versions and the commit that its figures hold for."""
 
 import os
 import platform
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 MATRIX_SETS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-"""Instruction sets that decide how fast a processor multiplies matrices in each precision, by Linux' names."""
+"""Instruction sets that decide how fast a processor multiplies matrices in each precision, by Linux's names."""
 
 
 def report_head(command: str, packages: Iterable[str]) -> dict[str, Any]:
-    """What every report begins with; packages that are not installed are left out."""
+    """The head of every report. Packages that are not installed are left out."""
     return {
         "date": date.today().isoformat(),
         "command": command,
@@ -41,7 +41,7 @@ def report_head(command: str, packages: Iterable[str]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and system; memory is None where the system does not tell, of `MATRIX_SETS` none."""
+    """Processor, cores, memory and system; memory is None and `instruction_sets` empty if unknown."""
     memory, sets = memory_bytes(), instruction_sets()
     return {
         "processor": next(iter(cpu_fields("model name")), platform.processor() or platform.machine()),
@@ -54,13 +54,13 @@ def machine() -> dict[str, Any]:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, without those that share one."""
+    """Physical cores that this process may use."""
     usable = operating_system.usable_cores()
     return min(usable, operating_system.physical_cores() or usable)
 
 
 def instruction_sets() -> frozenset[str]:
-    """The processor's instruction sets by Linux' names; none where the system does not tell."""
+    """The processor's instruction sets by Linux's names; empty if the system does not report them."""
     return frozenset(next(iter(cpu_fields("flags")), "").split())
 
 
@@ -74,7 +74,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit that this code was checked out at, with `-dirty` where files differ; None for an installed one."""
+    """The commit of this checkout, with `-dirty` if files differ; None for an installed package."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str | None:
@@ -86,6 +86,6 @@ def commit() -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", here.name) is None:  # as in an environment inside another repository
+    if git("ls-files", "--error-unmatch", here.name) is None:  # such as an environment inside another repository
         return None
     return git("describe", "--always", "--dirty", "--exclude", "*", "--abbrev=40")

@@ -1,6 +1,6 @@
 """What differs between Linux, Windows and macOS. The service runs on Linux and macOS only.
 
-Facts that a system does not tell are None or empty.
+Facts that a system does not report are None or empty.
 """
 
 import mmap
@@ -12,7 +12,7 @@ from secrets import token_hex
 from typing import Any
 
 CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-"""NVIDIA's driver, by the name that the system's loader knows."""
+"""NVIDIA's driver, by the name that the system's loader uses."""
 
 
 def shared_library_pattern(name: str) -> str:
@@ -29,7 +29,7 @@ def usable_cores() -> int:
 
 
 def physical_cores() -> int | None:
-    """Cores of the machine, each counted once however many threads it runs at a time."""
+    """Physical cores of the machine; hardware threads do not count."""
     places = set(zip(cpu_fields("physical id"), cpu_fields("core id"), strict=False))
     if places or (psutil := _psutil()) is None:
         return len(places) or None
@@ -47,10 +47,10 @@ def cpu_fields(name: str) -> list[str]:
 
 
 def memory_bytes() -> int | None:
-    """The machine's memory, or the limit of its container on Linux."""
+    """The machine's memory in bytes, or on Linux the limit of its container if that is lower."""
     if (total := _installed_memory()) is None:
         return None
-    with suppress(OSError, ValueError):  # ValueError: it holds the word max
+    with suppress(OSError, ValueError):  # ValueError: the file holds the word max
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     return total
 
@@ -64,9 +64,9 @@ def _installed_memory() -> int | None:
 
 
 def peak_bytes() -> int | None:
-    """The largest resident memory of this process so far.
+    """The largest resident memory of this process so far, in bytes.
 
-    Linux's getrusage also counts what the parent held when it started this process, so its own mark is read there.
+    On Linux, getrusage also counts memory that the parent held when it started this process, so /proc is read instead.
     """
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -83,10 +83,10 @@ def peak_bytes() -> int | None:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes a file in a folder and removes it: on Windows os.access answers yes, and tempfile tries for hours.
+    """Creates a file in a folder and removes it. On Windows, os.access always says yes and tempfile retries for hours.
 
     Raises:
-        OSError: no file can be made there.
+        OSError: no file can be created there.
     """
     probe = folder / f".{token_hex(4)}"
     probe.touch(exist_ok=False)
@@ -95,11 +95,11 @@ def check_writable(folder: Path) -> None:
 
 
 def forget_mapped_files(folder: Path, ending: str) -> None:
-    """Gives the pages of mapped files back to Linux; whatever is still read is read from the files again.
+    """Gives the pages of mapped files back to Linux; later reads load them from the files again.
 
     Args:
-        folder: where the files lie.
-        ending: of the files' names.
+        folder: the folder of the files.
+        ending: ending of the files' names.
     """
     if sys.platform != "linux":
         return
@@ -118,14 +118,14 @@ def forget_mapped_files(folder: Path, ending: str) -> None:
 
 
 def print_any_character() -> None:
-    """Makes standard output and error escape the characters that their encoding lacks, as that of a Windows pipe."""
+    """Makes standard output and error escape characters that their encoding lacks, such as that of a Windows pipe."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict" and (change := getattr(stream, "reconfigure", None)):
             change(errors="backslashreplace")
 
 
 def _psutil() -> Any:
-    """The psutil package, which is installed with this one except on Linux; None without it."""
+    """The psutil package, which this package depends on except on Linux; None if it is missing."""
     try:
         import psutil
     except ImportError:

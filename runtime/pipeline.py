@@ -1,4 +1,4 @@
-"""Keyframes and a prompt in, a clip out."""
+"""The pipeline: keyframes and a prompt in, a clip out."""
 
 import os
 import threading
@@ -31,7 +31,7 @@ class VideoPipeline:
 
     @property
     def precision(self) -> str | None:
-        """The precision of its engines, as fp32, bf16 or int8; None where each size has engines of its own."""
+        """The precision of its engines, such as fp32, bf16 or int8; None if each size has its own engines."""
         return self.executor.precision
 
     @classmethod
@@ -49,20 +49,20 @@ class VideoPipeline:
         """Opens a bundle.
 
         Args:
-            bundle: the folder that `sparsectrl-lcm export` wrote; None is the demo bundle of the package.
+            bundle: the folder that `sparsectrl-lcm export` wrote; None opens the package's demo bundle.
             backend: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime. auto takes the first of
-                them that can run here and has its engines; the last two run without engines too.
-            precision: of the engines: fp16, bf16, fp32 or int8. None takes the first that was built, in an order that
-                fits the backend and the processor.
-            device: for openvino: CPU (taken by None), GPU or NPU, as OpenVINO names it.
+                them that can run here and has engines; the last two also run without engines.
+            precision: precision of the engines: fp16, bf16, fp32 or int8. None takes the first that was built, in an
+                order that fits the backend and the processor.
+            device: for openvino: CPU (the default), GPU or NPU, by OpenVINO's names.
             threads: for openvino and onnxruntime on the CPU; None takes one per core.
-            kept_bytes: memory for what a later request with the same prompt and keyframes uses again, foremost
-                SparseCtrl's residuals; a request with larger ones computes them step by step.
-            cuda_graphs: whether a GPU backend captures requests into CUDA graphs and replays them. False is slower; it
-                is for measurements and for finding faults.
+            kept_bytes: memory in bytes for results that a later request with the same prompt and keyframes uses again,
+                mostly SparseCtrl's residuals. If a request's residuals are larger, they are computed step by step.
+            cuda_graphs: whether a GPU backend captures requests into CUDA graphs and replays them. False is slower; use
+                it for measurements and to find faults.
 
         Raises:
-            BundleError: the bundle is missing, damaged or of another version.
+            BundleError: the bundle is missing, damaged or has another version.
             BackendError: the backend cannot run here, or not in this precision.
             InvalidRequest: `threads` or `kept_bytes` is not allowed.
         """
@@ -95,19 +95,20 @@ class VideoPipeline:
 
         Args:
             prompt: what the clip shows; cut to 77 tokens.
-            keyframes: at most three, in any order. Without any the clip is AnimateDiff's own.
+            keyframes: at most three, in any order. Without keyframes the clip is plain AnimateDiff.
             controlnet: what the keyframes are, `scribble` (white lines on black) or `rgb` (pictures).
-            negative_prompt: what it does not show; used if guidance is on.
+            negative_prompt: what the clip does not show; used if guidance is on.
             num_inference_steps: LCM steps, 1 to 12.
-            guidance_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598), 0 to 30; on above 1.
-            seed: 0 to 2**64 - 1; None draws one at random. The noise is that of torch's CPU generator.
-            height, width: pixels; None takes the bundle's own.
-            num_frames: 1 to 32; None takes the bundle's own.
-            decoder: what makes the frames, `full` (the VAE's decoder) or `tiny`, if the bundle has one.
+            guidance_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598), 0 to 30; guidance is on
+                above 1.
+            seed: 0 to 2**64 - 1; None draws one at random. The noise is that of torch's CPU generator (within 4.8e-7).
+            height, width: pixels; None takes the bundle's defaults.
+            num_frames: 1 to 32; None takes the bundle's default.
+            decoder: the decoder that makes the frames: `full` (the VAE's) or `tiny`, if the bundle has it.
             on_progress: called with a `Progress`; returning False cancels.
-            on_frames: called with the index of the first and uint8 frames [n, H, W, 3], in order, as they are decoded:
-                in parts on a CPU, all at once on a GPU. They are views of the clip's frames: read them only. An
-                exception that it raises ends the request and reaches the caller.
+            on_frames: called with the index of the first frame and uint8 frames [n, H, W, 3], in order, as they are
+                decoded: in parts on a CPU, all at once on a GPU. They are views of the clip's frames: do not change
+                them. An exception in the callback ends the request and reaches the caller.
 
         Raises:
             InvalidRequest: a value is not allowed; nothing was computed.
@@ -121,7 +122,7 @@ class VideoPipeline:
     def run(
         self, request: ClipRequest, on_progress: OnProgress | None = None, on_frames: OnFrames | None = None
     ) -> Clip:
-        """Makes the clip of a request: `generate`, with what is asked for in one object.
+        """Makes the clip of a request: like `generate`, with the arguments in one object.
 
         Args:
             request: what to make.

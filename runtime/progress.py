@@ -1,4 +1,4 @@
-"""How far a request is, and how long its stages took."""
+"""The progress of a request, and the seconds of its stages."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +14,10 @@ from .errors import Cancelled
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a request is: `step` of `steps` of `stage` are done, `fraction` of the whole.
+    """The progress of a request: `step` of `steps` of `stage` are done, and `fraction` of the whole.
 
-    A stage (load, text, keyframes, control, denoise, decode) begins with step 0. One that is kept from an earlier
-    request is left out, as is `control` where SparseCtrl runs step by step within `denoise`.
+    A stage (load, text, keyframes, control, denoise, decode) begins with step 0. A stage whose result was kept from an
+    earlier request is left out. So is `control` if SparseCtrl runs step by step within `denoise`.
     """
 
     stage: str
@@ -47,7 +47,7 @@ class Stages:
         self.timings: dict[str, float] = {}
 
     def report(self, stage: str, step: int) -> None:
-        """Tells how many units of a stage are done.
+        """Reports how many units of a stage are done.
 
         Raises:
             Cancelled: the callback returned False.
@@ -62,14 +62,14 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Reports the start of a stage and adds its seconds."""
+        """Reports the start of a stage, and adds the seconds of the block to it."""
         self.report(name, 0)
         with self.timed(name):
             yield
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds seconds to a stage."""
+        """Adds the seconds of the block to a stage."""
         start = time.perf_counter()
         yield
         self.add(stage, time.perf_counter() - start)

@@ -1,6 +1,6 @@
-"""What a caller asks for: keyframes, and a request with its defaults.
+"""A caller's request with its defaults, and its keyframes.
 
-`checked_request` compares a request with what a bundle allows, once.
+`checked_request` checks a request once against the limits of a bundle.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ class Keyframe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipRequest:
-    """What a caller asks for. The names and defaults are those of `VideoPipeline.generate`, which explains them.
+    """A caller's request. The names and defaults are those of `VideoPipeline.generate`, which explains them.
 
-    Nothing is checked here: what is allowed depends on the bundle.
+    Nothing is checked here, since the allowed values depend on the bundle.
     """
 
     prompt: str

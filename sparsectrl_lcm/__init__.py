@@ -20,12 +20,12 @@ __all__ = ["Keyframe", "VideoPipeline", "__version__"]
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by ONNX Runtime when it is imported
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
-if (_CHECKOUT / "runtime" / "pipeline.py").is_file():  # the other folders lie beside this one, not in it
+if (_CHECKOUT / "runtime" / "pipeline.py").is_file():  # in a checkout, the other folders are beside this one
     __path__.append(str(_CHECKOUT))
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the runtime when one of its names is first asked for."""
+    """Loads the runtime when one of its names is first used."""
     if name not in ("Keyframe", "VideoPipeline"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import runtime

@@ -1,1 +1,1 @@
-"""The loop on the host, and the backends that compute there."""
+"""The loop in the host's memory, and the backends that run it."""

@@ -1,4 +1,4 @@
-"""Compiled graphs in the user's cache folder, one file for each graph and size, within a bound."""
+"""Compiled graphs in the user's cache folder, one file for each graph and size, up to a limit."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -7,11 +7,11 @@ from ..format.checksums import user_cache
 from ..operating_system import check_writable
 
 MAX_BYTES = 8 * 1024**3
-"""Of the files of one bundle."""
+"""Limit on the files of one bundle."""
 
 
 def cache_folder(bundle: Path, backend: str) -> Path | None:
-    """The folder for what a backend compiles of a bundle; None if the user's cache folder cannot be written."""
+    """The folder for the graphs that a backend compiles for a bundle; None if the user's cache cannot be written."""
     folder = user_cache(bundle, backend)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -22,10 +22,10 @@ def cache_folder(bundle: Path, backend: str) -> Path | None:
 
 
 def trim(folder: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Removes the files that were not used for longest, until the others take at most `max_bytes`."""
+    """Removes the least recently used files until the rest take at most `max_bytes`."""
     stats = []
     for path in folder.glob("*.blob"):
-        with suppress(OSError):  # another process trims as well
+        with suppress(OSError):  # another process may trim at the same time
             stats.append((path, path.stat()))
     stats.sort(key=lambda item: max(item[1].st_atime_ns, item[1].st_mtime_ns), reverse=True)
     total = 0

@@ -26,7 +26,7 @@ from ..progress import OnFrames, OnProgress, Stages
 from .sessions import Array, Sessions
 
 DECODE_PIXELS = 256 * 256
-"""Pixels that the host decodes at a time, at least one frame; bounds the memory of the decoder (docs/cpu.md)."""
+"""Pixels that the host decodes at a time, but at least one frame; limits the decoder's memory (docs/cpu.md)."""
 
 
 class HostExecutor:
@@ -98,7 +98,7 @@ class _Run:
             self.report("load", 1)
 
     def conditioning(self, schedule: Schedule, key: Hashable) -> Conditioning:
-        """Computes the conditioning, and keeps it under `key`."""
+        """Computes the conditioning and keeps it under `key`."""
         cache, request = self.executor.cache, self.request
         with self.stages.stage("text"):
             prompt_embeds = encode_prompt(self.sessions, self.executor.tokenizer, request)
@@ -114,7 +114,7 @@ class _Run:
         return conditioning
 
     def residuals(self, schedule: Schedule, conditioning: Conditioning) -> tuple[Residuals, ...]:
-        """SparseCtrl for all steps, ahead of the loop."""
+        """Runs SparseCtrl for all steps, before the loop."""
         residuals = []
         with self.stages.stage("control"):
             for step, timestep in enumerate(schedule.timesteps, start=1):
@@ -134,7 +134,7 @@ class _Run:
         for step, (timestep, coefficients) in enumerate(zip(schedule.timesteps, schedule.coefficients, strict=True)):
             if conditioning.residuals is not None:
                 residuals = conditioning.residuals[step]
-            else:  # larger than the memory bound, or zeros without keyframes
+            else:  # over the memory limit, or zeros without keyframes
                 with self.stages.timed("control" if request.keyframes else "denoise"):
                     residuals = residuals_at(self.sessions, self.manifest, request, conditioning, timestep)
             with self.stages.timed("denoise"):
@@ -160,7 +160,7 @@ class _Run:
         return images
 
     def decode(self, images: Array) -> Array:
-        """Frames uint8 [F, H, W, 3], some of them at a time."""
+        """Decodes the frames part by part; returns uint8 [F, H, W, 3]."""
         request = self.request
         session = self.sessions.session(request.decoder_graph)
         frames = np.empty((request.frames, request.height, request.width, 3), np.uint8)

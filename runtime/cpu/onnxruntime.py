@@ -1,4 +1,4 @@
-"""ONNX Runtime's CPU provider in the host's memory, on the portable graphs or on engines."""
+"""ONNX Runtime's CPU provider, on the portable graphs or on engines."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -23,7 +23,7 @@ def find_version(name: str) -> str:
     """The version of onnxruntime.
 
     Raises:
-        BackendError: it is missing, or its files are not whole.
+        BackendError: it is missing, or its installation is broken.
     """
     try:
         import onnxruntime
@@ -31,7 +31,7 @@ def find_version(name: str) -> str:
         raise BackendError(
             "backend", f"onnxruntime cannot be loaded ({first_line(error)})", f"run: {BACKENDS[name].install}"
         ) from None
-    if not hasattr(onnxruntime, "get_available_providers"):  # as after one of the two packages was removed
+    if not hasattr(onnxruntime, "get_available_providers"):  # such as after one of its two packages was uninstalled
         package = "onnxruntime-gpu" if is_installed("onnxruntime-gpu") else "onnxruntime"
         raise BackendError(
             "backend", "onnxruntime is broken", f"run: pip install --force-reinstall --no-deps {package}"
@@ -49,7 +49,7 @@ def is_installed(package: str) -> bool:
 
 
 def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> HostExecutor:
-    """What runs the requests of a bundle."""
+    """Opens a bundle on this backend."""
     find_version(name)
     if options.precision not in (None, *BACKENDS[name].precisions):
         raise BackendError("precision", f"{name} computes in fp32 on the CPU", f"{options.precision!r} is for openvino")
@@ -57,17 +57,17 @@ def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> HostExecut
 
 
 def computes_in(precision: str) -> bool:
-    """Whether a set of engines may be chosen unasked."""
+    """Whether this precision may be chosen if the user names none."""
     return True
 
 
 def notes(found: Availability) -> Iterable[str]:
-    """What `doctor` adds."""
+    """The lines that `doctor` adds."""
     return ()
 
 
 class OnnxRuntimeSessions:
-    """ONNX Runtime's CPU provider on the portable graphs, or on the engines that were built of them."""
+    """ONNX Runtime's CPU provider on the portable graphs, or on the engines built from them."""
 
     backend = "onnxruntime"
     precision = "fp32"
@@ -78,12 +78,12 @@ class OnnxRuntimeSessions:
         self._sessions: dict[str, OnnxRuntimeSession] = {}
 
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
-        """Opens a graph, which takes any size; it stays open, so that the next request starts at once."""
+        """Opens a graph for any size. It stays open for later requests."""
         if graph not in self._sessions:
             self._sessions[graph] = self._open(graph)
 
     def session(self, graph: str) -> "OnnxRuntimeSession":
-        """The session of a graph that was opened."""
+        """The session of an open graph."""
         return self._sessions[graph]
 
     def close(self) -> None:
@@ -109,17 +109,17 @@ class OnnxRuntimeSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        options.enable_mem_reuse = False  # 4 s to plan for a deep UNet; sizes are symbols, so it saves nothing
+        options.enable_mem_reuse = False  # planning takes 4 s for a deep UNet, saves nothing at symbolic sizes
         if _shared_arena():
             options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
         try:
             self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises classes of its own that share no public base
+        except Exception as error:  # onnxruntime's exceptions share no public base class
             raise BackendError("backend", f"ONNX Runtime cannot open {path.name}: {first_line(error)}") from error
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """The outputs of the graph, in its order."""
+        """Runs the graph; returns its outputs in order."""
         try:
             return [np.asarray(output) for output in self._session.run(None, dict(feeds))]
         except Exception as error:
@@ -128,7 +128,7 @@ class OnnxRuntimeSession:
 
 @cache
 def _shared_arena() -> bool:
-    """One arena for the activations of all sessions, which never run at once: 3 of 13 GB less at full size."""
+    """Shares one arena for activations among all sessions, which never run at once: saves 3 of 13 GB at full size."""
     import onnxruntime
 
     memory = onnxruntime.OrtMemoryInfo(
@@ -139,6 +139,6 @@ def _shared_arena() -> bool:
         onnxruntime.create_and_register_allocator(
             memory, onnxruntime.OrtArenaCfg({"arena_extend_strategy": same_as_requested})
         )
-    except RuntimeError:  # the embedding program has registered one of its own
+    except RuntimeError:  # the host program has registered its own
         return False
     return True

@@ -1,4 +1,4 @@
-"""OpenVINO in the host's memory: each graph compiled for the sizes of a request, and kept for the next."""
+"""OpenVINO: each graph is compiled for the sizes of a request and kept for the next request."""
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,21 +23,21 @@ from .sessions import Array
 
 BACKEND = "openvino"
 CACHED_WITH_WEIGHTS = 256 * 1024**2
-"""Bytes of a graph up to which OpenVINO's cache also holds its packed weights, mapped beside those in use."""
+"""Up to this many bytes of a graph, OpenVINO's cache also holds packed weights; they are mapped beside those in use."""
 FORGET_EVERY = 0.2
-"""Seconds after which weights that were read while a graph is compiled are given back."""
+"""Seconds between two releases of mapped weights while a graph is compiled."""
 INT8_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 """Instruction sets of x86; int8 is faster than fp32 with any of them."""
 
 
 class OpenVinoSessions:
-    """OpenVINO on the engines that were built, or on the portable graphs.
+    """OpenVINO on built engines or on the portable graphs.
 
     Args:
         bundle: the bundle.
         precision: bf16, fp32 or int8; None takes the first that was built and that the processor computes in.
-        device: OpenVINO's name of a device, as CPU, GPU or NPU.
-        threads: on the CPU; None takes one per core.
+        device: OpenVINO's name of a device, such as CPU, GPU or NPU.
+        threads: threads on the CPU; None takes one per core.
 
     Raises:
         BackendError: OpenVINO or the device is missing, or the precision was not built.
@@ -57,7 +57,7 @@ class OpenVinoSessions:
         self._sessions: dict[str, OpenVinoSession] = {}
 
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
-        """Compiles a graph for these sizes; it replaces the one compiled for others."""
+        """Compiles a graph for these sizes. This replaces the one compiled for other sizes."""
         record = self._bundle.graph(graph)
         sizes = {**dimensions, **ONE_PROMPT}
         shapes = {item.name: resolve_shape(item.shape, sizes) for item in record.inputs}
@@ -73,7 +73,7 @@ class OpenVinoSessions:
         self._sessions[graph] = OpenVinoSession(path, record, shapes, self._device, options)
 
     def session(self, graph: str) -> "OpenVinoSession":
-        """The session of a graph that was opened."""
+        """The session of an open graph."""
         return self._sessions[graph]
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class OpenVinoSessions:
         self._sessions.clear()
 
     def _source(self, graph: str) -> tuple[Path, str, int]:
-        """The file of a graph, its precision, and how many bytes graph and weights have."""
+        """The file of a graph, its precision, and the bytes of graph and weights."""
         if self._engines is not None and (engine := self._engines.index.engines.get(graph)):
             path = self._engines.open(self._bundle.manifest, graph, version())
             return path, self.precision, sum(file.bytes for file in engine.files.values())
@@ -96,9 +96,9 @@ class OpenVinoSession:
     Args:
         path: an ONNX graph, portable or typed.
         record: its inputs and outputs.
-        shapes: of the inputs.
+        shapes: shapes of the inputs.
         device: OpenVINO's name of a device.
-        options: of `compile_options`.
+        options: from `compile_options`.
 
     Raises:
         BackendError: OpenVINO cannot read or compile the graph.
@@ -117,16 +117,16 @@ class OpenVinoSession:
         self.shapes = dict(shapes)
         self._outputs = [item.name for item in record.outputs]
         try:
-            with _mapped_weights_forgotten(path.parent):
+            with _releasing_mapped_weights(path.parent):
                 model = _core().read_model(path)
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
-                _part_heads(model)
+                _move_heads_into_batch(model)
                 self._request = _core().compile_model(_in_fp32(model), device, options).create_infer_request()
         except (RuntimeError, openvino.exceptions.UserInputError) as error:
             raise BackendError("backend", f"OpenVINO cannot compile {path.name}: {_reason(error)}") from error
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """The outputs of the graph, in its order; several prompts are run one by one."""
+        """Runs the graph, several prompts one by one; returns its outputs in order."""
         rows = {name: len(array) // self.shapes[name][0] for name, array in feeds.items() if array.ndim}
         runs = max(rows.values())
         if runs <= 1:
@@ -155,7 +155,7 @@ def version() -> str:
     """The version of OpenVINO.
 
     Raises:
-        BackendError: it is not installed; names the command that installs it.
+        BackendError: it is not installed; the remedy is the command that installs it.
     """
     try:
         import openvino
@@ -165,26 +165,26 @@ def version() -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises BackendError where OpenVINO has no such device here; names those that it has."""
+    """Raises BackendError if OpenVINO does not find the device here; the remedy lists those it finds."""
     version()
     devices = _core().available_devices
     if device.partition(".")[0] not in {name.partition(".")[0] for name in devices}:
-        raise BackendError("device", f"OpenVINO finds no {device!r} here", f"there are {', '.join(devices)}")
+        raise BackendError("device", f"OpenVINO finds no {device!r} here", f"available are {', '.join(devices)}")
 
 
 def capabilities(device: str = "CPU") -> list[str]:
-    """What a device computes in, as OpenVINO names it: FP32, BF16, INT8, ..."""
-    named = map(str, _core().get_property(device, "OPTIMIZATION_CAPABILITIES"))  # and what else it can, as WINOGRAD
+    """The types that a device computes in, by OpenVINO's names: FP32, BF16, INT8, ..."""
+    named = map(str, _core().get_property(device, "OPTIMIZATION_CAPABILITIES"))  # also other features, such as WINOGRAD
     return [name for name in named if name[-1:].isdigit()]
 
 
 def best_precision() -> str:
-    """The fastest precision that keeps to fp32's frames on this processor."""
+    """The fastest precision on this processor whose frames stay close to those of fp32."""
     return "bf16" if "BF16" in capabilities() else "fp32"
 
 
 def computes_in(precision: str) -> bool:
-    """Whether a set of engines may be chosen unasked: bf16 only if the processor computes in it."""
+    """Whether this precision may be chosen if the user names none: bf16 only if the processor computes in it."""
     return precision != "bf16" or best_precision() == precision
 
 
@@ -197,21 +197,21 @@ engine_scope = unbound_scope
 
 
 def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> HostExecutor:
-    """What runs the requests of a bundle."""
+    """Opens a bundle on this backend."""
     sessions = OpenVinoSessions(bundle, options.precision, options.device or "CPU", options.threads)
     return HostExecutor(bundle, sessions, options.kept_bytes)
 
 
 def notes(found: Availability) -> Iterable[str]:
-    """What OpenVINO computes in on this processor, and what a build makes of it."""
+    """The types that OpenVINO computes in on this processor, and the precision that `build` takes."""
     if found.reason is not None:
         return
     from ..machine import instruction_sets
 
-    said = f"the processor computes in {', '.join(capabilities())}; build takes {best_precision()}"
+    summary = f"the processor computes in {', '.join(capabilities())}; build takes {best_precision()}"
     known = instruction_sets()
     slow = known and not known & INT8_PRODUCTS
-    yield f"{said}; int8 is no faster than fp32 without VNNI or AMX" if slow else said
+    yield f"{summary}; int8 is no faster than fp32 without VNNI or AMX" if slow else summary
 
 
 def compile_options(device: str, precision: str, threads: int | None = None) -> dict[str, Any]:
@@ -219,8 +219,8 @@ def compile_options(device: str, precision: str, threads: int | None = None) -> 
 
     Args:
         device: OpenVINO's name of a device.
-        precision: of the graph. The CPU keeps to the types that stand in a typed graph; other devices choose theirs.
-        threads: on the CPU; None takes one per core.
+        precision: precision of the graph. The CPU uses the types in a typed graph; other devices choose their own.
+        threads: threads on the CPU; None takes one per core.
     """
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
@@ -231,21 +231,21 @@ def compile_options(device: str, precision: str, threads: int | None = None) -> 
 
 
 def _choose(bundle: Bundle, precision: str | None, device: str) -> EngineSet | None:
-    """The engines to run; None where the portable graphs are."""
+    """The engines to run; None for the portable graphs."""
     if device != "CPU":
         if precision not in (None, "fp32"):
-            raise BackendError("precision", f"{precision!r} is for OpenVINO's CPU", f"leave it to {device!r}")
+            raise BackendError("precision", f"{precision!r} is only for OpenVINO's CPU", f"leave it out for {device!r}")
         return None
     if precision == "fp32" and not find_set(bundle.folder, BACKEND, set_name("fp32")):
         return None
     return BACKENDS[BACKEND].engine_set(bundle.folder, precision)
 
 
-def _part_heads(model: Any) -> None:
-    """Gives each head a row of the batch where an attention has as many positions as heads.
+def _move_heads_into_batch(model: Any) -> None:
+    """Moves the heads into the batch in every attention that has as many positions as heads.
 
-    OpenVINO 2026.4 takes the transpose of heads and positions into its bf16 kernel, and there confuses the two where
-    they are equal: a clip of 8 frames with 8 heads would come out wrong.
+    OpenVINO 2026.4 fuses the transpose of heads and positions into its bf16 kernel, which confuses the two axes if they
+    are equal: a clip of 8 frames with 8 heads would come out wrong.
     """
     from openvino import opset13 as operators
 
@@ -267,7 +267,7 @@ def _part_heads(model: Any) -> None:
 
 
 def _in_fp32(model: Any) -> Any:
-    """Casts at the edges of a typed graph: numpy has no bf16."""
+    """Casts the inputs and outputs of a typed graph to fp32, since numpy has no bf16."""
     from openvino import Type
     from openvino.preprocess import PrePostProcessor
 
@@ -282,15 +282,15 @@ def _in_fp32(model: Any) -> Any:
 
 
 @contextmanager
-def _mapped_weights_forgotten(folder: Path) -> Iterator[None]:
-    """While a graph is compiled, and after it, gives back the mapped weights: packed copies take their place."""
+def _releasing_mapped_weights(folder: Path) -> Iterator[None]:
+    """Releases the mapped weights while a graph is compiled and after it: packed copies replace them."""
     done = threading.Event()
 
-    def forget_at_times() -> None:
+    def release_regularly() -> None:
         while not done.wait(FORGET_EVERY):
             forget_mapped_files(folder, ".weights")
 
-    thread = threading.Thread(target=forget_at_times, daemon=True)
+    thread = threading.Thread(target=release_regularly, daemon=True)
     thread.start()
     try:
         yield
@@ -301,7 +301,7 @@ def _mapped_weights_forgotten(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of OpenVINO's message that says what happened; the first ones name its own source files."""
+    """The line of OpenVINO's message that names the cause; the first lines name its own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return causes[0] if causes else first_line(error)

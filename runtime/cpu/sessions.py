@@ -1,4 +1,4 @@
-"""The seam between the loop on the host and what runs the graphs: one session per graph."""
+"""The interface between the loop on the host and the libraries that run the graphs: one session per graph."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ class Session(Protocol):
     """One graph, ready to run."""
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """The outputs of the graph, in its order."""
+        """Runs the graph; returns its outputs in order."""
 
 
 class Sessions(Protocol):
@@ -22,10 +22,10 @@ class Sessions(Protocol):
     precision: str
 
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
-        """Makes a graph ready for inputs of these sizes, by the names of the manifest's symbolic dimensions."""
+        """Prepares a graph for inputs of these sizes, by name of the manifest's symbolic dimensions."""
 
     def session(self, graph: str) -> Session:
-        """The session of a graph that was opened."""
+        """The session of an open graph."""
 
     def close(self) -> None:
         """Frees all sessions."""

@@ -1,1 +1,1 @@
-"""Bundles and engine sets on disk: all that export and engine share with the runtime."""
+"""Bundles and engine sets on disk: the code that `export` and `engine` share with the runtime."""

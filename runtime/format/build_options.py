@@ -1,4 +1,4 @@
-"""What a build may be asked for, how it enters an engine's key, and the command that repeats it."""
+"""The options of `build`, their part in an engine's key, and the command that repeats a build."""
 
 import shlex
 from collections.abc import Callable, Mapping
@@ -13,34 +13,34 @@ from .manifest import Sizes
 HARDWARE_COMPATIBILITY = ("none", "same-compute-capability", "ampere-plus")
 
 OnBuildProgress = Callable[[str, float], None]
-"""Called with what a build is doing and the fraction of all that is done, 0 to 1."""
+"""Called with the current work of a build, in words, and the fraction that is done, 0 to 1."""
 
 Flags = Mapping[str, bool | int | str]
-"""Options of a builder as an engine's key holds them."""
+"""Builder options as an engine's key holds them."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Options of `build`; each backend takes some of them.
+    """Options of `build`. Each backend supports some of them.
 
     Attributes:
-        width: pixels; None takes the bundle's own, as for `height` and `frames`.
-        height: pixels.
-        frames: of a clip.
-        precision: one of the backend's; None takes the one that suits the machine.
-        check: compare each graph with fp32 before it counts as built.
-        optimization_level: 0 to 5; how long TensorRT looks for faster kernels.
-        aux_streams: streams besides the main one; 0 makes the simplest CUDA graph.
-        workspace: GiB for kernels to work in; None is bounded by the device's memory.
-        tf32: whether fp32 products may round their inputs to TF32, which has the mantissa of fp16.
-        refit: whether weights can be replaced later. It may cost speed.
-        strip_weights: leave the weights out; they are read from the bundle when the engine is loaded.
-        version_compatible: the engine runs on every release of the same major version.
+        width: pixels; None takes the bundle's default.
+        height: pixels; None takes the bundle's default.
+        frames: frames of a clip; None takes the bundle's default.
+        precision: a precision of the backend; None takes the best one for this machine.
+        check: compare each graph's results with fp32 before accepting its engine.
+        optimization_level: 0 to 5; a higher level lets TensorRT search longer for faster kernels.
+        aux_streams: streams besides the main one; 0 gives the simplest CUDA graph.
+        workspace: scratch memory of the kernels in GiB; None allows all of the device's memory.
+        tf32: allow fp32 products to round their inputs to TF32, which has the mantissa of fp16.
+        refit: allow the weights to be replaced later. This may cost speed.
+        strip_weights: leave the weights out; loading the engine reads them from the bundle.
+        version_compatible: the engine also runs on later releases of the same major version.
         hardware_compatibility: none, same-compute-capability or ampere-plus.
-        compute_capabilities: as 8.9 and 12.0; empty for all that the backend supports.
+        compute_capabilities: such as 8.9 and 12.0; empty for all that the backend supports.
 
     Raises:
-        InvalidRequest: a value is not allowed for any backend.
+        InvalidRequest: no backend allows a value.
     """
 
     width: int | None = None
@@ -87,12 +87,12 @@ class BuildOptions:
 
     @property
     def sorted_capabilities(self) -> list[str]:
-        """The compute capabilities, each once and in order."""
+        """The compute capabilities, sorted and without duplicates."""
         return sorted(set(self.compute_capabilities), key=float)
 
     @property
     def flags(self) -> dict[str, bool | int | str]:
-        """What enters an engine's key: every option of the builder that is not off."""
+        """The options for an engine's key: every builder option that is not off."""
         options = asdict(self)
         for name in ("width", "height", "frames", "precision", "check", "compute_capabilities"):
             del options[name]
@@ -117,7 +117,7 @@ class BuildOptions:
         return cls(precision=precision, **options)
 
     def command(self, bundle: Path, backend: str) -> str:
-        """The command that builds engines of a backend with these options."""
+        """The command that builds a backend's engines with these options."""
         words = ["sparsectrl-lcm", "build", shlex.quote(str(bundle)), "--backend", backend]
         for name, value in self.given.items():
             option = f"--{name.replace('_', '-')}"

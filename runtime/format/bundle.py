@@ -1,4 +1,4 @@
-"""A bundle on disk: its manifest, and files that are what the manifest says."""
+"""A bundle on disk: its manifest and its verified files."""
 
 import os
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from .manifest import GraphRecord, Manifest, read_manifest
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A folder with a manifest whose files were verified."""
+    """A bundle's folder and manifest, after its files were verified."""
 
     folder: Path
     manifest: Manifest
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> "Bundle":
-        """Reads and verifies a bundle; None is the demo bundle that ships with the package.
+        """Reads and verifies a bundle; None loads the demo bundle that ships with the package.
 
         Raises:
-            BundleError: a file is missing or differs from its checksum, or the manifest is of another version.
+            BundleError: a file is missing or differs from its checksum, or the manifest has another version.
         """
         folder = bundle_folder(path)
         manifest = read_manifest(folder)
@@ -38,7 +38,7 @@ class Bundle:
         """The record of a graph.
 
         Raises:
-            BundleError: the bundle was exported without it.
+            BundleError: the bundle was exported without this graph.
         """
         try:
             return self.manifest.graphs[name]
@@ -49,10 +49,10 @@ class Bundle:
 
 
 def bundle_folder(path: str | os.PathLike[str] | None) -> Path:
-    """The folder of a bundle; None is the demo bundle's.
+    """The folder of a bundle; None gives that of the demo bundle.
 
     Raises:
-        BundleError: what was given is no path.
+        BundleError: `path` is not a path.
     """
     try:
         return demo_bundle() if path is None else Path(path)
@@ -69,7 +69,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """Compares every file of a bundle with its checksum.
 
     Raises:
-        BundleError: names the first file that is missing or differs.
+        BundleError: a file is missing or differs; the message names the first one.
     """
     if difference := first_difference(folder, manifest.files):
         name, what = difference

@@ -1,4 +1,4 @@
-"""Files that are what their records say, read through once and remembered."""
+"""Verifies files against their checksums: reads each file once and remembers the result."""
 
 import hashlib
 import json
@@ -17,19 +17,19 @@ Difference = Literal["is missing", "differs from its checksum", "cannot be read"
 
 
 def user_cache(folder: Path, part: str) -> Path:
-    """Where the user's cache folder holds `part` of what is known of a folder."""
+    """The place for data about `folder` in the user's cache; `part` names the kind of data, such as `engines`."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
     return user_cache_path("sparsectrl-lcm") / part / name
 
 
 def first_difference(folder: Path, records: Mapping[str, FileRecord]) -> tuple[str, Difference] | None:
-    """The first file of `folder` that is not what its record says; None where all are.
+    """The first file of `folder` that differs from its record, and how it differs; None if all files match.
 
-    What was verified once is remembered in the user's cache folder with the file's size, times and inode, so that
-    many gigabytes are read through once and not at every start.
+    Verified files are remembered in the user's cache folder by size, times and inode. So many gigabytes are read once
+    and not at every start.
     """
-    memory = _Memory(folder)
-    looks: dict[str, list[str | int]] = {}
+    verified = _VerifiedFiles(folder)
+    stamps: dict[str, list[str | int]] = {}
     for name, record in records.items():
         try:
             stat = (folder / name).stat()
@@ -37,8 +37,8 @@ def first_difference(folder: Path, records: Mapping[str, FileRecord]) -> tuple[s
             return name, "is missing"
         if stat.st_size != record.bytes:
             return name, "differs from its checksum"
-        looks[name] = [record.sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    unknown = [name for name, look in looks.items() if memory.known.get(name) != look]
+        stamps[name] = [record.sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    unknown = [name for name, stamp in stamps.items() if verified.known.get(name) != stamp]
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         for name, digest in zip(unknown, pool.map(lambda name: _digest(folder / name), unknown), strict=True):
@@ -49,7 +49,7 @@ def first_difference(folder: Path, records: Mapping[str, FileRecord]) -> tuple[s
     finally:
         pool.shutdown(cancel_futures=True)
     if unknown:
-        memory.save(looks)
+        verified.save(stamps)
     return None
 
 
@@ -60,15 +60,15 @@ def sha256(path: Path) -> str:
 
 
 def _digest(path: Path) -> str | None:
-    """The checksum of a file; None where it cannot be read."""
+    """The checksum of a file; None if it cannot be read."""
     try:
         return sha256(path)
     except OSError:
         return None
 
 
-class _Memory:
-    """Which files of a folder were verified, with what they looked like before they were read."""
+class _VerifiedFiles:
+    """The verified files of a folder, each with its checksum, size, times and inode from before it was read."""
 
     def __init__(self, folder: Path) -> None:
         self._path = user_cache(folder, "verified").with_suffix(".json")
@@ -78,10 +78,10 @@ class _Memory:
             known = {}
         self.known: dict[str, list[str | int]] = known if isinstance(known, dict) else {}
 
-    def save(self, looks: dict[str, list[str | int]]) -> None:
-        """Writes what the files looked like; without a cache they are read through again next time."""
+    def save(self, stamps: dict[str, list[str | int]]) -> None:
+        """Writes the stamps of verified files. If the cache cannot be written, the files are read again next time."""
         part = self._path.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({**self.known, **looks}), encoding="utf-8")
+            part.write_text(json.dumps({**self.known, **stamps}), encoding="utf-8")
             part.replace(self._path)

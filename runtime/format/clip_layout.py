@@ -1,7 +1,7 @@
-"""The layout of a clip: which shapes its size gives to the tensors of all graphs.
+"""The layout of a clip: the tensor shapes of all graphs at its size.
 
-The manifest writes shapes with symbolic dimensions, as `("batch*frames", 320, "latent_height/2", "latent_width/2")`.
-A `ClipLayout` holds the numbers behind the names, for a request on the host or for static engines.
+The manifest has symbolic dimensions, such as `("batch*frames", 320, "latent_height/2", "latent_width/2")`.
+A `ClipLayout` holds the number for each name, either for a request on the host or for static engines.
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from .engine_keys import ClipSize
 from .manifest import GraphRecord, Manifest, Sizes, resolve_shape
 
 ONE_PROMPT = {"batch": 1}
-"""The batch of compiled graphs: a request with guidance runs them once per prompt, so that one graph serves both."""
+"""The batch size of compiled graphs. A request with guidance runs them once per prompt, so one graph serves both."""
 ENGINE_DECODE_PIXELS = 8 * 512 * 512
 """Pixels that an engine decodes at a time; bounds the memory of the decoder."""
 ADDRESS_ALIGNMENT = 256
-"""Bytes; TensorRT wants the addresses of inputs and outputs to be multiples of it."""
+"""Bytes; TensorRT requires the addresses of inputs and outputs to be multiples of this."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipLayout:
-    """The numbers behind the symbolic dimensions.
+    """The numbers for the symbolic dimensions.
 
     Attributes:
         sizes: the bundle's; gives the VAE's scale factor and the channels of the latents.
@@ -43,7 +43,7 @@ class ClipLayout:
 
     @property
     def decoder_runs(self) -> int:
-        """How often the decoder runs to make the whole clip."""
+        """Number of decoder runs that make the whole clip."""
         return self.clip.frames // self.decoded
 
     def dimensions(self, graph: str) -> dict[str, int]:
@@ -69,9 +69,9 @@ class ClipLayout:
 def engine_layout(manifest: Manifest, clip: ClipSize) -> ClipLayout:
     """The layout that static engines of one size are built for.
 
-    An engine takes one prompt and runs twice with guidance: one set of weights and activations serves both, and up to
-    704x704 pixels no attention has more than 65,535 rows of batch and heads. SparseCtrl and the VAE's encoder take all
-    keyframe slots. The decoder takes as many frames as fit into `ENGINE_DECODE_PIXELS`.
+    An engine takes one prompt and runs twice with guidance, so one set of weights and activations serves both. Up to
+    704x704 pixels, no attention then has more than 65,535 rows of batch and heads. SparseCtrl and the VAE's
+    encoder take all keyframe slots. The decoder takes as many frames as fit into `ENGINE_DECODE_PIXELS`.
     """
     decoded = frames_decoded_at_a_time(manifest.sizes, clip, ENGINE_DECODE_PIXELS, ADDRESS_ALIGNMENT)
     return ClipLayout(manifest.sizes, clip, keyframes=manifest.keyframe_slots, decoded=decoded, prompts=1)
@@ -83,13 +83,13 @@ def static_shapes(manifest: Manifest, graph: str, clip: ClipSize) -> dict[str, t
 
 
 def frames_decoded_at_a_time(sizes: Sizes, clip: ClipSize, max_pixels: int, alignment: int = 1) -> int:
-    """The most frames that are decoded together, in equal parts so that one compiled decoder serves all of them.
+    """The largest number of frames to decode together. All parts are equal, so that one compiled decoder serves them.
 
     Args:
         sizes: the bundle's.
         clip: size of the clip.
-        max_pixels: bound on the pixels of a part. The smallest part is taken if none fits.
-        alignment: bytes. Each part has to begin at a multiple of it, among the latents (float32) and among the frames
+        max_pixels: limit on the pixels of a part. If no part fits, the smallest is taken.
+        alignment: bytes. Each part must begin at a multiple of this, both in the latents (float32) and in the frames
             (uint8 RGB). The whole clip as one part always does.
     """
     pixels = clip.height * clip.width

@@ -1,4 +1,4 @@
-"""What an engine depends on, its key, and the index of a set of engines."""
+"""The facts that an engine depends on, its key, and the index of a set of engines."""
 
 import hashlib
 import json
@@ -9,9 +9,9 @@ from pydantic import model_validator
 from .manifest import FileRecord, Manifest, Record, RelativePath
 
 CONVERSION = 3
-"""How portable graphs become those of engines; counts up with every change that makes other engines."""
+"""Version of the conversion from portable graphs to engines. Increase it with every change that makes other engines."""
 ANY_DEVICE = "any"
-"""The device of engines that are bound to none."""
+"""The device in the key of engines that run on every device."""
 
 
 class ClipSize(Record):
@@ -26,22 +26,22 @@ class ClipSize(Record):
 
 
 class EngineSpec(Record):
-    """All that an engine depends on; its SHA-256 is the engine's key."""
+    """Everything that an engine depends on; its SHA-256 is the engine's key."""
 
     graph: str
     graph_sha256: tuple[str, ...]
     """Checksums of the ONNX graph and its external data."""
     conversion: int = CONVERSION
     shapes: dict[str, tuple[int, ...]]
-    """Static shapes of the inputs; empty where the engine takes any."""
+    """Static shapes of the inputs; empty if the engine takes any."""
     precision: str
     flags: dict[str, bool | int | str]
     """Options of the builder."""
     backend: str
     version: str
-    """Version of the backend that built it; with a `+` it also runs on later ones of the same major version."""
+    """Version of the backend that built the engine; `+` means that later ones of the same major version run it too."""
     device: str
-    """What it runs on: a device's name and compute capability, a class of devices, or any."""
+    """Where it runs: a device's name and compute capability, a class of devices, or any."""
 
     def key(self) -> str:
         """SHA-256 over all fields."""
@@ -55,9 +55,9 @@ class EngineRecord(Record):
     spec: EngineSpec
     path: RelativePath
     files: dict[RelativePath, FileRecord]
-    """The engine's file, and what lies beside it."""
+    """The engine's file, and the files stored with it."""
     report: dict[str, Any]
-    """What the build measured: errors against fp32, seconds, layers by type."""
+    """Measurements of the build: errors against fp32, seconds, layers by type."""
 
     @model_validator(mode="after")
     def _has_a_checksum(self) -> Self:
@@ -67,13 +67,13 @@ class EngineRecord(Record):
 
 
 class EngineIndex(Record):
-    """What lies in the folder of a set."""
+    """The engines in the folder of a set."""
 
     format: Literal["sparsectrl-lcm-engines-1"] = "sparsectrl-lcm-engines-1"
     backend: str
     precision: str
     size: ClipSize | None = None
-    """None where the engines take any size."""
+    """None if the engines take any size."""
     engines: dict[str, EngineRecord]
 
 

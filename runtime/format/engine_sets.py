@@ -1,6 +1,6 @@
-"""Sets of engines beside a bundle's portable graphs: where they lie, and which of them may be loaded.
+"""Sets of engines beside a bundle's portable graphs: where they are stored, and which of them may be loaded.
 
-A set serves one clip size (or any) in one precision, and lies in a folder of its own with an index:
+A set serves one clip size (or any) in one precision. It has a folder of its own with an index:
 
     engines/<backend>/<set>/engines.json, unet.engine, ...
 """
@@ -32,7 +32,7 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class EngineSet:
-    """A folder of engines and what its index says."""
+    """A folder of engines and its index."""
 
     bundle: Path
     folder: Path
@@ -51,23 +51,23 @@ class EngineSet:
         device: str = ANY_DEVICE,
         inputs: Mapping[str, tuple[int, ...]] | None = None,
     ) -> Path:
-        """The file of a graph's engine, if it may be loaded here.
+        """The file of a graph's engine, after checking that it may be loaded here.
 
         Args:
             manifest: the bundle's.
             graph: name of the graph.
-            version: version of the backend that is to load it.
-            device: what the engine has to be bound to.
-            inputs: the shapes that it has to be built for; None for any.
+            version: version of the backend that will load it.
+            device: the device that the engine must be bound to.
+            inputs: the input shapes that it must be built for; None for an engine that takes any.
 
         Raises:
-            BackendError: the engine is of another bundle, version or device, or is damaged; names the command that
-                builds it anew.
+            BackendError: the engine belongs to another bundle, version or device, or is damaged. The remedy is the
+                command that builds it again.
         """
         if found := self.mismatch(manifest, graph, version, device, inputs):
             record = self.index.engines.get(graph)
             flags = dict(record.spec.flags) if record else {}
-            if found.other_device:  # what excluded it must not do so again
+            if found.other_device:  # these options would exclude this device again
                 flags.pop("compute_capabilities", None)
                 flags.pop("hardware_compatibility", None)
             index = self.index
@@ -107,7 +107,7 @@ class EngineSet:
             (spec.graph_sha256 != wanted.graph_sha256, Mismatch("was built from another bundle")),
             (other is not None, other),
             (spec.shapes != wanted.shapes, Mismatch("was built for other shapes")),
-            (spec != wanted or record.key != wanted.key(), Mismatch("has another key than its index says")),
+            (spec != wanted or record.key != wanted.key(), Mismatch("does not match the key in its index")),
         )
         found = next((mismatch for differs, mismatch in checks if differs), None)
         if found is None and (difference := first_difference(self.folder, record.files)):
@@ -115,16 +115,16 @@ class EngineSet:
         return found
 
     def other_machine(self, graph: str, version: str, device: str) -> Mismatch | None:
-        """Whether an engine is bound to another version of its backend, or to another device."""
+        """The mismatch if an engine is bound to another version of its backend or to another device; None if not."""
         spec = self.index.engines[graph].spec
         if spec.version != version:
-            return Mismatch(f"was built by version {spec.version}, here is {version}")
+            return Mismatch(f"was built by version {spec.version}, this machine has {version}")
         if spec.device != device:
-            return Mismatch(f"was built for {spec.device}, here is {device}", other_device=True)
+            return Mismatch(f"was built for {spec.device}, this machine has {device}", other_device=True)
         return None
 
     def fault(self, manifest: Manifest, graph: str) -> str | None:
-        """Why an engine cannot be loaded even where it was built for; None if it can."""
+        """Why an engine cannot be loaded even on the machine that it was built for; None if it can."""
         spec = self.index.engines[graph].spec
         found = self.mismatch(manifest, graph, spec.version, spec.device, spec.shapes)
         return f"{self.index.backend} engine of {graph!r} {found.reason}" if found else None
@@ -138,18 +138,18 @@ def refusal(
     reason: str,
     flags: Flags | None = None,
 ) -> BackendError:
-    """An error that ends with the command that builds a set of engines."""
+    """An error whose remedy is the command that builds a set of engines."""
     command = BuildOptions.of_engine(precision, size, flags or {}).command(bundle, backend)
     return BackendError("backend", f"the {backend} {reason}", f"run: {command}")
 
 
 def engine_folders(bundle: Path, backend: str) -> tuple[Path, Path]:
-    """Where engines may lie: in the bundle, or, where that is read-only, in the user's cache folder."""
+    """The folders for engines: one in the bundle, and one in the user's cache in case the bundle is read-only."""
     return bundle / "engines" / backend, user_cache(bundle, "engines") / backend
 
 
 def writable_engine_folder(bundle: Path, backend: str) -> Path:
-    """The first of `engine_folders` that can be written; it is made."""
+    """Creates the first of `engine_folders` that can be written, and returns it."""
     inside, outside = engine_folders(bundle, backend)
     try:
         inside.mkdir(parents=True, exist_ok=True)
@@ -161,12 +161,12 @@ def writable_engine_folder(bundle: Path, backend: str) -> Path:
 
 
 def set_name(precision: str, size: ClipSize | None = None) -> str:
-    """The folder of a set: `512x512x16-fp16`, or `fp32` where it takes any size."""
+    """The folder of a set: `512x512x16-fp16`, or `fp32` if it takes any size."""
     return f"{size}-{precision}" if size else precision
 
 
 def parse_set_name(name: str) -> tuple[ClipSize | None, str | None]:
-    """Size and precision of a set by the name of its folder; None where it has none."""
+    """Size and precision in the name of a set's folder; None for each that the name does not give."""
     parts = re.fullmatch(r"(?:(\d+)x(\d+)x(\d+)-)?([a-z]+\d+)", name)
     if parts is None:
         return None, None
@@ -182,7 +182,7 @@ def write_index(folder: Path, index: EngineIndex) -> None:
 
 
 def find_set(bundle: Path, backend: str, name: str) -> EngineSet | None:
-    """A set of engines, or None where none was built.
+    """A set of engines; None if it was not built.
 
     Raises:
         BackendError: its index cannot be read.
@@ -191,18 +191,18 @@ def find_set(bundle: Path, backend: str, name: str) -> EngineSet | None:
     paths = [path for path in paths if path.is_file()]
     if not paths:
         return None
-    path = max(paths, key=lambda path: path.stat().st_mtime_ns)  # a read-only bundle may bring engines of its own
+    path = max(paths, key=lambda path: path.stat().st_mtime_ns)  # a read-only bundle may ship its own engines
     size, precision = parse_set_name(name)
     try:
         index = EngineIndex.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
         raise refusal(bundle, backend, precision, size, f"index {str(path)!r} cannot be read") from None
     if (index.backend, index.size, index.precision) != (backend, size, precision):
-        raise refusal(bundle, backend, precision, size, f"index {str(path)!r} is that of another set")
+        raise refusal(bundle, backend, precision, size, f"index {str(path)!r} belongs to another set")
     return EngineSet(bundle, path.parent, index)
 
 
 def set_names(bundle: Path, backend: str) -> list[str]:
-    """The sets of a backend."""
+    """The names of a backend's sets."""
     found = {path.parent.name for folder in engine_folders(bundle, backend) for path in folder.glob(f"*/{INDEX}")}
     return sorted(name for name in found if not name.startswith("."))

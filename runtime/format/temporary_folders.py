@@ -1,8 +1,8 @@
-"""Hidden folders to write an output in, and the removal of those that killed processes left behind.
+"""Hidden folders for unfinished output, and the removal of those that killed processes left behind.
 
-At full size such a folder holds gigabytes. While a process writes in one, it holds a lock on a file beside it, so a
-folder whose lock is free was left behind. The lock file is not in the folder: Windows renames no folder with an open
-file in it.
+At full size such a folder holds gigabytes. While a process writes to one, it locks a file beside it. A folder whose
+lock is free was left behind. The lock file is outside the folder because Windows cannot rename a folder that has an
+open file in it.
 """
 
 import os
@@ -24,7 +24,7 @@ def staged_folder(parent: Path, name: str) -> Iterator[Path]:
     """A new folder in `parent`, named after `name`; it is removed when the block ends.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
     """
     folder, lock = _locked_folder(parent, name)
     try:
@@ -35,19 +35,19 @@ def staged_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def clear_leftovers(parent: Path, name: str | None = None) -> None:
-    """Removes the folders in `parent` that no process writes in any more, and their `-old` ones.
+    """Removes the folders in `parent` that no process writes to any more, and their `-old` folders.
 
-    File systems that are read-only or have no locks keep them.
+    On a file system that is read-only or has no locks, the folders stay.
 
     Args:
-        parent: where the folders lie.
-        name: what they were made for; None for anything.
+        parent: the folder that holds them.
+        name: the name that they were created with; None for all names.
     """
     wanted = r".+-\d+-\w{8}" if name is None else rf"{re.escape(name)}-\d+-[0-9a-f]{{8}}"
     found = (re.fullmatch(rf"(\.{wanted})(-old|{re.escape(_LOCK)})?", path.name) for path in parent.glob(".*"))
     for folder in {parent / match[1] for match in found if match}:
         lock = _lock_of(folder)
-        with suppress(OSError, NotImplementedError):  # mostly Timeout, an OSError: its process writes in it
+        with suppress(OSError, NotImplementedError):  # mostly Timeout, an OSError: a process writes to it
             lock.acquire(timeout=0)
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(folder.with_name(f"{folder.name}-old"), ignore_errors=True)
@@ -55,7 +55,7 @@ def clear_leftovers(parent: Path, name: str | None = None) -> None:
 
 
 def _locked_folder(parent: Path, name: str) -> tuple[Path, FileLock]:
-    """A new folder and the lock that tells others that it is in use."""
+    """A new folder, and the lock that marks it as in use."""
     parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(_LOCK_ATTEMPTS):
         folder = parent / f".{name}-{os.getpid()}-{token_hex(4)}"
@@ -64,13 +64,13 @@ def _locked_folder(parent: Path, name: str) -> tuple[Path, FileLock]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if not last:  # another process takes the new lock file for a leftover, or it is a lock that never comes
+            if not last:  # another process removes the new lock file as a leftover, or locks never succeed here
                 with suppress(OSError):
                     Path(lock.lock_file).unlink()
                 continue
         except (OSError, NotImplementedError):
             last = True  # no locks here: the folder stays if its process is killed
-        if last or Path(lock.lock_file).exists():  # else it was removed as a leftover before it was locked
+        if last or Path(lock.lock_file).exists():  # else a process removed it as a leftover before it was locked
             break
         lock.release()
     try:
@@ -89,7 +89,7 @@ def _release(lock: FileLock) -> None:
     """Releases a lock and removes its file."""
     file = Path(lock.lock_file)
     with suppress(OSError):
-        file.unlink()  # while it is locked, so that nobody locks a file that is about to go
+        file.unlink()  # while it is locked, so that no process locks a file that is being removed
     lock.release()
     with suppress(OSError):
-        file.unlink()  # Windows removes no open file
+        file.unlink()  # Windows cannot remove an open file

@@ -1,4 +1,4 @@
-"""Weights of a bundle in the precision of an engine, read from its files by name."""
+"""Weights of a bundle, read by name from its files in an engine's precision."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,11 +14,11 @@ from .checksums import first_difference
 from .manifest import Record
 
 MASK = -1e4
-"""What stands for minus infinity in an additive mask: its exp is zero, and fp16 holds it."""
+"""Replaces minus infinity in additive masks: its exp is zero, and fp16 can represent it."""
 
 
 class WeightRecord(Record):
-    """Where a weight of an engine lies in its bundle: float32 values in an external-data file."""
+    """The place of an engine's weight in the bundle: float32 values in an external-data file."""
 
     path: str
     offset: int
@@ -27,16 +27,16 @@ class WeightRecord(Record):
 
 
 class WeightTable(RootModel[dict[str, WeightRecord]]):
-    """The weights of an engine that can be refitted, by name; lies beside the engine."""
+    """The weights of a refittable engine, by name; stored beside the engine."""
 
     def read(self, bundle: Bundle, name: str) -> NDArray[Any]:
-        """A weight as the engine holds it; bfloat16 as the upper halves of float32, uint16.
+        """A weight in the engine's precision; bfloat16 as uint16, the upper halves of float32.
 
         Raises:
             BackendError: there is no such weight.
         """
         if name not in self.root:
-            raise BackendError("refit", f"the engine wants the weight {name!r}, which is not among those of the bundle")
+            raise BackendError("refit", f"the engine needs the weight {name!r}, which the bundle does not have")
         record = self.root[name]
         count = int(np.prod(record.shape, dtype=np.int64))
         values = np.memmap(bundle.folder / record.path, np.float32, "r", record.offset, (count,))
@@ -51,7 +51,7 @@ def weight_table_path(engine: Path) -> Path:
 def convert(values: NDArray[np.float32], precision: str) -> NDArray[Any]:
     """float32 rounded to the nearest value of a precision, ties to even; bfloat16 as uint16.
 
-    Minus infinity, as masks have it, becomes a number that fp16 holds.
+    Minus infinity, which occurs in masks, becomes `MASK`, which fp16 can represent.
     """
     if values.size and values.min() < -3e38:
         values = np.maximum(values, np.float32(MASK))
@@ -64,10 +64,10 @@ def convert(values: NDArray[np.float32], precision: str) -> NDArray[Any]:
 
 
 def check_same_graphs(base: Bundle, wanted: Bundle) -> None:
-    """Whether the weights of `wanted` fit into engines of `base`.
+    """Checks that the weights of `wanted` fit into the engines of `base`.
 
     Raises:
-        BackendError: the bundles have other graphs.
+        BackendError: the graphs of the two bundles differ.
     """
     for graph, record in base.manifest.graphs.items():
         theirs = wanted.manifest.graphs.get(graph)
@@ -75,19 +75,19 @@ def check_same_graphs(base: Bundle, wanted: Bundle) -> None:
         if theirs is None or wanted.manifest.files[theirs.path].sha256 != ours:
             raise BackendError(
                 "refit",
-                f"{graph!r} of {str(wanted.folder)!r} is another graph than that of {str(base.folder)!r}",
-                "a bundle of the same architecture and release is needed",
+                f"{graph!r} of {str(wanted.folder)!r} is not the same graph as that of {str(base.folder)!r}",
+                "take a bundle of the same architecture and release",
             )
 
 
 def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bundle) -> list[str]:
-    """Names of the weights in which an engine that has those of `current` differs from `wanted`.
+    """Names of the weights to replace in an engine that has those of `current` and is to get those of `wanted`.
 
     Args:
-        table: where the engine's weights lie.
+        table: the engine's weights.
         graph: name of the graph, which both bundles have.
         current: the bundle whose weights the engine has.
-        wanted: the bundle whose weights it is to get.
+        wanted: the bundle whose weights it will get.
 
     Raises:
         BackendError: the engine cannot be refitted.
@@ -95,12 +95,12 @@ def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bun
     files, others = current.manifest.files, wanted.manifest.files
     changed = {path for path in current.graph(graph).weights if files[path].sha256 != others[path].sha256}
     if changed and not table.root:
-        raise BackendError("refit", f"the engine of {graph!r} was built without it", "build it again with --refit")
+        raise BackendError("refit", f"the engine of {graph!r} was built without refit", "build it again with --refit")
     return [name for name, record in table.root.items() if record.path in changed]
 
 
 def check_files(bundle: Bundle, paths: Iterable[str]) -> None:
-    """Compares files of a bundle with their checksums again: another motion module may have replaced one.
+    """Verifies files of a bundle again, since another motion module may have replaced one.
 
     Raises:
         BackendError: a file is missing or differs.

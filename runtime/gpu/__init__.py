@@ -1,1 +1,1 @@
-"""Requests on an NVIDIA GPU: engines, device memory and one CUDA graph per request. Loaded when such a backend is."""
+"""Requests on an NVIDIA GPU: engines, device memory, and one CUDA graph per request. Imported only for GPU backends."""

@@ -1,4 +1,4 @@
-"""Device memory by name, taken once per clip size and used by every request."""
+"""Named device memory, allocated once per clip size and used by every request."""
 
 import ctypes
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ _ITEM_BYTES = {"bfloat16": 2}
 
 
 def item_bytes(dtype: str) -> int:
-    """Bytes of one value of a type, by numpy's name of it or bfloat16."""
+    """Bytes of one value of a type, given by its numpy name or as bfloat16."""
     return _ITEM_BYTES.get(dtype) or np.dtype(dtype).itemsize
 
 
 def aligned(nbytes: int) -> int:
-    """`nbytes` rounded up, so that what follows begins at an address that engines accept."""
+    """`nbytes` rounded up, so that the next array begins at an address that engines accept."""
     return -(-nbytes // ADDRESS_ALIGNMENT) * ADDRESS_ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A place in a block of memory: `count` arrays of `shape`, each aligned."""
+    """Part of a block of memory: `count` arrays of `shape`, each aligned."""
 
     offset: int
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class Tensor:
 
 
 class Block:
-    """Named tensors in one piece of memory, one after the other."""
+    """Named tensors, one after the other in one piece of memory."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -66,7 +66,7 @@ class Block:
 
 
 class Inputs:
-    """What the host gives for a request: a block of page-locked memory and its twin on the device."""
+    """The inputs of a request: a block of page-locked host memory and a block of the same layout on the device."""
 
     def __init__(self, cuda: Cuda, block: Block) -> None:
         self._cuda = cuda
@@ -79,18 +79,18 @@ class Inputs:
             raise
 
     def array(self, name: str, index: int = 0) -> NDArray[Any]:
-        """The host's array, to be written."""
+        """The host's array, for writing."""
         tensor = self.block.tensors[name]
         return host_array(self.host + tensor.offset + index * tensor.stride, tensor.shape, tensor.dtype)
 
     def copy_in(self, first: str, last: str, index: int) -> None:
-        """Copies to the device all from `first` on, up to and with array `index` of `last`."""
+        """Copies everything from `first` through array `index` of `last` to the device."""
         start, end = self.block.tensors[first].offset, self.block.tensors[last]
         nbytes = end.offset + index * end.stride + end.nbytes - start
         self._cuda.copy_in(self.block.address + start, self.host + start, nbytes)
 
     def close(self) -> None:
-        """Frees both."""
+        """Frees both blocks."""
         self._cuda.free(self.block.address)
         self._cuda.free_host(self.host)
 
@@ -100,7 +100,7 @@ class Inputs:
 
 
 def host_array(address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Page-locked memory as an array."""
+    """A view of page-locked memory as an array."""
     buffer = (ctypes.c_byte * (prod(shape) * item_bytes(dtype))).from_address(address)
     array: NDArray[Any] = np.ctypeslib.as_array(buffer).view(dtype).reshape(shape)
     return array

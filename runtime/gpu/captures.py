@@ -1,4 +1,4 @@
-"""CUDA graphs of the last variants of a request: captured once, replayed from then on."""
+"""CUDA graphs of the variants of a request: each is captured once and then replayed."""
 
 import logging
 from collections import OrderedDict
@@ -13,11 +13,11 @@ from .program import Variant
 _logger = logging.getLogger("sparsectrl_lcm")
 
 MAX_GRAPHS = 8
-"""Graphs that are kept; the least recently used goes first."""
+"""Graphs to keep; the least recently used is dropped first."""
 
 
 class GraphCache:
-    """Captured graphs by variant. A graph freezes addresses, so `clear` it when memory moves or weights change."""
+    """Captured graphs by variant. A graph fixes addresses, so call `clear` when memory moves or weights change."""
 
     def __init__(self, cuda: Cuda, limit: int = MAX_GRAPHS) -> None:
         self._cuda = cuda
@@ -26,7 +26,7 @@ class GraphCache:
         self.enabled = True
 
     def replay(self, variant: Variant) -> bool:
-        """Launches the graph of a variant; False where there is none."""
+        """Launches the graph of a variant; returns False if there is none."""
         if variant not in self._graphs:
             return False
         self._graphs.move_to_end(variant)
@@ -34,9 +34,10 @@ class GraphCache:
         return True
 
     def capture(self, variant: Variant, enqueue: Callable[[], None]) -> None:
-        """Captures what `enqueue` puts on the stream, after it has run once outside of a capture.
+        """Captures what `enqueue` puts on the stream; `enqueue` must have run once outside of a capture.
 
-        Where that fails, requests are enqueued plainly from then on, which one warning says.
+        If the capture fails, logs a warning once, and later requests are enqueued without a graph. If memory runs out,
+        drops all graphs; the next request tries again.
         """
         if not self.enabled or variant in self._graphs:
             return
@@ -47,7 +48,7 @@ class GraphCache:
             self._graphs[variant] = self._capture(enqueue)
         except DeviceLost:
             raise
-        except DeviceOutOfMemory:  # another time there may be room
+        except DeviceOutOfMemory:  # there may be room another time
             self._cuda.clear_error()
             self.clear()
         except BackendError as error:
@@ -60,7 +61,7 @@ class GraphCache:
         try:
             enqueue()
         except BaseException:
-            with suppress(BackendError):  # of the capture that the failure has ended
+            with suppress(BackendError):  # the failure may have ended the capture
                 self._cuda.discard(self._cuda.end_capture())
             raise
         return self._cuda.instantiate(self._cuda.end_capture())

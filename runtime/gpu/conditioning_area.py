@@ -9,15 +9,15 @@ from .cuda import Cuda
 
 
 class ConditioningArea:
-    """A block of device memory that the engines write and read, and copies of conditionings it held before.
+    """A block of device memory that the engines write and read, and copies of the conditionings that it held before.
 
     The CUDA graphs hold the area's addresses, so a conditioning that is used again is copied back into it. It is
     copied out only when another one is about to replace it: the next seed of a request costs nothing.
 
     Args:
         cuda: the stream.
-        max_bytes: bound on the area and the copies together; the area alone may be larger.
-        moved: called when the area gets other addresses.
+        max_bytes: limit for the area and the copies together; the area alone may exceed it.
+        moved: called when the area moves to another address.
     """
 
     def __init__(self, cuda: Cuda, max_bytes: int, moved: Callable[[], None]) -> None:
@@ -61,7 +61,7 @@ class ConditioningArea:
         self.nbytes = aligned(nbytes)
 
     def hold(self, key: Hashable, nbytes: int) -> None:
-        """Remembers under which key the area's conditioning was computed."""
+        """Records the key and the size of the conditioning in the area."""
         self._current, self._used = key, nbytes
 
     def drop(self) -> None:
@@ -96,7 +96,7 @@ class ConditioningArea:
         self._copies[key] = (address, self._used)
 
     def _room(self) -> int:
-        """Memory for a copy of the current conditioning: the oldest copy's if the sizes agree. 0 if there is none."""
+        """Memory for a copy of the current conditioning; the oldest copy's if the sizes agree. 0 if there is none."""
         limit = self._max_bytes - self.nbytes - self._used
         if self._copies and sum(used for _, used in self._copies.values()) > limit:
             key, (address, used) = next(iter(self._copies.items()))
@@ -106,7 +106,7 @@ class ConditioningArea:
         self._shrink_to(limit)
         try:
             return self._cuda.allocate(self._used)
-        except DeviceOutOfMemory:  # it can be computed again
+        except DeviceOutOfMemory:  # the conditioning can be computed again
             self._cuda.clear_error()
             return 0
 

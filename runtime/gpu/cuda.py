@@ -1,4 +1,4 @@
-"""The calls of CUDA's runtime that the loop needs, each checked, on one stream."""
+"""The CUDA runtime calls that the loop needs, on one stream. Each result is checked."""
 
 import ctypes
 from importlib import import_module
@@ -10,17 +10,17 @@ from ..operating_system import CUDA_DRIVER
 NO_DRIVER = "no NVIDIA driver was found; install one"
 _OUT_OF_MEMORY = 2
 _LOST = frozenset((4, 46, 100, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 911, 999))
-"""Errors after which the process's context is of no use, by their numbers in `cudaError_t`."""
+"""Errors in `cudaError_t` after which the process's context is unusable."""
 
 
 class Cuda:
-    """One stream of device 0, and what happens on it.
+    """One stream of device 0, and the calls on it.
 
     Args:
-        api: `cuda.bindings.runtime`, or a stand-in.
+        api: `cuda.bindings.runtime`, or a fake.
 
     Raises:
-        BackendError: of any method, when the call fails.
+        BackendError: by every method, if the call fails.
     """
 
     def __init__(self, api: Any = None) -> None:
@@ -37,33 +37,33 @@ class Cuda:
         return int(free), int(total)
 
     def allocate(self, nbytes: int) -> int:
-        """Device memory; its address."""
+        """Allocates device memory; returns its address."""
         (pointer,) = self._call("cudaMalloc", nbytes)
         return int(pointer)
 
     def free(self, address: int) -> None:
-        """Gives device memory back."""
+        """Frees device memory."""
         self._call("cudaFree", address)
 
     def allocate_host(self, nbytes: int) -> int:
-        """Page-locked host memory; its address."""
+        """Allocates page-locked host memory; returns its address."""
         (pointer,) = self._call("cudaHostAlloc", nbytes, self._api.cudaHostAllocDefault)
         return int(pointer)
 
     def free_host(self, address: int) -> None:
-        """Gives page-locked memory back."""
+        """Frees page-locked memory."""
         self._call("cudaFreeHost", address)
 
     def copy_in(self, device: int, host: int, nbytes: int) -> None:
-        """Host to device."""
+        """Copies from host to device."""
         self._copy(device, host, nbytes, self._api.cudaMemcpyKind.cudaMemcpyHostToDevice)
 
     def copy_out(self, host: int, device: int, nbytes: int) -> None:
-        """Device to host."""
+        """Copies from device to host."""
         self._copy(host, device, nbytes, self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Device to device."""
+        """Copies from device to device."""
         self._copy(target, source, nbytes, self._api.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
 
     def zero(self, address: int, nbytes: int) -> None:
@@ -75,12 +75,12 @@ class Cuda:
         self._call("cudaStreamSynchronize", self._stream)
 
     def event(self) -> Any:
-        """A new event that takes the time."""
+        """A new event that records the time."""
         (event,) = self._call("cudaEventCreateWithFlags", self._api.cudaEventDefault)
         return event
 
     def record(self, event: Any) -> None:
-        """Marks a place in the stream; within a graph each replay marks it anew."""
+        """Records an event on the stream; within a graph, each replay records it again."""
         flags = self._api.cudaEventRecordExternal if self.capturing else self._api.cudaEventRecordDefault
         self._call("cudaEventRecordWithFlags", event, self._stream, flags)
 
@@ -89,7 +89,7 @@ class Cuda:
         self._call("cudaEventSynchronize", event)
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Time between two events."""
+        """Seconds between two events."""
         (milliseconds,) = self._call("cudaEventElapsedTime", start, end)
         return float(milliseconds) / 1000
 
@@ -98,19 +98,19 @@ class Cuda:
         self._call("cudaEventDestroy", event)
 
     def begin_capture(self) -> None:
-        """From here on work is noted instead of run."""
+        """Begins a capture: work on the stream is recorded instead of run."""
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self._stream, mode)
         self.capturing = True
 
     def end_capture(self) -> Any:
-        """Ends a capture, also one that failed; the graph of what was noted."""
+        """Ends a capture, even one that failed; returns the graph of the recorded work."""
         self.capturing = False
         (graph,) = self._call("cudaStreamEndCapture", self._stream)
         return graph
 
     def instantiate(self, graph: Any) -> Any:
-        """Makes a graph ready to launch and uploads it; the graph itself is given back."""
+        """Makes a graph executable and uploads it; destroys the graph itself."""
         try:
             (executable,) = self._call("cudaGraphInstantiate", graph, 0)
         finally:
@@ -123,19 +123,19 @@ class Cuda:
         return executable
 
     def discard(self, graph: Any) -> None:
-        """Gives back a graph that was never made ready."""
+        """Destroys a captured graph; `free_graph` destroys executable ones."""
         self._call("cudaGraphDestroy", graph)
 
     def launch(self, executable: Any) -> None:
-        """Runs a graph."""
+        """Launches an executable graph."""
         self._call("cudaGraphLaunch", executable, self._stream)
 
     def free_graph(self, executable: Any) -> None:
-        """Destroys a graph."""
+        """Destroys an executable graph."""
         self._call("cudaGraphExecDestroy", executable)
 
     def clear_error(self) -> None:
-        """Forgets the last error, where CUDA can."""
+        """Clears CUDA's last error, if it is one that can be cleared."""
         self._api.cudaGetLastError()
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ def runtime_api() -> Any:
     """`cuda.bindings.runtime`.
 
     Raises:
-        BackendError: it is not installed, or has no driver to call.
+        BackendError: it is not installed, or there is no driver.
     """
     try:
         return import_module("cuda.bindings.runtime")

@@ -1,4 +1,4 @@
-"""The GPU of this machine, found without making any object that needs one."""
+"""The GPU of this machine, found without creating any object that needs one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ def probe(api: Any = None) -> Device:
     """Device 0.
 
     Args:
-        api: `cuda.bindings.runtime`, or a stand-in.
+        api: `cuda.bindings.runtime`, or a fake.
 
     Raises:
         BackendError: the bindings, the driver or the device is missing.
@@ -41,7 +41,7 @@ def probe(api: Any = None) -> Device:
         properties = _result(api.cudaGetDeviceProperties(0))
     except BackendError:
         raise
-    except RuntimeError as error:  # cuda-bindings' own, where it cannot load a library
+    except RuntimeError as error:  # cuda-bindings raises it if it cannot load a library
         raise BackendError("backend", f"no NVIDIA driver was found ({error})", "install one") from None
     name = properties.name
     return Device(
@@ -60,7 +60,7 @@ def _result(answer: tuple[Any, Any]) -> Any:
 
 
 def _driver_version() -> str | None:
-    """The version that Linux' kernel module gives, as 580.95.05."""
+    """The version of Linux's kernel module, such as 580.95.05."""
     try:
         first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
     except (OSError, IndexError):

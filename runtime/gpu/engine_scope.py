@@ -1,4 +1,4 @@
-"""What a GPU engine is bound to: a version of its backend, and a device or a class of devices."""
+"""The scope of a GPU engine: the version of its backend and the device or class of devices that it is bound to."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from .tensorrt_library import RTX
 
 
 def device_scope(backend: str, device: Device | None, flags: Mapping[str, Any]) -> str:
-    """What an engine with these options is bound to: the device, a class that it belongs to, or any."""
+    """The scope of an engine with these options: the device, a class that the device belongs to, or any."""
     if backend == RTX:
         capabilities = str(flags.get("compute_capabilities", ""))
         if device is not None and capabilities and device.compute_capability not in capabilities.split(", "):
@@ -28,9 +28,9 @@ def version_scope(version: str, flags: Mapping[str, Any], built: str | None = No
     """The version that an engine with these options is bound to.
 
     Args:
-        version: the backend's here.
+        version: the backend's version on this machine.
         flags: options of the builder.
-        built: what the engine's record says; None where it is being built.
+        built: the version in the engine's record; None while the engine is being built.
     """
     if not flags.get("version_compatible"):
         return version

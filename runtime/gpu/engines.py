@@ -1,4 +1,4 @@
-"""The seam between the loop on the device and what runs the graphs."""
+"""The interface between the loop on the device and the libraries that run the graphs."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -10,35 +10,35 @@ from .cuda import Cuda
 
 
 class Engine(Protocol):
-    """One graph of static shapes on the device."""
+    """One graph with static shapes on the device."""
 
     @property
     def activation_bytes(self) -> int:
-        """Memory that a run needs besides inputs and outputs; engines never run at once and share it."""
+        """Bytes that a run needs besides inputs and outputs. Engines share them, since they never run at once."""
 
     @property
     def dtypes(self) -> Mapping[str, str]:
-        """numpy's name of the type of each input and output; bfloat16 for that."""
+        """The type of each input and output, by its numpy name or as bfloat16."""
 
     @property
     def capturable(self) -> bool:
-        """Whether a run can go into a CUDA graph of the loop's; asked outside of a capture."""
+        """Whether a run can be captured into the loop's CUDA graph; read outside of a capture."""
 
     def use_activation(self, address: int, nbytes: int) -> None:
-        """Gives the engine its activation memory."""
+        """Sets the engine's activation memory."""
 
     def enqueue(self, addresses: Mapping[str, int]) -> None:
-        """Puts a run on the stream, with inputs and outputs at these device addresses.
+        """Enqueues a run on the stream, with inputs and outputs at these device addresses.
 
         Raises:
             BackendError: the engine cannot run.
         """
 
     def refit(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
-        """Puts other weights, as `read` gives them, in the place of the named ones.
+        """Replaces the named weights with those that `read` returns.
 
         Raises:
-            BackendError: the engine was not built for it.
+            BackendError: the engine was built without refit.
         """
 
     def close(self) -> None:
@@ -52,22 +52,22 @@ class Loader(Protocol):
 
     @property
     def precision(self) -> str | None:
-        """Of its engines; None where the first that was built is taken."""
+        """The precision of its engines; None takes the first that was built."""
 
     def check(self, bundle: Bundle, size: ClipSize) -> None:
-        """Raises BackendError where the engines for a size are not there."""
+        """Raises BackendError if the engines for a size are missing."""
 
     def open(
         self, bundle: Bundle, graph: str, size: ClipSize, shapes: Mapping[str, tuple[int, ...]], cuda: Cuda
     ) -> Engine:
-        """The engine of a graph, whose inputs and outputs have these shapes.
+        """Opens the engine of a graph; `shapes` are those of its inputs and outputs.
 
         Raises:
             BackendError: there is none for this size, or it must not be loaded here.
         """
 
     def check_refit(self, bundle: Bundle) -> None:
-        """Raises BackendError where no engines of a bundle can be refitted."""
+        """Raises BackendError if no engine of a bundle can be refitted."""
 
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
-        """Where the weights of an engine lie; empty where it cannot be refitted."""
+        """The weights of an engine; empty if it cannot be refitted."""

@@ -1,4 +1,4 @@
-"""Requests on the device: inputs in, one graph replayed, frames out."""
+"""Runs requests on the device: copies inputs in, replays one CUDA graph, copies frames out."""
 
 import weakref
 from collections import OrderedDict
@@ -27,7 +27,7 @@ from .program import Variant
 from .workspace import Workspace
 
 MAX_SIZES = 2
-"""Clip sizes whose engines and buffers stay on the device; the least recently used goes first."""
+"""Clip sizes whose engines and buffers stay on the device; the least recently used is freed first."""
 
 
 class GpuExecutor:
@@ -36,8 +36,8 @@ class GpuExecutor:
     Args:
         bundle: the bundle.
         loader: opens the engines of a backend.
-        kept_bytes: bound on the residuals of a clip size that stay on the device for later requests.
-        cuda: the stream; a stand-in in tests.
+        kept_bytes: limit on the residuals of one clip size that stay on the device for later requests.
+        cuda: the stream; a fake in tests.
         cuda_graphs: whether requests are captured into CUDA graphs and replayed.
     """
 
@@ -63,13 +63,13 @@ class GpuExecutor:
         """Frames uint8 [F, H, W, 3], and seconds per stage. `on_frames` is called once, with all frames.
 
         Raises:
-            DeviceOutOfMemory: the request does not fit, even after all other sizes were freed. A smaller one may.
+            DeviceOutOfMemory: the request does not fit, even after all other sizes were freed. A smaller one may fit.
             DeviceLost: the device is gone; load the pipeline again.
-            BackendError: an engine is missing, must not be loaded here, or failed. The next request starts afresh.
-            Cancelled: the callback returned False. The work that the device had begun has ended by then.
+            BackendError: an engine is missing, must not be loaded here, or failed. The next request starts clean.
+            Cancelled: the callback returned False. The device has finished the work that it had begun.
         """
         if self._lost is not None:
-            raise DeviceLost(*self._lost)  # a new one: an error holds on to its traceback
+            raise DeviceLost(*self._lost)  # a new error: the old one keeps its traceback alive
         try:
             frames, timings = self._run(request, on_progress)
         except DeviceLost as error:
@@ -83,7 +83,7 @@ class GpuExecutor:
         """Gives the engines the weights of another bundle of the same architecture; None restores their own.
 
         Raises:
-            BackendError: the architectures differ, or the engines were not built for it.
+            BackendError: the architectures differ, or the engines were built without refit.
         """
         wanted = weights or self.bundle
         check_same_graphs(self.bundle, wanted)
@@ -95,18 +95,18 @@ class GpuExecutor:
                     workspace.refit(graph, self.weights, wanted)
                 workspace.graphs.clear()
                 workspace.conditioning_area.forget()
-        except BaseException:  # only some have the new weights: load all again, with the old ones
+        except BaseException:  # only some engines have the new weights: load all again, with the old ones
             self.close()
             raise
         self.weights = wanted
 
     def close(self) -> None:
-        """Frees all device memory; the next request takes it again."""
+        """Frees all device memory; the next request allocates it again."""
         while self._workspaces:
             self._workspaces.popitem()[1].close()
 
     def _run(self, request: CheckedRequest, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
-        """Makes a clip. If memory runs out, frees all that was kept and tries once more in the least memory."""
+        """Makes a clip. If memory runs out, frees everything kept and tries once more with the least memory."""
         try:
             return self._attempt(request, on_progress, least_memory=False)
         except DeviceOutOfMemory:
@@ -128,7 +128,7 @@ class GpuExecutor:
     def _attempt(
         self, request: CheckedRequest, on_progress: OnProgress | None, least_memory: bool
     ) -> tuple[Array, dict[str, float]]:
-        """Makes a clip; with `least_memory` SparseCtrl's residuals are computed step by step and not kept."""
+        """Makes a clip. With `least_memory`, SparseCtrl's residuals are computed step by step and not kept."""
         stages = Stages(self._steps(request), on_progress)
         with stages.timed("total"):
             with stages.stage("load"):
@@ -145,7 +145,7 @@ class GpuExecutor:
         return frames, stages.timings
 
     def _prepare(self, request: CheckedRequest, least_memory: bool) -> tuple[Workspace, Variant, Hashable]:
-        """The engines and memory of a request, what has to be computed, and the key of its conditioning."""
+        """The workspace of a request, its variant, and the key of its conditioning (None without keyframes)."""
         workspace = self._workspace(request)
         variant = Variant(request.steps, len(request.texts), "none", request.decoder_graph)
         if not request.keyframes:
@@ -202,7 +202,7 @@ class GpuExecutor:
 
 
 def _release(workspaces: OrderedDict[ClipSize, Workspace], cuda: Cuda) -> None:
-    """Frees all device memory once the executor is garbage."""
+    """Frees all device memory when the executor is garbage-collected."""
     while workspaces:
         workspaces.popitem()[1].close()
     with suppress(BackendError):
@@ -210,7 +210,7 @@ def _release(workspaces: OrderedDict[ClipSize, Workspace], cuda: Cuda) -> None:
 
 
 class _Run:
-    """One request: inputs to the device, its work, frames back."""
+    """One request: copies inputs to the device, runs the work, copies frames back."""
 
     def __init__(
         self, workspace: Workspace, cuda: Cuda, request: CheckedRequest, variant: Variant, stages: Stages
@@ -233,7 +233,7 @@ class _Run:
                 workspace.enqueue_all(variant)
             workspace.copy_frames_out()
             frames: Array = np.empty_like(workspace.frames())
-            frames.fill(0)  # touches the fresh pages while the device works
+            frames.fill(0)  # maps the new pages while the device works
             self.follow()
         finally:
             self.cuda.synchronize()
@@ -243,7 +243,7 @@ class _Run:
         return frames
 
     def write_inputs(self, tokenizer: ClipTokenizer) -> None:
-        """Writes the inputs of the request into page-locked memory."""
+        """Writes the request's inputs to page-locked memory."""
         request, inputs = self.request, self.workspace.inputs
         schedule = lcm_schedule(self.workspace.bundle.manifest.scheduler, request.steps)
         for index, ids in enumerate(tokenizer(request.texts)):
@@ -264,7 +264,7 @@ class _Run:
             inputs.array("frame_index")[:] = frame_index(request, blank=len(mask) - 1)
 
     def follow(self) -> None:
-        """Reports each unit of work when the device has done it, and adds up the seconds of its stage."""
+        """Reports each unit of work when the device has finished it, and adds its seconds to its stage."""
         workspace = self.workspace
         started: set[str] = set()
         for index, (stage, step) in enumerate(workspace.units[self.variant], start=1):

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider on the device: the same loop, with bindings to fixed addresses."""
+"""ONNX Runtime's CUDA provider: runs the same loop with bindings to fixed device addresses."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +26,7 @@ BACKEND = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 DEVICE = "cuda"
 MAX_GRAPHS = 64
-"""CUDA graphs of a session; runs with further sets of addresses go without."""
+"""CUDA graphs of a session; runs with more sets of addresses do without a graph."""
 _NO_GRAPH = -1
 _FATAL = 4
 _CANNOT_REFIT = ("refit", "ONNX Runtime cannot refit", "load the other bundle instead")
@@ -40,7 +40,7 @@ def find_version(name: str) -> str:
     """The version of onnxruntime-gpu.
 
     Raises:
-        BackendError: it is missing, its files are not whole, or it has no CUDA provider.
+        BackendError: it is missing, its installation is broken, or it has no CUDA provider.
     """
     version = onnxruntime_cpu.find_version(name)
     import onnxruntime
@@ -51,13 +51,13 @@ def find_version(name: str) -> str:
         raise BackendError("backend", "onnxruntime-gpu is not installed", f"run: {BACKENDS[name].install}")
     raise BackendError(
         "backend",
-        "onnxruntime lies in the place of onnxruntime-gpu",
+        "onnxruntime has overwritten onnxruntime-gpu",
         "run: pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu",
     )
 
 
 def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> GpuExecutor:
-    """What runs the requests of a bundle."""
+    """Opens a bundle on this backend."""
     find_version(name)
     device.probe()
     loader = OnnxRuntimeCudaLoader(options.precision, options.cuda_graphs)
@@ -65,17 +65,17 @@ def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> GpuExecuto
 
 
 def computes_in(precision: str) -> bool:
-    """Whether a set of engines may be chosen unasked."""
+    """Whether this precision may be chosen if the user names none."""
     return True
 
 
 def notes(found: Availability) -> Iterable[str]:
-    """What `doctor` adds."""
+    """The lines that `doctor` adds."""
     return ()
 
 
 class OnnxRuntimeCudaLoader:
-    """Opens the typed graphs that `build` made; their shapes are set here."""
+    """Opens the typed graphs that `build` made, and sets their shapes."""
 
     backend = BACKEND
 
@@ -84,17 +84,17 @@ class OnnxRuntimeCudaLoader:
         self._cuda_graphs = cuda_graphs
 
     def check(self, bundle: Bundle, size: ClipSize) -> None:
-        """Raises BackendError where no engines were built."""
+        """Raises BackendError if no engines were built."""
         self._set(bundle)
 
     def open(
         self, bundle: Bundle, graph: str, size: ClipSize, shapes: Mapping[str, tuple[int, ...]], cuda: Cuda
     ) -> "OnnxRuntimeCudaEngine":
-        """The engine of a graph, after its key was compared."""
+        """Opens the engine of a graph, after checking its key."""
         import onnxruntime
 
-        onnxruntime.set_default_logger_severity(_FATAL)  # what fails is raised; cuDNN's trials would fill the screen
-        onnxruntime.preload_dlls()  # CUDA and cuDNN of the extra lie where only this finds them
+        onnxruntime.set_default_logger_severity(_FATAL)  # failures are raised; cuDNN's trials would flood the log
+        onnxruntime.preload_dlls()  # only this finds the extra's CUDA and cuDNN
         engines = self._set(bundle)
         path = engines.open(bundle.manifest, graph, onnxruntime.__version__)
         record = bundle.graph(graph)
@@ -123,12 +123,12 @@ class OnnxRuntimeCudaLoader:
 class OnnxRuntimeCudaEngine:
     """One session on the loop's stream, with a binding for each set of addresses.
 
-    Its runs must not go into the loop's CUDA graph: ONNX Runtime frees host memory within a run, which aborts or spoils
-    a capture from outside (microsoft/onnxruntime#32081). It captures a graph of its own for each set of addresses
-    instead, and goes without where a graph has nodes that it leaves to the CPU.
+    Its runs cannot be captured into the loop's CUDA graph: ONNX Runtime frees host memory within a run, which aborts or
+    corrupts a capture from outside (microsoft/onnxruntime#32081). Instead, ONNX Runtime captures a graph of its own for
+    each set of addresses. If a model has nodes that it leaves to the CPU, it runs without a CUDA graph.
     """
 
-    activation_bytes = 0  # ONNX Runtime takes its own
+    activation_bytes = 0  # ONNX Runtime allocates its own
     capturable = False
 
     def __init__(
@@ -158,20 +158,20 @@ class OnnxRuntimeCudaEngine:
         self.dtypes = {item.name: _TYPES[item.type] for item in tensors}
 
     def use_activation(self, address: int, nbytes: int) -> None:
-        """ONNX Runtime takes its own activation memory."""
+        """Does nothing: ONNX Runtime allocates its own activation memory."""
 
     def enqueue(self, addresses: Mapping[str, int]) -> None:
-        """Puts a run on the stream."""
+        """Enqueues a run on the stream."""
         key = tuple(addresses[name] for name in (*self._inputs, *self._outputs))
         if key not in self._bindings:
             self._bindings[key] = self._bind(addresses), self._run_options(len(self._bindings) + 1)
         try:
             self._session.run_with_iobinding(*self._bindings[key])
-        except Exception as error:  # onnxruntime raises classes of its own that share no public base
+        except Exception as error:  # onnxruntime's exceptions share no public base class
             raise _failure("failed", error) from error
 
     def refit(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
-        """Raises BackendError: ONNX Runtime cannot."""
+        """Raises BackendError: ONNX Runtime cannot refit."""
         raise BackendError(*_CANNOT_REFIT)
 
     def close(self) -> None:
@@ -187,7 +187,7 @@ class OnnxRuntimeCudaEngine:
         return binding
 
     def _run_options(self, number: int) -> Any:
-        """Options of the runs with one set of addresses: which graph they replay, if any."""
+        """Options for runs with one set of addresses; they name the CUDA graph to replay, if any."""
         import onnxruntime
 
         options = onnxruntime.RunOptions()
@@ -210,7 +210,7 @@ def _open_session(path: Path, dimensions: Mapping[str, int], provider: dict[str,
 
 
 def provider_options(cuda: Cuda, graphs: bool) -> dict[str, str]:
-    """Runs go on the loop's stream; what is in fp32 is in fp32, not in TF32."""
+    """Options to run on the loop's stream, and to compute fp32 in fp32 instead of TF32."""
     return {
         "device_id": "0",
         "user_compute_stream": str(cuda.stream),

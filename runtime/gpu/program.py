@@ -1,4 +1,4 @@
-"""The loop on the device: all runs of engines that make a clip, in order, for every GPU backend."""
+"""The loop on the device, for every GPU backend: all engine runs of a clip, in order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ Source = Literal["scribble", "rgb", "none", "kept"]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What decides which engines run and on which memory. Each variant has a CUDA graph of its own.
+    """The properties of a request that decide which engines run on which memory. Each variant has its own CUDA graph.
 
     Attributes:
         steps: LCM steps.
-        prompts: 2 with guidance, the negative one first, else 1.
+        prompts: 2 with guidance (the negative prompt first), else 1.
         source: where the conditioning comes from.
         decoder: the graph that makes the frames.
         stepwise: whether SparseCtrl runs before each step, because the residuals of all steps take too much memory.
@@ -28,7 +28,7 @@ class Variant:
 
 
 class Machine(Protocol):
-    """What the program runs on: engines, and the address of each tensor."""
+    """The engines that a program runs, and the address of each tensor."""
 
     residual_names: tuple[str, ...]
     decoder_runs: int
@@ -43,7 +43,7 @@ class Machine(Protocol):
         """Address of a prompt's embeddings."""
 
     def residual(self, variant: Variant, step: int, prompt: int, name: str) -> int:
-        """Address of a residual; without keyframes that of zeros."""
+        """Address of a residual; without keyframes, the address of zeros."""
 
 
 def program(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
@@ -75,7 +75,7 @@ def program(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
 
 
 def _control(machine: Machine, variant: Variant, step: int) -> None:
-    """SparseCtrl at one step, for each prompt."""
+    """Runs SparseCtrl at one step, for each prompt."""
     for prompt in range(variant.prompts):
         machine.enqueue(
             f"controlnet_{variant.source}",
@@ -91,8 +91,8 @@ def _control(machine: Machine, variant: Variant, step: int) -> None:
 def _denoise(machine: Machine, variant: Variant, step: int) -> None:
     """One LCM step: a prediction for each prompt, guidance and the update.
 
-    Noise 0 is the first latents; noise `step + 1` is what the update of a step adds. The last step adds none: the
-    result `images` does not depend on its noise, so it is given noise 0 again.
+    Noise 0 is the initial latents; the update of a step adds noise `step + 1`. The last step adds none: its result
+    `images` does not depend on the noise, so it gets noise 0 again.
     """
     latents = machine.at("latents", step % 2) if step else machine.at("noise", 0)
     for prompt in range(variant.prompts):

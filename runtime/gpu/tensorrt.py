@@ -22,7 +22,7 @@ from .engine_scope import device_scope, version_scope
 from .executor import GpuExecutor
 from .tensorrt_library import RTX, Library
 
-_NOT_REFITTABLE = ("refit", "the engines were built without it", "build them again with --refit")
+_NOT_REFITTABLE = ("refit", "the engines were built without refit", "build them again with --refit")
 
 
 def find_version(name: str) -> str:
@@ -31,27 +31,27 @@ def find_version(name: str) -> str:
 
 
 def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> GpuExecutor:
-    """What runs the requests of a bundle."""
+    """Opens a bundle on this backend."""
     library = tensorrt_library.load_library(name)
-    found = device.probe()  # some versions crash if an object is made without a driver
+    found = device.probe()  # some versions crash if an object is created without a driver
     loader = TensorRtLoader(library, found, options.precision)
     return GpuExecutor(bundle, loader, options.kept_bytes, cuda_graphs=options.cuda_graphs)
 
 
 def engine_scope(name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
-    """The version and the device that an engine like `spec` has to be bound to, to be loaded here."""
+    """The version and device that an engine like `spec` must be bound to in order to load here."""
     return version_scope(version, spec.flags, spec.version), device_scope(name, device.probe(), spec.flags)
 
 
 def computes_in(precision: str) -> bool:
-    """Whether a set of engines may be chosen unasked."""
+    """Whether this precision may be chosen if the user names none."""
     return True
 
 
 def notes(found: Availability) -> Iterable[str]:
-    """What `doctor` adds."""
+    """The lines that `doctor` adds."""
     if found.backend == RTX and found.version and found.reason:
-        yield "engines can be built here all the same"
+        yield "engines can be built here nevertheless"
 
 
 class TensorRtLoader:
@@ -60,7 +60,7 @@ class TensorRtLoader:
     Args:
         library: TensorRT or TensorRT-RTX.
         gpu: the GPU.
-        precision: of the engines; None takes the first that was built.
+        precision: precision of the engines; None takes the first that was built.
     """
 
     def __init__(self, library: Library, gpu: Device, precision: str | None = None) -> None:
@@ -71,13 +71,13 @@ class TensorRtLoader:
         self._runtime: Any = None
 
     def check(self, bundle: Bundle, size: ClipSize) -> None:
-        """Raises BackendError where no engines were built for a size."""
+        """Raises BackendError if no engines were built for a size."""
         self._set(bundle, size)
 
     def open(
         self, bundle: Bundle, graph: str, size: ClipSize, shapes: Mapping[str, tuple[int, ...]], cuda: Cuda
     ) -> "TensorRtEngine":
-        """The engine of a graph, after its key was compared."""
+        """Opens the engine of a graph, after checking its key."""
         engines = self._set(bundle, size)
         record = engines.index.engines.get(graph)
         flags = record.spec.flags if record else {}
@@ -97,10 +97,10 @@ class TensorRtLoader:
         return engine
 
     def check_refit(self, bundle: Bundle) -> None:
-        """Raises BackendError where no engines of a bundle that this would load take other weights."""
+        """Raises BackendError if none of the engines that this loader would choose can be refitted."""
         chosen = []
         for size in {parse_set_name(name)[0] for name in set_names(bundle.folder, self.backend)}:
-            with suppress(BackendError):  # told when that size is asked for
+            with suppress(BackendError):  # raised when a request needs that size
                 chosen.append(BACKENDS[self.backend].engine_set(bundle.folder, self.precision, size))
         records = [record for found in chosen if found for record in found.index.engines.values()]
         if records and not any(
@@ -109,7 +109,7 @@ class TensorRtLoader:
             raise BackendError(*_NOT_REFITTABLE)
 
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
-        """Where the weights of an engine lie; empty where it was built without refit."""
+        """The weights of an engine; empty if it was built without refit."""
         engines = self._set(bundle, size)
         return _weight_table(engines.folder / engines.index.engines[graph].path)
 
@@ -140,29 +140,29 @@ class TensorRtEngine:
 
     @property
     def capturable(self) -> bool:
-        """Whether a run can be captured; TensorRT-RTX can tell, TensorRT fails where it cannot."""
+        """Whether a run can be captured. TensorRT-RTX reports this; TensorRT fails in the capture."""
         return self._runtime_cache is None or bool(self._context.is_stream_capturable(self._cuda.stream))
 
     def use_activation(self, address: int, nbytes: int) -> None:
-        """Gives the engine its activation memory."""
+        """Sets the engine's activation memory."""
         if self._context is None:
             self._context = self._open_context()
         self._context.set_device_memory(address, nbytes)
 
     def _open_context(self) -> Any:
-        """The execution context; made when the weights of a stripped engine are there."""
+        """Creates the execution context. A stripped engine must have its weights by then."""
         strategy: Any = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         cache = None
         if self._library.is_rtx:
             cache = _RuntimeCache(self._engine, strategy, self._path)
         context = self._engine.create_execution_context(cache.config if cache else strategy)
         if context is None:
-            raise self._library.failure(f"cannot make a context for {self._path.name}")
+            raise self._library.failure(f"cannot create a context for {self._path.name}")
         self._runtime_cache = cache
         return context
 
     def enqueue(self, addresses: Mapping[str, int]) -> None:
-        """Puts a run on the stream."""
+        """Enqueues a run on the stream."""
         for name, address in addresses.items():
             if self._bound.get(name) != address and not self._context.set_tensor_address(name, address):
                 raise self._library.failure(f"refuses the address of {name}")
@@ -173,14 +173,14 @@ class TensorRtEngine:
             self._runtime_cache.save()
 
     def refit(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
-        """Puts other weights in the place of the named ones, and of those that the builder merged with them."""
+        """Replaces the named weights, and those that the builder merged with them."""
         trt = self._library.module
         if not self._engine.refittable:
             raise BackendError(*_NOT_REFITTABLE)
         self._cuda.synchronize()
         refitter = trt.Refitter(self._engine, self._library.logger)
         known = set(refitter.get_all_weights())
-        held = []  # a refitter does not copy what it is given
+        held = []  # keeps the arrays alive: a refitter does not copy them
         given: set[str] = set()
         pending = list(names)
         while pending:
@@ -198,14 +198,14 @@ class TensorRtEngine:
             raise self._library.failure("cannot refit an engine")
 
     def close(self) -> None:
-        """Frees the engine; a context goes before its engine."""
+        """Frees the engine, after its context."""
         self._context = None
         self._runtime_cache = None
         self._engine = None
 
 
 class _RuntimeCache:
-    """Kernels that TensorRT-RTX compiles for the device at their first run, kept beside the engine."""
+    """Kernels that TensorRT-RTX compiles for the device at their first run; stored beside the engine."""
 
     def __init__(self, engine: Any, strategy: Any, path: Path) -> None:
         self.config = engine.create_runtime_config()
@@ -213,12 +213,12 @@ class _RuntimeCache:
         self._cache = self.config.create_runtime_cache()
         self._path: Path | None = path.with_suffix(".kernels")
         with suppress(OSError):
-            if self._cache.deserialize(self._path.read_bytes()):  # else they are of another device or driver
+            if self._cache.deserialize(self._path.read_bytes()):  # else they are for another device or driver
                 self._path = None
         self.config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Writes the kernels after the first run; without a cache they are compiled again next time."""
+        """Writes the kernels after the first run. If that fails, they are compiled again next time."""
         if self._path is None:
             return
         path, self._path = self._path, None
@@ -227,7 +227,7 @@ class _RuntimeCache:
             part.write_bytes(memoryview(self._cache.serialize()))
             part.replace(path)
         except OSError:
-            with suppress(OSError):  # as on a read-only file system
+            with suppress(OSError):  # such as on a read-only file system
                 part.unlink()
 
 

@@ -1,4 +1,4 @@
-"""The TensorRT libraries: which are installed, and how they are imported."""
+"""Finds and imports the TensorRT libraries."""
 
 import ctypes
 import importlib
@@ -28,7 +28,7 @@ class Library:
         backend: tensorrt or tensorrt-rtx.
         module: its Python module.
         version: its version.
-        logger: takes the library's messages; one serves all objects, as TensorRT wants it.
+        logger: receives the library's messages; TensorRT requires one logger for all objects.
     """
 
     backend: str
@@ -42,7 +42,7 @@ class Library:
         return self.backend == RTX
 
     def failure(self, what: str) -> BackendError:
-        """An error with the library's last complaint; of its own kind where the device's memory has run out."""
+        """An error with the library's last message; a `DeviceOutOfMemory` if the device's memory has run out."""
         lines = [" ".join(line.split()) for line in self.logger.errors]
         self.logger.errors.clear()
         kind = DeviceOutOfMemory if any(map(is_out_of_memory, lines)) else BackendError
@@ -58,7 +58,7 @@ def is_out_of_memory(text: str) -> bool:
         "memoryallocation",
         "alloc_failed",
         "failed to allocate",
-        "resource allocation failed",  # cuBLAS, whose handles take memory too
+        "resource allocation failed",  # cuBLAS: its handles need memory too
     )
     return any(mark in text.lower() for mark in marks)
 
@@ -84,17 +84,17 @@ def load_library(backend: str) -> Library:
 
 
 def open_library(backend: str, module: Any) -> Library:
-    """A library around a module that has been imported."""
+    """The library of an imported module."""
     return Library(backend, module, str(module.__version__), _make_logger(module))
 
 
 def _load_rtx_libraries() -> None:
-    """Loads the libraries by path: the bindings come without them, the plugin of ONNX Runtime brings them."""
+    """Loads the libraries by path: the bindings do not include them, but ONNX Runtime's plugin does."""
     spec = find_spec("onnxruntime_ep_nv_tensorrt_rtx")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     for pattern in map(shared_library_pattern, _RTX_LIBRARIES):
         found = [path for folder in folders for path in sorted(Path(folder).glob(pattern))]
-        if found:  # else the system's loader may know them
+        if found:  # if not, the system's loader may find them
             ctypes.CDLL(str(found[-1]), ctypes.RTLD_GLOBAL)
 
 
@@ -108,7 +108,7 @@ def _make_logger(trt: Any) -> Any:
     }
 
     class Logger(trt.ILogger):
-        """Hands TensorRT's messages to Python's logging, and remembers errors until they are raised."""
+        """Passes TensorRT's messages to Python's logging, and keeps errors until they are raised."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -118,7 +118,7 @@ def _make_logger(trt: Any) -> Any:
             level = levels.get(severity, logging.DEBUG)
             if level == logging.ERROR:
                 self.errors.append(message)
-                level = logging.DEBUG  # it is raised
+                level = logging.DEBUG  # it will be raised
             _logger.log(level, message)
 
     return Logger()

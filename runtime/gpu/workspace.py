@@ -1,4 +1,4 @@
-"""What requests of one clip size share on the device: engines, buffers and CUDA graphs."""
+"""The engines, buffers and CUDA graphs that requests of one clip size share on the device."""
 
 from math import prod
 from typing import Any
@@ -22,9 +22,9 @@ MAX_PROMPTS = 2
 
 
 class Workspace:
-    """Takes all device memory, once; only the conditioning area grows, for requests with more steps.
+    """Allocates all device memory once. Only the conditioning area grows, for requests with more steps.
 
-    Implements `Machine` for the program. Opens the decoder graph `decoder`; `load` opens another one.
+    Implements `Machine` for the program. Opens the decoder graph `decoder`; `load` opens others.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Workspace:
         try:
             self._check_types(graph, engine)
             self._share_activation(engine)
-        except BaseException:  # engines may have lost their memory
+        except BaseException:  # engines may be without activation memory
             self.close()
             raise
 
@@ -74,7 +74,7 @@ class Workspace:
         return self.layout.shapes(graph, self.bundle.graph(graph))
 
     def _check_types(self, graph: str, engine: Engine) -> None:
-        """Raises BackendError if the types of an engine's inputs and outputs are not those that are allocated."""
+        """Raises BackendError if the types of an engine's inputs and outputs differ from those of the buffers."""
         record = self.bundle.graph(graph)
         for item in (*record.inputs, *record.outputs):
             free = item.name == "prompt_embeds" or "residual" in item.name
@@ -87,7 +87,7 @@ class Workspace:
                 )
 
     def _share_activation(self, engine: Engine) -> None:
-        """Gives an engine the memory for activations, which all share in turn; grows it to what the largest needs."""
+        """Gives an engine the activation memory, which all engines share; grows it to the need of the largest."""
         users = [engine]
         if engine.activation_bytes > self._activation.nbytes:
             self.graphs.clear()
@@ -101,13 +101,13 @@ class Workspace:
             user.use_activation(self._activation.address, self._activation.nbytes)
 
     def conditioning_bytes(self, variant: Variant) -> int:
-        """Memory of the prompts' embeddings and the residuals in the conditioning area."""
+        """Bytes of the prompt embeddings and residuals in the conditioning area."""
         slots = 1 if variant.stepwise else variant.steps
         return variant.prompts * (self._embeds.stride + slots * self._residuals.nbytes)
 
     @property
     def inputs(self) -> Inputs:
-        """The page-locked memory that the host writes a request's inputs into."""
+        """The page-locked memory for a request's inputs."""
         assert self._inputs is not None
         return self._inputs
 
@@ -135,7 +135,7 @@ class Workspace:
         return self._events[index]
 
     def refit(self, graph: str, current: Bundle, wanted: Bundle) -> None:
-        """Replaces an open engine's weights, those of `current`, with those of `wanted`."""
+        """Replaces an open engine's weights from `current` with those of `wanted`."""
         if current is wanted:
             return
         table = self._loader.weight_table(self.bundle, graph, self.size)
@@ -192,7 +192,7 @@ class Workspace:
         return self.conditioning_area.address + prompt * self._embeds.stride
 
     def residual(self, variant: Variant, step: int, prompt: int, name: str) -> int:
-        """Address of a residual; without keyframes that of zeros."""
+        """Address of a residual; without keyframes, the address of zeros."""
         if variant.source == "none":
             return self._buffers.at("zeros")
         slot = 0 if variant.stepwise else step

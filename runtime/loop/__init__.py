@@ -1,1 +1,1 @@
-"""The LCM loop's mathematics, as functions over arrays."""
+"""The mathematics of the LCM loop, as functions of arrays."""

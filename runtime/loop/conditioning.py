@@ -1,7 +1,7 @@
-"""What a clip is made from: the prompt's embeddings and SparseCtrl's residuals, ahead of the loop.
+"""The conditioning of a clip: prompt embeddings and SparseCtrl's residuals, computed before the loop.
 
-SparseCtrl sees no latents, so its residuals depend on timestep, prompt and keyframes alone. They are computed before
-the loop and kept for the next seed. If they do not fit into the memory bound, each step computes its own.
+SparseCtrl sees no latents, so its residuals depend only on timestep, prompt and keyframes. They are computed before
+the loop and kept for the next seed. If they exceed the memory limit, each step computes its own.
 """
 
 from collections import OrderedDict
@@ -31,7 +31,7 @@ class Conditioning:
     Attributes:
         prompt_embeds: float32 [B, 77, D]; with guidance the negative prompt comes first.
         feeds: SparseCtrl's inputs that hold the keyframes; empty without keyframes.
-        residuals: one entry per step, or None where each step computes its own.
+        residuals: one entry per step, or None if each step computes its own.
     """
 
     prompt_embeds: Array
@@ -47,19 +47,19 @@ class Conditioning:
 
 @dataclass(slots=True)
 class ConditioningCache:
-    """The conditionings of the last requests, least recently used first out, within `max_bytes`."""
+    """The conditionings of recent requests, at most `max_bytes`. Drops the least recently used first."""
 
     max_bytes: int = KEPT_BYTES
     _entries: OrderedDict[Hashable, Conditioning] = field(default_factory=OrderedDict)
 
     def get(self, key: Hashable) -> Conditioning | None:
-        """The conditioning kept under `key`."""
+        """The conditioning kept under `key`; None if there is none."""
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
     def reserve(self, nbytes: int) -> bool:
-        """Drops the oldest entries until `nbytes` more fit. Drops nothing and returns False if they never will."""
+        """Drops the oldest entries until `nbytes` more fit. If they never can, drops nothing and returns False."""
         if nbytes > self.max_bytes:
             return False
         while self._entries and sum(entry.nbytes for entry in self._entries.values()) + nbytes > self.max_bytes:
@@ -73,7 +73,7 @@ class ConditioningCache:
 
 
 def cache_key(request: CheckedRequest) -> Hashable:
-    """What the conditioning depends on: everything but the seed, the strength of the guidance and the decoder."""
+    """The values that the conditioning depends on: all except seed, strength of the guidance and decoder."""
     pictures = tuple((item.index, sha256(item.pixels.tobytes()).digest()) for item in request.keyframes)
     negative = request.negative_prompt if request.guidance else None
     size = (request.height, request.width, request.frames)
@@ -85,7 +85,7 @@ def graphs_of(request: CheckedRequest, kept: Conditioning | None = None) -> list
 
     Args:
         request: the request.
-        kept: its conditioning, if an earlier request has computed it.
+        kept: its conditioning, if it was kept from an earlier request.
     """
     graphs = ["unet"]
     if request.keyframes and (kept is None or kept.residuals is None):
@@ -104,8 +104,10 @@ def encode_prompt(sessions: Sessions, tokenizer: ClipTokenizer, request: Checked
 
 
 def keyframe_feeds(sessions: Sessions, request: CheckedRequest) -> dict[str, Array]:
-    """SparseCtrl's inputs that hold the keyframes: the distinct frames (each keyframe once, and a blank one), which of
-    them are keyframes, and which of them each frame of the clip shows.
+    """SparseCtrl's inputs that hold the keyframes.
+
+    They are the distinct frames (each keyframe once, and a blank one), a mask that marks the keyframes among them, and
+    for each frame of the clip the index of its distinct frame.
 
     `scribble` takes uint8 pixels [U, H, W, 3]; `rgb` the mode of the VAE's posterior, [U, 4, H/8, W/8].
     """
@@ -130,7 +132,7 @@ def frame_index(request: CheckedRequest, blank: int) -> NDArray[np.int64]:
 def residuals_at(
     sessions: Sessions, manifest: Manifest, request: CheckedRequest, conditioning: Conditioning, timestep: np.float32
 ) -> Residuals:
-    """The UNet's residuals at a timestep; without keyframes zeros that broadcast."""
+    """The UNet's residuals at a timestep. Without keyframes, zeros that broadcast."""
     names = residual_inputs(manifest)
     if not request.keyframes:
         return {name: np.zeros((1, int(shape[1]), 1, 1), np.float32) for name, shape in names.items()}

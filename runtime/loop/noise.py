@@ -1,7 +1,7 @@
-"""Normal noise exactly as torch's CPU generator draws it, without torch.
+"""Normal noise as torch's CPU generator draws it (within 4.8e-7), without torch.
 
 Source: aten/src/ATen/native/cpu/DistributionTemplates.h (`normal_fill`) and ATen/core/DistributionsHelper.h. The
-engine is MT19937 (Matsumoto and Nishimura 1998), which numpy has too; the transform is Box and Muller's (1958).
+engine is MT19937 (Matsumoto and Nishimura 1998), which numpy provides. The transform is Box-Muller (1958).
 """
 
 from math import prod
@@ -17,7 +17,7 @@ _TWO_PI = np.float32(2 * np.pi)
 
 
 class TorchGenerator:
-    """The draws of `torch.Generator("cpu").manual_seed(seed)` for float32.
+    """Draws float32 values as `torch.Generator("cpu").manual_seed(seed)` does.
 
     Args:
         seed: 0 to 2**64 - 1; as in torch, the engine is seeded with the lower 32 bits.
@@ -32,7 +32,7 @@ class TorchGenerator:
         self._spare: float | None = None
 
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Standard normal values of the given shape, as `torch.randn(shape, generator=...)`."""
+        """Standard normal values of the given shape, like `torch.randn(shape, generator=...)`."""
         size = prod(shape)
         values = self._large(size) if size >= _BLOCK else self._small(size)
         return values.reshape(shape)
@@ -43,12 +43,12 @@ class TorchGenerator:
         whole = size - size % _BLOCK
         values = np.empty(size, np.float32)
         values[:whole] = _box_muller(uniform[:whole])
-        if whole != size:  # torch draws the last 16 values anew
+        if whole != size:  # torch draws the last 16 values again
             values[-_BLOCK:] = _box_muller(self._uniform(_BLOCK))
         return values
 
     def _small(self, size: int) -> NDArray[np.float32]:
-        """Fewer than 16 values are drawn one by one, in double precision, in pairs of which one is kept back."""
+        """Fewer than 16 values: drawn in pairs in double precision. The second of a pair is kept for the next value."""
         values = np.empty(size, np.float32)
         for index in range(size):
             if self._spare is None:
@@ -72,7 +72,7 @@ class TorchGenerator:
 
 
 def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
-    """All in float32, as torch computes it: radius from the first half of each block, angle from the second."""
+    """Computes in float32 like torch: radius from the first half of each block, angle from the second."""
     blocks = uniform.reshape(-1, 2, _BLOCK // 2)
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - blocks[:, 0]))
     angle = blocks[:, 1] * _TWO_PI

@@ -1,6 +1,6 @@
 """The schedule of Latent Consistency Models: timesteps and coefficients, as pure functions.
 
-Latent Consistency Models, Luo et al. 2023 (arXiv:2310.04378); the numbers are those of diffusers' `LCMScheduler`.
+Source: Luo et al. 2023 (arXiv:2310.04378). The values are those of diffusers' `LCMScheduler`.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Schedule:
 
     Attributes:
         timesteps: float32 [S], from noise to clip.
-        coefficients: float32 [S, 6] as the `lcm_update` graph takes them: sqrt(alpha), sqrt(1 - alpha), c_skip, c_out,
-            and sqrt(alpha), sqrt(1 - alpha) of the next timestep, 1 and 0 after the last.
+        coefficients: float32 [S, 6], an input of the `lcm_update` graph: sqrt(alpha), sqrt(1 - alpha), c_skip, c_out,
+            and sqrt(alpha), sqrt(1 - alpha) of the next timestep (1 and 0 after the last).
     """
 
     timesteps: NDArray[np.float32]
@@ -31,7 +31,7 @@ def lcm_schedule(record: SchedulerRecord, steps: int) -> Schedule:
     """The schedule of `steps` steps.
 
     Raises:
-        ValueError: more steps than the schedule that the model was distilled with.
+        ValueError: `steps` is below 1, or above the steps of the schedule that the model was distilled with.
     """
     if not 1 <= steps <= record.original_inference_steps:
         raise ValueError(f"steps {steps} is out of range; allowed are 1 to {record.original_inference_steps}")
@@ -55,7 +55,7 @@ def alphas_cumprod(record: SchedulerRecord) -> NDArray[np.float32]:
 
 
 def linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
-    """`count` evenly spaced values, rounded as `torch.linspace` rounds them: from both ends to the middle."""
+    """`count` evenly spaced values, computed from both ends to the middle to round like `torch.linspace`."""
     first, last = np.float32(start), np.float32(end)
     step = np.float64((last - first) / np.float32(max(count - 1, 1)))
     index = np.arange(count)
@@ -64,7 +64,7 @@ def linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
 
 
 def lcm_timesteps(record: SchedulerRecord, steps: int) -> NDArray[np.int64]:
-    """`steps` of the distilled schedule, evenly spaced in its indices, from the last on; int64 [S]."""
+    """`steps` timesteps of the distilled schedule, at evenly spaced indices, the noisiest first; int64 [S]."""
     skip = record.num_train_timesteps // record.original_inference_steps
     original = np.arange(1, record.original_inference_steps + 1)[::-1] * skip - 1
     return original[np.floor(np.linspace(0, len(original), steps, endpoint=False)).astype(np.int64)]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 class ClipTokenizer:
-    """Texts to token ids, cut and padded to the length that the bundle was exported with."""
+    """Turns texts into token ids, truncated and padded to the length that the bundle was exported with."""
 
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer

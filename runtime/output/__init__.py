@@ -1,1 +1,1 @@
-"""From frames to files."""
+"""Writes frames to files."""

@@ -12,14 +12,14 @@ from ..request import FittedKeyframe
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """Frames and how they came to be.
+    """The frames of a clip, and how they were made.
 
     Attributes:
         frames: uint8 [frames, height, width, 3], RGB.
-        seed: the seed used, drawn at random when none was given.
+        seed: the seed that was used; drawn at random if none was given.
         timings: seconds per stage: load (opening graphs at their first use), inputs (on a GPU), text, keyframes,
-            control, denoise, decode, total. A stage that was kept from an earlier request is missing.
-        keyframes: the keyframes as the model saw them.
+            control, denoise, decode, total. A stage whose result was kept from an earlier request is missing.
+        keyframes: the keyframes in the clip's size, as the model got them.
     """
 
     frames: NDArray[np.uint8] = field(repr=False)
@@ -31,12 +31,12 @@ class Clip:
         """Writes the clip; the file appears only when it is complete.
 
         Args:
-            path: `.mp4` (H.264), `.webm` (VP9), `.gif`, `.webp`, `.png` (contact sheet), or a folder (one PNG a frame).
+            path: `.mp4` (H.264), `.webm` (VP9), `.gif`, `.webp`, `.png` (contact sheet), or a folder (a PNG per frame).
             fps: frames per second, 1 to 60; for `.gif` 1 to 50.
 
         Raises:
             OutputError: the path cannot be written.
-            InvalidRequest: the ending or the frame rate is not known.
+            InvalidRequest: the ending is unknown, or the frame rate is not allowed.
         """
         from .writers import save
 

@@ -1,4 +1,4 @@
-"""All frames of a clip on one picture, the keyframes above their frames."""
+"""One picture of all frames of a clip, with the keyframes above their frames."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ _GROUND, _INK, _MARK = (24, 24, 27), (212, 212, 216), (250, 204, 21)
 
 
 def contact_sheet(frames: NDArray[np.uint8], keyframes: Sequence[FittedKeyframe] = ()) -> "Image.Image":
-    """Lays out frames [F, H, W, 3] in rows of eight; a row with keyframes has them above it."""
+    """Lays out frames [F, H, W, 3] in rows of eight, with the keyframes of a row above it."""
     from PIL import Image, ImageDraw
 
     count, height, width, _ = frames.shape

@@ -1,4 +1,4 @@
-"""Writing a clip: video files through PyAV, pictures through Pillow."""
+"""Writes a clip: video files with PyAV, pictures with Pillow."""
 
 import os
 import shutil
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 MAX_FPS = 60
 MAX_GIF_FPS = 50
-"""Browsers show a frame of less than two hundredths of a second for ten."""
+"""Browsers show a frame shorter than two hundredths of a second for ten hundredths."""
 MAX_WAITING = 32
-"""Parts of a clip that may wait for the encoder."""
+"""Parts of a clip that can wait for the encoder."""
 
 
 def save(clip: "Clip", path: Path, fps: float) -> Path:
-    """Writes `clip` in the format that the ending of `path` names; see `Clip.save`."""
+    """Writes `clip` in the format of `path`'s ending; see `Clip.save`."""
     check_output(path, fps)
     if (write := _WRITERS.get(path.suffix.lower())) is not None:
         with _complete_file(path) as part:
@@ -43,10 +43,10 @@ def save(clip: "Clip", path: Path, fps: float) -> Path:
 
 
 class Recording:
-    """A clip written while its frames are made; gone when its block ends before `save`.
+    """Writes a clip while its frames are made. If its block ends before `save`, the file is removed.
 
-    Video is encoded in a thread of its own, to the bytes that `Clip.save` writes. VP9 keeps pace with the frames; H.264
-    looks 40 frames ahead, so that a shorter clip is only converted meanwhile. Other formats are written by `save`.
+    A separate thread encodes video to the same bytes that `Clip.save` writes. VP9 keeps pace with the frames. H.264
+    looks 40 frames ahead, so a shorter clip is only converted meanwhile. `save` writes other formats.
 
     >>> with Recording("clip.mp4") as recording:
     ...     clip = pipeline.generate("a boat", on_frames=recording.add)
@@ -77,14 +77,14 @@ class Recording:
     def __exit__(self, *_: object) -> None:
         if self._encoder is not None and self._encoder.is_alive():
             self._dropped = True
-            with suppress(Full):  # then it sees the mark at the next part
+            with suppress(Full):  # a full queue: the thread sees `_dropped` at its next frame
                 self._parts.put_nowait(None)
             self._encoder.join()
 
     def add(self, first: int, frames: NDArray[np.uint8]) -> None:
-        """Takes the next frames [n, H, W, 3], which must not change until the clip is saved.
+        """Adds the next frames [n, H, W, 3], which must not change until the clip is saved.
 
-        Waits where the encoder is far behind. What the encoder raises is for `save`, which has the clip.
+        Waits if the encoder is far behind. `save` raises the encoder's errors.
 
         Raises:
             InvalidRequest: `first` is not the index of the next frame.
@@ -100,7 +100,7 @@ class Recording:
         self._parts.put(frames)
 
     def save(self, clip: "Clip") -> Path:
-        """Writes the rest of `clip`, whose first frames were added; the file appears only now.
+        """Writes the frames of `clip` that were not added yet. The file appears only now.
 
         Raises:
             OutputError: the path cannot be written.
@@ -116,7 +116,7 @@ class Recording:
         return self.path
 
     def _work(self, height: int, width: int) -> None:
-        """The thread: encodes until the end, and takes what still comes after an error."""
+        """The encoder thread. After an error, takes the remaining frames without encoding them."""
         frames = self._frames()
         try:
             with _complete_file(self.path) as part:
@@ -142,7 +142,7 @@ class Recording:
 
 
 class _Dropped(Exception):
-    """The block has ended before the clip was saved."""
+    """The block ended before the clip was saved."""
 
 
 def check_output(path: Path, fps: float) -> None:
@@ -160,18 +160,18 @@ def check_output(path: Path, fps: float) -> None:
         raise InvalidRequest("fps", f"{shown(fps)} is not allowed{where}", f"give a number from 1 to {most}")
     try:
         with suppress(FileNotFoundError):
-            path.stat()  # raises what the questions below would hide or let through
+            path.stat()  # raises errors that the checks below would hide or miss
         is_folder, exists = path.is_dir(), path.exists()
         not_empty = is_folder and any(path.iterdir())
         place = path if is_folder else next(parent for parent in path.parents if parent.exists())
         check_writable(place)
-    except (OSError, ValueError) as error:  # ValueError: no name of a file
+    except (OSError, ValueError) as error:  # ValueError: not a valid file name
         raise _unwritable(path, error) from None
     if suffix in _WRITERS and is_folder:
         raise OutputError("output", f"{str(path)!r} is a folder", "name a file in it")
     if suffix and suffix not in _WRITERS and not is_folder:
         allowed = ", ".join(_WRITERS)
-        allowed += " or a folder (where its name has a dot, make it first)"
+        allowed += " or a folder (if its name has a dot, create it first)"
         raise InvalidRequest("output", f"{path.suffix!r} is not a known format", f"allowed are {allowed}")
     if not suffix and exists and not is_folder:
         raise OutputError("output", f"{str(path)!r} is a file", "name a folder, or a file that ends in .mp4")
@@ -185,26 +185,26 @@ def _unwritable(path: Path, error: Exception) -> OutputError:
 
 @contextmanager
 def _complete_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when all went well, and is gone otherwise."""
-    part = path.with_name(f".{token_hex(4)}{path.suffix}")  # a long name has no room for more
+    """A temporary file beside `path`. It replaces `path` if the block succeeds, and is removed if not."""
+    part = path.with_name(f".{token_hex(4)}{path.suffix}")  # short, because a long name leaves no room
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch(exist_ok=False)
         yield part
         part.replace(path)
-    except Exception as error:  # PyAV and Pillow raise classes of their own
+    except Exception as error:  # PyAV and Pillow have their own exception classes
         raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):
             part.unlink()
         for folder in missing:
             with suppress(OSError):
-                folder.rmdir()  # where nothing was written
+                folder.rmdir()  # succeeds if nothing was written
 
 
 def _write_folder(clip: "Clip", path: Path) -> None:
-    """One PNG a frame, in a folder that is new or empty."""
+    """Writes one PNG per frame to a folder that is new or empty."""
     from PIL import Image
 
     digits = max(3, len(str(len(clip.frames) - 1)))
@@ -220,7 +220,7 @@ def _write_folder(clip: "Clip", path: Path) -> None:
     finally:
         shutil.rmtree(part, ignore_errors=True)
         with suppress(OSError):
-            path.rmdir()  # where nothing was written
+            path.rmdir()  # succeeds if nothing was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,15 +234,15 @@ _CODECS = {
     ".mp4": _Codec("libx264", {"crf": "18", "preset": "medium"}, {"movflags": "+faststart"}),
     ".webm": _Codec(
         "libvpx-vp9",
-        # no lag: in one pass the bytes are the same, and a recording would wait for 25 frames
+        # no lag: one pass gives the same bytes, and a recording does not wait for 25 frames
         {"crf": "24", "b": "0", "row-mt": "1", "deadline": "good", "lag-in-frames": "0"},
-        {"fflags": "+bitexact"},  # else tracks get random numbers: the same clip would not give the same bytes
+        {"fflags": "+bitexact"},  # else random track numbers change the bytes of the same clip
     ),
 }
 
 
 def _encode(path: Path, fps: float, frames: Iterable[NDArray[np.uint8]], height: int, width: int) -> None:
-    """Video from frames [H, W, 3], one after the other."""
+    """Encodes frames [H, W, 3] to video, one by one."""
     import av
 
     codec = _CODECS[path.suffix.lower()]
@@ -252,7 +252,7 @@ def _encode(path: Path, fps: float, frames: Iterable[NDArray[np.uint8]], height:
         stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.color_range = 1  # limited, as players expect of yuv420p
+        context.color_range = 1  # limited, which players expect for yuv420p
         context.colorspace = context.color_primaries = context.color_trc = 6  # BT.601, which the conversion uses
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -276,7 +276,7 @@ def _write_animation(clip: "Clip", path: Path, fps: float, unit: int, options: d
 
     first, *rest = (Image.fromarray(frame) for frame in clip.frames)
     ends = [round(index * 1000 / fps / unit) * unit for index in range(len(clip.frames) + 1)]
-    durations = [end - start for start, end in pairwise(ends)]  # GIF counts in hundredths: some are longer
+    durations = [end - start for start, end in pairwise(ends)]  # some are longer, since GIF counts in hundredths
     first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **options)
 
 

@@ -190,7 +190,7 @@ def test_engines_of_another_version_are_refused(
     """And auto takes what runs without."""
     assert backends.choose_backend(Bundle.load(bundle)) == "openvino"
     monkeypatch.setattr(openvino, "version", lambda: "2031.1.0")
-    refused(bundle, "bf16", r"'unet' was built by version 202\d\.\d+\.\d+, here is 2031\.1\.0; run")
+    refused(bundle, "bf16", r"'unet' was built by version 202\d\.\d+\.\d+, this machine has 2031\.1\.0; run")
     with caplog.at_level(logging.WARNING):
         assert backends.choose_backend(Bundle.load(bundle)) == "onnxruntime"
     assert f"run: sparsectrl-lcm build {bundle} --backend openvino" in caplog.text

@@ -229,10 +229,10 @@ def test_an_engine_is_refused_where_anything_of_its_key_differs(built: Path) -> 
             engines.open(bundle.manifest, "unet", **{"version": version, "inputs": inputs, **other})
 
     refused("was built by version", version="2.0")
-    refused("was built for any, here is", device="NVIDIA H200 (compute capability 9.0)")
+    refused("was built for any, this machine has", device="NVIDIA H200 (compute capability 9.0)")
     for field, value, reason, ends in (
-        ("flags", {"refit": True}, "has another key than its index says", command.replace("$", " --refit$")),
-        ("precision", "bf16", "has another key than its index says", command),
+        ("flags", {"refit": True}, "does not match the key in its index", command.replace("$", " --refit$")),
+        ("precision", "bf16", "does not match the key in its index", command),
         ("shapes", {"latents": [1, 4, 1, 16, 16]}, "was built for other shapes", command),
         ("graph_sha256", ["0" * 64], "was built from another bundle", command),
     ):

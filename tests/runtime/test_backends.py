@@ -136,7 +136,7 @@ def test_a_library_that_cannot_be_loaded_is_said(monkeypatch: pytest.MonkeyPatch
 
 def test_a_cpu_build_in_the_place_of_the_gpu_build_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsectrl_lcm.runtime.cpu.onnxruntime.is_installed", lambda name: True)
-    assert "lies in the place of onnxruntime-gpu" in str(backends.availability("onnxruntime-cuda").reason)
+    assert "has overwritten onnxruntime-gpu" in str(backends.availability("onnxruntime-cuda").reason)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_doctor_says_what_can_run_and_what_mends_the_rest(
     said = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
     assert "run: pip install 'tensorrt>=10.16,<12' cuda-bindings onnx-ir" in said["tensorrt"]
     assert "onnxruntime-gpu[cuda,cudnn]>=1.31" in said["onnxruntime-cuda"]
-    assert said["tensorrt-rtx"] == "engines can be built here all the same"
+    assert said["tensorrt-rtx"] == "engines can be built here nevertheless"
     openvino = said["openvino"].removesuffix("; int8 is no faster than fp32 without VNNI or AMX")
     assert re.fullmatch(r"the processor computes in (\w+\d, )*FP32(, \w+\d)*; build takes (bf16|fp32)", openvino)
     assert "takes the first of openvino, onnxruntime that has engines" in text

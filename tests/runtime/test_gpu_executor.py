@@ -457,7 +457,7 @@ def test_refit_gives_the_engines_other_weights_and_the_base_back(demo: SimpleNam
 def test_refit_needs_the_same_architecture(demo: SimpleNamespace, sd15_like: Exported) -> None:
     demo.loader.tables["unet"] = weight_table(demo.bundle, "unet")
     demo.pipeline.generate("a boat", seed=1)
-    with pytest.raises(BackendError, match="is another graph .* same architecture"):
+    with pytest.raises(BackendError, match="is not the same graph .* same architecture"):
         demo.pipeline.refit(sd15_like.bundle)
 
 
@@ -467,7 +467,7 @@ def test_a_refit_that_fails_leaves_the_old_weights(demo: SimpleNamespace, tmp_pa
 
     other = with_other_motion_module(demo.bundle.folder, tmp_path / "other")
     before = demo.pipeline.generate("a boat", seed=1).frames
-    with pytest.raises(BackendError, match="was built without it; build it again with --refit"):
+    with pytest.raises(BackendError, match="was built without refit; build it again with --refit"):
         demo.pipeline.refit(other)
     assert demo.executor.weights is demo.bundle
     assert (demo.pipeline.generate("a boat", seed=1).frames == before).all()
@@ -475,7 +475,7 @@ def test_a_refit_that_fails_leaves_the_old_weights(demo: SimpleNamespace, tmp_pa
     demo.pipeline.close()
     demo.pipeline.refit(other)  # no engine is open, so this is only found out later
     for _ in range(2):
-        with pytest.raises(BackendError, match="was built without it"):
+        with pytest.raises(BackendError, match="was built without refit"):
             demo.pipeline.generate("a boat", seed=1)
     demo.pipeline.refit(None)
     assert (demo.pipeline.generate("a boat", seed=1).frames == before).all()

@@ -117,7 +117,7 @@ def test_auto_and_bench_choose_a_new_backend(tmp_path: Path, caplog: pytest.LogC
     sys.modules["sparsectrl_lcm.runtime.toy"].__dict__["find_version"] = lambda name: "1.3"
     assert not backends.can_run(opened, "toy", "fp4")
     assert f"run: sparsectrl-lcm build {opened.folder} --backend toy --precision fp4" in caplog.text
-    with pytest.raises(BackendError, match="threads: toy takes none"):
+    with pytest.raises(BackendError, match="threads: toy takes no threads"):
         VideoPipeline.load(opened.folder, "toy", threads=2)
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO: frames against diffusers and ONNX Runtime; compilation, cache, memory and refused options."""
+"""OpenVINO: frames against diffusers and ONNX Runtime; what is compiled, kept, given back and refused."""
 
 import hashlib
 import json
@@ -21,20 +21,21 @@ from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.cli.options import error_message
 from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError, VideoPipeline
 from sparsectrl_lcm.runtime.cpu import openvino
+from sparsectrl_lcm.runtime.cpu.onnxruntime import OnnxRuntimeSessions
 from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSessions
-from sparsectrl_lcm.runtime.cpu.sessions import Array, OnnxRuntimeSessions, Sessions
+from sparsectrl_lcm.runtime.cpu.sessions import Array, Sessions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.checksums import user_cache
 
 SIDES, FRAMES, STEPS, SEED = {"sd15_like": 64, "other": 32}, 3, 2, 5
 PROMPT, NEGATIVE = "a red circle moves right", "blue small square"
 CASES = {"sd15_like": ("scribble", 2.0, (2, 0)), "other": ("rgb", 1.0, (1,))}
-"""Kind of keyframes, guidance, and frame indices of the keyframes, for each architecture."""
+"""Kind of keyframes, guidance, and the keyframes' places, for each architecture."""
 
 
 @pytest.fixture(scope="module")
 def pipeline(exported: Exported) -> Iterator[VideoPipeline]:
-    """OpenVINO on portable graphs, shared by the tests, so that each graph is compiled once."""
+    """OpenVINO on portable graphs; what a test has compiled serves the next."""
     opened = VideoPipeline.load(exported.bundle, "openvino")
     yield opened
     opened.close()
@@ -50,7 +51,7 @@ def size_of(exported: Exported) -> dict[str, Any]:
 
 
 def reference_options(exported: Exported, guidance: float, seed: int) -> dict[str, Any]:
-    """The same options under the names of diffusers' pipelines."""
+    """The same as diffusers' pipelines call it."""
     return {
         "negative_prompt": NEGATIVE,
         "guidance_scale": guidance,
@@ -61,7 +62,7 @@ def reference_options(exported: Exported, guidance: float, seed: int) -> dict[st
 
 
 def test_frames_are_those_of_diffusers(exported: Exported, pipeline: VideoPipeline) -> None:
-    """Also for the next seed, which reuses everything that does not depend on the seed."""
+    """Also those of the next seed, for which all that does not depend on it is kept."""
     controlnet, guidance, indices = CASES[exported.name]
     images = pictures(len(indices), SIDES[exported.name], SIDES[exported.name])
     given = {"conditioning_frames": images, "controlnet_frame_indices": list(indices)}
@@ -79,7 +80,7 @@ def test_frames_are_those_of_diffusers(exported: Exported, pipeline: VideoPipeli
 
 
 def test_without_keyframes_the_clip_is_animatediffs(exported: Exported, pipeline: VideoPipeline) -> None:
-    """With guidance, which reuses the compiled UNet of a request without guidance."""
+    """With guidance, for which the UNet of a request without is not compiled anew."""
     pipeline.generate(PROMPT, seed=SEED, **size_of(exported))
     compiled = pipeline.executor.sessions.session("unet")  # type: ignore[attr-defined]
     reference = animatediff_pipeline(exported.checkpoints)
@@ -103,7 +104,7 @@ def test_each_decoder_is_compiled_once(exported: Exported, pipeline: VideoPipeli
 
 
 def test_sizes_and_lengths_may_change_between_requests() -> None:
-    """One frame with guidance, for which the zero residuals have as many rows as one prompt; then another size."""
+    """One frame with guidance, where the residuals' zeros have as many rows as one prompt; then another size."""
     bundle = export_architecture("other").bundle
     ours, reference = (VideoPipeline.load(bundle, backend) for backend in ("openvino", "onnxruntime"))
     small: dict[str, Any] = {"width": 32, "height": 24, "num_frames": 1, "guidance_scale": 2}
@@ -119,12 +120,12 @@ def test_sizes_and_lengths_may_change_between_requests() -> None:
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
-    """The demo bundle in a folder with special characters in its name."""
+    """The demo bundle in a folder whose name is not plain."""
     return Path(shutil.copytree(demo_bundle(), tmp_path / "Bündel 1"))
 
 
 def encode(sessions: Sessions) -> Array:
-    """The embeddings of two prompts, from the smallest graph with weights."""
+    """The embeddings of two prompts, by the smallest graph that has weights."""
     sessions.open("text_encoder", {"batch": 2})
     tokens = np.random.default_rng(0).integers(0, 256, (2, 77))
     (embeddings,) = sessions.session("text_encoder").run({"input_ids": tokens})
@@ -132,10 +133,10 @@ def encode(sessions: Sessions) -> Array:
 
 
 def replace_weights(folder: Path, name: str) -> None:
-    """Replaces a bundle's weights in place, as an export into the same folder does."""
+    """Gives a bundle other weights in place, as an export into the same folder does."""
     path = folder / name
     values = np.fromfile(path, np.float32)
-    values[np.abs(values) > 1e-6] *= 1.5  # the file also holds integers, which stay
+    values[np.abs(values) > 1e-6] *= 1.5  # not the whole numbers among them
     values.tofile(path)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -162,14 +163,14 @@ def test_what_was_compiled_is_kept_for_the_same_weights_only(
 
 def test_without_a_cache_folder_nothing_is_kept(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))  # like a home folder that is not writable
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))  # as with a home that cannot be written
     bundle = Bundle.load(demo)
     expected = encode(OnnxRuntimeSessions(bundle))
     np.testing.assert_allclose(encode(OpenVinoSessions(bundle)), expected, rtol=0, atol=1e-4)
 
 
 def resident(folder: Path) -> dict[str, int]:
-    """The memory in kB that this process uses for the mapped weights of a folder."""
+    """kB of memory that the mapped weights of a folder take in this process."""
     found: dict[str, int] = {}
     name = ""
     for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -180,7 +181,7 @@ def resident(folder: Path) -> dict[str, int]:
     return found
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not map the weights, or keep them")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others do not map the weights, or keep them")
 def test_mapped_weights_are_given_back(demo: Path) -> None:
     bundle = Bundle.load(demo)
     sessions = OpenVinoSessions(bundle)
@@ -223,9 +224,9 @@ BAD = [
         {"backend": "openvino", "precision": "bf16"},
         r"bf16 engines were not built; run: sparsectrl-lcm build \S+ --backend openvino --precision bf16$",
     ),
-    ({"backend": "openvino", "device": "TPU"}, "device: OpenVINO finds no 'TPU' here; there are .*CPU"),
-    ({"device": "TPU"}, "device: OpenVINO finds no 'TPU' here; there are .*CPU"),
-    ({"backend": "onnxruntime", "device": "CPU"}, "device: 'CPU' is for openvino; onnxruntime takes none$"),
+    ({"backend": "openvino", "device": "TPU"}, "device: OpenVINO finds no 'TPU' here; available are .*CPU"),
+    ({"device": "TPU"}, "device: OpenVINO finds no 'TPU' here; available are .*CPU"),
+    ({"backend": "onnxruntime", "device": "CPU"}, "device: 'CPU' is for openvino; onnxruntime takes no device$"),
     ({"backend": "tensorrt", "threads": 2}, "threads: tensorrt computes on the GPU; leave them out$"),
     ({"backend": "onnxruntime", "precision": "bf16"}, "precision: onnxruntime computes in fp32 on the CPU; 'bf16' is"),
     ({"threads": 0}, "threads: 0 is not allowed; give a whole number from 1 on$"),
@@ -243,15 +244,15 @@ def test_what_a_backend_does_not_have_is_one_line(
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert run(["generate", "--prompt", "a boat", *arguments, "-o", str(tmp_path / "clip.mp4")]) == 2
     output = capsys.readouterr()
-    line = error_message(error.value, {"--device", "--precision", "--threads"})
-    assert output.err == f"error: {line}\n"
+    named = {f"--{name}" for name in options}
+    assert output.err == f"error: {error_message(error.value, named)}\n"
     assert output.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_device_chooses_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "check_device", lambda device: None)
-    message = "precision: 'bf16' is for OpenVINO's CPU; leave it to 'GPU.0'"
+    message = "precision: 'bf16' is only for OpenVINO's CPU; leave it out for 'GPU.0'"
     with pytest.raises(SparseCtrlLcmError, match=message):
         OpenVinoSessions(Bundle.load(), "bf16", "GPU.0")
 

@@ -376,7 +376,7 @@ def test_a_missing_weight_that_no_table_has_is_an_error(refitting: Opened) -> No
     table, answers = table_of(refitting), refitting.workshop.trt.answers
     answers["Refitter.get_all_weights"] = lambda _: [*table.root, "val_17"]
     answers["Refitter.get_missing_weights"] = lambda _: ["val_17"]
-    with pytest.raises(BackendError, match="wants the weight 'val_17', which is not among those") as error:
+    with pytest.raises(BackendError, match="needs the weight 'val_17', which the bundle does not have") as error:
         refitting.engine.refit(list(table.root)[:1], lambda name: table.read(refitting.bundle, name))
     one_line(error)
     assert refitting.workshop.calls("Refitter.refit_cuda_engine") == []

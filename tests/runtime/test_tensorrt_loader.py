@@ -65,7 +65,7 @@ def spoilt(release: str, built: Path, tmp_path: Path) -> Process:
 def test_an_engine_of_another_version_is_refused(release: str, built: Path) -> None:
     version = Workshop(release).version
     other = Process(release, built, version=f"{version.rpartition('.')[0]}.999")
-    other.refuses(f"was built by version {version}, here is {other.workshop.version}")
+    other.refuses(f"was built by version {version}, this machine has {other.workshop.version}")
 
 
 @tensorrt_only
@@ -81,7 +81,7 @@ def test_a_version_compatible_engine_runs_on_later_releases_of_its_major_version
         assert allowed < names.index("Runtime.deserialize_cuda_engine")
     for other in (f"{first}.{second - 1}.99.999", f"{first - 1}.99.0.1", f"{first + 1}.0.0.1"):
         process = Process(release, bundle, version=other)
-        process.refuses(rf"was built by version {builder.version}\+, here is {other};", "--version-compatible")
+        process.refuses(rf"was built by version {builder.version}\+, this machine has {other};", "--version-compatible")
 
 
 def test_code_in_engines_is_not_allowed_without_need(process: Process) -> None:
@@ -94,7 +94,7 @@ def test_an_engine_of_another_device_is_refused(release: str, built: Path, devic
     if process.workshop.backend == "tensorrt-rtx":
         process.open()  # it is bound to no device
     else:
-        process.refuses(rf"was built for NVIDIA H200 \(compute capability 9.0\), here is {device.name}")
+        process.refuses(rf"was built for NVIDIA H200 \(compute capability 9.0\), this machine has {device.name}")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,8 @@ def test_engines_for_ampere_are_not_for_what_came_before(release: str, tmp_path:
     Workshop(release).build(bundle, hardware_compatibility="ampere-plus")
     for device in (A100, RTX_5090):
         Process(release, bundle, device=device).open()
-    Process(release, bundle, device=T4).refuses("was built for compute capability 8.0 and above, here is Tesla T4")
+    older = Process(release, bundle, device=T4)
+    older.refuses("was built for compute capability 8.0 and above, this machine has Tesla T4")
 
 
 def test_engines_of_tensorrt_rtx_are_bound_to_the_capabilities_they_were_built_for() -> None:
@@ -142,7 +143,7 @@ def test_engines_for_chosen_capabilities_run_on_such_devices_alone(release: str,
         Process(release, bundle, device=device).open()
     for device in (H200, A100):
         other = Process(release, bundle, device=device)
-        other.refuses(rf"was built for 8\.9, 12\.0, here is {device.name} \(compute capability")
+        other.refuses(rf"was built for 8\.9, 12\.0, this machine has {device.name} \(compute capability")
 
 
 @tensorrt_11_only
@@ -151,7 +152,7 @@ def test_an_engine_for_a_compute_capability_runs_on_such_devices(release: str, t
     Workshop(release).build(bundle, hardware_compatibility="same-compute-capability")
     Process(release, bundle, device=H100).open()
     stranger = Process(release, bundle, device=RTX_4090)
-    stranger.refuses("was built for compute capability 9.0, here is .*8.9")
+    stranger.refuses("was built for compute capability 9.0, this machine has .*8.9")
 
 
 def test_engines_of_another_bundle_are_refused(spoilt: Process) -> None:
@@ -189,11 +190,11 @@ def change_index(process: Process, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"flags": {"optimization_level": 3}}, "another key"),
+        ({"flags": {"optimization_level": 3}}, "does not match the key"),
         ({"conversion": 0}, "was built by another release of sparsectrl-lcm"),
         ({"shapes": {"latents": [4, 4, 16, 16]}}, "was built for other shapes"),
         ({"shapes": {}}, "was built for other shapes"),
-        ({"graph": "text_encoder"}, "another key"),
+        ({"graph": "text_encoder"}, "does not match the key"),
     ],
 )
 def test_an_index_that_was_changed_is_refused(spoilt: Process, changes: dict[str, Any], reason: str) -> None:
@@ -214,13 +215,13 @@ def test_an_index_that_was_changed_is_refused(spoilt: Process, changes: dict[str
 )
 def test_the_command_has_the_options_of_the_engine(spoilt: Process, flags: dict[str, Any], options: list[str]) -> None:
     change_index(spoilt, flags=flags)
-    spoilt.refuses("another key", *options)
+    spoilt.refuses("does not match the key", *options)
 
 
 def test_an_index_cannot_widen_what_an_engine_is_bound_to(spoilt: Process) -> None:
     flags = {"version_compatible": True, "hardware_compatibility": "ampere-plus"}
     change_index(spoilt, flags=flags, version=f"{spoilt.workshop.version}+")
-    with pytest.raises(BackendError, match=r"was built for|another key") as error:
+    with pytest.raises(BackendError, match=r"was built for|does not match the key") as error:
         spoilt.open()
     one_line(error, "; run: sparsectrl-lcm build ")
     assert spoilt.workshop.calls("Runtime.deserialize_cuda_engine") == []
@@ -273,7 +274,7 @@ def test_engines_of_another_size_are_refused(spoilt: Process) -> None:
     wanted = ClipSize(width=128, height=64, frames=4)
     shutil.copytree(spoilt.folder, spoilt.workshop.folder(spoilt.bundle, size=wanted))
     other = Process(spoilt.release, spoilt.bundle, wanted)
-    with pytest.raises(BackendError, match="is that of another set") as error:
+    with pytest.raises(BackendError, match="belongs to another set") as error:
         other.open()
     one_line(error, f"; run: sparsectrl-lcm build {spoilt.bundle} --backend {spoilt.workshop.backend} --size 128x64 ")
     assert other.workshop.calls("Runtime.deserialize_cuda_engine") == []
