@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from sparsectrl_lcm.benchmarks.harness.rounds import summarize
-from sparsectrl_lcm.runtime.format.manifest import DECODERS
+from sparsectrl_lcm.runtime.format.decoders import DECODERS
 
 STEPWISE = ("control", "denoise")
 """Stages that run their graph once per step."""

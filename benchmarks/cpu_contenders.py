@@ -10,8 +10,8 @@ from typing import Any
 from diffusers_worker import COMMAND
 from sparsectrl_lcm.benchmarks.harness.measured_requests import RequestSize
 from sparsectrl_lcm.benchmarks.harness.rounds import Contender
+from sparsectrl_lcm.runtime.format.decoders import DECODERS
 from sparsectrl_lcm.runtime.format.engine_sets import set_name, set_names
-from sparsectrl_lcm.runtime.format.manifest import DECODERS
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 """Names of torch dtypes by precision."""

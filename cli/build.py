@@ -121,7 +121,7 @@ def build_export_engines(bundle: Path, again: bool = False) -> None:
 
 def _report(index: "EngineIndex") -> None:
     from ..engine.check import ERROR_BOUNDS
-    from ..runtime.format.manifest import DECODERS
+    from ..runtime.format.decoders import DECODERS
 
     for graph, record in index.engines.items():
         frames = graph in DECODERS.values()

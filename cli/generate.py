@@ -42,7 +42,7 @@ def generate(
 ) -> None:
     """Make a clip from a prompt and up to three keyframes."""
     from ..runtime import ClipRequest, OutputError, VideoPipeline
-    from ..runtime.output.writers import Recording
+    from ..runtime.output.recording import Recording
     from .options import parse_size
     from .progress_bar import Bar
 

@@ -18,7 +18,7 @@ from ..runtime.format.bundle import Bundle
 from ..runtime.format.clip_layout import static_shapes
 from ..runtime.format.engine_keys import ClipSize
 from .rewrites.attention import DECOMPOSABLE
-from .rewrites.types import MOVES
+from .rewrites.precision import MOVES
 
 STRESS = 30.0
 """Factor on all incoming activations. Nothing may overflow with it."""

@@ -29,9 +29,9 @@ from .engine_writer import any_size_spec, engine_record, staged
 from .rewrites.attention import fuse_attention, is_transformer_attention
 from .rewrites.channels_last import norm_by_channels, turn_motion_modules
 from .rewrites.identities import fold_upsampling, split_gated_units
+from .rewrites.precision import is_residual_stream
 from .rewrites.quantization import belongs_to, quantize
 from .rewrites.typed_graph import typed_graph, write_typed
-from .rewrites.types import is_residual_stream
 from .rewrites.winograd import filter_convolutions
 
 IN_FP32 = ("text_encoder", "lcm_update")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..runtime.format.manifest import DECODERS, Dimension, TensorRecord, resolve_shape
+from ..runtime.format.decoders import DECODERS
+from ..runtime.format.manifest import Dimension, TensorRecord, resolve_shape
 
 Sample = Callable[[tuple[int, ...], torch.Generator], torch.Tensor]
 

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from ..runtime.format.clip_layout import ClipLayout
+from ..runtime.format.decoders import DECODERS
 from ..runtime.format.engine_keys import ClipSize
-from ..runtime.format.manifest import DECODERS, MAX_SIDE, Dimension, SchedulerRecord, Sizes
+from ..runtime.format.manifest import MAX_SIDE, Dimension, SchedulerRecord, Sizes
 from . import checkpoints, compatibility, graph_specs, traced_modules
 from .check import ExportError
 from .graph_specs import GraphSpec, Input

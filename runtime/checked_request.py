@@ -8,8 +8,9 @@ from typing import Any
 
 from .errors import InvalidRequest, shown
 from .format.clip_layout import ClipLayout, frames_decoded_at_a_time
+from .format.decoders import DECODERS
 from .format.engine_keys import ClipSize
-from .format.manifest import DECODERS, MAX_SIDE, Manifest, Sizes
+from .format.manifest import MAX_SIDE, Manifest, Sizes
 from .images import fit, load_picture
 from .loop.noise import MAX_SEED
 from .request import MAX_GUIDANCE, MAX_STEPS, ClipRequest, FittedKeyframe, Keyframe

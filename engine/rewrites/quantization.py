@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .types import producer_of
+from .precision import producer_of
 
 _LEVELS = 127
 _SMALLEST = 1e-6

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.weights import WeightRecord, WeightTable
 from . import attention
-from .types import Islands, assign_types
+from .precision import Islands, assign_types
 
 IR_VERSION = 11
 

@@ -8,14 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import BundleError, reason_of
+from .decoders import DECODERS
 
 FORMAT = "sparsectrl-lcm-bundle"
 VERSION = 2
 MAX_SIDE = 2048
 """Largest height and width in pixels."""
-
-DECODERS = {"full": "vae_decoder", "tiny": "vae_decoder_tiny"}
-"""The graphs that make frames of latents, by the names that a request gives them; tiny is in some bundles only."""
 
 Dimension = int | str
 

@@ -6,8 +6,8 @@ from typing import Any
 from ..errors import BackendError
 from ..format.bundle import Bundle
 from ..format.clip_layout import engine_layout
+from ..format.decoders import DECODERS
 from ..format.engine_keys import ClipSize
-from ..format.manifest import DECODERS
 from ..format.weights import changed_weights, check_files
 from ..loop.conditioning import residual_inputs
 from ..request import MAX_STEPS

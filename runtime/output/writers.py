@@ -1,24 +1,17 @@
 """Writes a clip: video files with PyAV, pictures with Pillow."""
 
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
-from queue import Full, Queue
 from secrets import token_hex
-from threading import Thread
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InvalidRequest, OutputError, reason_of, shown
 from ..operating_system import check_writable
+from . import video
 from .contact_sheet import contact_sheet
 
 if TYPE_CHECKING:
@@ -27,122 +20,17 @@ if TYPE_CHECKING:
 MAX_FPS = 60
 MAX_GIF_FPS = 50
 """Browsers show a frame shorter than two hundredths of a second for ten hundredths."""
-MAX_WAITING = 32
-"""Parts of a clip that can wait for the encoder."""
 
 
 def save(clip: "Clip", path: Path, fps: float) -> Path:
     """Writes `clip` in the format of `path`'s ending; see `Clip.save`."""
     check_output(path, fps)
     if (write := _WRITERS.get(path.suffix.lower())) is not None:
-        with _complete_file(path) as part:
+        with complete_file(path) as part:
             write(clip, part, fps)
     else:
         _write_folder(clip, path)
     return path
-
-
-class Recording:
-    """Writes a clip while its frames are made. If its block ends before `save`, the file is removed.
-
-    A separate thread encodes video to the same bytes that `Clip.save` writes. VP9 keeps pace with the frames. H.264
-    looks 40 frames ahead, so a shorter clip is only converted meanwhile. `save` writes other formats.
-
-    >>> with Recording("clip.mp4") as recording:
-    ...     clip = pipeline.generate("a boat", on_frames=recording.add)
-    ...     recording.save(clip)
-
-    Args:
-        path: as in `Clip.save`.
-        fps: frames per second, as in `Clip.save`.
-
-    Raises:
-        InvalidRequest: the ending or the frame rate is not known.
-        OutputError: the folder cannot be written.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], fps: float = 8) -> None:
-        self.path = Path(path)
-        self.fps = fps
-        check_output(self.path, fps)
-        self._parts: Queue[NDArray[np.uint8] | None] = Queue(MAX_WAITING)  # None is the end
-        self._arrived = 0
-        self._dropped = False
-        self._encoder: Thread | None = None
-        self._error: Exception | None = None
-
-    def __enter__(self) -> "Recording":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._encoder is not None and self._encoder.is_alive():
-            self._dropped = True
-            with suppress(Full):  # a full queue: the thread sees `_dropped` at its next frame
-                self._parts.put_nowait(None)
-            self._encoder.join()
-
-    def add(self, first: int, frames: NDArray[np.uint8]) -> None:
-        """Adds the next frames [n, H, W, 3], which must not change until the clip is saved.
-
-        Waits if the encoder is far behind. `save` raises the encoder's errors.
-
-        Raises:
-            InvalidRequest: `first` is not the index of the next frame.
-        """
-        if first != self._arrived:
-            raise InvalidRequest("frames", f"{first} is not the next frame", "a recording takes one clip, in order")
-        self._arrived += len(frames)
-        if self.path.suffix.lower() not in _CODECS:
-            return
-        if self._encoder is None:
-            self._encoder = Thread(target=self._work, args=frames.shape[1:3], name="encoder", daemon=True)
-            self._encoder.start()
-        self._parts.put(frames)
-
-    def save(self, clip: "Clip") -> Path:
-        """Writes the frames of `clip` that were not added yet. The file appears only now.
-
-        Raises:
-            OutputError: the path cannot be written.
-        """
-        if self._encoder is None:
-            return save(clip, self.path, self.fps)
-        if self._arrived < len(clip.frames):
-            self.add(self._arrived, clip.frames[self._arrived :])
-        self._parts.put(None)
-        self._encoder.join()
-        if self._error is not None:
-            raise self._error
-        return self.path
-
-    def _work(self, height: int, width: int) -> None:
-        """The encoder thread. After an error, takes the remaining frames without encoding them."""
-        frames = self._frames()
-        try:
-            with _complete_file(self.path) as part:
-                _encode(part, self.fps, frames, height, width)
-                self._check()
-        except Exception as error:
-            self._error = error
-        with suppress(_Dropped):
-            for _ in frames:
-                pass
-
-    def _frames(self) -> Iterator[NDArray[np.uint8]]:
-        """Frames [H, W, 3] as they arrive."""
-        while (frames := self._parts.get()) is not None:
-            for frame in frames:
-                self._check()
-                yield frame
-        self._check()
-
-    def _check(self) -> None:
-        if self._dropped:
-            raise _Dropped
-
-
-class _Dropped(Exception):
-    """The block ended before the clip was saved."""
 
 
 def check_output(path: Path, fps: float) -> None:
@@ -184,7 +72,7 @@ def _unwritable(path: Path, error: Exception) -> OutputError:
 
 
 @contextmanager
-def _complete_file(path: Path) -> Iterator[Path]:
+def complete_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`. It replaces `path` if the block succeeds, and is removed if not."""
     part = path.with_name(f".{token_hex(4)}{path.suffix}")  # short, because a long name leaves no room
     missing = [folder for folder in path.parents if not folder.exists()]
@@ -223,44 +111,8 @@ def _write_folder(clip: "Clip", path: Path) -> None:
             path.rmdir()  # succeeds if nothing was written
 
 
-@dataclass(frozen=True, slots=True)
-class _Codec:
-    name: str
-    options: dict[str, str]
-    container: dict[str, str]
-
-
-_CODECS = {
-    ".mp4": _Codec("libx264", {"crf": "18", "preset": "medium"}, {"movflags": "+faststart"}),
-    ".webm": _Codec(
-        "libvpx-vp9",
-        # no lag: one pass gives the same bytes, and a recording does not wait for 25 frames
-        {"crf": "24", "b": "0", "row-mt": "1", "deadline": "good", "lag-in-frames": "0"},
-        {"fflags": "+bitexact"},  # else random track numbers change the bytes of the same clip
-    ),
-}
-
-
-def _encode(path: Path, fps: float, frames: Iterable[NDArray[np.uint8]], height: int, width: int) -> None:
-    """Encodes frames [H, W, 3] to video, one by one."""
-    import av
-
-    codec = _CODECS[path.suffix.lower()]
-    rate = Fraction(float(fps)).limit_denominator(1001)
-    with av.open(str(path), "w", options=codec.container) as container:
-        stream: Any = container.add_stream(codec.name, rate=rate, options=codec.options)
-        stream.height, stream.width = height, width
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.color_range = 1  # limited, which players expect for yuv420p
-        context.colorspace = context.color_primaries = context.color_trc = 6  # BT.601, which the conversion uses
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-
-
 def _write_video(clip: "Clip", path: Path, fps: float) -> None:
-    _encode(path, fps, clip.frames, *clip.frames.shape[1:3])
+    video.encode(path, fps, clip.frames, *clip.frames.shape[1:3])
 
 
 def _write_gif(clip: "Clip", path: Path, fps: float) -> None:

@@ -40,7 +40,7 @@ from ...runtime import (
 )
 from ...runtime.errors import first_line, message
 from ...runtime.images import fit, load_picture
-from ...runtime.output.writers import Recording
+from ...runtime.output.recording import Recording
 from .interface import JobFailed
 
 FPS = 8

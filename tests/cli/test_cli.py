@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from sparsectrl_lcm.runtime.output import writers
+from sparsectrl_lcm.runtime.output import video
 
 from sparsectrl_lcm import cli
 
@@ -74,7 +74,7 @@ def test_a_clip_that_cannot_be_written_is_told_with_its_seed(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writers, "_encode", full)
+    monkeypatch.setattr(video, "encode", full)
     output = tmp_path / "clip.mp4"
     arguments = ["--frames", "2", "--size", "64x64", "--steps", "1", "--seed", "7"]
     assert cli.run(["generate", "--prompt", "a boat", *arguments, "--backend", "onnxruntime", "-o", str(output)]) == 2

@@ -12,8 +12,8 @@ from conftest import export_architecture
 from onnx import helper
 from sparsectrl_lcm.engine.check import random_inputs, run_portable
 from sparsectrl_lcm.engine.rewrites.channels_last import norm_by_channels, turn_motion_modules
+from sparsectrl_lcm.engine.rewrites.precision import is_residual_stream
 from sparsectrl_lcm.engine.rewrites.typed_graph import typed_graph
-from sparsectrl_lcm.engine.rewrites.types import is_residual_stream
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.manifest import resolve_shape
 from test_identities import assert_equal_results, operators, random, rewritten, write_graph

@@ -13,7 +13,7 @@ from references import animatediff_pipeline, normalize_per_frame, sparsectrl_pip
 from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline
 from sparsectrl_lcm.runtime.checked_request import CheckedRequest
 from sparsectrl_lcm.runtime.cpu import executor as host
-from sparsectrl_lcm.runtime.output.writers import Recording
+from sparsectrl_lcm.runtime.output.recording import Recording
 
 TRAINED = Path(__file__).parents[2] / "demo" / "trained"
 EMPTY = ""

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from sparsectrl_lcm.runtime import Cancelled, Clip, InvalidRequest, OutputError
-from sparsectrl_lcm.runtime.output import writers
-from sparsectrl_lcm.runtime.output.writers import Recording
+from sparsectrl_lcm.runtime.output import recording as recording_module
+from sparsectrl_lcm.runtime.output import video
+from sparsectrl_lcm.runtime.output.recording import Recording
 from sparsectrl_lcm.runtime.request import FittedKeyframe
 
 
@@ -167,8 +168,8 @@ def test_unwritable_outputs(clip: Clip, tmp_path: Path) -> None:
 
 SAVE = "    Clip(frames, 1, {}).save('clip.mp4')\n"
 RECORD = (
-    "    writers.MAX_WAITING = 1\n"
-    "    with writers.Recording('clip.mp4') as recording:\n"
+    "    module.MAX_WAITING = 1\n"
+    "    with module.Recording('clip.mp4') as recording:\n"
     "        for index in range(16):\n"
     "            recording.add(index, frames[index : index + 1])\n"
     "        recording.save(Clip(frames, 1, {}))\n"
@@ -183,7 +184,7 @@ def test_a_failure_half_way_leaves_nothing(write: str, tmp_path: Path) -> None:
     code = (
         "import resource, signal, numpy as np\n"
         "from sparsectrl_lcm.runtime import Clip, OutputError\n"
-        "from sparsectrl_lcm.runtime.output import writers\n"
+        "from sparsectrl_lcm.runtime.output import recording as module\n"
         "import av\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
@@ -213,7 +214,7 @@ def test_a_recording_has_the_bytes_of_a_saved_clip(
     clip: Clip, tmp_path: Path, name: str, parts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one part, frame by frame with more parts than may wait, and with the rest or all frames left to `save`."""
-    monkeypatch.setattr(writers, "MAX_WAITING", 2)
+    monkeypatch.setattr(recording_module, "MAX_WAITING", 2)
     # at widths that are not a multiple of 128, x264 reads uninitialised memory, so that files may differ
     clip = Clip(np.pad(clip.frames, ((0, 0), (0, 0), (0, 32), (0, 0)), "wrap"), 1, {})
     expected = clip.save(tmp_path / "plain" / name, fps=12.5).read_bytes()
@@ -230,7 +231,7 @@ def test_vp9_without_lag_is_vp9_with_it(clip: Clip, tmp_path: Path, monkeypatch:
     frames = np.concatenate([clip.frames, clip.frames[::-1, ::-1]])  # a cut, and more frames than the lag
     clip = Clip(frames, 1, {})
     without = clip.save(tmp_path / "without.webm").read_bytes()
-    monkeypatch.setitem(writers._CODECS[".webm"].options, "lag-in-frames", "25")
+    monkeypatch.setitem(video.CODECS[".webm"].options, "lag-in-frames", "25")
     assert clip.save(tmp_path / "with.webm").read_bytes() == without
 
 
@@ -267,7 +268,7 @@ def test_a_recording_that_is_stopped_while_it_is_saved_leaves_nothing(
     clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C after the last frame, while the encoder writes its delayed frames."""
-    encode, go_on = writers._encode, threading.Event()
+    encode, go_on = video.encode, threading.Event()
 
     def slow(*arguments: object) -> None:
         encode(*arguments)
@@ -278,7 +279,7 @@ def test_a_recording_that_is_stopped_while_it_is_saved_leaves_nothing(
         threading.Timer(0.05, go_on.set).start()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writers, "_encode", slow)
+    monkeypatch.setattr(video, "encode", slow)
     with pytest.raises(KeyboardInterrupt), Recording(tmp_path / "clip.mp4") as recording:
         record(clip, recording, (16,))
         monkeypatch.setattr(threading.Thread, "join", interrupted)
@@ -294,8 +295,8 @@ def test_an_error_of_the_encoder_waits_for_the_clip(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writers, "_encode", full)
-    monkeypatch.setattr(writers, "MAX_WAITING", 1)
+    monkeypatch.setattr(video, "encode", full)
+    monkeypatch.setattr(recording_module, "MAX_WAITING", 1)
     for saved in (True, False):
         with Recording(tmp_path / "clip.mp4") as recording:
             record(clip, recording, (1,) * 16)
