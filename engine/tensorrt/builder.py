@@ -74,12 +74,12 @@ def _check_options(library: Library, options: BuildOptions) -> None:
     """Raises InvalidRequest if the library does not have a given option."""
     if not library.is_rtx and options.compute_capabilities:
         raise InvalidRequest(
-            "compute_capabilities", "is for tensorrt-rtx", "tensorrt builds for the GPU of this machine"
+            "compute_capabilities", "only for tensorrt-rtx", "tensorrt builds for the GPU of this machine"
         )
     if library.is_rtx and options.hardware_compatibility != "none":
-        raise InvalidRequest("hardware_compatibility", "is for tensorrt", "give tensorrt-rtx compute capabilities")
+        raise InvalidRequest("hardware_compatibility", "only for tensorrt", "give tensorrt-rtx compute capabilities")
     if library.is_rtx and options.version_compatible:
-        raise InvalidRequest("version_compatible", "is for tensorrt", "tensorrt-rtx comes without the lean runtime")
+        raise InvalidRequest("version_compatible", "only for tensorrt", "tensorrt-rtx comes without the lean runtime")
     for capability in options.compute_capabilities:
         _compute_capability(library.module, capability)
 

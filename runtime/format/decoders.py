@@ -1,4 +1,4 @@
-"""The decoders that make frames of latents."""
+"""The decoders that make frames from latents."""
 
 DECODERS = {"full": "vae_decoder", "tiny": "vae_decoder_tiny"}
-"""The graphs that make frames of latents, by the names that a request gives them; tiny is in some bundles only."""
+"""The graphs that decode latents to frames, by their names in a request. Only some bundles have tiny."""

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what `manifest.json` holds, validated when it is read."""
+"""The manifest of a bundle: the contents of `manifest.json`, validated when it is read."""
 
 import os
 from math import prod
@@ -21,7 +21,7 @@ Dimension = int | str
 def _relative(path: str) -> str:
     parts = PurePosixPath(path).parts
     if not parts or PureWindowsPath(path).drive or path.startswith("/") or "\\" in path or ".." in parts:
-        raise ValueError("has to be a path inside the bundle")
+        raise ValueError("must be a path inside the bundle")
     return path
 
 
@@ -30,7 +30,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Record(BaseModel):
-    """A part of a JSON file that admits no unknown fields."""
+    """A part of a JSON file; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -43,7 +43,7 @@ class FileRecord(Record):
 
 
 class TensorRecord(Record):
-    """An input or output; a symbolic dimension is a name, or names and numbers with `*` and one `/`."""
+    """An input or output. A symbolic dimension is a name, or names and numbers with `*` and one `/`."""
 
     name: str
     dtype: str
@@ -51,14 +51,14 @@ class TensorRecord(Record):
 
 
 class GraphRecord(Record):
-    """One ONNX graph, its inputs and outputs, and how far it is from torch."""
+    """One ONNX graph: its files, inputs, outputs, and largest difference from torch."""
 
     path: RelativePath
     weights: tuple[RelativePath, ...]
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     max_error: float
-    """Largest difference to torch on random inputs: relative to the largest value, or levels for uint8 frames."""
+    """Largest difference from torch on random inputs: relative to the largest value; for uint8 frames in levels."""
 
 
 class SchedulerRecord(Record):
@@ -76,25 +76,25 @@ class SchedulerRecord(Record):
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:
         if self.original_inference_steps > self.num_train_timesteps:
-            raise ValueError("original_inference_steps has to be at most num_train_timesteps")
+            raise ValueError("original_inference_steps must be at most num_train_timesteps")
         return self
 
 
 class Sizes(Record):
-    """Sizes that a request may have; height and width in pixels."""
+    """The default and allowed sizes of a request; height and width in pixels."""
 
     height: Positive
     width: Positive
     frames: Positive
     max_frames: Positive
     multiple: Positive
-    """Height and width have to be multiples of this."""
+    """Height and width must be multiples of this."""
     vae_scale_factor: Positive
     latent_channels: Positive
 
 
 class Manifest(Record):
-    """All that the runtime has to know of a bundle besides its graphs."""
+    """Everything the runtime needs to know about a bundle besides its graphs."""
 
     format: Literal["sparsectrl-lcm-bundle"]
     version: int
@@ -111,7 +111,7 @@ class Manifest(Record):
 
     @property
     def controlnets(self) -> tuple[str, ...]:
-        """The kinds of keyframes that the bundle takes, as `scribble` and `rgb`."""
+        """The kinds of keyframes that the bundle takes, such as `scribble` and `rgb`."""
         return tuple(name.removeprefix("controlnet_") for name in self.graphs if name.startswith("controlnet_"))
 
     @property
@@ -120,11 +120,11 @@ class Manifest(Record):
         return tuple(name for name, graph in DECODERS.items() if graph in self.graphs)
 
     def write(self, folder: Path) -> None:
-        """Writes `manifest.json` into `folder`, whole or not at all."""
+        """Writes `manifest.json` to `folder` atomically."""
         self.write_part(folder).replace(folder / "manifest.json")
 
     def write_part(self, folder: Path) -> Path:
-        """Writes what is to take the place of `manifest.json`; it is on the disk when this returns."""
+        """Writes and syncs to disk the file that will replace `manifest.json`."""
         part = folder / "manifest.json.part"
         with part.open("w", encoding="utf-8") as file:
             file.write(self.model_dump_json(indent=2) + "\n")
@@ -137,7 +137,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads and validates `folder/manifest.json`.
 
     Raises:
-        BundleError: the folder or the file is missing, is not a manifest, or is of a newer version.
+        BundleError: the folder or file is missing, or the file is not a manifest or has another version.
     """
     path = folder / "manifest.json"
     try:
@@ -150,7 +150,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError("bundle", f"{str(folder)!r} {what}", remedy) from None
     except UnicodeDecodeError as error:
         raise BundleError("bundle", f"cannot read {str(path)!r} ({error})", "export the bundle again") from None
-    except (OSError, ValueError) as error:  # ValueError: no name of a file
+    except (OSError, ValueError) as error:  # ValueError: not a valid file name
         raise BundleError("bundle", f"cannot read {str(path)!r}: {reason_of(error)}") from None
     try:
         header = _Header.model_validate_json(text)
@@ -184,7 +184,11 @@ class _Header(BaseModel):
 
 
 def resolve_shape(shape: tuple[Dimension, ...], sizes: dict[str, int]) -> tuple[int, ...]:
-    """The numbers of a symbolic shape: `("batch*frames", 320, "latent_height/2")` with sizes for the names.
+    """The numbers of a symbolic shape such as `("batch*frames", 320, "latent_height/2")`.
+
+    Args:
+        shape: numbers and symbolic dimensions.
+        sizes: the number for each name.
 
     Raises:
         KeyError: a name has no size.

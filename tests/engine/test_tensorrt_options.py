@@ -142,15 +142,15 @@ def test_an_unknown_compute_capability_is_refused_before_anything_is_built(capab
 
 
 def test_an_option_of_the_other_backend_is_refused(bundle: Path) -> None:
-    with pytest.raises(InvalidRequest, match="compute_capabilities: is for tensorrt-rtx"):
+    with pytest.raises(InvalidRequest, match="compute_capabilities: only for tensorrt-rtx"):
         Workshop("11.4").build(bundle, compute_capabilities=("8.9",))
-    with pytest.raises(InvalidRequest, match="hardware_compatibility: is for tensorrt"):
+    with pytest.raises(InvalidRequest, match="hardware_compatibility: only for tensorrt"):
         Workshop("rtx-1.7").build(bundle, hardware_compatibility="ampere-plus")
     assert not (bundle / "engines").exists()
 
 
 def test_version_compatibility_is_refused_for_tensorrt_rtx(bundle: Path) -> None:
     """TensorRT-RTX has the flag, but fails to build with it: there is no lean runtime."""
-    with pytest.raises(InvalidRequest, match="version_compatible: is for tensorrt"):
+    with pytest.raises(InvalidRequest, match="version_compatible: only for tensorrt"):
         Workshop("rtx-1.7").build(bundle, version_compatible=True)
     assert not (bundle / "engines").exists()

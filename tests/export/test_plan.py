@@ -53,7 +53,7 @@ def test_a_unet_that_is_distilled_for_lcm_is_refused(checkpoints: Path, tmp_path
         ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule='squaredcos_cap_v2' is not supported"),
         ({"num_train_timesteps": "x"}, "num_train_timesteps='x' is not supported: .* integer"),
         ({"num_train_timesteps": 0}, "num_train_timesteps=0 is not supported: .* greater than or equal to 1"),
-        ({"num_train_timesteps": 20}, "num_train_timesteps=20, .*: original_inference_steps has to be at most"),
+        ({"num_train_timesteps": 20}, "num_train_timesteps=20, .*: original_inference_steps must be at most"),
         ({"timestep_scaling": "x"}, "timestep_scaling='x' is not supported: .* number"),
         ({"beta_end": 2}, "beta_end=2 is not supported: .* less than 1"),
         ({"clip_sample": "no"}, "clip_sample='no' is not supported: give true or false"),
