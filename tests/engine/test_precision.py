@@ -12,8 +12,8 @@ from conftest import Exported, export_architecture
 from fakes.gpu_emulation import open_session
 from sparsectrl_lcm.engine import check
 from sparsectrl_lcm.engine.rewrites import attention as fusions
-from sparsectrl_lcm.engine.rewrites import typed_graph as typed
 from sparsectrl_lcm.engine.rewrites import precision
+from sparsectrl_lcm.engine.rewrites import typed_graph as typed
 from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.weights import convert
