@@ -125,9 +125,9 @@ def test_the_motion_module_as_a_graph_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        (2, r"down_blocks\.0\..*attn1 has 2 attention heads, the bundle's has 4; export the bundle again"),
-        (8, r"down_blocks\.0\..*attn1 has 8 attention heads, the bundle's has 4"),
-        ((4, 4, 2), r"down_blocks\.2\..*attn1 has 2 attention heads, the bundle's has 4"),
+        (2, r"down_blocks\.0\..*attn1 has 2 attention heads, in the bundle 4; export the bundle again"),
+        (8, r"down_blocks\.0\..*attn1 has 8 attention heads, in the bundle 4"),
+        ((4, 4, 2), r"down_blocks\.2\..*attn1 has 2 attention heads, in the bundle 4"),
     ],
 )
 def test_other_attention_heads_are_refused(

@@ -167,7 +167,7 @@ def without(weights: Weights, name: str) -> Weights:
     return {key: values for key, values in weights.items() if key != name}
 
 
-NO_DECODER = "tiny_decoder: .* holds no decoder of TAESD; give taesd_decoder.safetensors or taesd_decoder.pth"
+NO_DECODER = "tiny_decoder: .* holds no TAESD decoder; give taesd_decoder.safetensors or taesd_decoder.pth"
 BAD: list[tuple[Callable[[Path], Path], str]] = [
     (wide, r"tiny_decoder: .* does not fit the base: .* colours \(16, 8, 3\), the VAE \(4, 8, 3\)"),
     (
@@ -180,7 +180,7 @@ BAD: list[tuple[Callable[[Path], Path], str]] = [
     (written({"state_dict": torch.zeros(1)}), NO_DECODER),
     (pickled, "--tiny-decoder: cannot load"),
     (text(".safetensors"), "--tiny-decoder: cannot load"),
-    (text(".txt"), "--tiny-decoder: .* is not a file of TAESD; allowed are .safetensors and .pth"),
+    (text(".txt"), "--tiny-decoder: .* is not a TAESD file; allowed are .safetensors and .pth"),
     (lambda folder: folder / "nothing", "--tiny-decoder: .* is not a folder"),
     (lambda folder: folder / "nothing.pth", "--tiny-decoder: cannot load .*nothing.pth"),
 ]
