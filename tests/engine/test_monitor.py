@@ -1,4 +1,4 @@
-"""How a build tells its progress and how it is stopped, against strict fakes of each release of TensorRT."""
+"""Progress and cancellation of a build, with strict fakes of each TensorRT release."""
 
 import signal
 import threading
@@ -38,7 +38,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_ctrl_c_ends_the_build_where_tensorrt_asks(workshop: Workshop, bundle: Path) -> None:
-    """Within a callback nothing may be raised: the bindings would print it and go on."""
+    """A callback must not raise: the bindings would print the error and continue."""
     answers: list[bool] = []
 
     def interrupted(_: Any, __: Any, config: Any) -> None:
@@ -81,7 +81,7 @@ def test_the_handler_of_ctrl_c_comes_back_after_a_failure(workshop: Workshop, bu
 
 
 def test_a_thread_may_build(bundle: Path) -> None:
-    """Python lets only the main thread set handlers."""
+    """Python allows only the main thread to set signal handlers."""
     done: list[Any] = []
     thread = threading.Thread(target=lambda: done.append(Workshop("11.4").build(bundle)))
     thread.start()
@@ -104,7 +104,7 @@ def test_a_thread_leaves_the_handler_of_ctrl_c_alone() -> None:
 
 @pytest.fixture(autouse=True)
 def _ctrl_c() -> Iterator[None]:
-    """Ctrl-C raises, also where the tests run in the background, which ignores it."""
+    """Makes Ctrl-C raise KeyboardInterrupt, even if the tests run in the background, where a shell ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -126,7 +126,7 @@ def test_ctrl_c_sets_the_event_within_the_block_alone() -> None:
 
 
 class Closed(BaseException):
-    """Where `except Exception` would not see it."""
+    """An error that `except Exception` does not catch."""
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, Closed, KeyboardInterrupt])
@@ -153,7 +153,10 @@ def test_an_error_of_the_callback_ends_the_build_and_is_raised(
 
 
 def test_the_library_sees_no_error_of_the_callback(workshop: Workshop, bundle: Path) -> None:
-    """The bindings would print it and go on; it counts though the engine was ready, and the first is raised."""
+    """The bindings would print the error and continue.
+
+    The build raises the first error of the callback, even if the engine was finished.
+    """
     answers: list[bool] = []
 
     def asked(_: Any, __: Any, config: Any) -> bytes:
@@ -204,7 +207,7 @@ def test_a_monitor_whose_build_was_stopped_says_so_at_every_step(release: str) -
 
 
 def told(release: str, events: Iterable[Event]) -> list[tuple[str, float]]:
-    """What a build that reports these events tells."""
+    """Returns the progress that a build with these events reports."""
     seen: list[tuple[str, float]] = []
     control = BuildControl()
     monitor = make_progress_monitor(fake(release), lambda *one: seen.append(one), control)

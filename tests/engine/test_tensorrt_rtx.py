@@ -1,4 +1,4 @@
-"""TensorRT-RTX for real: it parses and builds every graph on a machine without a GPU."""
+"""The real TensorRT-RTX parses and builds every graph on a machine without a GPU."""
 
 import json
 import os
@@ -45,7 +45,7 @@ SMALL = ClipSize(width=64, height=64, frames=1)
 
 @pytest.fixture(scope="module")
 def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo bundle with the smallest engines, compared with fp32 as they were built."""
+    """The demo bundle with the smallest engines, which the build has compared with fp32."""
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
     said: list[str] = []
     options = BuildOptions(**SMALL.model_dump())
@@ -63,7 +63,7 @@ def built(built_once: Path, tmp_path: Path) -> Path:
 
 
 def has_engines(folder: Path, size: ClipSize, precision: str) -> None:
-    """Checks that the set is whole, fits and brings nothing else; `inspect` shows it."""
+    """Checks that a set is complete, fits the bundle and contains no other files."""
     bundle = Bundle.load(folder)
     engines = find_set(folder, BACKEND, f"{size}-{precision}")
     assert engines is not None
@@ -86,7 +86,7 @@ def test_every_graph_of_the_demo_bundle_is_built_in_fp16(built_once: Path) -> No
 def test_every_graph_of_the_demo_bundle_is_built_in_fp32(
     demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the command line, at the bundle's own size."""
+    """Builds with the command line at the bundle's default size; `inspect` shows the set."""
     assert run(["build", str(demo), "--backend", BACKEND, "--precision", "fp32", "--no-check"]) == 0
     assert "tensorrt-rtx 128x128x16 fp32: 8 engines" in capsys.readouterr().out
     has_engines(demo, ClipSize(width=128, height=128, frames=16), "fp32")
@@ -119,7 +119,7 @@ def test_another_architecture_and_size_for_chosen_devices(tmp_path: Path) -> Non
 
 def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
     folder = demo / "engines" / BACKEND
-    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored in a shell's background
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
     main = f"{heed}; from sparsectrl_lcm.cli import main; main()"
     command = [sys.executable, "-c", main, "build", str(demo), "--backend", BACKEND, "--no-check"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -184,7 +184,7 @@ def test_wrong_options_are_refused_in_one_line(
 
 
 def test_every_weight_of_the_table_can_be_made_refittable(tmp_path: Path) -> None:
-    """By TensorRT's own parser: weights reach the network under their checkpoint names."""
+    """TensorRT's own parser keeps the weights' checkpoint names in the network."""
     bundle, library = Bundle.load(), load_library(BACKEND)
     for graph in bundle.manifest.graphs:
         model, path = typed_graph(bundle, graph, "fp16"), tmp_path / f"{graph}.onnx"
