@@ -180,24 +180,27 @@ def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -
     good = {"base": str(root / "base"), "motion_adapter": str(root / "motion_adapter")}
     other = write_motion_adapter(tmp_path / "other", Architecture(channels=(32, 64)), seed=1)
     short = tmp_path / "short"
-    MotionAdapter((32, 64, 64, 64), 1, motion_norm_num_groups=8, motion_max_seq_length=16).save_pretrained(short)
+    MotionAdapter((32, 64, 64), 1, motion_norm_num_groups=8, motion_max_seq_length=16).save_pretrained(short)
     thin = write_controlnet(tmp_path / "thin", Architecture(channels=(16, 32, 32, 32)), "scribble", seed=1)
     cases = [
-        ({"base": str(tmp_path / "nothing")}, "--base: .* is not a folder"),
-        ({"base": str(root)}, "--base: cannot load"),
-        ({"motion_adapter": str(root / "base")}, "--motion-adapter: cannot load"),
-        ({"motion_adapter": str(other)}, "--motion-adapter .* does not fit"),
-        ({"controlnets": {"scribble": str(thin)}}, "--controlnet-scribble .* does not fit --base: block_out_channels"),
-        ({"loras": (Lora(str(tmp_path / "no.safetensors")),)}, "--lora: cannot load"),
-        ({"controlnets": {"scribble": str(root / "rgb")}}, "is a SparseCtrl for rgb; pass it as --controlnet-rgb"),
+        ({"base": str(tmp_path / "nothing")}, "^base: .* is not a folder"),
+        ({"base": str(root)}, "^base: cannot load"),
+        ({"motion_adapter": str(root / "base")}, "^motion_adapter: cannot load"),
+        ({"motion_adapter": str(other)}, "^motion_adapter: .* does not fit the base: its channels and layers are "),
+        (
+            {"controlnets": {"scribble": str(thin)}},
+            "^controlnet_scribble: .* does not fit the base: block_out_channels",
+        ),
+        ({"loras": (Lora(str(tmp_path / "no.safetensors")),)}, "^lora: cannot load"),
+        ({"controlnets": {"scribble": str(root / "rgb")}}, "is a SparseCtrl for rgb; pass it as controlnet_rgb"),
         ({"controlnets": {"rgb": str(root / "scribble")}}, "is a SparseCtrl for scribble"),
-        ({"vae": str(root / "rgb")}, "--vae: .* holds a SparseControlNetModel; give .* AutoencoderKL"),
-        ({"frames": 33}, "--frames 33 is out of range"),
+        ({"vae": str(root / "rgb")}, "^vae: .* holds a SparseControlNetModel; give .* AutoencoderKL"),
+        ({"frames": 33}, "^frames: 33 is out of range"),
         ({"temporal_norm": "batch"}, "choose frame or clip"),
-        ({"width": 100, "height": 128}, "multiples of 64"),
-        ({"width": 4096, "height": 4096}, "from 64 to 2048"),
-        ({"width": 0, "height": 0}, "multiples of 64"),
-        ({"motion_adapter": str(short), "frames": 24}, "--frames 24 is out of range; .* allow 1 to 16"),
+        ({"width": 100, "height": 128}, "multiples of 32"),
+        ({"width": 4096, "height": 4096}, "from 32 to 2048"),
+        ({"width": 0, "height": 0}, "multiples of 32"),
+        ({"motion_adapter": str(short), "frames": 24}, "^frames: 24 is out of range; .* allow 1 to 16"),
         ({"scheduler": {"beta_schedule": "squaredcos_cap_v2"}}, "not supported"),
         ({"scheduler": {"beta_shedule": "linear"}}, "'beta_shedule' is not a setting of LCMScheduler"),
         ({"scheduler": {"beta_start": float("nan")}}, "not supported"),
