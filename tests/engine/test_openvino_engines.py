@@ -301,8 +301,8 @@ def test_build_takes_the_precision_of_the_processor(
     ("arguments", "message"),
     [
         (["--precision", "fp16"], "--precision: 'fp16' is not one of openvino; allowed are bf16, fp32, int8"),
-        (["--size", "64x64"], "--size is not an option of openvino"),
-        (["--refit"], "--refit is not an option of openvino"),
+        (["--size", "64x64"], "--size: is not an option of openvino"),
+        (["--refit"], "--refit: is not an option of openvino"),
     ],
 )
 def test_options_that_a_build_does_not_have_are_one_line(
