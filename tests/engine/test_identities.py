@@ -182,8 +182,8 @@ def test_every_place_of_a_real_graph_is_found(sd15_like: Exported, graph: str, p
     largest = height * width * (1 if graph == "unet" else 4 ** len(upsamplers))
     pixels = [frames * largest // 4**index for index in range(len(upsamplers))]  # of the outputs, last one first
     products = [outputs * inputs * count for (outputs, inputs, *_), count in zip(upsamplers[::-1], pixels, strict=True)]
-    spared = 2 * (9 - 4) * sum(products)
-    assert count_flops(path, feeds, tmp_path) - count_flops(result, feeds, tmp_path) == spared
+    saved = 2 * (9 - 4) * sum(products)
+    assert count_flops(path, feeds, tmp_path) - count_flops(result, feeds, tmp_path) == saved
 
 
 def test_the_convolutions_of_the_tiny_decoder_have_no_bias(exported: Exported, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_monitor_whose_build_was_stopped_says_so_at_every_step(release: str) -
 # Progress
 
 
-def told(release: str, events: Iterable[Event]) -> list[tuple[str, float]]:
+def reported(release: str, events: Iterable[Event]) -> list[tuple[str, float]]:
     """Returns the progress that a build with these events reports."""
     seen: list[tuple[str, float]] = []
     control = BuildControl()
@@ -218,7 +218,7 @@ def told(release: str, events: Iterable[Event]) -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_progress_stays_within_its_bounds(release: str) -> None:
-    seen = told(release, [*PHASES, *PHASES])
+    seen = reported(release, [*PHASES, *PHASES])
     assert all(0 <= fraction <= 1 for _, fraction in seen)
     assert {"cloning network graph", "timing graph nodes", "building engine"} <= {text for text, _ in seen}
 
@@ -226,7 +226,7 @@ def test_progress_stays_within_its_bounds(release: str) -> None:
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("passes", [1, 2])
 def test_progress_never_runs_backwards(release: str, passes: int) -> None:
-    fractions = [fraction for _, fraction in told(release, PHASES * passes)]
+    fractions = [fraction for _, fraction in reported(release, PHASES * passes)]
     assert fractions == sorted(fractions)
     assert fractions[0] == 0
     assert fractions[-1] > 0.5
@@ -235,13 +235,13 @@ def test_progress_never_runs_backwards(release: str, passes: int) -> None:
 @pytest.mark.parametrize("release", RELEASES)
 def test_steps_of_a_phase_within_a_phase_are_parts_of_its_step(release: str) -> None:
     events = [start("outer", None, 2), *phase("inner", "outer", 4), *steps("outer", 0, 1), finish("outer")]
-    fractions = [fraction for _, fraction in told(release, events)]
+    fractions = [fraction for _, fraction in reported(release, events)]
     assert fractions == pytest.approx([0, 0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, 1 / 2, 1])
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_phase_without_steps_does_no_harm(release: str) -> None:
-    assert told(release, [start("empty", None, 0), finish("empty")]) == [("empty", 0.0)]
+    assert reported(release, [start("empty", None, 0), finish("empty")]) == [("empty", 0.0)]
 
 
 def test_the_build_proper_is_the_last_four_fifths_of_each_graph(workshop: Workshop, bundle: Path) -> None:
@@ -252,4 +252,4 @@ def test_the_build_proper_is_the_last_four_fifths_of_each_graph(workshop: Worksh
         assert mine["reading weights"] == 0
         assert mine["cloning network graph"] == pytest.approx(0.2)
         last = [4 * at - place for text, at in seen if text.startswith(f"{graph} ")][-1]
-        assert last == pytest.approx(0.2 + 0.8 * told(workshop.release, PHASES)[-1][1])
+        assert last == pytest.approx(0.2 + 0.8 * reported(workshop.release, PHASES)[-1][1])

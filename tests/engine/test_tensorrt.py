@@ -309,9 +309,9 @@ def test_an_engine_that_cannot_be_looked_into_says_why(workshop: Workshop, bundl
         return
     for record in workshop.build(bundle).engines.values():
         assert record.report.keys() == {"seconds", "not looked into"}
-        said = str(record.report["not looked into"])
-        assert said.startswith(f"{workshop.backend} {workshop.version} cannot load what it has built: ")
-        assert said.endswith("Error Code 1: another device")
+        reason = str(record.report["not looked into"])
+        assert reason.startswith(f"{workshop.backend} {workshop.version} cannot load what it has built: ")
+        assert reason.endswith("Error Code 1: another device")
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,13 @@ SMALL = ClipSize(width=64, height=64, frames=1)
 def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo bundle with the smallest engines, which the build has compared with fp32."""
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
-    said: list[str] = []
+    steps: list[str] = []
     options = BuildOptions(**SMALL.model_dump())
-    index = build(bundle, BACKEND, options, lambda text, fraction: said.append(text))
+    index = build(bundle, BACKEND, options, lambda text, fraction: steps.append(text))
     for graph, record in index.engines.items():
         assert max(record.report["errors"].values()) <= (3 if graph.startswith("vae_decoder") else 1e-2)
         assert record.report["seconds"] >= 0
-    assert "unet (5/8): comparing fp16 with fp32" in said
+    assert "unet (5/8): comparing fp16 with fp32" in steps
     return bundle
 
 
@@ -119,8 +119,8 @@ def test_another_architecture_and_size_for_chosen_devices(tmp_path: Path) -> Non
 
 def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
     folder = demo / "engines" / BACKEND
-    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
-    main = f"{heed}; from sparsectrl_lcm.cli import main; main()"
+    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
+    main = f"{handler}; from sparsectrl_lcm.cli import main; main()"
     command = [sys.executable, "-c", main, "build", str(demo), "--backend", BACKEND, "--no-check"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(folder.glob(".*/unet.weights")):
@@ -128,9 +128,9 @@ def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
     time.sleep(0.5)  # the UNet's build has begun
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
     assert list(folder.iterdir()) == []
 
 
@@ -177,9 +177,9 @@ def test_wrong_options_are_refused_in_one_line(
     demo: Path, options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["build", str(demo), "--backend", BACKEND, "--no-check", *options]) != 0
-    said = capsys.readouterr().err
-    assert reason in said
-    assert len(said.strip().splitlines()) == 1
+    errors = capsys.readouterr().err
+    assert reason in errors
+    assert len(errors.strip().splitlines()) == 1
     assert not list((demo / "engines").glob("*/*")), "nothing is left"
 
 
@@ -208,9 +208,9 @@ def test_what_needs_a_gpu_is_refused_without(demo: Path, option: str, capsys: py
 def test_engines_without_a_gpu_are_not_run(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", "--bundle", str(demo), "--prompt", "a boat", "--backend", BACKEND, "-o", "x.mp4"]
     assert run(command) == 2
-    said = capsys.readouterr().err
-    assert "NVIDIA" in said
-    assert len(said.strip().splitlines()) == 1
+    errors = capsys.readouterr().err
+    assert "NVIDIA" in errors
+    assert len(errors.strip().splitlines()) == 1
 
 
 def test_an_engine_is_refused_where_anything_of_its_key_differs(built: Path) -> None:

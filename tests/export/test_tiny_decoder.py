@@ -203,9 +203,9 @@ def test_the_option_of_the_command_line(
     root = sd15_like.checkpoints
     command = ["export", "--base", str(root / "base"), "--motion-adapter", str(root / "motion_adapter")]
     assert run([*command, "--tiny-decoder", str(wide(tmp_path / "wide")), "-o", str(tmp_path / "bundle")]) == 2
-    said = capsys.readouterr().err
-    assert "error: --tiny-decoder" in said
-    assert "does not fit the base: " in said
+    errors = capsys.readouterr().err
+    assert "error: --tiny-decoder" in errors
+    assert "does not fit the base: " in errors
 
 
 def test_another_model_is_named(sd15_like: Exported, tmp_path: Path) -> None:

@@ -196,11 +196,11 @@ class EmulatedCudart:
 
     def _cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:
         assert self.capture is not None
-        noted, self.capture = self.capture, None
+        recorded, self.capture = self.capture, None
         if self.broken_capture:
             return INVALID_CAPTURE, None
         handle = self._handle()
-        self.graphs[handle] = noted
+        self.graphs[handle] = recorded
         return SUCCESS, handle
 
     def _cudaGraphInstantiate(self, graph: int, flags: int) -> int:
