@@ -80,7 +80,7 @@ def check_options(record: Backend, builder: Builder, options: BuildOptions) -> N
     for name in options.given:
         if name not in COMMON_OPTIONS | builder.OPTIONS:
             field = "size" if name in ("width", "height") else name
-            raise InvalidRequest(field, f"is not an option of {record.name}")
+            raise InvalidRequest(field, f"not an option of {record.name}")
     if options.precision not in (None, *record.precisions):
         allowed = ", ".join(record.precisions)
         raise InvalidRequest(

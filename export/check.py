@@ -1,4 +1,4 @@
-"""Comparison of a written graph with torch."""
+"""Compare an exported graph with torch."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import torch
 from ..runtime.errors import SparseCtrlLcmError
 
 MAX_RELATIVE_ERROR = 1e-4
-"""Bound for fp32 outputs, relative to the output's largest value."""
+"""Limit for fp32 outputs, relative to the output's largest value."""
 MAX_LEVELS = 1.0
-"""Bound for uint8 frames, in levels of 255."""
+"""Limit for uint8 frames, in levels of 255."""
 
 
 class ExportError(SparseCtrlLcmError):
@@ -19,11 +19,11 @@ class ExportError(SparseCtrlLcmError):
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """A session that adds as little as possible to the memory of the mapped weights."""
+    """Opens a session that needs as little memory as possible besides the mapped weights."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False
-    options.enable_mem_reuse = False  # planning it takes longer than the run
+    options.enable_mem_reuse = False  # planning the reuse takes longer than the run
     options.add_session_config_entry("session.disable_prepacking", "1")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -31,7 +31,10 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 def largest_error(
     session: onnxruntime.InferenceSession, inputs: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]
 ) -> float:
-    """The largest error of any output; levels for uint8, else relative to the output's largest value."""
+    """Returns the largest error of any output: in levels for uint8, else relative to the output's largest value.
+
+    The error is infinite if a shape differs or a value is not finite.
+    """
     feeds = {item.name: tensor.numpy() for item, tensor in zip(session.get_inputs(), inputs, strict=True)}
     worst = 0.0
     for actual, reference in zip(session.run(None, feeds), (tensor.numpy() for tensor in expected), strict=True):
@@ -44,12 +47,12 @@ def largest_error(
 
 
 def check(name: str, error: float, frames: bool) -> None:
-    """Raises ExportError if the error of graph `name` is above its bound."""
+    """Raises ExportError if the error of graph `name` exceeds its limit."""
     bound = MAX_LEVELS if frames else MAX_RELATIVE_ERROR
     if not error <= bound:
         unit = "levels" if frames else "relative"
         raise ExportError(
             name,
-            f"differs from torch by {error:.1e} ({unit}), allowed is {bound:.0e}",
+            f"differs from torch by {error:.1e} ({unit}), the limit is {bound:.0e}",
             "report this with the names of the checkpoints",
         )

@@ -1,4 +1,4 @@
-"""Loading the parts of a checkpoint, from diffusers-format folders or hub names, at most one of them at a time."""
+"""Load the parts of a checkpoint from diffusers-format folders or hub names, one part at a time."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -32,21 +32,21 @@ TINY_DECODER = "tiny_decoder"
 
 
 def load_text_encoder(base: str, loras: list[Lora]) -> CLIPTextModel:
-    """The CLIP text encoder of `base` with LoRAs fused."""
+    """Loads the CLIP text encoder of `base` and fuses the LoRAs."""
     model = _load("base", base, lambda: CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype="float32"))
     fuse(model, "text_encoder", loras)
     return model.eval()
 
 
 def load_tokenizer(base: str) -> CLIPTokenizer:
-    """The CLIP tokenizer of `base`."""
+    """Loads the CLIP tokenizer of `base`."""
     return _load("base", base, lambda: CLIPTokenizer.from_pretrained(base, subfolder="tokenizer"))
 
 
 def load_unet(base: str, motion_adapter: str, loras: list[Lora]) -> UNetMotionModel:
-    """The UNet of `base` with the motion modules of `motion_adapter`, LoRAs fused.
+    """Loads the UNet of `base` with the motion modules of `motion_adapter` and fuses the LoRAs.
 
-    The weights of both are assigned, not copied, so that they are in memory once.
+    The weights of both are assigned instead of copied, so memory holds them once.
     """
     unet = _load(
         "base",
@@ -66,18 +66,18 @@ def load_unet(base: str, motion_adapter: str, loras: list[Lora]) -> UNetMotionMo
 
 
 def load_motion_adapter(source: str) -> MotionAdapter:
-    """The motion modules of AnimateDiff."""
+    """Loads the motion modules of AnimateDiff."""
     return _load("motion_adapter", source, lambda: MotionAdapter.from_pretrained(source, torch_dtype=torch.float32))
 
 
 def load_controlnet(kind: str, source: str) -> SparseControlNetModel:
-    """SparseCtrl for `scribble` or `rgb`."""
+    """Loads SparseCtrl for `scribble` or `rgb` keyframes."""
     field = f"controlnet_{kind}"
     return _load(field, source, lambda: SparseControlNetModel.from_pretrained(source, torch_dtype=torch.float32)).eval()
 
 
 def load_vae(base: str, vae: str | None) -> AutoencoderKL:
-    """The VAE of `base`, or another one in its place."""
+    """Loads `vae`, or the VAE of `base` if `vae` is None."""
     if vae is None:
         return _load(
             "base", base, lambda: AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=torch.float32)
@@ -86,7 +86,7 @@ def load_vae(base: str, vae: str | None) -> AutoencoderKL:
 
 
 def load_tiny_decoder(source: str) -> AutoencoderTiny:
-    """An AutoencoderTiny, in diffusers' format, or its decoder alone, from a file in TAESD's own."""
+    """Loads an AutoencoderTiny in diffusers' format, or only its decoder from a file in TAESD's own format."""
     if _is_file(source):
         return _attempt(TINY_DECODER, source, lambda: taesd.load(Path(source))).eval()
     return _load(
@@ -95,7 +95,7 @@ def load_tiny_decoder(source: str) -> AutoencoderTiny:
 
 
 def load_tiny_config(source: str) -> dict[str, Any]:
-    """The configuration of what `load_tiny_decoder` takes."""
+    """Returns the configuration of the model that `load_tiny_decoder` loads from the same source."""
     if _is_file(source):
         return dict(load_tiny_decoder(source).config)
     return load_config(AutoencoderTiny, TINY_DECODER, source)
@@ -106,10 +106,11 @@ def _is_file(source: str) -> bool:
 
 
 def load_lcm_config(base: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of the LCM scheduler for `base`, as diffusers documents it for AnimateDiff with LCM.
+    """Returns the LCM scheduler's configuration for `base`, as diffusers documents it for AnimateDiff with LCM.
 
     Raises:
-        ExportError: it cannot be loaded, or an override is none of its settings.
+        ExportError: the configuration cannot be loaded, an override is not a setting of LCMScheduler, or a switch is
+            set to something other than true or false.
     """
     known = inspect.signature(LCMScheduler.__init__).parameters
     if unknown := sorted(overrides.keys() - known.keys()):
@@ -127,17 +128,21 @@ def load_lcm_config(base: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_text_config(base: str) -> CLIPTextConfig:
-    """The configuration of the text encoder of `base`."""
+    """Returns the configuration of the text encoder of `base`."""
     return _load("base", base, lambda: CLIPTextConfig.from_pretrained(base, subfolder="text_encoder"))
 
 
 def load_vae_config(base: str, vae: str | None) -> dict[str, Any]:
-    """The configuration of the VAE that `load_vae` takes."""
+    """Returns the configuration of the VAE that `load_vae` loads from the same arguments."""
     return load_config(AutoencoderKL, "vae", vae) if vae else load_config(AutoencoderKL, "base", base, "vae")
 
 
 def load_config(model: type[ConfigMixin], field: str, source: str, subfolder: str | None = None) -> dict[str, Any]:
-    """The configuration of a part of a checkpoint, with the defaults of `model` for what it leaves out."""
+    """Returns the configuration of a part of a checkpoint; missing settings take the defaults of `model`.
+
+    Raises:
+        ExportError: the configuration cannot be loaded, or belongs to another class than `model`.
+    """
     config = _load(field, source, lambda: model.load_config(source, subfolder=subfolder))
     kind = config.get("_class_name", model.__name__)
     if kind != model.__name__:
@@ -159,13 +164,13 @@ def _attempt(field: str, source: str, load: Callable[[], Model]) -> Model:
             return load()
     except ExportError:
         raise
-    except Exception as error:  # the loaders raise whatever a damaged file makes them raise
+    except Exception as error:  # a damaged file can make the loaders raise anything
         raise ExportError(field, f"cannot load {source!r}: {first_line(error)}") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The libraries' own progress bars and advice, off: the export shows one bar of its own."""
+    """Turns off the libraries' progress bars and warnings: the export shows one bar of its own."""
     before = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity()
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()

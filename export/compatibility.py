@@ -1,4 +1,4 @@
-"""Whether the parts fit the base, by their configurations, before any long work."""
+"""Check from the configurations that the parts fit the base, before any long work starts."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from .check import ExportError
 
 
 def per_level(value: int | list[int], config: dict[str, Any]) -> tuple[int, ...]:
-    """A setting for each level, where a configuration may give one for all."""
+    """Returns a setting for each level; a configuration may give one number for all levels."""
     return (value,) * len(config["block_out_channels"]) if isinstance(value, int) else tuple(value)
 
 
 def check_unet(base: str, unet: dict[str, Any], vae: dict[str, Any]) -> None:
-    """Whether the UNet of `base` takes latents, timestep and prompt, and nothing else.
+    """Checks that the UNet of `base` takes latents, timestep and prompt, and nothing else.
 
     Raises:
-        ExportError: it does not.
+        ExportError: the UNet takes other latents than the VAE gives, or embeds the guidance scale.
     """
     if unet["in_channels"] != vae["latent_channels"]:
         raise ExportError(
             "base",
             f"{base!r} takes {unet['in_channels']} channels (as inpainting models do), "
-            f"its VAE gives {vae['latent_channels']}",
+            f"but its VAE gives {vae['latent_channels']}",
             "use a text-to-image checkpoint",
         )
     if unet["time_cond_proj_dim"]:
@@ -36,30 +36,31 @@ def check_unet(base: str, unet: dict[str, Any], vae: dict[str, Any]) -> None:
 
 
 def check_motion_adapter(source: str, unet: dict[str, Any]) -> int:
-    """How many frames the adapter has positions for.
+    """Returns how many frames the adapter has positions for.
 
     Raises:
-        ExportError: it does not fit.
+        ExportError: the adapter is a PIA adapter, or its channels or layers differ from the base's.
     """
     adapter = checkpoints.load_config(MotionAdapter, "motion_adapter", source)
     if adapter["conv_in_channels"]:
         raise ExportError(
-            "motion_adapter", f"{source!r} is a PIA adapter, which takes an image", "use an AnimateDiff one"
+            "motion_adapter", f"{source!r} is a PIA adapter, which takes an image", "use an AnimateDiff adapter"
         )
     theirs = per_level(adapter["block_out_channels"], adapter), per_level(adapter["motion_layers_per_block"], adapter)
     ours = per_level(unet["block_out_channels"], unet), per_level(unet["layers_per_block"], unet)
     if theirs != ours:
         raise ExportError(
-            "motion_adapter", f"{source!r} does not fit the base: it has channels and layers {theirs}, the base {ours}"
+            "motion_adapter",
+            f"{source!r} does not fit the base: its channels and layers are {theirs}, the base's {ours}",
         )
     return int(adapter["motion_max_seq_length"])
 
 
 def check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:
-    """How many frames a SparseCtrl has positions for.
+    """Returns how many frames a SparseCtrl has positions for.
 
     Raises:
-        ExportError: it does not fit, or is one for other keyframes.
+        ExportError: the SparseCtrl does not fit the base, is for another kind of keyframes, or pools its conditions.
     """
     config = checkpoints.load_config(SparseControlNetModel, f"controlnet-{kind}", source)
     if config["use_simplified_condition_embedding"] != (kind == "rgb"):
@@ -79,15 +80,15 @@ def check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:
 
 
 def scale_factor(vae: dict[str, Any]) -> int:
-    """How many pixels a latent is high and wide."""
+    """Returns the VAE's scale factor: the height and width of one latent, in pixels."""
     return int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def check_tiny_decoder(source: str, vae: dict[str, Any]) -> None:
-    """Whether a decoder takes the latents of the VAE and gives pictures of the same size.
+    """Checks that a decoder takes the latents of the VAE and gives RGB images of the same size.
 
     Raises:
-        ExportError: it does not fit.
+        ExportError: the decoder's latent channels, scale factor or colour channels differ from the VAE's.
     """
     config = checkpoints.load_tiny_config(source)
     scale = config["upsampling_scaling_factor"] ** (len(config["num_decoder_blocks"]) - 1)
@@ -96,5 +97,5 @@ def check_tiny_decoder(source: str, vae: dict[str, Any]) -> None:
     if theirs != ours:
         raise ExportError(
             "tiny_decoder",
-            f"{source!r} does not fit the base: it has latent channels, scale and colours {theirs}, the VAE {ours}",
+            f"{source!r} does not fit the base: its latent channels, scale and colours are {theirs}, the VAE's {ours}",
         )

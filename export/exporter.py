@@ -1,4 +1,4 @@
-"""From checkpoints to a bundle: one graph after the other, each checked against torch as soon as it is written."""
+"""Export checkpoints to a bundle, one graph at a time. Each graph is compared with torch as soon as it is written."""
 
 import gc
 import hashlib
@@ -20,23 +20,24 @@ from .tokenizer import write_tokenizer
 KEYFRAME_SLOTS = 3
 
 OnGraph = Callable[[str, int, int], None]
-"""Called with the name of the graph at work, how many are done and how many there are."""
+"""Called with the name of the graph in progress, the number of finished graphs and the number of all graphs."""
 
 
 def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None = None) -> Manifest:
-    """Writes a bundle to `output`, which appears only when it is complete.
+    """Writes a bundle to the folder `output`, which gets its files only when all of them are complete.
 
     Raises:
-        ExportError: a checkpoint cannot be loaded, the parts do not fit, or a graph differs from torch.
+        ExportError: an option is not allowed, `output` is not empty or cannot be written, a checkpoint cannot be
+            loaded, the parts do not fit together, or a graph differs from torch.
     """
     if options.temporal_norm not in ("frame", "clip"):
         raise ExportError("temporal_norm", f"{options.temporal_norm!r} is unknown", "choose frame or clip")
-    inside = output.is_dir()  # it may be a mount: fill it instead of replacing it
+    inside = output.is_dir()  # an empty folder may be a mount: fill it instead of replacing it
     places = [(output.parent, output.name), *([(output, "export")] if inside else [])]
     for place in places:
         clear_leftovers(*place)
     if output.exists() and (not inside or any(output.iterdir())):
-        raise ExportError("output", f"{str(output)!r} exists and is not an empty folder", "name a new one")
+        raise ExportError("output", f"{str(output)!r} exists and is not an empty folder", "give a new folder")
     try:
         with staged_folder(*places[-1]) as folder:
             manifest = _Exporter(options, folder, on_graph or (lambda *_: None)).run()
@@ -89,7 +90,7 @@ class _Exporter:
         return manifest
 
     def guarded(self, job: Job) -> GraphRecord:
-        """Exports a graph; whatever goes wrong in torch or ONNX Runtime is named in one line."""
+        """Exports a graph; reports any failure of torch or ONNX Runtime as an ExportError of one line."""
         try:
             return self.export(job)
         except (ExportError, OSError, MemoryError):
@@ -98,7 +99,10 @@ class _Exporter:
             raise ExportError(job.spec.name, f"cannot be exported: {first_line(error)}") from error
 
     def export(self, job: Job) -> GraphRecord:
-        """Traces, writes and checks one graph; torch's copy of the weights is gone before the check maps the file's."""
+        """Traces, writes and checks one graph.
+
+        Memory holds the weights once: torch's copy is freed before the check maps the written file.
+        """
         spec = job.spec
         module = job.build().eval().requires_grad_(False)
         checks = job.check_inputs()
@@ -122,20 +126,20 @@ class _Exporter:
 
 
 def weights_file(graph: str, weight: str) -> str:
-    """The external-data file of a weight: the UNet's motion modules lie in one of their own."""
+    """Returns the name of a weight's external-data file: the UNet's motion modules have a file of their own."""
     motion = graph == "unet" and ".motion_modules." in weight
     return f"{graph}.motion.weights" if motion else f"{graph}.weights"
 
 
 def file_record(path: Path) -> FileRecord:
-    """Checksum and size of a file."""
+    """Returns the SHA-256 checksum and the size in bytes of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return FileRecord(sha256=digest, bytes=path.stat().st_size)
 
 
 def package_version() -> str:
-    """The version of this package."""
+    """Returns the version of this package, or `unknown` if it is not installed."""
     try:
         return version("sparsectrl-lcm")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What each graph takes and gives: names, types and shapes, and random inputs to trace and check it with."""
+"""Inputs and outputs of each graph: names, types and shapes, and random inputs to trace and check it with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ Sample = Callable[[tuple[int, ...], torch.Generator], torch.Tensor]
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Standard normal values."""
+    """Draws standard normal values."""
     return torch.randn(shape, generator=generator)
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Values in 0..1, bounded away from 0 so that they may divide."""
+    """Draws values in 0.05..1, so that dividing by them is safe."""
     return 0.05 + 0.95 * torch.rand(shape, generator=generator)
 
 
 def integers(limit: int, dtype: torch.dtype = torch.int64) -> Sample:
-    """Whole numbers in 0..limit-1."""
+    """Returns a function that draws whole numbers in 0..limit-1."""
     return lambda shape, generator: torch.randint(limit, shape, generator=generator).to(dtype)
 
 
@@ -37,7 +37,10 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:
-    """A graph: its inputs and the names and shapes of its outputs; inputs from `variadic` on are one argument."""
+    """A graph's inputs, and the names and shapes of its outputs.
+
+    The inputs from index `variadic` on are variadic arguments (`*args`) of the traced module.
+    """
 
     name: str
     inputs: tuple[Input, ...]
@@ -45,13 +48,13 @@ class GraphSpec:
     variadic: int | None = None
 
     def sample_inputs(self, sizes: dict[str, int], seed: int) -> tuple[torch.Tensor, ...]:
-        """Random inputs for the given sizes."""
+        """Draws random inputs for the given sizes of the symbolic dimensions."""
         generator = torch.Generator().manual_seed(seed)
         return tuple(item.sample(resolve_shape(item.shape, sizes), generator) for item in self.inputs)
 
 
 def text_encoder_spec(vocabulary: int, max_tokens: int, width: int) -> GraphSpec:
-    """Token ids to the embeddings of the prompt."""
+    """Token ids -> embeddings of the prompt."""
     return GraphSpec(
         "text_encoder",
         (Input("input_ids", ("batch", max_tokens), integers(vocabulary)),),
@@ -60,7 +63,7 @@ def text_encoder_spec(vocabulary: int, max_tokens: int, width: int) -> GraphSpec
 
 
 def residual_shapes(channels: tuple[int, ...], layers: tuple[int, ...]) -> list[tuple[Dimension, ...]]:
-    """Shapes of the residuals that SparseCtrl gives to the UNet: conv_in, every layer and downsampler, the middle."""
+    """Returns the shapes of SparseCtrl's residuals: of conv_in, each layer and downsampler, and the middle block."""
     levels = [(channels[0], 0)]
     for level, (width, count) in enumerate(zip(channels, layers, strict=True)):
         levels += [(width, level)] * count
@@ -77,7 +80,7 @@ def residual_shapes(channels: tuple[int, ...], layers: tuple[int, ...]) -> list[
 
 
 def residual_names(count: int) -> list[str]:
-    """Names of the residuals, in the order of `residual_shapes`."""
+    """Returns the names of the residuals, in the order of `residual_shapes`."""
     return [f"down_residual_{index}" for index in range(count - 1)] + ["mid_residual"]
 
 
@@ -87,7 +90,7 @@ def controlnet_spec(
     prompt: tuple[Dimension, ...],
     residuals: list[tuple[Dimension, ...]],
 ) -> GraphSpec:
-    """Keyframes to residuals."""
+    """Keyframes, timestep and prompt -> residuals."""
     return GraphSpec(
         f"controlnet_{kind}",
         (
@@ -106,7 +109,7 @@ def unet_spec(
     prompt: tuple[Dimension, ...],
     residuals: list[tuple[Dimension, ...]],
 ) -> GraphSpec:
-    """The prediction of one step."""
+    """Latents, timestep, prompt and residuals -> prediction of one step."""
     inputs = (Input("latents", latents), Input("timestep", (1,), _timestep), Input("prompt_embeds", prompt))
     named = zip(residual_names(len(residuals)), residuals, strict=True)
     return GraphSpec(
@@ -118,7 +121,7 @@ def unet_spec(
 
 
 def lcm_update_spec(latents: tuple[Dimension, ...]) -> GraphSpec:
-    """Predictions to the next latents, and the denoised estimate frame by frame."""
+    """Predictions -> the next latents, and the denoised estimate frame by frame."""
     _, channels, frames, *sides = latents
     return GraphSpec(
         "lcm_update",
@@ -135,7 +138,7 @@ def lcm_update_spec(latents: tuple[Dimension, ...]) -> GraphSpec:
 
 
 def motion_module_spec(blocks: list[tuple[str, int]]) -> GraphSpec:
-    """Every temporal transformer on its own: one input and output per block, named after it."""
+    """Every temporal transformer on its own: each block has one input and one output, named after the block."""
     shapes: list[tuple[str, tuple[Dimension, ...]]] = [
         (name, ("frames", channels, f"height_{index}", f"width_{index}"))
         for index, (name, channels) in enumerate(blocks)
@@ -149,7 +152,7 @@ def motion_module_spec(blocks: list[tuple[str, int]]) -> GraphSpec:
 
 
 def vae_encoder_spec(latent_channels: int, factor: int) -> GraphSpec:
-    """Pictures to latents."""
+    """Images -> latents."""
     return GraphSpec(
         "vae_encoder",
         (Input("image", ("images", "height", "width", 3), integers(256, torch.uint8)),),
@@ -158,7 +161,7 @@ def vae_encoder_spec(latent_channels: int, factor: int) -> GraphSpec:
 
 
 def vae_decoder_spec(latent_channels: int, factor: int, name: str = DECODERS["full"]) -> GraphSpec:
-    """Latents to frames."""
+    """Latents -> frames."""
     return GraphSpec(
         name,
         (Input("latents", ("images", latent_channels, "latent_height", "latent_width")),),
@@ -169,7 +172,7 @@ def vae_decoder_spec(latent_channels: int, factor: int, name: str = DECODERS["fu
 def tensor_records(
     names_and_shapes: list[tuple[str, tuple[Dimension, ...]]], tensors: tuple[torch.Tensor, ...]
 ) -> tuple[TensorRecord, ...]:
-    """The manifest's records of inputs or outputs, with the types of `tensors`."""
+    """Returns the manifest's records of inputs or outputs, with the types of `tensors`."""
     return tuple(
         TensorRecord(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=shape)
         for (name, shape), tensor in zip(names_and_shapes, tensors, strict=True)

@@ -1,4 +1,4 @@
-"""LoRAs fused into a model: the LCM-LoRA that makes 4 steps possible, motion LoRAs, and styles."""
+"""Fuse LoRAs into a model: the LCM-LoRA, which makes 4 steps possible, motion LoRAs and style LoRAs."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -17,7 +17,7 @@ from .check import ExportError
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A LoRA file, folder or hub name, and how strongly it is fused."""
+    """A LoRA file, folder or hub name, and the weight it is fused with."""
 
     source: str
     weight: float = 1.0
@@ -27,7 +27,7 @@ class Lora:
         """Reads `SOURCE` or `SOURCE=WEIGHT`.
 
         Raises:
-            ExportError: the weight is not a finite number.
+            ExportError: the source is empty, or the weight is not a finite number.
         """
         source, separator, weight = text.rpartition("=")
         if not separator:
@@ -40,7 +40,7 @@ class Lora:
             raise ExportError(
                 "lora",
                 f"{text!r} is not allowed",
-                "give PATH or PATH=WEIGHT with a number as weight, as lcm.safetensors=1.0",
+                "give PATH or PATH=WEIGHT with a number as the weight, such as lcm.safetensors=1.0",
             )
         return cls(source, value)
 
@@ -49,7 +49,8 @@ def fuse(model: nn.Module, part: Literal["unet", "text_encoder"], loras: list[Lo
     """Adds weight * alpha / rank * up @ down of each LoRA to the weights of `model`, in place.
 
     Raises:
-        ExportError: a LoRA cannot be read, or has nothing for this base model.
+        ExportError: a LoRA cannot be read, has no weights for Stable Diffusion, or does not fit `model` with all its
+            layers.
     """
     for index, lora in enumerate(loras):
         state_dict, alphas = read(lora)
@@ -73,31 +74,31 @@ def fuse(model: nn.Module, part: Literal["unet", "text_encoder"], loras: list[Lo
 
 
 def _check_all_landed(model: nn.Module, part: str, lora: Lora, state_dict: dict[str, torch.Tensor]) -> None:
-    """The loaders drop what they cannot place; a LoRA that is fused in part would be wrong without a word."""
+    """Raises ExportError if the loaders have skipped a layer: they drop layers that do not fit without an error."""
     given = sum(key.startswith(f"{part}.") and key.endswith(("down.weight", "lora_A.weight")) for key in state_dict)
     landed = sum(isinstance(module, BaseTunerLayer) for module in model.modules())
     if given != landed:
-        raise ExportError("lora", f"{lora.source!r}: only {landed} of its {given} layers fit the {part} of the base")
+        raise ExportError("lora", f"{lora.source!r}: only {landed} of {given} layers fit the {part} of the base")
 
 
 def read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
-    """The weights of a LoRA under diffusers' names, and its alphas.
+    """Reads the weights of a LoRA under diffusers' names, and its alphas.
 
     Raises:
-        ExportError: it cannot be read.
+        ExportError: the LoRA cannot be read.
     """
     try:
         state_dict, alphas = StableDiffusionPipeline.lora_state_dict(lora.source)
-    except Exception as error:  # the loaders raise whatever the file makes them raise
+    except Exception as error:  # a damaged file can make the loaders raise anything
         raise ExportError("lora", f"cannot load {lora.source!r}: {first_line(error)}") from None
     prefixes = ("unet.", "text_encoder.")
-    if not any(key.startswith(prefixes) for key in state_dict):  # saved from the UNet alone
+    if not any(key.startswith(prefixes) for key in state_dict):  # saved from a UNet without its pipeline
         state_dict = {f"unet.{key}": value for key, value in state_dict.items() if "lora" in key}
     return {_uniform(key): value for key, value in state_dict.items()}, alphas
 
 
 def _uniform(key: str) -> str:
-    """One of diffusers' two spellings in the text encoder; its loader drops the rest where both occur."""
+    """Renames a key of the text encoder to one of diffusers' two spellings: its loader drops keys if both occur."""
     if key.startswith("text_encoder."):
         for name in ("q", "k", "v", "out"):
             key = key.replace(f".to_{name}_lora.", f".{name}_proj.lora_linear_layer.")

@@ -1,4 +1,4 @@
-"""Putting a module of one's own in the place of a library's."""
+"""Replace modules of a library by modules of this package."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,7 +11,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def replace_modules(model: nn.Module, kind: type[Module], build: Callable[[Module], nn.Module]) -> None:
-    """Replaces every module of `kind` inside `model` by what `build` makes of it."""
+    """Replaces every module of `kind` inside `model` by `build(module)`."""
     for name, child in model.named_children():
         if isinstance(child, kind):
             setattr(model, name, build(child))
@@ -20,10 +20,11 @@ def replace_modules(model: nn.Module, kind: type[Module], build: Callable[[Modul
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm (Wu and He 2018, arXiv:1803.08494) as an instance norm of each group.
+    """GroupNorm (Wu and He 2018, arXiv:1803.08494), computed as an instance norm of each group.
 
-    ONNX defines GroupNormalization through E[x^2] - E[x]^2, and so ONNX Runtime's CPU computes it: with a mean of ten
-    standard deviations the error is 30 times that of InstanceNormalization, which also takes half the time.
+    ONNX defines the variance of GroupNormalization as E[x^2] - E[x]^2, and ONNX Runtime's CPU provider computes it
+    that way. If the mean is ten standard deviations, its error is 30 times that of InstanceNormalization, which also
+    takes half the time.
     """
 
     def __init__(self, source: nn.GroupNorm) -> None:
@@ -47,8 +48,8 @@ class GroupNorm(nn.Module):
 class ClipGroupNorm(GroupNorm):
     """GroupNorm of [B, C, F, h*w] with statistics over a whole clip.
 
-    A group then has up to a million values, which ONNX Runtime's CPU adds up one after the other. The sums are taken
-    over the pixels first and over frames and channels next, which is three times slower and a tenth of the error.
+    A group has up to a million values, and ONNX Runtime's CPU provider sums them one after the other. This module sums
+    over the pixels first, then over frames and channels: three times slower, with a tenth of the error.
     """
 
     def normalize(self, states: torch.Tensor) -> torch.Tensor:

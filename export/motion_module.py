@@ -1,4 +1,4 @@
-"""Another motion module for an existing bundle, and motion modules as a graph of their own."""
+"""Replace the motion modules of a bundle, or export motion modules as a graph of their own."""
 
 import gc
 from contextlib import suppress
@@ -23,12 +23,15 @@ from .traced_modules import MotionModules
 
 
 def replace_motion_module(source: str, bundle: Path) -> Manifest:
-    """Writes the motion-module weights of `bundle` anew from the adapter `source`; nothing else is touched.
+    """Replaces the motion-module weights of `bundle` by those of the adapter `source`, and updates the manifest.
+
+    New files are written beside the old ones, and two renames at the end replace these. An error before the renames
+    leaves the bundle unchanged.
 
     Raises:
-        ExportError: the adapter has other shapes or heads than the one that the bundle was exported with, or the
-            bundle cannot be written; up to the two renames at the end it is then as it was.
-        BundleError: `bundle` is not a bundle.
+        ExportError: the layers, shapes or heads of the adapter differ from those of the exported one, or the bundle
+            cannot be written.
+        BundleError: `bundle` is not a bundle, or has no file of motion-module weights.
     """
     manifest = read_manifest(bundle)
     graph = manifest.graphs["unet"]
@@ -45,14 +48,16 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
     adapter = load_motion_adapter(source)
     weights = adapter.state_dict()
     if weights.keys() != {key for key, _ in places}:
-        raise ExportError("motion_adapter", f"{source!r} has other layers than the bundle", "export the bundle again")
+        raise ExportError(
+            "motion_adapter", f"{source!r} and the bundle have different layers", "export the bundle again"
+        )
     tensors = []
     for key, place in places:
         weight = weights[key].T if place.metadata_props.get(TRANSPOSED) else weights[key]
         if tuple(weight.shape) != tuple(place.shape):
             raise ExportError(
                 "motion_adapter",
-                f"{source!r}: {key} has shape {tuple(weight.shape)}, the bundle's is {tuple(place.shape)}",
+                f"{source!r}: {key} has shape {tuple(weight.shape)}, in the bundle {tuple(place.shape)}",
                 "export the bundle again",
             )
         tensors.append(ir.Tensor(weight.contiguous().numpy()))
@@ -80,19 +85,22 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
 
 
 def _check_heads(source: str, adapter: MotionAdapter, graph: ir.Graph) -> None:
-    """Whether the graph splits each attention into as many heads as the adapter: no weight's shape tells it."""
+    """Raises ExportError if an attention of the graph has another number of heads than the adapter's.
+
+    The shapes of the weights do not depend on the number of heads.
+    """
     heads = _attention_heads(graph)
     for name, module in adapter.named_modules():
         if isinstance(module, Attention) and module.heads != heads.get(name):
             raise ExportError(
                 "motion_adapter",
-                f"{source!r}: {name} has {module.heads} attention heads, the bundle's has {heads.get(name, 'none')}",
+                f"{source!r}: {name} has {module.heads} attention heads, in the bundle {heads.get(name, 'none')}",
                 "export the bundle again",
             )
 
 
 def _attention_heads(graph: ir.Graph) -> dict[str, int]:
-    """The heads of each attention by its name: the third size of a reshape to [B, S, heads, d]."""
+    """Returns the number of heads of each attention by name: the third size of its reshape to [B, S, heads, d]."""
     heads = {}
     for node in graph:
         name, _, operator = (node.name or "").partition("/")
@@ -106,15 +114,16 @@ def _attention_heads(graph: ir.Graph) -> dict[str, int]:
 
 
 def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) -> float:
-    """Writes the motion modules as one graph, an input and an output per block; returns its largest error.
+    """Writes the motion modules as one graph with an input and an output per block; returns its largest error.
 
     Raises:
-        ExportError: the adapter cannot be loaded, or the graph differs from torch.
+        ExportError: `temporal_norm` is unknown, `output` is not named `*.onnx` or cannot be written, the adapter cannot
+            be loaded, or the graph differs from torch.
     """
     if temporal_norm not in ("frame", "clip"):
         raise ExportError("temporal_norm", f"{temporal_norm!r} is unknown", "choose frame or clip")
     if output.suffix != ".onnx":
-        raise ExportError("standalone", f"{str(output)!r} is no name of a graph", "name a file that ends in .onnx")
+        raise ExportError("standalone", f"{str(output)!r} is not the name of a graph", "give a name that ends in .onnx")
     module = MotionModules(load_motion_adapter(source), temporal_norm).eval().requires_grad_(False)
     spec = motion_module_spec([(name, block.proj_in.in_features) for name, block in module.blocks()])
     symbols = {str(size) for item in spec.inputs for size in item.shape if isinstance(size, str)}

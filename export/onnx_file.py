@@ -1,4 +1,4 @@
-"""Tracing a module to ONNX, and writing the graph with its weights under their checkpoint names."""
+"""Trace a module to ONNX, and write the graph with its weights under their checkpoint names."""
 
 import ast
 import os
@@ -18,14 +18,14 @@ from .graph_specs import GraphSpec
 OPSET = 21
 IR_VERSION = 10
 PREFIX = "model."
-"""Where the traced modules of `graphs.py` keep the checkpoint's model."""
+"""Prefix of the weights' names: the modules of `traced_modules.py` keep the checkpoint's model as `self.model`."""
 TRANSPOSED = "transposed"
-"""Metadata of an initializer that holds its checkpoint's matrix transposed."""
+"""Metadata key of an initializer that holds the transposed matrix of the checkpoint."""
 _ALIGNMENT = 64
 
 
 def trace(module: nn.Module, spec: GraphSpec, inputs: tuple[torch.Tensor, ...]) -> ir.Model:
-    """Traces `module` with torch's dynamo exporter; every named dimension of `spec` stays symbolic."""
+    """Traces `module` with torch's dynamo exporter; all named dimensions of `spec` stay symbolic."""
     dynamic = torch.export.Dim.DYNAMIC
     shapes: list[Any] = [
         {axis: dynamic for axis, size in enumerate(item.shape) if isinstance(size, str)} or None for item in spec.inputs
@@ -56,10 +56,15 @@ def trace(module: nn.Module, spec: GraphSpec, inputs: tuple[torch.Tensor, ...]) 
 
 
 def write(model: ir.Model, path: Path, weights: Callable[[str], str]) -> list[Path]:
-    """Writes `path` and, beside it, the external-data files that `weights` names for each weight.
+    """Writes the graph to `path` and its weights to external-data files beside it.
+
+    Args:
+        model: the graph.
+        path: file of the graph.
+        weights: returns the name of the external-data file for the name of a weight.
 
     Returns:
-        The files of weights, in the order of their first weight.
+        The external-data files, in the order of their first weight.
     """
     files: dict[str, list[ir.Value]] = {}
     for name, value in model.graph.initializers.items():
@@ -84,7 +89,7 @@ def write(model: ir.Model, path: Path, weights: Callable[[str], str]) -> list[Pa
 
 
 def write_tensors(path: Path, tensors: list[ir.TensorProtocol]) -> list[tuple[int, int]]:
-    """Writes raw tensors one after the other, aligned; returns offset and length of each, in bytes."""
+    """Writes raw tensors in sequence, each aligned to 64 bytes; returns the offset and length of each in bytes."""
     layout = []
     with path.open("wb") as file:
         for tensor in tensors:
@@ -117,7 +122,7 @@ def _restore_weight_names(graph: ir.Graph) -> None:
 
 
 def _fold_weight_transposes(graph: ir.Graph) -> None:
-    """Replaces Transpose(weight) by the transposed weight, under its own name and evaluated only when written."""
+    """Replaces Transpose(weight) by the transposed weight, which keeps its name and is computed only when written."""
     for weight in list(graph.initializers.values()):
         nodes = [use.node for use in weight.uses()]
         permutations = {tuple(node.attributes["perm"].as_ints()) for node in nodes if node.op_type == "Transpose"}
@@ -158,7 +163,7 @@ def _simplify(model: ir.Model) -> None:
 
 
 def _drop_zero_biases(graph: ir.Graph) -> None:
-    """Takes the bias away that the tracer computes for a convolution without one: builders want theirs constant."""
+    """Removes the zero bias that the tracer adds to convolutions without one: engine builders want a constant bias."""
     for node in graph:
         bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
         maker = bias.producer() if bias is not None else None
@@ -167,7 +172,7 @@ def _drop_zero_biases(graph: ir.Graph) -> None:
 
 
 def _merge_constants(graph: ir.Graph) -> None:
-    """Leaves one of each constant; weights are never merged, so that each can be swapped by its name."""
+    """Merges equal constants. Weights are never merged, so that each can be replaced by its name."""
     kept: dict[tuple[object, ...], ir.Value] = {}
     for name, value in list(graph.initializers.items()):
         if "." in name or value.is_graph_output():
@@ -180,7 +185,7 @@ def _merge_constants(graph: ir.Graph) -> None:
 
 
 def _name_nodes(graph: ir.Graph) -> None:
-    """Names each node after the module it comes from, so that a layer can be found in an engine."""
+    """Names each node after its module, so that its layer can be found in an engine."""
     for index, node in enumerate(graph):
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
         module = scopes[-2].removeprefix(PREFIX) if len(scopes) > 1 else ""
@@ -188,7 +193,7 @@ def _name_nodes(graph: ir.Graph) -> None:
 
 
 def _clean(model: ir.Model, spec: GraphSpec) -> None:
-    """Drops the tracer's traces, and gives inputs and outputs the shapes of `spec`."""
+    """Removes the tracer's metadata and inferred shapes, and gives inputs and outputs the shapes of `spec`."""
     common.ClearMetadataAndDocStringPass()(model)
     common.NameFixPass()(model)
     for node in model.graph:
@@ -198,7 +203,7 @@ def _clean(model: ir.Model, spec: GraphSpec) -> None:
                 value.type = None
     signature = [(item.name, item.shape) for item in spec.inputs] + list(spec.outputs)
     for value, (name, shape) in zip((*model.graph.inputs, *model.graph.outputs), signature, strict=True):
-        assert value.name == name, f"{value.name} stands where {name} should"
+        assert value.name == name, f"found {value.name} in the place of {name}"
         value.shape = ir.Shape(shape)
     model.ir_version = IR_VERSION
     model.producer_name = "sparsectrl-lcm"

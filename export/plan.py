@@ -1,4 +1,4 @@
-"""What to export: the options, what the checkpoints' configurations say, and one job per graph."""
+"""Plan an export: the options, the sizes from the checkpoints' configurations, and one job per graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,12 +33,12 @@ class ExportOptions:
         motion_adapter: the motion modules of AnimateDiff.
         controlnets: SparseCtrl by kind, `scribble` or `rgb`.
         loras: fused into UNet and text encoder, in this order.
-        vae: another VAE than the base's.
-        tiny_decoder: an AutoencoderTiny, or a file in TAESD's own format; its decoder stands beside the VAE's.
+        vae: a VAE to use instead of the base's.
+        tiny_decoder: an AutoencoderTiny, or a file in TAESD's own format; its decoder is exported besides the VAE's.
         temporal_norm: see `TemporalTransformer`.
-        frames: frames of a clip where a request does not say.
-        height, width: pixels of a clip where a request does not say; None takes the UNet's sample size.
-        scheduler: overrides of the LCM schedule, with diffusers' names.
+        frames: default number of frames of a clip.
+        height, width: default size of a clip in pixels; None takes the UNet's sample size.
+        scheduler: overrides of the LCM schedule, by diffusers' names.
     """
 
     base: str
@@ -54,7 +54,7 @@ class ExportOptions:
     scheduler: dict[str, Any] = field(default_factory=dict)
 
     def sources(self) -> dict[str, str]:
-        """What the bundle is made of, for its manifest; of folders only their names."""
+        """Returns the sources for the bundle's manifest; local folders and files appear without their path."""
         named = {
             "base": self.base,
             "motion_adapter": self.motion_adapter,
@@ -69,13 +69,16 @@ class ExportOptions:
 
 
 def public_name(source: str) -> str:
-    """A hub name as it is, of a folder or file only its name: a bundle tells nothing of the machine it was made on."""
+    """Returns a hub name unchanged, and a local folder or file without its path.
+
+    A bundle must not reveal paths of the machine that exported it.
+    """
     return Path(source).name if Path(source).exists() else source
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the configurations of the checkpoints say, and the options."""
+    """The options, and the sizes and schedule from the checkpoints' configurations."""
 
     options: ExportOptions
     sizes: Sizes
@@ -98,7 +101,7 @@ class Parts:
 
 
 def read_parts(options: ExportOptions) -> Parts:
-    """Reads the configurations, and checks before any long work that the parts fit together.
+    """Reads the configurations and checks that the parts fit together, before any long work starts.
 
     Raises:
         ExportError: a checkpoint cannot be read, or the parts do not fit together.
@@ -111,9 +114,7 @@ def read_parts(options: ExportOptions) -> Parts:
     positions += [compatibility.check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
     max_frames = min(MAX_FRAMES, *positions)
     if not 1 <= options.frames <= max_frames:
-        raise ExportError(
-            "frames", f"{options.frames} is out of range", f"these motion modules allow 1 to {max_frames}"
-        )
+        raise ExportError("frames", f"{options.frames} is out of range", f"the motion modules allow 1 to {max_frames}")
     for lora in options.loras:
         read_lora(lora)
     channels = tuple(unet["block_out_channels"])
@@ -132,7 +133,7 @@ def read_parts(options: ExportOptions) -> Parts:
 
 
 def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], max_frames: int) -> Sizes:
-    """The sizes that requests may have."""
+    """Returns the default and allowed sizes of requests."""
     factor = compatibility.scale_factor(vae)
     multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     sample_size = unet["sample_size"] or 64
@@ -163,8 +164,8 @@ class Job:
     Attributes:
         spec: names, types and shapes of inputs and outputs.
         build: loads the module.
-        traced: the clip that the module is traced with.
-        checked: another clip, at which the graph is compared with torch too.
+        traced: layout of the clip that the module is traced with. The graph is compared with torch at this layout.
+        checked: layout of another clip at which the graph is also compared with torch.
     """
 
     spec: GraphSpec
@@ -173,13 +174,13 @@ class Job:
     checked: ClipLayout
 
     def trace_inputs(self) -> tuple[torch.Tensor, ...]:
-        """Random inputs to trace the module with."""
+        """Draws random inputs to trace the module with."""
         return self._inputs(self.traced, seed=0)
 
     def check_inputs(self) -> list[tuple[torch.Tensor, ...]]:
-        """Random inputs to compare with torch, at the traced size and at the other."""
+        """Draws random inputs for the comparison with torch, at the traced size and at the other one."""
         inputs = [self._inputs(self.traced, seed=1), self._inputs(self.checked, seed=2)]
-        if self.spec.name == "unet":  # without keyframes the runtime passes residuals of zero that broadcast
+        if self.spec.name == "unet":  # without keyframes the runtime passes zeros that broadcast
             broadcast = (
                 torch.zeros(1, tensor.shape[1], 1, 1) if "residual" in item.name else tensor
                 for item, tensor in zip(self.spec.inputs, inputs[-1], strict=True)
@@ -192,7 +193,7 @@ class Job:
 
 
 def plan_jobs(parts: Parts) -> list[Job]:
-    """The jobs of a bundle, in the order in which a request runs the graphs."""
+    """Returns the jobs of a bundle, in the order in which a request runs the graphs."""
     jobs = [_text_encoder(parts)]
     if "rgb" in parts.options.controlnets:
         jobs.append(_vae(parts, graph_specs.vae_encoder_spec, traced_modules.VaeEncoder))
@@ -214,7 +215,7 @@ def _text_encoder(parts: Parts) -> Job:
 
 
 def _video_layouts(parts: Parts) -> tuple[ClipLayout, ClipLayout]:
-    """Small clips to trace and to check the graphs of texts and latents with."""
+    """Returns two small clips: one to trace the graphs for prompts and latents, and one more to check them."""
     side = parts.sizes.multiple
     traced = ClipSize(width=3 * side, height=2 * side, frames=4)
     checked = ClipSize(width=side, height=3 * side, frames=3)
@@ -266,7 +267,7 @@ def _lcm_update(parts: Parts) -> Job:
 
 
 def _image_layouts(parts: Parts) -> tuple[ClipLayout, ClipLayout]:
-    """Small images to trace and to check the VAE with."""
+    """Returns two small image sizes: one to trace the VAE, and one more to check it."""
     factor = parts.sizes.vae_scale_factor
     traced = ClipSize(width=6 * factor, height=4 * factor, frames=2)
     checked = ClipSize(width=3 * factor, height=5 * factor, frames=1)
@@ -296,10 +297,10 @@ def _tiny_decoder(parts: Parts, source: str) -> Job:
 
 
 def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:
-    """The manifest's record of an LCM scheduler's configuration.
+    """Returns the manifest's record of an LCM scheduler's configuration.
 
     Raises:
-        ExportError: the configuration asks for what the runtime cannot do.
+        ExportError: the runtime does not support a setting.
     """
     for name in ("thresholding", "rescale_betas_zero_snr", "trained_betas"):
         if config.get(name):

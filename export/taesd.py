@@ -1,6 +1,6 @@
-"""TAESD's own format: a file with the weights of a decoder, numbered as the entries of an nn.Sequential.
+"""Load a decoder from a file in TAESD's own format: weights numbered as the entries of an nn.Sequential.
 
-Its entries are those of the layers of diffusers' AutoencoderTiny, but for a clamp without weights that comes first
+The entries are the layers of diffusers' AutoencoderTiny, shifted by one: a clamp without weights comes first
 (https://github.com/madebyollin/taesd, taesd.py).
 """
 
@@ -21,23 +21,21 @@ _BLOCK = re.compile(r"(\d+)\.conv\.0\.weight")
 
 
 def load(path: Path) -> AutoencoderTiny:
-    """An AutoencoderTiny with the decoder of a file; its encoder is random.
+    """Loads the decoder of a file into an AutoencoderTiny, whose encoder stays random.
 
     Raises:
-        ExportError: the file holds no such decoder.
+        ExportError: the file's suffix is not in `SUFFIXES`, or it holds no decoder of TAESD.
     """
     if path.suffix not in SUFFIXES:
-        raise ExportError(
-            "tiny_decoder", f"{str(path)!r} is not a file of TAESD", f"allowed are {' and '.join(SUFFIXES)}"
-        )
+        raise ExportError("tiny_decoder", f"{str(path)!r} is not a TAESD file", f"allowed are {' and '.join(SUFFIXES)}")
     weights = _read(path)
     convolutions, blocks = (_entries(weights, kind) for kind in (_CONVOLUTION, _BLOCK))
     refusal = ExportError(
         "tiny_decoder",
-        f"{str(path)!r} holds no decoder of TAESD",
+        f"{str(path)!r} holds no TAESD decoder",
         "give taesd_decoder.safetensors or taesd_decoder.pth",
     )
-    if len(convolutions) < 2 or convolutions[0] != 1:  # an encoder begins with a convolution, at 0
+    if len(convolutions) < 2 or convolutions[0] != 1:  # an encoder starts with a convolution at 0
         raise refusal
     stages = [sum(start < block < end for block in blocks) for start, end in pairwise(convolutions)]
     first, last = weights["1.weight"], weights[f"{convolutions[-1]}.weight"]
@@ -62,7 +60,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _entries(weights: dict[str, torch.Tensor], kind: re.Pattern[str]) -> list[int]:
-    """Numbers of the entries of a kind, in order."""
+    """Returns the sorted numbers of the entries whose names match `kind`."""
     return sorted(int(found[1]) for name in weights if (found := kind.fullmatch(str(name))))
 
 

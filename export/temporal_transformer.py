@@ -1,4 +1,4 @@
-"""The temporal transformer of AnimateDiff, with a choice of how its first norm takes its statistics."""
+"""The temporal transformer of AnimateDiff, with a choice of statistics for its first norm."""
 
 from typing import Any, Literal
 
@@ -14,13 +14,13 @@ TemporalNorm = Literal["frame", "clip"]
 class TemporalTransformer(nn.Module):
     """Self-attention over the frames of each pixel, added to its input.
 
-    Takes over the submodules of a diffusers `AnimateDiffTransformer3D`, so every weight keeps its checkpoint name.
+    Reuses the submodules of a diffusers `AnimateDiffTransformer3D`, so every weight keeps its checkpoint name.
 
     Args:
         source: the module whose weights are used.
-        temporal_norm: where the GroupNorm at the head takes its statistics: over each `frame`, as in the original
-            AnimateDiff code (guoyww/AnimateDiff, motion_module.py) that the public checkpoints were trained with,
-            or over the whole `clip`, as in diffusers.
+        temporal_norm: what the first GroupNorm takes its statistics over: each `frame`, as in the original AnimateDiff
+            code (guoyww/AnimateDiff, motion_module.py) that the public checkpoints were trained with, or the whole
+            `clip`, as in diffusers.
     """
 
     def __init__(self, source: AnimateDiffTransformer3D, temporal_norm: TemporalNorm) -> None:
@@ -40,7 +40,7 @@ class TemporalTransformer(nn.Module):
         num_frames: int = 1,
         cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> torch.Tensor:
-        """Maps [B*F, C, h, w] to the same shape; the arguments stand in the order that the diffusers blocks use."""
+        """Maps [B*F, C, h, w] to the same shape; the diffusers blocks pass the arguments in this order."""
         _, channels, height, width = hidden_states.shape
         states = hidden_states.reshape(-1, num_frames, channels, height * width)  # [B, F, C, h*w]
         if self.temporal_norm == "frame":
@@ -58,5 +58,5 @@ class TemporalTransformer(nn.Module):
 
 
 def replace_temporal_transformers(model: nn.Module, temporal_norm: TemporalNorm) -> None:
-    """Puts a `TemporalTransformer` in the place of every `AnimateDiffTransformer3D` in `model`."""
+    """Replaces every `AnimateDiffTransformer3D` in `model` by a `TemporalTransformer`."""
     replace_modules(model, AnimateDiffTransformer3D, lambda source: TemporalTransformer(source, temporal_norm))

@@ -8,9 +8,9 @@ from diffusers.models.attention_processor import Attention
 class SharedTextAttnProcessor:
     """Self-attention, and cross-attention to a text that is the same for every frame.
 
-    For cross-attention the frames are folded into the query's sequence: softmax works row by row, so
-    [B, F*N] queries against [B, 77] keys give the same numbers as the text repeated F times, and the
-    keys and values are projected once per prompt instead of once per frame.
+    Cross-attention folds the frames into the query's sequence. Softmax works row by row, so [B, F*N] queries against
+    [B, 77] keys give the same numbers as the text repeated F times. The keys and values are projected once per prompt
+    instead of once per frame.
     """
 
     def __call__(

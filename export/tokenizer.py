@@ -1,4 +1,4 @@
-"""The CLIP tokenizer as one `tokenizer.json`."""
+"""Write the CLIP tokenizer as one `tokenizer.json`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from .check import ExportError
 
 
 def write_tokenizer(tokenizer: CLIPTokenizer, max_tokens: int, path: Path) -> None:
-    """Writes `tokenizer.json`, set to cut and pad every prompt to `max_tokens`.
+    """Writes `tokenizer.json`, which truncates and pads every prompt to `max_tokens`.
 
     Raises:
         ExportError: the checkpoint's tokenizer has no padding token.

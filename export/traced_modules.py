@@ -1,6 +1,6 @@
-"""The modules that are traced: one per graph of the bundle, each with the glue that belongs into the graph.
+"""The modules to trace: one per graph of the bundle, including the code around the model that belongs in the graph.
 
-All of them are thin: they call the blocks of the diffusers and transformers models, whose weights keep their names.
+They are thin: they call the blocks of the diffusers and transformers models, whose weights keep their names.
 """
 
 import torch
@@ -31,7 +31,7 @@ class TextEncoder(nn.Module):
 
 
 def _prepare(model: nn.Module, temporal_norm: TemporalNorm) -> None:
-    """Gives a model this package's attention, temporal transformers and group norms; weights keep their names."""
+    """Installs this package's attention, temporal transformers and group norms; the weights keep their names."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.set_processor(SharedTextAttnProcessor())
@@ -40,16 +40,16 @@ def _prepare(model: nn.Module, temporal_norm: TemporalNorm) -> None:
 
 
 class SparseCtrl(nn.Module):
-    """Residuals of every frame from at most four distinct ones: the keyframes and a blank.
+    """SparseCtrl: the residuals of all frames, computed from at most four distinct frames (keyframes and a blank).
 
-    SparseCtrl (Guo et al. 2023, arXiv:2311.16933) sets its latent input to zero, so its input convolution is its
-    bias, and all frames without a keyframe are equal until the first temporal layer. The layers before it
-    therefore run on the U distinct frames, which are then gathered out to F.
+    SparseCtrl (Guo et al. 2023, arXiv:2311.16933) sets its latent input to zero, so its input convolution reduces to
+    the bias, and all frames without a keyframe are equal until the first temporal layer. The layers before that one
+    run on the U distinct frames, which are then gathered to F.
 
-    Inputs: timestep [1]; prompt_embeds [B, 77, D]; conditioning, uint8 pixels [U, H, W, 3] for scribbles and latents
-    [U, 4, h, w] for pictures; conditioning_mask [U], 1 where the frame holds a keyframe; frame_index [F] int64, each
-    frame's place in U.
-    Outputs: the residuals of the down blocks and the middle, each [B*F, C, h, w].
+    Inputs: timestep [1]; prompt_embeds [B, 77, D]; conditioning, uint8 pixels [U, H, W, 3] for scribbles or latents
+    [U, 4, h, w] for rgb keyframes; conditioning_mask [U], 1 for a keyframe and 0 for the blank; frame_index [F] int64,
+    each frame's index in U.
+    Outputs: the residuals of the down blocks and the middle block, each [B*F, C, h, w].
     """
 
     def __init__(self, model: SparseControlNetModel, temporal_norm: TemporalNorm) -> None:
@@ -109,8 +109,8 @@ class SparseCtrl(nn.Module):
 class UNet(nn.Module):
     """The UNet with its motion modules: the prediction of one step, for each prompt of a batch.
 
-    Inputs: latents [1, 4, F, h, w]; timestep [1]; prompt_embeds [B, 77, D]; the residuals of SparseCtrl, of the full
-    shape [B*F, C, h, w] or one that broadcasts to it.
+    Inputs: latents [1, 4, F, h, w]; timestep [1]; prompt_embeds [B, 77, D]; the residuals of SparseCtrl, each of shape
+    [B*F, C, h, w] or broadcastable to it.
     Output: prediction [B, 4, F, h, w].
     """
 
@@ -135,7 +135,7 @@ class UNet(nn.Module):
             states += block_states
         states = [state + residual for state, residual in zip(states, residuals[:-1], strict=True)]
 
-        if not hasattr(model.mid_block, "motion_modules"):  # AnimateDiff v1 and v3 have none in the middle
+        if not hasattr(model.mid_block, "motion_modules"):  # AnimateDiff v1 and v3 have none in the middle block
             sample = model.mid_block(sample, temb, encoder_hidden_states=prompt_embeds)
         else:
             sample = model.mid_block(hidden_states=sample, **shared)
@@ -152,16 +152,16 @@ class UNet(nn.Module):
 
 
 class LcmUpdate(nn.Module):
-    """Guidance and the LCM update in fp32, as diffusers' `LCMScheduler.step`.
+    """Guidance and the LCM update in fp32, as in diffusers' `LCMScheduler.step`.
 
-    A graph of its own, so that one set of UNet weights serves with and without guidance: without it `negative` and
-    `positive` are the same prediction, which then is the guided one.
-    Latent Consistency Models, Luo et al. 2023 (arXiv:2310.04378), eq. 4 and algorithm 3.
+    This is a graph of its own so that one set of UNet weights serves requests with and without guidance. Without
+    guidance, `negative` and `positive` are the same prediction, and guiding leaves it unchanged.
+    Source: Latent Consistency Models, Luo et al. 2023 (arXiv:2310.04378), eq. 4 and algorithm 3.
 
-    Inputs: latents [1, 4, F, h, w]; negative and positive, predictions as latents; guidance_scale [1]; noise as
-    latents; coefficients [6]: sqrt(alpha), sqrt(1 - alpha), c_skip, c_out at this timestep, sqrt(alpha),
-    sqrt(1 - alpha) at the next (1 and 0 after the last).
-    Outputs: next_latents as latents; images, the denoised estimate frame by frame [F, 4, h, w].
+    Inputs: latents [1, 4, F, h, w]; negative and positive, two predictions shaped like latents; guidance_scale [1];
+    noise shaped like latents; coefficients [6]: sqrt(alpha), sqrt(1 - alpha), c_skip, c_out at this timestep, then
+    sqrt(alpha), sqrt(1 - alpha) at the next one (1 and 0 after the last).
+    Outputs: next_latents shaped like latents; images, the denoised estimate frame by frame [F, 4, h, w].
     """
 
     def __init__(self, prediction_type: str = "epsilon", clip_range: float | None = None) -> None:
@@ -193,7 +193,7 @@ class LcmUpdate(nn.Module):
 
 
 class MotionModules(nn.Module):
-    """Every temporal transformer by itself: states [F, C, h, w] of each block -> the same shapes."""
+    """Every temporal transformer on its own: states [F, C, h, w] of each block -> the same shapes."""
 
     def __init__(self, model: MotionAdapter, temporal_norm: TemporalNorm) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class MotionModules(nn.Module):
         self.model = model
 
     def blocks(self) -> list[tuple[str, TemporalTransformer]]:
-        """The temporal transformers by their names in the checkpoint."""
+        """Returns the temporal transformers with their names in the checkpoint."""
         return [(name, item) for name, item in self.model.named_modules() if isinstance(item, TemporalTransformer)]
 
     def forward(self, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -242,9 +242,9 @@ class VaeDecoder(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """latents [N, 4, h, w] -> frames [N, 8h, 8w, 3] uint8, by the decoder of TAESD (madebyollin/taesd).
+    """latents [N, 4, h, w] -> frames [N, 8h, 8w, 3] uint8, with the decoder of TAESD (madebyollin/taesd).
 
-    Its scaling factor is 1: it takes the loop's latents as they are, and bounds them itself.
+    TAESD's scaling factor is 1: it takes the loop's latents unscaled and bounds them itself.
     """
 
     def __init__(self, model: AutoencoderTiny) -> None:

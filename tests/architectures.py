@@ -1,4 +1,4 @@
-"""The two small architectures that the tests export; they differ in depth, heads, channels and options."""
+"""The two small architectures that the tests export. They differ in depth, heads, channels and options."""
 
 from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture
 

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def with_other_motion_module(bundle: Path, folder: Path, seed: int = 1) -> Path:
-    """A copy of a bundle whose motion module has other weights, of the same sizes."""
+    """Copies a bundle, without engines, and changes the motion-module weights; shapes stay the same."""
     shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns("engines"))
     path = folder / "onnx" / "unet.motion.weights"
     values = np.fromfile(path, np.float32)

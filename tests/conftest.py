@@ -1,4 +1,4 @@
-"""Checkpoints and bundles that the tests share. Exports take minutes, so they are kept in .cache/tests."""
+"""Checkpoints and bundles shared by the tests. Exports take minutes, so they are cached in .cache/tests."""
 
 import hashlib
 import os
@@ -13,13 +13,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers fill the cores; torch's threads would wait for each other's
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers fill the cores; more torch threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A bundle and the checkpoints it was made of."""
+    """A bundle and the checkpoints it was exported from."""
 
     name: str
     checkpoints: Path
@@ -41,8 +41,9 @@ LONG = (
     "demo/test_training.py",
     "service",
 )
-"""Files and folders that start first, so that none is left to one worker in the end. The first one exports."""
+"""Files and folders that start first, so that no long file runs alone at the end. The first one exports."""
 SEPARATE = ("runtime/test_gpu_executor.py", "cli/test_cli.py")
+<<<<<<< HEAD
 """Long files whose tests share nothing that takes long to make; workers take these test by test."""
 TOO_LONG = (
     "engine/test_tensorrt_rtx.py",
@@ -56,6 +57,13 @@ TOO_LONG = (
 HEAVY = re.compile(r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b")
 """An import that `--fast` has no time for."""
 _fast = False
+=======
+"""Long files whose tests share no slow fixture; their tests are spread over the workers."""
+BUILDS = ("engine/test_tensorrt_rtx.py", "engine/test_openvino_engines.py", "engine/test_onnxruntime_cuda.py")
+"""Files whose engine builds take too long for `--fast`."""
+HEAVY = re.compile(r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b")
+"""Imports that take too long for `--fast`."""
+>>>>>>> prose3
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -96,7 +104,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _start(item: pytest.Item) -> int:
-    """The place of a test in the order of start."""
+    """Returns the position of a test in the start order."""
     path = _path(item)
     return next((place for place, prefix in enumerate(LONG) if path.startswith(prefix)), len(LONG))
 
@@ -106,7 +114,10 @@ def _path(item: pytest.Item) -> str:
 
 
 def _architecture(item: pytest.Item) -> str:
-    """The exported architecture that a test is for, or nothing; a worker keeps to one of them within a file."""
+    """Returns the exported architecture of a test, or an empty string.
+
+    All tests of one file for one architecture run on the same worker.
+    """
     callspec = getattr(item, "callspec", None)
     return str(callspec.params.get("exported", "")) if callspec is not None else ""
 
@@ -126,7 +137,7 @@ def _cache() -> Path:
 def export_architecture(name: str) -> Exported:
     """Exports an architecture of `architectures.py` with diffusers' temporal norm, or takes it from the cache.
 
-    While another worker exports it, this one exports what else is missing instead of waiting.
+    If another worker is exporting it, this worker exports the other missing architectures instead of waiting.
     """
     if _fast:
         pytest.skip("needs an exported bundle")
@@ -190,6 +201,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is remembered from test to test in the user's cache folder."""
+    """Gives each test an empty user cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
     yield

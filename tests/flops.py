@@ -1,4 +1,4 @@
-"""Floating-point operations of an ONNX graph, counted from the shapes that ONNX Runtime saw when it ran."""
+"""Count the floating-point operations of an ONNX graph from the shapes in ONNX Runtime's profile of a run."""
 
 import json
 from math import prod
@@ -10,7 +10,7 @@ import onnxruntime
 
 
 def count_flops(path: Path, feeds: dict[str, np.ndarray], folder: Path) -> int:
-    """2 per multiply-add of convolutions and matrix products, as torch's FlopCounterMode counts them."""
+    """Counts 2 per multiply-add of convolutions and matrix products, as torch's FlopCounterMode does."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_profiling = True

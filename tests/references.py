@@ -1,4 +1,4 @@
-"""The independent reference: diffusers' own pipeline on the same checkpoints."""
+"""The independent reference: diffusers' own pipelines on the same checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def _parts(checkpoints: Path) -> dict[str, Any]:
 
 
 def sparsectrl_pipeline(checkpoints: Path, controlnet: str) -> AnimateDiffSparseControlNetPipeline:
-    """diffusers' pipeline; rgb keyframes enter as the mode of the VAE's posterior, where diffusers draws from it."""
+    """diffusers' pipeline, but rgb keyframes are encoded to the mode of the VAE's posterior instead of a sample."""
     retrieve = diffusers_retrieve_latents
     sparsectrl.retrieve_latents = lambda output: retrieve(output, sample_mode="argmax")
     model = SparseControlNetModel.from_pretrained(checkpoints / controlnet)
@@ -48,14 +48,14 @@ diffusers_retrieve_latents = sparsectrl.retrieve_latents
 
 
 def animatediff_pipeline(checkpoints: Path) -> AnimateDiffPipeline:
-    """AnimateDiff without SparseCtrl."""
+    """diffusers' AnimateDiff pipeline, without SparseCtrl."""
     pipe = AnimateDiffPipeline(**_parts(checkpoints))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 class _PerFrame(nn.Module):
-    """A GroupNorm of each frame, where diffusers hands over [B, C, F, h, w]."""
+    """A GroupNorm over each frame on its own. diffusers passes states [B, C, F, h, w]."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class _PerFrame(nn.Module):
 
 
 def normalize_per_frame(model: nn.Module) -> None:
-    """Gives diffusers the temporal norm of the original AnimateDiff code."""
+    """Changes diffusers' model to the temporal norm of the original AnimateDiff code."""
     for module in model.modules():
         if isinstance(module, AnimateDiffTransformer3D):
             module.norm = _PerFrame(module.norm)
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """diffusers' frames in 0..1 as levels."""
+    """Converts diffusers' frames in 0..1 to levels in 0..255."""
     return (frames * 255).round().astype(np.uint8)

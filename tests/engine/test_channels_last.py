@@ -1,4 +1,4 @@
-"""Group norms by channels and turned motion modules, against the graphs as they were and sums in float64."""
+"""Group norms by channels and motion modules with channels last, compared with the original graphs and float64."""
 
 import re
 from pathlib import Path
@@ -21,13 +21,13 @@ from test_identities import assert_equal_results, operators, random, rewritten, 
 CHANNELS, OF_A_GROUP, EPSILON = 12, 3, 1e-5
 HALF_A_STEP_OF_BF16 = 2.0**-9
 OF_IMAGES = re.compile(r"(resnets\.\d+\.norm[12]|attentions\.\d+\.norm|conv_norm_out)\.weight$")
-"""The weights of group norms of images; `transformer_blocks` have layer norms."""
+"""Weights of the group norms of images. The norms in `transformer_blocks` are layer norms."""
 MOTION_MODULE = re.compile(r"motion_modules\.\d+/")
-"""Nodes of a motion module, without its norm and its transformer."""
+"""Nodes that belong to a motion module itself, not to its norm or its transformer."""
 
 
 def group_norm(path: Path, rank: int = 4, channels: int = CHANNELS, convolved: bool = False) -> Path:
-    """A group norm of [N, C, ...] as it is exported, alone or after a convolution that changes nothing."""
+    """Writes a group norm of [N, C, ...] as the export does, alone or after an identity convolution."""
     groups = channels // OF_A_GROUP
     weights = {
         "norm.weight": random(channels, seed=1),
@@ -63,7 +63,7 @@ def group_norm(path: Path, rank: int = 4, channels: int = CHANNELS, convolved: b
 
 
 def expected_norm(images: np.ndarray) -> np.ndarray:
-    """What `group_norm` is to give, in float64."""
+    """Computes the expected output of `group_norm` in float64."""
     count, channels, *_ = images.shape
     grouped = images.astype(np.float64).reshape(count, channels // OF_A_GROUP, -1)
     centred = grouped - grouped.mean(-1, keepdims=True)
@@ -73,7 +73,7 @@ def expected_norm(images: np.ndarray) -> np.ndarray:
 
 
 def normed(folder: Path, images: np.ndarray) -> np.ndarray:
-    """What the rewritten norm gives."""
+    """Runs the rewritten norm."""
     result, counts = rewritten(group_norm(folder / "g.onnx"), folder, norm_by_channels)
     assert counts == [1]
     assert "InstanceNormalization" not in operators(result)
@@ -83,7 +83,7 @@ def normed(folder: Path, images: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (32, 32)])
 def test_a_norm_by_channels_gives_the_same(shape: tuple[int, int], tmp_path: Path) -> None:
-    """Each channel with a mean and a deviation of its own, so that groups are not what their channels are."""
+    """Each channel has its own mean and deviation, so that statistics of a group differ from those of its channels."""
     channel = np.arange(CHANNELS)[:, None, None]
     images = (random(3, CHANNELS, *shape) * (1 + channel % 5) + channel).astype(np.float32)
     expected = expected_norm(images)
@@ -93,8 +93,8 @@ def test_a_norm_by_channels_gives_the_same(shape: tuple[int, int], tmp_path: Pat
 @pytest.mark.parametrize("side", [64, 256])
 @pytest.mark.parametrize("mean", [0, 3, 10])
 def test_openvino_keeps_to_a_twentieth_of_what_bf16_rounds(mean: float, side: int, tmp_path: Path) -> None:
-    """With channels innermost, as they are after a convolution, where it adds up pixels one after the other."""
-    channels = 96  # with a few it leaves them outermost
+    """Channels are innermost, as after a convolution: OpenVINO then sums the pixels one after the other."""
+    channels = 96  # with fewer, OpenVINO leaves them outermost
     images = random(1, channels, side, side) + np.float32(mean)
     expected = expected_norm(images)
     norm = group_norm(tmp_path / "g.onnx", channels=channels, convolved=True)
@@ -108,7 +108,7 @@ def test_openvino_keeps_to_a_twentieth_of_what_bf16_rounds(mean: float, side: in
 
 
 def test_images_of_one_value_stay_finite(tmp_path: Path) -> None:
-    """Their variance would come out below zero for about half of these values."""
+    """Without a clamp, rounding makes the variance negative for about half of these values."""
     values = np.linspace(1, 300, 150, dtype=np.float32)
     images = np.broadcast_to(values[:, None, None, None], (len(values), CHANNELS, 31, 33))
     np.testing.assert_allclose(normed(tmp_path, images), expected_norm(images), rtol=0, atol=0.1)
@@ -122,7 +122,7 @@ def test_norms_of_other_ranks_are_left(tmp_path: Path) -> None:
 
 
 def feeds_of(bundle: Bundle, graph: str) -> dict[str, np.ndarray]:
-    """Random inputs with two prompts, three frames, and images that are not square."""
+    """Draws random inputs with two prompts, three frames and non-square images."""
     sizes = {"batch": 2, "frames": 3, "images": 3, "distinct_frames": 4, "latent_height": 8, "latent_width": 16}
     feeds = random_inputs(bundle, graph)
     for item in bundle.graph(graph).inputs:
@@ -135,7 +135,7 @@ def feeds_of(bundle: Bundle, graph: str) -> dict[str, np.ndarray]:
 
 @pytest.fixture(params=["sd15_like", "other", "demo"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
-    """With statistics of the temporal norm over the clip; those of the demo model are of each frame."""
+    """Bundles whose temporal norm takes statistics over the clip, and the demo bundle with statistics per frame."""
     if request.param == "demo":
         return Bundle.load(demo_bundle())
     return Bundle.load(export_architecture(request.param).bundle)
@@ -143,7 +143,7 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 
 @pytest.mark.parametrize("graph", ["unet", "controlnet_rgb", "vae_encoder", "vae_decoder"])
 def test_every_norm_and_motion_module_of_a_real_graph_is_found(bundle: Bundle, graph: str, tmp_path: Path) -> None:
-    """As many as have weights; the attention of the VAE norms positions, which hold channels innermost already."""
+    """Finds as many norms as have weights, except in the VAE's attention, where channels are innermost already."""
     path = bundle.folder / bundle.graph(graph).path
     portable = onnx.load(path, load_external_data=False)
     norms = [item.name for item in portable.graph.initializer if re.search(r"norm\w*\.weight$", item.name)]
@@ -160,7 +160,7 @@ def test_every_norm_and_motion_module_of_a_real_graph_is_found(bundle: Bundle, g
 
 
 def test_norms_by_channels_stay_in_fp32(bundle: Bundle) -> None:
-    """Beside bf16; what turns frames moves half of the bytes."""
+    """The rest of the graph is bf16, including the transposes of frames, which then move half of the bytes."""
 
     def rewrite(model: ir.Model) -> None:
         turn_motion_modules(model)
@@ -169,7 +169,7 @@ def test_norms_by_channels_stay_in_fp32(bundle: Bundle) -> None:
     model = typed_graph(bundle, "unet", "bf16", rewrite, is_residual_stream)
     low = {value for value in model.graph.initializers.values() if value.dtype == ir.DataType.BFLOAT16}
     turned = 0
-    for node in model.graph:  # in order; casts alone change between the two
+    for node in model.graph:  # in topological order; only casts change the type
         if node.op_type == "Shape":
             continue
         if node.op_type == "Cast":
@@ -185,7 +185,7 @@ def test_norms_by_channels_stay_in_fp32(bundle: Bundle) -> None:
 
 
 def test_frames_enter_and_leave_a_motion_module_with_channels_innermost(bundle: Bundle, tmp_path: Path) -> None:
-    """Between images and rows channels are never apart from their pixel."""
+    """All transposes between images and rows keep the channels of a pixel together."""
     path = bundle.folder / bundle.graph("unet").path
     result, (modules,) = rewritten(path, tmp_path, turn_motion_modules)
     perms = [

@@ -1,4 +1,4 @@
-"""Rewrites that give the same numbers with less work, against the graphs as they were on ONNX Runtime."""
+"""Rewrites that give the same numbers with less work, compared with the original graphs on ONNX Runtime."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ CONVOLUTION = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1], 
 def write_graph(
     path: Path, nodes: list[onnx.NodeProto], weights: Arrays, outputs: tuple[str, ...] = ("y",), rank: int = 4
 ) -> Path:
-    """A graph of one input `x` of any size."""
+    """Writes a graph with one input `x` of any size."""
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank) for name in ("x", *outputs)]
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], initializers)
@@ -34,7 +34,7 @@ def write_graph(
 
 
 def rewritten(path: Path, folder: Path, *rewrites: Callable[[ir.Model], int]) -> tuple[Path, list[int]]:
-    """The graph after some rewrites, and how many places each has found."""
+    """Rewrites a graph; returns the new file and the number of places that each rewrite has changed."""
     model = ir.load(path)
     counts = [rewrite(model) for rewrite in rewrites]
     result = folder / f"{path.stem}.rewritten.onnx"
@@ -54,13 +54,13 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 def upsampler(
     path: Path, resize: dict[str, Any] | None = None, convolution: dict[str, Any] | None = None, **options: Any
 ) -> Path:
-    """Doubling and a 3x3 convolution from 4 to 6 channels, with some options changed.
+    """Writes a doubling and a 3x3 convolution from 4 to 6 channels, with some options changed.
 
     Args:
         path: the file.
         resize: attributes of the Resize that differ.
-        convolution: attributes of the Conv that differ; a value of None is left out.
-        options: `scales`, `bias`, `weight`, and `more` nodes, whose result `z` is an output too.
+        convolution: attributes of the Conv that differ; None removes an attribute.
+        options: `scales`, `bias`, `weight`, and `more`: nodes whose result `z` is a second output.
     """
     attributes = {name: value for name, value in (CONVOLUTION | (convolution or {})).items() if value is not None}
     weights = {"scales": np.array(options.get("scales", (1, 1, 2, 2)), np.float32)}
@@ -115,7 +115,7 @@ def test_what_is_no_doubling_before_a_plain_convolution_is_left(options: dict[st
 
 
 def gated(path: Path, activation: str = "Gelu", halves: int = 2) -> Path:
-    """A GEGLU from 5 to 6 channels, as it is exported: the second half of a projection gates the first."""
+    """Writes a GEGLU from 5 to 6 channels as the export does: the second half of a projection gates the first."""
     weights = {"a.proj.weight": random(5, 6 * halves), "a.proj.bias": random(6 * halves)}
     parts = [f"part{index}" for index in range(halves)]
     nodes = [
@@ -147,7 +147,7 @@ def test_other_activations_are_left(tmp_path: Path) -> None:
 
 
 def weight_shapes(folder: Path, ending: str) -> list[list[int]]:
-    """Shapes of a checkpoint's weights whose name ends so, in the order of their names."""
+    """Returns the shapes of a checkpoint's weights whose names have this ending, sorted by name."""
     with safe_open(next(folder.glob("*.safetensors")), "np") as file:
         return [file.get_slice(name).get_shape() for name in sorted(file.keys()) if name.endswith(ending)]
 
@@ -161,7 +161,7 @@ def assert_equal_results(path: Path, result: Path, feeds: Arrays) -> None:
 
 @pytest.mark.parametrize(("graph", "part"), [("unet", "unet"), ("vae_decoder", "vae")])
 def test_every_place_of_a_real_graph_is_found(sd15_like: Exported, graph: str, part: str, tmp_path: Path) -> None:
-    """As many as the checkpoints have; 4 of 9 products of each upsampler remain, and the result."""
+    """Finds as many places as the checkpoints have. Each upsampler keeps 4 of 9 products, and results stay the same."""
     folder = sd15_like.checkpoints
     gates = [weight_shapes(folder / name, ".ff.net.0.proj.weight") for name in (f"base/{part}", "motion_adapter")]
     units = sum(map(len, gates)) if graph == "unet" else 0
@@ -173,17 +173,17 @@ def test_every_place_of_a_real_graph_is_found(sd15_like: Exported, graph: str, p
     assert len(upsamplers) > 0
     model = onnx.load(result, load_external_data=False)
     used = {name for node in model.graph.node for name in node.input}
-    assert {item.name for item in model.graph.initializer} <= used, "what was replaced is gone"
+    assert {item.name for item in model.graph.initializer} <= used, "replaced weights are removed"
 
     feeds = random_inputs(bundle, graph)
     assert_equal_results(path, result, feeds)
     *_, height, width = feeds["latents"].shape
     frames = feeds["latents"].size // (4 * height * width)
     largest = height * width * (1 if graph == "unet" else 4 ** len(upsamplers))
-    pixels = [frames * largest // 4**index for index in range(len(upsamplers))]  # of the results, the last first
+    pixels = [frames * largest // 4**index for index in range(len(upsamplers))]  # of the outputs, last one first
     products = [outputs * inputs * count for (outputs, inputs, *_), count in zip(upsamplers[::-1], pixels, strict=True)]
-    spared = 2 * (9 - 4) * sum(products)
-    assert count_flops(path, feeds, tmp_path) - count_flops(result, feeds, tmp_path) == spared
+    saved = 2 * (9 - 4) * sum(products)
+    assert count_flops(path, feeds, tmp_path) - count_flops(result, feeds, tmp_path) == saved
 
 
 def test_the_convolutions_of_the_tiny_decoder_have_no_bias(exported: Exported, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is told of an engine's layers, from what TensorRT's inspector tells."""
+"""The summary of an engine's layers from the output of TensorRT's inspector."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ TEMPORAL = "down_blocks.0.motion_modules.0.temporal_transformer_blocks.0"
 
 
 def kernel(name: str, kind: str, tactic: str, *nodes: str) -> dict[str, Any]:
-    """A layer as the inspector tells it with detailed verbosity."""
+    """Returns a layer as the inspector describes it with detailed verbosity."""
     metadata = "".join(f"[ONNX Layer: {node}]" for node in nodes)
     return {"Name": name, "LayerType": kind, "TacticName": tactic, "StreamId": 0, "Metadata": metadata}
 
@@ -89,7 +89,7 @@ def test_a_fused_attention_is_not_split_whatever_it_is_called(kind: str) -> None
 
 
 def test_only_its_own_name_and_type_make_a_softmax_of_a_layer() -> None:
-    """A product of matrices tells of the softmax that it was beside in the graph."""
+    """The metadata of a matrix product may name a softmax beside it in the graph."""
     layers = [
         kernel("scores", "gemm", "sm90_xmma_gemm_softmax", f"{SPATIAL}.attn1/MatMul", f"{SPATIAL}.attn1/Softmax"),
         kernel("mixed", "gemm", "sm90_xmma_gemm_maxsubexp", f"{SPATIAL}.attn1/MaxSubExp"),
@@ -98,7 +98,7 @@ def test_only_its_own_name_and_type_make_a_softmax_of_a_layer() -> None:
 
 
 def test_layers_may_be_names_alone() -> None:
-    """As engines are told that were built without detailed verbosity."""
+    """The inspector gives only names if the engine was built without detailed verbosity."""
     layers = ["conv_in/Conv", f"_gemm_mha_v2 {SPATIAL}.attn1/Attention", f"{TEMPORAL}.attn1.to_q/MatMul"]
     assert summarize(json.loads(json.dumps(layers))) == {
         "layers": {"unknown": 3},

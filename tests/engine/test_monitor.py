@@ -1,4 +1,4 @@
-"""How a build tells its progress and how it is stopped, against strict fakes of each release of TensorRT."""
+"""Progress and cancellation of a build, with strict fakes of each TensorRT release."""
 
 import signal
 import threading
@@ -38,7 +38,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_ctrl_c_ends_the_build_where_tensorrt_asks(workshop: Workshop, bundle: Path) -> None:
-    """Within a callback nothing may be raised: the bindings would print it and go on."""
+    """A callback must not raise: the bindings would print the error and continue."""
     answers: list[bool] = []
 
     def interrupted(_: Any, __: Any, config: Any) -> None:
@@ -81,7 +81,7 @@ def test_the_handler_of_ctrl_c_comes_back_after_a_failure(workshop: Workshop, bu
 
 
 def test_a_thread_may_build(bundle: Path) -> None:
-    """Python lets only the main thread set handlers."""
+    """Python allows only the main thread to set signal handlers."""
     done: list[Any] = []
     thread = threading.Thread(target=lambda: done.append(Workshop("11.4").build(bundle)))
     thread.start()
@@ -104,7 +104,7 @@ def test_a_thread_leaves_the_handler_of_ctrl_c_alone() -> None:
 
 @pytest.fixture(autouse=True)
 def _ctrl_c() -> Iterator[None]:
-    """Ctrl-C raises, also where the tests run in the background, which ignores it."""
+    """Makes Ctrl-C raise KeyboardInterrupt, even if the tests run in the background, where a shell ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -126,7 +126,7 @@ def test_ctrl_c_sets_the_event_within_the_block_alone() -> None:
 
 
 class Closed(BaseException):
-    """Where `except Exception` would not see it."""
+    """An error that `except Exception` does not catch."""
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, Closed, KeyboardInterrupt])
@@ -153,7 +153,10 @@ def test_an_error_of_the_callback_ends_the_build_and_is_raised(
 
 
 def test_the_library_sees_no_error_of_the_callback(workshop: Workshop, bundle: Path) -> None:
-    """The bindings would print it and go on; it counts though the engine was ready, and the first is raised."""
+    """The bindings would print the error and continue.
+
+    The build raises the first error of the callback, even if the engine was finished.
+    """
     answers: list[bool] = []
 
     def asked(_: Any, __: Any, config: Any) -> bytes:
@@ -203,8 +206,8 @@ def test_a_monitor_whose_build_was_stopped_says_so_at_every_step(release: str) -
 # Progress
 
 
-def told(release: str, events: Iterable[Event]) -> list[tuple[str, float]]:
-    """What a build that reports these events tells."""
+def reported(release: str, events: Iterable[Event]) -> list[tuple[str, float]]:
+    """Returns the progress that a build with these events reports."""
     seen: list[tuple[str, float]] = []
     control = BuildControl()
     monitor = make_progress_monitor(fake(release), lambda *one: seen.append(one), control)
@@ -215,7 +218,7 @@ def told(release: str, events: Iterable[Event]) -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_progress_stays_within_its_bounds(release: str) -> None:
-    seen = told(release, [*PHASES, *PHASES])
+    seen = reported(release, [*PHASES, *PHASES])
     assert all(0 <= fraction <= 1 for _, fraction in seen)
     assert {"cloning network graph", "timing graph nodes", "building engine"} <= {text for text, _ in seen}
 
@@ -223,7 +226,7 @@ def test_progress_stays_within_its_bounds(release: str) -> None:
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("passes", [1, 2])
 def test_progress_never_runs_backwards(release: str, passes: int) -> None:
-    fractions = [fraction for _, fraction in told(release, PHASES * passes)]
+    fractions = [fraction for _, fraction in reported(release, PHASES * passes)]
     assert fractions == sorted(fractions)
     assert fractions[0] == 0
     assert fractions[-1] > 0.5
@@ -232,13 +235,13 @@ def test_progress_never_runs_backwards(release: str, passes: int) -> None:
 @pytest.mark.parametrize("release", RELEASES)
 def test_steps_of_a_phase_within_a_phase_are_parts_of_its_step(release: str) -> None:
     events = [start("outer", None, 2), *phase("inner", "outer", 4), *steps("outer", 0, 1), finish("outer")]
-    fractions = [fraction for _, fraction in told(release, events)]
+    fractions = [fraction for _, fraction in reported(release, events)]
     assert fractions == pytest.approx([0, 0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, 1 / 2, 1])
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_phase_without_steps_does_no_harm(release: str) -> None:
-    assert told(release, [start("empty", None, 0), finish("empty")]) == [("empty", 0.0)]
+    assert reported(release, [start("empty", None, 0), finish("empty")]) == [("empty", 0.0)]
 
 
 def test_the_build_proper_is_the_last_four_fifths_of_each_graph(workshop: Workshop, bundle: Path) -> None:
@@ -249,4 +252,4 @@ def test_the_build_proper_is_the_last_four_fifths_of_each_graph(workshop: Worksh
         assert mine["reading weights"] == 0
         assert mine["cloning network graph"] == pytest.approx(0.2)
         last = [4 * at - place for text, at in seen if text.startswith(f"{graph} ")][-1]
-        assert last == pytest.approx(0.2 + 0.8 * told(workshop.release, PHASES)[-1][1])
+        assert last == pytest.approx(0.2 + 0.8 * reported(workshop.release, PHASES)[-1][1])

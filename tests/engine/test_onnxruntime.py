@@ -1,4 +1,4 @@
-"""ONNX Runtime engines: the same frames, and never loaded where they do not belong."""
+"""ONNX Runtime engines: they give the same frames, and stale or damaged ones are refused."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def test_every_spatial_self_attention_is_fused(built: Path) -> None:
 
 
 def test_an_attention_keeps_its_scale(tmp_path: Path) -> None:
-    """Also where it is not one over the root of a head's size, which ONNX Runtime would take by itself."""
+    """The scale may differ from ONNX Runtime's default, 1 / sqrt(head size)."""
     bundle = Bundle.load()
     folder = Path(shutil.copytree(bundle.folder / "onnx", tmp_path / "onnx"))
     path = folder / "unet.onnx"
@@ -135,7 +135,7 @@ def test_a_damaged_index_is_refused(demo: Path) -> None:
 
 def test_engines_of_a_read_only_bundle_lie_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
-    (bundle / "engines").write_text("")  # a folder cannot be made here
+    (bundle / "engines").write_text("")  # a file in the place of the folder
     build(bundle, "onnxruntime")
     outside = engine_folders(bundle, "onnxruntime")[1] / "fp32"
     assert (outside / "unet.onnx").exists()

@@ -1,4 +1,4 @@
-"""ONNX Runtime CUDA: its typed graphs, and the loop with real bindings to fixed addresses in the host's memory."""
+"""ONNX Runtime CUDA: typed graphs, and the loop with real bindings to fixed addresses in host memory."""
 
 import logging
 import shutil
@@ -24,7 +24,7 @@ from sparsectrl_lcm.runtime.gpu.executor import GpuExecutor
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo bundle with engines, checked against fp32 as they were built."""
+    """The demo bundle with engines that the build has checked against fp32."""
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
     build(bundle, "onnxruntime-cuda")
     return bundle
@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def executor(built: Path, monkeypatch: pytest.MonkeyPatch) -> GpuExecutor:
-    """The CUDA loop on the CPU provider: what it binds are addresses of the emulated device, the host's memory."""
+    """The CUDA loop on the CPU provider: it binds addresses of the emulated device, which are host memory."""
     monkeypatch.setattr(cuda_backend, "PROVIDER", "CPUExecutionProvider")
     monkeypatch.setattr(cuda_backend, "DEVICE", "cpu")
     monkeypatch.setattr(cuda_backend, "provider_options", lambda cuda, graphs: {})
@@ -64,12 +64,12 @@ def test_frames_are_close_to_those_of_the_cpu_backend(executor: GpuExecutor, bui
         request = {"seed": 1, "keyframes": keyframes, "num_frames": 8, "num_inference_steps": 2, **options}
         clips = [pipeline.generate("a red boat", **request) for pipeline in (device, host)]
         assert np.abs(clips[0].frames.astype(int) - clips[1].frames).mean() <= 3
-        assert (clips[0].frames != clips[1].frames).any(), "fp16 leaves a trace"
+        assert (clips[0].frames != clips[1].frames).any(), "fp16 rounds"
     device.close()
 
 
 def test_runs_never_go_into_a_capture_from_outside(executor: GpuExecutor) -> None:
-    """ONNX Runtime's process would not live through it; it captures graphs of its own."""
+    """Capturing ONNX Runtime's runs crashes the process. It captures CUDA graphs of its own."""
     pipeline = VideoPipeline(executor.bundle, executor)
     for seed in range(3):
         pipeline.generate("a boat", seed=seed, num_inference_steps=2)

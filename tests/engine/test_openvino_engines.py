@@ -1,4 +1,4 @@
-"""OpenVINO engines: how far from fp32, which of them is taken, and never loaded where they do not belong."""
+"""OpenVINO engines: their difference from fp32, the choice of precision, and refusal of stale or damaged ones."""
 
 import json
 import logging
@@ -32,13 +32,13 @@ from sparsectrl_lcm.runtime.format.engine_sets import find_set
 from sparsectrl_lcm.runtime.format.manifest import GraphRecord, TensorRecord
 
 HEADS = 4
-"""Heads of the attentions over time; a clip of as many frames is the case that OpenVINO 2026.4 gets wrong."""
+"""Heads of temporal attention. OpenVINO 2026.4 gives wrong results for a clip with as many frames as heads."""
 BUILT = ("vae_encoder", "controlnet_scribble", "controlnet_rgb", "unet", "vae_decoder", "vae_decoder_tiny")
 
 
 @pytest.fixture(scope="module")
 def built(sd15_like: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with engines in bf16 and fp32, in a folder whose name is not plain."""
+    """A bundle with engines in bf16 and fp32, in a folder with a space and an umlaut in its name."""
     bundle = Path(shutil.copytree(sd15_like.bundle, tmp_path_factory.mktemp("built") / "Bündel 1"))
     for precision in ("bf16", "fp32"):
         build(bundle, "openvino", BuildOptions(precision=precision, check=False))
@@ -64,12 +64,12 @@ def test_every_graph_with_work_gets_an_engine(built: Path, precision: str) -> No
         types = {item.data_type for item in model.graph.initializer if "." in item.name}
         assert (TensorProto.BFLOAT16 in types) == (precision == "bf16")
         by_channels = "ReduceL2" in {node.op_type for node in model.graph.node}
-        assert by_channels == (precision == "bf16" and graph != "vae_decoder_tiny"), graph  # which has no norms
+        assert by_channels == (precision == "bf16" and graph != "vae_decoder_tiny"), graph  # it has no norms
 
 
 @pytest.mark.parametrize("graph", ["vae_encoder", "controlnet_rgb", "vae_decoder"])
 def test_the_check_of_a_build_computes_as_a_request_does(built: Path, graph: str) -> None:
-    """Outputs within 5e-2 of fp32, frames within 3 levels in the mean; with as many frames as heads."""
+    """Outputs are within 5e-2 of fp32 and frames within 3 levels in the mean, with as many frames as heads."""
     bundle = Bundle.load(built)
     errors = compare(bundle, graph, built / f"engines/openvino/bf16/{graph}.onnx", "bf16")
     assert set(errors) == {item.name for item in bundle.graph(graph).outputs}
@@ -80,7 +80,7 @@ def test_the_check_of_a_build_computes_as_a_request_does(built: Path, graph: str
 def test_filtered_convolutions_keep_to_fp32_on_openvino(
     sd15_like: Exported, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The small models have fewer channels than convolutions are rewritten from, so those of 16 are here."""
+    """Lowers the minimum to 16 channels: the small models have no convolution with the usual minimum."""
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 16)
     monkeypatch.setattr(winograd, "LARGE", large)
     compared = ("unet", "vae_encoder", "vae_decoder")
@@ -97,7 +97,7 @@ def test_filtered_convolutions_keep_to_fp32_on_openvino(
 
 
 def ask(pipeline: VideoPipeline, **options: Any) -> np.ndarray:
-    """Frames of a small request with guidance and as many frames as heads."""
+    """Generates the frames of a small request with guidance and as many frames as heads."""
     keyframes = [Keyframe(1, pictures(1, 64, 64)[0])]
     size = {"width": 64, "height": 64, "num_frames": HEADS, "num_inference_steps": 2}
     clip = pipeline.generate("a red circle", keyframes, guidance_scale=1.5, **{"seed": 3, **size, **options})
@@ -118,7 +118,7 @@ def test_frames_of_engines_are_close_to_those_of_the_portable_graphs(
 
 
 def attention(path: Path, heads: int, size: int) -> np.ndarray:
-    """An attention in bf16 as the engines hold it, on its projections [B, S, heads * size]; its weights."""
+    """Writes a bf16 attention over projections [B, S, heads * size], as in the engines; returns its weights."""
     width = heads * size
     weight = np.random.default_rng(0).standard_normal((width, 3 * width)).astype(np.float32) / np.sqrt(width)
     held = numpy_helper.from_array(weight.astype(ml_dtypes.bfloat16), "weight")
@@ -146,7 +146,7 @@ def attention(path: Path, heads: int, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("positions", [HEADS - 1, HEADS, HEADS + 1])
 def test_attention_over_as_many_positions_as_heads(positions: int, tmp_path: Path) -> None:
-    """A clip of 8 frames with the 8 heads of Stable Diffusion 1.5, at small size."""
+    """A small case of 8 frames with the 8 heads of Stable Diffusion 1.5."""
     batch, size = 6, 8
     weight = attention(tmp_path / "g.onnx", HEADS, size)
     x = np.random.default_rng(1).standard_normal((batch, positions, HEADS * size)).astype(np.float32)
@@ -170,12 +170,12 @@ def test_attention_over_as_many_positions_as_heads(positions: int, tmp_path: Pat
 
 @pytest.fixture
 def bundle(built: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle with its engines, to be spoiled."""
+    """A copy of the bundle with its engines, which a test may damage."""
     return Path(shutil.copytree(built, tmp_path / "a bundle"))
 
 
 def refused(bundle: Path, precision: str, reason: str) -> list[str]:
-    """Checks that the engines are refused at a request; the command that builds them anew, as its arguments."""
+    """Checks that a request refuses the engines; returns the arguments of the command that rebuilds them."""
     with pytest.raises(BackendError, match=reason) as error:
         ask(VideoPipeline.load(bundle, "openvino", precision=precision))
     assert "\n" not in str(error.value)
@@ -187,7 +187,7 @@ def refused(bundle: Path, precision: str, reason: str) -> list[str]:
 def test_engines_of_another_version_are_refused(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And auto takes what runs without."""
+    """`auto` chooses a backend that runs without engines."""
     assert backends.choose_backend(Bundle.load(bundle)) == "openvino"
     monkeypatch.setattr(openvino, "version", lambda: "2031.1.0")
     refused(bundle, "bf16", r"'unet' was built by version 202\d\.\d+\.\d+, this machine has 2031\.1\.0; run")
@@ -246,14 +246,14 @@ def test_the_precision_is_one_that_the_processor_computes_in(bundle: Path, monke
     computes_in(monkeypatch, "FP32", "INT8")
     assert (taken(), taken("bf16"), taken("fp32")) == ("fp32", "bf16", "fp32")
     only(bundle, "bf16")
-    assert (taken(), taken("bf16"), taken("fp32")) == ("fp32", "bf16", "fp32"), "fp32 is that of the portable graphs"
+    assert (taken(), taken("bf16"), taken("fp32")) == ("fp32", "bf16", "fp32"), "the portable graphs serve fp32"
     assert OpenVinoSessions(Bundle.load(bundle))._engines is None
     only(bundle)
     refused(bundle, "bf16", "bf16 engines were not built")
 
 
 def test_the_cache_holds_weights_by_the_size_of_what_is_compiled(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only(bundle, "bf16")  # half as large; fp32 is the portable graph
+    only(bundle, "bf16")  # half as large; the portable graph serves fp32
     opened = Bundle.load(bundle)
     portable = sum(opened.manifest.files[name].bytes for name in opened.graph("unet").weights)
     monkeypatch.setattr(openvino, "CACHED_WITH_WEIGHTS", portable)
@@ -288,7 +288,7 @@ def test_build_takes_the_precision_of_the_processor(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     everything_else = [graph for graph in Bundle.load(demo).manifest.graphs if graph != "vae_encoder"]
-    monkeypatch.setattr("sparsectrl_lcm.engine.openvino.IN_FP32", everything_else)  # in a moment
+    monkeypatch.setattr("sparsectrl_lcm.engine.openvino.IN_FP32", everything_else)  # fast: one graph is left
     computes_in(monkeypatch, *types)
     assert run(["build", str(demo), "--backend", "openvino"]) == 0
     output = capsys.readouterr().out
@@ -301,8 +301,8 @@ def test_build_takes_the_precision_of_the_processor(
     ("arguments", "message"),
     [
         (["--precision", "fp16"], "--precision: 'fp16' is not one of openvino; allowed are bf16, fp32, int8"),
-        (["--size", "64x64"], "--size is not an option of openvino"),
-        (["--refit"], "--refit is not an option of openvino"),
+        (["--size", "64x64"], "--size: not an option of openvino"),
+        (["--refit"], "--refit: not an option of openvino"),
     ],
 )
 def test_options_that_a_build_does_not_have_are_one_line(

@@ -1,4 +1,4 @@
-"""Typed graphs: what is fp16, what stays in fp32, and how far the result is from fp32."""
+"""Typed graphs: which operators are fp16, which stay in fp32, and how far results differ from fp32."""
 
 from collections import Counter
 from pathlib import Path
@@ -29,7 +29,7 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 
 def fuse_in_standard_operators(model: ir.Model) -> None:
-    """As for TensorRT, but without its own attribute, which ONNX Runtime refuses."""
+    """Fuses as for TensorRT, but without TensorRT's own attribute, which ONNX Runtime refuses."""
     fuse_transformer_attention(model)
     fusions.fuse_group_norm(model)
 
@@ -46,7 +46,7 @@ def write(bundle: Bundle, graph: str, kind: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("graph", [*GRAPHS, "vae_decoder_tiny"])
 def test_errors_are_within_the_bound(exported: Exported, graph: str, tmp_path: Path) -> None:
-    """Every output within 1e-2 of fp32, frames within 3 levels in the mean, nothing overflows at 30 times the input."""
+    """Outputs are within 1e-2 of fp32, frames within 3 levels in the mean, and 30 times the input does not overflow."""
     bundle = Bundle.load(exported.bundle)
     path = write(bundle, graph, "fp16", tmp_path)
     before = set(tmp_path.iterdir())
@@ -54,7 +54,7 @@ def test_errors_are_within_the_bound(exported: Exported, graph: str, tmp_path: P
     assert set(errors) == {item.name for item in bundle.graph(graph).outputs}
     assert max(errors.values()) <= (3 if graph.startswith("vae_decoder") else 1e-2)
     if graph != "lcm_update":
-        assert min(errors.values()) > 0, "rounding leaves a trace: the check compares two graphs"
+        assert min(errors.values()) > 0, "rounding shows: the check compares two different graphs"
     assert set(tmp_path.iterdir()) == before
 
 
@@ -97,7 +97,7 @@ def test_norms_softmax_and_the_update_stay_in_fp32(kind: str) -> None:
 
 
 def dtype_of(value: ir.Value | None) -> ir.DataType | None:
-    """The type of a value, found from the last cast, weight or input before it."""
+    """Returns the type of a value, derived from the last cast, weight or input before it."""
     while value is not None:
         if value.const_value is not None:
             return value.const_value.dtype
@@ -176,7 +176,7 @@ def float_value(name: str) -> ir.Value:
     ("kind", "expected"), [("fp16", [0.5, np.inf, 0.0, 20000]), ("bf16", [0.5, 45000.0, 2e-10, 20000])]
 )
 def test_the_check_sees_what_overflows_between_two_operators(kind: str, expected: list[float], tmp_path: Path) -> None:
-    """(x + x)^2 overflows in fp16 although half of it, which comes out, would not."""
+    """(x + x)^2 overflows in fp16, although the output, half of it, does not."""
     x = float_value("x")
     half = ir.Value(name="half", const_value=ir.tensor(np.float32(0.5), name="half"))
     nodes = [ir.node("Add", [x, x], name="a")]
@@ -219,7 +219,7 @@ def spoil(path: Path, name: str, factor: float) -> None:
 def test_what_overflows_within_a_graph_is_refused(
     graph: str, weight: str, factor: float, where: str, tmp_path: Path
 ) -> None:
-    """Also where the frames, uint8 and clipped, show nothing of it."""
+    """The check detects the overflow even if the frames, clipped to uint8, do not show it."""
     bundle = Bundle.load()
     path = write(bundle, graph, "fp16", tmp_path)
     check.check_precision(bundle, graph, "fp16", path)
@@ -251,13 +251,16 @@ def test_only_attention_of_transformers_is_fused() -> None:
 
 
 def test_sums_through_the_whole_network_in_fp32_bring_bf16_closer(tmp_path: Path) -> None:
-    """The islands of OpenVINO's engines, where residuals outweigh what the layers add; the root mean square's error."""
+    """Compares the root mean square error with and without the fp32 operators of OpenVINO's engines.
+
+    Residuals outweigh the values that the layers add to them.
+    """
     bundle = Bundle.load(export_architecture("other").bundle)
     feeds = check.random_inputs(bundle, "unet")
     (expected,) = check.run_portable(bundle.folder / bundle.graph("unet").path, feeds)
     errors = []
-    for islands in (lambda node: False, precision.is_residual_stream):
-        model = typed.typed_graph(bundle, "unet", "bf16", fuse_transformer_attention, islands)
+    for keep_fp32 in (lambda node: False, precision.is_residual_stream):
+        model = typed.typed_graph(bundle, "unet", "bf16", fuse_transformer_attention, keep_fp32)
         check.round_results(model)
         path = tmp_path / f"{len(errors)}.onnx"
         typed.write_typed(model, path)

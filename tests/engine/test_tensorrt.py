@@ -1,4 +1,4 @@
-"""The TensorRT builder against strict fakes of each release; what a GPU makes of a graph is not in question here."""
+"""The TensorRT builder with strict fakes of each release. The real compilation by a GPU is not tested here."""
 
 import zlib
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ FAILURES = {
 
 @dataclass
 class Built:
-    """A whole build that is only read."""
+    """A whole build, which tests only read."""
 
     workshop: Workshop
     bundle: Bundle
@@ -57,7 +57,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
         bundle, workshop = demo_copy(tmp_path_factory.mktemp("built")), Workshop(request.param)
         progress: list[tuple[str, float]] = []
-        index = workshop.build(bundle, on_progress=lambda *told: progress.append(told))
+        index = workshop.build(bundle, on_progress=lambda *reported: progress.append(reported))
         yield Built(workshop, Bundle.load(bundle), index, progress)
 
 
@@ -149,7 +149,7 @@ def test_what_was_measured_of_kernels_serves_the_next_build(release: str, bundle
     assert "H200-9.0" in name
     measured = "".join(f"{graph};" for graph in graphs).encode()
     assert (folder / name).read_bytes() == measured
-    assert list(first.folder(bundle).glob("timing-*")) == [], "it lies beside the sets"
+    assert list(first.folder(bundle).glob("timing-*")) == [], "the timing cache lies beside the sets"
     known = [bytes(blob) for (blob,) in first.calls("IBuilderConfig.create_timing_cache")]
     assert known[:2] == [b"", f"{graphs[0]};".encode()]
     second.build(bundle, ClipSize(width=128, height=64, frames=2))
@@ -175,7 +175,7 @@ def test_tensorrt_rtx_measures_no_kernels(bundle: Path) -> None:
 
 
 def check_weight_tables(workshop: Workshop, bundle: Path, index: EngineIndex) -> None:
-    """By its table the bundle gives, bit for bit, the weights that were parsed."""
+    """Checks that the weights read through the table equal the parsed weights bit for bit."""
     opened, folder = Bundle.load(bundle), workshop.folder(bundle, index.precision)
     for graph, record in index.engines.items():
         assert set(record.files) == {f"{graph}.engine", f"{graph}.weights.json"}
@@ -260,7 +260,7 @@ def test_tensorrt_needs_a_gpu_before_it_is_touched(release: str, bundle: Path) -
 
 
 def test_engines_for_other_gpus_are_built_on_any(bundle: Path) -> None:
-    """An H200 cannot load an engine for 8.9 alone, so nothing is told of its layers."""
+    """An H200 cannot load an engine built only for 8.9, so the report lacks its layers."""
     workshop = Workshop("rtx-1.7")
     workshop.fail("Runtime.deserialize_cuda_engine", "the engine is for other compute capabilities")
     index = workshop.build(bundle, compute_capabilities=("8.9",))
@@ -271,7 +271,7 @@ def test_engines_for_other_gpus_are_built_on_any(bundle: Path) -> None:
 
 @pytest.mark.parametrize("device", [RTX_4090, H200])
 def test_engines_for_this_gpu_are_looked_into(bundle: Path, device: Device) -> None:
-    """Whichever others they are for; what they are bound to is what was chosen, wherever they are built."""
+    """The report has layers if this GPU is among the chosen ones. The key names the chosen ones on any GPU."""
     workshop = Workshop("rtx-1.7")
     index = workshop.build(bundle, device=device, compute_capabilities=("12.0", "8.9"))
     for record in index.engines.values():
@@ -301,17 +301,28 @@ def test_a_failure_is_told_in_one_line_and_leaves_the_previous_engines(
 
 
 def test_an_engine_that_cannot_be_looked_into_says_why(workshop: Workshop, bundle: Path) -> None:
-    """As one of TensorRT-RTX that is for all devices that it supports, and not for this one."""
+    """Such as a TensorRT-RTX engine for all supported devices, if this device is not among them."""
     workshop.fail("Runtime.deserialize_cuda_engine", "Error Code 1:\nanother device")
+<<<<<<< HEAD
     if workshop.backend == "tensorrt":  # which has built it for the very device
         with pytest.raises(BackendError, match="cannot load the engine that it built: Error Code 1: another device"):
+=======
+    if workshop.backend == "tensorrt":  # TensorRT builds for this device, so its engine has to load
+        with pytest.raises(BackendError, match="cannot load what it has built: Error Code 1: another device"):
+>>>>>>> prose3
             workshop.build(bundle)
         return
     for record in workshop.build(bundle).engines.values():
         assert record.report.keys() == {"seconds", "not looked into"}
+<<<<<<< HEAD
         said = str(record.report["not looked into"])
         assert said.startswith(f"{workshop.backend} {workshop.version} cannot load the engine that it built: ")
         assert said.endswith("Error Code 1: another device")
+=======
+        reason = str(record.report["not looked into"])
+        assert reason.startswith(f"{workshop.backend} {workshop.version} cannot load what it has built: ")
+        assert reason.endswith("Error Code 1: another device")
+>>>>>>> prose3
 
 
 @pytest.mark.parametrize(
@@ -336,7 +347,7 @@ def test_memory_that_has_run_out_is_an_error_of_its_own(
 
 
 def test_a_complaint_belongs_to_one_failure(workshop: Workshop, bundle: Path) -> None:
-    """What follows it without a reason of its own must not be told that one."""
+    """A later failure without a reason of its own must not repeat the earlier reason."""
     workshop.fail("OnnxParser.parse_from_file", "the file\nis damaged", False)
     with pytest.raises(BackendError, match="cannot parse 'text_encoder': the file is damaged$"):
         workshop.build(bundle)

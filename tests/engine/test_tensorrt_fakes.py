@@ -1,4 +1,4 @@
-"""The fakes of TensorRT against known differences of its releases, and against TensorRT-RTX where it is installed."""
+"""The TensorRT fakes, compared with known differences between releases, and with TensorRT-RTX if it is installed."""
 
 import ctypes
 import importlib
@@ -37,7 +37,7 @@ NAMES = {
     "OnnxParser.supports_model": {"10.16"},
     "float16": ALL,
 }
-# Run alike on a fake and on the real module; what comes of each must agree.
+# Run on a fake and on the real module; both have to give the same outcome.
 STATEMENTS = (
     "list(trt.BuilderFlag)",
     "1 << trt.BuilderFlag.REFIT",
@@ -103,7 +103,7 @@ def fake(version: str) -> FakeModule:
 
 
 def outcomes(trt: Any) -> dict[str, str]:
-    """The exception that each statement raises."""
+    """Returns the name of the exception that each statement raises, or an empty string."""
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     found = {}
@@ -283,7 +283,7 @@ def test_an_override_that_would_never_be_called_is_refused(trt: FakeModule) -> N
 
 
 def test_overrides_that_are_only_documented_are_known(trt: FakeModule) -> None:
-    """`IOutputAllocator` binds no method, and `IStreamWriter.write` is called with less than the bound one takes."""
+    """`IOutputAllocator` binds no methods; `IStreamWriter.write` is called with fewer arguments than it binds."""
     type("Allocator", (trt.IOutputAllocator,), {"notify_shape": lambda self, tensor_name, shape: None})
     type("Writer", (trt.IStreamWriter,), {"write": lambda self, data: len(data)})
     with pytest.raises(TypeError, match="reallocate_output_async"):

@@ -1,4 +1,4 @@
-"""Every name of TensorRT that product code uses exists in every release that it is used with."""
+"""Every TensorRT name in product code exists in every release that the code runs with."""
 
 import ast
 import operator
@@ -37,9 +37,9 @@ def test_names_that_were_removed_fail(use: Callable[[Any], None]) -> None:
 
 
 class Names(ast.NodeVisitor):
-    """Attribute chains of TensorRT's module in a file, as `BuilderFlag.TF32`, and the backends they are used for.
+    """Finds the attribute chains of TensorRT's module in a file, such as `BuilderFlag.TF32`, and their backends.
 
-    The module is `trt` or `<library>.module`. A function that is called for one backend alone is of that backend.
+    The module is `trt` or `<library>.module`. A function that is called for only one backend belongs to that backend.
     """
 
     BOTH = frozenset(RELEASES.values())
@@ -53,7 +53,7 @@ class Names(ast.NodeVisitor):
         self.visit(ast.parse(source))
 
     def found(self) -> Iterator[tuple[str, str, int]]:
-        """Name, backend and line of each use."""
+        """Yields name, backend and line of each use."""
         for name, backends, line, function in self._used:
             for backend in backends & self._called_for.get(function, self.BOTH):
                 yield name, backend, line
@@ -70,7 +70,7 @@ class Names(ast.NodeVisitor):
         self._branch(node.test, [node.body], [node.orelse])
 
     def visit_For(self, node: ast.For) -> None:
-        """Only tensorrt-rtx takes compute capabilities."""
+        """A loop over compute capabilities belongs to tensorrt-rtx: only that backend has the option."""
         of_rtx = "compute_capabilities" in ast.unparse(node.iter)
         self._within(frozenset(("tensorrt-rtx",)) if of_rtx else self.BOTH, [node.iter, *node.body])
 
@@ -107,7 +107,7 @@ class Names(ast.NodeVisitor):
         self._backends = outer
 
     def _name(self, node: ast.expr) -> str:
-        """`A.b` of `trt.A.b`; empty where the expression is none of TensorRT's."""
+        """Returns `A.b` for `trt.A.b`, or an empty string if the expression is not a TensorRT name."""
         text = re.sub(r"^[\w.]*\.module(?=\.)", "trt", ast.unparse(node)) if isinstance(node, ast.Attribute) else ""
         first, _, rest = text.partition(".")
         if first in self._aliases:
@@ -124,7 +124,7 @@ def has(trt: FakeModule, name: str) -> bool:
 
 
 def missing(source: str) -> list[tuple[int, str, str]]:
-    """Line, release and name where a release may meet a name that it lacks."""
+    """Returns line, release and name of each use in a release that lacks the name."""
     fakes = {release: fake(release) for release in RELEASES}
     return [
         (line, release, name)

@@ -1,4 +1,4 @@
-"""What the builder's options ask of strict fakes of each release of TensorRT, and which are refused."""
+"""The TensorRT calls that the build options lead to, with strict fakes of each release, and refused options."""
 
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def configured(release: str, **options: Any) -> FakeModule:
-    """A fake whose calls are those of `configure`."""
+    """Returns a fake that has recorded the calls of `configure`."""
     trt = fake(release)
     configure(trt, trt.new("IBuilderConfig"), RELEASES[release] == "tensorrt-rtx", BuildOptions(**options))
     return trt
 
 
 def settings(trt: FakeModule) -> dict[str, Any]:
-    """Properties that were set, by name."""
+    """Returns the properties that were set, by name."""
     return {name[len("IBuilderConfig.") : -1]: args[0] for name, args, _ in trt.calls if name.endswith("=")}
 
 
@@ -150,7 +150,12 @@ def test_an_option_of_the_other_backend_is_refused(bundle: Path) -> None:
 
 
 def test_version_compatibility_is_refused_for_tensorrt_rtx(bundle: Path) -> None:
+<<<<<<< HEAD
     """TensorRT-RTX has the flag, but fails to build with it: there is no lean runtime."""
     with pytest.raises(InvalidRequest, match="version_compatible: only for tensorrt"):
+=======
+    """TensorRT-RTX has the flag, but builds fail with it: there is no lean runtime."""
+    with pytest.raises(InvalidRequest, match="version_compatible: is for tensorrt"):
+>>>>>>> prose3
         Workshop("rtx-1.7").build(bundle, version_compatible=True)
     assert not (bundle / "engines").exists()

@@ -1,4 +1,4 @@
-"""TensorRT-RTX for real: it parses and builds every graph on a machine without a GPU."""
+"""The real TensorRT-RTX parses and builds every graph on a machine without a GPU."""
 
 import json
 import os
@@ -45,15 +45,15 @@ SMALL = ClipSize(width=64, height=64, frames=1)
 
 @pytest.fixture(scope="module")
 def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo bundle with the smallest engines, compared with fp32 as they were built."""
+    """The demo bundle with the smallest engines, which the build has compared with fp32."""
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
-    said: list[str] = []
+    steps: list[str] = []
     options = BuildOptions(**SMALL.model_dump())
-    index = build(bundle, BACKEND, options, lambda text, fraction: said.append(text))
+    index = build(bundle, BACKEND, options, lambda text, fraction: steps.append(text))
     for graph, record in index.engines.items():
         assert max(record.report["errors"].values()) <= (3 if graph.startswith("vae_decoder") else 1e-2)
         assert record.report["seconds"] >= 0
-    assert "unet (5/8): comparing fp16 with fp32" in said
+    assert "unet (5/8): comparing fp16 with fp32" in steps
     return bundle
 
 
@@ -63,7 +63,7 @@ def built(built_once: Path, tmp_path: Path) -> Path:
 
 
 def has_engines(folder: Path, size: ClipSize, precision: str) -> None:
-    """Checks that the set is whole, fits and brings nothing else; `inspect` shows it."""
+    """Checks that a set is complete, fits the bundle and contains no other files."""
     bundle = Bundle.load(folder)
     engines = find_set(folder, BACKEND, f"{size}-{precision}")
     assert engines is not None
@@ -86,7 +86,7 @@ def test_every_graph_of_the_demo_bundle_is_built_in_fp16(built_once: Path) -> No
 def test_every_graph_of_the_demo_bundle_is_built_in_fp32(
     demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the command line, at the bundle's own size."""
+    """Builds with the command line at the bundle's default size; `inspect` shows the set."""
     assert run(["build", str(demo), "--backend", BACKEND, "--precision", "fp32", "--no-check"]) == 0
     assert "tensorrt-rtx 128x128x16 fp32: 8 engines" in capsys.readouterr().out
     has_engines(demo, ClipSize(width=128, height=128, frames=16), "fp32")
@@ -119,8 +119,8 @@ def test_another_architecture_and_size_for_chosen_devices(tmp_path: Path) -> Non
 
 def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
     folder = demo / "engines" / BACKEND
-    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored in a shell's background
-    main = f"{heed}; from sparsectrl_lcm.cli import main; main()"
+    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
+    main = f"{handler}; from sparsectrl_lcm.cli import main; main()"
     command = [sys.executable, "-c", main, "build", str(demo), "--backend", BACKEND, "--no-check"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(folder.glob(".*/unet.weights")):
@@ -128,9 +128,9 @@ def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
     time.sleep(0.5)  # the UNet's build has begun
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
     assert list(folder.iterdir()) == []
 
 
@@ -155,18 +155,18 @@ def test_a_set_is_replaced_whole(built: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--size", "100x100"], "--size 100x100: both sides have to be multiples of 32"),
+        (["--size", "100x100"], "--size: 100x100 is not allowed; give multiples of 32 from 32 to 2048"),
         (["--size", "4096x64"], "from 32 to 2048"),
         (["--size", "big"], "big"),
-        (["--frames", "99"], "--frames 99 is out of range; allowed are 1 to 32"),
-        (["--frames", "0"], "--frames 0 is out of range"),
+        (["--frames", "99"], "--frames: 99 is out of range; allowed are 1 to 32"),
+        (["--frames", "0"], "--frames: 0 is out of range"),
         (["--precision", "int3"], "--precision: 'int3' is not one of tensorrt-rtx; allowed are fp16, bf16, fp32"),
-        (["--optimization-level", "9"], "--optimization-level 9 is out of range"),
-        (["--aux-streams", "-1"], "--aux-streams -1 is out of range"),
-        (["--workspace", "0"], "--workspace 0 is out of range"),
-        (["--workspace", "nan"], "--workspace nan is out of range"),
+        (["--optimization-level", "9"], "--optimization-level: 9 is out of range"),
+        (["--aux-streams", "-1"], "--aux-streams: -1 is out of range"),
+        (["--workspace", "0"], "--workspace: 0 is out of range"),
+        (["--workspace", "nan"], "--workspace: nan is out of range"),
         (["--hardware-compatibility", "all"], "--hardware-compatibility: 'all' is unknown"),
-        (["--hardware-compatibility", "ampere-plus"], "--hardware-compatibility is for tensorrt"),
+        (["--hardware-compatibility", "ampere-plus"], "--hardware-compatibility: is for tensorrt"),
         (
             ["--compute-capability", "9.9"],
             "'9.9' is not supported; allowed are 7.5, 8.0, 8.6, 8.9, 12.0, 12.1",
@@ -177,14 +177,14 @@ def test_wrong_options_are_refused_in_one_line(
     demo: Path, options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["build", str(demo), "--backend", BACKEND, "--no-check", *options]) != 0
-    said = capsys.readouterr().err
-    assert reason in said
-    assert len(said.strip().splitlines()) == 1
+    errors = capsys.readouterr().err
+    assert reason in errors
+    assert len(errors.strip().splitlines()) == 1
     assert not list((demo / "engines").glob("*/*")), "nothing is left"
 
 
 def test_every_weight_of_the_table_can_be_made_refittable(tmp_path: Path) -> None:
-    """By TensorRT's own parser: weights reach the network under their checkpoint names."""
+    """TensorRT's own parser keeps the weights' checkpoint names in the network."""
     bundle, library = Bundle.load(), load_library(BACKEND)
     for graph in bundle.manifest.graphs:
         model, path = typed_graph(bundle, graph, "fp16"), tmp_path / f"{graph}.onnx"
@@ -201,16 +201,16 @@ def test_every_weight_of_the_table_can_be_made_refittable(tmp_path: Path) -> Non
 @pytest.mark.parametrize("option", ["--refit", "--strip-weights"])
 def test_what_needs_a_gpu_is_refused_without(demo: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", str(demo), "--backend", BACKEND, option]) == 2
-    assert "--refit and --strip-weights need a GPU at the build" in capsys.readouterr().err
+    assert "refit and strip_weights need a GPU at the build" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not no_gpu(), reason="this machine has a GPU")
 def test_engines_without_a_gpu_are_not_run(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", "--bundle", str(demo), "--prompt", "a boat", "--backend", BACKEND, "-o", "x.mp4"]
     assert run(command) == 2
-    said = capsys.readouterr().err
-    assert "NVIDIA" in said
-    assert len(said.strip().splitlines()) == 1
+    errors = capsys.readouterr().err
+    assert "NVIDIA" in errors
+    assert len(errors.strip().splitlines()) == 1
 
 
 def test_an_engine_is_refused_where_anything_of_its_key_differs(built: Path) -> None:

@@ -1,4 +1,4 @@
-"""Winograd's convolutions, against the plain ones on ONNX Runtime."""
+"""Winograd convolutions, compared with plain ones on ONNX Runtime."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ MIN_CHANNELS = 32
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rewrites convolutions of the few channels that these graphs have."""
+    """Lowers the minimum number of channels to that of these graphs."""
     monkeypatch.setattr(winograd, "MIN_CHANNELS", MIN_CHANNELS)
 
 
 def convolution(path: Path, outputs: int = OUTPUTS, inputs: int = INPUTS, bias: bool = True, **changed: Any) -> Path:
-    """A 3x3 convolution with some attributes changed."""
+    """Writes a 3x3 convolution with some attributes changed."""
     attributes = CONVOLUTION | changed
     weights = {"weight": random(outputs, inputs // attributes["group"], *attributes["kernel_shape"])}
     if bias:
@@ -35,14 +35,14 @@ def convolution(path: Path, outputs: int = OUTPUTS, inputs: int = INPUTS, bias: 
 
 
 def assert_close(path: Path, result: Path, feeds: dict[str, np.ndarray]) -> None:
-    """Within 2e-5 of the largest value."""
+    """Checks that results agree within 2e-5 of the largest value."""
     ((expected,), (actual,)) = (run_portable(each, feeds) for each in (path, result))
     assert actual["y"].shape == expected["y"].shape
     np.testing.assert_allclose(actual["y"], expected["y"], rtol=0, atol=2e-5 * np.abs(expected["y"]).max())
 
 
 def graph(folder: Path, doubled: bool, **options: Any) -> Path:
-    """A convolution, after a doubling or not; `bias` and nodes that come `more` are options."""
+    """Writes a convolution, after a doubling if `doubled`; options are those of `upsampler` or `convolution`."""
     if doubled:
         return upsampler(folder / "g.onnx", weight=random(OUTPUTS, INPUTS, 3, 3), **options)
     return convolution(folder / "g.onnx", **options)
@@ -63,7 +63,7 @@ def test_results_are_the_same_up_to_the_border(
 
 @pytest.mark.parametrize("doubled", [False, True])
 def test_large_kernels_take_small_tiles(doubled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine or 16 products for four results."""
+    """Small tiles take 9 products after a doubling, else 16, for four results."""
     monkeypatch.setattr(winograd, "LARGE", INPUTS * OUTPUTS - 1)
     path = graph(tmp_path, doubled)
     result, counts = rewritten(path, tmp_path, filter_convolutions)
@@ -74,7 +74,7 @@ def test_large_kernels_take_small_tiles(doubled: bool, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(("doubled", "products"), [(False, 36), (True, 25)])
 def test_products_over_channels_are_a_quarter_and_less(doubled: bool, products: int, tmp_path: Path) -> None:
-    """36 or 25 for 16 results, and the transforms, whose matrices hold as many rows."""
+    """Takes 36 or 25 products for 16 results; the matrices of the transforms have as many rows."""
     path = graph(tmp_path, doubled)
     result, _ = rewritten(path, tmp_path, filter_convolutions)
     size, pixels = (8, 4 * 4) if doubled else (16, 6 * 6)
@@ -115,7 +115,7 @@ def test_a_doubling_with_another_user_is_left(tmp_path: Path) -> None:
 
 
 def test_the_convolutions_of_a_real_graph_are_found(sd15_like: Exported, tmp_path: Path) -> None:
-    """All of the decoder's 3x3 ones but those of latents and pictures; nothing that was replaced is left."""
+    """Finds all 3x3 convolutions of the decoder except those on latents and images; replaced weights are removed."""
     shapes = [shape for shape in weight_shapes(sd15_like.checkpoints / "base/vae", ".weight") if shape[2:] == [3, 3]]
     assert shapes
     bundle = Bundle.load(sd15_like.bundle)

@@ -1,4 +1,4 @@
-"""The bundle that an export writes: names, operators, layout, checks."""
+"""The exported bundle: names, operators, layout and checks."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def load(exported: Exported, graph: str, data: bool = True) -> onnx.ModelProto:
 
 
 def checkpoint(exported: Exported, graph: str) -> dict[str, torch.Tensor]:
-    """The weights that a graph should hold, straight from the checkpoints."""
+    """Reads the weights that a graph should hold from the checkpoints."""
     root, base = exported.checkpoints, exported.checkpoints / "base"
     match graph:
         case "text_encoder":
@@ -77,7 +77,7 @@ def test_every_weight_has_its_checkpoint_name(exported: Exported, graph: str) ->
     initializers = {item.name: item for item in load(exported, graph).graph.initializer}
     assert weights.keys() - initializers.keys() == set()
     nameless = [item for name, item in initializers.items() if name not in weights]
-    assert max(np.prod(item.dims, dtype=int) for item in nameless) <= 77 * 77, "no weight without a name"
+    assert max(np.prod(item.dims, dtype=int) for item in nameless) <= 77 * 77, "every weight has a name"
     for name, weight in weights.items():
         transposed = {item.key: item.value for item in initializers[name].metadata_props}.get("transposed")
         values = numpy_helper.to_array(initializers[name])
@@ -115,7 +115,7 @@ def test_nodes_are_named_after_their_modules(exported: Exported) -> None:
 
 @pytest.mark.parametrize("sizes", [(2, 1, 8, 8), (1, 32, 16, 8), (2, 5, 24, 32)])
 def test_the_unet_graph_at_sizes_it_was_not_traced_with(sd15_like: Exported, sizes: tuple[int, ...]) -> None:
-    """Predictions and guided steps of the graphs against diffusers' UNetMotionModel and LCMScheduler."""
+    """Compares predictions and guided steps of the graphs with diffusers' UNetMotionModel and LCMScheduler."""
     from diffusers import LCMScheduler
     from references import animatediff_pipeline
     from sparsectrl_lcm.runtime.loop.schedule import lcm_schedule
@@ -161,7 +161,7 @@ def test_the_unet_graph_at_sizes_it_was_not_traced_with(sd15_like: Exported, siz
 
 
 def test_a_graph_that_differs_is_refused(sd15_like: Exported) -> None:
-    """The check that every export makes, against a module with one weight changed."""
+    """Runs the check of every export against a module with one changed weight."""
     vae = AutoencoderKL.from_pretrained(sd15_like.checkpoints / "base" / "vae").eval()
     image = torch.randint(256, (1, 16, 24, 3), dtype=torch.uint8)
     session = open_session(sd15_like.bundle / "onnx/vae_encoder.onnx")
@@ -180,24 +180,27 @@ def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -
     good = {"base": str(root / "base"), "motion_adapter": str(root / "motion_adapter")}
     other = write_motion_adapter(tmp_path / "other", Architecture(channels=(32, 64)), seed=1)
     short = tmp_path / "short"
-    MotionAdapter((32, 64, 64, 64), 1, motion_norm_num_groups=8, motion_max_seq_length=16).save_pretrained(short)
+    MotionAdapter((32, 64, 64), 1, motion_norm_num_groups=8, motion_max_seq_length=16).save_pretrained(short)
     thin = write_controlnet(tmp_path / "thin", Architecture(channels=(16, 32, 32, 32)), "scribble", seed=1)
     cases = [
-        ({"base": str(tmp_path / "nothing")}, "--base: .* is not a folder"),
-        ({"base": str(root)}, "--base: cannot load"),
-        ({"motion_adapter": str(root / "base")}, "--motion-adapter: cannot load"),
-        ({"motion_adapter": str(other)}, "--motion-adapter .* does not fit"),
-        ({"controlnets": {"scribble": str(thin)}}, "--controlnet-scribble .* does not fit --base: block_out_channels"),
-        ({"loras": (Lora(str(tmp_path / "no.safetensors")),)}, "--lora: cannot load"),
-        ({"controlnets": {"scribble": str(root / "rgb")}}, "is a SparseCtrl for rgb; pass it as --controlnet-rgb"),
+        ({"base": str(tmp_path / "nothing")}, "^base: .* is not a folder"),
+        ({"base": str(root)}, "^base: cannot load"),
+        ({"motion_adapter": str(root / "base")}, "^motion_adapter: cannot load"),
+        ({"motion_adapter": str(other)}, "^motion_adapter: .* does not fit the base: its channels and layers are "),
+        (
+            {"controlnets": {"scribble": str(thin)}},
+            "^controlnet_scribble: .* does not fit the base: block_out_channels",
+        ),
+        ({"loras": (Lora(str(tmp_path / "no.safetensors")),)}, "^lora: cannot load"),
+        ({"controlnets": {"scribble": str(root / "rgb")}}, "is a SparseCtrl for rgb; pass it as controlnet_rgb"),
         ({"controlnets": {"rgb": str(root / "scribble")}}, "is a SparseCtrl for scribble"),
-        ({"vae": str(root / "rgb")}, "--vae: .* holds a SparseControlNetModel; give .* AutoencoderKL"),
-        ({"frames": 33}, "--frames 33 is out of range"),
+        ({"vae": str(root / "rgb")}, "^vae: .* holds a SparseControlNetModel; give .* AutoencoderKL"),
+        ({"frames": 33}, "^frames: 33 is out of range"),
         ({"temporal_norm": "batch"}, "choose frame or clip"),
-        ({"width": 100, "height": 128}, "multiples of 64"),
-        ({"width": 4096, "height": 4096}, "from 64 to 2048"),
-        ({"width": 0, "height": 0}, "multiples of 64"),
-        ({"motion_adapter": str(short), "frames": 24}, "--frames 24 is out of range; .* allow 1 to 16"),
+        ({"width": 100, "height": 128}, "multiples of 32"),
+        ({"width": 4096, "height": 4096}, "from 32 to 2048"),
+        ({"width": 0, "height": 0}, "multiples of 32"),
+        ({"motion_adapter": str(short), "frames": 24}, "^frames: 24 is out of range; .* allow 1 to 16"),
         ({"scheduler": {"beta_schedule": "squaredcos_cap_v2"}}, "not supported"),
         ({"scheduler": {"beta_shedule": "linear"}}, "'beta_shedule' is not a setting of LCMScheduler"),
         ({"scheduler": {"beta_start": float("nan")}}, "not supported"),
@@ -220,7 +223,7 @@ def test_an_existing_bundle_is_not_overwritten(tmp_path: Path) -> None:
 def test_an_empty_folder_is_filled_in_its_place(
     sd15_like: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be a mount; and a full disk is one line, with nothing left behind."""
+    """The folder may be a mount. A full disk gives an error of one line and leaves nothing behind."""
 
     def run(self: exporter._Exporter) -> str:
         (self.folder / "tokenizer.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Fused LoRAs against the formula of the paper and against diffusers with the LoRA switched on."""
+"""Fused LoRAs, compared with the paper's formula and with diffusers with the LoRA enabled."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def delta(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 def kohya(folder: Path, unet: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> tuple[Path, dict, dict]:
-    """An LCM-LoRA as it is published: kohya's names, alpha beside each pair."""
+    """Writes an LCM-LoRA in its published format: kohya's names, with an alpha for each pair of matrices."""
     tensors: dict[str, torch.Tensor] = {}
     changes: tuple[dict, dict] = ({}, {})
     for prefix, weights, change in (("lora_unet", unet, changes[0]), ("lora_te", text, changes[1])):

@@ -1,4 +1,4 @@
-"""Group norms against torch's."""
+"""Group norms, compared with torch's."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Another motion module for a bundle: what fits, what is refused, and that a bundle is never left half-written."""
+"""Replacing a bundle's motion modules: which adapters fit, which are refused, and bundles stay whole on errors."""
 
 import json
 import multiprocessing
@@ -26,12 +26,12 @@ WEIGHTS = "onnx/unet.motion.weights"
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
-    """A copy of the bundle in the package: three levels, attention of four heads."""
+    """A copy of the package's demo bundle: three levels, attention with four heads."""
     return Path(shutil.copytree(ROOT / "runtime" / "demo_bundle", tmp_path / "demo"))
 
 
 def write_adapter(folder: Path, heads: int | tuple[int, ...]) -> str:
-    """Random motion modules with the shapes of the demo bundle's."""
+    """Writes random motion modules with the shapes of the demo bundle's."""
     adapter = MotionAdapter(
         block_out_channels=(32, 48, 64),
         motion_layers_per_block=1,
@@ -48,7 +48,7 @@ def contents(bundle: Path) -> dict[Path, bytes]:
 
 
 def leave_behind(output: Path) -> None:
-    """What an export to `output` leaves that is killed while it writes."""
+    """Leaves the temporary folder of an export to `output` that is killed while it writes."""
 
     def write() -> None:
         with staged_folder(output.parent, output.name) as folder:
@@ -99,10 +99,10 @@ def test_a_motion_module_that_does_not_fit_is_refused(sd15_like: Exported, tmp_p
 
 
 def test_the_motion_module_as_a_graph_of_its_own(tmp_path: Path) -> None:
-    """Layer by layer against diffusers' own temporal transformers."""
+    """Compares layer by layer with diffusers' own temporal transformers."""
     arch = Architecture(channels=(16, 32), groups=8)
     source = write_motion_adapter(tmp_path / "adapter", arch, seed=4)
-    with pytest.raises(ExportError, match=r"name a file that ends in \.onnx"):
+    with pytest.raises(ExportError, match=r"give a name that ends in \.onnx"):
         export_standalone(str(source), "clip", tmp_path / "motion.weights")
     path = tmp_path / "new" / "motion.onnx"
     leave_behind(path)
@@ -125,9 +125,9 @@ def test_the_motion_module_as_a_graph_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        (2, r"down_blocks\.0\..*attn1 has 2 attention heads, the bundle's has 4; export the bundle again"),
-        (8, r"down_blocks\.0\..*attn1 has 8 attention heads, the bundle's has 4"),
-        ((4, 4, 2), r"down_blocks\.2\..*attn1 has 2 attention heads, the bundle's has 4"),
+        (2, r"down_blocks\.0\..*attn1 has 2 attention heads, in the bundle 4; export the bundle again"),
+        (8, r"down_blocks\.0\..*attn1 has 8 attention heads, in the bundle 4"),
+        ((4, 4, 2), r"down_blocks\.2\..*attn1 has 2 attention heads, in the bundle 4"),
     ],
 )
 def test_other_attention_heads_are_refused(
@@ -141,7 +141,10 @@ def test_other_attention_heads_are_refused(
 
 
 def test_heads_are_read_in_every_bundle(exported: Exported, tmp_path: Path) -> None:
-    """With a middle block and without, four heads and three, statistics by clip; the demo bundle's are by frame."""
+    """With and without a middle block, with four and three heads, and with clip statistics.
+
+    The demo bundle covers frame statistics.
+    """
     bundle = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
     before = contents(bundle)
     adapter = Path(shutil.copytree(exported.checkpoints / "motion_adapter", tmp_path / "motion_adapter"))
@@ -164,7 +167,7 @@ def test_the_same_attention_heads_are_taken(heads: int | tuple[int, ...], demo: 
     }
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("file", [WEIGHTS, "manifest.json"])
 def test_a_full_disk_leaves_the_bundle_as_it_was(file: str, demo: Path, tmp_path: Path) -> None:
     before = contents(demo)

@@ -1,4 +1,4 @@
-"""What configurations and options come to, before any graph is written."""
+"""Sizes and schedules from configurations and options, before any graph is written."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ def parts_of(checkpoints: Path, base: Path | None = None, **options: Any) -> Par
 
 
 def with_unet(checkpoints: Path, folder: Path, **changes: Any) -> Path:
-    """The base with other settings of its UNet."""
+    """Copies the base with changed settings of its UNet."""
     shutil.copytree(checkpoints / "base", folder)
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

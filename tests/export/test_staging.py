@@ -1,4 +1,4 @@
-"""What exports leave that were killed: removed by the next one, unless their process lives."""
+"""Folders left behind by killed exports: the next export removes them, unless their process is alive."""
 
 import multiprocessing
 import os
@@ -45,7 +45,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def start(target: Path, run: Run, patch: pytest.MonkeyPatch) -> BaseProcess:
-    """Exports in a process of its own, which gets as far as `run`."""
+    """Starts an export in another process, with `run` in place of the exporter's."""
     patch.setattr(exporter._Exporter, "run", run)
     process = multiprocessing.get_context("fork").Process(target=export_bundle, args=(OPTIONS, target))
     process.start()
@@ -58,7 +58,7 @@ def names(folder: Path) -> list[str]:
 
 
 def folders(target: Path) -> list[Path]:
-    """The folders that exports write in."""
+    """The temporary folders of exports."""
     return [path.parent for path in target.parent.rglob("onnx") if path.parent != target]
 
 
@@ -99,7 +99,7 @@ def test_what_a_living_export_writes_stays(target: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_left_goes_whatever_process_has_its_number_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in containers, whose first process always has the same one."""
+    """In containers, the first process always has the same process id."""
     monkeypatch.setattr(exporter._Exporter, "run", write)
     (tmp_path / f".bundle-{os.getpid()}-0123abcd" / "onnx").mkdir(parents=True)
     assert export_bundle(OPTIONS, tmp_path / "bundle") == "made"

@@ -1,4 +1,4 @@
-"""The temporal transformer against diffusers, and against the original AnimateDiff's per-frame statistics."""
+"""The temporal transformer, compared with diffusers and with the per-frame statistics of the original AnimateDiff."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_equals_diffusers(frames: int, norm: str) -> None:
     if norm == "frame":
         normalize_per_frame(reference)
     states = torch.randn(2 * frames, 32, 5, 3, generator=torch.Generator().manual_seed(0))
-    states *= torch.linspace(0.1, 3, 2 * frames)[:, None, None, None]  # frames of different size tell the norms apart
+    states *= torch.linspace(0.1, 3, 2 * frames)[:, None, None, None]  # so that the two norms differ
     with torch.no_grad():
         expected = reference[0](states, num_frames=frames)
         assert torch.allclose(mine(states, num_frames=frames), expected, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The tiny decoder: its graph against diffusers' AutoencoderTiny, both formats of weights, and what does not fit."""
+"""The tiny decoder: its graph compared with diffusers' AutoencoderTiny, both weight formats, and wrong sources."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +24,13 @@ from sparsectrl_lcm.export.plan import ExportOptions, plan_jobs, read_parts
 Weights = dict[str, torch.Tensor]
 
 BLOCKS = (range(3, 6), range(8, 11), range(13, 16), range(18, 19))
-"""TAESD's decoder by the numbers of its entries: blocks, and the convolution that ends each stage."""
+"""Entry numbers of the blocks in each stage of TAESD's decoder."""
 ENDS = (7, 12, 17, 19)
+"""Entry numbers of the convolutions that end the stages."""
 
 
 def taesd_weights(width: int = 64, latent_channels: int = 4) -> Weights:
-    """Random weights with the names and shapes of taesd_decoder.pth."""
+    """Draws random weights with the names and shapes of taesd_decoder.pth."""
     layers = {"1": (width, latent_channels)}
     layers |= {f"{block}.conv.{index}": (width, width) for stage in BLOCKS for block in stage for index in (0, 2, 4)}
     layers |= {str(end): (3 if end == ENDS[-1] else width, width) for end in ENDS}
@@ -43,7 +44,7 @@ def taesd_weights(width: int = 64, latent_channels: int = 4) -> Weights:
 
 
 def taesd(weights: Weights, latents: torch.Tensor) -> torch.Tensor:
-    """What TAESD's decoder gives, colours in 0..1, convolution by convolution."""
+    """Computes TAESD's decoder convolution by convolution; returns colours in 0..1."""
 
     def convolve(name: str, states: torch.Tensor) -> torch.Tensor:
         return F.conv2d(states, weights[f"{name}.weight"], weights.get(f"{name}.bias"), padding=1)
@@ -65,7 +66,7 @@ def latents_of(batch: int, height: int, width: int) -> torch.Tensor:
 
 
 def decoded(model: AutoencoderTiny, latents: torch.Tensor) -> np.ndarray:
-    """Frames as diffusers' pipelines make them, [N, H, W, 3] uint8."""
+    """Decodes frames as diffusers' pipelines do, [N, H, W, 3] uint8."""
     with torch.no_grad():
         images = model.decode(latents / model.config.scaling_factor).sample
     return to_uint8(VaeImageProcessor().postprocess(images, output_type="np"))
@@ -81,7 +82,7 @@ def test_frames_are_those_of_diffusers(exported: Exported, sizes: tuple[int, int
     expected = decoded(model, latents)
     assert (frames.dtype, frames.shape) == (np.uint8, expected.shape)
     assert expected.std() > 10
-    assert np.isin(expected, (0, 255)).mean() < 0.05, "hardly anything is clipped"
+    assert np.isin(expected, (0, 255)).mean() < 0.05, "few values are clipped"
     assert np.abs(frames.astype(int) - expected).max() <= 1
 
 
@@ -135,7 +136,7 @@ def wide(folder: Path) -> Path:
 
 
 def written(weights: Weights) -> Callable[[Path], Path]:
-    """What writes weights in TAESD's format."""
+    """Returns a function that writes `weights` in TAESD's format."""
 
     def write(folder: Path) -> Path:
         torch.save(weights, folder.with_suffix(".pth"))
@@ -145,7 +146,7 @@ def written(weights: Weights) -> Callable[[Path], Path]:
 
 
 def pickled(folder: Path) -> Path:
-    """A whole module, which would run code as it is loaded."""
+    """Writes a whole pickled module, which would run code when loaded."""
     torch.save(torch.nn.Linear(1, 1), folder.with_suffix(".pth"))
     return folder.with_suffix(".pth")
 
@@ -159,7 +160,7 @@ def text(suffix: str) -> Callable[[Path], Path]:
 
 
 def encoder(weights: Weights) -> Weights:
-    """Its first entry is a convolution."""
+    """Renumbers the weights as TAESD's encoder does, whose first entry is a convolution."""
     return {f"{int(name.split('.')[0]) - 1}.{name.partition('.')[2]}": values for name, values in weights.items()}
 
 
@@ -167,22 +168,22 @@ def without(weights: Weights, name: str) -> Weights:
     return {key: values for key, values in weights.items() if key != name}
 
 
-NO_DECODER = "tiny_decoder: .* holds no decoder of TAESD; give taesd_decoder.safetensors or taesd_decoder.pth"
+NO_DECODER = "tiny_decoder: .* holds no TAESD decoder; give taesd_decoder.safetensors or taesd_decoder.pth"
 BAD: list[tuple[Callable[[Path], Path], str]] = [
-    (wide, r"tiny_decoder: .* does not fit the base: .* colours \(16, 8, 3\), the VAE \(4, 8, 3\)"),
+    (wide, r"tiny_decoder: .* does not fit the base: .* colours are \(16, 8, 3\), the VAE's \(4, 8, 3\)"),
     (
         lambda folder: write_tiny_decoder(folder, Architecture(vae_channels=(8, 8, 8)), 1),
-        r"tiny_decoder: .* does not fit the base: .* \(4, 4, 3\), the VAE \(4, 8, 3\)",
+        r"tiny_decoder: .* does not fit the base: .* \(4, 4, 3\), the VAE's \(4, 8, 3\)",
     ),
     (written(taesd_weights(8, latent_channels=16)), r"tiny_decoder: .* does not fit the base: .* \(16, 8, 3\)"),
     (written(encoder(taesd_weights(8))), NO_DECODER),
     (written(without(taesd_weights(8), "4.conv.2.bias")), NO_DECODER),
     (written({"state_dict": torch.zeros(1)}), NO_DECODER),
-    (pickled, "--tiny-decoder: cannot load"),
-    (text(".safetensors"), "--tiny-decoder: cannot load"),
-    (text(".txt"), "--tiny-decoder: .* is not a file of TAESD; allowed are .safetensors and .pth"),
-    (lambda folder: folder / "nothing", "--tiny-decoder: .* is not a folder"),
-    (lambda folder: folder / "nothing.pth", "--tiny-decoder: cannot load .*nothing.pth"),
+    (pickled, "^tiny_decoder: cannot load"),
+    (text(".safetensors"), "^tiny_decoder: cannot load"),
+    (text(".txt"), "^tiny_decoder: .* is not a TAESD file; allowed are .safetensors and .pth"),
+    (lambda folder: folder / "nothing", "^tiny_decoder: .* is not a folder"),
+    (lambda folder: folder / "nothing.pth", "^tiny_decoder: cannot load .*nothing.pth"),
 ]
 
 
@@ -202,9 +203,9 @@ def test_the_option_of_the_command_line(
     root = sd15_like.checkpoints
     command = ["export", "--base", str(root / "base"), "--motion-adapter", str(root / "motion_adapter")]
     assert run([*command, "--tiny-decoder", str(wide(tmp_path / "wide")), "-o", str(tmp_path / "bundle")]) == 2
-    said = capsys.readouterr().err
-    assert "error: --tiny-decoder" in said
-    assert "does not fit --base" in said
+    errors = capsys.readouterr().err
+    assert "error: --tiny-decoder" in errors
+    assert "does not fit the base: " in errors
 
 
 def test_another_model_is_named(sd15_like: Exported, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A device without a GPU: CUDA's calls on the host's memory, recorded, with graphs that replay and faults at will."""
+"""An emulated GPU: CUDA calls on host memory, recorded, with graphs that replay and faults on demand."""
 
 import ctypes
 import zlib
@@ -24,11 +24,11 @@ INVALID_CAPTURE = cudart.cudaError_t.cudaErrorStreamCaptureInvalidated
 
 
 class EmulatedCudart:
-    """Stands in for `cuda.bindings.runtime`; a call that the real module lacks raises AttributeError.
+    """Replaces `cuda.bindings.runtime`; a call that the real module lacks raises AttributeError.
 
     Attributes:
         calls: the names of all calls, in order.
-        fault: index of the call that fails, and its status.
+        fault: index of the call that fails, and the status it returns.
         limit: bytes of device memory.
     """
 
@@ -65,7 +65,7 @@ class EmulatedCudart:
         return call
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Runs work now, or notes it while a graph is captured."""
+        """Runs work now, or records it if a graph is being captured."""
         if self.capture is None:
             work()
         else:
@@ -73,12 +73,12 @@ class EmulatedCudart:
 
     @property
     def used(self) -> int:
-        """Bytes of device memory that are taken."""
+        """Bytes of allocated device memory."""
         return sum(ctypes.sizeof(buffer) for buffer in self.memory.values())
 
     @property
     def leaked(self) -> list[Any]:
-        """All that was taken and not given back, but for streams."""
+        """Everything allocated or created and not released yet, except for streams."""
         return [*self.memory, *self.pinned, *self.graphs, *self.events]
 
     def _handle(self) -> int:
@@ -105,9 +105,9 @@ class EmulatedCudart:
         return SUCCESS, self.limit - self.used, self.limit
 
     def _take(self, pool: dict[int, Any], nbytes: int) -> int:
-        assert self.capture is None, "memory cannot be taken while a graph is captured"
+        assert self.capture is None, "memory cannot be allocated during a capture"
         buffer = (ctypes.c_byte * (nbytes + 256))()
-        ctypes.memset(buffer, 0xA5, nbytes)  # what a device gives is not zero
+        ctypes.memset(buffer, 0xA5, nbytes)  # a device does not clear memory
         address = -(-ctypes.addressof(buffer) // 256) * 256
         pool[address] = buffer
         return address
@@ -130,10 +130,10 @@ class EmulatedCudart:
         return (SUCCESS,)
 
     def check_range(self, address: int, nbytes: int) -> None:
-        """Fails where memory is read or written that was not taken."""
+        """Fails if the range is not inside allocated memory."""
         pools = (*self.memory.items(), *self.pinned.items())
         inside = any(start <= address and address + nbytes <= start + ctypes.sizeof(buffer) for start, buffer in pools)
-        assert inside, "memory that was not taken, or was given back"
+        assert inside, "memory was never allocated, or was freed"
 
     def _cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: Any, stream: int) -> tuple[Any]:
         on_device = {"Host": False, "Device": True}
@@ -156,7 +156,7 @@ class EmulatedCudart:
         return (SUCCESS,)
 
     def _cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
-        assert self.capture is None, "a stream that is captured cannot be waited for"
+        assert self.capture is None, "a stream cannot be synchronized during its capture"
         return (SUCCESS,)
 
     def _cudaEventCreateWithFlags(self, flags: int) -> int:
@@ -170,7 +170,9 @@ class EmulatedCudart:
 
     def _cudaEventRecordWithFlags(self, event: int, stream: int, flags: int) -> tuple[Any]:
         external = flags == cudart.cudaEventRecordExternal
-        assert external == (self.capture is not None), "only an external event can be waited for after a replay"
+        assert external == (self.capture is not None), (
+            "only an external event in a capture can be waited for after a replay"
+        )
 
         def work() -> None:
             self._clock += 1
@@ -194,11 +196,11 @@ class EmulatedCudart:
 
     def _cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:
         assert self.capture is not None
-        noted, self.capture = self.capture, None
+        recorded, self.capture = self.capture, None
         if self.broken_capture:
             return INVALID_CAPTURE, None
         handle = self._handle()
-        self.graphs[handle] = noted
+        self.graphs[handle] = recorded
         return SUCCESS, handle
 
     def _cudaGraphInstantiate(self, graph: int, flags: int) -> int:
@@ -222,7 +224,7 @@ class EmulatedCudart:
 
 
 class EmulatedEngine:
-    """An engine that computes on the host, with the shapes and types of the graph's record."""
+    """An engine that computes on the host, with the given shapes and the types of the graph's record."""
 
     def __init__(self, loader: "EmulatedLoader", graph: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.loader = loader
@@ -303,7 +305,7 @@ class EmulatedLoader:
 def open_session(
     path: Path, level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 ) -> onnxruntime.InferenceSession:
-    """A session on the CPU that opens fast: planning the reuse of memory takes most of the time for large graphs."""
+    """Opens a CPU session fast, without memory reuse: planning it takes most of the time for large graphs."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
     options.enable_mem_reuse = False
@@ -326,7 +328,7 @@ class PortableGraphs:
 
 
 class RoundedGraphs:
-    """Computes as engines of a low precision do: the typed graphs, with every result rounded to its type."""
+    """Computes as engines of a low precision do: runs the typed graphs and rounds every result to its type."""
 
     def __init__(self, bundle: Bundle, precision: str, folder: Path) -> None:
         self.bundle = bundle
@@ -351,7 +353,7 @@ class RoundedGraphs:
 
 
 class Digests:
-    """Computes outputs of the right shape in no time, each a digest of all inputs."""
+    """Computes outputs of the right shape instantly; each is filled with a digest of all inputs."""
 
     def __init__(self, bundle: Bundle, shapes: Callable[[str], Mapping[str, tuple[int, ...]]]) -> None:
         self.manifest = bundle.manifest
@@ -369,7 +371,7 @@ class Digests:
 
 
 def emulate(bundle: Bundle, compute: Any, kept_bytes: int = 1 << 30, limit: int = 1 << 34) -> SimpleNamespace:
-    """An executor on an emulated device: `executor`, `cudart` and `loader`."""
+    """Creates an executor on an emulated device; returns `executor`, `cudart` and `loader`."""
     api = EmulatedCudart(limit)
     loader = EmulatedLoader(bundle, api, compute)
     return SimpleNamespace(cudart=api, loader=loader, executor=GpuExecutor(bundle, loader, kept_bytes, Cuda(api)))

@@ -1,4 +1,4 @@
-"""Tests that need a program which is not installed."""
+"""Skip tests that need a program which is not installed."""
 
 import os
 from typing import NoReturn
@@ -7,7 +7,7 @@ import pytest
 
 
 def missing(program: str) -> NoReturn:
-    """Skips the test where a contributor lacks a program; CI has to have it."""
+    """Skips the test if the program is not installed; in CI, fails it."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{program} is not installed")
     pytest.skip(f"{program} is not installed")

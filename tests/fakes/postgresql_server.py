@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests, on a socket in a folder of its own."""
+"""A real PostgreSQL server for tests, which listens on a socket in its own folder."""
 
 import os
 import shutil
@@ -16,12 +16,12 @@ def programs() -> Path | None:
 
 
 def postgresql(folder: Path) -> Iterator[str]:
-    """The URL of an empty database."""
+    """Starts a server in `folder`, yields the URL of an empty database, and stops the server."""
     tools = programs()
     if tools is None:
         missing("postgresql")
     data, prefix = folder / "data", []
-    if os.getuid() == 0:  # it refuses to run as root
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
         prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
         shutil.chown(folder, "postgres", "postgres")
     subprocess.run(

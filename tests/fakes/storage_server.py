@@ -1,4 +1,4 @@
-"""A real server on loopback around the routes of files and uploads, with a service that has no runner."""
+"""A real loopback server with the routes of files and uploads, and a service without a runner."""
 
 import contextlib
 import socket
@@ -19,7 +19,7 @@ from sparsectrl_lcm.service.store import SqlStore
 
 
 class StorageService:
-    """What the routes need of the service."""
+    """The parts of the service that the routes need."""
 
     def __init__(self, data: Path, **settings: object) -> None:
         data.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ async def render(_: Request, error: Exception) -> JSONResponse:
 
 @contextlib.contextmanager
 def served(app: FastAPI) -> Iterator[str]:
-    """Serves an app on a free port of loopback; gives its base URL."""
+    """Serves an app on a free loopback port; yields its base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

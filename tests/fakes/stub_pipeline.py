@@ -1,11 +1,16 @@
-"""A pipeline without a model, whose prompt says how it behaves: `stub_pipeline:load`, with this folder in PYTHONPATH.
+"""A pipeline without a model: `stub_pipeline:load`, with this folder in PYTHONPATH. The prompt controls its behaviour.
 
-    crash, hang, oom, device oom, device lost, fail, invalid, noisy: what it says, at the second of four steps
-    slow SECONDS: each step takes as long
-    anything else: a clip of 16 frames 64x64 whose colours are the seed's, with the keyframes at their places
+    crash, hang, oom, device oom, device lost, fail, invalid, noisy: does so at the second of four steps
+    slow SECONDS: each step takes that long
+    anything else: a clip of 16 frames 64x64 in a colour that the seed gives, with the keyframes at their frames
 
-`backend` says how it loads: flaky fails once, for each file that `bundle` names; broken always fails; refused has wrong
-options; lost has them from the second time on, while the file that `bundle` names is there; slow never ends.
+`backend` controls loading:
+
+    flaky: fails once per file that `bundle` names
+    broken: always fails
+    refused: raises BundleError
+    lost: loads once, then raises BundleError as long as the file that `bundle` names exists
+    slow: never finishes
 """
 
 import os
@@ -80,7 +85,7 @@ class StubPipeline:
 
 
 def picture(seed: int) -> Any:
-    """uint8 [16, 64, 64, 3]: one colour, that of the seed, a little brighter from frame to frame."""
+    """Returns uint8 [16, 64, 64, 3]: one colour that the seed gives, a little brighter in each frame."""
     colour = np.array([40 + seed % 150, 40 + seed // 150 % 150, 90])
     return (np.zeros((FRAMES, SIDE, SIDE, 3)) + colour + np.arange(FRAMES)[:, None, None, None]).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""A fake TensorRT that parses, builds and loads; its plans are JSON of what was parsed and how it was configured."""
+"""A fake TensorRT that parses, builds and loads. Its plans are JSON with the parsed graph and the configuration."""
 
 import gc
 import json
@@ -31,31 +31,31 @@ ACTIVATION_BYTES = 4096
 LAYERS = [{"Name": "stem", "LayerType": "CaskConvolution"}, {"Name": "head", "LayerType": "gemm"}]
 
 Event = tuple[str, tuple[Any, ...]]
-"""A method of a progress monitor, and what it is called with."""
+"""A method of a progress monitor, and its arguments."""
 
 
 def start(name: str, parent: str | None, count: int) -> Event:
-    """The start of a phase."""
+    """Returns the event that starts a phase."""
     return "phase_start", (name, parent, count)
 
 
 def steps(name: str, *places: int) -> list[Event]:
-    """Steps of a phase."""
+    """Returns the events of some steps of a phase."""
     return [("step_complete", (name, place)) for place in places]
 
 
 def finish(name: str) -> Event:
-    """The end of a phase."""
+    """Returns the event that ends a phase."""
     return "phase_finish", (name,)
 
 
 def phase(name: str, parent: str, count: int) -> list[Event]:
-    """A phase that takes all its steps."""
+    """Returns the events of a phase with all its steps."""
     return [start(name, parent, count), *steps(name, *range(count)), finish(name)]
 
 
 def report(monitor: Any, events: Iterable[Event]) -> bool:
-    """Calls a progress monitor, as far as it lets the build go on; False where it stopped it."""
+    """Sends events to a progress monitor until it stops the build; returns False if it did."""
     return all(getattr(monitor, method)(*values) is not False for method, values in events)
 
 
@@ -90,15 +90,15 @@ PHASES = (
     *steps(_ENGINE, 4),
     finish(_ENGINE),
 )
-"""What TensorRT-RTX 1.7 reports of a small graph: some phases share a step of their parent, some steps have none."""
+"""The events of TensorRT-RTX 1.7 for a small graph: some phases share a step of their parent, some steps have none."""
 
 _TYPES = {"FLOAT": "FLOAT", "FLOAT16": "HALF", "BFLOAT16": "BF16", "INT64": "INT64", "UINT8": "UINT8"}
-"""TensorRT's names of ONNX's types."""
+"""TensorRT's names for ONNX's types."""
 _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
 
 
 def fake(release: str) -> FakeModule:
-    """A fake, where what it is made from is installed."""
+    """Creates a fake; skips the test if the package it is made from is not installed."""
     try:
         return fake_tensorrt(release)
     except ModuleNotFoundError as error:
@@ -106,12 +106,12 @@ def fake(release: str) -> FakeModule:
 
 
 def demo_copy(folder: Path) -> Path:
-    """A demo bundle that may be written to."""
+    """Copies the demo bundle to a place where tests may write."""
     return Path(shutil.copytree(demo_bundle(), folder / "bundle"))
 
 
 def small_copy(folder: Path) -> Path:
-    """A bundle that is built in no time: without ControlNets, and with the decoder in the place of the UNet."""
+    """Writes a bundle that builds fast: without ControlNets, and with the decoder in place of the UNet."""
     bundle, manifest = folder / "bundle", read_manifest(demo_bundle())
     graphs = {name: manifest.graphs[name] for name in ("text_encoder", "unet", "lcm_update", "vae_decoder")}
     graphs["unet"] = graphs["vae_decoder"]
@@ -125,19 +125,19 @@ def small_copy(folder: Path) -> Path:
 
 
 def plan_of(engine: Path) -> dict[str, Any]:
-    """What a file of `Workshop.build` was made of."""
+    """Reads the plan in an engine file of `Workshop.build`."""
     plan: dict[str, Any] = json.loads(engine.read_bytes())
     return plan
 
 
 class Workshop:
-    """TensorRT of one release, as one process sees it.
+    """One release of TensorRT, as one process sees it.
 
     Attributes:
-        release: which of `RELEASES` it is.
-        trt: the fake; a test replaces its answers where something is to fail.
-        library: the fake as product code takes it.
-        version: what the fake calls itself.
+        release: a key of `RELEASES`.
+        trt: the fake; tests replace its answers to make calls fail.
+        library: the fake in the form that product code takes.
+        version: the version that the fake reports.
     """
 
     def __init__(self, release: str, version: str | None = None) -> None:
@@ -151,7 +151,7 @@ class Workshop:
         self._graph = ""
         self._model: ir.Model | None = None
         self._inputs: list[Any] = []
-        self._marked: list[str] = []  # weights of the network that was parsed last
+        self._marked: list[str] = []  # weights of the last parsed network
         self._flags: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # of configurations
         self._caches: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of configurations
         self._measured: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()  # in timing caches
@@ -168,17 +168,17 @@ class Workshop:
         on_progress: OnBuildProgress = lambda text, fraction: None,
         **options: Any,
     ) -> EngineIndex:
-        """`build` of the product, without the comparison with fp32."""
+        """Calls the product's `build` without the comparison with fp32."""
         given = BuildOptions(width=size.width, height=size.height, frames=size.frames, check=False, **options)
-        with patch.object(gc, "collect"):  # which takes longer than a build of demo weights
+        with patch.object(gc, "collect"):  # it takes longer than a build of demo weights
             return build(Bundle.load(bundle), self.backend, given, on_progress, self.library, device)
 
     def folder(self, bundle: Path, precision: str = "fp16", size: ClipSize = SIZE) -> Path:
-        """Where a set of engines lies."""
+        """Returns the folder of a set of engines."""
         return bundle / "engines" / self.backend / set_name(precision, size)
 
     def left(self, bundle: Path) -> tuple[list[str], str | None]:
-        """What lies in the backend's folder besides the timing cache, and what that one knows; None without one."""
+        """Returns the names in the backend's folder except the timing cache, and that cache's content or None."""
         names = sorted(path.name for path in (bundle / "engines" / self.backend).iterdir())
         caches = [name for name in names if name.startswith("timing-") and name.endswith(".cache")]
         assert len(caches) <= 1
@@ -186,11 +186,11 @@ class Workshop:
         return [name for name in names if name not in caches], known
 
     def timings(self, *graphs: str) -> str | None:
-        """What the timing cache knows after builds of these graphs, whether or not they ended well."""
+        """Returns the content of the timing cache after builds of these graphs, successful or not."""
         return "".join(f"{graph};" for graph in graphs) if self.backend == "tensorrt" else None
 
     def measure(self, config: Any) -> None:
-        """Puts what the build of the parsed graph measures into the configuration's timing cache."""
+        """Adds the measurements of the parsed graph's build to the configuration's timing cache."""
         if (cache := self._caches.get(config)) is not None:
             self._measured[cache] += f"{self._graph};".encode()
 
@@ -199,11 +199,11 @@ class Workshop:
         self.library.logger.log(self.trt.ILogger.Severity.ERROR, text)
 
     def calls(self, *names: str) -> list[tuple[Any, ...]]:
-        """Arguments of the calls of these names, in order."""
+        """Returns the arguments of all calls with these names, in order."""
         return [(*args, *kwargs.values()) for name, args, kwargs in self.trt.calls if name in names]
 
     def fail(self, name: str, complaint: str, result: Any = None) -> None:
-        """From now on `name` complains and returns `result`."""
+        """Makes `name` log an error and return `result` from now on."""
 
         def answer(*_: Any) -> Any:
             self.complain(complaint)
@@ -240,7 +240,7 @@ class Workshop:
 
     @property
     def _refitted(self) -> dict[str, Any]:
-        """The plan of the engine that the last refitter was made for."""
+        """The plan of the last refitter's engine."""
         return self._plans[self.calls("Refitter")[-1][0]]
 
     def _give(self, refitter: Any, name: str, _: Any) -> bool:
@@ -248,7 +248,7 @@ class Workshop:
         return name in self._refitted["refittable"]
 
     def _missing(self, refitter: Any) -> list[str]:
-        """Weights that a stripped engine still lacks."""
+        """Returns the weights that a stripped engine still lacks."""
         plan, given = self._refitted, self._given.get(refitter, set())
         return [name for name in plan["refittable"] if "STRIP_PLAN" in plan["flags"] and name not in given]
 
@@ -262,7 +262,7 @@ class Workshop:
         return True
 
     def _mark(self, _: Any, name: str) -> bool:
-        assert self._model is not None, "names are known once the graph was parsed"
+        assert self._model is not None, "names are known only after the graph is parsed"
         if known := name in self._model.graph.initializers:
             self._marked.append(name)
         return known
@@ -296,7 +296,7 @@ class Workshop:
         return True
 
     def _load(self, _: Any, plan: Any) -> Any:
-        """Refuses what TensorRT refuses: other versions, and code in the engine unless it was allowed."""
+        """Loads a plan; refuses other versions, and host code unless allowed, as TensorRT does."""
         read = json.loads(bytes(plan))
         movable = "VERSION_COMPATIBLE" in read["flags"]
         if movable and not self._host_code_allowed():
@@ -314,7 +314,7 @@ class Workshop:
         return engine
 
     def _host_code_allowed(self) -> bool:
-        """Whether the last runtime that was made may run code that an engine brings; at first it may not."""
+        """Returns whether the last created runtime may run an engine's host code; False by default."""
         allowed = False
         for name, args, _ in self.trt.calls:
             if name in ("Runtime", "Runtime.engine_host_code_allowed="):
@@ -323,7 +323,7 @@ class Workshop:
 
 
 def _checkpoint_weights(values: Iterable[ir.Value]) -> dict[str, int]:
-    """CRC-32 of the weights that have a name of a checkpoint; other constants are folded."""
+    """Returns the CRC-32 of each weight with a checkpoint name; the other constants are folded."""
     named = {value.name or "": value.const_value for value in values}
     return {
         name: zlib.crc32(tensor.tobytes())

@@ -1,6 +1,6 @@
-"""The Python API of TensorRT's bindings as plain data, read from the real bindings without TensorRT or a GPU.
+"""Read the Python API of TensorRT's real bindings as plain data, without TensorRT or a GPU.
 
-`load_api` runs this file as `python tensorrt_dump.py MODULE [LIBRARY ...]`: bindings, once imported, stay in a process.
+`load_api` runs this file as `python tensorrt_dump.py MODULE [LIBRARY ...]`, because a process cannot unload bindings.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ CACHE = Path(__file__).parents[2] / ".cache" / "tensorrt-bindings"
 RELEASES = {"10.16": "10.16.1.11", "11.4": "11.4.0.106", "rtx-1.7": "1.7.1.116"}
 RTX_LIBRARIES = "onnxruntime_ep_nv_tensorrt_rtx"
 
-# What `tensorrt.so` takes from TensorRT's libraries; an import resolves these symbols but calls none of them.
+# The symbols that `tensorrt.so` takes from TensorRT's libraries. An import resolves them but calls none.
 ENTRY_POINTS = (
     "createInferBuilder_INTERNAL",
     "createInferRefitter_INTERNAL",
@@ -34,16 +34,17 @@ ENTRY_POINTS = (
     "getPluginRegistry",
     "initLibNvInferPlugins",
 )
-# Methods that every Python object has, or that run unseen.
+# Methods that every Python object has, or that Python calls implicitly.
 UNRECORDED = {"__eq__", "__ne__", "__hash__", "__repr__", "__del__", "__getstate__", "__setstate__"}
 
 
 @functools.cache
 def load_api(version: str) -> dict[str, Any]:
-    """The API of "10.16", "11.4" or "rtx-1.7", from the cache once it has been read.
+    """Returns the API of "10.16", "11.4" or "rtx-1.7"; reads it on first use, then takes it from the cache.
 
     Raises:
-        ModuleNotFoundError: "rtx-1.7" is asked for and its packages are not installed.
+        ModuleNotFoundError: the packages of "rtx-1.7" are not installed.
+        RuntimeError: the bindings cannot be read, or have another version.
     """
     release = RELEASES[version]
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
@@ -53,7 +54,7 @@ def load_api(version: str) -> dict[str, Any]:
         if not dumped.exists():
             text = _dump_rtx() if version.startswith("rtx") else _dump_wheel(CACHE / release, version)
             if (found := json.loads(text)["version"]) != release:
-                raise RuntimeError(f"TensorRT {version} must be {release}, not {found}")
+                raise RuntimeError(f"expected TensorRT {release} for {version}, found {found}")
             partial = dumped.with_suffix(".partial")
             partial.write_text(text)
             partial.replace(dumped)
@@ -86,13 +87,17 @@ def _dump_wheel(folder: Path, version: str) -> str:
 
 
 def rtx_libraries() -> list[str]:
-    """The libraries to load before `import tensorrt_rtx_bindings`."""
+    """Returns the libraries to load before `import tensorrt_rtx_bindings`.
+
+    Raises:
+        ModuleNotFoundError: TensorRT-RTX is not installed.
+    """
     specs = [importlib.util.find_spec(name) for name in (RTX_LIBRARIES, "tensorrt_rtx_bindings")]
     if specs[0] is None or specs[1] is None:
         needs = f"onnxruntime-ep-nv-tensorrt-rtx-cu13 tensorrt_rtx_cu13_bindings=={RELEASES['rtx-1.7']}"
         raise ModuleNotFoundError(f"TensorRT-RTX is not installed: pip install --no-deps {needs}")
     folder = Path(next(iter(specs[0].submodule_search_locations or ())))
-    # The parser takes symbols from the core library, which has to be there first.
+    # The parser takes symbols from the core library, so the core library comes first.
     return [str(path) for name in ("rtx", "onnxparser_rtx") for path in folder.glob(f"libtensorrt_{name}.so.*")]
 
 
@@ -101,7 +106,7 @@ def _dump_rtx() -> str:
 
 
 def split(text: str) -> list[str]:
-    """Splits at the commas that stand in no bracket and no string: `a: X = <X.A: 0>, b: list[int] = ','` has two."""
+    """Splits at commas outside brackets and strings: `a: X = <X.A: 0>, b: list[int] = ','` gives two parts."""
     parts, depth, quoted = [""], 0, False
     for character in text:
         quoted ^= character == "'"
@@ -140,13 +145,13 @@ class Dump:
         }
 
     def describe(self, cls: Any) -> dict[str, Any]:
-        """Bases, enum members, properties, attributes and methods of a class, without those of its bases."""
+        """Describes a class: its bases, and its own enum members, properties, attributes and methods."""
         described: dict[str, Any] = {
             "bases": [base.__qualname__ for base in cls.__bases__ if base.__qualname__ in self.found],
             "attributes": {},
             "properties": {},
             "methods": {},
-            # Some interfaces bind no methods, or others than are called: the class's text has what to override.
+            # Some interfaces bind no methods, or not those that are called: the docstring shows what to override.
             "overrides": {
                 name: len(split(arguments))
                 for name, arguments in re.findall(r"def ([a-z]\w*)\(self,? ?(.*?)\)", cls.__doc__ or "")
@@ -171,7 +176,7 @@ class Dump:
                 overloads = self.overloads(name, value.__func__.__doc__, bound=False)
                 described["methods"][name] = {"static": True, "overloads": overloads}
             elif callable(value) and not isinstance(value, type):
-                # A class without a constructor has object's.
+                # A class without a constructor inherits that of object.
                 if (
                     name not in UNRECORDED
                     and not name.startswith("_pybind11")
@@ -190,7 +195,7 @@ class Dump:
         return {"value": value} if isinstance(value, str | int | float) else None
 
     def overloads(self, name: str, text: str | None, bound: bool = True) -> list[dict[str, Any]] | None:
-        """The signatures in a docstring that pybind11 wrote, or None for one without."""
+        """Returns the signatures in a docstring of pybind11, or None if it has none."""
         lines = (text or "").strip().splitlines()
         if "Overloaded function." in lines:
             lines = [line for line in lines if re.match(rf"\d+\. {re.escape(name)}\(", line)]

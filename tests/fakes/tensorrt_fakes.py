@@ -1,11 +1,11 @@
-"""Strict fakes of TensorRT's Python module: what a release does not have, or does not take, raises.
+"""Strict fakes of TensorRT's Python module: names that a release lacks and arguments that it refuses raise.
 
     trt = fake_tensorrt("11.4")
     trt.answers["ICudaEngine.get_tensor_shape"] = lambda engine, name: (2, 4)
     build(trt)
     assert ("IBuilderConfig.set_flag", (trt.BuilderFlag.REFIT,), {}) in trt.calls
 
-A name is that of the class that defines it, as in `ILayer.name`; an answer may also name a class derived from that.
+Recorded names use the class that defines the member, as in `ILayer.name`. An answer may also use a derived class.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ NULLABLE = {"object", "typing_extensions.CapsuleType", ""}
 
 
 def fake_tensorrt(version: str) -> "FakeModule":
-    """A fresh fake of TensorRT "10.16" or "11.4", or of TensorRT-RTX "rtx-1.7"; see `load_api` for what it raises."""
+    """Creates a fake of TensorRT "10.16" or "11.4", or of TensorRT-RTX "rtx-1.7"; raises the errors of `load_api`."""
     return FakeModule(version, load_api(version))
 
 
 class FakeModule(ModuleType):
-    """What is done with it is in `calls`; `answers` says what a method, property or function gives."""
+    """A fake module. It records calls in `calls`; `answers` holds functions that replace methods and properties."""
 
     def __init__(self, version: str, api: Spec) -> None:
         super().__init__("tensorrt_rtx" if version.startswith("rtx") else "tensorrt")
@@ -51,12 +51,12 @@ class FakeModule(ModuleType):
         raise AttributeError(f"{self._label} has no {name}")
 
     def new(self, name: str, /, **properties: Any) -> Any:
-        """An instance of a class that code cannot construct, such as ICudaEngine; read-only properties may be given."""
+        """Creates an instance of a class without a constructor, such as ICudaEngine, with values for its properties."""
         cls = self._classes[name]
         made = cls.__new__(cls)
         for key, value in properties.items():
             if not isinstance(getattr(cls, key), property):
-                raise AttributeError(f"{self._label}: {name}.{key} is no property")
+                raise AttributeError(f"{self._label}: {name}.{key} is not a property")
             made._properties[key] = value
         made._ready = True
         return made
@@ -165,7 +165,7 @@ class FakeModule(ModuleType):
         kwargs: dict[str, Any],
         null: tuple[type, ...] = (FakeObject,),
     ) -> str:
-        """The return annotation of the overload that takes the arguments; those of types in `null` may be None."""
+        """Returns the return annotation of the overload that accepts the arguments; types in `null` accept None."""
         if overloads is None:
             return ""
         for overload in overloads:
@@ -201,7 +201,7 @@ class FakeModule(ModuleType):
             return items and all(self._fits(one, item) for item in value)
         if isinstance(value, expected):
             return True
-        # pybind11 itself makes Dims of tuples and Weights of arrays.
+        # pybind11 converts tuples to Dims and arrays to Weights.
         made_of = [one["arguments"] for one in _overloads(expected, "__init__")]
         plain = [one[0] for one in made_of if len(one) == 1 and one[0]["annotation"] not in self._classes]
         return not isinstance(value, FakeObject | FakeEnum) and any(self._fits(one, value) for one in plain)

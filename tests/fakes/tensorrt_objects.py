@@ -1,4 +1,4 @@
-"""What the classes of `tensorrt_fakes` are made of: enums and objects that behave as pybind11's do."""
+"""Base classes of `tensorrt_fakes`: enums and objects that behave like pybind11's."""
 
 import functools
 import inspect
@@ -16,7 +16,7 @@ class FakeType(type):
 
 @functools.total_ordering
 class FakeEnum(metaclass=FakeType):
-    """An enum as pybind11 makes it: a member is no int, and the class can be neither iterated nor subscripted."""
+    """An enum like pybind11's: a member is not an int, and the class can be neither iterated nor subscripted."""
 
     name: str
     value: int
@@ -57,7 +57,7 @@ class FakeEnum(metaclass=FakeType):
 
 
 class FakeObjectType(FakeType):
-    """Checks the classes that the code under test derives."""
+    """Checks the classes that the code under test derives from TensorRT's interfaces."""
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
         super().__init__(name, bases, namespace)
@@ -89,7 +89,7 @@ class FakeObjectType(FakeType):
 
 
 class FakeObject(metaclass=FakeObjectType):
-    """Has slots, so that only classes derived by the code under test take attributes of their own."""
+    """The base of all fakes. It has slots, so that only classes of the code under test accept new attributes."""
 
     __slots__ = ("__weakref__", "_properties", "_ready")
     _spec: dict[str, Any] | None = {"overrides": {}, "methods": {}}  # noqa: RUF012

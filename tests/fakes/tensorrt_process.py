@@ -1,4 +1,4 @@
-"""Engines of a fake TensorRT, opened as a process of its own opens them, on an emulated stream."""
+"""Engines of a fake TensorRT, opened as a new process does, on an emulated stream."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ GRAPH = "vae_decoder"
 
 @dataclass
 class Opened:
-    """An engine in a process of its own."""
+    """An open engine and everything it was opened with."""
 
     workshop: Workshop
     bundle: Bundle
@@ -31,10 +31,10 @@ class Opened:
 
 @dataclass
 class Process:
-    """What is needed to open engines, before any was.
+    """A new process with all that is needed to open engines.
 
     Attributes:
-        shapes: those that are wanted instead of the size's.
+        shapes: shapes that replace those of the size.
     """
 
     release: str
@@ -50,13 +50,13 @@ class Process:
         self.cudart = EmulatedCudart()
 
     def open(self, graph: str = GRAPH) -> Opened:
-        """An engine that can run."""
+        """Opens an engine and gives it activation memory, so that it can run."""
         opened = self.load(graph)
         opened.engine.use_activation(4096, opened.engine.activation_bytes)
         return opened
 
     def load(self, graph: str = GRAPH) -> Opened:
-        """An engine before it has memory to work in."""
+        """Opens an engine without activation memory."""
         bundle, cuda = Bundle.load(self.bundle), Cuda(self.cudart)
         shapes = static_shapes(bundle.manifest, graph, self.size) | self.shapes
         engine = self.loader.open(bundle, graph, self.size, shapes, cuda)
@@ -67,7 +67,7 @@ class Process:
         return self.workshop.folder(self.bundle, size=self.size)
 
     def refuses(self, reason: str, *options: str) -> None:
-        """Expects an error of one line, before TensorRT sees the file; it ends with the command that builds it anew."""
+        """Expects an error before TensorRT sees the file: one line that ends with the command to rebuild the engine."""
         with pytest.raises(BackendError, match=reason) as error:
             self.open()
         command = (

@@ -1,8 +1,8 @@
-"""Runs commands as on Windows: `python windows_emulation.py '[["doctor"], ...]'`, on Linux.
+"""Run commands on Linux as if on Windows: `python windows_emulation.py '[["doctor"], ...]'`.
 
-For the package's own modules, POSIX-only modules and attributes are missing, the platform is win32, there is no /proc,
-and a file that is open or mapped can neither be renamed nor removed, nor can the folder it lies in. Other packages see
-what they need.
+For the package's own modules, POSIX-only modules and attributes are missing, the platform is win32 and /proc does not
+exist. A file that is open or mapped can be neither renamed nor removed, nor can a folder that contains it. Other
+packages still see Linux.
 """
 
 import builtins
@@ -43,7 +43,7 @@ _REPLACED = {"sys": {"platform": "win32"}, "os": {"name": "nt"}}
 
 
 def emulate() -> None:
-    """From here on the package sees Windows."""
+    """Makes the package see Windows from now on."""
     import mmap
 
     for module in (os, signal, mmap, sys):
@@ -56,7 +56,10 @@ def emulate() -> None:
 
 
 class _AsOnWindows(ModuleType):
-    """Importing makes every module of the class of `sys`, so that others pass through here too."""
+    """A module that hides POSIX attributes from the package.
+
+    Python creates new modules with the class of `sys`, so attribute reads of other modules pass through here too.
+    """
 
     def __getattribute__(self, attribute: str) -> Any:
         if _asked_by_package(2):
@@ -69,10 +72,10 @@ class _AsOnWindows(ModuleType):
 
 
 def _asked_by_package(depth: int) -> bool:
-    """Whether the caller, `depth` frames above this one, is a module of the package."""
+    """Returns whether the caller, `depth` frames above this one, is a module of the package."""
     try:
         return str(_frame(depth).f_globals.get("__name__", "")).partition(".")[0] == PACKAGE
-    except ValueError:  # the interpreter itself, as it ends
+    except ValueError:  # called by the interpreter as it exits
         return False
 
 
@@ -92,7 +95,7 @@ def _hide_modules() -> None:
 
 
 def _guard(name: str, check: Callable[..., None]) -> None:
-    """Has the package's calls of a method of `Path` checked first."""
+    """Calls `check` before a method of `Path`, if the package calls it."""
     method = getattr(Path, name)
 
     def guarded(path: Path, *arguments: Any, **named: Any) -> Any:
@@ -105,7 +108,7 @@ def _guard(name: str, check: Callable[..., None]) -> None:
 
 def _no_proc(path: Path, *_: object) -> None:
     if str(path).startswith(("/proc/", "/sys/")):
-        raise FileNotFoundError(2, "there is no such folder on Windows", str(path))
+        raise FileNotFoundError(2, "no such folder on Windows", str(path))
 
 
 def _not_in_use(path: Path, *others: object) -> None:
@@ -114,11 +117,11 @@ def _not_in_use(path: Path, *others: object) -> None:
         held = [file for file in used if Path(file).is_relative_to(Path(place).absolute())]
         if held:
             print("in use:", *held, file=sys.stderr)
-            raise PermissionError(13, "it is in use by this process, which Windows refuses", str(place))
+            raise PermissionError(13, "in use by this process, which Windows refuses", str(place))
 
 
 def _used_files() -> set[str]:
-    """The files that this process has opened or mapped."""
+    """Returns the files that this process has opened or mapped."""
     with open("/proc/self/maps") as maps:  # noqa: PTH123
         lines = (line.split(maxsplit=5) for line in maps)
         used = {line[5].rstrip("\n").removesuffix(" (deleted)") for line in lines if len(line) == 6}

@@ -1,4 +1,4 @@
-"""What the tests on a GPU share. They need the backends that are tested and pytest, and neither torch nor diffusers."""
+"""Fixtures of the GPU tests. These need pytest and the tested backends, but neither torch nor diffusers."""
 
 import os
 import shutil
@@ -20,14 +20,14 @@ Load = Callable[..., VideoPipeline]
 
 
 class Engines:
-    """Copies of the demo bundle with engines of its own size, built once by a session."""
+    """Copies of the demo bundle with engines of its default size, built once per session."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.built: dict[str, Path | BackendError] = {}
 
     def bundle(self, backend: str, precision: str = "fp16", refit: bool = False) -> Path:
-        """The copy with engines of a backend; what kept them from being built is raised each time."""
+        """Returns the copy with engines of a backend. If the build has failed, raises its error at each call."""
         from sparsectrl_lcm.engine.build import build
 
         name = f"{backend}-{precision}" + ("-refit" if refit else "")
@@ -46,7 +46,7 @@ class Engines:
 
 @pytest.fixture(scope="session", autouse=True)
 def device() -> Device:
-    """The GPU; without one all tests here are skipped."""
+    """The GPU; skips all tests here if there is none."""
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # ONNX Runtime's provider would round fp32 products to TF32
     try:
         return probe()
@@ -70,7 +70,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
 
 @pytest.fixture
 def load(engines: Engines, backend: str) -> Iterator[Load]:
-    """Opens pipelines on the backend, and closes them after the test."""
+    """Opens pipelines on the backend and closes them after the test."""
     opened: list[VideoPipeline] = []
 
     def load(precision: str = "fp16", refit: bool = False, **options: Any) -> VideoPipeline:

@@ -6,11 +6,11 @@ import numpy as np
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 
 LEVELS = 3.0
-"""Mean difference of the frames of two backends, of 255."""
+"""Limit for the mean difference between the frames of two backends, in levels of 255."""
 
 
 def ask(pipeline: VideoPipeline, controlnet: str | None = "scribble", seed: int = 1, **options: Any) -> np.ndarray:
-    """Frames of a clip with three keyframes; without any where `controlnet` is None."""
+    """Generates the frames of a clip with three keyframes, or without keyframes if `controlnet` is None."""
     options = {"prompt": "a red circle moves", "negative_prompt": "a blue square", "num_inference_steps": 4, **options}
     if controlnet is not None:
         options = {"keyframes": keyframes((0, 8, 15)), "controlnet": controlnet, **options}
@@ -19,7 +19,7 @@ def ask(pipeline: VideoPipeline, controlnet: str | None = "scribble", seed: int 
 
 
 def keyframes(places: tuple[int, ...], side: int = 128) -> list[Keyframe]:
-    """Discs whose place and size follow the frame's."""
+    """Draws discs whose position and size follow the frame's index."""
     y, x = np.mgrid[:side, :side]
     discs = [np.hypot(x - side * (0.2 + place / 30), y - side / 2) < side / 8 + place for place in places]
     return [
@@ -29,11 +29,11 @@ def keyframes(places: tuple[int, ...], side: int = 128) -> list[Keyframe]:
 
 
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The mean difference in levels."""
+    """Returns the mean difference in levels."""
     return float(np.abs(actual.astype(int) - expected.astype(int)).mean())
 
 
 def workspaces(pipeline: VideoPipeline) -> list[Any]:
-    """What the executor of a GPU backend holds for each clip size."""
+    """Returns the workspaces of a GPU executor, one per clip size."""
     executor: Any = pipeline.executor
     return list(executor._workspaces.values())

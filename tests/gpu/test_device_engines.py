@@ -1,4 +1,4 @@
-"""Engines on the device, one by one, against ONNX Runtime's CPU provider on the portable graphs."""
+"""Engines on the device, each compared with ONNX Runtime's CPU provider on the portable graph."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def test_an_engine_gives_what_the_portable_graph_gives(
 
 
 def run_engine(bundle: Bundle, backend: str, graph: str, size: ClipSize, feeds: Arrays) -> Arrays:
-    """One run of an engine; its outputs."""
+    """Runs an engine once and returns its outputs."""
     executor: Any = open_executor(bundle, backend, LoadOptions())
     cuda, shapes = executor._cuda, static_shapes(bundle.manifest, graph, size)
     engine = executor._loader.open(bundle, graph, size, shapes, cuda)
@@ -70,6 +70,6 @@ def run_engine(bundle: Bundle, backend: str, graph: str, size: ClipSize, feeds: 
 
 
 def error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest value; for frames the mean one, relative to 255 levels."""
+    """Returns the largest difference relative to the largest value, or for frames the mean difference / 255."""
     off = np.abs(actual.astype(np.float64) - expected)
     return float(off.mean() / 255) if expected.dtype == np.uint8 else float(off.max() / np.abs(expected).max())

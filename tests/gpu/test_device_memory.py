@@ -1,4 +1,4 @@
-"""Device memory over many requests, and where there is none left."""
+"""Device memory: no growth over many requests, and errors when none is left."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 
 REQUESTS, SETTLED = 200, 40
 TOLERANCE = 32 << 20
-"""Bytes; the driver takes memory in blocks."""
+"""In bytes; the driver allocates memory in blocks."""
 STEPS, GUIDANCE, SOURCES = (1, 2, 4), (1.0, 3.0), ("scribble", "rgb", None)
 
 
@@ -26,7 +26,7 @@ def device(pipeline: VideoPipeline) -> Cuda:
 
 
 def test_device_memory_does_not_grow(load: Load) -> None:
-    pipeline = load(kept_bytes=16 << 20)  # so that what is kept has reached its bound when memory is compared
+    pipeline = load(kept_bytes=16 << 20)  # small, so that the cache is full before memory is compared
     generator = np.random.default_rng(0)
     used = []
     for number in range(REQUESTS):
@@ -55,7 +55,7 @@ def test_a_request_that_finds_no_memory_fails_and_the_next_one_works(load: Load)
     try:
         with pytest.raises(DeviceOutOfMemory) as caught:
             ask(pipeline)
-        with pytest.raises(DeviceOutOfMemory):  # a second time too
+        with pytest.raises(DeviceOutOfMemory):  # and once more
             ask(pipeline)
     finally:
         for address in taken:
@@ -66,7 +66,7 @@ def test_a_request_that_finds_no_memory_fails_and_the_next_one_works(load: Load)
 
 
 def fill(cuda: Cuda) -> list[int]:
-    """Takes all memory of the device but some pieces of less than 1 MiB."""
+    """Allocates all device memory, except for pieces of less than 1 MiB."""
     taken, nbytes = [], 1 << 30
     while nbytes >= 1 << 20:
         try:

@@ -1,4 +1,4 @@
-"""Other weights in the engines that are open, without a build."""
+"""Refitting open engines with other weights, without a build."""
 
 import hashlib
 import shutil
@@ -25,7 +25,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("other") / "bundle"))
     path = folder / WEIGHTS
     values = np.fromfile(path, np.float32)
-    values *= np.random.default_rng(7).uniform(-1.5, 1.5, values.shape).astype(np.float32)  # as large as they were
+    values *= np.random.default_rng(7).uniform(-1.5, 1.5, values.shape).astype(np.float32)  # keeps the magnitude
     values.tofile(path)
     manifest = read_manifest(folder)
     record = FileRecord(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
@@ -35,7 +35,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refittable(engines: Engines, backend: str, load: Load) -> VideoPipeline:
-    """A pipeline on engines that were built for it, of a backend that can."""
+    """A pipeline on engines that were built for refit; skips backends that cannot refit."""
     if backend == "onnxruntime-cuda":
         pytest.skip("ONNX Runtime cannot refit")
     try:
@@ -56,7 +56,7 @@ def test_a_refit_gives_the_frames_of_the_other_bundle_and_back(
     assert difference(first, expected) > 2 * LEVELS
     for _ in range(2):
         refittable.refit(other)
-        for _ in range(2):  # plain, then a graph; nothing of the former weights may be kept
+        for _ in range(2):  # a plain run, then a CUDA graph; neither may use old weights
             assert difference(ask(refittable, controlnet), expected) <= LEVELS
         refittable.refit(None)
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Whole requests on the device: against the CPU, and against themselves by another way."""
+"""Whole requests on the device, compared with the CPU and with other ways to run the same request on the device."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,7 @@ def cpu() -> Iterator[VideoPipeline]:
 
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each request was replayed."""
+    """Records for each request whether a CUDA graph was replayed."""
     seen: list[bool] = []
     replay = GraphCache.replay
 
@@ -42,7 +42,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @pytest.mark.parametrize("controlnet", SOURCES)
 def test_frames_are_those_of_the_cpu(load: Load, cpu: VideoPipeline, controlnet: str | None, guidance: float) -> None:
     expected = ask(cpu, controlnet, guidance_scale=guidance)
-    assert expected.std() > 2 * LEVELS  # or frames of one grey would pass
+    assert expected.std() > 2 * LEVELS  # plain grey frames would pass otherwise
     assert difference(ask(load(), controlnet, guidance_scale=guidance), expected) <= LEVELS
 
 
@@ -53,7 +53,7 @@ def test_a_replayed_graph_gives_the_bits_of_plain_runs(
     load: Load, replays: list[bool], controlnet: str | None, steps: int, guidance: float, kept_bytes: int
 ) -> None:
     if controlnet is None and not kept_bytes:
-        pytest.skip("nothing is kept without keyframes: the same variant")
+        pytest.skip("without keyframes nothing is cached: the same variant")
     pipeline = load(kept_bytes=kept_bytes)
 
     def frames() -> np.ndarray:
@@ -61,11 +61,11 @@ def test_a_replayed_graph_gives_the_bits_of_plain_runs(
 
     first = frames()
     (workspace,) = workspaces(pipeline)
-    captured = pipeline.backend != "onnxruntime-cuda"  # whose engines replay graphs of their own
+    captured = pipeline.backend != "onnxruntime-cuda"  # its engines replay graphs of their own
     workspace.conditioning_area.forget()
     others = [frames() for _ in range(3)]
     kept = controlnet is not None and kept_bytes > 0
-    assert replays == [False, captured, captured and not kept, captured]  # what is kept makes a variant of its own
+    assert replays == [False, captured, captured and not kept, captured]  # kept conditioning is another variant
     plain = load(kept_bytes=kept_bytes, cuda_graphs=False)
     others += [ask(plain, controlnet, num_inference_steps=steps, guidance_scale=guidance) for _ in range(2)]
     assert replays[4:] == [False, False]
@@ -91,5 +91,5 @@ def test_kept_conditioning_gives_the_bits_of_a_fresh_pipeline(load: Load, contro
     second = ask(pipeline, controlnet, seed=2, guidance_scale=guidance)
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(second, ask(fresh, controlnet, seed=2, guidance_scale=guidance))
-    ask(pipeline, controlnet, seed=2, guidance_scale=guidance, keyframes=keyframes((3, 9)))  # what was kept moves out
+    ask(pipeline, controlnet, seed=2, guidance_scale=guidance, keyframes=keyframes((3, 9)))  # copies the kept one out
     np.testing.assert_array_equal(ask(pipeline, controlnet, seed=1, guidance_scale=guidance), first)

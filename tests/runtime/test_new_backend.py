@@ -99,7 +99,7 @@ def test_every_command_knows_a_new_backend(
     assert "allowed are auto, toy, " in said("generate", "--backend", "x", "--prompt", "a", "-o", "x.gif", code=2)
     wrong = said("build", bundle, "--backend", "toy", "--precision", "fp16", code=2)
     assert "--precision: 'fp16' is not one of toy; allowed are fp4" in wrong
-    assert "--refit: is not an option of toy" in said("build", bundle, "--backend", "toy", "--refit", code=2)
+    assert "--refit: not an option of toy" in said("build", bundle, "--backend", "toy", "--refit", code=2)
 
 
 @pytest.mark.usefixtures("toy")
