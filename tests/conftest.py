@@ -43,8 +43,7 @@ LONG = (
 )
 """Files and folders that start first, so that no long file runs alone at the end. The first one exports."""
 SEPARATE = ("runtime/test_gpu_executor.py", "cli/test_cli.py")
-<<<<<<< HEAD
-"""Long files whose tests share nothing that takes long to make; workers take these test by test."""
+"""Long files whose tests share no slow fixture; their tests are spread over the workers."""
 TOO_LONG = (
     "engine/test_tensorrt_rtx.py",
     "engine/test_openvino_engines.py",
@@ -55,15 +54,8 @@ TOO_LONG = (
 )
 """Files and tests that take longer than `--fast` allows."""
 HEAVY = re.compile(r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b")
-"""An import that `--fast` has no time for."""
-_fast = False
-=======
-"""Long files whose tests share no slow fixture; their tests are spread over the workers."""
-BUILDS = ("engine/test_tensorrt_rtx.py", "engine/test_openvino_engines.py", "engine/test_onnxruntime_cuda.py")
-"""Files whose engine builds take too long for `--fast`."""
-HEAVY = re.compile(r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b")
 """Imports that take too long for `--fast`."""
->>>>>>> prose3
+_fast = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

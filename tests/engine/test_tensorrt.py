@@ -303,26 +303,15 @@ def test_a_failure_is_told_in_one_line_and_leaves_the_previous_engines(
 def test_an_engine_that_cannot_be_looked_into_says_why(workshop: Workshop, bundle: Path) -> None:
     """Such as a TensorRT-RTX engine for all supported devices, if this device is not among them."""
     workshop.fail("Runtime.deserialize_cuda_engine", "Error Code 1:\nanother device")
-<<<<<<< HEAD
-    if workshop.backend == "tensorrt":  # which has built it for the very device
-        with pytest.raises(BackendError, match="cannot load the engine that it built: Error Code 1: another device"):
-=======
     if workshop.backend == "tensorrt":  # TensorRT builds for this device, so its engine has to load
-        with pytest.raises(BackendError, match="cannot load what it has built: Error Code 1: another device"):
->>>>>>> prose3
+        with pytest.raises(BackendError, match="cannot load the engine that it built: Error Code 1: another device"):
             workshop.build(bundle)
         return
     for record in workshop.build(bundle).engines.values():
         assert record.report.keys() == {"seconds", "not looked into"}
-<<<<<<< HEAD
-        said = str(record.report["not looked into"])
-        assert said.startswith(f"{workshop.backend} {workshop.version} cannot load the engine that it built: ")
-        assert said.endswith("Error Code 1: another device")
-=======
         reason = str(record.report["not looked into"])
-        assert reason.startswith(f"{workshop.backend} {workshop.version} cannot load what it has built: ")
+        assert reason.startswith(f"{workshop.backend} {workshop.version} cannot load the engine that it built: ")
         assert reason.endswith("Error Code 1: another device")
->>>>>>> prose3
 
 
 @pytest.mark.parametrize(

@@ -150,12 +150,7 @@ def test_an_option_of_the_other_backend_is_refused(bundle: Path) -> None:
 
 
 def test_version_compatibility_is_refused_for_tensorrt_rtx(bundle: Path) -> None:
-<<<<<<< HEAD
-    """TensorRT-RTX has the flag, but fails to build with it: there is no lean runtime."""
-    with pytest.raises(InvalidRequest, match="version_compatible: only for tensorrt"):
-=======
     """TensorRT-RTX has the flag, but builds fail with it: there is no lean runtime."""
-    with pytest.raises(InvalidRequest, match="version_compatible: is for tensorrt"):
->>>>>>> prose3
+    with pytest.raises(InvalidRequest, match="version_compatible: only for tensorrt"):
         Workshop("rtx-1.7").build(bundle, version_compatible=True)
     assert not (bundle / "engines").exists()
