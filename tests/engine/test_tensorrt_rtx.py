@@ -166,7 +166,7 @@ def test_a_set_is_replaced_whole(built: Path, monkeypatch: pytest.MonkeyPatch) -
         (["--workspace", "0"], "--workspace: 0 is out of range"),
         (["--workspace", "nan"], "--workspace: nan is out of range"),
         (["--hardware-compatibility", "all"], "--hardware-compatibility: 'all' is unknown"),
-        (["--hardware-compatibility", "ampere-plus"], "--hardware-compatibility: is for tensorrt"),
+        (["--hardware-compatibility", "ampere-plus"], "--hardware-compatibility: only for tensorrt"),
         (
             ["--compute-capability", "9.9"],
             "'9.9' is not supported; allowed are 7.5, 8.0, 8.6, 8.9, 12.0, 12.1",
