@@ -40,7 +40,7 @@ from models import ARCHITECTURES, clip_size, prepare
 from sparsectrl_lcm.benchmarks.harness.measured_requests import RequestSize
 from sparsectrl_lcm.benchmarks.harness.rounds import Result, Rounds
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 from sparsectrl_lcm.runtime.format.manifest import read_manifest
 from sparsectrl_lcm.runtime.machine import memory_bytes, physical_cores, report_head
 

@@ -11,8 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import infer_node_outputs
-from sparsectrl_lcm.runtime.format.clip_layout import engine_layout
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, engine_layout
 from sparsectrl_lcm.runtime.format.manifest import Manifest
 
 

@@ -13,7 +13,7 @@ from sparsectrl_lcm.benchmarks.harness.measured_requests import RequestSize, scr
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 from sparsectrl_lcm.runtime.format.engine_sets import EngineSet
 
 PRECISION = "fp16"

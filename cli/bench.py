@@ -126,7 +126,7 @@ def _contenders(
 ) -> "list[Contender]":
     from ..benchmarks.harness.rounds import Contender
     from ..runtime.backends import BACKENDS, can_run, find_backend
-    from ..runtime.format.engine_keys import ClipSize
+    from ..runtime.format.clip_layout import ClipSize
     from ..runtime.load_options import LoadOptions
 
     for name in backends or ():

@@ -66,14 +66,13 @@ def build(
 
     Only tensorrt and tensorrt-rtx take the options marked TensorRT.
     """
-    from ..runtime.backends import find_backend
+    from ..engine.build import check_build
     from ..runtime.format.build_options import BuildOptions
     from ..runtime.format.bundle import Bundle
 
-    find_backend(backend)
-    opened = Bundle.load(bundle)
-    for width, height in dict.fromkeys(map(parse_size, size)) if size else [(None, None)]:
-        options = BuildOptions(
+    sizes = dict.fromkeys(map(parse_size, size)) if size else [(None, None)]
+    builds = [
+        BuildOptions(
             width=width,
             height=height,
             frames=frames,
@@ -89,6 +88,11 @@ def build(
             hardware_compatibility=hardware_compatibility,
             compute_capabilities=tuple(compute_capability or ()),
         )
+        for width, height in sizes
+    ]
+    check_build(backend, builds[0])  # before gigabytes are read
+    opened = Bundle.load(bundle)
+    for options in builds:
         build_and_report(opened, backend, options)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .service import database_errors, need_service
+from .service_requirements import database_errors, need_service
 
 if TYPE_CHECKING:
     from ..service.components import Service

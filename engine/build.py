@@ -5,24 +5,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
-from ..runtime.backends import BACKENDS, Backend, availability, find_backend
+from ..runtime.backends import REFERENCE, Backend, availability, find_backend
 from ..runtime.errors import BackendError, InvalidRequest
-from ..runtime.format.build_options import BuildOptions, OnBuildProgress
+from ..runtime.format.build_options import COMMON_OPTIONS, BuildOptions, OnBuildProgress
 from ..runtime.format.bundle import Bundle
-from ..runtime.format.engine_keys import ClipSize, EngineIndex
+from ..runtime.format.clip_layout import ClipSize
+from ..runtime.format.engine_keys import EngineIndex
 from ..runtime.format.engine_sets import EngineSet, find_set, set_name
 from ..runtime.format.manifest import MAX_SIDE, Manifest
 
 DEFAULTS = BuildOptions()
-COMMON_OPTIONS = frozenset({"precision", "check"})
-"""Options that every backend accepts."""
 
 
 class Builder(Protocol):
     """The interface of a module of `engine` that builds a backend's engines."""
-
-    OPTIONS: frozenset[str]
-    """The options it accepts besides `COMMON_OPTIONS`."""
 
     def build(self, bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:
         """Writes a complete set of engines, or nothing."""
@@ -52,12 +48,10 @@ def build(
             cannot be written.
         KeyboardInterrupt: the build was stopped; it leaves no files.
     """
-    record = find_backend(backend)
-    check_libraries(record)
+    record = check_build(backend, options)
     builder = cast(Builder, import_module(f".{record.builder}", __package__))
-    check_options(record, builder, options)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    if "width" in builder.OPTIONS:
+    if "width" in record.build_options:
         check_size(opened.manifest, options.clip_size(opened.manifest.sizes))
     index = builder.build(opened, backend, options, on_progress)
     built = find_set(opened.folder, backend, set_name(index.precision, index.size))
@@ -65,27 +59,27 @@ def build(
     return built
 
 
-def check_libraries(record: Backend) -> None:
-    """Raises BackendError if a library that the build needs is not installed."""
-    if record.portable and (reason := availability(record.name).reason) is not None:
-        raise BackendError("backend", reason)
-    if not find_spec("onnx_ir"):
-        raise BackendError("build", "onnx-ir is not installed", "run: pip install onnx-ir")
-    if (reason := availability(list(BACKENDS)[-1]).reason) is not None:  # every build checks with ONNX Runtime
-        raise BackendError("build", reason)
+def check_build(backend: str, options: BuildOptions) -> Backend:
+    """Checks all that can be checked before a bundle is read, and returns the backend's record.
 
-
-def check_options(record: Backend, builder: Builder, options: BuildOptions) -> None:
-    """Raises InvalidRequest if a backend does not accept a given option or the precision."""
+    Raises:
+        InvalidRequest: the backend is unknown, or does not take an option or the precision.
+        BackendError: a library that the build needs is not installed.
+    """
+    record = find_backend(backend)
     for name in options.given:
-        if name not in COMMON_OPTIONS | builder.OPTIONS:
-            field = "size" if name in ("width", "height") else name
-            raise InvalidRequest(field, f"not an option of {record.name}")
+        if name not in COMMON_OPTIONS and name not in record.build_options:
+            raise InvalidRequest("size" if name in ("width", "height") else name, f"not an option of {backend}")
     if options.precision not in (None, *record.precisions):
         allowed = ", ".join(record.precisions)
-        raise InvalidRequest(
-            "precision", f"{options.precision!r} is not one of {record.name}", f"allowed are {allowed}"
-        )
+        raise InvalidRequest("precision", f"{options.precision!r} is not one of {backend}", f"allowed are {allowed}")
+    if record.build_needs_library and (error := availability(backend).error) is not None:
+        raise error
+    if not find_spec("onnx_ir"):
+        raise BackendError("build", "onnx-ir is not installed", "run: pip install onnx-ir")
+    if (error := availability(REFERENCE).error) is not None:
+        raise BackendError("build", error.reason, error.remedy)
+    return record
 
 
 def check_size(manifest: Manifest, size: ClipSize) -> None:

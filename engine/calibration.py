@@ -9,6 +9,7 @@ import onnx_ir as ir
 from ..runtime.cpu.openvino import OpenVinoSession, compile_options
 from ..runtime.cpu.sessions import Array, Session, Sessions
 from ..runtime.format.bundle import Bundle
+from ..runtime.format.clip_layout import ONE_PROMPT
 from ..runtime.format.manifest import TensorRecord, resolve_shape
 from .check import LARGEST, observe_largest
 from .rewrites.quantization import quantizable
@@ -66,7 +67,7 @@ class ObservingSessions:
         elif graph not in self._sessions:
             path, observed = self._observed[graph]
             record = self._bundle.graph(graph)
-            shapes = {item.name: resolve_shape(item.shape, {**dimensions, "batch": 1}) for item in record.inputs}
+            shapes = {item.name: resolve_shape(item.shape, {**dimensions, **ONE_PROMPT}) for item in record.inputs}
             seen = TensorRecord(name=LARGEST, dtype="float32", shape=(len(observed.sources),))
             record = record.model_copy(update={"outputs": (*record.outputs, seen)})
             session = OpenVinoSession(path, record, shapes, "CPU", compile_options("CPU", self.precision))

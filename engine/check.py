@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import BackendError, first_line
 from ..runtime.format.bundle import Bundle
-from ..runtime.format.clip_layout import static_shapes
-from ..runtime.format.engine_keys import ClipSize
+from ..runtime.format.clip_layout import ClipSize, static_shapes
 from .rewrites.attention import DECOMPOSABLE
 from .rewrites.precision import MOVES
 

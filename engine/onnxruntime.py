@@ -16,8 +16,6 @@ from ..runtime.format.engine_keys import EngineIndex
 from .engine_writer import any_size_spec, engine_record, staged
 from .rewrites.attention import attention_scale, is_spatial_self_attention, only_user, producer, softmaxes
 
-OPTIONS: frozenset[str] = frozenset()
-"""Options of a build besides those that every backend accepts."""
 _DOMAIN = "com.microsoft"
 
 

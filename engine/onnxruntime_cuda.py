@@ -5,6 +5,7 @@ import gc
 import onnx_ir as ir
 import onnxruntime
 
+from ..runtime.backends import BACKENDS
 from ..runtime.format.build_options import BuildOptions, OnBuildProgress
 from ..runtime.format.bundle import Bundle
 from ..runtime.format.engine_keys import EngineIndex
@@ -14,9 +15,6 @@ from .onnxruntime import fuse_multi_head_attention
 from .rewrites.attention import is_spatial_self_attention, is_temporal_attention
 from .rewrites.typed_graph import typed_graph, write_typed
 
-OPTIONS: frozenset[str] = frozenset()
-"""Options of a build besides those that every backend accepts."""
-
 
 def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:
     """Writes a typed graph with its weights for each graph of the bundle; needs no GPU.
@@ -24,7 +22,7 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
     Raises:
         BackendError: a graph overflows in the precision, or the engines cannot be written.
     """
-    precision = options.precision or "fp16"
+    precision = options.precision or BACKENDS[backend].precisions[0]
     index = EngineIndex(backend=backend, precision=precision, engines={})
     graphs = list(bundle.manifest.graphs)
     with staged(bundle.folder, index) as folder:

@@ -28,7 +28,7 @@ from .check import output_error, random_inputs, run_portable
 from .engine_writer import any_size_spec, engine_record, staged
 from .rewrites.attention import fuse_attention, is_transformer_attention
 from .rewrites.channels_last import norm_by_channels, turn_motion_modules
-from .rewrites.identities import fold_upsampling, split_gated_units
+from .rewrites.exact_simplifications import fold_upsampling, split_gated_units
 from .rewrites.precision import is_residual_stream
 from .rewrites.quantization import belongs_to, quantize
 from .rewrites.typed_graph import typed_graph, write_typed
@@ -42,9 +42,6 @@ IN_INT8 = ("unet", "controlnet_")
 
 FILTERED = ("unet", "vae_")
 """Name prefixes of the graphs whose fp32 convolutions are rewritten. Not SparseCtrl: it runs once, and would grow."""
-
-OPTIONS: frozenset[str] = frozenset()
-"""Options of a build besides those that every backend accepts."""
 
 
 def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:

@@ -52,7 +52,7 @@ def check(name: str, error: float, frames: bool) -> None:
     if not error <= bound:
         unit = "levels" if frames else "relative"
         raise ExportError(
-            name,
-            f"differs from torch by {error:.1e} ({unit}), the limit is {bound:.0e}",
+            "export",
+            f"graph {name!r} differs from torch by {error:.1e} ({unit}), the limit is {bound:.0e}",
             "report this with the names of the checkpoints",
         )

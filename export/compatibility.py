@@ -62,7 +62,7 @@ def check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:
     Raises:
         ExportError: the SparseCtrl does not fit the base, is for another kind of keyframes, or pools its conditions.
     """
-    config = checkpoints.load_config(SparseControlNetModel, f"controlnet-{kind}", source)
+    config = checkpoints.load_config(SparseControlNetModel, f"controlnet_{kind}", source)
     if config["use_simplified_condition_embedding"] != (kind == "rgb"):
         other = "scribble" if kind == "rgb" else "rgb"
         raise ExportError(

@@ -96,7 +96,7 @@ class _Exporter:
         except (ExportError, OSError, MemoryError):
             raise
         except Exception as error:
-            raise ExportError(job.spec.name, f"cannot be exported: {first_line(error)}") from error
+            raise ExportError("export", f"graph {job.spec.name!r} cannot be written: {first_line(error)}") from error
 
     def export(self, job: Job) -> GraphRecord:
         """Traces, writes and checks one graph.

@@ -10,9 +10,8 @@ from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 from torch import nn
 
-from ..runtime.format.clip_layout import ClipLayout
+from ..runtime.format.clip_layout import ClipLayout, ClipSize
 from ..runtime.format.decoders import DECODERS
-from ..runtime.format.engine_keys import ClipSize
 from ..runtime.format.manifest import MAX_SIDE, Dimension, SchedulerRecord, Sizes
 from . import checkpoints, compatibility, graph_specs, traced_modules
 from .check import ExportError

@@ -5,8 +5,8 @@ engines are built), and add a record to `BACKENDS`.
 """
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -14,9 +14,10 @@ from typing import Protocol, cast
 from .checked_request import CheckedRequest
 from .cpu.sessions import Array
 from .errors import BackendError, InvalidRequest, message
-from .format.build_options import BuildOptions
+from .format.build_options import COMMON_OPTIONS, BuildOptions
 from .format.bundle import Bundle
-from .format.engine_keys import ANY_DEVICE, ClipSize, EngineSpec
+from .format.clip_layout import ClipSize
+from .format.engine_keys import ANY_DEVICE, EngineSpec
 from .format.engine_sets import EngineSet, find_set, parse_set_name, refusal, set_name, set_names
 from .load_options import LoadOptions
 from .progress import OnFrames, OnProgress
@@ -48,11 +49,19 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether a backend can run on this machine: its version, or the reason why not and the command that fixes it."""
+    """Whether a backend can run on this machine.
+
+    Attributes:
+        backend: its name.
+        version: of its library, if that is installed.
+        reason: why it cannot run, and the command that fixes it; None if it can.
+        error: the same as an error.
+    """
 
     backend: str
     version: str | None
     reason: str | None = None
+    error: BackendError | None = None
 
 
 class Implementation(Protocol):
@@ -98,8 +107,10 @@ class Backend:
         module: the module of `runtime` that follows `Implementation`.
         builder: the module of `engine` that builds its engines.
         packages: the distributions of the library, for version reports.
+        build_options: the options in `BuildOptions` that its builder takes besides `COMMON_OPTIONS`.
         load_options: the options in `LoadOptions` that this backend takes but not every backend.
         portable: whether it can run the portable graphs, in fp32, if no engines were built.
+        build_needs_library: whether its library has to be installed for a build; other builders check what they need.
         built_at_export: whether `export` builds its engines.
     """
 
@@ -110,8 +121,10 @@ class Backend:
     module: str
     builder: str
     packages: tuple[str, ...]
+    build_options: tuple[str, ...] = ()
     load_options: tuple[str, ...] = ()
     portable: bool = False
+    build_needs_library: bool = False
     built_at_export: bool = False
 
     @property
@@ -150,39 +163,50 @@ class Backend:
             for of, built in map(parse_set_name, set_names(bundle, self.name))
         )
 
+    def chosen_sets(
+        self, bundle: Path, precision: str | None, size: ClipSize | None = None
+    ) -> Iterator[EngineSet | None]:
+        """For each size (only `size` if one is given) the set that `engine_set` would choose.
+
+        None stands for a set whose index cannot be read.
+        """
+        names = set_names(bundle, self.name)
+        sizes = {of for of, _ in map(parse_set_name, names)}
+        for of in sizes if size is None else sizes & {None, size}:
+            wanted = (set_name(name, of) for name in self.order(precision))
+            if (chosen := next((name for name in wanted if name in names), None)) is not None:
+                try:
+                    yield find_set(bundle, self.name, chosen)
+                except BackendError:
+                    yield None
+
     def loadable_sets(
         self, bundle: Path, version: str, precision: str | None, size: ClipSize | None = None
-    ) -> list[EngineSet]:
-        """The sets that would be chosen and that a library of this version may load on this machine."""
-        sizes = {
-            of for of, _ in map(parse_set_name, set_names(bundle, self.name)) if size is None or of in (None, size)
-        }
-        found = []
-        for of in sizes:
-            for name in self.order(precision):
-                try:
-                    engines = find_set(bundle, self.name, set_name(name, of))
-                    if engines is not None and self._accepts(engines, version):
-                        found.append(engines)
-                except BackendError:  # an index that cannot be read, or no GPU
-                    break
-                if engines is not None:
-                    break
-        return found
+    ) -> Iterator[EngineSet]:
+        """Those of `chosen_sets` that a library of this version may load on this machine."""
+        return (
+            engines
+            for engines in self.chosen_sets(bundle, precision, size)
+            if engines is not None and self._accepts(engines, version)
+        )
 
     def _accepts(self, engines: EngineSet, version: str) -> bool:
         """Whether engines were built for this version and device."""
-        scopes = {
-            graph: self.implementation.engine_scope(self.name, record.spec, version)
-            for graph, record in engines.index.engines.items()
-        }
-        return all(engines.other_machine(graph, *scope) is None for graph, scope in scopes.items())
+        try:
+            return all(
+                engines.other_machine(graph, *self.implementation.engine_scope(self.name, record.spec, version)) is None
+                for graph, record in engines.index.engines.items()
+            )
+        except BackendError:  # no GPU
+            return False
 
 
 def unbound_scope(name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
     """`Implementation.engine_scope` for backends whose engines run on any device, with one version of the library."""
     return version, ANY_DEVICE
 
+
+TENSORRT_OPTIONS = tuple(item.name for item in fields(BuildOptions) if item.name not in COMMON_OPTIONS)
 
 _RECORDS = (
     Backend(
@@ -193,6 +217,8 @@ _RECORDS = (
         module="gpu.tensorrt",
         builder="tensorrt.builder",
         packages=("tensorrt",),
+        build_options=TENSORRT_OPTIONS,
+        load_options=("cuda_graphs",),
     ),
     Backend(
         name="tensorrt-rtx",
@@ -203,6 +229,8 @@ _RECORDS = (
         module="gpu.tensorrt",
         builder="tensorrt.builder",
         packages=("tensorrt-rtx", "tensorrt-rtx-cu13-bindings"),
+        build_options=TENSORRT_OPTIONS,
+        load_options=("cuda_graphs",),
     ),
     Backend(
         name="onnxruntime-cuda",
@@ -213,6 +241,7 @@ _RECORDS = (
         module="gpu.onnxruntime",
         builder="onnxruntime_cuda",
         packages=("onnxruntime-gpu",),
+        load_options=("cuda_graphs",),
     ),
     Backend(
         name="openvino",
@@ -224,6 +253,7 @@ _RECORDS = (
         packages=("openvino",),
         load_options=("device", "threads"),
         portable=True,
+        build_needs_library=True,
     ),
     Backend(
         name="onnxruntime",
@@ -235,12 +265,16 @@ _RECORDS = (
         packages=("onnxruntime",),
         load_options=("threads",),
         portable=True,
+        build_needs_library=True,
         built_at_export=True,
     ),
 )
 
+REFERENCE = "onnxruntime"
+"""The backend that runs everywhere. Builds are compared with it."""
+
 BACKENDS: dict[str, Backend] = {record.name: record for record in _RECORDS}
-"""The backends by name, from the fastest to the one that runs everywhere."""
+"""The backends by name, the fastest first."""
 
 
 def find_backend(name: str) -> Backend:
@@ -270,7 +304,7 @@ def availability(backend: str) -> Availability:
 
             probe()
     except BackendError as error:
-        return Availability(backend, version, message("", error.reason, error.remedy))
+        return Availability(backend, version, message("", error.reason, error.remedy), error)
     return Availability(backend, version)
 
 
@@ -289,24 +323,21 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
         backend = choose_backend(bundle, options)
     check_backend(backend)
     record = BACKENDS[backend]
-    if options.device is not None and "device" not in record.load_options:
-        others = ", ".join(_takers("device"))
-        raise BackendError("device", f"{options.device!r} is for {others}", f"{backend} takes no device")
-    if options.threads is not None and "threads" not in record.load_options:
-        raise BackendError(
-            "threads", f"{backend} {'computes on the GPU' if record.on_gpu else 'takes no threads'}", "leave them out"
-        )
+    for name in ("device", "threads", "cuda_graphs"):
+        if getattr(options, name) != getattr(_DEFAULTS, name) and name not in record.load_options:
+            raise BackendError(name, f"only for {', '.join(_takers(name))}", f"leave it out for {backend}")
     return record.implementation.open_executor(backend, bundle, options)
 
 
 def choose_backend(bundle: Bundle, options: LoadOptions = _DEFAULTS) -> str:
     """The fastest backend that can run here and has loadable engines in the precision. CPU backends need no engines.
 
-    If no backend has the precision, returns the first that could build it here: its error names the command.
+    If none has engines in the precision, it is a CPU backend that could build them, whose error names the command, or
+    `REFERENCE`, whose error names the backends with that precision.
     """
     if options.device is not None:
         return _takers("device")[0]
-    *faster, last = BACKENDS
+    faster = [backend for backend in BACKENDS if backend != REFERENCE]
     for backend in faster:
         if can_run(bundle, backend, options.precision):
             return backend
@@ -315,7 +346,7 @@ def choose_backend(bundle: Bundle, options: LoadOptions = _DEFAULTS) -> str:
             record = BACKENDS[backend]
             if record.portable and options.precision in record.precisions and availability(backend).reason is None:
                 return backend
-    return last
+    return REFERENCE
 
 
 def can_run(bundle: Bundle, backend: str, precision: str | None = None, size: ClipSize | None = None) -> bool:
@@ -330,14 +361,16 @@ def can_run(bundle: Bundle, backend: str, precision: str | None = None, size: Cl
         size: size of the clip; None takes any.
     """
     record = BACKENDS[backend]
-    built = record.has_engines(bundle.folder, precision, size)
-    if not built and not (record.portable and precision in (None, "fp32")):
+    without_engines = record.portable and precision in (None, "fp32")
+    if not without_engines and not record.has_engines(bundle.folder, precision, size):
         return False
     found = availability(backend)
     if found.reason is not None:
         return False
-    if not built or record.loadable_sets(bundle.folder, found.version or "", precision, size):
+    if any(record.loadable_sets(bundle.folder, found.version or "", precision, size)):
         return True
+    if not any(True for _ in record.chosen_sets(bundle.folder, precision, size)):
+        return without_engines
     command = BuildOptions(precision=precision).command(bundle.folder, backend)
     _logger.warning(
         "%s engines of %s were built for another version or device; run: %s", backend, bundle.folder, command

@@ -7,9 +7,8 @@ from secrets import randbits
 from typing import Any
 
 from .errors import InvalidRequest, shown
-from .format.clip_layout import ClipLayout, frames_decoded_at_a_time
+from .format.clip_layout import ClipLayout, ClipSize, frames_decoded_at_a_time
 from .format.decoders import DECODERS
-from .format.engine_keys import ClipSize
 from .format.manifest import MAX_SIDE, Manifest, Sizes
 from .images import fit, load_picture
 from .loop.noise import MAX_SEED
@@ -129,10 +128,11 @@ def _controlnet(manifest: Manifest, value: Any, with_keyframes: bool) -> str | N
 def _keyframes(keyframes: Any, frames: int, slots: int) -> list[tuple[int, Any]]:
     if keyframes is None:
         return []
-    if not isinstance(keyframes, Sequence) or not all(isinstance(item, Keyframe) for item in keyframes):
-        raise InvalidRequest(
-            "keyframes", f"{type(keyframes).__name__} is not allowed", "give a list of Keyframe(index, image)"
-        )
+    items = keyframes if isinstance(keyframes, Sequence) else [keyframes]
+    wrong = [type(item).__name__ for item in items if not isinstance(item, Keyframe)]
+    if wrong or items is not keyframes:
+        what = f"{wrong[0] if wrong else 'a Keyframe alone'} is not allowed"
+        raise InvalidRequest("keyframes", what, "give a list of Keyframe(index, image)")
     if len(keyframes) > slots:
         raise InvalidRequest("keyframes", f"{len(keyframes)} were given", f"allowed are at most {slots}")
     pictures: dict[int, Any] = {}
@@ -172,7 +172,7 @@ def _side(name: str, value: Any, multiple: int) -> int:
 def _decoder(manifest: Manifest, value: Any) -> str:
     allowed = manifest.decoders
     if not isinstance(value, str) or value not in allowed:
-        tiny = "" if "tiny" in allowed else "; to get tiny, export the bundle with --tiny-decoder"
+        tiny = "" if "tiny" in allowed else "; to get tiny, export the bundle with a tiny decoder"
         raise InvalidRequest("decoder", f"{value!r} is not in this bundle", f"allowed are {', '.join(allowed)}{tiny}")
     return value
 

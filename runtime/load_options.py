@@ -32,6 +32,8 @@ class LoadOptions:
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.cuda_graphs, bool):
+            raise InvalidRequest("cuda_graphs", f"{shown(self.cuda_graphs)} is not allowed", "give True or False")
         for name, value, low in (("threads", self.threads, 1), ("kept_bytes", self.kept_bytes, 0)):
             if name == "threads" and value is None:
                 continue

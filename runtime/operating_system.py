@@ -5,6 +5,8 @@ Facts that a system does not report are None or empty.
 
 import mmap
 import os
+import shlex
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -131,3 +133,8 @@ def _psutil() -> Any:
     except ImportError:
         return None
     return psutil
+
+
+def quote_argument(text: str) -> str:
+    """An argument as the system's shell reads it."""
+    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)

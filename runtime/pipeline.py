@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from .load_options import KEPT_BYTES, LoadOptions
@@ -115,8 +114,19 @@ class VideoPipeline:
             Cancelled: `on_progress` returned False.
             BackendError: the backend failed.
         """
-        arguments = locals()
-        request = ClipRequest(**{item.name: arguments[item.name] for item in fields(ClipRequest)})
+        request = ClipRequest(
+            prompt=prompt,
+            keyframes=keyframes,
+            controlnet=controlnet,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            decoder=decoder,
+        )
         return self.run(request, on_progress, on_frames)
 
     def run(
@@ -147,7 +157,7 @@ class VideoPipeline:
 
         Raises:
             BundleError: the bundle is missing or damaged.
-            BackendError: the architectures differ, or the engines were built without `--refit`.
+            BackendError: the architectures differ, or the engines were built without refit.
         """
         from .format.bundle import Bundle
 

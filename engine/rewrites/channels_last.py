@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from .attention import only_user, producer, read_group_norm
-from .identities import remove_unused, weight_shape
-from .nodes import Rewriting
+from .exact_simplifications import remove_unused, weight_shape
+from .node_helpers import Rewriting
 
 _AFFINE_OF_IMAGES = [-1, 1, 1]
 """The shape to which a group norm of images reshapes its weight."""

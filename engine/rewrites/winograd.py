@@ -14,8 +14,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .attention import only_user
-from .identities import derived_weight, is_doubled_for_convolution, is_plain_convolution, remove_unused, weight_shape
-from .nodes import Rewriting
+from .exact_simplifications import (
+    derived_weight,
+    is_doubled_for_convolution,
+    is_plain_convolution,
+    remove_unused,
+    weight_shape,
+)
+from .node_helpers import Rewriting
 
 MIN_CHANNELS = 128
 """Least number of input and of output channels. With 64, the transforms make a convolution slower."""

@@ -2,21 +2,22 @@
 
 import gc
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from ...runtime.backends import BACKENDS
 from ...runtime.errors import BackendError, InvalidRequest
 from ...runtime.format.build_options import BuildOptions, OnBuildProgress
 from ...runtime.format.bundle import Bundle
-from ...runtime.format.clip_layout import static_shapes
-from ...runtime.format.engine_keys import ClipSize, EngineIndex, EngineRecord, EngineSpec, graph_checksums
+from ...runtime.format.clip_layout import ClipSize, static_shapes
+from ...runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
 from ...runtime.format.weights import WeightTable, weight_table_path
 from ...runtime.gpu.device import Device, probe
 from ...runtime.gpu.engine_scope import device_scope, version_scope
-from ...runtime.gpu.tensorrt_library import Library, load_library
+from ...runtime.gpu.tensorrt_library import RTX, Library, load_library
 from ..check import check_precision
 from ..engine_writer import engine_record, staged
 from ..rewrites.attention import fuse_for_tensorrt
@@ -24,9 +25,6 @@ from ..rewrites.typed_graph import typed_graph, weight_table, write_typed
 from .build_progress import BuildControl, interruptible, make_progress_monitor
 from .layer_report import layer_report
 from .timing_cache import TimingCache
-
-OPTIONS = frozenset(item.name for item in fields(BuildOptions))
-"""Options of a build besides those that every backend accepts: all."""
 
 
 def build(
@@ -52,10 +50,12 @@ def build(
         BackendError: the library or the GPU is missing, or a graph cannot be built.
         KeyboardInterrupt: the build was stopped; it leaves no files.
     """
-    options = replace(options, precision=options.precision or "fp16")
+    options = replace(options, precision=options.precision or BACKENDS[backend].precisions[0])
     size = options.clip_size(bundle.manifest.sizes)
+    _check_options(backend == RTX, options)
     library = library or load_library(backend)
-    _check_options(library, options)
+    for capability in options.compute_capabilities:
+        _compute_capability(library.module, capability)
     device = device or _device(library, options)
     index = EngineIndex(backend=backend, precision=str(options.precision), size=size, engines={})
     with staged(bundle.folder, index) as folder, TimingCache(bundle.folder, library, device) as timing_cache:
@@ -70,18 +70,16 @@ def build(
     return index
 
 
-def _check_options(library: Library, options: BuildOptions) -> None:
-    """Raises InvalidRequest if the library does not have a given option."""
-    if not library.is_rtx and options.compute_capabilities:
+def _check_options(rtx: bool, options: BuildOptions) -> None:
+    """Raises InvalidRequest if TensorRT, or TensorRT-RTX, does not have a given option."""
+    if not rtx and options.compute_capabilities:
         raise InvalidRequest(
             "compute_capabilities", "only for tensorrt-rtx", "tensorrt builds for the GPU of this machine"
         )
-    if library.is_rtx and options.hardware_compatibility != "none":
+    if rtx and options.hardware_compatibility != "none":
         raise InvalidRequest("hardware_compatibility", "only for tensorrt", "give tensorrt-rtx compute capabilities")
-    if library.is_rtx and options.version_compatible:
+    if rtx and options.version_compatible:
         raise InvalidRequest("version_compatible", "only for tensorrt", "tensorrt-rtx comes without the lean runtime")
-    for capability in options.compute_capabilities:
-        _compute_capability(library.module, capability)
 
 
 def _device(library: Library, options: BuildOptions) -> Device | None:

@@ -52,7 +52,9 @@ def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> HostExecut
     """Opens a bundle on this backend."""
     find_version(name)
     if options.precision not in (None, *BACKENDS[name].precisions):
-        raise BackendError("precision", f"{name} computes in fp32 on the CPU", f"{options.precision!r} is for openvino")
+        others = [other for other, record in BACKENDS.items() if options.precision in record.precisions]
+        remedy = f"{options.precision!r} is for {', '.join(others)}" if others else "leave it out"
+        raise BackendError("precision", f"{name} computes in fp32 on the CPU", remedy)
     return HostExecutor(bundle, OnnxRuntimeSessions(bundle, options.threads), options.kept_bytes)
 
 

@@ -1,16 +1,19 @@
 """The options of `build`, their part in an engine's key, and the command that repeats a build."""
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
-from .engine_keys import ClipSize
+from ..operating_system import quote_argument
+from .clip_layout import ClipSize
 from .manifest import Sizes
 
 HARDWARE_COMPATIBILITY = ("none", "same-compute-capability", "ampere-plus")
+
+COMMON_OPTIONS = frozenset({"precision", "check"})
+"""Options that every backend takes."""
 
 OnBuildProgress = Callable[[str, float], None]
 """Called with the current work of a build, in words, and the fraction that is done, 0 to 1."""
@@ -103,35 +106,52 @@ class BuildOptions:
             flags["compute_capabilities"] = ", ".join(self.sorted_capabilities)
         return flags
 
-    @classmethod
-    def of_engine(cls, precision: str | None, size: ClipSize | None, flags: Flags) -> "BuildOptions":
-        """The options that an engine with these flags was built with; the inverse of `flags`."""
-        known = {item.name for item in fields(cls)}
-        options: dict[str, Any] = {name: value for name, value in flags.items() if name in known}
-        if "workspace" in options:
-            options["workspace"] = float(str(options["workspace"]).removesuffix(" GiB"))
-        if "compute_capabilities" in options:
-            options["compute_capabilities"] = tuple(str(options["compute_capabilities"]).split(", "))
-        if size is not None:
-            options |= {"width": size.width, "height": size.height, "frames": size.frames}
-        return cls(precision=precision, **options)
-
     def command(self, bundle: Path, backend: str) -> str:
         """The command that builds a backend's engines with these options."""
-        words = ["sparsectrl-lcm", "build", shlex.quote(str(bundle)), "--backend", backend]
-        for name, value in self.given.items():
-            option = f"--{name.replace('_', '-')}"
-            match name:
-                case "width":
-                    words += ["--size", f"{self.width}x{self.height}"]
-                case "height":
-                    continue
-                case "compute_capabilities":
-                    words += [word for each in value for word in ("--compute-capability", each)]
-                case "workspace":
-                    words += [option, f"{value:g}"]
-                case "check":
-                    words.append("--no-check")
-                case _:
-                    words += [option] if value is True else [option, str(value)]
-        return " ".join(words)
+        return build_command(bundle, backend, self.given)
+
+
+def options_of_engine(precision: str | None, size: ClipSize | None, flags: Flags) -> dict[str, Any]:
+    """The options that differ from their defaults in an engine with these flags: the inverse of `BuildOptions.flags`.
+
+    Nothing is checked, so that a command can be given for an index that was changed.
+    """
+    defaults = {item.name: item.default for item in fields(BuildOptions)}
+    options = dict(size) if size is not None else {}
+    if precision is not None:
+        options["precision"] = precision
+    for name in (name for name in defaults if name in flags):
+        value: Any = flags[name]
+        if name == "workspace":
+            value = str(value).removesuffix(" GiB")
+        elif name == "compute_capabilities":
+            value = str(value).split(", ")
+        if value != defaults[name]:
+            options[name] = value
+    return options
+
+
+def build_command(bundle: Path, backend: str, options: Mapping[str, Any]) -> str:
+    """The command that builds a backend's engines.
+
+    Args:
+        bundle: the bundle's folder.
+        backend: a name of `BACKENDS`.
+        options: those of `BuildOptions` that differ from their defaults.
+    """
+    words = ["sparsectrl-lcm", "build", quote_argument(str(bundle)), "--backend", backend]
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        match name:
+            case "width":
+                words += ["--size", f"{value}x{options['height']}"]
+            case "height":
+                continue
+            case "compute_capabilities":
+                words += [word for each in value for word in ("--compute-capability", each)]
+            case "check":
+                words.append("--no-check")
+            case _:
+                text = f"{value:g}" if isinstance(value, float) else str(value)
+                words += [option] if value is True else [option, text]
+    return " ".join(words)

@@ -6,8 +6,7 @@ A `ClipLayout` holds the number for each name, either for a request on the host 
 
 from dataclasses import dataclass
 
-from .engine_keys import ClipSize
-from .manifest import GraphRecord, Manifest, Sizes, resolve_shape
+from .manifest import GraphRecord, Manifest, Record, Sizes, resolve_shape
 
 ONE_PROMPT = {"batch": 1}
 """The batch size of compiled graphs. A request with guidance runs them once per prompt, so one graph serves both."""
@@ -15,6 +14,17 @@ ENGINE_DECODE_PIXELS = 8 * 512 * 512
 """Pixels that an engine decodes at a time; bounds the memory of the decoder."""
 ADDRESS_ALIGNMENT = 256
 """Bytes; TensorRT requires the addresses of inputs and outputs to be multiples of this."""
+
+
+class ClipSize(Record):
+    """Width and height of a clip in pixels, and its frames."""
+
+    width: int
+    height: int
+    frames: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.frames}"
 
 
 @dataclass(frozen=True, slots=True)

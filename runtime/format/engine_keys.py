@@ -6,23 +6,13 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from .clip_layout import ClipSize
 from .manifest import FileRecord, Manifest, Record, RelativePath
 
 CONVERSION = 3
 """Version of the conversion from portable graphs to engines. Increase it with every change that makes other engines."""
 ANY_DEVICE = "any"
 """The device in the key of engines that run on every device."""
-
-
-class ClipSize(Record):
-    """The size that a set of engines was built for."""
-
-    width: int
-    height: int
-    frames: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}x{self.frames}"
 
 
 class EngineSpec(Record):

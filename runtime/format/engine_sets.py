@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from ..errors import BackendError
 from ..operating_system import check_writable
-from .build_options import BuildOptions, Flags
+from .build_options import Flags, build_command, options_of_engine
 from .checksums import first_difference, user_cache
-from .engine_keys import ANY_DEVICE, CONVERSION, ClipSize, EngineIndex, EngineRecord, graph_checksums
+from .clip_layout import ClipSize
+from .engine_keys import ANY_DEVICE, CONVERSION, EngineIndex, graph_checksums
 from .manifest import Manifest
 
 INDEX = "engines.json"
@@ -37,11 +38,6 @@ class EngineSet:
     bundle: Path
     folder: Path
     index: EngineIndex
-
-    @property
-    def engines(self) -> Mapping[str, EngineRecord]:
-        """The engines' records by graph."""
-        return self.index.engines
 
     def open(
         self,
@@ -139,7 +135,7 @@ def refusal(
     flags: Flags | None = None,
 ) -> BackendError:
     """An error whose remedy is the command that builds a set of engines."""
-    command = BuildOptions.of_engine(precision, size, flags or {}).command(bundle, backend)
+    command = build_command(bundle, backend, options_of_engine(precision, size, flags or {}))
     return BackendError("backend", f"the {backend} {reason}", f"run: {command}")
 
 

@@ -95,7 +95,7 @@ def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bun
     files, others = current.manifest.files, wanted.manifest.files
     changed = {path for path in current.graph(graph).weights if files[path].sha256 != others[path].sha256}
     if changed and not table.root:
-        raise BackendError("refit", f"the engine of {graph!r} was built without refit", "build it again with --refit")
+        raise BackendError("refit", f"the engine of {graph!r} was built without refit", "build it again with refit")
     return [name for name, record in table.root.items() if record.path in changed]
 
 

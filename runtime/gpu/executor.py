@@ -13,8 +13,7 @@ from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
 from ..format.bundle import Bundle
-from ..format.clip_layout import engine_layout
-from ..format.engine_keys import ClipSize
+from ..format.clip_layout import ClipSize, engine_layout
 from ..format.weights import check_same_graphs
 from ..loop.conditioning import cache_key, frame_index
 from ..loop.noise import TorchGenerator
@@ -22,7 +21,7 @@ from ..loop.schedule import lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
 from .cuda import Cuda
-from .engines import Loader
+from .engine_interface import Loader
 from .program import Variant
 from .workspace import Workspace
 

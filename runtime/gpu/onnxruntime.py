@@ -11,7 +11,7 @@ from ..backends import BACKENDS, Availability, unbound_scope
 from ..cpu import onnxruntime as onnxruntime_cpu
 from ..errors import BackendError, DeviceOutOfMemory, first_line
 from ..format.bundle import Bundle
-from ..format.engine_keys import ClipSize
+from ..format.clip_layout import ClipSize
 from ..format.engine_sets import EngineSet, refusal
 from ..format.weights import WeightTable
 from ..load_options import LoadOptions
@@ -145,6 +145,8 @@ class OnnxRuntimeCudaEngine:
         try:
             self._session = _open_session(path, dimensions, provider_options(cuda, graphs=cuda_graphs))
         except BackendError as error:
+            if not cuda_graphs:
+                raise
             _logger.info("%s runs without a CUDA graph: %s", path.name, error)
             self._graphs = False
             self._session = _open_session(path, dimensions, provider_options(cuda, graphs=False))

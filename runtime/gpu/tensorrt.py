@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from ..backends import BACKENDS, Availability
 from ..errors import BackendError
 from ..format.bundle import Bundle
-from ..format.engine_keys import ClipSize, EngineSpec
+from ..format.clip_layout import ClipSize
+from ..format.engine_keys import EngineSpec
 from ..format.engine_sets import EngineSet, parse_set_name, refusal, set_names
 from ..format.weights import WeightTable, check_files, weight_table_path
 from ..load_options import LoadOptions
@@ -22,7 +23,7 @@ from .engine_scope import device_scope, version_scope
 from .executor import GpuExecutor
 from .tensorrt_library import RTX, Library
 
-_NOT_REFITTABLE = ("refit", "the engines were built without refit", "build them again with --refit")
+_NOT_REFITTABLE = ("refit", "the engines were built without refit", "build them again with refit")
 
 
 def find_version(name: str) -> str:

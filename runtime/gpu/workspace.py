@@ -5,9 +5,8 @@ from typing import Any
 
 from ..errors import BackendError
 from ..format.bundle import Bundle
-from ..format.clip_layout import engine_layout
+from ..format.clip_layout import ClipSize, engine_layout
 from ..format.decoders import DECODERS
-from ..format.engine_keys import ClipSize
 from ..format.weights import changed_weights, check_files
 from ..loop.conditioning import residual_inputs
 from ..request import MAX_STEPS
@@ -15,7 +14,7 @@ from .buffers import Block, Inputs, Tensor, aligned, host_array
 from .captures import GraphCache
 from .conditioning_area import ConditioningArea
 from .cuda import Cuda
-from .engines import Engine, Loader
+from .engine_interface import Engine, Loader
 from .program import Variant, program
 
 MAX_PROMPTS = 2

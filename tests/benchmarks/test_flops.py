@@ -6,7 +6,7 @@ import flops as reference
 import pytest
 from sparsectrl_lcm.engine.check import random_inputs
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 
 GRAPHS = ("text_encoder", "vae_encoder", "controlnet_scribble", "controlnet_rgb", "unet", "lcm_update", "vae_decoder")
 

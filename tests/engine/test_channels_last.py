@@ -16,7 +16,7 @@ from sparsectrl_lcm.engine.rewrites.precision import is_residual_stream
 from sparsectrl_lcm.engine.rewrites.typed_graph import typed_graph
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.manifest import resolve_shape
-from test_identities import assert_equal_results, operators, random, rewritten, write_graph
+from test_exact_simplifications import assert_equal_results, operators, random, rewritten, write_graph
 
 CHANNELS, OF_A_GROUP, EPSILON = 12, 3, 1e-5
 HALF_A_STEP_OF_BF16 = 2.0**-9

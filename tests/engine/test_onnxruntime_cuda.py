@@ -15,7 +15,7 @@ from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 from sparsectrl_lcm.runtime.format.engine_sets import find_set
 from sparsectrl_lcm.runtime.gpu import onnxruntime as cuda_backend
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda, DeviceOutOfMemory

@@ -22,8 +22,8 @@ from fakes.tensorrt_builds import (
 from sparsectrl_lcm.engine.tensorrt import builder
 from sparsectrl_lcm.runtime.errors import BackendError, DeviceOutOfMemory
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.clip_layout import static_shapes
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize, EngineIndex
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
+from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
 from sparsectrl_lcm.runtime.format.engine_sets import find_set, set_name
 from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.device import Device

@@ -16,7 +16,7 @@ PRODUCT = [
     *(f"engine/tensorrt/{name}.py" for name in ("builder", "build_progress", "timing_cache", "layer_report")),
     *(f"runtime/format/{name}.py" for name in ("build_options", "engine_keys", "engine_sets", "weights")),
     "engine/rewrites/typed_graph.py",
-    *(f"runtime/gpu/{name}.py" for name in ("tensorrt_library", "tensorrt", "cuda", "engines")),
+    *(f"runtime/gpu/{name}.py" for name in ("tensorrt_library", "tensorrt", "cuda", "engine_interface")),
 ]
 
 

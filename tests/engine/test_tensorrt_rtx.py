@@ -17,8 +17,8 @@ from sparsectrl_lcm.engine.rewrites.typed_graph import typed_graph, weight_table
 from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.format.clip_layout import static_shapes
-from sparsectrl_lcm.runtime.format.engine_keys import ANY_DEVICE, ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
+from sparsectrl_lcm.runtime.format.engine_keys import ANY_DEVICE
 from sparsectrl_lcm.runtime.format.engine_sets import find_set
 from sparsectrl_lcm.runtime.gpu.tensorrt_library import load_library
 

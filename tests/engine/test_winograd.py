@@ -13,7 +13,7 @@ from sparsectrl_lcm.engine.check import random_inputs, run_portable
 from sparsectrl_lcm.engine.rewrites import winograd
 from sparsectrl_lcm.engine.rewrites.winograd import filter_convolutions
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from test_identities import CONVOLUTION, operators, random, rewritten, upsampler, weight_shapes, write_graph
+from test_exact_simplifications import CONVOLUTION, operators, random, rewritten, upsampler, weight_shapes, write_graph
 
 INPUTS, OUTPUTS = 32, 48
 MIN_CHANNELS = 32

@@ -12,7 +12,7 @@ import onnxruntime
 from cuda.bindings import runtime as cudart
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 from sparsectrl_lcm.runtime.format.manifest import Manifest
 from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.buffers import host_array

@@ -16,7 +16,8 @@ from fakes.tensorrt_fakes import FakeModule, fake_tensorrt
 from sparsectrl_lcm.engine.tensorrt.builder import build
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions, OnBuildProgress
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize, EngineIndex
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
+from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
 from sparsectrl_lcm.runtime.format.engine_sets import set_name
 from sparsectrl_lcm.runtime.format.manifest import read_manifest
 from sparsectrl_lcm.runtime.gpu.device import Device

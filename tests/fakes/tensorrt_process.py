@@ -8,8 +8,7 @@ from fakes.gpu_emulation import EmulatedCudart
 from fakes.tensorrt_builds import H200, SIZE, Workshop
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.clip_layout import static_shapes
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda
 from sparsectrl_lcm.runtime.gpu.device import Device
 from sparsectrl_lcm.runtime.gpu.tensorrt import TensorRtEngine, TensorRtLoader

@@ -8,8 +8,7 @@ import pytest
 from sparsectrl_lcm.engine.check import random_inputs
 from sparsectrl_lcm.runtime.backends import open_executor
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.clip_layout import static_shapes
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
 from sparsectrl_lcm.runtime.gpu.buffers import Block, Inputs, aligned
 from sparsectrl_lcm.runtime.load_options import LoadOptions
 

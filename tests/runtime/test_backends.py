@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +17,13 @@ import pytest
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.engine_writer import any_size_spec, engine_record, staged
-from sparsectrl_lcm.runtime import BackendError, InvalidRequest, VideoPipeline, backends, machine
+from sparsectrl_lcm.runtime import BackendError, InvalidRequest, SparseCtrlLcmError, VideoPipeline, backends, machine
 from sparsectrl_lcm.runtime.backends import Availability
 from sparsectrl_lcm.runtime.cpu.openvino import version as openvino_version
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
+from sparsectrl_lcm.runtime.format.engine_sets import find_set
 from sparsectrl_lcm.runtime.gpu import cuda, device
 from sparsectrl_lcm.runtime.gpu import tensorrt_library as library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
@@ -175,7 +177,9 @@ def test_auto_takes_what_the_options_are_for(with_engines: Path, monkeypatch: py
     assert chosen() == chosen(precision="fp16") == "onnxruntime-cuda"
     assert chosen(precision="fp32") == chosen(device="CPU") == "openvino"
     assert chosen(precision="int8") == "openvino", "its error has the build command"
-    with pytest.raises(BackendError, match="threads: onnxruntime-cuda computes on the GPU"):
+    with pytest.raises(
+        BackendError, match="threads: only for openvino, onnxruntime; leave it out for onnxruntime-cuda"
+    ):
         VideoPipeline.load(with_engines, threads=2)
     with pytest.raises(BackendError, match="int8 engines were not built; run: .* --backend openvino --precision int8"):
         loading.load(str(with_engines), precision="int8")
@@ -186,11 +190,7 @@ def test_auto_asks_about_the_engines_that_openvino_would_load(
 ) -> None:
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
     for precision, built_by in (("fp32", "2020.1"), ("int8", openvino_version())):
-        index = EngineIndex(backend="openvino", precision=precision, engines={})
-        spec = any_size_spec(Bundle.load(bundle), "unet", "openvino", precision, built_by)
-        with staged(bundle, index) as folder:
-            (folder / "unet.onnx").write_bytes(b"")
-            index.engines["unet"] = engine_record(folder / "unet.onnx", spec, {})
+        write_set(bundle, "openvino", precision, built_by)
     opened = Bundle.load(bundle)
     assert backends.choose_backend(opened) == "onnxruntime"
     assert f"run: sparsectrl-lcm build {bundle} --backend openvino" in caplog.text
@@ -309,3 +309,79 @@ def test_doctor_describes_the_device(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(device, "probe", lambda api=None: found)
     assert run(["doctor"]) == 0
     assert "GPU: NVIDIA H200 (compute capability 9.0), 150 GiB, driver 580.95.05" in capsys.readouterr().out
+
+
+def write_set(bundle: Path, backend: str, precision: str, version: str, flags: dict[str, Any] | None = None) -> None:
+    """A set with one engine that was never built."""
+    index = EngineIndex(backend=backend, precision=precision, engines={})
+    spec = any_size_spec(Bundle.load(bundle), "unet", backend, precision, version)
+    with staged(bundle, index) as folder:
+        (folder / "unet.onnx").write_bytes(b"")
+        spec = spec.model_copy(update={"flags": flags or {}})
+        index.engines["unet"] = engine_record(folder / "unet.onnx", spec, {})
+
+
+def test_a_set_that_would_not_be_chosen_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without BF16 in the processor, OpenVINO runs the portable graphs of a bundle that has bf16 engines alone."""
+    monkeypatch.setattr("sparsectrl_lcm.runtime.cpu.openvino.best_precision", lambda: "fp32")
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+    write_set(bundle, "openvino", "bf16", openvino_version())
+    opened = Bundle.load(bundle)
+    assert backends.choose_backend(opened) == "openvino"
+    assert VideoPipeline.load(bundle).precision == "fp32"
+    assert caplog.text == ""
+
+
+def test_a_command_is_given_for_an_index_with_strange_flags(tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+    write_set(bundle, "openvino", "fp32", "1", {"optimization_level": 9, "workspace": "big", "unknown": 1})
+    engines = find_set(bundle, "openvino", "fp32")
+    assert engines is not None
+    with pytest.raises(BackendError, match="was built by version 1") as error:
+        engines.open(Bundle.load(bundle).manifest, "unet", "2")
+    assert error.value.remedy.endswith("--backend openvino --precision fp32 --optimization-level 9 --workspace big")
+
+
+def test_a_precision_that_no_cpu_has_is_named_with_its_backends() -> None:
+    with pytest.raises(BackendError, match="'fp16' is for tensorrt, tensorrt-rtx, onnxruntime-cuda$"):
+        VideoPipeline.load(precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "onnxruntime", "cuda_graphs": False}, "cuda_graphs: only for tensorrt, tensorrt-rtx, .*"),
+        ({"cuda_graphs": "no"}, "cuda_graphs: 'no' is not allowed; give True or False"),
+    ],
+)
+def test_cuda_graphs_are_an_option_of_gpus(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SparseCtrlLcmError, match=message):
+        VideoPipeline.load(**options)
+
+
+def test_a_build_is_refused_before_the_bundle_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", "nothing", "--backend", "tensorrt", "--optimization-level", "9"]) == 2
+    assert capsys.readouterr().err == "error: --optimization-level: 9 is out of range; allowed are 0 to 5\n"
+    assert run(["build", "nothing", "--backend", "openvino", "--refit"]) == 2
+    assert capsys.readouterr().err == "error: --refit: not an option of openvino\n"
+
+
+def test_the_command_line_has_the_defaults_of_a_build() -> None:
+    from inspect import signature
+
+    from sparsectrl_lcm.cli.build import build as command
+
+    defaults = {name: item.default for name, item in signature(command).parameters.items()}
+    for item in fields(BuildOptions):
+        if item.name in defaults:
+            assert defaults[item.name] == item.default, item.name
+
+
+@pytest.mark.parametrize("command", ["build", "generate"])
+def test_help_names_every_backend(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in backends.BACKENDS:
+        assert name in text

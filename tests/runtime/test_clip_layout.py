@@ -12,11 +12,11 @@ from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import (
     ENGINE_DECODE_PIXELS,
     ClipLayout,
+    ClipSize,
     engine_layout,
     frames_decoded_at_a_time,
     static_shapes,
 )
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
 
 CLIPS = [ClipSize(width=64, height=96, frames=4), ClipSize(width=96, height=64, frames=3)]
 

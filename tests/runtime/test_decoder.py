@@ -16,8 +16,7 @@ from references import sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.clip_layout import static_shapes
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
 
 WIDTH, HEIGHT, FRAMES, STEPS, SEED = 128, 64, 3, 1, 5
 SIZE: dict[str, Any] = {"width": WIDTH, "height": HEIGHT, "num_frames": FRAMES, "num_inference_steps": STEPS}

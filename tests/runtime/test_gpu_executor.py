@@ -14,8 +14,7 @@ from fakes.gpu_emulation import Digests, EmulatedCudart, PortableGraphs, Rounded
 from pictures import pictures
 from sparsectrl_lcm.runtime import BackendError, Cancelled, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.clip_layout import static_shapes
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
 from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.captures import MAX_GRAPHS
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda, DeviceLost, DeviceOutOfMemory
@@ -467,7 +466,7 @@ def test_a_refit_that_fails_leaves_the_old_weights(demo: SimpleNamespace, tmp_pa
 
     other = with_other_motion_module(demo.bundle.folder, tmp_path / "other")
     before = demo.pipeline.generate("a boat", seed=1).frames
-    with pytest.raises(BackendError, match="was built without refit; build it again with --refit"):
+    with pytest.raises(BackendError, match="was built without refit; build it again with refit"):
         demo.pipeline.refit(other)
     assert demo.executor.weights is demo.bundle
     assert (demo.pipeline.generate("a boat", seed=1).frames == before).all()

@@ -56,7 +56,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
         notes=lambda found: ["made of grey"],
     )
     monkeypatch.setitem(sys.modules, "sparsectrl_lcm.runtime.toy", module)
-    builder.__dict__.update(OPTIONS=frozenset(), build=build_toy)
+    builder.__dict__.update(build=build_toy)
     monkeypatch.setitem(sys.modules, "sparsectrl_lcm.engine.toy", builder)
     record = Backend("toy", False, ("fp4",), "pip install toy", "toy", "toy", ("toy",), portable=True)
     others = dict(BACKENDS)
@@ -117,7 +117,7 @@ def test_auto_and_bench_choose_a_new_backend(tmp_path: Path, caplog: pytest.LogC
     sys.modules["sparsectrl_lcm.runtime.toy"].__dict__["find_version"] = lambda name: "1.3"
     assert not backends.can_run(opened, "toy", "fp4")
     assert f"run: sparsectrl-lcm build {opened.folder} --backend toy --precision fp4" in caplog.text
-    with pytest.raises(BackendError, match="threads: toy takes no threads"):
+    with pytest.raises(BackendError, match="threads: only for openvino, onnxruntime; leave it out for toy"):
         VideoPipeline.load(opened.folder, "toy", threads=2)
 
 

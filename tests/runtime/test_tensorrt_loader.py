@@ -13,7 +13,7 @@ from fakes.tensorrt_builds import H200, RELEASES, RTX_4090, SIZE, TENSORRT, Work
 from fakes.tensorrt_process import GRAPH, Process, one_line
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.engine_keys import ClipSize
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 from sparsectrl_lcm.runtime.format.engine_sets import engine_folders
 from sparsectrl_lcm.runtime.format.manifest import read_manifest
 from sparsectrl_lcm.runtime.gpu.device import Device

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from ..format.bundle import Bundle
-from ..format.engine_keys import ClipSize
+from ..format.clip_layout import ClipSize
 from ..format.weights import WeightTable
 from .cuda import Cuda
 

@@ -13,7 +13,7 @@ from flops import count_flops
 from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 from sparsectrl_lcm.engine.check import random_inputs, run_portable
-from sparsectrl_lcm.engine.rewrites.identities import fold_upsampling, split_gated_units
+from sparsectrl_lcm.engine.rewrites.exact_simplifications import fold_upsampling, split_gated_units
 from sparsectrl_lcm.engine.rewrites.typed_graph import write_typed
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 
