@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import reports
 from flops import flops_per_second, request_flops
-from gpu_contenders import BASELINE, CONTENDERS, DRY_RUN, RECORDS, Backend, Job, Row
+from gpu_contenders import BASELINE, CONTENDERS, DRY_RUN, RECORDS, Job, ProjectBackend, Row
 from gpu_worker import work
 from machine_limits import data_sheet_peak
 from models import clip_size, prepare
@@ -43,11 +43,12 @@ from sparsectrl_lcm.runtime.machine import report_head
 
 KINDS = ("new_keyframes", "second_seed")
 STAGES = ("text", "control", "denoise", "decode")
-OUT_OF_TIME = "ran out of time"
 
 
 def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
     """Runs a job in a separate process. Returns its rows, each with the peak of device memory since the previous row.
+
+    If the time runs out, the last row has `out_of_time` beside the reason.
 
     This process watches the memory, so that the other one is not slowed down.
     """
@@ -70,7 +71,7 @@ def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
                     lowest = before
                 time.sleep(0.0 if ended else 0.02)
             if process.poll() is None:
-                rows.append({"reason": f"{OUT_OF_TIME} ({job.seconds:.0f} s)"})
+                rows.append({"reason": f"ran out of time ({job.seconds:.0f} s)", "out_of_time": True})
             elif process.returncode or not rows:
                 lines = log.read_text(errors="replace").strip().splitlines()
                 rows.append({"reason": f"ended with code {process.returncode}: {lines[-1] if lines else 'no message'}"})
@@ -84,10 +85,10 @@ def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> lis
     built: Row = {}
     begin = time.monotonic()
     record = RECORDS[job.contender]
-    if build and isinstance(record, Backend) and record.builds:
+    if build and isinstance(record, ProjectBackend) and record.builds:
         (built, *_) = run(replace(job, role="build"), free_memory)
         built.pop("peak_bytes", None)
-        if built.get("reason", "").startswith(OUT_OF_TIME):
+        if built.pop("out_of_time", False):
             command = job.build_options.command(Path("BUNDLE"), job.contender)
             built["reason"] += f"; build them first: {command}"
     rows = [built]

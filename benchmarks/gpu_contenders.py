@@ -39,7 +39,7 @@ class Diffusers:
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class ProjectBackend:
     """A backend of this project; the contender has its name.
 
     Attributes:
@@ -55,17 +55,17 @@ class Backend:
     per_size: bool = True
 
 
-CONTENDERS: dict[str, Diffusers | Backend] = {
+CONTENDERS: dict[str, Diffusers | ProjectBackend] = {
     "diffusers-eager": Diffusers(2),
-    "tensorrt": Backend(6),
+    "tensorrt": ProjectBackend(6),
     "diffusers-compile": Diffusers(3, "default"),
     "diffusers-compile-reduce-overhead": Diffusers(3, "reduce-overhead"),
-    "tensorrt-rtx": Backend(2),
-    "onnxruntime-cuda": Backend(2, per_size=False),
+    "tensorrt-rtx": ProjectBackend(2),
+    "onnxruntime-cuda": ProjectBackend(2, per_size=False),
 }
 """All contenders, in the order in which they run."""
 BASELINE = "diffusers-eager"
-DRY_RUN: dict[str, Diffusers | Backend] = {"onnxruntime": Backend(1, modes=(None,), builds=False)}
+DRY_RUN: dict[str, Diffusers | ProjectBackend] = {"onnxruntime": ProjectBackend(1, modes=(None,), builds=False)}
 """The contender of a dry run, which runs the whole flow on a CPU."""
 RECORDS = CONTENDERS | DRY_RUN
 
@@ -110,7 +110,7 @@ class Job:
     def build_options(self) -> BuildOptions:
         """The options of the engine build."""
         record = RECORDS[self.contender]
-        if isinstance(record, Backend) and record.per_size:
+        if isinstance(record, ProjectBackend) and record.per_size:
             return BuildOptions(self.width, self.height, self.frames, PRECISION, check=False)
         return BuildOptions(precision=PRECISION, check=False)
 

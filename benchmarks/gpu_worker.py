@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,6 @@ def _measure_mode(job: Job, mode: str | None, deadline: float) -> Row:
     begin = time.perf_counter()
     pipeline = VideoPipeline.load(job.bundle, job.contender, cuda_graphs=mode != PLAIN)
     load = time.perf_counter() - begin
-    warnings = LastWarning()
 
     def ask(seed: int, keyframes: Keyframes) -> dict[str, float]:
         pictures = [Keyframe(index, picture) for index, picture in keyframes.items()]
@@ -77,13 +77,14 @@ def _measure_mode(job: Job, mode: str | None, deadline: float) -> Row:
         return dict(clip.timings)
 
     try:
-        fresh = job.keyframes()
-        begin = time.perf_counter()
-        load += ask(0, next(fresh))["load"]
-        first = time.perf_counter() - begin
-        current = warm_up(ask, fresh)
-        if mode == CUDA_GRAPH and warnings.last:
-            return {"reason": warnings.last}
+        with last_warning() as warning:
+            fresh = job.keyframes()
+            begin = time.perf_counter()
+            load += ask(0, next(fresh))["load"]
+            first = time.perf_counter() - begin
+            current = warm_up(ask, fresh)
+        if mode == CUDA_GRAPH and warning.text:
+            return {"reason": warning.text}
         return {"load_s": load, "first_s": first, "samples": sample(job.requests, ask, current, fresh, deadline)}
     finally:
         pipeline.close()
@@ -191,13 +192,21 @@ def sample(
     return samples
 
 
-class LastWarning(logging.Handler):
-    """Keeps the package's last warning, which has the reason if no CUDA graph was captured."""
+@contextmanager
+def last_warning() -> Iterator["LastWarning"]:
+    """Gives the package's last warning within the block, which has the reason if no CUDA graph was captured."""
+    handler, logger = LastWarning(logging.WARNING), logging.getLogger("sparsectrl_lcm")
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.last = ""
-        logging.getLogger("sparsectrl_lcm").addHandler(self)
+
+class LastWarning(logging.Handler):
+    """Keeps the last message in `text`."""
+
+    text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = record.getMessage()
+        self.text = record.getMessage()
