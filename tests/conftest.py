@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if heavy else None
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--slow"):
         for item in items:
@@ -89,10 +89,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if exports.isdisjoint(getattr(item, "fixturenames", ())) and not item.name.startswith(TOO_LONG)
         ]
     items.sort(key=_start)
-    for item in items:
-        path = _path(item)
-        if path not in SEPARATE:
-            item.add_marker(pytest.mark.xdist_group(f"{path} {_architecture(item)}".strip()))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Sends all tests of a file to one worker, those for each exported architecture apart."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path, _, test = nodeid.partition("::")
+            if path.removeprefix("tests/") in SEPARATE:
+                return nodeid
+            words = re.split(r"[-\[\]]", test)
+            return " ".join([path, *(name for name in ("sd15_like", "other") if name in words)])
+
+    return Scheduling(config, log)
 
 
 def _start(item: pytest.Item) -> int:
@@ -103,15 +114,6 @@ def _start(item: pytest.Item) -> int:
 
 def _path(item: pytest.Item) -> str:
     return item.path.relative_to(ROOT / "tests").as_posix()
-
-
-def _architecture(item: pytest.Item) -> str:
-    """Returns the exported architecture of a test, or an empty string.
-
-    All tests of one file for one architecture run on the same worker.
-    """
-    callspec = getattr(item, "callspec", None)
-    return str(callspec.params.get("exported", "")) if callspec is not None else ""
 
 
 def _cache() -> Path:
