@@ -137,9 +137,13 @@ class Board:
         return await self._store.call(self._store.ahead, limit, time.time(), known, without_keys)
 
     async def input_of(self, request_id: str) -> tuple[Input, str] | None:
-        """Returns input and base URL of a waiting request. The input was checked before it was stored."""
+        """Returns input and base URL of a waiting request.
+
+        The input was checked before it was stored. An earlier release stored it as the client sent it, with numbers
+        as text, for example.
+        """
         found = await self._store.call(self._store.given, request_id)
-        return None if found is None else (Input.model_construct(**found[0]), found[1])
+        return None if found is None else (Input.model_validate(found[0]), found[1])
 
     async def counts(self) -> dict[str, int]:
         """Returns how many requests are `queued` and `running`."""

@@ -33,6 +33,7 @@ class StandIn:
         self.about: dict[str, Any] = {}
         self.problem: str | None = None
         self.order: list[str] = []
+        self.jobs: list[Job] = []
         self.hold = asyncio.Event()
         self.hold.set()
         self.lose = 0
@@ -46,6 +47,7 @@ class StandIn:
 
     async def run(self, job: Job, _: Any) -> Made:
         self.order.append(job.id)
+        self.jobs.append(job)
         await self.hold.wait()
         if self.fails is not None:
             raise self.fails
@@ -334,6 +336,23 @@ def test_what_is_kept_of_an_input(tmp_path: Path) -> None:
         with service.store.engine.connect() as connection:
             assert connection.execute(query).scalars().all() == [None, {"prompt": "a", "seed": 1}]
         assert counted(service) == {"422": 1}
+
+    serving(tmp_path, scenario)
+
+
+def test_an_input_that_an_earlier_release_stored(tmp_path: Path) -> None:
+    """Earlier releases stored what the client sent: in a GET's query every value is text."""
+    query = {"prompt": "a", "num_inference_steps": "6", "guidance_scale": "2", "seed": "-1", "keyframe_0_index": "3"}
+
+    async def scenario(service: Service, runner: StandIn) -> None:
+        row = new("a", input=query)
+        await service.store.call(service.store.submit, row, limit=9, key_limit=9)
+        service.board.arrived.set()
+        assert (await ended(service, "a")).status == 200
+        (job,) = runner.jobs
+        options = {"num_inference_steps": 6, "guidance_scale": 2, "seed": 2**64 - 1}
+        assert {name: job.options[name] for name in options} == options
+        assert job.options["prompt"] == "a"
 
     serving(tmp_path, scenario)
 
