@@ -77,9 +77,8 @@ class Board:
         self._order_changed = True
 
     async def submit(self, new: NewRequest, *, limit: int, key_limit: int, outcome: Outcome | None = None) -> None:
-        """Adds a request as `SqlStore.submit` does, without fields that are not in the schema."""
-        known = {} if outcome else {name: value for name, value in new.input.items() if name in Input.model_fields}
-        new = replace(new, input=known, home=self.owner if new.kind == "run" else None)
+        """Adds a request as `SqlStore.submit` does."""
+        new = replace(new, home=self.owner if new.kind == "run" else None)
         limits = {"limit": limit, "key_limit": key_limit, "unstarted_limit": self._unstarted_limit}
         await self._store.call(self._store.submit, new, **limits, outcome=outcome)
         if outcome is not None:
