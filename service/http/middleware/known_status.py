@@ -12,6 +12,7 @@ from ...components import Service
 from ...protocol.request_status import WANTS_LOGS, status_of
 from ...protocol.responses import Json
 from ...protocol.urls import request_path, request_urls
+from ..called_url import base_url
 
 
 class KnownStatus:
@@ -41,6 +42,6 @@ class KnownStatus:
         if position is None:
             return None
         logs_from = 0 if request.query_params.get("logs") in WANTS_LOGS else None
-        links = request_urls(service.base_url(request), service.settings.endpoint, request_id)
-        status, body = status_of(view, links, position, logs_from)
+        links = request_urls(base_url(service.settings, request), service.settings.endpoint, request_id)
+        status, body = status_of(view.row, view.logs, links, position, logs_from)
         return Json(body, status)
