@@ -15,7 +15,7 @@ from ..protocol.errors import ServiceError, infrastructure_error
 from ..settings import DAY
 from ..store import FileRow
 from .disk_space import disk_full_is_507
-from .file_headers import OCTETS
+from .file_metadata import OCTETS
 from .object_stores import Files
 from .stored_files import keep_upload
 

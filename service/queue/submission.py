@@ -18,7 +18,7 @@ from ..http.called_url import root_url
 from ..http.request_bodies import read_body, received
 from ..network.downloads import FetchError, check_url
 from ..network.public_addresses import Allowed
-from ..objects.file_headers import lifetime_in_header
+from ..objects.file_metadata import lifetime_in_header
 from ..protocol.clip_input import parse_input, parse_json
 from ..protocol.errors import ServiceError, failed, infrastructure_error
 from ..store import NewRequest, QueueFull

@@ -14,7 +14,7 @@ from ..auth.upload_tokens import Upload
 from ..components import CurrentService, Service
 from ..http.called_url import base_url
 from ..http.request_bodies import read_object, received
-from ..objects.file_headers import lifetime_in_header, name_in_header, safe_content_type, safe_name
+from ..objects.file_metadata import lifetime_in_header, name_in_header, safe_content_type, safe_name
 from ..objects.multipart_uploads import LIST_BYTES, complete, keep_part, listed_parts, part_number
 from ..objects.stored_files import etag_of, file_url, keep_upload, new_file_id
 from ..protocol.errors import infrastructure_error

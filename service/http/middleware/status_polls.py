@@ -15,7 +15,7 @@ from ...protocol.urls import request_path, request_urls
 from ..called_url import base_url
 
 
-class KnownStatus:
+class StatusPolls:
     """Answers a status poll if key, state and queue position are in memory. Passes everything else on."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
