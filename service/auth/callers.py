@@ -31,7 +31,7 @@ async def require_valid_key(service: Service, key_id: str, status: int) -> None:
         return
     row = await service.store.call(service.store.get_key, key_id)
     if row is None or row.revoked_at is not None:
-        raise ServiceError(status, "The key of this upload is no longer valid")
+        raise ServiceError(status, "The key that this token was made for is no longer valid")
 
 
 def user_id(key_id: str) -> str:
