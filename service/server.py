@@ -8,11 +8,11 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 
+from .app import create_app
 from .auth.api_keys import Keyring
 from .auth.webhook_signatures import Signer
 from .components import Service
 from .data_folder import locked, owner_name
-from .http.app import create_app
 from .http.listeners import Listener, make_server
 from .metrics import Metrics
 from .network.public_addresses import Allowed

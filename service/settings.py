@@ -155,7 +155,7 @@ def with_limits(settings: Settings, given: Iterable[str]) -> Settings:
     for text in given:
         name, separator, value = text.partition("=")
         if not (separator and name):
-            raise InvalidRequest(text, "not allowed", "give NAME=VALUE, as queue=100")
+            raise InvalidRequest(text, "not allowed", "give NAME=VALUE, such as queue=100")
         if name not in LIMITS:
             raise InvalidRequest(name, "unknown", f"there are {', '.join(LIMITS)}")
         values[name] = _number(name, value)

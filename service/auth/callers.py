@@ -2,20 +2,18 @@
 
 import hashlib
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import Request
 
+from ..components import Service
 from ..protocol.errors import ServiceError
 from .api_keys import ANONYMOUS
 from .signed_tokens import read_token
 
-if TYPE_CHECKING:
-    from ..components import Service
 
-
-def remembered_key_id(service: "Service", authorization: str | None) -> str | None:
+def remembered_key_id(service: Service, authorization: str | None) -> str | None:
     """Returns the id of the key in an Authorization header if memory has it, without asking the store."""
     credentials = _credentials(authorization)
     if credentials is None:
@@ -23,7 +21,7 @@ def remembered_key_id(service: "Service", authorization: str | None) -> str | No
     return service.keyring.remembered(credentials)
 
 
-async def require_valid_key(service: "Service", key_id: str, status: int) -> None:
+async def require_valid_key(service: Service, key_id: str, status: int) -> None:
     """Checks the key that a token was made for: no token outlives its key.
 
     Raises:
@@ -33,7 +31,7 @@ async def require_valid_key(service: "Service", key_id: str, status: int) -> Non
         return
     row = await service.store.call(service.store.get_key, key_id)
     if row is None or row.revoked_at is not None:
-        raise ServiceError(status, "The key of this upload is no longer valid")
+        raise ServiceError(status, "The key that this token was made for is no longer valid")
 
 
 def user_id(key_id: str) -> str:

@@ -1,16 +1,14 @@
 """Permissions to write an upload, read from signed tokens. Routes take them as dependencies."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import Request
 
-from ..objects.uploads import Upload
+from ..components import Service
 from ..protocol.errors import ServiceError
 from .callers import UploaderKeyId, require_valid_key
-
-if TYPE_CHECKING:
-    from ..components import Service
+from .upload_tokens import Upload
 
 
 async def _signed_file(request: Request, file_id: str) -> Upload:

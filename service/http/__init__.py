@@ -1,1 +1,1 @@
-"""The HTTP edge: the ASGI application, its middlewares, the listeners, and the limits of a connection."""
+"""The HTTP edge: middlewares, request bodies, listeners, and the limits of a connection."""

@@ -9,15 +9,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from starlette.requests import ClientDisconnect, Request
 
+from ..components import Service
 from ..objects.disk_space import check_free_space, disk_full_is_507
 from ..protocol.errors import ServiceError, infrastructure_error
-
-if TYPE_CHECKING:
-    from ..components import Service
 
 WRITE_BYTES = 2**20
 """A body is written to disk in blocks of about this size."""
@@ -37,7 +35,7 @@ class Received:
 
 
 @asynccontextmanager
-async def received(service: "Service", request: Request, limit: int) -> AsyncIterator[Received]:
+async def received(service: Service, request: Request, limit: int) -> AsyncIterator[Received]:
     """Writes the body of a request to a temporary file.
 
     Raises:
@@ -61,13 +59,13 @@ async def received(service: "Service", request: Request, limit: int) -> AsyncIte
         path.unlink(missing_ok=True)
 
 
-async def read_body(service: "Service", request: Request, limit: int) -> bytes:
+async def read_body(service: Service, request: Request, limit: int) -> bytes:
     """Returns the whole of a small body; raises as `received` does."""
     check_free_space(service.settings)
     return b"".join([block async for block in _blocks(request, limit, service.settings.body_seconds)])
 
 
-async def read_object(service: "Service", request: Request, limit: int = DESCRIPTION_BYTES) -> dict[str, object]:
+async def read_object(service: Service, request: Request, limit: int = DESCRIPTION_BYTES) -> dict[str, object]:
     """Returns the JSON object in a small body; raises as `received` does, and 400 if the body is anything else."""
     try:
         value = json.loads(await read_body(service, request, limit) or b"{}")

@@ -8,17 +8,15 @@ import re
 import shutil
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 from urllib.parse import SplitResult, unquote, unquote_to_bytes, urlsplit
 
+from ..components import Service
 from ..objects.object_stores import COPY_BYTES
 from ..objects.stored_files import find_file, has_expired
 from ..protocol.errors import ServiceError, field_error
 from ..store import FileRow
 from .downloads import MAX_URL, FetchError, FetchTooLarge, fetch
-
-if TYPE_CHECKING:
-    from ..components import Service
 
 MAX_DATA_URI = 10 * 2**20
 """Longest data URI, in characters, as on fal."""
@@ -31,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 async def save_keyframe(
-    service: "Service", url: str, file: BinaryIO, field: str, own_bases: tuple[str, ...] = ()
+    service: Service, url: str, file: BinaryIO, field: str, own_bases: tuple[str, ...] = ()
 ) -> None:
     """Writes the image of a keyframe to a file.
 
@@ -68,7 +66,7 @@ async def save_keyframe(
     await _download(service, url, file, field, limit)
 
 
-async def _download(service: "Service", url: str, file: BinaryIO, field: str, limit: int) -> None:
+async def _download(service: Service, url: str, file: BinaryIO, field: str, limit: int) -> None:
     settings = service.settings
     try:
         await fetch(
@@ -101,7 +99,7 @@ def _data_of(url: str) -> bytes | None:
         return None
 
 
-async def _own_file(service: "Service", url: str) -> tuple[FileRow, str] | None:
+async def _own_file(service: Service, url: str) -> tuple[FileRow, str] | None:
     """Returns the file of this server that a URL means, and the name in the URL; None if it means another file.
 
     Only the id is compared, since it is 128 random bits. Callers may know this server by many hosts and ports.
@@ -132,7 +130,7 @@ def _authority(parts: SplitResult) -> tuple[str | None, int | None]:
     return parts.hostname, None if parts.port in (80, 443) else parts.port
 
 
-def _copy_stored(service: "Service", row: FileRow, name: str, file: BinaryIO, field: str, limit: int) -> None:
+def _copy_stored(service: Service, row: FileRow, name: str, file: BinaryIO, field: str, limit: int) -> None:
     if row.name != name or has_expired(row, time.time()):
         raise _failed(field, MISSING)
     if row.size > limit:

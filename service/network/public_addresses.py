@@ -101,7 +101,7 @@ class Allowed:
             except ValueError:
                 name = _host(entry)
                 if not name or set(name) & set("/:@*[] \t"):
-                    reason = f"{entry!r} is not a host name, an address or a network as 10.0.0.0/8"
+                    reason = f"{entry!r} is not a host name, an address or a network such as 10.0.0.0/8"
                     raise InvalidRequest("allow_private", reason) from None
                 names.add(name)
         return cls(frozenset(names), tuple(networks))

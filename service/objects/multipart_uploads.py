@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from ..auth.upload_tokens import Upload
+from ..components import Service
 from ..protocol.errors import ServiceError, infrastructure_error
 from ..settings import DAY
 from ..store import FileRow
 from .disk_space import disk_full_is_507
-from .file_headers import OCTETS
+from .file_metadata import OCTETS
 from .object_stores import Files
-from .uploads import Upload
+from .stored_files import keep_upload
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-
-    from ..components import Service
 
 MAX_PARTS = 1000
 LIST_BYTES = 2**20
@@ -45,7 +45,7 @@ def part_number(text: str) -> int:
     return int(text)
 
 
-def keep_part(service: "Service", upload: Upload, number: int, source: Path, size: int, digest: str) -> None:
+def keep_part(service: Service, upload: Upload, number: int, source: Path, size: int, digest: str) -> None:
     """Stores a part and replaces an earlier part of the same number. Blocks.
 
     Args:
@@ -70,7 +70,7 @@ def keep_part(service: "Service", upload: Upload, number: int, source: Path, siz
         service.files.put(name, source)
 
 
-def complete(service: "Service", upload: Upload, listed: Sequence[tuple[int, str]]) -> FileRow:
+def complete(service: Service, upload: Upload, listed: Sequence[tuple[int, str]]) -> FileRow:
     """Joins parts in the order of their numbers. Blocks. A repeated call has no further effect.
 
     Args:
@@ -97,7 +97,7 @@ def complete(service: "Service", upload: Upload, listed: Sequence[tuple[int, str
     found = [row for row, *_ in rows if row is not None]
     try:
         with cast(BinaryIO, _Joined(service.files, parts)) as source:
-            kept = upload.keep(service, source)
+            kept = keep_upload(service, upload, source)
     except FileNotFoundError:
         if (done := _done(service, upload)) is not None:
             return done
@@ -109,7 +109,7 @@ def complete(service: "Service", upload: Upload, listed: Sequence[tuple[int, str
     return kept
 
 
-def _done(service: "Service", upload: Upload) -> FileRow | None:
+def _done(service: Service, upload: Upload) -> FileRow | None:
     row = service.store.get_file(upload.file_id)
     return row if row is not None and row.key_id == upload.key_id else None
 

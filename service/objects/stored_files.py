@@ -7,16 +7,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex, token_urlsafe
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
+from ..auth.upload_tokens import Upload
+from ..components import Service
 from ..protocol.errors import ServiceError
 from ..protocol.urls import stored_file_url
 from ..settings import DAY
 from ..store import FileRow
 from .disk_space import disk_full_is_507
-
-if TYPE_CHECKING:
-    from ..components import Service
 
 _log = logging.getLogger(__name__)
 _FILE_ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
@@ -42,7 +41,7 @@ def has_expired(row: FileRow, now: float) -> bool:
     return row.expires_at is not None and row.expires_at <= now
 
 
-async def find_file(service: "Service", file_id: str) -> FileRow | None:
+async def find_file(service: Service, file_id: str) -> FileRow | None:
     """Returns the record of a file, expired or not. Parts of uploads, whose ids have a dot, are not files."""
     if not _FILE_ID.fullmatch(file_id):
         return None
@@ -50,7 +49,7 @@ async def find_file(service: "Service", file_id: str) -> FileRow | None:
 
 
 def keep_file(
-    service: "Service",
+    service: Service,
     source: BinaryIO | Path | bytes,
     *,
     key_id: str,
@@ -96,7 +95,20 @@ def keep_file(
     return row
 
 
-def remove_expired_files(service: "Service", now: float) -> int:
+def keep_upload(service: Service, upload: Upload, source: BinaryIO | Path | bytes) -> FileRow:
+    """Stores the file of an upload; blocks, and raises as `keep_file` does."""
+    return keep_file(
+        service,
+        source,
+        key_id=upload.key_id,
+        name=upload.name,
+        content_type=upload.content_type,
+        seconds=upload.seconds,
+        file_id=upload.file_id,
+    )
+
+
+def remove_expired_files(service: Service, now: float) -> int:
     """Removes expired files, parts of uploads that were not completed within a day, and leftovers of crashes.
 
     Blocks. Returns the number of files and parts removed.

@@ -54,7 +54,7 @@ class Input(BaseModel):
         return [(slot, getattr(self, f"keyframe_{slot}_index"), url) for slot, url in given if url]
 
     def stored(self) -> dict[str, Any]:
-        """Returns the given fields as JSON values, from which `model_construct` makes this input again."""
+        """Returns the given fields as JSON values, from which `model_validate` makes this input again."""
         return self.model_dump(exclude_unset=True)
 
     def options(self) -> dict[str, Any]:

@@ -1,23 +1,24 @@
 """The body of a status response."""
 
 import base64
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..store import LogRow
-
-if TYPE_CHECKING:
-    from ..queue.request_states import View
+from ..store import LogRow, RequestRow
 
 WANTS_LOGS = {"1", "true", "True"}
 """Values of the query parameter `logs` that ask for the log."""
 
 
-def status_of(view: "View", links: dict[str, str], position: int, logs_from: int | None) -> tuple[int, dict[str, Any]]:
+def status_of(
+    row: RequestRow, logs: Sequence[LogRow], links: dict[str, str], position: int, logs_from: int | None
+) -> tuple[int, dict[str, Any]]:
     """Describes the state of a request.
 
     Args:
-        view: the request.
+        row: the request.
+        logs: its log.
         links: its URLs, as `request_urls` gives them.
         position: how many requests wait ahead of it.
         logs_from: first line of the log to include; None leaves the log out.
@@ -25,11 +26,10 @@ def status_of(view: "View", links: dict[str, str], position: int, logs_from: int
     Returns:
         HTTP status and body.
     """
-    row = view.row
     body: dict[str, Any] = {"status": "IN_QUEUE", "request_id": row.id, **links}
     if row.state == "queued":
         return 202, body | {"queue_position": position}
-    body["logs"] = None if logs_from is None else [_line(line) for line in view.logs[logs_from:]]
+    body["logs"] = None if logs_from is None else [_line(line) for line in logs[logs_from:]]
     if row.outcome is None:
         return 202, body | {"status": "IN_PROGRESS", "metrics": {}}
     body |= {"status": "COMPLETED", "metrics": {}}

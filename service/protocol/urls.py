@@ -6,6 +6,9 @@ from urllib.parse import quote
 QUEUE_PREFIX = "/queue"
 """A POST to the endpoint under this prefix is a submission. Other paths mean the same with and without it."""
 
+PROXY_PATH = "/api/fal/proxy"
+"""The one path of fal's server-side proxy."""
+
 
 def request_urls(base_url: str, endpoint: str, request_id: str) -> dict[str, str]:
     """Returns the URLs of a request, as clients get them."""

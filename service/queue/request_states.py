@@ -77,9 +77,8 @@ class Board:
         self._order_changed = True
 
     async def submit(self, new: NewRequest, *, limit: int, key_limit: int, outcome: Outcome | None = None) -> None:
-        """Adds a request as `SqlStore.submit` does, without fields that are not in the schema."""
-        known = {} if outcome else {name: value for name, value in new.input.items() if name in Input.model_fields}
-        new = replace(new, input=known, home=self.owner if new.kind == "run" else None)
+        """Adds a request as `SqlStore.submit` does."""
+        new = replace(new, home=self.owner if new.kind == "run" else None)
         limits = {"limit": limit, "key_limit": key_limit, "unstarted_limit": self._unstarted_limit}
         await self._store.call(self._store.submit, new, **limits, outcome=outcome)
         if outcome is not None:
@@ -137,9 +136,13 @@ class Board:
         return await self._store.call(self._store.ahead, limit, time.time(), known, without_keys)
 
     async def input_of(self, request_id: str) -> tuple[Input, str] | None:
-        """Returns input and base URL of a waiting request. The input was checked before it was stored."""
+        """Returns input and base URL of a waiting request.
+
+        The input was checked before it was stored. An earlier release stored it as the client sent it, with numbers
+        as text, for example.
+        """
         found = await self._store.call(self._store.given, request_id)
-        return None if found is None else (Input.model_construct(**found[0]), found[1])
+        return None if found is None else (Input.model_validate(found[0]), found[1])
 
     async def counts(self) -> dict[str, int]:
         """Returns how many requests are `queued` and `running`."""

@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from ..components import Service
+from ..http.called_url import root_url
 from ..http.request_bodies import read_body, received
 from ..network.downloads import FetchError, check_url
 from ..network.public_addresses import Allowed
-from ..objects.file_headers import lifetime_in_header
+from ..objects.file_metadata import lifetime_in_header
 from ..protocol.clip_input import parse_input, parse_json
 from ..protocol.errors import ServiceError, failed, infrastructure_error
 from ..store import NewRequest, QueueFull
@@ -55,7 +56,7 @@ def _request_of_headers(service: Service, request: Request, key_id: str, kind: L
         key_id=key_id,
         input={},
         created_at=now,
-        base_url=service.root_url(request),
+        base_url=root_url(service.settings, request),
         kind=kind,
         priority=LOW if headers.get("X-Fal-Queue-Priority", "").lower() == "low" else NORMAL,
         start_by=None if timeout is None else now + timeout,

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ..http.middleware.proxy_target import PROXY_PATH
+from ..protocol.urls import PROXY_PATH
 
 
 class _Refused:

@@ -9,6 +9,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from ..auth.callers import KeyId
 from ..components import CurrentService, Service
+from ..http.called_url import base_url
 from ..protocol.errors import ServiceError, not_found
 from ..protocol.request_status import WANTS_LOGS, preview_uri, status_of
 from ..protocol.responses import EVENT_STREAM_HEADERS, PING, PING_SECONDS, Json, outcome_response, to_event
@@ -70,8 +71,8 @@ async def cancel(service: CurrentService, view: OwnRequest) -> Response:
 
 async def _status(service: Service, request: Request, view: View, logs_from: int | None) -> tuple[int, dict[str, Any]]:
     position = await service.board.queue_position(view.row.id) if view.row.state == "queued" else 0
-    links = request_urls(service.base_url(request), service.settings.endpoint, view.row.id)
-    return status_of(view, links, position, logs_from)
+    links = request_urls(base_url(service.settings, request), service.settings.endpoint, view.row.id)
+    return status_of(view.row, view.logs, links, position, logs_from)
 
 
 async def _states(service: Service, request: Request, view: View) -> AsyncIterator[bytes]:

@@ -10,12 +10,13 @@ from fastapi.responses import JSONResponse, Response
 from ..auth.callers import KeyId, UploaderKeyId
 from ..auth.signed_tokens import make_token
 from ..auth.upload_permissions import OwnParts, SignedFile, SignedParts
+from ..auth.upload_tokens import Upload
 from ..components import CurrentService, Service
+from ..http.called_url import base_url
 from ..http.request_bodies import read_object, received
-from ..objects.file_headers import lifetime_in_header, name_in_header, safe_content_type, safe_name
+from ..objects.file_metadata import lifetime_in_header, name_in_header, safe_content_type, safe_name
 from ..objects.multipart_uploads import LIST_BYTES, complete, keep_part, listed_parts, part_number
-from ..objects.stored_files import etag_of, file_url, new_file_id
-from ..objects.uploads import Upload
+from ..objects.stored_files import etag_of, file_url, keep_upload, new_file_id
 from ..protocol.errors import infrastructure_error
 from ..settings import DAY
 from ..store import FileRow
@@ -36,7 +37,7 @@ async def storage_token(service: CurrentService, key_id: KeyId, request: Request
         {
             "token": token,
             "token_type": "Bearer",
-            "base_url": service.base_url(request),
+            "base_url": base_url(service.settings, request),
             "expires_at": datetime.fromtimestamp(int(expires_at), UTC).isoformat(),
         }
     )
@@ -46,7 +47,7 @@ async def storage_token(service: CurrentService, key_id: KeyId, request: Request
 async def upload_file(service: CurrentService, key_id: UploaderKeyId, request: Request) -> Response:
     """Stores a whole file (Python)."""
     row = await _receive(service, request, _upload_in_headers(service, request, key_id))
-    url = file_url(service.base_url(request), row)
+    url = file_url(base_url(service.settings, request), row)
     return JSONResponse({"access_url": url, "url": url})
 
 
@@ -55,7 +56,7 @@ async def start_multipart(service: CurrentService, key_id: UploaderKeyId, reques
     """Begins an upload in parts (Python)."""
     upload = _upload_in_headers(service, request, key_id)
     upload_id = upload.token(service.secret, "multipart", DAY)
-    return JSONResponse({"access_url": upload.file_url(service.base_url(request)), "uploadId": upload_id})
+    return JSONResponse({"access_url": upload.file_url(base_url(service.settings, request)), "uploadId": upload_id})
 
 
 @router.put("/files/{file_id}/{file_name}/multipart/{upload_id}/{number}")
@@ -67,7 +68,7 @@ async def upload_part(service: CurrentService, upload: OwnParts, request: Reques
 @router.post("/files/{file_id}/{file_name}/multipart/{upload_id}/complete")
 async def complete_multipart(service: CurrentService, upload: OwnParts, request: Request) -> Response:
     """Joins the parts (Python)."""
-    url = file_url(service.base_url(request), await _join(service, request, upload))
+    url = file_url(base_url(service.settings, request), await _join(service, request, upload))
     return JSONResponse({"access_url": url, "url": url})
 
 
@@ -90,7 +91,8 @@ async def initiate_multipart(service: CurrentService, key_id: KeyId, request: Re
 async def put_signed(service: CurrentService, upload: SignedFile, request: Request) -> Response:
     """Stores a whole file that arrives at its signed URL."""
     row = await _receive(service, request, upload)
-    return JSONResponse({"file_url": file_url(service.base_url(request), row)}, headers={"ETag": etag_of(row)})
+    url = file_url(base_url(service.settings, request), row)
+    return JSONResponse({"file_url": url}, headers={"ETag": etag_of(row)})
 
 
 @router.put("/storage/upload/{file_id}/{number}")
@@ -103,7 +105,7 @@ async def put_signed_part(service: CurrentService, upload: SignedParts, request:
 async def complete_signed(service: CurrentService, upload: SignedParts, request: Request) -> Response:
     """Joins the parts (JavaScript)."""
     row = await _join(service, request, upload)
-    return JSONResponse({"file_url": file_url(service.base_url(request), row)})
+    return JSONResponse({"file_url": file_url(base_url(service.settings, request), row)})
 
 
 def _upload_in_headers(service: Service, request: Request, key_id: str) -> Upload:
@@ -126,7 +128,7 @@ def _new_upload(service: Service, request: Request, key_id: str, name: str | Non
 
 async def _receive(service: Service, request: Request, upload: Upload) -> FileRow:
     async with received(service, request, service.settings.upload_bytes) as body:
-        return await asyncio.to_thread(upload.keep, service, body.path)
+        return await asyncio.to_thread(keep_upload, service, upload, body.path)
 
 
 async def _receive_part(service: Service, request: Request, upload: Upload, number: int) -> Response:
@@ -142,6 +144,6 @@ async def _join(service: Service, request: Request, upload: Upload) -> FileRow:
 
 
 def _signed_urls(service: Service, request: Request, upload: Upload, token: str) -> Response:
-    base = service.base_url(request)
+    base = base_url(service.settings, request)
     upload_url = f"{base}/storage/upload/{upload.file_id}?token={token}"
     return JSONResponse({"upload_url": upload_url, "file_url": upload.file_url(base)})

@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ...runtime.errors import SparseCtrlLcmError, message
+from ...runtime.errors import BackendError, BundleError, InvalidRequest, SparseCtrlLcmError, message
 
 FailureKind = Literal["invalid", "failed", "out_of_memory", "cancelled"]
 LossKind = Literal["crashed", "hung", "refused", "stopped"]
+REFUSALS: dict[str, type[SparseCtrlLcmError]] = {
+    kind.__name__: kind for kind in (InvalidRequest, BackendError, BundleError)
+}
+"""Errors that keep every process from loading, by the names that the process sends."""
 
 
 @dataclass(frozen=True, slots=True)

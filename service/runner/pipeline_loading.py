@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...runtime import BundleError, VideoPipeline
+from ...runtime import InvalidRequest, VideoPipeline
 from ...runtime.backends import BACKENDS, check_backend, choose_backend
 from ...runtime.format.bundle import Bundle, bundle_folder
 from ...runtime.format.manifest import read_manifest
@@ -37,4 +37,4 @@ def check(bundle: Path | None, backend: str, threads: int | None) -> None:
     frames = read_manifest(bundle_folder(bundle)).sizes.frames
     if frames != LAST + 1:
         reason = f"its clips have {frames} frames, the endpoint's {LAST + 1}"
-        raise BundleError("bundle", reason, f"export one with {LAST + 1} frames")
+        raise InvalidRequest("bundle", reason, f"export one with {LAST + 1} frames")

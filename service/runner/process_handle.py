@@ -15,8 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import BackendError
-from .interface import RunnerLost
+from .interface import REFUSALS, RunnerLost
 
 log = logging.getLogger(__package__)
 
@@ -103,7 +102,7 @@ class RunnerProcess:
 
         Args:
             how: how the process ended, in its own words; None derives it from the exit code.
-            refusal: field, reason and remedy of the error that keeps every process from loading.
+            refusal: the error that keeps every process from loading, as `refusal_of` in `process_main.py` describes it.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
@@ -112,7 +111,8 @@ class RunnerProcess:
         message = f"the runner {how or _how(self._process.returncode)}"
         if refusal is None:
             return RunnerLost("crashed", message, self._output.lines)
-        return RunnerLost("refused", message, self._output.lines, BackendError(**refusal))
+        error = REFUSALS[refusal["kind"]](refusal["field"], refusal["reason"], refusal["remedy"])
+        return RunnerLost("refused", message, self._output.lines, error)
 
 
 class _Output(asyncio.Protocol):

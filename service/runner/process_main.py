@@ -28,8 +28,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...runtime import (
-    BackendError,
-    BundleError,
     Cancelled,
     DeviceLost,
     DeviceOutOfMemory,
@@ -41,7 +39,7 @@ from ...runtime import (
 from ...runtime.errors import first_line, message
 from ...runtime.images import fit, load_picture
 from ...runtime.output.recording import Recording
-from .interface import JobFailed
+from .interface import REFUSALS, JobFailed
 
 FPS = 8
 PREVIEW_SIDE = 256
@@ -197,11 +195,16 @@ def failure_of(error: Exception, options: dict[str, Any]) -> JobFailed:
 
 
 def refusal_of(error: Exception) -> dict[str, str] | None:
-    """Returns field, reason and remedy of an error in the options, which every process would meet; otherwise None."""
+    """Describes an error in the options, which every process would meet; returns None for other errors.
+
+    Returns:
+        kind (a name in `REFUSALS`), field, reason and remedy.
+    """
     if isinstance(error, DeviceLost | DeviceOutOfMemory):
         return None  # the next attempt may succeed
-    if isinstance(error, InvalidRequest | BackendError | BundleError):
-        return {"field": error.field, "reason": error.reason, "remedy": error.remedy}
+    for kind, known in REFUSALS.items():
+        if isinstance(error, known):
+            return {"kind": kind, "field": error.field, "reason": error.reason, "remedy": error.remedy}
     return None
 
 

@@ -9,6 +9,8 @@
     flaky: fails once per file that `bundle` names
     broken: always fails
     refused: raises BundleError
+    invalid: raises InvalidRequest
+    unusable: raises BackendError
     lost: loads once, then raises BundleError as long as the file that `bundle` names exists
     slow: never finishes
 """
@@ -21,7 +23,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from sparsectrl_lcm.runtime.errors import BundleError, Cancelled, DeviceLost, DeviceOutOfMemory, InvalidRequest
+from sparsectrl_lcm.runtime.errors import (
+    BackendError,
+    BundleError,
+    Cancelled,
+    DeviceLost,
+    DeviceOutOfMemory,
+    InvalidRequest,
+)
 from sparsectrl_lcm.runtime.output.clip import Clip
 from sparsectrl_lcm.runtime.progress import Progress
 
@@ -36,6 +45,10 @@ def load(
     if backend == "broken" or (backend == "flaky" and not Path(str(bundle)).exists()):
         Path(str(bundle)).touch()
         raise OSError("the stub does not load")
+    if backend == "invalid":
+        raise InvalidRequest("precision", "'int2' is not allowed", "give fp32")
+    if backend == "unusable":
+        raise BackendError("backend", "the stub's cannot run here", "give another")
     if backend == "refused" or (backend == "lost" and Path(str(bundle)).exists()):
         raise BundleError("bundle", "the stub's is wrong")
     if backend == "lost":

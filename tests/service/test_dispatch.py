@@ -1,6 +1,7 @@
 """Requests inside a server with a stand-in runner and a store that fails on demand."""
 
 import asyncio
+import json
 import threading
 import time
 import tracemalloc
@@ -17,12 +18,15 @@ from sparsectrl_lcm.service.queue import job_preparation as preparation
 from sparsectrl_lcm.service.queue import request_states as board_module
 from sparsectrl_lcm.service.queue.dispatcher import Dispatcher
 from sparsectrl_lcm.service.queue.request_states import Board, View
+from sparsectrl_lcm.service.queue.submission import accept
 from sparsectrl_lcm.service.runner import Job, JobFailed, Made, RunnerLost
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import NewRequest, Outcome, SqlStore, tables
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
+from starlette.requests import Request
+from starlette.types import Message
 
 
 class StandIn:
@@ -33,6 +37,7 @@ class StandIn:
         self.about: dict[str, Any] = {}
         self.problem: str | None = None
         self.order: list[str] = []
+        self.jobs: list[Job] = []
         self.hold = asyncio.Event()
         self.hold.set()
         self.lose = 0
@@ -46,6 +51,7 @@ class StandIn:
 
     async def run(self, job: Job, _: Any) -> Made:
         self.order.append(job.id)
+        self.jobs.append(job)
         await self.hold.wait()
         if self.fails is not None:
             raise self.fails
@@ -89,6 +95,23 @@ def new(request_id: str, **values: Any) -> NewRequest:
 
 async def submit(service: Service, request_id: str, outcome: Outcome | None = None, **values: Any) -> None:
     await service.board.submit(new(request_id, **values), limit=99, key_limit=99, outcome=outcome)
+
+
+def posted(request_id: str, given: dict[str, Any]) -> Request:
+    """A POST to the endpoint as the middlewares pass it on."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": json.dumps(given).encode()}
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "server": ("x", 80),
+        "headers": [],
+        "query_string": b"",
+    }
+    return Request(scope | {"state": {"request_id": request_id}}, receive)
 
 
 async def ended(service: Service, request_id: str, key_id: str = "k") -> Outcome:
@@ -328,12 +351,29 @@ def test_what_is_kept_of_an_input(tmp_path: Path) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
         runner.ready = False
         given = {"prompt": "a", "seed": 1, "unknown": "x" * 10**6}
-        await submit(service, "wrong", Outcome(422, {}, "x"), input=given)
-        await submit(service, "a", input=given)
+        await accept(service, posted("wrong", given | {"guidance_scale": 9}), "k", "queue")
+        await accept(service, posted("a", given), "k", "queue")
         query = select(tables.requests.c.input).order_by(tables.requests.c.sequence)
         with service.store.engine.connect() as connection:
             assert connection.execute(query).scalars().all() == [None, {"prompt": "a", "seed": 1}]
         assert counted(service) == {"422": 1}
+
+    serving(tmp_path, scenario)
+
+
+def test_an_input_that_an_earlier_release_stored(tmp_path: Path) -> None:
+    """Earlier releases stored what the client sent: in a GET's query every value is text."""
+    query = {"prompt": "a", "num_inference_steps": "6", "guidance_scale": "2", "seed": "-1", "keyframe_0_index": "3"}
+
+    async def scenario(service: Service, runner: StandIn) -> None:
+        row = new("a", input=query)
+        await service.store.call(service.store.submit, row, limit=9, key_limit=9)
+        service.board.arrived.set()
+        assert (await ended(service, "a")).status == 200
+        (job,) = runner.jobs
+        options = {"num_inference_steps": 6, "guidance_scale": 2, "seed": 2**64 - 1}
+        assert {name: job.options[name] for name in options} == options
+        assert job.options["prompt"] == "a"
 
     serving(tmp_path, scenario)
 

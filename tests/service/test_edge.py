@@ -14,7 +14,7 @@ import pytest
 from sparsectrl_lcm.service.components import LARGE_BODIES
 from sparsectrl_lcm.service.protocol.errors import headers_of
 from sparsectrl_lcm.service.queue.request_states import View
-from sparsectrl_lcm.service.routes import endpoint as run
+from sparsectrl_lcm.service.routes import new_requests as run
 from sparsectrl_lcm.service.routes import requests as queue
 from sparsectrl_lcm.service.store import LogRow
 
@@ -230,8 +230,8 @@ class Told:
 def test_no_line_is_lost_or_told_twice() -> None:
     """Lines arrive while a slow reader receives an event. Then the request is tried again and keeps its old lines."""
     board = Told()
-    request: Any = SimpleNamespace(query_params={"logs": "1"})
-    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP), base_url=lambda _: "")
+    request: Any = SimpleNamespace(query_params={"logs": "1"}, scope={})
+    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP, public_url="http://x"))
 
     async def lines() -> list[str]:
         got: list[str] = []
@@ -264,8 +264,8 @@ def test_every_event_of_a_stream_tells_something() -> None:
                 board.becomes(state)
 
     board.change = change
-    request: Any = SimpleNamespace(query_params={"logs": "1"})
-    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP), base_url=lambda _: "")
+    request: Any = SimpleNamespace(query_params={"logs": "1"}, scope={})
+    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP, public_url="http://x"))
 
     async def events() -> list[tuple[str, bool, int]]:
         told = [event async for event in queue._states(service, request, board.shown)]

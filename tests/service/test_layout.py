@@ -15,6 +15,10 @@ from sparsectrl_lcm.service.http.middleware.request_id import RequestId
 from sparsectrl_lcm.service.http.middleware.unexpected_errors import UnexpectedErrors
 
 SERVICE = Path(__file__).parents[2] / "service"
+ROOMS = ("store", "protocol", "runner", "auth", "objects", "network", "http", "queue", "routes")
+"""The folders of the service, in order: each may import those before it."""
+BASE = {"settings", "metrics", "json_logs", "components"}
+"""Files beside the folders that every folder may import. The other files put the folders together."""
 POSIX_ONLY = ("fcntl", "grp", "pwd", "resource", "termios", "tty", "pty", "syslog")
 
 
@@ -27,6 +31,44 @@ def modules_of(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return found
+
+
+def parts_imported(path: Path, *, for_types: bool = True) -> set[str]:
+    """The folders of the service, and files beside them, that a file imports. Without its own folder."""
+    here = path.relative_to(SERVICE).with_suffix("").parts
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not 0 < node.level <= len(here):
+            continue
+        if for_types or node not in typing_only:
+            above = here[: len(here) - node.level]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {(*above, *name.split("."))[0] for name in names}
+    return found - {here[0]}
+
+
+def test_every_folder_has_its_place() -> None:
+    assert {path.parent.name for path in SERVICE.glob("*/__init__.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_folders_import_one_way(room: str) -> None:
+    allowed = BASE | set(ROOMS[: ROOMS.index(room)])
+    files = sorted((SERVICE / room).rglob("*.py"))
+    assert {path.name: parts_imported(path) - allowed for path in files if parts_imported(path) - allowed} == {}
+
+
+@pytest.mark.parametrize("name", sorted(BASE))
+def test_what_every_folder_imports_is_below_them_all(name: str) -> None:
+    """`components` names what is in the folders, but only as types."""
+    assert parts_imported(SERVICE / f"{name}.py", for_types=False) <= BASE
 
 
 def test_routes_import_no_routes() -> None:

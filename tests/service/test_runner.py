@@ -22,7 +22,14 @@ import pytest
 from fakes.storage_server import StorageService
 from fakes.stub_pipeline import FRAMES, SIDE, StubPipeline
 from PIL import Image
-from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime import (
+    BackendError,
+    BundleError,
+    InvalidRequest,
+    Keyframe,
+    SparseCtrlLcmError,
+    VideoPipeline,
+)
 from sparsectrl_lcm.service.objects.stored_files import remove_expired_files
 from sparsectrl_lcm.service.runner import Job, JobFailed, LocalRunner, Made, Preview, RunnerLost, Step
 from sparsectrl_lcm.service.server import local_runner
@@ -358,6 +365,32 @@ def test_wrong_options_end_it_in_one_line(tmp_path: Path, caplog: pytest.LogCapt
 
     asyncio.run(scenario())
     assert not [line for line in caplog.messages if "asyncio" not in line]
+
+
+@pytest.mark.parametrize(
+    ("backend", "error"),
+    [
+        ("refused", BundleError("bundle", "the stub's is wrong")),
+        ("invalid", InvalidRequest("precision", "'int2' is not allowed", "give fp32")),
+        ("unusable", BackendError("backend", "the stub's cannot run here", "give another")),
+    ],
+)
+def test_a_refusal_keeps_its_class(backend: str, error: SparseCtrlLcmError) -> None:
+    async def scenario() -> SparseCtrlLcmError:
+        runner = stub_runner(backend=backend)
+        await runner.start()
+        async with asyncio.timeout(20):
+            refusal = await runner.refused()
+        await runner.stop()
+        return refusal
+
+    refusal = asyncio.run(scenario())
+    assert (type(refusal), refusal.field, refusal.reason, refusal.remedy) == (
+        type(error),
+        error.field,
+        error.reason,
+        error.remedy,
+    )
 
 
 def test_what_worked_once_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -72,7 +72,7 @@ def test_a_bundle_of_shorter_clips_is_refused(capfd: pytest.CaptureFixture[str],
     manifest["sizes"]["frames"] = 8
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     told = refused(capfd, "serve", "--data", tmp_path / "data", "--bundle", bundle)
-    assert told == "bundle: its clips have 8 frames, the endpoint's 16; export one with 16 frames"
+    assert told == "--bundle: its clips have 8 frames, the endpoint's 16; export one with 16 frames"
 
 
 def test_certificates_and_keys_that_are_none(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """Limits from the command line, and their use in the runner's process."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sparsectrl_lcm.cli import app
+from sparsectrl_lcm.runtime import InvalidRequest
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.runner import pipeline_loading as loading
 from sparsectrl_lcm.service.settings import LIMITS, Settings, with_limits
 from typer.testing import CliRunner
@@ -62,3 +66,13 @@ def test_the_server_keeps_a_core(
 def test_auto_chooses_a_backend_first() -> None:
     pipeline = loading.load()
     assert pipeline.backend in ("openvino", "onnxruntime")
+
+
+def test_a_bundle_of_shorter_clips_is_an_invalid_request(tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["sizes"]["frames"] = 8
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidRequest) as caught:
+        loading.check(bundle, "auto", None)
+    assert (caught.value.field, caught.value.remedy) == ("bundle", "export one with 16 frames")

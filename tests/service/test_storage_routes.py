@@ -22,7 +22,7 @@ from fal_client import client as fal_module
 from fastapi import FastAPI
 from sparsectrl_lcm.service.auth.signed_tokens import make_token, read_token
 from sparsectrl_lcm.service.http import request_bodies as uploads
-from sparsectrl_lcm.service.objects.file_headers import safe_content_type, safe_name
+from sparsectrl_lcm.service.objects.file_metadata import safe_content_type, safe_name
 from sparsectrl_lcm.service.objects.stored_files import keep_file, new_file_id, remove_expired_files
 from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.store import FileRow

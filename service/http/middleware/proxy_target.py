@@ -5,9 +5,9 @@ from urllib.parse import unquote, urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...protocol.errors import ServiceError
+from ...protocol.urls import PROXY_PATH
 from .request_path import normalised
 
-PROXY_PATH = "/api/fal/proxy"
 METHODS = ("GET", "POST", "PUT", "DELETE")
 HOSTS = ("fal.run", "queue.fal.run", "rest.fal.ai", "rest.alpha.fal.ai")
 

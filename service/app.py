@@ -8,17 +8,17 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..components import Service
-from ..protocol.errors import ServiceError
-from ..protocol.responses import Json
-from ..routes import discovery, endpoint, files, monitoring, page, proxy, requests, tokens, uploads
-from .middleware.access_log import AccessLog
-from .middleware.cors import CorsHeaders, Preflight
-from .middleware.known_status import KnownStatus
-from .middleware.proxy_target import ProxyTarget
-from .middleware.request_id import RequestId
-from .middleware.request_path import RequestPath
-from .middleware.unexpected_errors import UnexpectedErrors
+from .components import Service
+from .http.middleware.access_log import AccessLog
+from .http.middleware.cors import CorsHeaders, Preflight
+from .http.middleware.proxy_target import ProxyTarget
+from .http.middleware.request_id import RequestId
+from .http.middleware.request_path import RequestPath
+from .http.middleware.status_polls import StatusPolls
+from .http.middleware.unexpected_errors import UnexpectedErrors
+from .protocol.errors import ServiceError
+from .protocol.responses import Json
+from .routes import files, monitoring, new_requests, page, proxy, public_documents, requests, tokens, uploads
 
 
 def create_app(service: Service) -> FastAPI:
@@ -35,16 +35,16 @@ def create_app(service: Service) -> FastAPI:
             Middleware(ProxyTarget),
             Middleware(RequestId, endpoint=name),
             Middleware(CorsHeaders),
-            Middleware(KnownStatus, service=service),
+            Middleware(StatusPolls, service=service),
             Middleware(AccessLog),
             Middleware(UnexpectedErrors),
             Middleware(Preflight),
         ],
     )
     app.state.service = service
-    for router in (endpoint.make_router(name), requests.make_router(name)):
+    for router in (new_requests.make_router(name), requests.make_router(name)):
         app.include_router(router)
-    for module in (monitoring, discovery, uploads, tokens, files, page, proxy):
+    for module in (monitoring, public_documents, uploads, tokens, files, page, proxy):
         app.include_router(module.router)
     return app
 

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..auth.callers import KeyId, StreamKeyId
 from ..components import CurrentService, Service
+from ..http.called_url import base_url, role
 from ..protocol.errors import infrastructure_error
 from ..protocol.request_status import preview_uri
 from ..protocol.responses import EVENT_STREAM_HEADERS, PING, PING_SECONDS, Json, outcome_response, to_event
@@ -27,12 +28,12 @@ def make_router(endpoint: str) -> APIRouter:
 
 async def submit_or_run(service: CurrentService, key_id: KeyId, request: Request) -> Response:
     """Submits a request or runs it, depending on port, host name or prefix."""
-    if service.role(request) == "run":
+    if role(service.settings, request) == "run":
         return await _run(service, request, key_id)
     new = await accept(service, request, key_id, "queue")
     position = await service.board.queue_position(new.id)
     body = {"status": "IN_QUEUE", "request_id": new.id, "gateway_request_id": new.id, "queue_position": position}
-    return Json(body | request_urls(service.base_url(request), service.settings.endpoint, new.id))
+    return Json(body | request_urls(base_url(service.settings, request), service.settings.endpoint, new.id))
 
 
 async def stream(service: CurrentService, key_id: StreamKeyId, request: Request) -> Response:

@@ -1,18 +1,11 @@
-"""An upload: a file that does not exist yet, which the holder of a signed token may write."""
+"""Uploads, and their tokens: the holder of a token may write one file, which does not exist yet."""
 
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
-from ..auth.signed_tokens import Kind, make_token, read_token
 from ..protocol.errors import ServiceError
 from ..protocol.urls import stored_file_url
-from ..store import FileRow
-from .stored_files import keep_file
-
-if TYPE_CHECKING:
-    from ..components import Service
+from .signed_tokens import Kind, make_token, read_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +45,3 @@ class Upload:
     def file_url(self, base_url: str) -> str:
         """Returns the URL that the file will have."""
         return stored_file_url(base_url, self.file_id, self.name)
-
-    def keep(self, service: "Service", source: BinaryIO | Path | bytes) -> FileRow:
-        """Writes the file; blocks, and raises as `keep_file` does."""
-        return keep_file(
-            service,
-            source,
-            key_id=self.key_id,
-            name=self.name,
-            content_type=self.content_type,
-            seconds=self.seconds,
-            file_id=self.file_id,
-        )

@@ -12,9 +12,10 @@ from ...components import Service
 from ...protocol.request_status import WANTS_LOGS, status_of
 from ...protocol.responses import Json
 from ...protocol.urls import request_path, request_urls
+from ..called_url import base_url
 
 
-class KnownStatus:
+class StatusPolls:
     """Answers a status poll if key, state and queue position are in memory. Passes everything else on."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -41,6 +42,6 @@ class KnownStatus:
         if position is None:
             return None
         logs_from = 0 if request.query_params.get("logs") in WANTS_LOGS else None
-        links = request_urls(service.base_url(request), service.settings.endpoint, request_id)
-        status, body = status_of(view, links, position, logs_from)
+        links = request_urls(base_url(service.settings, request), service.settings.endpoint, request_id)
+        status, body = status_of(view.row, view.logs, links, position, logs_from)
         return Json(body, status)

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ..components import CurrentService
+from ..http.called_url import root_url
 from ..protocol.errors import ServiceError
 from ..protocol.openapi_document import queue_document
 from ..protocol.responses import Json
@@ -25,4 +26,4 @@ async def openapi(service: CurrentService, request: Request) -> Response:
     asked = request.query_params.get("endpoint_id", endpoint)
     if asked != endpoint:
         raise ServiceError(404, f"Endpoint {asked[:200]!r} not found; this server has {endpoint}")
-    return Json(queue_document(endpoint, service.root_url(request)))
+    return Json(queue_document(endpoint, root_url(service.settings, request)))

@@ -1,4 +1,4 @@
-"""The name, content type and lifetime of a file in a client's headers, made safe."""
+"""The name, content type and lifetime that a client gives a file: read from headers, and made safe."""
 
 import json
 import math
