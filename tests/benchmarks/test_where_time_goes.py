@@ -12,6 +12,7 @@ from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "where_time_goes.py"
 
 
+@pytest.mark.slow
 def test_counters_of_all_graphs_are_written(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     shutil.copytree(demo_bundle(), tmp_path / "bundle")  # engines are built in it

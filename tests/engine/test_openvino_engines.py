@@ -83,13 +83,14 @@ def test_filtered_convolutions_keep_to_fp32_on_openvino(
     """Lowers the minimum to 16 channels: the small models have no convolution with the usual minimum."""
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 16)
     monkeypatch.setattr(winograd, "LARGE", large)
-    compared = ("unet", "vae_encoder", "vae_decoder")
+    compared = ("unet", "vae_encoder", "vae_decoder")[int(large != 0) :]  # the UNet compiles slowly: once is enough
     left = [graph for graph in Bundle.load(sd15_like.bundle).manifest.graphs if graph not in compared]
     monkeypatch.setattr("sparsectrl_lcm.engine.openvino.IN_FP32", left)
     folder = Path(shutil.copytree(sd15_like.bundle, tmp_path / "bundle"))
     build(folder, "openvino", BuildOptions(precision="fp32", check=False))
     bundle = Bundle.load(folder)
-    for graph, largest in (("unet", 1e-4), ("vae_encoder", 1e-4), ("vae_decoder", 0.01)):
+    for graph in compared:
+        largest = 0.01 if graph == "vae_decoder" else 1e-4
         path = folder / f"engines/openvino/fp32/{graph}.onnx"
         names = [node.name for node in onnx.load(path, load_external_data=False).graph.node]
         assert any(".winograd." in name for name in names)
@@ -193,7 +194,7 @@ def test_engines_of_another_version_are_refused(
     refused(bundle, "bf16", r"'unet' was built by version 202\d\.\d+\.\d+, this machine has 2031\.1\.0; run")
     with caplog.at_level(logging.WARNING):
         assert backends.choose_backend(Bundle.load(bundle)) == "onnxruntime"
-    assert f"run: sparsectrl-lcm build {bundle} --backend openvino" in caplog.text
+    assert f"run: sparsectrl-lcm build {shlex.quote(str(bundle))} --backend openvino" in caplog.text
 
 
 def test_engines_of_another_bundle_are_refused(bundle: Path, tmp_path: Path) -> None:

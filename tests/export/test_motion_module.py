@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import ROOT, Exported
 from diffusers import MotionAdapter
 from references import animatediff_pipeline, to_uint8
@@ -64,7 +65,7 @@ def leave_behind(output: Path) -> None:
 def test_another_motion_module_replaces_one_file(sd15_like: Exported, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(sd15_like.bundle, tmp_path / "bundle"))
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
-    adapter = write_motion_adapter(tmp_path / "adapter", Architecture(), seed=99)
+    adapter = write_motion_adapter(tmp_path / "adapter", ARCHITECTURES["sd15_like"], seed=99)
     replace_motion_module(str(adapter), bundle)
     changed = {path.name for path, content in before.items() if path.read_bytes() != content}
     assert changed == {"manifest.json", "unet.motion.weights"}
@@ -77,8 +78,6 @@ def test_another_motion_module_replaces_one_file(sd15_like: Exported, tmp_path: 
         num_inference_steps=2,
         guidance_scale=1.0,
         num_frames=4,
-        height=128,
-        width=128,
         generator=torch.Generator("cpu").manual_seed(1),
         output_type="np",
     ).frames[0]

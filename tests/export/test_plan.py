@@ -56,7 +56,7 @@ def test_a_unet_that_is_distilled_for_lcm_is_refused(checkpoints: Path, tmp_path
         ({"num_train_timesteps": 20}, "num_train_timesteps=20, .*: original_inference_steps must be at most"),
         ({"timestep_scaling": "x"}, "timestep_scaling='x' is not supported: .* number"),
         ({"beta_end": 2}, "beta_end=2 is not supported: .* less than 1"),
-        ({"clip_sample": "no"}, "clip_sample='no' is not supported: give true or false"),
+        ({"clip_sample": "no"}, "clip_sample='no' is not supported; give true or false"),
         ({"clip_sample": True, "clip_sample_range": "x"}, "clip_sample_range='x' is not supported"),
         ({"trained_betas": "x"}, "trained_betas is not supported"),
         ({"thresholding": True}, "thresholding is not supported"),

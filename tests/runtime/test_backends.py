@@ -177,9 +177,7 @@ def test_auto_takes_what_the_options_are_for(with_engines: Path, monkeypatch: py
     assert chosen() == chosen(precision="fp16") == "onnxruntime-cuda"
     assert chosen(precision="fp32") == chosen(device="CPU") == "openvino"
     assert chosen(precision="int8") == "openvino", "its error has the build command"
-    with pytest.raises(
-        BackendError, match="threads: only for openvino, .* for onnxruntime-cuda"
-    ):
+    with pytest.raises(BackendError, match="threads: only for openvino, .* for onnxruntime-cuda"):
         VideoPipeline.load(with_engines, threads=2)
     with pytest.raises(BackendError, match="int8 engines were not built; run: .* --backend openvino --precision int8"):
         loading.load(str(with_engines), precision="int8")

@@ -163,7 +163,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(
 def test_an_owner_that_is_no_servers(capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str) -> None:
     data = filled(tmp_path / "home", "work/thesis.txt")
     (data / "owner").write_text("Ada Lovelace\n")
-    assert "no server's" in refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x")
+    assert "no server created it" in refused(capfd, "serve", "--data", data, "--port", port, "--files", "nope://x")
     assert (data / "work/thesis.txt").exists()
 
 
