@@ -49,8 +49,8 @@ def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
     steps: list[str] = []
     options = BuildOptions(**SMALL.model_dump())
-    index = build(bundle, BACKEND, options, lambda text, fraction: steps.append(text))
-    for graph, record in index.engines.items():
+    built = build(bundle, BACKEND, options, lambda text, fraction: steps.append(text))
+    for graph, record in built.index.engines.items():
         assert max(record.report["errors"].values()) <= (3 if graph.startswith("vae_decoder") else 1e-2)
         assert record.report["seconds"] >= 0
     assert "unet (5/8): comparing fp16 with fp32" in steps
@@ -111,7 +111,7 @@ def test_another_architecture_and_size_for_chosen_devices(tmp_path: Path) -> Non
         optimization_level=2,
         workspace=1,
     )
-    index = build(bundle, BACKEND, options)
+    index = build(bundle, BACKEND, options).index
     assert index.engines["unet"].spec.device == "8.9, 12.0"
     assert index.engines["unet"].spec.flags["workspace"] == "1 GiB"
     assert index.engines["unet"].key != index.engines["text_encoder"].key

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sparsectrl_lcm.cli import run, service
+from sparsectrl_lcm.cli import run, service_requirements
 from sparsectrl_lcm.cli.serve import _greet, _listeners
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.http.listeners import Listener
@@ -230,7 +230,7 @@ def test_packages_that_are_missing(
     assert told.endswith("; run: pip install 'sparsectrl-lcm[service,postgresql]'")
     told = refused(capfd, *command, "--files", "s3://bucket")
     assert told.startswith("--files: s3:// cannot be opened (") and told.endswith("; run: pip install s3fs")
-    monkeypatch.setattr(service, "find_spec", lambda name: None if name in ("fastapi", "sqlalchemy") else name)
+    monkeypatch.setattr(service_requirements, "find_spec", lambda name: None if name in ("fastapi", "sqlalchemy") else name)
     for needing in (("serve",), ("keys", "list"), ("keys", "create"), ("keys", "revoke", "a")):
         told = refused(capfd, *needing, "--data", tmp_path / "data")
         assert told == f"{needing[0]} needs fastapi, sqlalchemy; run: pip install 'sparsectrl-lcm[service]'"
