@@ -230,7 +230,8 @@ def test_packages_that_are_missing(
     assert told.endswith("; run: pip install 'sparsectrl-lcm[service,postgresql]'")
     told = refused(capfd, *command, "--files", "s3://bucket")
     assert told.startswith("--files: s3:// cannot be opened (") and told.endswith("; run: pip install s3fs")
-    monkeypatch.setattr(service_requirements, "find_spec", lambda name: None if name in ("fastapi", "sqlalchemy") else name)
+    missing = ("fastapi", "sqlalchemy")
+    monkeypatch.setattr(service_requirements, "find_spec", lambda name: None if name in missing else name)
     for needing in (("serve",), ("keys", "list"), ("keys", "create"), ("keys", "revoke", "a")):
         told = refused(capfd, *needing, "--data", tmp_path / "data")
         assert told == f"{needing[0]} needs fastapi, sqlalchemy; run: pip install 'sparsectrl-lcm[service]'"
