@@ -25,9 +25,9 @@ test: lint types pytest
 pytest: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(XDIST)
 
-# Lint and the quick tests: under two minutes, for the inner loop.
+# Lint and the quick tests, for the inner loop: about two minutes.
 test-fast: lint
-	$(VENV)/bin/python -m pytest $(XDIST) --fast $(addprefix --ignore=,$(SLOW))
+	$(VENV)/bin/python -m pytest $(XDIST) --numprocesses 2 --fast $(addprefix --ignore=,$(SLOW))
 
 # The runtime, engine and command-line tests with the lowest versions that pyproject.toml allows.
 test-lowest: .venv-lowest/installed
