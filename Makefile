@@ -25,7 +25,7 @@ test: lint types pytest
 pytest: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(XDIST)
 
-# Lint and the quick tests, for the inner loop: about two minutes.
+# Lint and the quick tests, for the inner loop: a minute and a half.
 test-fast: lint
 	$(VENV)/bin/python -m pytest $(XDIST) --numprocesses 2 --fast $(addprefix --ignore=,$(SLOW))
 
