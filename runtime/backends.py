@@ -187,10 +187,10 @@ class Backend:
         return (
             engines
             for engines in self.chosen_sets(bundle, precision, size)
-            if engines is not None and self._accepts(engines, version)
+            if engines is not None and self.accepts(engines, version)
         )
 
-    def _accepts(self, engines: EngineSet, version: str) -> bool:
+    def accepts(self, engines: EngineSet, version: str) -> bool:
         """Whether engines were built for this version and device."""
         try:
             return all(
@@ -204,6 +204,16 @@ class Backend:
 def unbound_scope(name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
     """`Implementation.engine_scope` for backends whose engines run on any device, with one version of the library."""
     return version, ANY_DEVICE
+
+
+def every_precision(precision: str) -> bool:
+    """`Implementation.computes_in` for backends whose precisions are fast on every machine that they run on."""
+    return True
+
+
+def no_notes(found: Availability) -> Iterable[str]:
+    """`Implementation.notes` for backends to which `doctor` adds nothing."""
+    return ()
 
 
 TENSORRT_OPTIONS = tuple(item.name for item in fields(BuildOptions) if item.name not in COMMON_OPTIONS)
@@ -367,10 +377,11 @@ def can_run(bundle: Bundle, backend: str, precision: str | None = None, size: Cl
     found = availability(backend)
     if found.reason is not None:
         return False
-    if any(record.loadable_sets(bundle.folder, found.version or "", precision, size)):
-        return True
-    if not any(True for _ in record.chosen_sets(bundle.folder, precision, size)):
+    chosen = list(record.chosen_sets(bundle.folder, precision, size))
+    if not chosen:
         return without_engines
+    if any(engines is not None and record.accepts(engines, found.version or "") for engines in chosen):
+        return True
     command = BuildOptions(precision=precision).command(bundle.folder, backend)
     _logger.warning(
         "%s engines of %s were built for another version or device; run: %s", backend, bundle.folder, command

@@ -1,6 +1,6 @@
 """ONNX Runtime's CPU provider, on the portable graphs or on engines."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..backends import BACKENDS, Availability, unbound_scope
+from ..backends import BACKENDS, every_precision, no_notes, unbound_scope
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
 from ..format.engine_sets import find_set, set_name
@@ -17,6 +17,8 @@ from .executor import HostExecutor
 from .sessions import Array
 
 engine_scope = unbound_scope
+computes_in = every_precision
+notes = no_notes
 
 
 def find_version(name: str) -> str:
@@ -56,16 +58,6 @@ def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> HostExecut
         remedy = f"{options.precision!r} is for {', '.join(others)}" if others else "leave it out"
         raise BackendError("precision", f"{name} computes in fp32 on the CPU", remedy)
     return HostExecutor(bundle, OnnxRuntimeSessions(bundle, options.threads), options.kept_bytes)
-
-
-def computes_in(precision: str) -> bool:
-    """Whether this precision may be chosen if the user names none."""
-    return True
-
-
-def notes(found: Availability) -> Iterable[str]:
-    """The lines that `doctor` adds."""
-    return ()
 
 
 class OnnxRuntimeSessions:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import BACKENDS, Availability, unbound_scope
+from ..backends import BACKENDS, every_precision, no_notes, unbound_scope
 from ..cpu import onnxruntime as onnxruntime_cpu
 from ..errors import BackendError, DeviceOutOfMemory, first_line
 from ..format.bundle import Bundle
@@ -34,6 +34,8 @@ _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int6
 
 
 engine_scope = unbound_scope
+computes_in = every_precision
+notes = no_notes
 
 
 def find_version(name: str) -> str:
@@ -62,16 +64,6 @@ def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> GpuExecuto
     device.probe()
     loader = OnnxRuntimeCudaLoader(options.precision, options.cuda_graphs)
     return GpuExecutor(bundle, loader, options.kept_bytes, cuda_graphs=options.cuda_graphs)
-
-
-def computes_in(precision: str) -> bool:
-    """Whether this precision may be chosen if the user names none."""
-    return True
-
-
-def notes(found: Availability) -> Iterable[str]:
-    """The lines that `doctor` adds."""
-    return ()
 
 
 class OnnxRuntimeCudaLoader:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..backends import BACKENDS, Availability
+from ..backends import BACKENDS, Availability, every_precision
 from ..errors import BackendError
 from ..format.bundle import Bundle
 from ..format.clip_layout import ClipSize
@@ -44,9 +44,7 @@ def engine_scope(name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
     return version_scope(version, spec.flags, spec.version), device_scope(name, device.probe(), spec.flags)
 
 
-def computes_in(precision: str) -> bool:
-    """Whether this precision may be chosen if the user names none."""
-    return True
+computes_in = every_precision
 
 
 def notes(found: Availability) -> Iterable[str]:
