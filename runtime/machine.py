@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
 def physical_cores() -> int:
     """Physical cores that this process may use."""
     usable = operating_system.usable_cores()
-    return min(usable, operating_system.physical_cores() or usable)
+    return min(usable, operating_system.installed_physical_cores() or usable)
 
 
 def instruction_sets() -> frozenset[str]:

@@ -30,7 +30,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def physical_cores() -> int | None:
+def installed_physical_cores() -> int | None:
     """Physical cores of the machine; hardware threads do not count."""
     places = set(zip(cpu_fields("physical id"), cpu_fields("core id"), strict=False))
     if places or (psutil := _psutil()) is None:

@@ -85,8 +85,8 @@ class BuildOptions:
     @property
     def given(self) -> dict[str, Any]:
         """The options that differ from their defaults."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {item.name: values[item.name] for item in fields(self) if values[item.name] != item.default}
+        values = ((item, getattr(self, item.name)) for item in fields(self))
+        return {item.name: value for item, value in values if value != item.default}
 
     @property
     def sorted_capabilities(self) -> list[str]:
