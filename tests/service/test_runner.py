@@ -484,7 +484,7 @@ def test_stop_while_it_starts(clean_loop: asyncio.Runner, tmp_path: Path) -> Non
 
     clean_loop.run(scenario(20))
     for rounds in range(12):
-        descriptors = [clean_loop.run(scenario(rounds)) for _ in range(4)]  # others may open files too, but not each time
+        descriptors = [clean_loop.run(scenario(rounds)) for _ in range(4)]  # others may open files, but not each time
         assert min(after - before for before, after in pairwise(descriptors)) <= 0
     assert not list(tmp_path.iterdir())
 
