@@ -11,8 +11,8 @@ from ..runtime.format.bundle import Bundle
 from ..runtime.format.engine_keys import EngineIndex
 from .check import check_precision
 from .engine_writer import any_size_spec, engine_record, staged
-from .onnxruntime import fuse_multi_head_attention
 from .rewrites.attention import is_spatial_self_attention, is_temporal_attention
+from .rewrites.multi_head_attention import fuse_multi_head_attention
 from .rewrites.typed_graph import typed_graph, write_typed
 
 

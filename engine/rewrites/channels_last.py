@@ -11,9 +11,9 @@ import re
 import numpy as np
 import onnx_ir as ir
 
-from .attention import only_user, producer, read_group_norm
 from .exact_simplifications import remove_unused, weight_shape
-from .node_helpers import Rewriting
+from .group_norm import read_group_norm
+from .node_helpers import Rewriting, only_user, producer
 
 _AFFINE_OF_IMAGES = [-1, 1, 1]
 """The shape to which a group norm of images reshapes its weight."""

@@ -58,11 +58,6 @@ def assign_types(model: ir.Model, precision: str, islands: Islands = lambda node
         _Typing(model.graph, DTYPES[precision], islands).run()
 
 
-def producer_of(value: ir.Value | None) -> ir.Node | None:
-    """Returns the node that computes `value`; None for an input or a weight."""
-    return value.producer() if value is not None else None
-
-
 class _Typing:
     """One walk over a graph in its order; `types` holds every float value seen so far."""
 
@@ -95,7 +90,7 @@ class _Typing:
     def hoist(self, cast: ir.Node) -> None:
         """Moves a cast to the low type before operators that only move values: they then move half the bytes."""
         result = cast.outputs[0]
-        while (move := producer_of(cast.inputs[0])) is not None and move.op_type in _MOVES_ONE:
+        while (source := cast.inputs[0]) and (move := source.producer()) and move.op_type in _MOVES_ONE:
             moved = move.outputs[0]
             if len(moved.uses()) != 1 or self.types.get(moved) != _FLOAT or result in self.graph.outputs:
                 return

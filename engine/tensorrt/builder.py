@@ -20,8 +20,7 @@ from ...runtime.gpu.engine_scope import device_scope, version_scope
 from ...runtime.gpu.tensorrt_library import RTX, Library, load_library
 from ..check import check_precision
 from ..engine_writer import engine_record, staged
-from ..rewrites.attention import fuse_for_tensorrt
-from ..rewrites.typed_graph import typed_graph, weight_table, write_typed
+from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
 from .build_progress import BuildControl, interruptible, make_progress_monitor
 from .layer_report import layer_report
 from .timing_cache import TimingCache

@@ -14,6 +14,7 @@ from sparsectrl_lcm.engine import check
 from sparsectrl_lcm.engine.rewrites import attention as fusions
 from sparsectrl_lcm.engine.rewrites import precision
 from sparsectrl_lcm.engine.rewrites import typed_graph as typed
+from sparsectrl_lcm.engine.rewrites.group_norm import fuse_group_norm
 from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.weights import convert
@@ -31,7 +32,7 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
 def fuse_in_standard_operators(model: ir.Model) -> None:
     """Fuses as for TensorRT, but without TensorRT's own attribute, which ONNX Runtime refuses."""
     fuse_transformer_attention(model)
-    fusions.fuse_group_norm(model)
+    fuse_group_norm(model)
 
 
 def fuse_transformer_attention(model: ir.Model) -> None:
