@@ -195,6 +195,7 @@ class _Build:
 
     def _plan(self, graph: str, source: Path, names: list[str], report: OnBuildProgress, control: BuildControl) -> Any:
         trt, logger = self.library.module, self.library.logger
+        self.library.forget_errors()
         builder = trt.Builder(logger)
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
