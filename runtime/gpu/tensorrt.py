@@ -31,11 +31,30 @@ def find_version(name: str) -> str:
     return tensorrt_library.load_library(name).version
 
 
+def check_machine(name: str) -> None:
+    """Raises BackendError if there is no GPU, or none that the library runs on."""
+    usable_device(tensorrt_library.load_library(name))
+
+
+def usable_device(library: Library) -> Device:
+    """The GPU of this machine, found without an object of the library: some versions crash if there is no driver.
+
+    Raises:
+        BackendError: there is none, or the library would refuse to load an engine on it.
+    """
+    found = device.probe()
+    known = tensorrt_library.compute_capabilities(library.module)
+    if known and found.compute_capability not in known:
+        listed = ", ".join(sorted(known, key=float))
+        reason = f"{library.backend} {library.version} runs on GPUs of compute capability {listed}, not on {found}"
+        raise BackendError("backend", reason, "take another backend")
+    return found
+
+
 def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> GpuExecutor:
     """Opens a bundle on this backend."""
     library = tensorrt_library.load_library(name)
-    found = device.probe()  # some versions crash if an object is created without a driver
-    loader = TensorRtLoader(library, found, options.precision)
+    loader = TensorRtLoader(library, usable_device(library), options.precision)
     return GpuExecutor(bundle, loader, options.kept_bytes, cuda_graphs=options.cuda_graphs)
 
 

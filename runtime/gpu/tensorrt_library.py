@@ -83,6 +83,15 @@ def is_out_of_memory(text: str) -> bool:
     return any(mark in text.lower() for mark in marks)
 
 
+def compute_capabilities(trt: Any) -> dict[str, Any]:
+    """The compute capabilities that TensorRT-RTX builds for and runs on, such as 8.9, with its constants for them.
+
+    Empty for TensorRT, which has no such list.
+    """
+    members = trt.ComputeCapability.__members__ if hasattr(trt, "ComputeCapability") else {}
+    return {f"{name[2:-1]}.{name[-1]}": constant for name, constant in members.items() if name[2:].isdigit()}
+
+
 @cache
 def load_library(backend: str) -> Library:
     """Imports the library of a backend; needs no GPU.
