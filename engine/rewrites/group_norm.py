@@ -9,6 +9,8 @@ from .node_helpers import only_user, producer, scalar
 
 _GROUP_NORMS = (("Reshape", "InstanceNormalization", "Mul", "Add"), ("Reshape", "Mul", "Mul", "Add"))
 """The operators of a group norm from the split into groups on: of images, and over a clip."""
+_AFFINE_OF_IMAGES = [-1, 1, 1]
+"""The shape to which a group norm of images reshapes its weight; that of a motion module has one axis of pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,13 @@ def _parameter(node: ir.Node) -> ir.Value:
         if source is not None and source.const_value is not None:
             return source
     raise AssertionError(f"{node.name} has no parameter")
+
+
+def is_of_images(instance: ir.Node) -> bool:
+    """Whether the norm around an InstanceNormalization is of images [N, C, H, W]."""
+    scaled = only_user(only_user(instance))
+    affine = ir.convenience.get_const_tensor(producer(scaled.inputs[1]).inputs[1])
+    return affine is not None and affine.numpy().tolist() == _AFFINE_OF_IMAGES
 
 
 def fuse_group_norm(model: ir.Model) -> int:

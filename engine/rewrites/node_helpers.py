@@ -45,9 +45,9 @@ class Rewriting:
         """The nodes created so far."""
         return tuple(self._tape.nodes)
 
-    def op(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """Adds an operator; returns its result."""
-        return self._tape.op(operator, inputs, attributes or None, name=self._next_name())
+    def op(self, operator: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """Adds an operator, ONNX's own without `domain`; returns its result."""
+        return self._tape.op(operator, inputs, attributes or None, domain=domain, name=self._next_name())
 
     def split(self, value: ir.Value, count: int) -> tuple[ir.Value, ...]:
         """Splits into equal parts along the first axis."""

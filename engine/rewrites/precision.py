@@ -2,7 +2,7 @@
 
 TensorRT 11 takes only strongly typed networks, so the builder chooses no type. Weights and most activations get the
 low precision. These stay in fp32: normalisations with their statistics, softmax (a fused attention keeps its own in
-fp32), the timestep's sinusoids, rounding to uint8, and the LCM update.
+fp32, and so does a fused GroupNorm), the timestep's sinusoids, rounding to uint8, and the LCM update.
 """
 
 import re
@@ -28,6 +28,10 @@ _ISLAND_MODULES = re.compile(
     r"^conv_(in|act|out)/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
 )
 """The UNet's first and last convolution are a thousandth of its work, but half of its error in fp16."""
+_COMPUTES_IN_FP32 = "GroupNorm"
+"""ONNX Runtime's operator. It takes and gives the low precision; weight and bias have to be in fp32."""
+_BEFORE_ISLAND = re.compile(r"^conv_norm_out/")
+"""A norm whose result goes to the UNet's last convolution, which is in fp32."""
 _RESIDUAL_STREAMS = re.compile(r"(resnets|attentions|motion_modules|transformer_blocks)\.\d+/(Add|Div)_|(^|\.)time_emb")
 
 Islands = Callable[[ir.Node], bool]
@@ -107,7 +111,8 @@ class _Typing:
         return _FLOAT if value.name in _ISLAND_INPUTS else self.low
 
     def visit(self, node: ir.Node) -> None:
-        inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs  # its scales are always fp32
+        first_only = node.op_type in ("Resize", _COMPUTES_IN_FP32)  # scales, weight and bias are always in fp32
+        inputs = node.inputs[:1] if first_only else node.inputs
         floats = [value for value in inputs if value in self.types]
         if node.op_type == "Cast":
             target = ir.DataType(node.attributes["to"].as_int())
@@ -125,6 +130,8 @@ class _Typing:
         computed = {self.types[value] for value in floats if value is not None and value.const_value is None}
         if node.op_type in MOVES and len(computed) == 1:
             return computed.pop()
+        if node.op_type == _COMPUTES_IN_FP32:
+            return _FLOAT if _BEFORE_ISLAND.search(node.name or "") else self.low
         island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(node.name or "")
         return _FLOAT if island or self.islands(node) else self.low
 

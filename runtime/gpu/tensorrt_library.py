@@ -88,7 +88,8 @@ def compute_capabilities(trt: Any) -> dict[str, Any]:
 
     Empty for TensorRT, which has no such list.
     """
-    members = trt.ComputeCapability.__members__ if hasattr(trt, "ComputeCapability") else {}
+    listed = getattr(trt, "ComputeCapability", None)
+    members = listed.__members__ if listed else {}
     return {f"{name[2:-1]}.{name[-1]}": constant for name, constant in members.items() if name[2:].isdigit()}
 
 
