@@ -31,7 +31,7 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
         for done, graph in enumerate(graphs):
             on_progress(f"{graph} ({done + 1}/{len(graphs)})", done / len(graphs))
             path = folder / f"{graph}.onnx"
-            write_typed(typed_graph(bundle, graph, precision, _fuse), path)
+            write_typed(typed_graph(bundle, graph, precision, fuse), path)
             gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
             errors = _check(bundle, graph, precision, path) if options.check and precision != "fp32" else {}
             gc.collect()
@@ -53,7 +53,7 @@ def _check(bundle: Bundle, graph: str, precision: str, path: Path) -> dict[str, 
         defined.unlink(missing_ok=True)
 
 
-def _fuse(model: ir.Model) -> None:
+def fuse(model: ir.Model) -> None:
     """Fuses group norms, and spatial and temporal self-attention. Attention to the text stays: its scores are small."""
     fuse_multi_head_attention(model, _is_self_attention)
     fuse_nhwc_group_norms(model)

@@ -28,7 +28,8 @@ def fuse_nhwc_group_norms(model: ir.Model) -> int:
     for instance in [node for node in model.graph if node.op_type == "InstanceNormalization"]:
         shifted = only_user(only_user(only_user(instance)))
         norm = read_group_norm(shifted)
-        if not _has_kernel(norm):
+        (channels,) = weight_shape(norm.weight)
+        if not has_kernel(channels, norm.groups):
             continue
         rewriting = Rewriting(model.graph, (instance.name or "").replace("InstanceNormalization", OPERATOR))
         if is_of_images(instance):
@@ -46,10 +47,9 @@ def fuse_nhwc_group_norms(model: ir.Model) -> int:
     return count
 
 
-def _has_kernel(norm: GroupNorm) -> bool:
-    (channels,) = weight_shape(norm.weight)
-    size = channels // norm.groups
-    return size % 2 == 0 and size <= _LARGEST_GROUP
+def has_kernel(channels: int, groups: int) -> bool:
+    """Whether the kernel can compute a norm with these numbers of channels and groups."""
+    return channels // groups % 2 == 0 and channels // groups <= _LARGEST_GROUP
 
 
 def _normalized(rewriting: Rewriting, norm: GroupNorm, source: ir.Value | None, silu: bool) -> ir.Value:

@@ -1,8 +1,8 @@
 """Writes the precision into the graph: every tensor gets a type, and values that fp16 cannot hold stay in fp32.
 
 TensorRT 11 takes only strongly typed networks, so the builder chooses no type. Weights and most activations get the
-low precision. These stay in fp32: normalisations with their statistics, softmax (a fused attention keeps its own in
-fp32, and so does a fused GroupNorm), the timestep's sinusoids, rounding to uint8, and the LCM update.
+low precision. These stay in fp32: layer norms, statistics, softmax, the timestep's sinusoids, rounding to uint8, and
+the LCM update. A fused attention or group norm takes and gives the low precision, and keeps its own sums in fp32.
 """
 
 import re
@@ -20,7 +20,7 @@ _ISLAND_GRAPHS = ("lcm_update",)
 _ISLAND_INPUTS = ("latents", "timestep", "conditioning", "conditioning_mask", "prediction")
 """Inputs and outputs in fp32; prompt embeddings and residuals get the low precision."""
 _ISLAND_OPERATORS = {
-    *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "Softmax"),
+    *("InstanceNormalization", "LayerNormalization", "Softmax"),
     *("ReduceL2", "ReduceMean", "ReduceSum"),
     *("Clip", "Cos", "Exp", "Max", "Min", "Round", "Sin"),
 }
@@ -28,8 +28,9 @@ _ISLAND_MODULES = re.compile(
     r"^conv_(in|act|out)/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
 )
 """The UNet's first and last convolution are a thousandth of its work, but half of its error in fp16."""
-_COMPUTES_IN_FP32 = "GroupNorm"
-"""ONNX Runtime's operator. It takes and gives the low precision; weight and bias have to be in fp32."""
+_FP32_WEIGHTS = "GroupNorm"
+"""ONNX Runtime's group norm, which takes no other weights."""
+_FUSED_NORMS = ("GroupNormalization", _FP32_WEIGHTS)
 _BEFORE_ISLAND = re.compile(r"^conv_norm_out/")
 """A norm whose result goes to the UNet's last convolution, which is in fp32."""
 _RESIDUAL_STREAMS = re.compile(r"(resnets|attentions|motion_modules|transformer_blocks)\.\d+/(Add|Div)_|(^|\.)time_emb")
@@ -111,7 +112,7 @@ class _Typing:
         return _FLOAT if value.name in _ISLAND_INPUTS else self.low
 
     def visit(self, node: ir.Node) -> None:
-        first_only = node.op_type in ("Resize", _COMPUTES_IN_FP32)  # scales, weight and bias are always in fp32
+        first_only = node.op_type in ("Resize", _FP32_WEIGHTS)  # scales, weight and bias are always in fp32
         inputs = node.inputs[:1] if first_only else node.inputs
         floats = [value for value in inputs if value in self.types]
         if node.op_type == "Cast":
@@ -130,7 +131,7 @@ class _Typing:
         computed = {self.types[value] for value in floats if value is not None and value.const_value is None}
         if node.op_type in MOVES and len(computed) == 1:
             return computed.pop()
-        if node.op_type == _COMPUTES_IN_FP32:
+        if node.op_type in _FUSED_NORMS:
             return _FLOAT if _BEFORE_ISLAND.search(node.name or "") else self.low
         island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(node.name or "")
         return _FLOAT if island or self.islands(node) else self.low

@@ -43,9 +43,8 @@ def usable_device(library: Library) -> Device:
         BackendError: there is none, or the library would refuse to load an engine on it.
     """
     found = device.probe()
-    known = tensorrt_library.compute_capabilities(library.module)
-    if known and found.compute_capability not in known:
-        listed = ", ".join(sorted(known, key=float))
+    if library.runs_on and found.compute_capability not in library.runs_on:
+        listed = ", ".join(library.runs_on)
         reason = f"{library.backend} {library.version} runs on GPUs of compute capability {listed}, not on {found}"
         raise BackendError("backend", reason, "take another backend")
     return found

@@ -42,6 +42,11 @@ class Library:
         """Whether it is TensorRT-RTX."""
         return self.backend == RTX
 
+    @property
+    def runs_on(self) -> list[str]:
+        """The compute capabilities of the only GPUs that it loads engines on; empty if there is no such list."""
+        return sorted(compute_capabilities(self.module), key=float) if self.is_rtx else []
+
     def call(self, failed: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of one of the library's functions.
 
@@ -84,13 +89,10 @@ def is_out_of_memory(text: str) -> bool:
 
 
 def compute_capabilities(trt: Any) -> dict[str, Any]:
-    """The compute capabilities that TensorRT-RTX builds for and runs on, such as 8.9, with its constants for them.
-
-    Empty for TensorRT, which has no such list.
-    """
-    listed = getattr(trt, "ComputeCapability", None)
-    members = listed.__members__ if listed else {}
-    return {f"{name[2:-1]}.{name[-1]}": constant for name, constant in members.items() if name[2:].isdigit()}
+    """The compute capabilities that TensorRT-RTX builds for and runs on, such as 8.9, with its constants for them."""
+    listed = trt.ComputeCapability
+    members = listed.__members__.items()
+    return {f"{name[2:-1]}.{name[-1]}": constant for name, constant in members if name[2:].isdigit()}
 
 
 @cache

@@ -5,16 +5,17 @@ import subprocess
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from types import SimpleNamespace
 
 import onnxruntime
 import pytest
+from fakes.tensorrt_builds import Workshop
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime import BackendError, backends
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.gpu import device, tensorrt_library
+from sparsectrl_lcm.runtime.gpu import device
 from sparsectrl_lcm.runtime.gpu import onnxruntime as onnxruntime_cuda
 from sparsectrl_lcm.runtime.gpu.device import Device
+from sparsectrl_lcm.runtime.gpu.tensorrt import usable_device
 from sparsectrl_lcm.runtime.load_options import LoadOptions
 
 
@@ -38,8 +39,16 @@ def test_tensorrt_rtx_runs_on_the_gpus_that_its_library_lists(
             backends.open_executor(Bundle.load(), "tensorrt-rtx", LoadOptions())
 
 
-def test_a_library_without_a_list_of_gpus_runs_on_all() -> None:
-    assert tensorrt_library.compute_capabilities(SimpleNamespace()) == {}
+@pytest.mark.parametrize("release", ["11.4", "rtx-1.7"])
+def test_only_tensorrt_rtx_has_a_list_of_gpus(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Workshop(release).library
+    gpu = Device("NVIDIA X", "6.1", 8 << 30, "580.95.05")
+    monkeypatch.setattr(device, "probe", lambda api=None: gpu)
+    if library.is_rtx:
+        with pytest.raises(BackendError, match=r"8\.9, 12\.0, 12\.1, not on NVIDIA X \(compute capability 6\.1\)"):
+            usable_device(library)
+    else:
+        assert usable_device(library) is gpu
 
 
 def test_doctor_says_that_tensorrt_rtx_does_not_know_a_gpu(
