@@ -1,8 +1,8 @@
 """Writes the precision into the graph: every tensor gets a type, and values that fp16 cannot hold stay in fp32.
 
 TensorRT 11 takes only strongly typed networks, so the builder chooses no type. Weights and most activations get the
-low precision. These stay in fp32: layer norms, statistics, softmax, the timestep's sinusoids, rounding to uint8, and
-the LCM update. A fused attention or group norm takes and gives the low precision, and keeps its own sums in fp32.
+low precision. These stay in fp32: normalisations with their statistics, softmax (a fused attention keeps its own in
+fp32, and so does ONNX Runtime's GroupNorm), the timestep's sinusoids, rounding to uint8, and the LCM update.
 """
 
 import re
@@ -20,7 +20,7 @@ _ISLAND_GRAPHS = ("lcm_update",)
 _ISLAND_INPUTS = ("latents", "timestep", "conditioning", "conditioning_mask", "prediction")
 """Inputs and outputs in fp32; prompt embeddings and residuals get the low precision."""
 _ISLAND_OPERATORS = {
-    *("InstanceNormalization", "LayerNormalization", "Softmax"),
+    *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "Softmax"),
     *("ReduceL2", "ReduceMean", "ReduceSum"),
     *("Clip", "Cos", "Exp", "Max", "Min", "Round", "Sin"),
 }
@@ -28,9 +28,11 @@ _ISLAND_MODULES = re.compile(
     r"^conv_(in|act|out)/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
 )
 """The UNet's first and last convolution are a thousandth of its work, but half of its error in fp16."""
-_FP32_WEIGHTS = "GroupNorm"
-"""ONNX Runtime's group norm, which takes no other weights."""
-_FUSED_NORMS = ("GroupNormalization", _FP32_WEIGHTS)
+_FP32_INSIDE = "GroupNorm"
+"""ONNX Runtime's group norm. It takes and gives the low precision, but no other weights than fp32.
+
+ONNX's GroupNormalization takes weights of its input's type. Rounding them adds to the error, so it stays in fp32.
+"""
 _BEFORE_ISLAND = re.compile(r"^conv_norm_out/")
 """A norm whose result goes to the UNet's last convolution, which is in fp32."""
 _RESIDUAL_STREAMS = re.compile(r"(resnets|attentions|motion_modules|transformer_blocks)\.\d+/(Add|Div)_|(^|\.)time_emb")
@@ -112,7 +114,7 @@ class _Typing:
         return _FLOAT if value.name in _ISLAND_INPUTS else self.low
 
     def visit(self, node: ir.Node) -> None:
-        first_only = node.op_type in ("Resize", _FP32_WEIGHTS)  # scales, weight and bias are always in fp32
+        first_only = node.op_type in ("Resize", _FP32_INSIDE)  # scales, weight and bias are always in fp32
         inputs = node.inputs[:1] if first_only else node.inputs
         floats = [value for value in inputs if value in self.types]
         if node.op_type == "Cast":
@@ -131,7 +133,7 @@ class _Typing:
         computed = {self.types[value] for value in floats if value is not None and value.const_value is None}
         if node.op_type in MOVES and len(computed) == 1:
             return computed.pop()
-        if node.op_type in _FUSED_NORMS:
+        if node.op_type == _FP32_INSIDE:
             return _FLOAT if _BEFORE_ISLAND.search(node.name or "") else self.low
         island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(node.name or "")
         return _FLOAT if island or self.islands(node) else self.low

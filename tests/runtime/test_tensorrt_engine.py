@@ -270,14 +270,12 @@ def refitting(release: str, refittable: Path) -> Opened:
     return Process(release, refittable, REFITTED).open()
 
 
-def table_of(opened: Opened, graph: str = GRAPH) -> WeightTable:
-    return opened.loader.weight_table(opened.bundle, graph, REFITTED)
+def table_of(opened: Opened) -> WeightTable:
+    return opened.loader.weight_table(opened.bundle, GRAPH, REFITTED)
 
 
-def test_weights_are_set_by_name_in_their_types(release: str, refittable: Path) -> None:
-    graph = "text_encoder"  # its layer norms are in fp32
-    refitting = Process(release, refittable, REFITTED).open(graph)
-    table, workshop = table_of(refitting, graph), refitting.workshop
+def test_weights_are_set_by_name_in_their_types(refitting: Opened) -> None:
+    table, workshop = table_of(refitting), refitting.workshop
     refitting.engine.refit(table.root, lambda name: table.read(refitting.bundle, name))
     assert [name for name, _ in workshop.calls("Refitter.set_named_weights")] == list(table.root)
     types = {"fp16": np.float16, "fp32": np.float32}
