@@ -17,11 +17,10 @@ from ...runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec,
 from ...runtime.format.weights import WeightTable, weight_table_path
 from ...runtime.gpu.device import Device, probe
 from ...runtime.gpu.engine_scope import device_scope, version_scope
-from ...runtime.gpu.tensorrt_library import RTX, Library, load_library
+from ...runtime.gpu.tensorrt_library import RTX, Library, compute_capabilities, load_library
 from ..check import check_precision
 from ..engine_writer import engine_record, staged
-from ..rewrites.attention import fuse_for_tensorrt
-from ..rewrites.typed_graph import typed_graph, weight_table, write_typed
+from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
 from .build_progress import BuildControl, interruptible, make_progress_monitor
 from .layer_report import layer_report
 from .timing_cache import TimingCache
@@ -196,6 +195,7 @@ class _Build:
 
     def _plan(self, graph: str, source: Path, names: list[str], report: OnBuildProgress, control: BuildControl) -> Any:
         trt, logger = self.library.module, self.library.logger
+        self.library.forget_errors()
         builder = trt.Builder(logger)
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
@@ -263,8 +263,8 @@ def _compute_capability(trt: Any, text: str) -> Any:
     Raises:
         InvalidRequest: TensorRT-RTX does not support it.
     """
-    known = {f"{name[2:-1]}.{name[-1]}": name for name in trt.ComputeCapability.__members__ if name[2:].isdigit()}
+    known = compute_capabilities(trt)
     if text not in known:
         allowed = ", ".join(sorted(known, key=float))
         raise InvalidRequest("compute_capabilities", f"{text!r} is not supported", f"allowed are {allowed}")
-    return getattr(trt.ComputeCapability, known[text])
+    return known[text]
