@@ -26,6 +26,7 @@ class EmulatedCudart:
         distort: changes the work of a graph when its capture ends.
         rearms: whether a launched graph makes the host wait for its events again. If not, they keep their state and
             time of the launch before until the host has waited for the whole stream.
+        launching: whether the work that runs now is a graph's.
         now: the host's time in milliseconds; only waiting takes time.
     """
 
@@ -47,7 +48,7 @@ class EmulatedCudart:
         self.broken_capture = False
         self._handles = 0
         self._clock = 0.0
-        self._launched = False
+        self.launching = False
         self._stale: dict[int, float] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -183,7 +184,7 @@ class EmulatedCudart:
 
         def work() -> None:
             self._clock = max(self._clock, self.now) + TICK
-            passed = self._stale if self._launched and not self.rearms else self.events
+            passed = self._stale if self.launching and not self.rearms else self.events
             passed[event] = self._clock
 
         self.submit(work)
@@ -225,12 +226,12 @@ class EmulatedCudart:
 
     def _cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Any]:
         assert graph in self.executable
-        self._launched = True
+        self.launching = True
         try:
             for work in self.graphs[graph]:
                 work()
         finally:
-            self._launched = False
+            self.launching = False
         return (SUCCESS,)
 
     def _cudaGraphDestroy(self, graph: int) -> tuple[Any]:
