@@ -129,9 +129,8 @@ class _Writer:
         return self.linear(f"{name}.to_out.0", self._reshape(name, merged, [0, -1, channels]), channels, channels)
 
     def feed_forward(self, block: str, x: ir.Value, channels: int) -> ir.Value:
-        wide = self.linear(
-            f"{block}.ff.net.0.proj", self.layer_norm(f"{block}.norm3", x, channels), channels, 8 * channels
-        )
+        normed = self.layer_norm(f"{block}.norm3", x, channels)
+        wide = self.linear(f"{block}.ff.net.0.proj", normed, channels, 8 * channels)
         halves = ir.node("Split", [wide], {"axis": -1, "num_outputs": 2}, num_outputs=2, name=f"{block}.ff.net.0/Split")
         self._nodes.append(halves)
         for number, value in enumerate(halves.outputs):
