@@ -108,12 +108,12 @@ def _attention(report: dict[str, Any]) -> str:
 
 
 def _norms_and_bytes(report: dict[str, Any]) -> tuple[str, str]:
-    """Returns how many norms write fp32, and the gigabytes that one run moves."""
+    """Returns how many norms write fp32, and the bytes that one run moves."""
     from ..runtime.format.layer_report import LayerReport
-    from .layer_facts import gigabytes
+    from .layer_facts import size_of
 
     layers = LayerReport.of(report)
     if layers is None:
         return "-", "-"
     norms = f"{len(layers.fp32_norms)} of {layers.norms}" if layers.norms else "-"
-    return norms, gigabytes(layers.bytes_moved) if layers.bytes_moved is not None else "-"
+    return norms, size_of(layers.bytes_moved) if layers.bytes_moved is not None else "-"

@@ -19,13 +19,13 @@ def layer_facts(report: dict[str, Any]) -> list[str]:
     if layers.norms:
         facts.append(f"{len(layers.fp32_norms)} of {layers.norms} norms write fp32")
     if layers.bytes_moved is not None:
-        facts.append(f"{gigabytes(layers.bytes_moved)} moved")
+        facts.append(f"{size_of(layers.bytes_moved)} moved")
     return facts
 
 
-def gigabytes(count: int) -> str:
-    """Returns a number of bytes in GB with three digits."""
-    return f"{count / 1e9:.3g} GB"
+def size_of(count: int) -> str:
+    """Returns a number of bytes in GB, or MB if it is less than one, with three digits."""
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
 def layer_details(report: dict[str, Any]) -> Iterator[str]:
