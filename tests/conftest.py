@@ -103,7 +103,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             if path.removeprefix("tests/") in SEPARATE:
                 return nodeid
             words = re.split(r"[-\[\]]", test)
-            return " ".join([path, *(name for name in ("sd15_like", "other") if name in words)])
+            return " ".join([path, *(name for name in ("sd15_like", "other", "deep") if name in words)])
 
     return Scheduling(config, log)
 
@@ -144,7 +144,8 @@ def export_architecture(name: str) -> Exported:
         (_cache() / wanted).mkdir(parents=True, exist_ok=True)
         return FileLock(_cache() / wanted / "lock")
 
-    for wanted in (name, *(other for other in ARCHITECTURES if other != name)):
+    others = [other for other in ARCHITECTURES if other not in (name, "deep")]
+    for wanted in (name, *others):
         with suppress(Timeout), lock(wanted).acquire(timeout=0):
             made = _export(wanted)
             if wanted == name:
@@ -174,7 +175,7 @@ def _export(name: str) -> Exported:
     return Exported(name, checkpoints, bundle)
 
 
-@pytest.fixture(scope="session", params=["sd15_like", "other"])
+@pytest.fixture(scope="session", params=["sd15_like", "other", pytest.param("deep", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest) -> Exported:
     return export_architecture(request.param)
 

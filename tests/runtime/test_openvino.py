@@ -27,9 +27,9 @@ from sparsectrl_lcm.runtime.cpu.sessions import Array, Sessions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.checksums import user_cache
 
-SIDES, FRAMES, STEPS, SEED = {"sd15_like": 64, "other": 32}, 3, 2, 5
+SIDES, FRAMES, STEPS, SEED = {"sd15_like": 64, "other": 32, "deep": 32}, 3, 2, 5
 PROMPT, NEGATIVE = "a red circle moves right", "blue small square"
-CASES = {"sd15_like": ("scribble", 2.0, (2, 0)), "other": ("rgb", 1.0, (1,))}
+CASES = {"sd15_like": ("scribble", 2.0, (2, 0)), "other": ("rgb", 1.0, (1,)), "deep": ("scribble", 1.0, (1,))}
 """Kind of keyframes, guidance, and the keyframes' places, for each architecture."""
 
 
