@@ -25,13 +25,13 @@ def verify(
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Size of the clips; one that engines were built for by default.")
     ] = None,
-    graph: Annotated[
-        list[str] | None, typer.Option(help="Only this graph, and no whole clips; repeatable.")
-    ] = None,
+    graph: Annotated[list[str] | None, typer.Option(help="Only this graph, and no whole clips; repeatable.")] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="In graphs that fail, find the first tensor whose error jumps.")
     ] = False,
-    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write all inputs and outputs to a new folder.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write all inputs and outputs to a new folder.")
+    ] = None,
     load: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Take the inputs of a saved run, and its outputs unless --backend differs."),

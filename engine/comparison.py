@@ -74,7 +74,9 @@ BOUNDS = {
 
 
 def measure(actual: Array, expected: Array) -> Difference:
-    """Compares an array with the expected one. Everything is infinitely far if a shape differs or a value is not finite.
+    """Compares an array with the expected one.
+
+    The difference is infinite if the shapes differ or a value is not finite.
 
     Args:
         actual: the array; of any float type, or uint8 for frames.

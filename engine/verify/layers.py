@@ -83,7 +83,7 @@ class _Search:
         self._suspect = suspect
 
     def look_at(self, names: Iterable[str]) -> None:
-        """Measures tensors. Those that cannot be compared, since the backend holds them in another shape, are dropped."""
+        """Measures tensors. Those that the backend holds in another shape are dropped."""
         names = [name for name in dict.fromkeys(names) if name not in self.seen]
         if names:
             found = tensor_errors(self._suspect, names)
@@ -172,9 +172,9 @@ def _common_nodes(suspect: Suspect) -> dict[str, ir.Node]:
 
 def _gives_float(node: ir.Node, floats: set[ir.Value]) -> bool:
     if node.op_type == "Cast":
-        return ir.DataType(node.attributes["to"].as_int()) == ir.DataType.FLOAT
+        return bool(ir.DataType(node.attributes["to"].as_int()) == ir.DataType.FLOAT)
     return node.op_type not in _NOT_FLOAT and not floats.isdisjoint(node.inputs)
 
 
 def _is_float(value: ir.Value) -> bool:
-    return (value.const_value.dtype if value.const_value is not None else value.dtype) == ir.DataType.FLOAT
+    return bool((value.const_value.dtype if value.const_value is not None else value.dtype) == ir.DataType.FLOAT)

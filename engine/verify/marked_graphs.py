@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,20 +74,22 @@ def tensor_errors(suspect: Suspect, marks: Sequence[str]) -> dict[str, float]:
         folder = Path(text).resolve()
         try:
             expected, bundle = _marked_bundle(suspect, marks, folder)
-            executor = open_executor(bundle, suspect.backend, LoadOptions(precision=_marked_engines(suspect, marks, bundle)))
-            try:
-                opened = executor.open_graph(suspect.graph, suspect.size)
-                try:
-                    outputs = opened.run(suspect.feeds)
-                finally:
-                    opened.close()
-            finally:
-                executor.close()
+            outputs = _run(suspect, bundle, _marked_engines(suspect, marks, bundle))
         finally:
             clear_user_cache(folder)
     actual = dict(zip([item.name for item in bundle.graph(suspect.graph).outputs], outputs, strict=True))
     pairs = {name: (actual[name + _OBSERVED], expected[name + _OBSERVED]) for name in marks}
     return {name: measure(*pair).largest for name, pair in pairs.items() if pair[0].shape == pair[1].shape}
+
+
+def _run(suspect: Suspect, bundle: Bundle, precision: str) -> list[Array]:
+    """Runs the graph of a marked bundle on the backend."""
+    with ExitStack() as stack:
+        executor = open_executor(bundle, suspect.backend, LoadOptions(precision=precision))
+        stack.callback(executor.close)
+        opened = executor.open_graph(suspect.graph, suspect.size)
+        stack.callback(opened.close)
+        return opened.run(suspect.feeds)
 
 
 def _marked_bundle(suspect: Suspect, marks: Sequence[str], folder: Path) -> tuple[Mapping[str, Array], Bundle]:
@@ -125,9 +128,7 @@ def _marked_engines(suspect: Suspect, marks: Sequence[str], bundle: Bundle) -> s
     _mark(model, marks)
     folder.mkdir(parents=True, exist_ok=True)
     ir.save(model, folder / engine.path)
-    files[engine.path] = FileRecord(
-        sha256=sha256(folder / engine.path), bytes=(folder / engine.path).stat().st_size
-    )
+    files[engine.path] = FileRecord(sha256=sha256(folder / engine.path), bytes=(folder / engine.path).stat().st_size)
     marked = engine.model_copy(update={"files": files})
     write_index(folder, index.model_copy(update={"engines": {suspect.graph: marked}}))
     return index.precision

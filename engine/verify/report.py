@@ -108,6 +108,7 @@ def _row(results: SavedResults, run: EngineRun, graph: str, runner: str) -> Row:
         for name, values in expected.items():
             found.setdefault(name, []).append(measure(actual[name], values))
     outputs = {name: worst(differences) for name, differences in found.items()}
-    exceeded = {name: names for name, difference in outputs.items() if (names := BOUNDS[precision].exceeded(difference))}
+    exceeded = {name: BOUNDS[precision].exceeded(difference) for name, difference in outputs.items()}
+    exceeded = {name: measures for name, measures in exceeded.items() if measures}
     worst_run = max(range(runs), key=lambda index: max(differences[index].error for differences in found.values()))
     return Row(graph, runner, runs, precision, outputs, exceeded, worst_run)

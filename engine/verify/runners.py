@@ -93,9 +93,7 @@ def run(runner: BaseRunner, results: SavedResults, graph: str) -> None:
         BackendError: the graph cannot be opened or run.
     """
     with quiet(), runner:  # a fault of this runner alone is a BackendError
-        types = {
-            name: item.dtype.numpy() for name, item in runner.get_input_metadata(use_numpy_dtypes=False).items()
-        }
+        types = {name: item.dtype.numpy() for name, item in runner.get_input_metadata(use_numpy_dtypes=False).items()}
         for index in range(results.header.runs[graph]):
             feeds = {name: array.astype(types[name]) for name, array in results.inputs(graph, index).items()}
             outputs = runner.infer(feeds)

@@ -1,9 +1,9 @@
 """A folder with the inputs and outputs of graphs, in Polygraphy's JSON, so that another machine can judge them.
 
-    results.json                            what was compared: `Header`
-    <graph>/inputs/0000000000.json          for `polygraphy run --load-inputs <graph>/inputs`
-    <graph>/<runner>/0000000000.json        for `polygraphy run --load-outputs <graph>/<runner>`
-    clip/<runner>/0000000000.json           the frames of whole clips
+results.json                            what was compared: `Header`
+<graph>/inputs/0000000000.json          for `polygraphy run --load-inputs <graph>/inputs`
+<graph>/<runner>/0000000000.json        for `polygraphy run --load-outputs <graph>/<runner>`
+clip/<runner>/0000000000.json           the frames of whole clips
 """
 
 import shutil
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import load_json, save_json
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ...runtime.cpu.sessions import Array
 from ...runtime.errors import BackendError, OutputError, reason_of
@@ -48,7 +48,7 @@ class EngineRun(Record):
     device: str
     precision: str
     precisions: dict[str, str]
-    runners: dict[str, tuple[str, ...]] = {}
+    runners: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -65,7 +65,7 @@ class Header(Record):
     format: Literal["sparsectrl-lcm-verify-1"] = "sparsectrl-lcm-verify-1"
     size: ClipSize
     graphs: dict[str, tuple[str, ...]]
-    runs: dict[str, int] = {}
+    runs: dict[str, int] = Field(default_factory=dict)
     run: EngineRun | None = None
 
 

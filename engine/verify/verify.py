@@ -130,7 +130,10 @@ class _Comparison:
         try:
             for graph in graphs:
                 report_step(f"{graph}: {self.record.name}")
-                self._run_graph(executor, results, graph)
+                if results.header.runs[graph]:
+                    self._run_graph(executor, results, graph)
+                else:  # such as the VAE's encoder of a bundle that takes no pictures
+                    _finish(results, graph, (), (f"{graph} was not compared: no request runs it",))
         finally:
             executor.close()
         if CLIP in wanted:
@@ -154,7 +157,8 @@ class _Comparison:
         """Runs a graph through this runtime, and if possible through the library alone."""
         opened = RuntimeRunner(lambda: executor.open_graph(graph, self.size), self.bundle.graph(graph))
         run(opened, results, graph)
-        runners, notes = (RUNTIME,), ()
+        runners: tuple[str, ...] = (RUNTIME,)
+        notes: tuple[str, ...] = ()
         if self.record.library_runner is not None and self.engines is not None:
             try:
                 module = import_module(f"..{self.record.library_runner}", __package__)

@@ -35,11 +35,11 @@ def split_feeds(feeds: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]
     """The feeds of each run of a graph that takes these shapes, if there are several prompts or parts of a clip.
 
     Args:
-        feeds: inputs by name. Each is in its shape, several times that long, or broadcasts to it.
+        feeds: inputs by name. Each is in its shape, several times that long, or shorter: then it is in every run.
         shapes: the input shapes of one run.
     """
     rows = {name: len(array) // shapes[name][0] for name, array in feeds.items() if array.ndim}
-    runs = max(rows.values())
+    runs = max(1, *rows.values())
     for index in range(runs):
         yield {
             name: array[index * shapes[name][0] :][: shapes[name][0]] if runs > 1 and rows[name] == runs else array
