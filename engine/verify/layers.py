@@ -53,8 +53,7 @@ def first_jump(suspect: Suspect) -> Jump | None:
     """
     search = _Search(suspect)
     names = list(search.nodes)
-    search.look_at(names[index * len(names) // MARKED] for index in range(1, MARKED))
-    search.look_at(names[-1:])
+    search.look_at([*(names[index * len(names) // MARKED] for index in range(1, MARKED)), *names[-1:]])
     found = search.first_bad()
     while found is not None and (marks := search.sources(found)):
         search.look_at(marks)

@@ -8,8 +8,6 @@ from importlib import import_module
 from pathlib import Path
 
 from ...runtime.backends import BACKENDS, Executor, availability, choose_backend, find_backend, open_executor
-from ...runtime.checked_request import CheckedRequest
-from ...runtime.cpu.sessions import Array
 from ...runtime.errors import BackendError, InvalidRequest, OutputError, reason_of
 from ...runtime.example_requests import sample_requests, sample_size
 from ...runtime.format.bundle import Bundle
@@ -25,6 +23,9 @@ from .recording import record
 from .report import Report, judge
 from .runners import LIBRARY, RUNTIME, RuntimeRunner, portable_runner, quiet, run
 from .saved_results import CLIP, PORTABLE, EngineRun, Header, SavedResults
+
+PLAIN, REPLAYED = "plain", "replayed"
+"""How whole clips run: engine by engine, or as one CUDA graph."""
 
 OnProgress = Callable[[str, float], None]
 
@@ -134,11 +135,11 @@ class _Comparison:
                     self._run_graph(executor, results, graph)
                 else:  # such as the VAE's encoder of a bundle that takes no pictures
                     _finish(results, graph, (), (f"{graph} was not compared: no request runs it",))
+            if CLIP in wanted:
+                report_step("whole clips")
+                self._run_clips(executor, results)
         finally:
             executor.close()
-        if CLIP in wanted:
-            report_step("whole clips")
-            self._run_clips(results)
         report = judge(results, wanted)
         return _with_layers(self.bundle, results, report, on_progress) if self.options.layers else report
 
@@ -168,28 +169,29 @@ class _Comparison:
                 notes = (f"{graph} did not run on the library alone: {error.reason}",)
         _finish(results, graph, runners, notes)
 
-    def _run_clips(self, results: SavedResults) -> None:
-        """Runs whole requests in every way that the backend has."""
-        ways: dict[str, LoadOptions] = {"requests": self.load_options}
-        if "cuda_graphs" in self.record.load_options:
-            ways = {"plain": replace(self.load_options, cuda_graphs=False), "replayed": self.load_options}
+    def _run_clips(self, executor: Executor, results: SavedResults) -> None:
+        """Runs whole requests; on a backend with CUDA graphs, with and without them."""
         requests = list(sample_requests(self.bundle, self.size))
-        for way, options in ways.items():
-            executor = open_executor(self.bundle, self.record.name, options)
-            try:
-                for index, request in enumerate(requests):
-                    frames = _clip(executor, request, repeated=way == "replayed")
-                    results.write_outputs(CLIP, way, index, {"frames": frames})
-            finally:
-                executor.close()
+
+        def run_all(executor: Executor, way: str) -> str:
+            for index, request in enumerate(requests):
+                if way == REPLAYED:  # the first request with the same engine runs is captured
+                    other = replace(request, prompt=f"{request.prompt}, at night", seed=request.seed + len(requests))
+                    executor.run(other, None)
+                results.write_outputs(CLIP, way, index, {"frames": executor.run(request, None)[0]})
+            return way
+
+        if "cuda_graphs" not in self.record.load_options:
+            _finish(results, CLIP, (run_all(executor, PLAIN),))
+            return
+        ways = [run_all(executor, REPLAYED)]
+        executor.close()  # its memory is needed
+        plain = open_executor(self.bundle, self.record.name, replace(self.load_options, cuda_graphs=False))
+        try:
+            ways.insert(0, run_all(plain, PLAIN))
+        finally:
+            plain.close()
         _finish(results, CLIP, tuple(ways))
-
-
-def _clip(executor: Executor, request: CheckedRequest, repeated: bool) -> Array:
-    """The frames of a request. If `repeated`, another one with the same engine runs comes first, and is captured."""
-    if repeated:
-        executor.run(replace(request, prompt=f"{request.prompt}, at night", seed=request.seed + 100), None)
-    return executor.run(request, None)[0]
 
 
 def _finish(results: SavedResults, graph: str, runners: tuple[str, ...], notes: tuple[str, ...] = ()) -> None:
