@@ -1,6 +1,7 @@
 """torch as a loader of engines, which follows `Loader` in runtime/gpu/engine_interface.py."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,27 @@ from .streams import DTYPES, CudaStream, Stream
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A compiled graph, without weights.
+
+    Attributes:
+        program: its calls.
+        table: its weights in the bundle.
+        types: the types in which the calls take the weights.
+        dtypes: of its inputs and outputs, as engines name them.
+    """
+
+    program: Program
+    table: WeightTable
+    types: dict[str, torch.dtype]
+    dtypes: dict[str, str]
+
+
+_compiled: dict[Hashable, Compiled] = {}
+"""Compiled graphs of this process: tests open the same ones many times."""
 
 
 class TorchLoader:
@@ -56,23 +78,12 @@ class TorchLoader:
         """Compiles a graph and reads its weights."""
         if cuda.stream not in self._streams:
             self._streams[cuda.stream] = self._make_stream(cuda)
-        stream = self._streams[cuda.stream]
-        model = typed_graph(bundle, graph, self.precision)
-        table = self._tables[graph] = weight_table(bundle, graph, model)
-        narrowed = fuse(model)
-        types = {
-            name: PRECISIONS[self.precision if name in narrowed else record.precision]
-            for name, record in table.root.items()
-            if name in model.graph.initializers
-        }
-        record = bundle.graph(graph)
-        inputs = {item.name: shapes[item.name] for item in record.inputs}
-        program = compile_graph(model, inputs, types)
-        dtypes = {str(value.name): _numpy_name(value) for value in (*model.graph.inputs, *model.graph.outputs)}
-        engine = TorchEngine(program, stream, shapes, dtypes, self._closed)
+        compiled = _compile(bundle, graph, self.precision, shapes)
+        self._tables[graph] = compiled.table
+        engine = TorchEngine(compiled, self._streams[cuda.stream], shapes, self._closed)
         self._open += 1
         try:
-            engine.load(lambda name: _read(bundle, table, name), types, self._channels_last)
+            engine.load(lambda name: _read(bundle, compiled.table, name), self._channels_last)
         except BaseException:
             engine.close()
             raise
@@ -101,28 +112,28 @@ class TorchEngine:
 
     def __init__(
         self,
-        program: Program,
+        compiled: Compiled,
         stream: Stream,
         shapes: Mapping[str, tuple[int, ...]],
-        dtypes: Mapping[str, str],
         closed: Callable[[Stream], None],
     ) -> None:
-        self.dtypes = dtypes
-        self.program = program
+        self.dtypes = compiled.dtypes
+        self.program = compiled.program
+        self._types = compiled.types
         self._stream = stream
         self._shapes = shapes
         self._closed = closed
-        self._inputs = [name for name in dtypes if name not in program.outputs]
+        self._inputs = [name for name in self.dtypes if name not in self.program.outputs]
         self._tensors: dict[str, torch.Tensor] = {}
 
-    def load(self, read: Callable[[str], Any], types: Mapping[str, torch.dtype], channels_last: bool) -> None:
+    def load(self, read: Callable[[str], Any], channels_last: bool) -> None:
         """Copies weights and constants to the device."""
 
         def work() -> None:
             for name, constant in self.program.constants.items():
                 self._tensors[name] = constant if constant.ndim == 0 else constant.to(self._stream.device)
             for name in self.program.weights:
-                weight = torch.from_numpy(read(name)).to(self._stream.device).to(types[name])
+                weight = torch.from_numpy(read(name)).to(self._stream.device).to(self._types[name])
                 image = channels_last and weight.ndim == 4
                 self._tensors[name] = weight.contiguous(
                     memory_format=torch.channels_last if image else torch.contiguous_format
@@ -163,13 +174,27 @@ class TorchEngine:
         self._closed(self._stream)
 
 
+def _compile(bundle: Bundle, graph: str, precision: str, shapes: Mapping[str, tuple[int, ...]]) -> Compiled:
+    record = bundle.graph(graph)
+    inputs = {item.name: shapes[item.name] for item in record.inputs}
+    key = (graph, bundle.manifest.files[record.path].sha256, precision, tuple(inputs.items()))
+    if key not in _compiled:
+        model = typed_graph(bundle, graph, precision)
+        table = weight_table(bundle, graph, model)
+        narrowed = fuse(model)
+        types = {
+            name: PRECISIONS[precision if name in narrowed else weight.precision]
+            for name, weight in table.root.items()
+            if name in model.graph.initializers
+        }
+        dtypes = {str(value.name): _NAMES[dtype_of(value)] for value in (*model.graph.inputs, *model.graph.outputs)}
+        _compiled[key] = Compiled(compile_graph(model, inputs, types), table, types, dtypes)
+    return _compiled[key]
+
+
 def _read(bundle: Bundle, table: WeightTable, name: str) -> Any:
     """A weight in fp32; the device rounds it faster than the host would."""
     record = table.root[name]
     count = int(np.prod(record.shape, dtype=np.int64))
     values = np.memmap(bundle.folder / record.path, np.float32, "c", record.offset, (count,))
     return np.asarray(values).reshape(record.shape)
-
-
-def _numpy_name(value: Any) -> str:
-    return _NAMES[dtype_of(value)]
