@@ -29,7 +29,7 @@ GAINS = {"controlnet_cond_embedding": 1.8, "motion_modules": 1.3}
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A weight in a file: values of the random block times `gain`, plus `shift`. Without a gain: 0, 1, 2, ... as int64."""
+    """A weight in a file: random values times `gain`, plus `shift`. Without a gain: 0, 1, 2, ... as int64."""
 
     file: str
     offset: int

@@ -57,7 +57,7 @@ class Kernels:
         for channels, side in ((512, 64), (512, 128), (256, 256)):
             yield from self.upsamplings(8 // min(scale, 8), channels // scale, side // scale)
         for batch, channels, side in ((16, 320, 64), (16, 640, 32), (8, 128, 512)):
-            yield from self.norms(max(1, batch // scale), max(32, channels // scale), side // scale)
+            yield from self.norms(max(1, batch // scale), max(32, channels // scale // 32 * 32), side // scale)
         for tokens, width in ((4096, 40), (1024, 80), (256, 160)):
             yield from self.attentions("spatial attention", 16 // scale, tokens // scale, width)
             yield from self.attentions("temporal attention", tokens // scale, 16, width)

@@ -27,6 +27,7 @@ def measure(settings: Settings, write: Write) -> None:
     if not (settings.bundle / "manifest.json").exists():
         raise CannotRun("there are no weights; the stage `weights` did not end")
     job, begin = job_of(settings), time.perf_counter()
+    write({"request": job.request.as_dict()})
     expected: Any = None
     for number, (mode, channels_last) in enumerate(MODES[: 1 if settings.dry_run else None], start=1):
         options = {"cuda_graphs": mode == CUDA_GRAPH, "channels_last": channels_last}
