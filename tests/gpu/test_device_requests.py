@@ -31,8 +31,8 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     seen: list[bool] = []
     replay = GraphCache.replay
 
-    def watched(cache: GraphCache, *args: Any) -> bool:
-        seen.append(replay(cache, *args))
+    def watched(cache: GraphCache, *arguments: Any) -> bool:
+        seen.append(replay(cache, *arguments))
         return seen[-1]
 
     monkeypatch.setattr(GraphCache, "replay", watched)
