@@ -4,14 +4,16 @@ The portable graph holds the full score matrix: 8.6 GB for one attention at 512x
 computes it block by block.
 """
 
+from pathlib import Path
+
 import onnx_ir as ir
 import onnxruntime
 
 from ..runtime.format.build_options import BuildOptions, OnBuildProgress
 from ..runtime.format.bundle import Bundle
-from ..runtime.format.engine_keys import EngineIndex
-from .engine_writer import any_size_spec, engine_record, staged
-from .rewrites.attention import is_spatial_self_attention
+from ..runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec
+from .engine_writer import SetBuild, any_size_spec, engine_record, write_set
+from .rewrites.attention import is_spatial_self_attention, softmaxes
 from .rewrites.multi_head_attention import fuse_multi_head_attention
 
 
@@ -23,17 +25,23 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
     Raises:
         BackendError: the engines cannot be written.
     """
+
+    def load(graph: str) -> ir.Model:
+        return ir.load(bundle.folder / bundle.graph(graph).path)
+
+    def spec(graph: str) -> EngineSpec:
+        return any_size_spec(bundle, graph, backend, "fp32", onnxruntime.__version__)
+
+    def make(graph: str, folder: Path, report: OnBuildProgress) -> EngineRecord:
+        report("fusing attention", 0.0)
+        model = load(graph)
+        count = fuse_spatial_attention(model)
+        ir.save(model, folder / f"{graph}.onnx")
+        return engine_record(folder / f"{graph}.onnx", spec(graph), {"attention fused": count})
+
     index = EngineIndex(backend=backend, precision="fp32", engines={})
-    with staged(bundle.folder, index) as folder:
-        for name, record in bundle.manifest.graphs.items():
-            model = ir.load(bundle.folder / record.path)
-            count = fuse_spatial_attention(model)
-            if not count:
-                continue
-            ir.save(model, folder / f"{name}.onnx")
-            spec = any_size_spec(bundle, name, backend, "fp32", onnxruntime.__version__)
-            index.engines[name] = engine_record(folder / f"{name}.onnx", spec, {"attention fused": count})
-    return index
+    graphs = [graph for graph in bundle.manifest.graphs if softmaxes(load(graph), is_spatial_self_attention)]
+    return write_set(bundle, SetBuild(index, graphs, spec, make), options, on_progress)
 
 
 def fuse_spatial_attention(model: ir.Model) -> int:

@@ -9,9 +9,9 @@ import onnxruntime
 from ..runtime.backends import BACKENDS
 from ..runtime.format.build_options import BuildOptions, OnBuildProgress
 from ..runtime.format.bundle import Bundle
-from ..runtime.format.engine_keys import EngineIndex
+from ..runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec
 from .check import check_precision
-from .engine_writer import any_size_spec, engine_record, staged
+from .engine_writer import SetBuild, any_size_spec, engine_record, write_set
 from .rewrites.attention import is_spatial_self_attention, is_temporal_attention
 from .rewrites.multi_head_attention import fuse_multi_head_attention
 from .rewrites.nhwc_group_norm import define_group_norms, fuse_nhwc_group_norms
@@ -25,20 +25,22 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
         BackendError: a graph overflows in the precision, or the engines cannot be written.
     """
     precision = options.precision or BACKENDS[backend].precisions[0]
+
+    def spec(graph: str) -> EngineSpec:
+        return any_size_spec(bundle, graph, backend, precision, onnxruntime.__version__)
+
+    def make(graph: str, folder: Path, report: OnBuildProgress) -> EngineRecord:
+        report("writing", 0.0)
+        path = folder / f"{graph}.onnx"
+        write_typed(typed_graph(bundle, graph, precision, fuse), path)
+        gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
+        errors = _check(bundle, graph, precision, path) if options.check and precision != "fp32" else {}
+        gc.collect()
+        weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
+        return engine_record(path, spec(graph), {"errors": errors}, *weights)
+
     index = EngineIndex(backend=backend, precision=precision, engines={})
-    graphs = list(bundle.manifest.graphs)
-    with staged(bundle.folder, index) as folder:
-        for done, graph in enumerate(graphs):
-            on_progress(f"{graph} ({done + 1}/{len(graphs)})", done / len(graphs))
-            path = folder / f"{graph}.onnx"
-            write_typed(typed_graph(bundle, graph, precision, fuse), path)
-            gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
-            errors = _check(bundle, graph, precision, path) if options.check and precision != "fp32" else {}
-            gc.collect()
-            weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
-            spec = any_size_spec(bundle, graph, backend, precision, onnxruntime.__version__)
-            index.engines[graph] = engine_record(path, spec, {"errors": errors}, *weights)
-    return index
+    return write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), spec, make), options, on_progress)
 
 
 def _check(bundle: Bundle, graph: str, precision: str, path: Path) -> dict[str, float]:

@@ -5,7 +5,7 @@ engines are built), and add a record to `BACKENDS`.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +26,16 @@ _logger = logging.getLogger("sparsectrl_lcm")
 _DEFAULTS = LoadOptions()
 
 
+class OpenGraph(Protocol):
+    """One graph of a bundle, open on a backend; takes and returns arrays in the host's memory."""
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Runs the graph; returns its outputs in order."""
+
+    def close(self) -> None:
+        """Frees what only this graph uses."""
+
+
 class Executor(Protocol):
     """Runs requests, one at a time."""
 
@@ -39,6 +49,13 @@ class Executor(Protocol):
         self, request: CheckedRequest, on_progress: OnProgress | None, on_frames: OnFrames | None = None
     ) -> tuple[Array, dict[str, float]]:
         """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets every frame once, before this returns."""
+
+    def open_graph(self, graph: str, size: ClipSize) -> OpenGraph:
+        """Opens one graph for clips of a size, as requests do; `verify` compares it with the portable graph.
+
+        Raises:
+            BackendError: its engine is missing, or must not be loaded here.
+        """
 
     def refit(self, weights: Bundle | None) -> None:
         """Takes the weights of another bundle of the same architecture; None restores the base weights."""
@@ -119,6 +136,7 @@ class Backend:
         portable: whether it can run the portable graphs, in fp32, if no engines were built.
         build_needs_library: whether its library has to be installed for a build; other builders check what they need.
         built_at_export: whether `export` builds its engines.
+        library_runner: the module of `engine` that runs its engines without this runtime, for `verify`.
     """
 
     name: str
@@ -133,6 +151,7 @@ class Backend:
     portable: bool = False
     build_needs_library: bool = False
     built_at_export: bool = False
+    library_runner: str | None = None
 
     @property
     def implementation(self) -> Implementation:
@@ -240,6 +259,7 @@ _RECORDS = (
         packages=("tensorrt",),
         build_options=TENSORRT_OPTIONS,
         load_options=("cuda_graphs",),
+        library_runner="tensorrt.plan_runner",
     ),
     Backend(
         name="tensorrt-rtx",
@@ -252,6 +272,7 @@ _RECORDS = (
         packages=("tensorrt-rtx", "tensorrt-rtx-cu13-bindings"),
         build_options=TENSORRT_OPTIONS,
         load_options=("cuda_graphs",),
+        library_runner="tensorrt.plan_runner",
     ),
     Backend(
         name="onnxruntime-cuda",

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from .clip_layout import ClipSize
 from .manifest import FileRecord, Manifest, Record, RelativePath
@@ -65,6 +65,8 @@ class EngineIndex(Record):
     size: ClipSize | None = None
     """None if the engines take any size."""
     engines: dict[str, EngineRecord]
+    missing: tuple[str, ...] = Field(default=(), exclude=True)
+    """The graphs whose engines have still to be built. Only complete sets are written."""
 
 
 def graph_checksums(manifest: Manifest, graph: str) -> tuple[str, ...]:

@@ -140,17 +140,23 @@ def _make_logger(trt: Any) -> Any:
     }
 
     class Logger(trt.ILogger):
-        """Passes TensorRT's messages to Python's logging, and keeps errors until they are raised."""
+        """Passes TensorRT's messages to Python's logging.
+
+        Keeps errors until they are raised, and the last list of kernels, for the engine's report.
+        """
 
         def __init__(self) -> None:
             super().__init__()
             self.errors: deque[str] = deque(maxlen=20)
+            self.layers = ""
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, logging.DEBUG)
             if level == logging.ERROR:
                 self.errors.append(message)
                 level = logging.DEBUG  # it will be raised
+            elif message.startswith("Layers:"):
+                self.layers = message
             _logger.log(level, message)
 
     return Logger()

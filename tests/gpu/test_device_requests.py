@@ -1,6 +1,7 @@
 """Whole requests on the device, compared with the CPU and with other ways to run the same request on the device."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,8 +31,8 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     seen: list[bool] = []
     replay = GraphCache.replay
 
-    def watched(cache: GraphCache, variant: object) -> bool:
-        seen.append(replay(cache, variant))  # type: ignore[arg-type]
+    def watched(cache: GraphCache, *arguments: Any) -> bool:
+        seen.append(replay(cache, *arguments))
         return seen[-1]
 
     monkeypatch.setattr(GraphCache, "replay", watched)

@@ -17,14 +17,14 @@ import onnxruntime
 import pytest
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
-from sparsectrl_lcm.engine.engine_writer import any_size_spec, engine_record, staged
+from sparsectrl_lcm.engine.engine_writer import any_size_spec, engine_record
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest, SparseCtrlLcmError, VideoPipeline, backends, machine
 from sparsectrl_lcm.runtime.backends import Availability
 from sparsectrl_lcm.runtime.cpu.openvino import version as openvino_version
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
-from sparsectrl_lcm.runtime.format.engine_sets import find_set
+from sparsectrl_lcm.runtime.format.engine_sets import find_set, set_name, write_index
 from sparsectrl_lcm.runtime.gpu import cuda, device
 from sparsectrl_lcm.runtime.gpu import onnxruntime as onnxruntime_cuda
 from sparsectrl_lcm.runtime.gpu import tensorrt_library as library
@@ -328,10 +328,12 @@ def write_set(bundle: Path, backend: str, precision: str, version: str, flags: d
     """A set with one engine that was never built."""
     index = EngineIndex(backend=backend, precision=precision, engines={})
     spec = any_size_spec(Bundle.load(bundle), "unet", backend, precision, version)
-    with staged(bundle, index) as folder:
-        (folder / "unet.onnx").write_bytes(b"")
-        spec = spec.model_copy(update={"flags": flags or {}})
-        index.engines["unet"] = engine_record(folder / "unet.onnx", spec, {})
+    folder = bundle / "engines" / backend / set_name(precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "unet.onnx").write_bytes(b"")
+    spec = spec.model_copy(update={"flags": flags or {}})
+    index.engines["unet"] = engine_record(folder / "unet.onnx", spec, {})
+    write_index(folder, index)
 
 
 def test_a_set_that_would_not_be_chosen_does_not_count(
