@@ -1,9 +1,8 @@
 """What TensorRT-RTX makes of a UNet's first two levels at true width, from the log of its builder; needs no GPU."""
 
 import pytest
-from sparsectrl_lcm.engine.rewrites.attention import fuse_for_tensorrt
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
-from sparsectrl_lcm.engine.rewrites.typed_graph import IR_VERSION, write_typed
+from sparsectrl_lcm.engine.rewrites.typed_graph import IR_VERSION, fuse_for_tensorrt, write_typed
 from sparsectrl_lcm.engine.tensorrt.builder import configure
 from sparsectrl_lcm.engine.tensorrt.kernels import Kernel, kernels_of_log
 from sparsectrl_lcm.engine.tensorrt.layer_report import summarize
