@@ -1,5 +1,6 @@
 """The demo bundle on an emulated device."""
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,8 @@ SIZE = ClipSize(width=128, height=128, frames=16)
 def emulated_demo(**options: Any) -> SimpleNamespace:
     """A pipeline whose engines return digests of their inputs: `pipeline`, `bundle`, and what `emulate` returns."""
     bundle = Bundle.load()
-    machine = emulate(bundle, Digests(bundle, lambda graph: static_shapes(bundle.manifest, graph, SIZE)), **options)
+    shapes = cache(lambda graph: static_shapes(bundle.manifest, graph, SIZE))
+    machine = emulate(bundle, Digests(bundle, shapes), **options)
     machine.bundle = bundle
     machine.pipeline = VideoPipeline(bundle, machine.executor)
     return machine
