@@ -16,7 +16,7 @@ from sparsectrl_lcm.engine import onnxruntime
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.engine_writer import SetBuild, any_size_spec, engine_record, write_set
 from sparsectrl_lcm.engine.unfinished_sets import read_finished, take_finished, unfinished_sets
-from sparsectrl_lcm.runtime.backends import choose_backend
+from sparsectrl_lcm.runtime.backends import BACKENDS, choose_backend
 from sparsectrl_lcm.runtime.errors import BackendError, InvalidRequest
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle
@@ -251,6 +251,19 @@ def test_engines_of_a_running_build_stay_with_it(bundle: Path) -> None:
         toy.build()
         assert toy.made == GRAPHS
         assert len(read_finished(running)) == 2
+
+
+def test_a_set_counts_only_once_it_is_complete(bundle: Path) -> None:
+    """`auto`, loading and `bench` ask the backend's record for sets."""
+    toy, record = Toy(bundle), BACKENDS["openvino"]
+    toy.stop("vae_decoder")
+    assert not record.has_engines(bundle, None)
+    assert list(record.chosen_sets(bundle, "fp32")) == []
+    toy.build()
+    assert record.has_engines(bundle, "fp32")
+    (chosen,) = record.chosen_sets(bundle, "fp32")
+    assert chosen is not None
+    assert list(chosen.index.engines) == GRAPHS
 
 
 def test_a_stopped_build_of_another_set_stays(bundle: Path) -> None:
