@@ -304,14 +304,6 @@ def test_one_graph_of_a_complete_set_is_replaced(bundle: Path) -> None:
     assert toy.text("unet") == "unet 1", "engines of two versions do not make a set"
 
 
-def test_without_hard_links_the_other_engines_are_copied(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_links(*_: Any) -> None:
-        raise OSError(1, "not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
-    test_one_graph_of_a_complete_set_is_replaced(bundle)
-
-
 def test_an_unknown_graph_is_refused(bundle: Path) -> None:
     with pytest.raises(InvalidRequest, match="graphs: openvino builds no 'unett' of this bundle; allowed are text_enc"):
         Toy(bundle).build(graphs=("unett",))
