@@ -106,6 +106,13 @@ def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") ->
         raise SparseCtrlLcmError("", "torch has no CUDA here", "install a build of torch for CUDA")
     start = time.perf_counter()
     pipe = load_pipeline(Path(job.checkpoints)).to(device, getattr(torch, dtype))
+    yield from sample_diffusers(job, pipe, device, start)
+
+
+def sample_diffusers(job: Job, pipe: Any, device: str, start: float) -> Iterator[Row]:
+    """Measures diffusers' pipeline. `start` is when loading it began, on `time.perf_counter`."""
+    import torch
+
     if job.vae_slicing:
         pipe.vae.enable_slicing()
     record = RECORDS[job.contender]

@@ -143,7 +143,7 @@ def build_export_engines(bundle: Path, again: bool = False) -> None:
 
 
 def _report(index: "EngineIndex") -> None:
-    from ..engine.check import ERROR_BOUNDS
+    from ..engine.comparison import BOUNDS
     from ..runtime.format.decoders import DECODERS
     from .layer_facts import layer_facts
 
@@ -158,7 +158,8 @@ def _report(index: "EngineIndex") -> None:
         facts += layer_facts(report)
         if report.get("errors"):
             unit = "levels from fp32 on average" if frames else "from fp32 (relative)"
-            worst, bound = max(report["errors"].values()), ERROR_BOUNDS.get((index.precision, frames))
+            worst, bounds = max(report["errors"].values()), BOUNDS.get(index.precision)
+            bound = bounds and (bounds.levels if frames else bounds.largest)
             above = f", above the bound of {bound:g}" if bound and worst > bound else ""
             facts.append(f"{worst:.1e} {unit}{above}")
         typer.echo(f"{graph}: {', '.join(facts)}")

@@ -70,8 +70,8 @@ def check_build(backend: str, options: BuildOptions) -> Backend:
     """Checks all that can be checked before a bundle is read, and returns the backend's record.
 
     Raises:
-        InvalidRequest: the backend is unknown, or does not take an option or the precision.
-        BackendError: a library that the build needs is not installed.
+        InvalidRequest: the backend does not take an option or the precision.
+        BackendError: the backend is unknown, or a library that the build needs is not installed.
     """
     record = find_backend(backend)
     for name in options.given:

@@ -1,4 +1,4 @@
-"""Engines for ONNX Runtime's CUDA provider: typed graphs with fused attention, for any size."""
+"""Engines for ONNX Runtime's CUDA provider: typed graphs with fused attention and group norms, for any size."""
 
 import gc
 from pathlib import Path
@@ -12,8 +12,9 @@ from ..runtime.format.bundle import Bundle
 from ..runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec
 from .check import check_precision
 from .engine_writer import SetBuild, any_size_spec, engine_record, write_set
-from .onnxruntime import fuse_multi_head_attention
 from .rewrites.attention import is_spatial_self_attention, is_temporal_attention
+from .rewrites.multi_head_attention import fuse_multi_head_attention
+from .rewrites.nhwc_group_norm import define_group_norms, fuse_nhwc_group_norms
 from .rewrites.typed_graph import typed_graph, write_typed
 
 
@@ -31,10 +32,9 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
     def make(graph: str, folder: Path, report: OnBuildProgress) -> EngineRecord:
         report("writing", 0.0)
         path = folder / f"{graph}.onnx"
-        write_typed(typed_graph(bundle, graph, precision, _fuse), path)
+        write_typed(typed_graph(bundle, graph, precision, fuse), path)
         gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
-        check = options.check and precision != "fp32"
-        errors = check_precision(bundle, graph, precision, path) if check else {}
+        errors = _check(bundle, graph, precision, path) if options.check and precision != "fp32" else {}
         gc.collect()
         weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
         return engine_record(path, spec(graph), {"errors": errors}, *weights)
@@ -43,9 +43,22 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
     return write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), spec, make), options, on_progress)
 
 
-def _fuse(model: ir.Model) -> None:
-    """Fuses spatial and temporal self-attention. Attention to the text stays: its scores are small."""
+def _check(bundle: Bundle, graph: str, precision: str, path: Path) -> dict[str, float]:
+    """`check_precision` of a graph whose group norms this computer cannot run as they are."""
+    model = ir.load(path)
+    define_group_norms(model)
+    defined = path.with_suffix(".defined.onnx")
+    try:
+        ir.save(model, defined)  # shares the graph's weights
+        return check_precision(bundle, graph, precision, defined)
+    finally:
+        defined.unlink(missing_ok=True)
+
+
+def fuse(model: ir.Model) -> None:
+    """Fuses group norms, and spatial and temporal self-attention. Attention to the text stays: its scores are small."""
     fuse_multi_head_attention(model, _is_self_attention)
+    fuse_nhwc_group_norms(model)
 
 
 def _is_self_attention(name: str) -> bool:

@@ -23,8 +23,9 @@ from ..runtime.example_requests import run_samples
 from ..runtime.format.build_options import BuildOptions, OnBuildProgress
 from ..runtime.format.bundle import Bundle
 from ..runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
+from . import comparison
 from .calibration import ObservedGraph, ObservingSessions
-from .check import output_error, random_inputs, run_portable
+from .check import random_inputs, run_portable
 from .engine_writer import SetBuild, any_size_spec, engine_record, write_set
 from .rewrites.attention import fuse_attention, is_transformer_attention
 from .rewrites.channels_last import norm_by_channels, turn_motion_modules
@@ -131,7 +132,7 @@ def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str,
         raise BackendError(
             "build", f"{graph!r} in {precision} gives NaN or infinity at {bad[0]!r}", "build another precision"
         )
-    return {name: output_error(actual[name], values) for name, values in expected.items()}
+    return comparison.errors(actual, expected)
 
 
 def _typed(bundle: Bundle, graph: str, precision: str, ranges: Mapping[str, float], filtered: bool = False) -> ir.Model:

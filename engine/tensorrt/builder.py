@@ -18,11 +18,10 @@ from ...runtime.format.layer_report import LayerReport
 from ...runtime.format.weights import WeightTable, weight_table_path
 from ...runtime.gpu.device import Device, probe
 from ...runtime.gpu.engine_scope import device_scope, version_scope
-from ...runtime.gpu.tensorrt_library import RTX, Library, load_library
+from ...runtime.gpu.tensorrt_library import RTX, Library, compute_capabilities, load_library
 from ..check import check_precision
 from ..engine_writer import SetBuild, engine_record, write_set
-from ..rewrites.attention import fuse_for_tensorrt
-from ..rewrites.typed_graph import typed_graph, weight_table, write_typed
+from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
 from .build_progress import BuildControl, interruptible, make_progress_monitor
 from .kernels import kernels_of_log
 from .layer_report import kernels_of_plan, summarize
@@ -183,6 +182,7 @@ class _Build:
 
     def _plan(self, graph: str, source: Path, names: list[str], report: OnBuildProgress, control: BuildControl) -> Any:
         trt, logger = self.library.module, self.library.logger
+        self.library.forget_errors()
         builder = trt.Builder(logger)
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
@@ -250,8 +250,8 @@ def _compute_capability(trt: Any, text: str) -> Any:
     Raises:
         InvalidRequest: TensorRT-RTX does not support it.
     """
-    known = {f"{name[2:-1]}.{name[-1]}": name for name in trt.ComputeCapability.__members__ if name[2:].isdigit()}
+    known = compute_capabilities(trt)
     if text not in known:
         allowed = ", ".join(sorted(known, key=float))
         raise InvalidRequest("compute_capabilities", f"{text!r} is not supported", f"allowed are {allowed}")
-    return getattr(trt.ComputeCapability, known[text])
+    return known[text]

@@ -100,6 +100,7 @@ def test_every_graph_of_the_demo_bundle_is_built_in_fp32(
     assert engines.index.engines["unet"].key[:12] in shown
 
 
+@pytest.mark.slow
 def test_another_architecture_and_size_for_chosen_devices(tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(export_architecture("other").bundle, tmp_path / "bundle"))
     multiple = Bundle.load(bundle).manifest.sizes.multiple

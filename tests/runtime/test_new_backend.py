@@ -50,6 +50,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     module, builder = ModuleType("toy"), ModuleType("toy")
     module.__dict__.update(
         find_version=lambda name: "1.2",
+        check_machine=backends.any_machine,
         open_executor=lambda name, bundle, options: ToyExecutor(),
         engine_scope=backends.unbound_scope,
         computes_in=lambda precision: True,
