@@ -10,7 +10,6 @@ benchmarks/results/.
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -122,8 +121,7 @@ def main() -> None:
             shutil.copytree(
                 options.cache / "bundle",
                 Path(folder) / "bundle",
-                ignore=shutil.ignore_patterns("engines"),
-                copy_function=os.link,
+                ignore=shutil.ignore_patterns("engines"),  # no hard links: onnx_ir does not read weights through them
             )
             command = [sys.executable, __file__, "--child", precision, "--size", options.size]
             command += ["--cache", folder, *(["--no-check"] if options.no_check else [])]

@@ -6,7 +6,6 @@ If the build ends early, even by SIGKILL, the folder stays; it has no index of a
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -89,13 +88,13 @@ def take_finished(parent: Path, name: str, folder: Path, wanted: Mapping[str, st
 
 
 def copy_engine(engines: EngineSet, graph: str, folder: Path) -> EngineRecord:
-    """Puts a graph's engine of a complete set into the folder of a build, without copying the data if possible."""
+    """Copies a graph's engine of a complete set into the folder of a build.
+
+    Hard links would save the copy, but onnx_ir refuses weights that have several, and a killed build may leave both.
+    """
     record = engines.index.engines[graph]
     for path in engines.folder.glob(f"{graph}.*"):
-        try:
-            os.link(path, folder / path.name)
-        except OSError:  # a file system without hard links
-            shutil.copy2(path, folder / path.name)
+        shutil.copy2(path, folder / path.name)
     return record
 
 

@@ -16,7 +16,7 @@ from sparsectrl_lcm.engine import onnxruntime
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.engine_writer import SetBuild, any_size_spec, engine_record, write_set
 from sparsectrl_lcm.engine.unfinished_sets import read_finished, take_finished, unfinished_sets
-from sparsectrl_lcm.runtime.backends import choose_backend
+from sparsectrl_lcm.runtime.backends import BACKENDS, choose_backend
 from sparsectrl_lcm.runtime.errors import BackendError, InvalidRequest
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle
@@ -253,6 +253,19 @@ def test_engines_of_a_running_build_stay_with_it(bundle: Path) -> None:
         assert len(read_finished(running)) == 2
 
 
+def test_a_set_counts_only_once_it_is_complete(bundle: Path) -> None:
+    """`auto`, loading and `bench` ask the backend's record for sets."""
+    toy, record = Toy(bundle), BACKENDS["openvino"]
+    toy.stop("vae_decoder")
+    assert not record.has_engines(bundle, None)
+    assert list(record.chosen_sets(bundle, "fp32")) == []
+    toy.build()
+    assert record.has_engines(bundle, "fp32")
+    (chosen,) = record.chosen_sets(bundle, "fp32")
+    assert chosen is not None
+    assert list(chosen.index.engines) == GRAPHS
+
+
 def test_a_stopped_build_of_another_set_stays(bundle: Path) -> None:
     toy, other = Toy(bundle), bundle / "engines/openvino/.bf16-1-0123abcd"
     toy.stop("lcm_update")
@@ -289,14 +302,6 @@ def test_one_graph_of_a_complete_set_is_replaced(bundle: Path) -> None:
     newer = Toy(bundle, "2")
     assert newer.build(graphs=("unet",)).missing == ("text_encoder", "lcm_update", "vae_decoder")
     assert toy.text("unet") == "unet 1", "engines of two versions do not make a set"
-
-
-def test_without_hard_links_the_other_engines_are_copied(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_links(*_: Any) -> None:
-        raise OSError(1, "not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
-    test_one_graph_of_a_complete_set_is_replaced(bundle)
 
 
 def test_an_unknown_graph_is_refused(bundle: Path) -> None:
