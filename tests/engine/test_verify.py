@@ -15,7 +15,7 @@ from fakes.gpu_emulation import PortableGraphs, emulate
 from polygraphy.json import load_json
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.comparison import BOUNDS, EQUAL_PSNR, Difference, errors, measure, worst
-from sparsectrl_lcm.engine.engine_writer import engine_record, staged
+from sparsectrl_lcm.engine.engine_writer import SetBuild, engine_record, write_set
 from sparsectrl_lcm.engine.verify import verify as verify_module
 from sparsectrl_lcm.engine.verify.layers import MARKED, first_jump
 from sparsectrl_lcm.engine.verify.marked_graphs import Suspect
@@ -28,7 +28,7 @@ from sparsectrl_lcm.runtime.backends import Availability
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, engine_layout
-from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex, EngineSpec, graph_checksums
+from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
 from sparsectrl_lcm.runtime.format.engine_sets import EngineSet, find_set, write_index
 
 SIZE = ClipSize(width=32, height=32, frames=2)
@@ -270,21 +270,25 @@ class Transposed(PortableGraphs):
 
 def plans(bundle: Bundle) -> None:
     """Writes files that stand for plans of every graph."""
+
+    def spec(graph: str) -> EngineSpec:
+        return EngineSpec(
+            graph=graph,
+            graph_sha256=graph_checksums(bundle.manifest, graph),
+            shapes={},
+            precision="fp32",
+            flags={},
+            backend="tensorrt",
+            version="11.4",
+            device="H200",
+        )
+
+    def make(graph: str, folder: Path, report: object) -> EngineRecord:
+        (folder / f"{graph}.engine").write_bytes(b"plan")
+        return engine_record(folder / f"{graph}.engine", spec(graph), {})
+
     index = EngineIndex(backend="tensorrt", precision="fp32", size=SIZE, engines={})
-    with staged(bundle.folder, index) as folder:
-        for graph in bundle.manifest.graphs:
-            (folder / f"{graph}.engine").write_bytes(b"plan")
-            spec = EngineSpec(
-                graph=graph,
-                graph_sha256=graph_checksums(bundle.manifest, graph),
-                shapes={},
-                precision="fp32",
-                flags={},
-                backend="tensorrt",
-                version="11.4",
-                device="H200",
-            )
-            index.engines[graph] = engine_record(folder / f"{graph}.engine", spec, {})
+    write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), spec, make), BuildOptions(), lambda *_: None)
 
 
 @pytest.fixture
