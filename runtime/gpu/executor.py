@@ -17,6 +17,7 @@ from ..loop.conditioning import cache_key
 from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
 from .cuda import Cuda
+from .device_graph import DeviceGraph
 from .engine_interface import Loader
 from .program import Variant
 from .request_run import RequestRun
@@ -95,6 +96,10 @@ class GpuExecutor:
             self.close()
             raise
         self.weights = wanted
+
+    def open_graph(self, graph: str, size: ClipSize) -> DeviceGraph:
+        """Opens the engine of one graph, with buffers of its own."""
+        return DeviceGraph(self.bundle, self._loader, self._cuda, graph, size)
 
     def close(self) -> None:
         """Frees all device memory; the next request allocates it again."""
