@@ -232,6 +232,10 @@ def test_a_capture_that_ran_out_of_memory_is_not_tried_at_every_request(caplog: 
     machine.cudart.limit += GRAPH_BYTES  # as if somebody had freed it
     assert [captures_of(machine, seed) for seed in range(2)] == [3, 0]
     assert len(machine.cudart.executable) == 3
+    machine.cudart.limit += 3 * GRAPH_BYTES
+    assert captures_of(machine, 3, num_inference_steps=2) == 3
+    machine.cudart.limit = machine.cudart.used  # what was captured is proved again, however little is free
+    assert ["capture" in ask(machine, None, seed).timings for seed in range(2)] == [True, False]
     assert caplog.records == []
 
 
