@@ -10,6 +10,7 @@ from sparsectrl_lcm.runtime.gpu.captures import GraphCache
 from sparsectrl_lcm.runtime.load_options import KEPT_BYTES
 
 from .conftest import Load
+from .event_order import UNITS, fault, watch
 from .requests import LEVELS, ask, difference, keyframes, workspaces
 
 pytestmark = pytest.mark.gpu
@@ -94,3 +95,11 @@ def test_kept_conditioning_gives_the_bits_of_a_fresh_pipeline(load: Load, contro
     np.testing.assert_array_equal(second, ask(fresh, controlnet, seed=2, guidance_scale=guidance))
     ask(pipeline, controlnet, seed=2, guidance_scale=guidance, keyframes=keyframes((3, 9)))  # copies the kept one out
     np.testing.assert_array_equal(ask(pipeline, controlnet, seed=1, guidance_scale=guidance), first)
+
+
+def test_events_of_a_replay_pass_in_order(load: Load, replays: list[bool]) -> None:
+    pipeline = load()
+    rows = [watch(pipeline, "a red circle moves", seed=seed, num_inference_steps=UNITS) for seed in range(6)]
+    if pipeline.backend != "onnxruntime-cuda":  # it has no graph of the whole request
+        assert replays[3:] == [True] * 3
+    assert [fault(row) for row in rows[3:]] == [""] * 3
