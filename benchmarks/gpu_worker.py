@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ Ask = Callable[[int, Keyframes], dict[str, float]]
 
 def work(job: Job) -> None:
     """Writes a line of JSON for each result. If the process cannot go on, the last line has the reason."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for jobs in the background
     is_diffusers = isinstance(RECORDS.get(job.contender), Diffusers)
     measure = measure_diffusers if is_diffusers else measure_pipeline
     roles: dict[str, Callable[[Job], Iterable[Row]]] = {

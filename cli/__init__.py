@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from . import bench, build, doctor, export, generate, inspect, keys, serve
+from . import bench, build, doctor, export, generate, inspect, keys, serve, verify
 
 WrongUse: Any = typer.BadParameter.__base__
 """Base class of usage errors. typer does not export it, and takes it from click or from its own copy."""
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.add_typer(export.app, name="export")
 app.command()(build.build)
+app.command()(verify.verify)
 app.command()(inspect.inspect)
 app.command()(doctor.doctor)
 app.command()(bench.bench)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import BackendError, first_line
 from ..runtime.format.bundle import Bundle
 from ..runtime.format.clip_layout import ClipSize, static_shapes
+from . import comparison
 from .rewrites.attention import DECOMPOSABLE
 from .rewrites.precision import MOVES
 
@@ -28,19 +29,6 @@ _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOAT = ir.DataType.FLOAT
 
 Feeds = dict[str, NDArray[Any]]
-
-
-ERROR_BOUNDS = {
-    ("fp32", False): 1e-3,
-    ("fp32", True): 0.1,
-    ("fp16", False): 1e-2,
-    ("fp16", True): 3.0,
-    ("bf16", False): 5e-2,
-    ("bf16", True): 3.0,
-}
-"""How far an output may be from the portable graph's, by precision and whether the output is frames.
-
-Relative to the largest value; for frames the mean difference in levels."""
 
 
 def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> dict[str, float]:
@@ -77,7 +65,7 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
                 f"{graph!r} in {precision} gives NaN or infinity at {bad[0]!r}{what}",
                 "build in bf16 or fp32",
             )
-    return {name: output_error(actual[name], values) for name, values in expected.items()}
+    return comparison.errors(actual, expected)
 
 
 def round_results(model: ir.Model) -> list[ir.Value]:
@@ -231,23 +219,20 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
 
 def run_portable(path: Path, *requests: Feeds) -> list[Feeds]:
     """Returns outputs by name for each request, fp32 or uint8, without optimisations, which would undo the rounding."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_reuse = False  # planning it takes 20 s for the thousands of casts of a rounded UNet
-    options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = open_portable(path)
         names = [item.name for item in session.get_outputs()]
         return [dict(zip(names, map(np.asarray, session.run(None, feeds)), strict=True)) for feeds in requests]
     except Exception as error:  # onnxruntime raises classes of its own that share no public base
         raise BackendError("build", f"ONNX Runtime cannot check {path.name}: {first_line(error)}") from error
 
 
-def output_error(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Returns the largest difference relative to the largest value; for uint8 frames the mean difference in levels."""
-    difference = np.abs(actual.astype(np.float64) - expected)
-    if expected.dtype == np.uint8:
-        return float(difference.mean())
-    return float(difference.max() / max(np.abs(expected).max(), 1e-12))
+def open_portable(path: Path) -> Any:
+    """Opens a graph on ONNX Runtime's CPU provider exactly as it is written, without optimisations."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_reuse = False  # planning it takes 20 s for the thousands of casts of a rounded UNet
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,6 +1,6 @@
-"""Typical requests for the calibration of int8 engines."""
+"""Typical requests for the calibration of int8 engines and for `verify`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -11,6 +11,7 @@ from .cpu.executor import HostExecutor
 from .cpu.sessions import Array, Sessions
 from .errors import Cancelled
 from .format.bundle import Bundle
+from .format.clip_layout import ClipSize
 from .load_options import KEPT_BYTES
 from .request import ClipRequest, Keyframe
 
@@ -23,23 +24,44 @@ MAX_SIDE = 256
 """Pixels; keeps the calibration short. The ranges of values hardly depend on the size."""
 
 
-def run_samples(bundle: Bundle, sessions: Sessions) -> None:
-    """Runs the sample requests through `sessions`, without decoding frames."""
+def run_samples(
+    bundle: Bundle,
+    sessions: Sessions,
+    size: ClipSize | None = None,
+    on_clip: Callable[[Array], None] | None = None,
+) -> None:
+    """Runs the sample requests through `sessions`.
+
+    Args:
+        bundle: the bundle.
+        sessions: run its graphs.
+        size: of the clips; None takes `sample_size`.
+        on_clip: called with the frames of each clip, uint8 [F, H, W, 3]; without it no frames are decoded.
+    """
     executor = HostExecutor(bundle, sessions, KEPT_BYTES)
-    for request in sample_requests(bundle):
+    for request in sample_requests(bundle, size):
+        if on_clip is not None:
+            on_clip(executor.run(request, None)[0])
+            continue
         with suppress(Cancelled):
             executor.run(request, lambda done: done.stage != "denoise" or done.step < done.steps)
 
 
-def sample_requests(bundle: Bundle) -> Iterator[CheckedRequest]:
-    """Small requests: one without keyframes and one for each kind of keyframe, the last with guidance."""
+def sample_size(bundle: Bundle) -> ClipSize:
+    """The bundle's clip size, but with sides of at most `MAX_SIDE`."""
     sizes = bundle.manifest.sizes
-    height, width = (min(side, MAX_SIDE - MAX_SIDE % sizes.multiple) for side in (sizes.height, sizes.width))
+    width, height = (min(side, MAX_SIDE - MAX_SIDE % sizes.multiple) for side in (sizes.width, sizes.height))
+    return ClipSize(width=width, height=height, frames=sizes.frames)
+
+
+def sample_requests(bundle: Bundle, size: ClipSize | None = None) -> Iterator[CheckedRequest]:
+    """Requests of a size: one without keyframes and one for each kind of keyframe, the last with guidance."""
+    size = size or sample_size(bundle)
     kinds: list[str | None] = [None, *bundle.manifest.controlnets]
     for seed, kind in enumerate(kinds):
         keyframes = [
-            Keyframe(index, (picture if kind == "rgb" else scribble)(index / sizes.frames, width, height))
-            for index in sorted({0, sizes.frames // 2, sizes.frames - 1})
+            Keyframe(index, (picture if kind == "rgb" else scribble)(index / size.frames, size.width, size.height))
+            for index in sorted({0, size.frames // 2, size.frames - 1})
         ]
         request = ClipRequest(
             PROMPTS[seed % len(PROMPTS)],
@@ -48,8 +70,9 @@ def sample_requests(bundle: Bundle) -> Iterator[CheckedRequest]:
             negative_prompt="low quality, blurred",
             guidance_scale=1.5 if seed == len(kinds) - 1 else 1.0,
             seed=seed,
-            height=height,
-            width=width,
+            height=size.height,
+            width=size.width,
+            num_frames=size.frames,
         )
         yield check_request(request, bundle.manifest)
 

@@ -1,6 +1,6 @@
 """The LCM loop on a backend whose inputs and outputs are arrays in the host's memory."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -8,22 +8,22 @@ import numpy as np
 from ..checked_request import CheckedRequest
 from ..errors import BackendError
 from ..format.bundle import Bundle
+from ..format.clip_layout import ClipLayout, ClipSize, frames_decoded_at_a_time
+from ..format.manifest import Manifest
 from ..loop.conditioning import (
     Conditioning,
     ConditioningCache,
     Residuals,
     cache_key,
-    encode_prompt,
     graphs_of,
-    keyframe_feeds,
     residual_bytes,
-    residuals_at,
 )
 from ..loop.noise import TorchGenerator
 from ..loop.schedule import Schedule, lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
-from .sessions import Array, Sessions
+from .conditioning_graphs import encode_prompt, keyframe_feeds, residuals_at
+from .sessions import Array, Sessions, split_feeds
 
 DECODE_PIXELS = 256 * 256
 """Pixels that the host decodes at a time, but at least one frame; limits the decoder's memory (docs/cpu.md)."""
@@ -50,10 +50,33 @@ class HostExecutor:
         """Raises BackendError: the graphs read their weights from the bundle."""
         raise BackendError("refit", "this backend reads its weights from the bundle", "load the other bundle instead")
 
+    def open_graph(self, graph: str, size: ClipSize) -> "HostGraph":
+        """Opens one graph for clips of a size."""
+        return HostGraph(self.sessions, self.manifest, graph, size)
+
     def close(self) -> None:
         """Frees the graphs and all conditionings."""
         self.sessions.close()
         self.cache = ConditioningCache(self.cache.max_bytes)
+
+
+class HostGraph:
+    """One graph, which runs as requests run it: one prompt and one part of the frames at a time."""
+
+    def __init__(self, sessions: Sessions, manifest: Manifest, graph: str, size: ClipSize) -> None:
+        decoded = frames_decoded_at_a_time(manifest.sizes, size, DECODE_PIXELS)
+        layout = ClipLayout(manifest.sizes, size, keyframes=manifest.keyframe_slots, decoded=decoded)
+        sessions.open(graph, layout.dimensions(graph))
+        self._session = sessions.session(graph)
+        self._shapes = layout.shapes(graph, manifest.graphs[graph])
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Runs the graph; returns its outputs in order."""
+        parts = [self._session.run(part) for part in split_feeds(feeds, self._shapes)]
+        return [np.concatenate(outputs) if len(parts) > 1 else outputs[0] for outputs in zip(*parts, strict=True)]
+
+    def close(self) -> None:
+        """Does nothing: the executor keeps the graph for its requests."""
 
 
 class _Run:

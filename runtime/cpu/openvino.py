@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import BACKENDS, Availability, unbound_scope
+from ..backends import BACKENDS, Availability, any_machine, unbound_scope
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
 from ..format.clip_layout import ONE_PROMPT
@@ -19,7 +19,7 @@ from ..load_options import LoadOptions
 from ..operating_system import forget_mapped_files
 from .compiled_cache import cache_folder, trim
 from .executor import HostExecutor
-from .sessions import Array
+from .sessions import Array, split_feeds
 
 BACKEND = "openvino"
 CACHED_WITH_WEIGHTS = 256 * 1024**2
@@ -127,18 +127,8 @@ class OpenVinoSession:
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Runs the graph, several prompts one by one; returns its outputs in order."""
-        rows = {name: len(array) // self.shapes[name][0] for name, array in feeds.items() if array.ndim}
-        runs = max(rows.values())
-        if runs <= 1:
-            return self._infer(feeds)
-        parts = []
-        for index in range(runs):
-            part = {
-                name: array[index * self.shapes[name][0] :][: self.shapes[name][0]] if rows[name] == runs else array
-                for name, array in feeds.items()
-            }
-            parts.append(self._infer(part))
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+        parts = [self._infer(part) for part in split_feeds(feeds, self.shapes)]
+        return parts[0] if len(parts) == 1 else [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def _infer(self, feeds: Mapping[str, Array]) -> list[Array]:
         arrays = {
@@ -193,6 +183,7 @@ def find_version(name: str) -> str:
     return version()
 
 
+check_machine = any_machine
 engine_scope = unbound_scope
 
 

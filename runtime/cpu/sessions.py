@@ -1,6 +1,6 @@
 """The interface between the loop on the host and the libraries that run the graphs: one session per graph."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -29,3 +29,19 @@ class Sessions(Protocol):
 
     def close(self) -> None:
         """Frees all sessions."""
+
+
+def split_feeds(feeds: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, Array]]:
+    """The feeds of each run of a graph that takes these shapes, if there are several prompts or parts of a clip.
+
+    Args:
+        feeds: inputs by name. Each is in its shape, several times that long, or shorter: then it is in every run.
+        shapes: the input shapes of one run.
+    """
+    rows = {name: len(array) // shapes[name][0] for name, array in feeds.items() if array.ndim}
+    runs = max(1, *rows.values())
+    for index in range(runs):
+        yield {
+            name: array[index * shapes[name][0] :][: shapes[name][0]] if runs > 1 and rows[name] == runs else array
+            for name, array in feeds.items()
+        }

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,6 +21,12 @@ def user_cache(folder: Path, part: str) -> Path:
     """The place for data about `folder` in the user's cache; `part` names the kind of data, such as `engines`."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
     return user_cache_path("sparsectrl-lcm") / part / name
+
+
+def clear_user_cache(folder: Path) -> None:
+    """Removes everything about `folder` from the user's cache, because the folder was a temporary one."""
+    for path in user_cache_path("sparsectrl-lcm").glob(f"*/{user_cache(folder, '').name}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def first_difference(folder: Path, records: Mapping[str, FileRecord]) -> tuple[str, Difference] | None:

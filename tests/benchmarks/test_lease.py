@@ -16,7 +16,6 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import lease
-from gpu.event_order import fault
 from lease_bundle import LEFT_OUT, strip, write_weights
 from lease_report import make_report, tables
 from lease_stages import device, kernels
@@ -187,20 +186,6 @@ def test_every_stage_of_a_dry_run_ends_in_a_line(tmp_path: Path) -> None:
     tests = next(line for line in lines if line["stage"] == "tests")["rows"][-1]
     assert tests["outcomes"].keys() == {"skipped"}
     assert len(tests["skipped"]) == 1  # one clear reason
-
-
-@pytest.mark.parametrize(
-    "seen, longest, stages, expected",
-    [
-        (0.9, 0.1, 0.95, ""),
-        (0.9, 0.1, 2.0, "the stages take 2.0000 s of a request of 1.0000 s"),
-        (0.01, 0.01, 0.95, "the host saw 0.0100 s of 0.9500 s of stages: events passed too early"),
-        (0.9, 0.9, 0.95, "one wait took 0.9000 s of 0.9500 s of stages: events passed too late"),
-    ],
-)
-def test_events_out_of_order_are_told(seen: float, longest: float, stages: float, expected: str) -> None:
-    row = {"wall_s": 1.0, "stages_s": stages, "seen_s": seen, "longest_wait_s": longest}
-    assert fault(row) == expected
 
 
 def test_the_modules_of_all_needed_packages_are_here() -> None:

@@ -12,7 +12,8 @@ from conftest import Exported
 from pictures import pictures
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
-from sparsectrl_lcm.engine.check import output_error, random_inputs, run_portable
+from sparsectrl_lcm.engine.check import random_inputs, run_portable
+from sparsectrl_lcm.engine.comparison import measure
 from sparsectrl_lcm.engine.onnxruntime import fuse_spatial_attention
 from sparsectrl_lcm.engine.rewrites.attention import is_spatial_self_attention
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
@@ -66,8 +67,8 @@ def test_an_attention_keeps_its_scale(tmp_path: Path) -> None:
         run_portable(folder / name, feeds) for name in ("changed.onnx", "unet.onnx", "fused.onnx")
     )
     for name, values in expected.items():
-        assert output_error(other[name], values) > 1e-3
-        assert output_error(actual[name], values) < 1e-5
+        assert measure(other[name], values).largest > 1e-3
+        assert measure(actual[name], values).largest < 1e-5
 
 
 @pytest.mark.parametrize("guidance", [1, 2])

@@ -14,6 +14,7 @@ from conftest import export_architecture
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.rewrites.typed_graph import typed_graph, weight_table, write_typed
+from sparsectrl_lcm.engine.unfinished_sets import read_finished, unfinished_sets
 from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
@@ -99,6 +100,7 @@ def test_every_graph_of_the_demo_bundle_is_built_in_fp32(
     assert engines.index.engines["unet"].key[:12] in shown
 
 
+@pytest.mark.slow
 def test_another_architecture_and_size_for_chosen_devices(tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(export_architecture("other").bundle, tmp_path / "bundle"))
     multiple = Bundle.load(bundle).manifest.sizes.multiple
@@ -117,7 +119,7 @@ def test_another_architecture_and_size_for_chosen_devices(tmp_path: Path) -> Non
     assert index.engines["unet"].key != index.engines["text_encoder"].key
 
 
-def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
+def test_ctrl_c_stops_a_build_and_keeps_the_finished_engines(demo: Path) -> None:
     folder = demo / "engines" / BACKEND
     handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
     main = f"{handler}; from sparsectrl_lcm.cli import main; main()"
@@ -131,7 +133,14 @@ def test_ctrl_c_stops_a_build_and_leaves_nothing(demo: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert list(folder.iterdir()) == []
+    ((name, graphs, _),) = unfinished_sets(demo, BACKEND)
+    assert (name, graphs) == (
+        "128x128x16-fp16",
+        ["text_encoder", "vae_encoder", "controlnet_scribble", "controlnet_rgb"],
+    )
+    (left,) = folder.iterdir()
+    assert {path.name for path in left.iterdir()} == {*(f"{graph}.engine" for graph in graphs), "finished.json"}
+    assert find_set(demo, BACKEND, name) is None
 
 
 def test_a_set_is_replaced_whole(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +158,9 @@ def test_a_set_is_replaced_whole(built: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(BackendError, match="tensorrt-rtx .* cannot build 'vae_decoder'"):
         build(built, BACKEND, BuildOptions(**SMALL.model_dump(), check=False))
     assert index.read_text() == before
-    assert [path.name for path in (built / "engines" / BACKEND).iterdir()] == [f"{SMALL}-fp16"]
+    unfinished, kept = sorted((built / "engines" / BACKEND).iterdir())
+    assert kept.name == f"{SMALL}-fp16"
+    assert list(read_finished(unfinished)) == list(Bundle.load(built).manifest.graphs)[:6]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from sparsectrl_lcm.runtime.gpu.captures import GraphCache
 from sparsectrl_lcm.runtime.load_options import KEPT_BYTES
 
 from .conftest import Load
-from .event_order import UNITS, fault, watch
-from .requests import LEVELS, ask, difference, keyframes, workspaces
+from .requests import LEVELS, ask, assert_same, difference, keyframes, workspaces
 
 pytestmark = pytest.mark.gpu
 
@@ -72,7 +71,7 @@ def test_a_replayed_graph_gives_the_bits_of_plain_runs(
     others += [ask(plain, controlnet, num_inference_steps=steps, guidance_scale=guidance) for _ in range(2)]
     assert replays[4:] == [False, False]
     for other in others:
-        np.testing.assert_array_equal(other, first)
+        assert_same(pipeline, other, first)
 
 
 def test_two_variants_that_take_turns_keep_apart(load: Load, replays: list[bool]) -> None:
@@ -81,7 +80,7 @@ def test_two_variants_that_take_turns_keep_apart(load: Load, replays: list[bool]
     first = [ask(pipeline, **each) for each in options]
     for _ in range(2):
         for each, expected in zip(options, first, strict=True):
-            np.testing.assert_array_equal(ask(pipeline, **each), expected)
+            assert_same(pipeline, ask(pipeline, **each), expected)
     assert not np.array_equal(first[0], first[1])
 
 
@@ -92,14 +91,6 @@ def test_kept_conditioning_gives_the_bits_of_a_fresh_pipeline(load: Load, contro
     first = ask(pipeline, controlnet, seed=1, guidance_scale=guidance)
     second = ask(pipeline, controlnet, seed=2, guidance_scale=guidance)
     assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(second, ask(fresh, controlnet, seed=2, guidance_scale=guidance))
+    assert_same(pipeline, second, ask(fresh, controlnet, seed=2, guidance_scale=guidance))
     ask(pipeline, controlnet, seed=2, guidance_scale=guidance, keyframes=keyframes((3, 9)))  # copies the kept one out
-    np.testing.assert_array_equal(ask(pipeline, controlnet, seed=1, guidance_scale=guidance), first)
-
-
-def test_events_of_a_replay_pass_in_order(load: Load, replays: list[bool]) -> None:
-    pipeline = load()
-    rows = [watch(pipeline, "a red circle moves", seed=seed, num_inference_steps=UNITS) for seed in range(6)]
-    if pipeline.backend != "onnxruntime-cuda":  # it has no graph of the whole request
-        assert replays[3:] == [True] * 3
-    assert [fault(row) for row in rows[3:]] == [""] * 3
+    assert_same(pipeline, ask(pipeline, controlnet, seed=1, guidance_scale=guidance), first)

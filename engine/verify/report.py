@@ -1,0 +1,114 @@
+"""The result of a comparison: one row for each graph, and for whole clips, by runner."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ...runtime.errors import BackendError
+from ..comparison import BOUNDS, Difference, measure, worst
+from .layers import Jump
+from .saved_results import PORTABLE, EngineRun, SavedResults
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One graph on one runner.
+
+    Attributes:
+        graph: its name, or `clip` for whole clips.
+        runner: `runtime` (this project's loader and buffers), `library` (the backend's library alone), or, for clips,
+            how they ran.
+        runs: number of compared runs.
+        precision: whose bounds hold.
+        outputs: the worst difference of each output over all runs.
+        exceeded: the measures that are out of bounds, by output.
+        worst_run: the run with the largest error.
+    """
+
+    graph: str
+    runner: str
+    runs: int
+    precision: str
+    outputs: dict[str, Difference]
+    exceeded: dict[str, tuple[str, ...]]
+    worst_run: int
+
+    @property
+    def output(self) -> str:
+        """The output with the largest error; one that is out of bounds comes first."""
+        return max(self.outputs, key=lambda name: (len(self.exceeded.get(name, ())), self.outputs[name].error))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All rows, and what they hold for.
+
+    Attributes:
+        run: the backend, its version, device and precision.
+        size: of the clips.
+        rows: by graph and runner.
+        missing: graphs whose run was interrupted.
+        jumps: for each graph that failed, the first tensor whose error jumps; None if there is no such tensor.
+    """
+
+    run: EngineRun
+    size: str
+    rows: tuple[Row, ...]
+    missing: tuple[str, ...] = ()
+    jumps: dict[str, Jump | None] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything was compared and is within bounds."""
+        return not self.missing and not any(row.exceeded for row in self.rows)
+
+    @property
+    def failed_graphs(self) -> tuple[str, ...]:
+        """The graphs and clips that are out of bounds."""
+        return tuple(dict.fromkeys(row.graph for row in self.rows if row.exceeded))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "passed": self.passed,
+            "size": self.size,
+            **self.run.model_dump(mode="json", exclude={"runners"}),
+            "rows": [asdict(row) for row in self.rows],
+            "missing": list(self.missing),
+            "jumps": {graph: jump and asdict(jump) for graph, jump in self.jumps.items()},
+        }
+
+
+def judge(results: SavedResults, graphs: Sequence[str]) -> Report:
+    """Compares the saved outputs of a backend with those of the portable graphs.
+
+    Args:
+        results: the saved results; a backend has run.
+        graphs: the graphs to judge, and `clip`.
+
+    Raises:
+        BackendError: outputs cannot be read, or there are no bounds for a precision.
+    """
+    run = results.header.run
+    assert run is not None
+    rows = [_row(results, run, graph, runner) for graph in graphs for runner in run.runners.get(graph, ())]
+    missing = tuple(graph for graph in graphs if graph not in run.runners)
+    return Report(run, str(results.header.size), tuple(rows), missing)
+
+
+def _row(results: SavedResults, run: EngineRun, graph: str, runner: str) -> Row:
+    precision = run.precisions.get(graph, run.precision)
+    if precision not in BOUNDS:
+        raise BackendError("verify", f"there are no bounds for {precision}")
+    found: dict[str, list[Difference]] = {}
+    runs = results.header.runs[graph]
+    for index in range(runs):
+        expected = results.outputs(graph, PORTABLE, index)
+        actual = results.outputs(graph, runner, index)
+        for name, values in expected.items():
+            found.setdefault(name, []).append(measure(actual[name], values))
+    outputs = {name: worst(differences) for name, differences in found.items()}
+    exceeded = {name: BOUNDS[precision].exceeded(difference) for name, difference in outputs.items()}
+    exceeded = {name: measures for name, measures in exceeded.items() if measures}
+    worst_run = max(range(runs), key=lambda index: max(differences[index].error for differences in found.values()))
+    return Row(graph, runner, runs, precision, outputs, exceeded, worst_run)

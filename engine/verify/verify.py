@@ -1,0 +1,267 @@
+"""Compares a backend's engines with the portable graphs on real requests: the entry point of `verify`."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+
+from ...runtime.backends import BACKENDS, Executor, availability, choose_backend, find_backend, open_executor
+from ...runtime.errors import BackendError, InvalidRequest, OutputError, reason_of
+from ...runtime.example_requests import sample_requests, sample_size
+from ...runtime.format.bundle import Bundle
+from ...runtime.format.clip_layout import ClipSize
+from ...runtime.format.engine_keys import graph_checksums
+from ...runtime.format.engine_sets import EngineSet, parse_set_name, set_names
+from ...runtime.gpu.device import probe
+from ...runtime.load_options import LoadOptions
+from ..build import check_size
+from .layers import first_jump
+from .marked_graphs import Suspect
+from .recording import record
+from .report import Report, judge
+from .runners import LIBRARY, RUNTIME, RuntimeRunner, portable_runner, quiet, run
+from .saved_results import CLIP, PORTABLE, EngineRun, Header, SavedResults
+
+PLAIN, REPLAYED = "plain", "replayed"
+"""How whole clips run: engine by engine, or as one CUDA graph."""
+
+OnProgress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """What to compare.
+
+    Attributes:
+        backend: a name of `BACKENDS`; None takes that of the loaded results, or the one that requests would take.
+        precision: of the engines; None takes the first that was built.
+        width, height: of the clips; None takes a size that engines were built for.
+        graphs: the graphs to compare; empty for all, and whole clips.
+        layers: whether to find the first tensor whose error jumps, in each graph that is out of bounds.
+        save: a folder for inputs and outputs; new or empty.
+        load: a folder that an earlier run saved.
+    """
+
+    backend: str | None = None
+    precision: str | None = None
+    width: int | None = None
+    height: int | None = None
+    graphs: tuple[str, ...] = ()
+    layers: bool = False
+    save: Path | None = None
+    load: Path | None = None
+
+
+@quiet()
+def verify(bundle: Bundle, options: VerifyOptions, on_progress: OnProgress = lambda text, fraction: None) -> Report:
+    """Compares engines with the portable graphs.
+
+    Args:
+        bundle: the bundle.
+        options: what to compare.
+        on_progress: called with the current step and the fraction that is done, 0 to 1.
+
+    Raises:
+        InvalidRequest: an option is not allowed.
+        BackendError: the backend cannot run here, or results cannot be loaded.
+        OutputError: results cannot be saved.
+    """
+    loaded = None if options.load is None else SavedResults.load(options.load, bundle)
+    wanted = _wanted(bundle, options, loaded)
+    if loaded is not None and _answers(loaded, options):
+        if options.save is not None:
+            raise InvalidRequest("save", "the loaded folder has these results already", "leave --save out")
+        report = judge(loaded, wanted)
+        return _with_layers(bundle, loaded, report, on_progress) if options.layers else report
+    comparison = _Comparison(bundle, options, loaded)
+    with _folder(options.save) as folder:
+        return comparison.run(folder, wanted, on_progress)
+
+
+class _Comparison:
+    """The run of one backend."""
+
+    def __init__(self, bundle: Bundle, options: VerifyOptions, loaded: SavedResults | None) -> None:
+        self.bundle = bundle
+        self.options = options
+        self.loaded = loaded
+        backend = options.backend or choose_backend(bundle, LoadOptions(precision=options.precision))
+        self.record = find_backend(backend)
+        found = availability(backend)
+        if found.error is not None:
+            raise found.error
+        self.version = found.version or ""
+        self.size = loaded.header.size if loaded is not None else _size(bundle, backend, options)
+        self.engines = self._engines()
+        self.load_options = LoadOptions(precision=self.engines.index.precision if self.engines else options.precision)
+
+    def _engines(self) -> EngineSet | None:
+        """The engines that requests of the size take; None for the portable graphs."""
+        folder, precision = self.bundle.folder, self.options.precision
+        found = next(self.record.chosen_sets(folder, precision, self.size), None)
+        if found is None and not (self.record.portable and precision in (None, "fp32")):
+            self.record.engine_set(folder, precision or self.record.precisions[0], self.size)  # names the command
+        return found
+
+    def run(self, folder: Path, wanted: Sequence[str], on_progress: OnProgress) -> Report:
+        """Records or copies the requests, runs everything that is missing, and judges."""
+        steps, done = 2 * len(wanted) + 1, 0
+
+        def report_step(text: str) -> None:
+            nonlocal done
+            on_progress(text, done / steps)
+            done += 1
+
+        report_step("recording requests")
+        graphs = [graph for graph in wanted if graph != CLIP]
+        if self.loaded is not None:
+            results = self.loaded.copy_recording(folder, wanted)
+        else:
+            checksums = {graph: graph_checksums(self.bundle.manifest, graph) for graph in graphs}
+            results = SavedResults(folder, Header(size=self.size, graphs=checksums))
+            record(self.bundle, results, graphs, clips=CLIP in wanted)
+        for graph in graphs:
+            report_step(f"{graph}: portable graph")
+            if not results.has(graph, PORTABLE):
+                run(portable_runner(self.bundle, graph), results, graph)
+        results.update(run=self._run_record(graphs))
+        executor = open_executor(self.bundle, self.record.name, self.load_options)
+        try:
+            for graph in graphs:
+                report_step(f"{graph}: {self.record.name}")
+                if results.header.runs[graph]:
+                    self._run_graph(executor, results, graph)
+                else:  # such as the VAE's encoder of a bundle that takes no pictures
+                    _finish(results, graph, (), (f"{graph} was not compared: no request runs it",))
+            if CLIP in wanted:
+                report_step("whole clips")
+                self._run_clips(executor, results)
+        finally:
+            executor.close()
+        report = judge(results, wanted)
+        return _with_layers(self.bundle, results, report, on_progress) if self.options.layers else report
+
+    def _run_record(self, graphs: Sequence[str]) -> EngineRun:
+        precision = self.engines.index.precision if self.engines else "fp32"
+        built = self.engines.index.engines if self.engines else {}
+        return EngineRun(
+            backend=self.record.name,
+            version=self.version,
+            device=str(probe()) if self.record.on_gpu else "CPU",
+            precision=precision,
+            precisions={graph: precision if graph in built else "fp32" for graph in graphs},
+        )
+
+    def _run_graph(self, executor: Executor, results: SavedResults, graph: str) -> None:
+        """Runs a graph through this runtime, and if possible through the library alone."""
+        opened = RuntimeRunner(lambda: executor.open_graph(graph, self.size), self.bundle.graph(graph))
+        run(opened, results, graph)
+        runners: tuple[str, ...] = (RUNTIME,)
+        notes: tuple[str, ...] = ()
+        if self.record.library_runner is not None and self.engines is not None:
+            try:
+                module = import_module(f"..{self.record.library_runner}", __package__)
+                run(module.library_runner(self.bundle, self.engines, graph, self.size, LIBRARY), results, graph)
+                runners = (RUNTIME, LIBRARY)
+            except BackendError as error:
+                notes = (f"{graph} did not run on the library alone: {error.reason}",)
+        _finish(results, graph, runners, notes)
+
+    def _run_clips(self, executor: Executor, results: SavedResults) -> None:
+        """Runs whole requests; on a backend with CUDA graphs, with and without them."""
+        requests = list(sample_requests(self.bundle, self.size))
+
+        def run_all(executor: Executor, way: str) -> str:
+            for index, request in enumerate(requests):
+                if way == REPLAYED:  # the first request with the same engine runs is captured
+                    other = replace(request, prompt=f"{request.prompt}, at night", seed=request.seed + len(requests))
+                    executor.run(other, None)
+                results.write_outputs(CLIP, way, index, {"frames": executor.run(request, None)[0]})
+            return way
+
+        if "cuda_graphs" not in self.record.load_options:
+            _finish(results, CLIP, (run_all(executor, PLAIN),))
+            return
+        ways = [run_all(executor, REPLAYED)]
+        executor.close()  # its memory is needed
+        plain = open_executor(self.bundle, self.record.name, replace(self.load_options, cuda_graphs=False))
+        try:
+            ways.insert(0, run_all(plain, PLAIN))
+        finally:
+            plain.close()
+        _finish(results, CLIP, tuple(ways))
+
+
+def _finish(results: SavedResults, graph: str, runners: tuple[str, ...], notes: tuple[str, ...] = ()) -> None:
+    """Records in the header that a graph has run."""
+    done = results.header.run
+    assert done is not None
+    changes = {"runners": {**done.runners, graph: runners}, "notes": (*done.notes, *notes)}
+    results.update(run=done.model_copy(update=changes))
+
+
+def _with_layers(bundle: Bundle, results: SavedResults, report: Report, on_progress: OnProgress) -> Report:
+    """Adds the first tensor whose error jumps to each graph that is out of bounds."""
+    backend, jumps = BACKENDS[report.run.backend], {}
+    failed = [row for row in report.rows if row.exceeded and row.runner == RUNTIME]
+    for row in failed:
+        on_progress(f"{row.graph}: looking for the first wrong tensor", 1.0)
+        engines = next(backend.chosen_sets(bundle.folder, report.run.precision, results.header.size), None)
+        feeds = results.inputs(row.graph, row.worst_run)
+        jumps[row.graph] = first_jump(
+            Suspect(bundle, backend.name, row.precision, results.header.size, engines, row.graph, feeds)
+        )
+    return replace(report, jumps=jumps)
+
+
+def _wanted(bundle: Bundle, options: VerifyOptions, loaded: SavedResults | None) -> list[str]:
+    """The graphs to compare, in the bundle's order, and `clip`."""
+    known = list(bundle.manifest.graphs if loaded is None else loaded.header.runs)
+    for graph in options.graphs:
+        if graph not in known:
+            what = "is not in this bundle" if loaded is None else "was not saved"
+            raise InvalidRequest("graph", f"{graph!r} {what}", f"allowed are {', '.join(known)}")
+    if options.graphs:
+        return [graph for graph in known if graph in options.graphs]
+    return [*known, CLIP] if loaded is None else known
+
+
+def _answers(loaded: SavedResults, options: VerifyOptions) -> bool:
+    """Whether the loaded results are those of the backend and precision asked for."""
+    run = loaded.header.run
+    if (options.width, options.height) not in ((None, None), (loaded.header.size.width, loaded.header.size.height)):
+        raise InvalidRequest("size", f"the loaded results are of {loaded.header.size}", "leave --size out")
+    return run is not None and options.backend in (None, run.backend) and options.precision in (None, run.precision)
+
+
+def _size(bundle: Bundle, backend: str, options: VerifyOptions) -> ClipSize:
+    """The size to compare: one that engines were built for, or else a small one."""
+    default = sample_size(bundle)
+    if options.width is not None and options.height is not None:
+        default = ClipSize(width=options.width, height=options.height, frames=default.frames)
+        check_size(bundle.manifest, default)
+    built = [of for of, _ in map(parse_set_name, set_names(bundle.folder, backend)) if of is not None]
+    if options.width is not None:
+        built = [of for of in built if (of.width, of.height) == (default.width, default.height)]
+    sizes = bundle.manifest.sizes
+    usual = ClipSize(width=sizes.width, height=sizes.height, frames=sizes.frames)
+    return next((of for of in (default, usual, *built) if of in built), default)
+
+
+@contextmanager
+def _folder(save: Path | None) -> Iterator[Path]:
+    """The folder to save in, or a temporary one."""
+    if save is None:
+        with tempfile.TemporaryDirectory(prefix="sparsectrl-lcm-") as folder:
+            yield Path(folder)
+        return
+    try:
+        save.mkdir(parents=True, exist_ok=True)
+        full = any(save.iterdir())
+    except OSError as error:
+        raise OutputError("save", f"{str(save)!r} cannot be written: {reason_of(error)}") from None
+    if full:
+        raise OutputError("save", f"{str(save)!r} is not empty", "name a new folder")
+    yield save

@@ -1,0 +1,415 @@
+"""Engines against the portable graphs: recorded requests, faults that are put into engines, judging saved results."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from fakes.gpu_emulation import PortableGraphs, emulate
+from polygraphy.json import load_json
+from sparsectrl_lcm.engine.build import build
+from sparsectrl_lcm.engine.comparison import BOUNDS, EQUAL_PSNR, Difference, errors, measure, worst
+from sparsectrl_lcm.engine.engine_writer import SetBuild, engine_record, write_set
+from sparsectrl_lcm.engine.verify import verify as verify_module
+from sparsectrl_lcm.engine.verify.layers import MARKED, first_jump
+from sparsectrl_lcm.engine.verify.marked_graphs import Suspect
+from sparsectrl_lcm.engine.verify.report import Report
+from sparsectrl_lcm.engine.verify.runners import RuntimeRunner
+from sparsectrl_lcm.engine.verify.saved_results import SavedResults
+from sparsectrl_lcm.engine.verify.verify import VerifyOptions, verify
+from sparsectrl_lcm.runtime import BackendError, InvalidRequest
+from sparsectrl_lcm.runtime.backends import Availability
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, engine_layout
+from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
+from sparsectrl_lcm.runtime.format.engine_sets import EngineSet, find_set, write_index
+
+SIZE = ClipSize(width=32, height=32, frames=2)
+PROMPTS, STEPS = 4, 4
+"""Three requests, one of them with a negative prompt; steps of each."""
+
+
+def small_bundle(folder: Path) -> Path:
+    """A copy of the demo bundle whose clips have two frames of 32x32."""
+    shutil.copytree(demo_bundle(), folder, ignore=shutil.ignore_patterns("engines"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sizes"] |= dict(SIZE)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = small_bundle(tmp_path_factory.mktemp("verify") / "bundle")
+    build(folder, "onnxruntime")
+    return Bundle.load(folder)
+
+
+@pytest.fixture(scope="module")
+def saved(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """All results of ONNX Runtime's engines, and their report."""
+    folder = tmp_path_factory.mktemp("saved") / "results"
+    return folder, verify(bundle, VerifyOptions("onnxruntime", save=folder))
+
+
+def copy_of(bundle: Bundle, folder: Path) -> Bundle:
+    return Bundle.load(Path(shutil.copytree(bundle.folder, folder)))
+
+
+# Measures
+
+
+def test_measures_of_arrays() -> None:
+    expected = np.zeros(1000, np.float32)
+    expected[0] = 4
+    actual = expected.copy()
+    actual[1:6] = 2  # five of 1000 values, so the 99% quantile does not see them
+    found = measure(actual, expected)
+    assert found == Difference(0.5, 0.0, pytest.approx(4 / np.sqrt(16 + 5 * 4)))
+    assert found.error == 0.5
+    actual[1:21] = 1
+    assert measure(actual, expected).quantile == 0.25
+    assert measure(expected * 0, expected * 0) == Difference(0.0, 0.0, 1.0)
+    assert errors({"a": actual}, {"a": expected}) == {"a": 0.25 if actual[1:6].max() == 1 else 0.5}
+
+
+def test_measures_of_frames() -> None:
+    expected = np.full((2, 8, 8, 3), 100, np.uint8)
+    actual = expected.copy()
+    actual[0] += 10
+    found = measure(actual, expected)
+    assert found.levels == found.error == 5
+    assert found.psnr == pytest.approx(10 * np.log10(255**2 / 50))
+    assert measure(expected, expected).psnr == EQUAL_PSNR
+    assert BOUNDS["fp32"].exceeded(found) == ("levels", "psnr")
+    assert BOUNDS["fp32"].exceeded(measure(expected, expected)) == ()
+
+
+@pytest.mark.parametrize("wrong", [np.full(3, np.nan, np.float32), np.zeros(4, np.float32)])
+def test_a_wrong_shape_or_nan_is_out_of_every_bound(wrong: np.ndarray) -> None:
+    found = measure(wrong, np.ones(3, np.float32))
+    assert BOUNDS["int8"].exceeded(found) == ("largest", "quantile", "cosine")
+    assert worst([measure(np.ones(3), np.ones(3)), found]) == found
+
+
+# Requests
+
+
+def test_requests_are_recorded_as_engines_take_them(bundle: Bundle, saved: tuple[Path, Report]) -> None:
+    results = SavedResults.load(saved[0], bundle)
+    runs, layout = results.header.runs, engine_layout(bundle.manifest, SIZE)
+    expected = {"text_encoder": PROMPTS, "unet": PROMPTS * STEPS, "lcm_update": 3 * STEPS, "vae_decoder": 3, "clip": 3}
+    assert runs.items() >= expected.items()
+    assert runs["controlnet_scribble"] + runs["controlnet_rgb"] == 3 * STEPS
+    for graph, record in bundle.manifest.graphs.items():
+        shapes = layout.shapes(graph, record)
+        for item in record.inputs:
+            values = results.inputs(graph, runs[graph] - 1)[item.name]
+            assert (values.shape, values.dtype) == (shapes[item.name], item.dtype), item
+    steps = [results.inputs("unet", index) for index in range(STEPS)]  # the first request, without keyframes
+    assert sorted((float(step["timestep"][0]) for step in steps), reverse=True) == [
+        float(step["timestep"][0]) for step in steps
+    ]
+    assert not any(step["mid_residual"].any() for step in steps)
+    assert results.inputs("unet", STEPS)["mid_residual"].any()
+    assert results.inputs("controlnet_rgb", 0)["conditioning_mask"].tolist() == [1, 1, 0, 0], "an empty slot"
+    assert "openvino" not in str(load_json(str(saved[0] / "unet/inputs/0000000000.json")).keys())
+
+
+def test_polygraphy_takes_saved_inputs_and_outputs(bundle: Bundle, saved: tuple[Path, Report]) -> None:
+    program = Path(sys.executable).with_name("polygraphy")
+    graph = bundle.folder / bundle.graph("lcm_update").path
+    folder = saved[0] / "lcm_update"
+    files = ["--load-inputs", folder / "inputs", "--load-outputs", folder / "runtime"]
+    command = [sys.executable, program, "run", graph, "--onnxrt", *files]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{3 * STEPS}" in result.stdout
+    assert "PASSED" in result.stdout
+
+
+# Comparisons
+
+
+def test_engines_pass(bundle: Bundle, saved: tuple[Path, Report]) -> None:
+    report = saved[1]
+    assert report.passed
+    assert {row.graph for row in report.rows} == {*bundle.manifest.graphs, "clip"}
+    assert {row.precision for row in report.rows} == {"fp32"}
+    assert 0 < max(row.outputs[row.output].largest for row in report.rows) < 1e-5
+
+
+def test_another_backend_takes_the_requests_and_is_judged_where_it_is_missing(
+    bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path
+) -> None:
+    """Judged in another process, in which OpenVINO cannot be imported."""
+    graphs = ("lcm_update", "vae_encoder")
+    report = verify(bundle, VerifyOptions("openvino", graphs=graphs, load=saved[0], save=tmp_path / "results"))
+    assert (report.run.backend, report.run.precision, report.passed) == ("openvino", "fp32", True)
+    assert [row.graph for row in report.rows] == ["vae_encoder", "lcm_update"]
+    hidden = "import sys; sys.modules.update(dict.fromkeys(('openvino', 'torch', 'cuda')))"
+    code = f"{hidden}\nfrom sparsectrl_lcm.cli import main; main()"
+    words = ["verify", bundle.folder, "--load", tmp_path / "results", "--json", *(f"--graph={name}" for name in graphs)]
+    result = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == json.loads(json.dumps(report.as_dict()))
+
+
+def change(engines: EngineSet, graph: str, edit: Any) -> None:
+    """Changes the ONNX file of an engine, and its checksum in the index."""
+    path = engines.folder / engines.index.engines[graph].path
+    model = ir.load(path)
+    edit(model.graph)
+    ir.save(model, path)
+    record = engines.index.engines[graph]
+    beside = [engines.folder / name for name in record.files if name != record.path]
+    record = engine_record(path, record.spec, {}, *beside)
+    write_index(engines.folder, engines.index.model_copy(update={"engines": {**engines.index.engines, graph: record}}))
+
+
+def engines_of(bundle: Bundle, backend: str) -> EngineSet:
+    engines = find_set(bundle.folder, backend, "fp32")
+    assert engines is not None
+    return engines
+
+
+def transpose(name: str) -> Any:
+    """Swaps height and width of a graph's input."""
+
+    def edit(graph: ir.Graph) -> None:
+        value = next(value for value in graph.inputs if value.name == name)
+        users = list(value.uses())
+        turned = ir.node("Transpose", [value], {"perm": [0, 1, 3, 2]}, name="turned")
+        turned.outputs[0].name = "turned"
+        graph.insert_before(graph[0], turned)
+        for use in users:
+            use.node.replace_input_with(use.idx, turned.outputs[0])
+
+    return edit
+
+
+def scale(name: str, factor: float) -> Any:
+    """Multiplies a weight."""
+
+    def edit(graph: ir.Graph) -> None:
+        weight = graph.initializers[name]
+        assert weight.const_value is not None
+        weight.const_value = ir.Tensor(weight.const_value.numpy() * np.float32(factor), name=name)
+
+    return edit
+
+
+def test_a_transposed_residual_is_found(bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path) -> None:
+    """The sum of the residual is computed early, but its result is used hundreds of nodes later."""
+    wrong = copy_of(bundle, tmp_path / "bundle")
+    change(engines_of(wrong, "onnxruntime"), "unet", transpose("down_residual_2"))
+    recording = Path(shutil.copytree(saved[0], tmp_path / "recording", ignore=shutil.ignore_patterns("runtime")))
+    SavedResults.load(recording, bundle).update(run=None)
+    report = verify(wrong, VerifyOptions("onnxruntime", graphs=("unet",), layers=True, load=recording))
+    assert report.failed_graphs == ("unet",)
+    jump = report.jumps["unet"]
+    assert jump is not None
+    assert (jump.operator, jump.takes) == ("Add", ("down_residual_2",))
+    assert jump.before < 1e-4
+    assert jump.error > 1e-2
+
+
+def test_a_changed_weight_is_found(bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path) -> None:
+    weight = "encoder.mid_block.resnets.0.conv1.weight"
+    wrong = copy_of(bundle, tmp_path / "bundle")
+    left = [graph for graph in wrong.manifest.graphs if graph != "vae_encoder"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparsectrl_lcm.engine.openvino.IN_FP32", left)
+        build(wrong, "openvino", BuildOptions(precision="fp32", check=False))
+    change(engines_of(wrong, "openvino"), "vae_encoder", scale(weight, 1.3))
+    report = verify(wrong, VerifyOptions("openvino", graphs=("vae_encoder",), layers=True, load=saved[0]))
+    jump = report.jumps["vae_encoder"]
+    assert jump is not None
+    assert jump.operator == "Conv"
+    assert weight in jump.takes
+    assert jump.before < 1e-4
+    assert jump.error > 0.1
+
+
+def test_a_fault_that_outputs_hide_is_told_apart(
+    bundle: Bundle, saved: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is wrong with the engine once tensors are outputs: as if a compiler had fused wrongly."""
+    feeds = SavedResults.load(saved[0], bundle).inputs("lcm_update", 0)
+    asked: list[list[str]] = []
+
+    def right(suspect: Suspect, names: list[str]) -> dict[str, float]:
+        asked.append(names)
+        return dict.fromkeys(names, 1e-7)
+
+    monkeypatch.setattr("sparsectrl_lcm.engine.verify.layers.tensor_errors", right)
+    assert first_jump(Suspect(bundle, "onnxruntime", "fp32", SIZE, None, "unet", feeds)) is None
+    (names,) = asked
+    assert len(names) == MARKED
+    assert names[-1] == "conv2d_49", "the last convolution"
+
+
+# On a GPU: emulated
+
+
+class Transposed(PortableGraphs):
+    """Computes with the portable graphs, except that a residual reaches the UNet transposed."""
+
+    def __call__(self, graph: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if graph == "unet":
+            feeds = {**feeds, "mid_residual": feeds["mid_residual"] * 3}
+        return super().__call__(graph, feeds)
+
+
+def plans(bundle: Bundle) -> None:
+    """Writes files that stand for plans of every graph."""
+
+    def spec(graph: str) -> EngineSpec:
+        return EngineSpec(
+            graph=graph,
+            graph_sha256=graph_checksums(bundle.manifest, graph),
+            shapes={},
+            precision="fp32",
+            flags={},
+            backend="tensorrt",
+            version="11.4",
+            device="H200",
+        )
+
+    def make(graph: str, folder: Path, report: object) -> EngineRecord:
+        (folder / f"{graph}.engine").write_bytes(b"plan")
+        return engine_record(folder / f"{graph}.engine", spec(graph), {})
+
+    index = EngineIndex(backend="tensorrt", precision="fp32", size=SIZE, engines={})
+    write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), spec, make), BuildOptions(), lambda *_: None)
+
+
+@pytest.fixture
+def emulated(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A bundle with plans for TensorRT, on an emulated device that computes with the portable graphs."""
+    copy = copy_of(bundle, tmp_path / "bundle")
+    plans(copy)
+    monkeypatch.setattr(verify_module, "availability", lambda name: Availability(name, "11.4"))
+    monkeypatch.setattr(verify_module, "probe", lambda: "H200")
+    use(monkeypatch, PortableGraphs(copy))
+    return copy
+
+
+def use(monkeypatch: pytest.MonkeyPatch, compute: PortableGraphs) -> None:
+    monkeypatch.setattr(verify_module, "open_executor", lambda bundle, *_: emulate(bundle, compute).executor)
+
+
+def test_a_fault_of_this_runtime_is_told_from_one_of_the_plan(
+    emulated: Bundle, saved: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = emulate(emulated, PortableGraphs(emulated)).executor
+    use(monkeypatch, Transposed(emulated))
+
+    def library(bundle: Bundle, engines: EngineSet, graph: str, size: ClipSize, name: str) -> RuntimeRunner:
+        runner = RuntimeRunner(lambda: right.open_graph(graph, size), bundle.graph(graph))
+        runner.name = name
+        return runner
+
+    monkeypatch.setattr("sparsectrl_lcm.engine.tensorrt.plan_runner.library_runner", library)
+    report = verify(emulated, VerifyOptions("tensorrt", load=saved[0], graphs=("unet", "lcm_update")))
+    verdicts = {(row.graph, row.runner): bool(row.exceeded) for row in report.rows}
+    assert verdicts == {
+        ("unet", "runtime"): True,
+        ("unet", "library"): False,
+        ("lcm_update", "runtime"): False,
+        ("lcm_update", "library"): False,
+    }
+
+
+def test_a_library_that_cannot_run_alone_is_a_note(emulated: Bundle, saved: tuple[Path, Report]) -> None:
+    report = verify(emulated, VerifyOptions("tensorrt", load=saved[0], graphs=("lcm_update",)))
+    assert report.passed
+    (note,) = report.run.notes
+    assert note == "lcm_update did not run on the library alone: tensorrt is not installed"
+
+
+def test_clips_run_plain_and_replayed(
+    emulated: Bundle, saved: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines, compute = [], PortableGraphs(emulated)
+
+    def opened(bundle: Bundle, backend: str, options: Any) -> Any:
+        machine = emulate(bundle, compute)
+        machine.executor._cuda_graphs = options.cuda_graphs
+        machines.append(machine)
+        return machine.executor
+
+    monkeypatch.setattr(verify_module, "open_executor", opened)
+    report = verify(emulated, VerifyOptions("tensorrt", load=saved[0], graphs=("clip",)))
+    assert [(row.graph, row.runner, row.runs) for row in report.rows] == [("clip", "plain", 3), ("clip", "replayed", 3)]
+    assert report.passed
+    replayed, plain = machines
+    assert "cudaGraphLaunch" not in plain.cudart.calls
+    assert replayed.cudart.calls.count("cudaGraphLaunch") >= 3
+
+
+def test_the_library_runner_runs_the_plan_of_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polygraphy uses the bindings of TensorRT-RTX, whose module it does not know by name."""
+    code = (
+        "from sparsectrl_lcm.engine.tensorrt.plan_runner import _trt_runner\n"
+        "from sparsectrl_lcm.runtime.gpu.tensorrt_library import load_library\n"
+        "library = load_library('tensorrt-rtx')\n"
+        "runner = _trt_runner(library)\n"
+        "from polygraphy.backend.trt.runner import trt\n"
+        "assert trt.ICudaEngine is library.module.ICudaEngine\n"
+        "print(runner.__name__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout == "TrtRunner\n", result.stderr
+
+
+# Errors
+
+
+def test_a_run_that_was_interrupted_does_not_pass(bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved[0], tmp_path / "results"))
+    results = SavedResults.load(folder, bundle)
+    run = results.header.run
+    assert run is not None
+    left: Mapping[str, Any] = {graph: runners for graph, runners in run.runners.items() if graph != "unet"}
+    results.update(run=run.model_copy(update={"runners": left}))
+    report = verify(bundle, VerifyOptions(load=folder))
+    assert report.missing == ("unet",)
+    assert not report.passed
+
+
+def test_results_of_another_bundle_are_refused(bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path) -> None:
+    other = copy_of(bundle, tmp_path / "bundle")
+    record = other.manifest.files["onnx/unet.weights"].model_copy(update={"sha256": "0" * 64})
+    manifest = other.manifest.model_copy(update={"files": {**other.manifest.files, "onnx/unet.weights": record}})
+    with pytest.raises(BackendError, match="load: .* holds results of another bundle"):
+        verify(Bundle(other.folder, manifest), VerifyOptions(load=saved[0]))
+
+
+def test_options_that_contradict_loaded_results_are_refused(
+    bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidRequest, match="size: the loaded results are of 32x32x2; leave --size out"):
+        verify(bundle, VerifyOptions(load=saved[0], width=64, height=64))
+    with pytest.raises(InvalidRequest, match="save: the loaded folder has these results already"):
+        verify(bundle, VerifyOptions(load=saved[0], save=tmp_path / "new"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("onnxruntime", "fp32")],
+)
+def test_all_engines_of_the_demo_bundle_pass(backend: str, precision: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+    build(folder, backend, BuildOptions(precision=precision, check=False))
+    report = verify(Bundle.load(folder), VerifyOptions(backend, precision))
+    assert report.passed, report.failed_graphs
+    assert report.run.precision == precision
