@@ -11,7 +11,7 @@ import pytest
 from conftest import Exported
 from cuda.bindings import runtime as cudart
 from fakes.cuda_emulation import EmulatedCudart
-from fakes.emulated_demo import SIZE, emulated_demo, fresh, keyframes
+from fakes.emulated_demo import SIZE, SMALL, emulated_demo, fresh, fresh_small, keyframes, small_clip
 from fakes.gpu_emulation import PortableGraphs, RoundedGraphs, emulate
 from pictures import pictures
 from sparsectrl_lcm.runtime import BackendError, Cancelled, Keyframe, VideoPipeline
@@ -336,12 +336,12 @@ def test_frames_are_given_once_when_all_are_here(demo: SimpleNamespace) -> None:
 
 def requests_with_fault(index: int, status: Any) -> tuple[SimpleNamespace, list[Exception | None]]:
     """Four requests, in which the CUDA call at `index` fails: the last replays what the others have captured."""
-    machine = emulated_demo()
+    machine = emulated_demo(SMALL)
     machine.cudart.fault = (index, status)
     errors: list[Exception | None] = []
     for seed, picture in ((1, 0), (2, 0), (3, 1), (4, 2)):
         try:
-            machine.pipeline.generate("a boat", keyframes(seed=picture), seed=seed)
+            small_clip(machine, "a boat", keyframes(seed=picture), seed=seed)
             errors.append(None)
         except BackendError as error:
             errors.append(error)
@@ -361,7 +361,7 @@ AFTER_START = range(CALLS.index("cudaHostAlloc") - 1, len(CALLS))
 @pytest.mark.parametrize("status", [ERRORS.cudaErrorMemoryAllocation, ERRORS.cudaErrorInvalidValue])
 def test_after_a_fault_at_any_call_the_pipeline_recovers(status: Any) -> None:
     """At most the request with the fault fails, in one line. The next one has the right frames, and nothing leaks."""
-    expected = fresh("a boat", keyframes(), seed=4)
+    expected = fresh_small("a boat", keyframes(), seed=4)
     for index in AFTER_START:
         if CALLS[index].endswith("Destroy") or CALLS[index] == "cudaFree":
             continue  # a failed release need not fail the request; it shows as a leak
@@ -369,7 +369,7 @@ def test_after_a_fault_at_any_call_the_pipeline_recovers(status: Any) -> None:
         failed = [error for error in errors if error is not None]
         assert len(failed) <= 1, (index, CALLS[index])
         assert all("\n" not in str(error) for error in failed)
-        frames = machine.pipeline.generate("a boat", keyframes(), seed=4).frames
+        frames = small_clip(machine, "a boat", keyframes(), seed=4).frames
         assert (frames == expected).all(), (index, CALLS[index])
         machine.pipeline.close()
         assert machine.cudart.leaked == [], (index, CALLS[index])
