@@ -53,6 +53,19 @@ def is_residual_stream(node: ir.Node) -> bool:
     return _RESIDUAL_STREAMS.search(node.name or "") is not None
 
 
+def _is_silu_of_norm(node: ir.Node) -> bool:
+    """Whether a node belongs to the SiLU after a GroupNormalization.
+
+    If both are in fp32, TensorRT builds one kernel for norm, SiLU and casts, which reads and writes the low precision.
+    With the norm alone in fp32 it builds two, with a tensor in fp32 between them.
+    """
+    before = [value.producer() for value in node.inputs if value is not None]
+    operators = [maker.op_type for maker in before if maker is not None]
+    if node.op_type == "Mul" and sorted(operators) == ["GroupNormalization", "Sigmoid"]:
+        return node.inputs[1 - operators.index("Sigmoid")] in before[operators.index("Sigmoid")].inputs
+    return node.op_type == "Sigmoid" and operators == ["GroupNormalization"]
+
+
 def assign_types(model: ir.Model, precision: str, islands: Islands = lambda node: False) -> None:
     """Gives every value of a graph its type, in place. Inserts casts between types and converts weights.
 
@@ -135,7 +148,7 @@ class _Typing:
             return computed.pop()
         if node.op_type == _FP32_INSIDE:
             return _FLOAT if _BEFORE_ISLAND.search(node.name or "") else self.low
-        island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(node.name or "")
+        island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(node.name or "") or _is_silu_of_norm(node)
         return _FLOAT if island or self.islands(node) else self.low
 
     def twin(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:

@@ -97,6 +97,22 @@ def test_norms_softmax_and_the_update_stay_in_fp32(kind: str) -> None:
     assert "Cast" not in {node.op_type for node in update.graph}
 
 
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_the_silu_after_a_group_norm_is_in_fp32_and_its_result_in_the_low_precision(kind: str) -> None:
+    """No cast stands between norm and SiLU: TensorRT then builds one kernel."""
+    model = typed.typed_graph(Bundle.load(), "vae_decoder", kind)
+    norms = [node for node in model.graph if node.op_type == "GroupNormalization"]
+    with_silu = [node for node in norms if "group_norm/" not in (node.name or "")]
+    assert len(with_silu) == len(norms) - 1 == 21
+    for norm in with_silu:
+        users = {use.node.op_type: use.node for use in norm.outputs[0].uses()}
+        assert users.keys() == {"Sigmoid", "Mul"}
+        product = users["Mul"]
+        assert {dtype_of(value) for value in product.inputs} == {ir.DataType.FLOAT}
+        (cast,) = (use.node for use in product.outputs[0].uses())
+        assert dtype_of(cast.outputs[0]) == precision.DTYPES[kind], cast.name
+
+
 def dtype_of(value: ir.Value | None) -> ir.DataType | None:
     """Returns the type of a value, derived from the last cast, weight or input before it."""
     while value is not None:
