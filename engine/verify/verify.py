@@ -102,7 +102,8 @@ class _Comparison:
         folder, precision = self.bundle.folder, self.options.precision
         found = next(self.record.chosen_sets(folder, precision, self.size), None)
         if found is None and not (self.record.portable and precision in (None, "fp32")):
-            self.record.engine_set(folder, precision or self.record.precisions[0], self.size)  # names the command
+            size = self.size if "width" in self.record.build_options else None
+            self.record.engine_set(folder, precision or self.record.precisions[0], size)  # names the command
         return found
 
     def run(self, folder: Path, wanted: Sequence[str], on_progress: OnProgress) -> Report:
@@ -218,14 +219,12 @@ def _with_layers(bundle: Bundle, results: SavedResults, report: Report, on_progr
 
 def _wanted(bundle: Bundle, options: VerifyOptions, loaded: SavedResults | None) -> list[str]:
     """The graphs to compare, in the bundle's order, and `clip`."""
-    known = list(bundle.manifest.graphs if loaded is None else loaded.header.runs)
+    known = [*bundle.manifest.graphs, CLIP] if loaded is None else list(loaded.header.runs)
     for graph in options.graphs:
         if graph not in known:
             what = "is not in this bundle" if loaded is None else "was not saved"
             raise InvalidRequest("graph", f"{graph!r} {what}", f"allowed are {', '.join(known)}")
-    if options.graphs:
-        return [graph for graph in known if graph in options.graphs]
-    return [*known, CLIP] if loaded is None else known
+    return [graph for graph in known if graph in (options.graphs or known)]
 
 
 def _answers(loaded: SavedResults, options: VerifyOptions) -> bool:
