@@ -107,7 +107,7 @@ class _RecordingSession:
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         with onnxruntime_errors(self._graph):
-            outputs = self._session.run(None, dict(feeds))
+            outputs: list[Array] = self._session.run(None, dict(feeds))
         self._sessions.ran(self._graph, feeds, outputs)
         return outputs
 
