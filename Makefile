@@ -9,7 +9,10 @@ XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # `make test-fast` skips these and the tests that need torch: servers, browsers, trainings, programs.
 SLOW := tests/service tests/demo tests/benchmarks tests/gpu tests/docs
 
-.PHONY: demo test test-fast test-lowest test-py313 pytest lint types links docs clean
+# Types are checked as on each of these, whatever the machine.
+PLATFORMS := linux darwin win32
+
+.PHONY: demo test test-slow test-fast test-lowest test-py313 pytest lint types $(PLATFORMS:%=types-%) links docs clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python demo/run.py
@@ -24,6 +27,10 @@ test: lint types pytest
 
 pytest: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(XDIST)
+
+# All tests, also those that take minutes: whole trainings, builds and kills.
+test-slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest $(XDIST) --slow
 
 # Lint and the quick tests, for the inner loop: a minute and a half.
 test-fast: lint
@@ -48,11 +55,12 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 
 types: $(VENV)/installed links
-	cd .types && for platform in linux darwin win32; do \
-	  if [ $$platform = win32 ]; then without='--exclude /service/ --follow-imports silent'; else without=; fi; \
-	  ../$(VENV)/bin/mypy --config-file ../pyproject.toml --platform $$platform \
-	    --cache-dir ../.mypy_cache/$$platform $$without -p sparsectrl_lcm || exit 1; \
-	done
+	$(MAKE) --no-print-directory --jobs 2 $(PLATFORMS:%=types-%)
+
+types-win32: WITHOUT := --exclude /service/ --follow-imports silent
+$(PLATFORMS:%=types-%): types-%:
+	cd .types && ../$(VENV)/bin/mypy --config-file ../pyproject.toml --platform $* \
+	  --cache-dir ../.mypy_cache/$* $(WITHOUT) -p sparsectrl_lcm
 
 # The folders lie at the top of the repository; through these links mypy finds them under their package name.
 links:

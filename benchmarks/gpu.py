@@ -34,7 +34,7 @@ from gpu_contenders import BASELINE, CONTENDERS, DRY_RUN, RECORDS, Job, ProjectB
 from gpu_worker import work
 from machine_limits import data_sheet_peak
 from models import clip_size, prepare
-from sparsectrl_lcm.benchmarks.harness.worker_process import kill_with_children
+from sparsectrl_lcm.benchmarks.harness.worker_process import kill_with_children, stop_with_children
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.gpu.cuda import runtime_api
@@ -53,7 +53,7 @@ def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
     This process watches the memory, so that the other one is not slowed down.
     """
     rows: list[Row] = []
-    end = time.monotonic() + job.seconds
+    deadline = time.monotonic() + job.seconds
     with tempfile.TemporaryDirectory() as folder:
         output, log = Path(folder) / "rows", Path(folder) / "log"
         output.touch()
@@ -64,7 +64,7 @@ def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
         try:
             ended = False
             while not ended:
-                ended = process.poll() is not None or time.monotonic() > end
+                ended = process.poll() is not None or time.monotonic() > deadline
                 lowest = min(lowest, free_memory()) if free_memory else 0
                 for line in output.read_text(encoding="utf-8").split("\n")[len(rows) : -1]:
                     rows.append(json.loads(line) | {"peak_bytes": before - lowest if free_memory else None})
@@ -76,7 +76,8 @@ def run(job: Job, free_memory: Callable[[], int] | None) -> list[Row]:
                 lines = log.read_text(errors="replace").strip().splitlines()
                 rows.append({"reason": f"ended with code {process.returncode}: {lines[-1] if lines else 'no message'}"})
         finally:
-            kill_with_children(process)  # torch.compile starts child processes
+            end = stop_with_children if job.role == "build" else kill_with_children
+            end(process)  # torch.compile starts child processes
     return rows
 
 
@@ -90,7 +91,7 @@ def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> lis
         built.pop("peak_bytes", None)
         if built.pop("out_of_time", False):
             command = job.build_options.command(Path("BUNDLE"), job.contender)
-            built["reason"] += f"; build them first: {command}"
+            built["reason"] += f"; finished engines are kept; build the others first: {command}"
     rows = [built]
     if "reason" not in built:
         left = job.seconds - (time.monotonic() - begin)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ Ask = Callable[[int, Keyframes], dict[str, float]]
 
 def work(job: Job) -> None:
     """Writes a line of JSON for each result. If the process cannot go on, the last line has the reason."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for jobs in the background
     is_diffusers = isinstance(RECORDS.get(job.contender), Diffusers)
     measure = measure_diffusers if is_diffusers else measure_pipeline
     roles: dict[str, Callable[[Job], Iterable[Row]]] = {
@@ -104,6 +106,13 @@ def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") ->
         raise SparseCtrlLcmError("", "torch has no CUDA here", "install a build of torch for CUDA")
     start = time.perf_counter()
     pipe = load_pipeline(Path(job.checkpoints)).to(device, getattr(torch, dtype))
+    yield from sample_diffusers(job, pipe, device, start)
+
+
+def sample_diffusers(job: Job, pipe: Any, device: str, start: float) -> Iterator[Row]:
+    """Measures diffusers' pipeline. `start` is when loading it began, on `time.perf_counter`."""
+    import torch
+
     if job.vae_slicing:
         pipe.vae.enable_slicing()
     record = RECORDS[job.contender]

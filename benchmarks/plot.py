@@ -127,4 +127,6 @@ def _draw_curves(axes: Axes, points: list[dict[str, Any]]) -> None:
 def _request(report: Report) -> str:
     request = report["request"]
     size = f"{request['frames']} frames of {request['width']}x{request['height']}, {request['steps']} steps"
+    if device := report.get("device"):
+        return f"{size}, {device['name']}"
     return f"{size}, {report['threads']} threads, {report['machine']['processor']}"

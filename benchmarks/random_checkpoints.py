@@ -145,7 +145,17 @@ def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> int:
 def write_base(folder: Path, arch: Architecture, seed: int) -> Path:
     """Writes a Stable Diffusion base: tokenizer, text encoder, UNet, VAE and scheduler."""
     vocabulary = write_tokenizer(folder / "tokenizer")
-    text_config = CLIPTextConfig(
+    randomize(text_encoder(arch, vocabulary), seed).save_pretrained(folder / "text_encoder")
+    randomize(unet(arch), seed + 1).save_pretrained(folder / "unet")
+    write_vae(folder / "vae", arch, seed + 2)
+    scheduler().save_config(folder / "scheduler")
+    write_index(folder)
+    return folder
+
+
+def text_encoder(arch: Architecture, vocabulary: int) -> CLIPTextModel:
+    """The text encoder for a tokenizer with `vocabulary` tokens, with torch's default weights."""
+    config = CLIPTextConfig(
         vocab_size=max(vocabulary, arch.vocabulary),
         hidden_size=arch.text_width,
         intermediate_size=4 * arch.text_width,
@@ -156,9 +166,13 @@ def write_base(folder: Path, arch: Architecture, seed: int) -> Path:
         eos_token_id=vocabulary - 1,
         pad_token_id=vocabulary - 1,
     )
-    randomize(CLIPTextModel(text_config), seed).save_pretrained(folder / "text_encoder")
+    return CLIPTextModel(config)
+
+
+def unet(arch: Architecture) -> UNet2DConditionModel:
+    """The UNet without motion modules, with torch's default weights."""
     levels = len(arch.channels)
-    unet = UNet2DConditionModel(
+    return UNet2DConditionModel(
         sample_size=arch.sample_size,
         block_out_channels=arch.channels,
         layers_per_block=arch.layers,
@@ -169,12 +183,11 @@ def write_base(folder: Path, arch: Architecture, seed: int) -> Path:
         norm_num_groups=arch.groups,
         use_linear_projection=arch.linear_projection,
     )
-    randomize(unet, seed + 1).save_pretrained(folder / "unet")
-    write_vae(folder / "vae", arch, seed + 2)
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-    scheduler.save_config(folder / "scheduler")
-    write_index(folder)
-    return folder
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule."""
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
 
 
 def write_index(folder: Path) -> None:
@@ -192,8 +205,14 @@ def write_index(folder: Path) -> None:
 
 def write_vae(folder: Path, arch: Architecture, seed: int) -> Path:
     """Writes an AutoencoderKL."""
+    randomize(vae(arch), seed).save_pretrained(folder)
+    return folder
+
+
+def vae(arch: Architecture) -> AutoencoderKL:
+    """The AutoencoderKL, with torch's default weights."""
     levels = len(arch.vae_channels)
-    vae = AutoencoderKL(
+    return AutoencoderKL(
         block_out_channels=arch.vae_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
@@ -202,8 +221,6 @@ def write_vae(folder: Path, arch: Architecture, seed: int) -> Path:
         layers_per_block=arch.vae_layers,
         scaling_factor=0.18215,
     )
-    randomize(vae, seed).save_pretrained(folder)
-    return folder
 
 
 def write_tiny_decoder(folder: Path, arch: Architecture, seed: int) -> Path:
@@ -238,21 +255,31 @@ def _spread_colours(model: AutoencoderTiny, seed: int) -> None:
 
 def write_motion_adapter(folder: Path, arch: Architecture, seed: int) -> Path:
     """Writes the motion modules of the UNet."""
-    adapter = MotionAdapter(
+    randomize(motion_adapter(arch), seed).save_pretrained(folder)
+    return folder
+
+
+def motion_adapter(arch: Architecture) -> MotionAdapter:
+    """The motion modules of the UNet, with torch's default weights."""
+    return MotionAdapter(
         block_out_channels=arch.channels,
         motion_layers_per_block=arch.layers,
         motion_num_attention_heads=arch.motion_heads,
         motion_norm_num_groups=arch.groups,
         use_motion_mid_block=arch.motion_mid_block,
     )
-    randomize(adapter, seed).save_pretrained(folder)
-    return folder
 
 
 def write_controlnet(folder: Path, arch: Architecture, kind: str, seed: int) -> Path:
     """Writes a SparseCtrl for `scribble` (pixels) or `rgb` (latents) keyframes."""
+    randomize(controlnet(arch, kind), seed).save_pretrained(folder)
+    return folder
+
+
+def controlnet(arch: Architecture, kind: str) -> SparseControlNetModel:
+    """The SparseCtrl for `scribble` or `rgb`, with torch's default weights."""
     levels = len(arch.channels)
-    model = SparseControlNetModel(
+    return SparseControlNetModel(
         conditioning_channels=3 if kind == "scribble" else 4,
         down_block_types=("CrossAttnDownBlockMotion",) * (levels - 1) + ("DownBlockMotion",),
         block_out_channels=arch.channels,
@@ -266,5 +293,3 @@ def write_controlnet(folder: Path, arch: Architecture, kind: str, seed: int) -> 
         use_simplified_condition_embedding=kind == "rgb",
         controlnet_conditioning_channel_order=arch.channel_order if kind == "scribble" else "rgb",
     )
-    randomize(model, seed).save_pretrained(folder)
-    return folder

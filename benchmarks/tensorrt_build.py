@@ -1,14 +1,15 @@
-"""Builds TensorRT-RTX engines of the real architecture at full size without a GPU: time, memory and size.
+"""Builds TensorRT-RTX engines of the real architecture at full size without a GPU: time, memory, size and kernels.
 
     python benchmarks/tensorrt_build.py --size 512x512 --precision fp16 --precision fp32
+    python benchmarks/tensorrt_build.py --precision fp16 --graph unet --no-check
 
 Uses a full-size bundle with random weights in --cache, which is made if missing. The engines in that bundle stay as
-they are. Builds each precision in a separate process. Prints one table and writes it as JSON into benchmarks/results/.
+they are. Builds each precision in a separate process. Prints two tables and writes them as JSON into
+benchmarks/results/.
 """
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import reports
 from models import clip_size, prepare
+from sparsectrl_lcm.benchmarks.harness.worker_process import stop_with_children
 from sparsectrl_lcm.runtime.machine import report_head
 
 BACKEND = "tensorrt-rtx"
@@ -61,14 +63,14 @@ class MemoryByGraph:
                 self.peaks[self.graph] = max(self.peaks.get(self.graph, 0.0), process.memory_info().rss / 1e9)
 
 
-def build_all(bundle: Path, precision: str, size: str, check: bool) -> dict[str, Any]:
-    """Builds the engines of a bundle. Returns a row for each graph."""
+def build_all(bundle: Path, precision: str, size: str, check: bool, graphs: list[str]) -> dict[str, Any]:
+    """Builds the engines of a bundle, or of some graphs. Returns a row for each graph."""
     from sparsectrl_lcm.engine.build import build
     from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 
     width, height = map(int, size.split("x"))
     memory = MemoryByGraph()
-    options = BuildOptions(width, height, FRAMES, precision, check)
+    options = BuildOptions(width, height, FRAMES, precision, check, tuple(graphs))
     index = build(bundle, BACKEND, options, memory.progress).index
     rows = memory.end()
     for graph, record in index.engines.items():
@@ -76,7 +78,24 @@ def build_all(bundle: Path, precision: str, size: str, check: bool) -> dict[str,
         rows[graph]["engine_gb"] = record.files[record.path].bytes / 1e9
         if record.report.get("errors"):
             rows[graph]["largest_error"] = max(record.report["errors"].values())
+        rows[graph] |= kernel_columns(record.report)
     return rows
+
+
+def kernel_columns(report: dict[str, Any]) -> dict[str, Any]:
+    """What an engine is made of, from the report in its record."""
+    from sparsectrl_lcm.runtime.format.layer_report import LayerReport
+
+    layers = LayerReport.of(report)
+    assert layers is not None
+    return {
+        "kernels": layers.layers,
+        "fused_attentions": {kind: counts.fused for kind, counts in layers.attention.items()},
+        "split_attentions": layers.split_attention,
+        "norms": layers.norms,
+        "fp32_norms": len(layers.fp32_norms),
+        "gb_moved": (layers.bytes_moved or 0) / 1e9,
+    }
 
 
 def main() -> None:
@@ -86,13 +105,14 @@ def main() -> None:
     parser.add_argument(
         "--precision", action="append", choices=["fp16", "bf16", "fp32"], help="repeatable; default: fp16, fp32"
     )
+    parser.add_argument("--graph", action="append", default=[], help="build only this graph; repeatable")
     parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"), help="folder of the bundle")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison with fp32")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         bundle = options.cache / "bundle"
-        print(json.dumps(build_all(bundle, options.child, options.size, not options.no_check)))
+        print(json.dumps(build_all(bundle, options.child, options.size, not options.no_check, options.graph)))
         return
     prepare(options.cache)
     results = {}
@@ -101,16 +121,26 @@ def main() -> None:
             shutil.copytree(
                 options.cache / "bundle",
                 Path(folder) / "bundle",
-                ignore=shutil.ignore_patterns("engines"),
-                copy_function=os.link,
+                ignore=shutil.ignore_patterns("engines"),  # no hard links: onnx_ir does not read weights through them
             )
             command = [sys.executable, __file__, "--child", precision, "--size", options.size]
             command += ["--cache", folder, *(["--no-check"] if options.no_check else [])]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        results[precision] = json.loads(done.stdout) if done.returncode == 0 else {"failed": done.returncode}
+            command += [word for graph in options.graph for word in ("--graph", graph)]
+            results[precision] = run(command)
     path = write_report(options.size, results)
     print_table(results)
+    print_kernels(results)
     print(f"\nwritten to {path}")
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    """Runs a build. Returns its rows, or the code that it failed with."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            output, _ = process.communicate()
+        finally:
+            stop_with_children(process)
+    return dict(json.loads(output)) if process.returncode == 0 else {"failed": process.returncode}
 
 
 def write_report(size: str, results: dict[str, Any]) -> Path:
@@ -134,6 +164,18 @@ def print_table(results: dict[str, Any]) -> None:
             continue
         for graph, row in rows.items():
             cells = [f"{row[column]:.3g}" if column in row else "" for column in columns]
+            print(f"| {precision} | {graph} | " + " | ".join(cells) + " |")
+
+
+def print_kernels(results: dict[str, Any]) -> None:
+    """Prints what each engine is made of."""
+    print("\n| precision | graph | kernels | fused attentions | split attentions | norms that write fp32 | GB moved |")
+    print("|---" * 7 + "|")
+    for precision, rows in results.items():
+        for graph, row in rows.items() if "failed" not in rows else ():
+            fused, split = sum(row["fused_attentions"].values()), len(row["split_attentions"])
+            cells = [str(sum(row["kernels"].values())), str(fused), str(split)]
+            cells += [f"{row['fp32_norms']} of {row['norms']}", f"{row['gb_moved']:.3g}"]
             print(f"| {precision} | {graph} | " + " | ".join(cells) + " |")
 
 

@@ -1,5 +1,6 @@
 """`sparsectrl-lcm build`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,10 @@ def build(
         ),
     ] = None,
     check: Annotated[bool, typer.Option(help="Compare each graph with fp32 on the CPU.")] = True,
+    graph: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Build only this graph, such as unet; repeatable. All by default."),
+    ] = None,
     optimization_level: Annotated[int, typer.Option(help="TensorRT: 0 to 5, how long to look for faster kernels.")] = 3,
     aux_streams: Annotated[int, typer.Option(help="TensorRT: 0 to 16 streams besides the main one.")] = 0,
     workspace: Annotated[
@@ -61,8 +66,17 @@ def build(
         list[str] | None,
         typer.Option(metavar="X.Y", help="tensorrt-rtx: build only for this one, such as 8.9; repeatable."),
     ] = None,
+    keep_source: Annotated[
+        bool,
+        typer.Option(
+            "--keep-source",
+            help="TensorRT: leave the typed ONNX graph beside each engine, for `polygraphy debug reduce`.",
+        ),
+    ] = False,
 ) -> None:
     """Turn the portable graphs of a bundle into engines of a backend.
+
+    A build that was stopped keeps its finished engines. The same command goes on with the missing ones.
 
     Only tensorrt and tensorrt-rtx take the options marked TensorRT.
     """
@@ -78,6 +92,7 @@ def build(
             frames=frames,
             precision=precision,
             check=check,
+            graphs=tuple(dict.fromkeys(graph or ())),
             optimization_level=optimization_level,
             aux_streams=aux_streams,
             workspace=workspace,
@@ -87,6 +102,7 @@ def build(
             version_compatible=version_compatible,
             hardware_compatibility=hardware_compatibility,
             compute_capabilities=tuple(compute_capability or ()),
+            keep_source=keep_source,
         )
         for width, height in sizes
     ]
@@ -105,6 +121,9 @@ def build_and_report(bundle: "Bundle", backend: str, options: "BuildOptions") ->
         engines = build(bundle, backend, options, bar.update)
         bar.update("done", 1.0)
     _report(engines.index)
+    if engines.index.missing:
+        rest = replace(options, graphs=())
+        typer.echo(f"missing: {', '.join(engines.index.missing)}; run: {rest.command(bundle.folder, backend)}")
 
 
 def build_export_engines(bundle: Path, again: bool = False) -> None:
@@ -126,6 +145,7 @@ def build_export_engines(bundle: Path, again: bool = False) -> None:
 def _report(index: "EngineIndex") -> None:
     from ..engine.comparison import BOUNDS
     from ..runtime.format.decoders import DECODERS
+    from .layer_facts import layer_facts
 
     for graph, record in index.engines.items():
         frames = graph in DECODERS.values()
@@ -135,6 +155,7 @@ def _report(index: "EngineIndex") -> None:
             facts.append(f"{report['attention fused']} spatial attentions fused")
         if "seconds" in report:
             facts.append(f"built in {report['seconds']:.1f} s")
+        facts += layer_facts(report)
         if report.get("errors"):
             unit = "levels from fp32 on average" if frames else "from fp32 (relative)"
             worst, bounds = max(report["errors"].values()), BOUNDS.get(index.precision)
@@ -143,4 +164,6 @@ def _report(index: "EngineIndex") -> None:
             facts.append(f"{worst:.1e} {unit}{above}")
         typer.echo(f"{graph}: {', '.join(facts)}")
     size = f"{index.size} " if index.size else ""
-    typer.echo(f"{index.backend} {size}{index.precision}: {len(index.engines)} engines")
+    built = len(index.engines)
+    count = f"{built} of {built + len(index.missing)}" if index.missing else str(built)
+    typer.echo(f"{index.backend} {size}{index.precision}: {count} engines")

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 def inspect(
     bundle: Annotated[Path | None, typer.Argument(help="A folder from `export`; the demo bundle by default.")] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="List split attentions and norms in fp32 of TensorRT's engines.")
+    ] = False,
 ) -> None:
     """Show what a bundle holds, check its files, and list its engines."""
     from rich.console import Console
@@ -39,18 +42,20 @@ def inspect(
         counts = str(len(graph.inputs)), str(len(graph.outputs))
         table.add_row(name, f"{weights / 1e6:.1f} MB", *counts, f"{graph.max_error:.1e} {unit}")
     Console().print(table)
-    _show_engines(opened)
+    _show_engines(opened, layers)
 
 
-def _show_engines(bundle: "Bundle") -> None:
+def _show_engines(bundle: "Bundle", details: bool) -> None:
     """Prints the built engines: keys, sizes, damage, and what the builder reported."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from ..engine.unfinished_sets import unfinished_sets
     from ..runtime.backends import BACKENDS
     from ..runtime.errors import BackendError, message
     from ..runtime.format.engine_sets import find_set, set_names
+    from .layer_facts import layer_details
 
     for backend in BACKENDS:
         for name in set_names(bundle.folder, backend):
@@ -61,20 +66,26 @@ def _show_engines(bundle: "Bundle") -> None:
                 continue
             if engines is None:
                 continue
-            columns = ("engine", "key", "size", "version", "device", "layers", "attention")
+            columns = ("engine", "key", "size", "version", "device", "layers", "attention", "fp32 norms", "moved")
             table = Table(*columns, title=escape(f"{backend} {name} in {engines.folder.parent}"))
             faults = []
             for graph, record in engines.index.engines.items():
                 size = sum(file.bytes for file in record.files.values())
                 facts = (f"{size / 1e6:.1f} MB", record.spec.version, record.spec.device)
                 cells = (graph, record.key[:12], *facts, _layers(record.report), _attention(record.report))
-                table.add_row(*map(escape, cells))
+                table.add_row(*map(escape, (*cells, *_norms_and_bytes(record.report))))
                 if graph not in bundle.manifest.graphs or (fault := engines.fault(bundle.manifest, graph)) is None:
                     continue
                 faults.append(fault)
             Console().print(table)
             for fault in faults:
                 typer.echo(f"damaged: {fault}")
+            for graph, record in engines.index.engines.items() if details else ():
+                for line in layer_details(record.report):
+                    typer.echo(f"{graph}: {line}")
+        for name, graphs, size in unfinished_sets(bundle.folder, backend):
+            kept = f"{', '.join(graphs)} ({size / 1e6:.1f} MB)"
+            typer.echo(f"{backend} {name} is unfinished: the next `build` with the same options goes on after {kept}")
 
 
 def _layers(report: dict[str, Any]) -> str:
@@ -94,3 +105,15 @@ def _attention(report: dict[str, Any]) -> str:
         return "-"
     parts = [f"{kind} {counts.get('fused')} fused, {counts.get('split')} split" for kind, counts in reported.items()]
     return "; ".join(parts) or "-"
+
+
+def _norms_and_bytes(report: dict[str, Any]) -> tuple[str, str]:
+    """Returns how many norms write fp32, and the bytes that one run moves."""
+    from ..runtime.format.layer_report import LayerReport
+    from .layer_facts import size_of
+
+    layers = LayerReport.of(report)
+    if layers is None:
+        return "-", "-"
+    norms = f"{len(layers.fp32_norms)} of {layers.norms}" if layers.norms else "-"
+    return norms, size_of(layers.bytes_moved) if layers.bytes_moved is not None else "-"

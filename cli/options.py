@@ -7,6 +7,7 @@ from ..runtime.errors import BackendError, BundleError, InvalidRequest, SparseCt
 
 RENAMED = {
     "compute_capabilities": "compute_capability",
+    "graphs": "graph",
     "guidance_scale": "guidance",
     "keyframes": "keyframe",
     "num_frames": "frames",

@@ -11,7 +11,7 @@ from ..runtime.format.build_options import COMMON_OPTIONS, BuildOptions, OnBuild
 from ..runtime.format.bundle import Bundle
 from ..runtime.format.clip_layout import ClipSize
 from ..runtime.format.engine_keys import EngineIndex
-from ..runtime.format.engine_sets import EngineSet, find_set, set_name
+from ..runtime.format.engine_sets import EngineSet, find_set, set_name, writable_engine_folder
 from ..runtime.format.manifest import MAX_SIDE, Manifest
 
 DEFAULTS = BuildOptions()
@@ -21,7 +21,7 @@ class Builder(Protocol):
     """The interface of a module of `engine` that builds a backend's engines."""
 
     def build(self, bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:
-        """Writes a complete set of engines, or nothing."""
+        """Writes a complete set of engines, or keeps the finished ones for the next build."""
 
 
 def build(
@@ -32,6 +32,9 @@ def build(
 ) -> EngineSet:
     """Builds a set of engines. It replaces a set of the same size and precision once it is complete.
 
+    A build that ends early, even by SIGKILL, keeps its finished engines: the next build with the same options goes on
+    with the missing ones.
+
     Args:
         bundle: a bundle or its folder.
         backend: a name of `BACKENDS`.
@@ -39,14 +42,15 @@ def build(
         on_progress: called with the current step and the fraction of the build that is done, 0 to 1.
 
     Returns:
-        The set.
+        The set. If `options.graphs` leaves graphs without an engine, they are in `index.missing`, and there is no such
+        set to load yet.
 
     Raises:
         BundleError: `bundle` is not a bundle.
         InvalidRequest: the backend is unknown, or does not accept an option or its value.
         BackendError: a library or a GPU is missing, a graph cannot be built or is not exact enough, or the engines
             cannot be written.
-        KeyboardInterrupt: the build was stopped; it leaves no files.
+        KeyboardInterrupt: the build was stopped.
     """
     record = check_build(backend, options)
     builder = cast(Builder, import_module(f".{record.builder}", __package__))
@@ -54,7 +58,10 @@ def build(
     if "width" in record.build_options:
         check_size(opened.manifest, options.clip_size(opened.manifest.sizes))
     index = builder.build(opened, backend, options, on_progress)
-    built = find_set(opened.folder, backend, set_name(index.precision, index.size))
+    name = set_name(index.precision, index.size)
+    if index.missing:
+        return EngineSet(opened.folder, writable_engine_folder(opened.folder, backend) / name, index)
+    built = find_set(opened.folder, backend, name)
     assert built is not None
     return built
 
@@ -63,8 +70,8 @@ def check_build(backend: str, options: BuildOptions) -> Backend:
     """Checks all that can be checked before a bundle is read, and returns the backend's record.
 
     Raises:
-        InvalidRequest: the backend is unknown, or does not take an option or the precision.
-        BackendError: a library that the build needs is not installed.
+        InvalidRequest: the backend does not take an option or the precision.
+        BackendError: the backend is unknown, or a library that the build needs is not installed.
     """
     record = find_backend(backend)
     for name in options.given:

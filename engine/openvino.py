@@ -22,11 +22,11 @@ from ..runtime.errors import BackendError
 from ..runtime.example_requests import run_samples
 from ..runtime.format.build_options import BuildOptions, OnBuildProgress
 from ..runtime.format.bundle import Bundle
-from ..runtime.format.engine_keys import EngineIndex
+from ..runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
 from . import comparison
 from .calibration import ObservedGraph, ObservingSessions
 from .check import random_inputs, run_portable
-from .engine_writer import any_size_spec, engine_record, staged
+from .engine_writer import SetBuild, any_size_spec, engine_record, write_set
 from .rewrites.attention import fuse_attention, is_transformer_attention
 from .rewrites.channels_last import norm_by_channels, turn_motion_modules
 from .rewrites.exact_simplifications import fold_upsampling, split_gated_units
@@ -57,27 +57,33 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
     built_by = version()
     precision = options.precision or best_precision()
     types = best_precision() if precision == "int8" else precision
+    ranges: dict[str, dict[str, float]] = {}
+
+    def spec(graph: str) -> EngineSpec:
+        return any_size_spec(bundle, graph, backend, precision, built_by)
+
+    def make(graph: str, folder: Path, report: OnBuildProgress) -> EngineRecord:
+        in_int8 = precision == "int8" and graph.startswith(IN_INT8)
+        if in_int8 and not ranges:
+            report("measuring activation ranges on sample requests", 0.0)
+            ranges.update(calibrate(bundle, folder, types))
+        report("writing", 0.0)
+        path = folder / f"{graph}.onnx"
+        filtered = types == "fp32" and graph.startswith(FILTERED) and not in_int8
+        model = _typed(bundle, graph, types, ranges.get(graph, {}), filtered)
+        write_typed(model, path)
+        del model
+        gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
+        errors = compare(bundle, graph, path, precision) if options.check else {}
+        weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
+        return engine_record(path, spec(graph), {"errors": errors}, *weights)
+
     index = EngineIndex(backend=backend, precision=precision, engines={})
     graphs = [graph for graph in bundle.manifest.graphs if graph not in IN_FP32]
-    with staged(bundle.folder, index) as folder:
-        ranges: dict[str, dict[str, float]] = {}
-        if precision == "int8":
-            on_progress("measuring activation ranges on sample requests", 0.0)
-            ranges = calibrate(bundle, folder, types)
-        for done, graph in enumerate(graphs):
-            on_progress(f"{graph} ({done + 1}/{len(graphs)})", done / len(graphs))
-            path = folder / f"{graph}.onnx"
-            in_int8 = precision == "int8" and graph.startswith(IN_INT8)
-            filtered = types == "fp32" and graph.startswith(FILTERED) and not in_int8
-            model = _typed(bundle, graph, types, ranges.get(graph, {}), filtered)
-            write_typed(model, path)
-            del model
-            gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
-            errors = compare(bundle, graph, path, precision) if options.check else {}
-            weights = [file for file in (path.with_suffix(".weights"),) if file.exists()]
-            spec = any_size_spec(bundle, graph, backend, precision, built_by)
-            index.engines[graph] = engine_record(path, spec, {"errors": errors}, *weights)
-    return index
+    made_with: dict[str, object] = {"types": types}
+    if precision == "int8":  # the ranges come from requests through all graphs
+        made_with["requests"] = [graph_checksums(bundle.manifest, graph) for graph in bundle.manifest.graphs]
+    return write_set(bundle, SetBuild(index, graphs, spec, make, made_with), options, on_progress)
 
 
 def calibrate(bundle: Bundle, folder: Path, precision: str) -> dict[str, dict[str, float]]:

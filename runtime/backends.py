@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from .checked_request import CheckedRequest
 from .cpu.sessions import Array
-from .errors import BackendError, InvalidRequest, message
+from .errors import BackendError, message
 from .format.build_options import COMMON_OPTIONS, BuildOptions
 from .format.bundle import Bundle
 from .format.clip_layout import ClipSize
@@ -89,6 +89,13 @@ class Implementation(Protocol):
 
         Raises:
             BackendError: it is missing or broken; the remedy is the command that installs it.
+        """
+
+    def check_machine(self, name: str) -> None:
+        """Checks whether the library can run on this machine.
+
+        Raises:
+            BackendError: it needs a GPU and there is none, it does not know this one, or a part of it cannot be loaded.
         """
 
     def open_executor(self, name: str, bundle: Bundle, options: LoadOptions) -> Executor:
@@ -225,6 +232,10 @@ def unbound_scope(name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
     return version, ANY_DEVICE
 
 
+def any_machine(name: str) -> None:
+    """`Implementation.check_machine` for backends that run on every machine."""
+
+
 def every_precision(precision: str) -> bool:
     """`Implementation.computes_in` for backends whose precisions are fast on every machine that they run on."""
     return True
@@ -308,32 +319,27 @@ BACKENDS: dict[str, Backend] = {record.name: record for record in _RECORDS}
 """The backends by name, the fastest first."""
 
 
-def find_backend(name: str) -> Backend:
+def find_backend(name: str, *others: str) -> Backend:
     """The record of a backend.
 
+    Args:
+        name: its name.
+        others: what the caller allows besides, such as auto, for the message.
+
     Raises:
-        InvalidRequest: the name is unknown.
+        BackendError: the name is unknown.
     """
     if name not in BACKENDS:
-        raise InvalidRequest("backend", f"{name!r} is unknown", f"allowed are {', '.join(BACKENDS)}")
+        raise BackendError("backend", f"{name!r} is unknown", f"allowed are {', '.join((*others, *BACKENDS))}")
     return BACKENDS[name]
 
 
-def check_backend(backend: str) -> None:
-    """Raises BackendError if a name is neither auto nor in `BACKENDS`."""
-    if backend not in ("auto", *BACKENDS):
-        raise BackendError("backend", f"{backend!r} is unknown", f"allowed are auto, {', '.join(BACKENDS)}")
-
-
 def availability(backend: str) -> Availability:
-    """Whether a backend can run on this machine; creates no object that needs a GPU."""
-    record, version = BACKENDS[backend], None
+    """Whether a backend can run on this machine."""
+    implementation, version = BACKENDS[backend].implementation, None
     try:
-        version = record.implementation.find_version(backend)
-        if record.on_gpu:
-            from .gpu.device import probe
-
-            probe()
+        version = implementation.find_version(backend)
+        implementation.check_machine(backend)
     except BackendError as error:
         return Availability(backend, version, message("", error.reason, error.remedy), error)
     return Availability(backend, version)
@@ -352,8 +358,7 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
     """
     if backend == "auto":
         backend = choose_backend(bundle, options)
-    check_backend(backend)
-    record = BACKENDS[backend]
+    record = find_backend(backend, "auto")
     for name in ("device", "threads", "cuda_graphs"):
         if getattr(options, name) != getattr(_DEFAULTS, name) and name not in record.load_options:
             raise BackendError(name, f"only for {', '.join(_takers(name))}", f"leave it out for {backend}")

@@ -15,11 +15,32 @@ from typing import Any
 
 CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 """NVIDIA's driver, by the name that the system's loader uses."""
+CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
+"""NVIDIA's library for convolutions, likewise."""
+_SEARCH_BESIDE_THE_LIBRARY = 0x8
+"""Windows' LOAD_WITH_ALTERED_SEARCH_PATH, which needs an absolute path."""
 
 
 def shared_library_pattern(name: str) -> str:
     """The pattern for `Path.glob` of a shared library whose file name ends in its version."""
     return f"{name}_[0-9]*.dll" if sys.platform == "win32" else f"lib{name}.so.*"
+
+
+def shared_library_name(name: str) -> str:
+    """The file name of a shared library without a version."""
+    return f"{name}.dll" if sys.platform == "win32" else f"lib{name}.so"
+
+
+def loading_error(library: Path | str) -> str | None:
+    """Loads a shared library; returns the loader's sentence if that or a library that it needs cannot be loaded."""
+    import ctypes
+
+    mode = _SEARCH_BESIDE_THE_LIBRARY if Path(library).is_absolute() else 0  # both search PATH on Windows, too
+    try:
+        ctypes.CDLL(str(library), winmode=mode)
+    except OSError as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def usable_cores() -> int:

@@ -1,4 +1,4 @@
-"""The two small architectures that the tests export. They differ in depth, heads, channels and options."""
+"""Small architectures that the tests export: `other` only with --slow. They differ in depth, heads and options."""
 
 from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture
 

@@ -1,10 +1,12 @@
-"""Checkpoints and bundles shared by the tests. Exports take minutes, so they are cached in .cache/tests."""
+"""Checkpoints and bundles shared by the tests. Exports take minutes, so they are cached in .cache/tests.
+
+Tests run with one exported architecture and with the demo bundle; with --slow, with a second architecture too.
+"""
 
 import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -131,25 +133,13 @@ def _cache() -> Path:
 
 
 def export_architecture(name: str) -> Exported:
-    """Exports an architecture of `architectures.py` with diffusers' temporal norm, or takes it from the cache.
-
-    If another worker is exporting it, this worker exports the other missing architectures instead of waiting.
-    """
+    """Exports an architecture of `architectures.py` with diffusers' temporal norm, or takes it from the cache."""
     if _fast:
         pytest.skip("needs an exported bundle")
-    from architectures import ARCHITECTURES
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
-    def lock(wanted: str) -> FileLock:
-        (_cache() / wanted).mkdir(parents=True, exist_ok=True)
-        return FileLock(_cache() / wanted / "lock")
-
-    for wanted in (name, *(other for other in ARCHITECTURES if other != name)):
-        with suppress(Timeout), lock(wanted).acquire(timeout=0):
-            made = _export(wanted)
-            if wanted == name:
-                return made
-    with lock(name):
+    (_cache() / name).mkdir(parents=True, exist_ok=True)
+    with FileLock(_cache() / name / "lock"):
         return _export(name)
 
 
@@ -174,7 +164,7 @@ def _export(name: str) -> Exported:
     return Exported(name, checkpoints, bundle)
 
 
-@pytest.fixture(scope="session", params=["sd15_like", "other"])
+@pytest.fixture(scope="session", params=["sd15_like", pytest.param("other", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest) -> Exported:
     return export_architecture(request.param)
 

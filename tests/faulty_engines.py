@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from sparsectrl_lcm.engine.engine_writer import engine_record, staged
+from sparsectrl_lcm.engine.engine_writer import SetBuild, engine_record, write_set
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
-from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex, EngineSpec, graph_checksums
+from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
 from sparsectrl_lcm.runtime.format.engine_sets import EngineSet, find_set, write_index
 
 SIZE = ClipSize(width=32, height=32, frames=2)
@@ -76,18 +77,22 @@ def scale(name: str, factor: float) -> Edit:
 
 def write_plans(bundle: Bundle, backend: str, version: str, device: str) -> None:
     """Writes files that stand for plans of every graph."""
+
+    def spec(graph: str) -> EngineSpec:
+        return EngineSpec(
+            graph=graph,
+            graph_sha256=graph_checksums(bundle.manifest, graph),
+            shapes={},
+            precision="fp32",
+            flags={},
+            backend=backend,
+            version=version,
+            device=device,
+        )
+
+    def make(graph: str, folder: Path, report: object) -> EngineRecord:
+        (folder / f"{graph}.engine").write_bytes(b"plan")
+        return engine_record(folder / f"{graph}.engine", spec(graph), {})
+
     index = EngineIndex(backend=backend, precision="fp32", size=SIZE, engines={})
-    with staged(bundle.folder, index) as folder:
-        for graph in bundle.manifest.graphs:
-            (folder / f"{graph}.engine").write_bytes(b"plan")
-            spec = EngineSpec(
-                graph=graph,
-                graph_sha256=graph_checksums(bundle.manifest, graph),
-                shapes={},
-                precision="fp32",
-                flags={},
-                backend=backend,
-                version=version,
-                device=device,
-            )
-            index.engines[graph] = engine_record(folder / f"{graph}.engine", spec, {})
+    write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), spec, make), BuildOptions(), lambda *_: None)

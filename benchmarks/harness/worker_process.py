@@ -14,6 +14,8 @@ from ...runtime.errors import SparseCtrlLcmError, first_line
 
 END_SECONDS = 10.0
 """Longest time for a process to end after its input is closed."""
+STOP_SECONDS = 20.0
+"""Longest time for a process to end after each signal of `stop_with_children`."""
 
 
 class WorkerFailed(SparseCtrlLcmError):
@@ -99,6 +101,24 @@ def kill_with_children(process: subprocess.Popen[Any]) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
         process.kill()
     process.wait()
+
+
+def stop_with_children(process: subprocess.Popen[Any], seconds: float = STOP_SECONDS) -> None:
+    """Asks a process to end with SIGINT, then with SIGTERM, and kills it with its children if it does not.
+
+    A build of engines ends at its next step after SIGINT, and cleans up.
+
+    Args:
+        process: was started with `start_new_session=True`.
+        seconds: longest time to wait after each signal.
+    """
+    asked = (signal.SIGTERM,) if sys.platform == "win32" else (signal.SIGINT, signal.SIGTERM)
+    for number in asked:
+        if process.poll() is None:
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+    kill_with_children(process)
 
 
 def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:

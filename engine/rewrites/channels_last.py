@@ -11,12 +11,10 @@ import re
 import numpy as np
 import onnx_ir as ir
 
-from .attention import only_user, producer, read_group_norm
 from .exact_simplifications import remove_unused, weight_shape
-from .node_helpers import Rewriting
+from .group_norm import is_of_images, read_group_norm
+from .node_helpers import Rewriting, only_user, producer
 
-_AFFINE_OF_IMAGES = [-1, 1, 1]
-"""The shape to which a group norm of images reshapes its weight."""
 _ENTRANCE = re.compile(r"(?P<module>(^|.*\.)motion_modules\.\d+)\.proj_in/MatMul")
 """Matches the name of a motion module's first matrix product."""
 
@@ -31,7 +29,7 @@ def norm_by_channels(model: ir.Model) -> int:
     values that a backend adds one after the other. With channels innermost, OpenVINO adds all pixels of a reduction
     that way. So rows are summed first.
     """
-    found = [node for node in model.graph if node.op_type == "InstanceNormalization" and _is_of_images(node)]
+    found = [node for node in model.graph if node.op_type == "InstanceNormalization" and is_of_images(node)]
     for instance in found:
         shifted = only_user(only_user(only_user(instance)))
         rewriting = _ChannelNorm(model.graph, shifted)
@@ -39,12 +37,6 @@ def norm_by_channels(model: ir.Model) -> int:
         rewriting.replace(shifted, rewriting.normalized(source, rewriting.statistics(source)))
     remove_unused(model, found)
     return len(found)
-
-
-def _is_of_images(instance: ir.Node) -> bool:
-    scaled = only_user(only_user(instance))
-    affine = ir.convenience.get_const_tensor(producer(scaled.inputs[1]).inputs[1])
-    return affine is not None and affine.numpy().tolist() == _AFFINE_OF_IMAGES
 
 
 def turn_motion_modules(model: ir.Model) -> int:

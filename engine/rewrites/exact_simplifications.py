@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from .attention import only_user, producer
+from .node_helpers import only_user, producer
 
 _TAPS = ({0: (0,), 1: (1, 2)}, {0: (0, 1), 1: (2,)})
 """The taps of a 3-tap kernel that read each of two original pixels, at even and odd places of the doubled image."""

@@ -1,10 +1,30 @@
-"""Creates the nodes that replace others."""
+"""Follows the edges of a graph, and creates the nodes that replace others."""
 
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
+
+
+def producer(value: ir.Value | None) -> ir.Node:
+    """Returns the node that computes `value`."""
+    node = value.producer() if value is not None else None
+    assert node is not None
+    return node
+
+
+def only_user(node: ir.Node) -> ir.Node:
+    """Returns the only node that takes the output of `node`."""
+    (use,) = node.outputs[0].uses()
+    return use.node
+
+
+def scalar(value: ir.Value | None) -> float:
+    """Returns the only element of a constant."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    assert tensor is not None, f"{value} is not a constant"
+    return float(tensor.numpy().item())
 
 
 class Rewriting:
@@ -25,9 +45,9 @@ class Rewriting:
         """The nodes created so far."""
         return tuple(self._tape.nodes)
 
-    def op(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """Adds an operator; returns its result."""
-        return self._tape.op(operator, inputs, attributes or None, name=self._next_name())
+    def op(self, operator: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """Adds an operator, ONNX's own without `domain`; returns its result."""
+        return self._tape.op(operator, inputs, attributes or None, domain=domain, name=self._next_name())
 
     def split(self, value: ir.Value, count: int) -> tuple[ir.Value, ...]:
         """Splits into equal parts along the first axis."""

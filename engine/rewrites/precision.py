@@ -2,7 +2,7 @@
 
 TensorRT 11 takes only strongly typed networks, so the builder chooses no type. Weights and most activations get the
 low precision. These stay in fp32: normalisations with their statistics, softmax (a fused attention keeps its own in
-fp32), the timestep's sinusoids, rounding to uint8, and the LCM update.
+fp32, and so does ONNX Runtime's GroupNorm), the timestep's sinusoids, rounding to uint8, and the LCM update.
 """
 
 import re
@@ -28,6 +28,13 @@ _ISLAND_MODULES = re.compile(
     r"^conv_(in|act|out)/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
 )
 """The UNet's first and last convolution are a thousandth of its work, but half of its error in fp16."""
+_FP32_INSIDE = "GroupNorm"
+"""ONNX Runtime's group norm. It takes and gives the low precision, but no other weights than fp32.
+
+ONNX's GroupNormalization takes weights of its input's type. Rounding them adds to the error, so it stays in fp32.
+"""
+_BEFORE_ISLAND = re.compile(r"^conv_norm_out/")
+"""A norm whose result goes to the UNet's last convolution, which is in fp32."""
 _RESIDUAL_STREAMS = re.compile(r"(resnets|attentions|motion_modules|transformer_blocks)\.\d+/(Add|Div)_|(^|\.)time_emb")
 
 Islands = Callable[[ir.Node], bool]
@@ -56,11 +63,6 @@ def assign_types(model: ir.Model, precision: str, islands: Islands = lambda node
     """
     if precision != "fp32" and model.graph.name not in _ISLAND_GRAPHS:
         _Typing(model.graph, DTYPES[precision], islands).run()
-
-
-def producer_of(value: ir.Value | None) -> ir.Node | None:
-    """Returns the node that computes `value`; None for an input or a weight."""
-    return value.producer() if value is not None else None
 
 
 class _Typing:
@@ -95,7 +97,7 @@ class _Typing:
     def hoist(self, cast: ir.Node) -> None:
         """Moves a cast to the low type before operators that only move values: they then move half the bytes."""
         result = cast.outputs[0]
-        while (move := producer_of(cast.inputs[0])) is not None and move.op_type in _MOVES_ONE:
+        while (source := cast.inputs[0]) and (move := source.producer()) and move.op_type in _MOVES_ONE:
             moved = move.outputs[0]
             if len(moved.uses()) != 1 or self.types.get(moved) != _FLOAT or result in self.graph.outputs:
                 return
@@ -112,7 +114,8 @@ class _Typing:
         return _FLOAT if value.name in _ISLAND_INPUTS else self.low
 
     def visit(self, node: ir.Node) -> None:
-        inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs  # its scales are always fp32
+        first_only = node.op_type in ("Resize", _FP32_INSIDE)  # scales, weight and bias are always in fp32
+        inputs = node.inputs[:1] if first_only else node.inputs
         floats = [value for value in inputs if value in self.types]
         if node.op_type == "Cast":
             target = ir.DataType(node.attributes["to"].as_int())
@@ -130,6 +133,8 @@ class _Typing:
         computed = {self.types[value] for value in floats if value is not None and value.const_value is None}
         if node.op_type in MOVES and len(computed) == 1:
             return computed.pop()
+        if node.op_type == _FP32_INSIDE:
+            return _FLOAT if _BEFORE_ISLAND.search(node.name or "") else self.low
         island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(node.name or "")
         return _FLOAT if island or self.islands(node) else self.low
 

@@ -11,8 +11,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .precision import producer_of
-
 _LEVELS = 127
 _SMALLEST = 1e-6
 _LEFT = re.compile(r"(^|\.)(conv_in|conv_out|time_emb\w*|controlnet_cond_embedding)(\.|/)|/(Gemm)_|attn2\.to_[kv]/")
@@ -36,7 +34,8 @@ def _has_weight(node: ir.Node) -> bool:
 def belongs_to(node: ir.Node, layers: Container[str]) -> bool:
     """Whether a node is one of these layers or adds its bias: product and sum of a linear layer are one kernel."""
     if node.op_type == "Add" and _has_constant(node):
-        return any(producer is not None and producer.name in layers for producer in map(producer_of, node.inputs))
+        makers = (value.producer() for value in node.inputs if value is not None)
+        return any(maker is not None and maker.name in layers for maker in makers)
     return node.name in layers
 
 

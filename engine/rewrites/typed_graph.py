@@ -7,7 +7,8 @@ import onnx_ir as ir
 
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.weights import WeightRecord, WeightTable
-from . import attention
+from .attention import DECOMPOSABLE, fuse_attention, is_spatial_attention, is_transformer_attention
+from .group_norm import fuse_group_norm
 from .precision import Islands, assign_types
 
 IR_VERSION = 11
@@ -16,11 +17,23 @@ Fuse = Callable[[ir.Model], object]
 """Replaces patterns with operators of a backend."""
 
 
+def fuse_for_tensorrt(model: ir.Model, temporal: bool = True) -> None:
+    """Fuses every pattern that TensorRT has an operator for; `temporal` includes attention over time.
+
+    Every Attention may be split: otherwise TensorRT refuses a graph with an attention that no kernel fits.
+    """
+    fuse_attention(model, is_transformer_attention if temporal else is_spatial_attention)
+    for node in model.graph:
+        if node.op_type == "Attention":
+            node.attributes[DECOMPOSABLE] = ir.AttrInt64(DECOMPOSABLE, 1)
+    fuse_group_norm(model)
+
+
 def typed_graph(
     bundle: Bundle,
     graph: str,
     precision: str,
-    fuse: Fuse = attention.fuse_for_tensorrt,
+    fuse: Fuse = fuse_for_tensorrt,
     islands: Islands = lambda node: False,
 ) -> ir.Model:
     """Returns a graph of the bundle in a precision. Height, width and frames stay symbolic, weights unread.

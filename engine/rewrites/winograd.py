@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .attention import only_user
 from .exact_simplifications import (
     derived_weight,
     is_doubled_for_convolution,
@@ -21,7 +20,7 @@ from .exact_simplifications import (
     remove_unused,
     weight_shape,
 )
-from .node_helpers import Rewriting
+from .node_helpers import Rewriting, only_user
 
 MIN_CHANNELS = 128
 """Least number of input and of output channels. With 64, the transforms make a convolution slower."""

@@ -14,16 +14,17 @@ from ...runtime.format.build_options import BuildOptions, OnBuildProgress
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.clip_layout import ClipSize, static_shapes
 from ...runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
+from ...runtime.format.layer_report import LayerReport
 from ...runtime.format.weights import WeightTable, weight_table_path
 from ...runtime.gpu.device import Device, probe
 from ...runtime.gpu.engine_scope import device_scope, version_scope
-from ...runtime.gpu.tensorrt_library import RTX, Library, load_library
+from ...runtime.gpu.tensorrt_library import RTX, Library, compute_capabilities, load_library
 from ..check import check_precision
-from ..engine_writer import engine_record, staged
-from ..rewrites.attention import fuse_for_tensorrt
-from ..rewrites.typed_graph import typed_graph, weight_table, write_typed
+from ..engine_writer import SetBuild, engine_record, write_set
+from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
 from .build_progress import BuildControl, interruptible, make_progress_monitor
-from .layer_report import layer_report
+from .kernels import kernels_of_log
+from .layer_report import kernels_of_plan, summarize
 from .timing_cache import TimingCache
 
 
@@ -35,7 +36,7 @@ def build(
     library: Library | None = None,
     device: Device | None = None,
 ) -> EngineIndex:
-    """Builds the engines of a bundle for one size. Once complete, they replace those of the same size and precision.
+    """Builds the engines of a bundle for one size. See `engine.build`.
 
     Args:
         bundle: the bundle.
@@ -48,7 +49,7 @@ def build(
     Raises:
         InvalidRequest: an option is not allowed.
         BackendError: the library or the GPU is missing, or a graph cannot be built.
-        KeyboardInterrupt: the build was stopped; it leaves no files.
+        KeyboardInterrupt: the build was stopped.
     """
     options = replace(options, precision=options.precision or BACKENDS[backend].precisions[0])
     size = options.clip_size(bundle.manifest.sizes)
@@ -58,16 +59,8 @@ def build(
         _compute_capability(library.module, capability)
     device = device or _device(library, options)
     index = EngineIndex(backend=backend, precision=str(options.precision), size=size, engines={})
-    with staged(bundle.folder, index) as folder, TimingCache(bundle.folder, library, device) as timing_cache:
-        job = _Build(bundle, size, options, library, device, folder, timing_cache)
-        graphs = list(bundle.manifest.graphs)
-        for done, graph in enumerate(graphs):
-
-            def report(what: str, fraction: float, graph: str = graph, done: int = done) -> None:
-                on_progress(f"{graph} ({done + 1}/{len(graphs)}): {what}", (done + fraction) / len(graphs))
-
-            index.engines[graph] = job.engine(graph, report, options.check)
-    return index
+    job = _Build(bundle, size, options, library, device)
+    return write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), job.spec, job.engine), options, on_progress)
 
 
 def _check_options(rtx: bool, options: BuildOptions) -> None:
@@ -107,31 +100,28 @@ class _Build:
         options: BuildOptions,
         library: Library,
         device: Device | None,
-        folder: Path,
-        timing_cache: TimingCache,
     ) -> None:
         self.bundle = bundle
         self.size = size
         self.options = options
         self.library = library
         self.device = device
-        self.folder = folder
-        self.timing_cache = timing_cache
+        self.timing_cache = TimingCache(bundle.folder, library, device)
 
     def fuse(self, model: ir.Model) -> None:
         """Fuses what TensorRT has operators for, except attention over a single frame: TensorRT-RTX refuses that."""
         fuse_for_tensorrt(model, temporal=self.size.frames > 1)
 
-    def engine(self, graph: str, report: OnBuildProgress, check: bool) -> EngineRecord:
-        """Builds one graph; returns its record."""
+    def engine(self, graph: str, folder: Path, report: OnBuildProgress) -> EngineRecord:
+        """Builds one graph in a folder; returns its record."""
         precision = str(self.options.precision)
         measured: dict[str, Any] = {}
-        source = self.folder / f"{graph}.onnx"
-        path = self.folder / f"{graph}.engine"
+        source = folder / f"{graph}.onnx"
+        path = folder / f"{graph}.engine"
         report("reading weights", 0.0)
         table = self.write_source(graph, source)
         gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
-        if check and precision != "fp32":
+        if self.options.check and precision != "fp32":
             report(f"comparing {precision} with fp32", 0.1)
             measured["errors"] = check_precision(self.bundle, graph, precision, source)
             gc.collect()
@@ -143,20 +133,20 @@ class _Build:
         if table is not None:
             beside.append(weight_table_path(path))
             beside[0].write_text(table.model_dump_json(), "utf-8")
-        if self.runs_here():
-            measured |= self.layers(plan)
-        source.unlink()
-        source.with_suffix(".weights").unlink(missing_ok=True)
+        measured |= self.layers(plan).model_dump(mode="json")
+        if not self.options.keep_source:
+            source.unlink()
+            source.with_suffix(".weights").unlink(missing_ok=True)
         return engine_record(path, self.spec(graph), measured, *beside)
 
-    def layers(self, plan: Any) -> dict[str, Any]:
-        """Reports the engine's layers, or why not: this machine may be unable to load a TensorRT-RTX engine."""
-        try:
-            return layer_report(self.library, plan)
-        except BackendError as error:
-            if not self.library.is_rtx:
-                raise
-            return {"not looked into": error.reason}
+    def layers(self, plan: Any) -> LayerReport:
+        """Reports the engine's kernels. TensorRT-RTX logged them, so that no GPU has to load the engine.
+
+        Raises:
+            BackendError: TensorRT cannot load the engine that it built.
+        """
+        rtx = self.library.is_rtx
+        return summarize(kernels_of_log(self.library.logger.layers) if rtx else kernels_of_plan(self.library, plan))
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph for the parser; returns its weights if they have to be refittable."""
@@ -164,11 +154,6 @@ class _Build:
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None
-
-    def runs_here(self) -> bool:
-        """Whether this machine can load the engine, to report its layers."""
-        capabilities = self.options.compute_capabilities
-        return self.device is not None and (not capabilities or self.device.compute_capability in capabilities)
 
     def spec(self, graph: str) -> EngineSpec:
         flags = self.options.flags
@@ -186,6 +171,7 @@ class _Build:
 
     def plan(self, graph: str, source: Path, names: list[str], report: OnBuildProgress) -> Any:
         """Parses and builds a graph with the named weights refittable; returns the serialized engine."""
+        self.library.logger.layers = ""
         # An exception raised while the library calls the logger is lost, so this covers all of its calls.
         with interruptible() as control:
             plan = self._plan(graph, source, names, report, control)
@@ -196,6 +182,7 @@ class _Build:
 
     def _plan(self, graph: str, source: Path, names: list[str], report: OnBuildProgress, control: BuildControl) -> Any:
         trt, logger = self.library.module, self.library.logger
+        self.library.forget_errors()
         builder = trt.Builder(logger)
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
@@ -263,8 +250,8 @@ def _compute_capability(trt: Any, text: str) -> Any:
     Raises:
         InvalidRequest: TensorRT-RTX does not support it.
     """
-    known = {f"{name[2:-1]}.{name[-1]}": name for name in trt.ComputeCapability.__members__ if name[2:].isdigit()}
+    known = compute_capabilities(trt)
     if text not in known:
         allowed = ", ".join(sorted(known, key=float))
         raise InvalidRequest("compute_capabilities", f"{text!r} is not supported", f"allowed are {allowed}")
-    return getattr(trt.ComputeCapability, known[text])
+    return known[text]

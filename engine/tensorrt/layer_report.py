@@ -1,15 +1,22 @@
-"""Reports the layers of an engine with TensorRT's inspector: their types, and whether attention was fused."""
+"""Reports what an engine is made of: kernels by kind, fused and split attention, norms in fp32, bytes moved."""
 
-import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ...runtime.format.layer_report import AttentionCounts, LayerReport
 from ...runtime.gpu.tensorrt_library import Library
+from .kernels import Kernel, kernels_of_inspector
+
+_KINDS = {"spatial": ".attentions.", "temporal": ".motion_modules."}
+"""The words in the names of an attention's nodes, by kind of transformer."""
+_ATTENTION = re.compile(r"[^\s\[\]+:]*\.attn\d+(?=[./]|$)")
+_NORM = re.compile(r"(?:Group|Instance|Layer)Normalization(?:_\d+)?$")
 
 
-def layer_report(library: Library, plan: Any) -> dict[str, Any]:
-    """Counts layers by type, and fused and split attention of spatial and temporal transformers; needs a GPU.
+def kernels_of_plan(library: Library, plan: Any) -> list[Kernel]:
+    """Reads the kernels of an engine with TensorRT's inspector; needs a GPU.
 
     Raises:
         BackendError: the engine cannot be loaded here.
@@ -21,31 +28,58 @@ def layer_report(library: Library, plan: Any) -> dict[str, Any]:
     if engine is None:
         raise library.failure("cannot load the engine that it built")
     inspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return summarize(json.loads(text).get("Layers", []))
+    return kernels_of_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def summarize(layers: list[Any]) -> dict[str, Any]:
-    """Counts layer types, and attentions that are fused into one kernel or split, with a softmax layer."""
-    named = [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in layers]
-    types = Counter(str(layer.get("LayerType", "unknown")) for layer in named)
-    attention = {}
-    for kind, scope in (("spatial", ".attentions."), ("temporal", ".motion_modules.")):
-        texts = [f"{layer.get('Name', '')} {layer.get('Metadata', '')}" for layer in named]
-        mine = [(layer, text) for layer, text in zip(named, texts, strict=True) if scope in text and ".attn" in text]
-        fused = sum(_is_fused(layer) for layer, _ in mine)
-        split = sum(_is_softmax(layer) for layer, _ in mine)
-        attention[kind] = {"fused": fused, "split": split}
-    return {"layers": dict(types.most_common()), "attention": attention}
+def summarize(kernels: Sequence[Kernel]) -> LayerReport:
+    """Reports the kernels of an engine."""
+    fused, split = _attentions(kernels)
+    norms = {node for kernel in kernels for node in kernel.nodes if _NORM.search(node)}
+    return LayerReport(
+        layers=dict(Counter(kernel.kind for kernel in kernels).most_common()),
+        attention={
+            kind: AttentionCounts(fused=_count(fused, scope), split=_count(split, scope))
+            for kind, scope in _KINDS.items()
+        },
+        split_attention=tuple(sorted(split)),
+        norms=len(norms),
+        fp32_norms=tuple(sorted(norms & {node for kernel in kernels if _writes_fp32(kernel) for node in kernel.nodes})),
+        bytes_moved=sum(kernel.bytes_moved for kernel in kernels) or None,
+    )
 
 
-def _is_fused(layer: dict[str, Any]) -> bool:
-    """Whether a layer is a fused attention kernel, judged by TensorRT's names for them."""
-    names = " ".join(str(layer.get(field, "")) for field in ("LayerType", "TacticName", "Name"))
+def _count(modules: Iterable[str], scope: str) -> int:
+    return sum(scope in module for module in modules)
+
+
+def _attentions(kernels: Sequence[Kernel]) -> tuple[set[str], set[str]]:
+    """The attention modules of the transformers that are one fused kernel, and those that are several kernels."""
+    fused: set[str] = set()
+    several: set[str] = set()
+    for kernel in kernels:
+        modules = {name for text in (kernel.name, *kernel.nodes) for name in _ATTENTION.findall(text)}
+        modules = {name for name in modules if any(scope in name for scope in _KINDS.values())}
+        if _is_fused(kernel):
+            fused |= modules
+        elif _is_softmax(kernel):
+            several |= modules
+        else:
+            several |= {name for name in modules if any(node.startswith(f"{name}/Attention") for node in kernel.nodes)}
+    return fused, several - fused
+
+
+def _is_fused(kernel: Kernel) -> bool:
+    """Whether a kernel is a fused attention, judged by TensorRT's names for them."""
+    names = f"{kernel.kind} {kernel.tactic} {kernel.name}"
     return bool(re.search(r"mha|flash|(?<!\.)attention(?!s\.)", names.lower().split(".attn")[0]))
 
 
-def _is_softmax(layer: dict[str, Any]) -> bool:
-    """Whether a layer is a separate softmax, also by the names of kernels that TensorRT's compiler generates."""
-    names = f"{layer.get('LayerType', '')} {layer.get('Name', '')}".lower()
-    return not _is_fused(layer) and ("softmax" in names or "maxsubexp" in names)
+def _is_softmax(kernel: Kernel) -> bool:
+    """Whether a kernel is a separate softmax, also by the names of kernels that TensorRT's compiler generates."""
+    return bool(re.search(r"softmax|maxr?subexp", f"{kernel.kind} {kernel.name}".lower()))
+
+
+def _writes_fp32(kernel: Kernel) -> bool:
+    """Whether a kernel writes a whole activation in fp32, and not only the statistics of one."""
+    largest = max((tensor.elements for tensor in kernel.inputs), default=0)
+    return any(tensor.is_fp32 and tensor.elements == largest for tensor in kernel.outputs)

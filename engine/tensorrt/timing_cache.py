@@ -10,7 +10,7 @@ from ...runtime.gpu.tensorrt_library import Library
 
 
 class TimingCache:
-    """One file per device and version. Timings are kept even if the build is stopped.
+    """One file per device and version, written after each graph, so that a stopped build keeps its timings.
 
     Args:
         bundle: the bundle's folder.
@@ -20,29 +20,22 @@ class TimingCache:
 
     def __init__(self, bundle: Path, library: Library, device: Device | None) -> None:
         self._cache: Any = None
+        self._bundle = bundle
+        self._backend = library.backend
         self._path: Path | None = None
+        self._name = ""
         if device is not None and not library.is_rtx:
-            name = f"timing-{library.version}-{device.name}-{device.compute_capability}.cache".replace(" ", "-")
-            self._path = writable_engine_folder(bundle, library.backend) / name
-
-    def __enter__(self) -> "TimingCache":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Writes the timings."""
-        if self._path is not None and self._cache is not None:
-            part = self._path.with_suffix(".part")
-            try:
-                part.write_bytes(memoryview(self._cache.serialize()))
-                part.replace(self._path)
-            except OSError:
-                with suppress(OSError):
-                    part.unlink()
+            self._name = f"timing-{library.version}-{device.name}-{device.compute_capability}.cache".replace(" ", "-")
 
     def attach(self, config: Any) -> None:
-        """Gives the known timings to a build."""
-        if self._path is None:
+        """Gives the known timings to a build.
+
+        Raises:
+            OSError: there is no folder for engines.
+        """
+        if not self._name:
             return
+        self._path = writable_engine_folder(self._bundle, self._backend) / self._name
         known = memoryview(self._cache.serialize()) if self._cache is not None else b""
         with suppress(OSError):
             known = known or self._path.read_bytes()
@@ -50,6 +43,13 @@ class TimingCache:
         config.set_timing_cache(cache, ignore_mismatch=False)
 
     def detach(self, config: Any) -> None:
-        """Takes the timings of a build."""
+        """Takes the timings of a build and writes them."""
         if self._path is not None:
             self._cache = config.get_timing_cache()
+            part = self._path.with_suffix(".part")
+            try:
+                part.write_bytes(memoryview(self._cache.serialize()))
+                part.replace(self._path)
+            except OSError:
+                with suppress(OSError):
+                    part.unlink()

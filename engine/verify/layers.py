@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..comparison import BOUNDS
-from ..rewrites.precision import MOVES, producer_of
+from ..rewrites.precision import MOVES
 from ..rewrites.typed_graph import typed_graph
 from .marked_graphs import Suspect, tensor_errors
 
@@ -139,7 +139,7 @@ class _Search:
         visited, pending = set[ir.Value](), [value for value in node.inputs if value is not None]
         while pending:
             value = pending.pop()
-            producer = producer_of(value)
+            producer = value.producer()
             if value.name in self.nodes or producer is None:
                 found[value] = None
             elif value not in visited and producer.op_type != "Shape":

@@ -15,16 +15,14 @@ from ..loop.conditioning import (
     ConditioningCache,
     Residuals,
     cache_key,
-    encode_prompt,
     graphs_of,
-    keyframe_feeds,
     residual_bytes,
-    residuals_at,
 )
 from ..loop.noise import TorchGenerator
 from ..loop.schedule import Schedule, lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
+from .conditioning_graphs import encode_prompt, keyframe_feeds, residuals_at
 from .sessions import Array, Sessions, split_feeds
 
 DECODE_PIXELS = 256 * 256

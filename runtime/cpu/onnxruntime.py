@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..backends import BACKENDS, every_precision, no_notes, unbound_scope
+from ..backends import BACKENDS, any_machine, every_precision, no_notes, unbound_scope
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
 from ..format.engine_sets import find_set, set_name
@@ -16,6 +16,7 @@ from ..load_options import LoadOptions
 from .executor import HostExecutor
 from .sessions import Array
 
+check_machine = any_machine
 engine_scope = unbound_scope
 computes_in = every_precision
 notes = no_notes

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import BACKENDS, Availability, unbound_scope
+from ..backends import BACKENDS, Availability, any_machine, unbound_scope
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
 from ..format.clip_layout import ONE_PROMPT
@@ -183,6 +183,7 @@ def find_version(name: str) -> str:
     return version()
 
 
+check_machine = any_machine
 engine_scope = unbound_scope
 
 

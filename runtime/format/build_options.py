@@ -12,8 +12,11 @@ from .manifest import Sizes
 
 HARDWARE_COMPATIBILITY = ("none", "same-compute-capability", "ampere-plus")
 
-COMMON_OPTIONS = frozenset({"precision", "check"})
+COMMON_OPTIONS = frozenset({"precision", "check", "graphs"})
 """Options that every backend takes."""
+
+NOT_IN_KEYS = ("width", "height", "frames", "precision", "check", "graphs", "keep_source")
+"""Options that are no flags of an engine's key: fields of the key, or without effect on the engine."""
 
 OnBuildProgress = Callable[[str, float], None]
 """Called with the current work of a build, in words, and the fraction that is done, 0 to 1."""
@@ -32,6 +35,7 @@ class BuildOptions:
         frames: frames of a clip; None takes the bundle's default.
         precision: a precision of the backend; None takes the best one for this machine.
         check: compare each graph's results with fp32 before accepting its engine.
+        graphs: the graphs to build; empty for all. The set can be loaded once all its graphs have engines.
         optimization_level: 0 to 5; a higher level lets TensorRT search longer for faster kernels.
         aux_streams: streams besides the main one; 0 gives the simplest CUDA graph.
         workspace: scratch memory of the kernels in GiB; None allows all of the device's memory.
@@ -41,6 +45,7 @@ class BuildOptions:
         version_compatible: the engine also runs on later releases of the same major version.
         hardware_compatibility: none, same-compute-capability or ampere-plus.
         compute_capabilities: such as 8.9 and 12.0; empty for all that the backend supports.
+        keep_source: leave the typed ONNX graph, which the library compiled, beside each engine.
 
     Raises:
         InvalidRequest: no backend allows a value.
@@ -51,6 +56,7 @@ class BuildOptions:
     frames: int | None = None
     precision: str | None = None
     check: bool = True
+    graphs: tuple[str, ...] = ()
     optimization_level: int = 3
     aux_streams: int = 0
     workspace: float | None = None
@@ -60,6 +66,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatibility: str = "none"
     compute_capabilities: tuple[str, ...] = ()
+    keep_source: bool = False
 
     def __post_init__(self) -> None:
         for name, high in (("optimization_level", 5), ("aux_streams", 16)):
@@ -97,7 +104,7 @@ class BuildOptions:
     def flags(self) -> dict[str, bool | int | str]:
         """The options for an engine's key: every builder option that is not off."""
         options = asdict(self)
-        for name in ("width", "height", "frames", "precision", "check", "compute_capabilities"):
+        for name in (*NOT_IN_KEYS, "compute_capabilities"):
             del options[name]
         flags = {name: value for name, value in options.items() if value is not None and value is not False}
         if "workspace" in flags:
@@ -149,6 +156,8 @@ def build_command(bundle: Path, backend: str, options: Mapping[str, Any]) -> str
                 continue
             case "compute_capabilities":
                 words += [word for each in value for word in ("--compute-capability", each)]
+            case "graphs":
+                words += [word for each in value for word in ("--graph", each)]
             case "check":
                 words.append("--no-check")
             case _:

@@ -4,12 +4,12 @@ import hashlib
 import json
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from .clip_layout import ClipSize
 from .manifest import FileRecord, Manifest, Record, RelativePath
 
-CONVERSION = 3
+CONVERSION = 4
 """Version of the conversion from portable graphs to engines. Increase it with every change that makes other engines."""
 ANY_DEVICE = "any"
 """The device in the key of engines that run on every device."""
@@ -65,6 +65,8 @@ class EngineIndex(Record):
     size: ClipSize | None = None
     """None if the engines take any size."""
     engines: dict[str, EngineRecord]
+    missing: tuple[str, ...] = Field(default=(), exclude=True)
+    """The graphs whose engines have still to be built. Only complete sets are written."""
 
 
 def graph_checksums(manifest: Manifest, graph: str) -> tuple[str, ...]:

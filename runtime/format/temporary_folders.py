@@ -8,7 +8,7 @@ open file in it.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -18,10 +18,20 @@ from filelock import FileLock, Timeout
 _LOCK = ".lock"
 _LOCK_ATTEMPTS = 3
 
+Keep = Callable[[Path], bool]
+"""Whether the content of a folder is worth keeping."""
+
+
+def keep_nothing(_: Path) -> bool:
+    """Keeps no folder."""
+    return False
+
 
 @contextmanager
-def staged_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder in `parent`, named after `name`; it is removed when the block ends.
+def staged_folder(parent: Path, name: str, keep: Keep = keep_nothing) -> Iterator[Path]:
+    """A new folder in `parent`, named after `name`.
+
+    It is removed when the block ends, unless `keep` is true for it then: such a folder becomes a leftover.
 
     Raises:
         OSError: the folder cannot be created.
@@ -30,14 +40,16 @@ def staged_folder(parent: Path, name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not keep(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         _release(lock)
 
 
-def clear_leftovers(parent: Path, name: str | None = None) -> None:
-    """Removes the folders in `parent` that no process writes to any more, and their `-old` folders.
+def leftovers(parent: Path, name: str | None = None) -> Iterator[Path]:
+    """The folders in `parent` that no process writes to any more, each locked while the caller has it.
 
-    On a file system that is read-only or has no locks, the folders stay.
+    A folder may be gone while its lock or its `-old` folder is left. On a file system that is read-only or has no
+    locks, there are none.
 
     Args:
         parent: the folder that holds them.
@@ -45,13 +57,24 @@ def clear_leftovers(parent: Path, name: str | None = None) -> None:
     """
     wanted = r".+-\d+-\w{8}" if name is None else rf"{re.escape(name)}-\d+-[0-9a-f]{{8}}"
     found = (re.fullmatch(rf"(\.{wanted})(-old|{re.escape(_LOCK)})?", path.name) for path in parent.glob(".*"))
-    for folder in {parent / match[1] for match in found if match}:
+    for folder in sorted({parent / match[1] for match in found if match}):
         lock = _lock_of(folder)
-        with suppress(OSError, NotImplementedError):  # mostly Timeout, an OSError: a process writes to it
+        try:
             lock.acquire(timeout=0)
+        except (OSError, NotImplementedError):  # mostly Timeout, an OSError: a process writes to it
+            continue
+        try:
+            yield folder
+        finally:
+            _release(lock)
+
+
+def clear_leftovers(parent: Path, name: str | None = None, keep: Keep = keep_nothing) -> None:
+    """Removes the `leftovers` in `parent`, and their `-old` folders, except those for which `keep` is true."""
+    for folder in leftovers(parent, name):
+        if not keep(folder):
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(folder.with_name(f"{folder.name}-old"), ignore_errors=True)
-            _release(lock)
 
 
 def _locked_folder(parent: Path, name: str) -> tuple[Path, FileLock]:

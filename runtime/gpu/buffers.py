@@ -83,10 +83,10 @@ class Inputs:
         tensor = self.block.tensors[name]
         return host_array(self.host + tensor.offset + index * tensor.stride, tensor.shape, tensor.dtype)
 
-    def copy_in(self, first: str, last: str, index: int) -> None:
-        """Copies everything from `first` through array `index` of `last` to the device."""
-        start, end = self.block.tensors[first].offset, self.block.tensors[last]
-        nbytes = end.offset + index * end.stride + end.nbytes - start
+    def copy_in(self, first: str, last: str, last_index: int, first_index: int = 0) -> None:
+        """Copies everything from array `first_index` of `first` through array `last_index` of `last` to the device."""
+        start, end = self.at(first, first_index) - self.block.address, self.block.tensors[last]
+        nbytes = end.offset + last_index * end.stride + end.nbytes - start
         self._cuda.copy_in(self.block.address + start, self.host + start, nbytes)
 
     def close(self) -> None:

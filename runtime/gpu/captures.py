@@ -1,9 +1,10 @@
-"""CUDA graphs of the variants of a request: each is captured once and then replayed."""
+"""CUDA graphs of the variants of a request: captured once, compared with a plain run, and then replayed."""
 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
@@ -13,7 +14,30 @@ from .program import Variant
 _logger = logging.getLogger("sparsectrl_lcm")
 
 MAX_GRAPHS = 8
-"""Graphs to keep; the least recently used is dropped first."""
+"""Variants whose graphs are kept; those of the least recently used are dropped first."""
+MORE_MEMORY = 2 << 20
+"""Bytes; a capture that ran out of memory is tried again when this much more is free. CUDA allocates in such blocks."""
+PROOFS = 2
+"""A variant is proved after its capture. It is proved once more after the next capture of another variant, which uses
+the same engines: their captures might overwrite what earlier graphs read (NVIDIA/TensorRT#3798)."""
+
+Between = Callable[[range], None]
+"""Called between two parts of a request, with the noise that the second part needs."""
+
+
+@dataclass(slots=True)
+class Graphs:
+    """The graphs of a variant.
+
+    Attributes:
+        parts: for each part of a request, the noise that it needs and its executable graph.
+        proofs: number of proofs passed.
+        captures: captures that had been tried, of any variant, at the last proof.
+    """
+
+    parts: list[tuple[range, Any]]
+    proofs: int = 0
+    captures: int = 0
 
 
 class GraphCache:
@@ -22,52 +46,123 @@ class GraphCache:
     def __init__(self, cuda: Cuda, limit: int = MAX_GRAPHS) -> None:
         self._cuda = cuda
         self._limit = limit
-        self._graphs: OrderedDict[Variant, Any] = OrderedDict()
+        self._graphs: OrderedDict[Variant, Graphs] = OrderedDict()
+        self._captures = 0
+        self._given_up: set[Variant] = set()
+        self._free_bytes: dict[Variant, int] = {}
         self.enabled = True
 
-    def replay(self, variant: Variant) -> bool:
-        """Launches the graph of a variant; returns False if there is none."""
+    def replay(self, variant: Variant, between: Between) -> bool:
+        """Launches the graphs of a variant. Returns False if there are none, or if they have to be proved first."""
         if variant not in self._graphs:
             return False
         self._graphs.move_to_end(variant)
-        self._cuda.launch(self._graphs[variant])
+        graphs = self._graphs[variant]
+        if graphs.proofs < PROOFS and graphs.captures < self._captures:
+            return False
+        self._launch(graphs, between)
         return True
 
-    def capture(self, variant: Variant, enqueue: Callable[[], None]) -> None:
-        """Captures what `enqueue` puts on the stream; `enqueue` must have run once outside of a capture.
+    def wants(self, variant: Variant) -> bool:
+        """Whether a variant that `replay` did not launch should be captured or proved now."""
+        if not self.enabled or variant in self._given_up:
+            return False
+        needed = self._free_bytes.get(variant, 0)
+        return needed == 0 or self._cuda.memory()[0] >= needed
 
-        If the capture fails, logs a warning once, and later requests are enqueued without a graph. If memory runs out,
-        drops all graphs; the next request tries again.
+    def capture(
+        self, variant: Variant, enqueue: Callable[[Between], None], prove: Callable[[Callable[[], None]], str]
+    ) -> None:
+        """Captures a variant, if that was not done, and proves its graphs.
+
+        If a capture fails, requests of all variants are enqueued without graphs from then on. If a replay gives other
+        frames, only this variant is given up, since each is proved by itself. Both log one warning. If memory runs out,
+        the variant is tried again once more memory is free than was left then.
+
+        Args:
+            variant: the variant of the request that has just run without graphs.
+            enqueue: enqueues its work.
+            prove: calls its argument, which launches the graphs; returns how the frames differ, "" if they do not.
         """
-        if not self.enabled or variant in self._graphs:
-            return
-        while len(self._graphs) >= self._limit:
-            _, oldest = self._graphs.popitem(last=False)
-            self._cuda.free_graph(oldest)
         try:
-            self._graphs[variant] = self._capture(enqueue)
+            if variant not in self._graphs:
+                while len(self._graphs) >= self._limit:
+                    self._drop(next(iter(self._graphs)))
+                self._captures += 1
+                self._graphs[variant] = Graphs(self._capture(enqueue))
+                self._free_bytes.pop(variant, None)
+            graphs = self._graphs[variant]
+            difference = prove(lambda: self._launch(graphs))
         except DeviceLost:
             raise
-        except DeviceOutOfMemory:  # there may be room another time
+        except DeviceOutOfMemory:
+            self._cuda.clear_error()
+            self._drop(variant)
+            self._free_bytes[variant] = self._cuda.memory()[0] + MORE_MEMORY
+        except BackendError as error:
             self._cuda.clear_error()
             self.clear()
-        except BackendError as error:
             self.enabled = False
-            self._cuda.clear_error()
-            _logger.warning("no CUDA graph could be captured, requests are enqueued one engine at a time: %s", error)
+            _logger.warning("CUDA graphs failed, requests are enqueued one engine at a time: %s", error)
+        else:
+            self._judge(variant, graphs, difference)
 
-    def _capture(self, enqueue: Callable[[], None]) -> Any:
+    def _judge(self, variant: Variant, graphs: Graphs, difference: str) -> None:
+        if not difference:
+            graphs.proofs += 1
+            graphs.captures = self._captures
+            return
+        self._drop(variant)
+        self._given_up.add(variant)
+        _logger.warning(
+            "a replayed CUDA graph gave other frames than its engines did (%s); requests of this kind are enqueued "
+            "one engine at a time: %s",
+            difference,
+            variant,
+        )
+
+    def _launch(self, graphs: Graphs, between: Between | None = None) -> None:
+        for index, (noise, graph) in enumerate(graphs.parts):
+            if index and between is not None:
+                between(noise)
+            self._cuda.launch(graph)
+
+    def _capture(self, enqueue: Callable[[Between], None]) -> list[tuple[range, Any]]:
+        """Captures each part into a graph of its own."""
+        parts: list[tuple[range, Any]] = []
+        begun = [range(0)]
+
+        def end() -> None:
+            parts.append((begun[-1], self._cuda.instantiate(self._cuda.end_capture())))
+
+        def between(noise: range) -> None:
+            end()
+            self._cuda.begin_capture()
+            begun.append(noise)
+
         self._cuda.begin_capture()
         try:
-            enqueue()
+            enqueue(between)
+            end()
         except BaseException:
             with suppress(BackendError):  # the failure may have ended the capture
-                self._cuda.discard(self._cuda.end_capture())
+                if self._cuda.capturing:
+                    self._cuda.discard(self._cuda.end_capture())
+            self._free(parts)
             raise
-        return self._cuda.instantiate(self._cuda.end_capture())
+        return parts
+
+    def _drop(self, variant: Variant) -> None:
+        """Destroys the graphs of a variant, if there are any."""
+        if variant in self._graphs:
+            self._free(self._graphs.pop(variant).parts)
+
+    def _free(self, parts: list[tuple[range, Any]]) -> None:
+        for _, graph in parts:
+            with suppress(BackendError):
+                self._cuda.free_graph(graph)
 
     def clear(self) -> None:
-        """Destroys all graphs."""
+        """Destroys all graphs. What was given up stays given up."""
         while self._graphs:
-            _, graph = self._graphs.popitem()
-            self._cuda.free_graph(graph)
+            self._drop(next(iter(self._graphs)))

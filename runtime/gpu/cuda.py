@@ -66,9 +66,9 @@ class Cuda:
         """Copies from device to device."""
         self._copy(target, source, nbytes, self._api.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
 
-    def zero(self, address: int, nbytes: int) -> None:
-        """Sets device memory to zero."""
-        self._call("cudaMemsetAsync", address, 0, nbytes, self._stream)
+    def fill(self, address: int, byte: int, nbytes: int) -> None:
+        """Sets each byte of device memory."""
+        self._call("cudaMemsetAsync", address, byte, nbytes, self._stream)
 
     def synchronize(self) -> None:
         """Waits for all work on the stream."""

@@ -1,4 +1,4 @@
-"""Runs requests on the device: copies inputs in, replays one CUDA graph, copies frames out."""
+"""Runs requests on the device: copies inputs in, replays CUDA graphs, copies frames out."""
 
 import weakref
 from collections import OrderedDict
@@ -7,23 +7,20 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
-
 from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
 from ..format.bundle import Bundle
 from ..format.clip_layout import ClipSize, engine_layout
 from ..format.weights import check_same_graphs
-from ..loop.conditioning import cache_key, frame_index
-from ..loop.noise import TorchGenerator
-from ..loop.schedule import lcm_schedule
+from ..loop.conditioning import cache_key
 from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
 from .cuda import Cuda
 from .device_graph import DeviceGraph
 from .engine_interface import Loader
 from .program import Variant
+from .request_run import RequestRun
 from .workspace import Workspace
 
 MAX_SIZES = 2
@@ -138,13 +135,13 @@ class GpuExecutor:
             with stages.stage("load"):
                 workspace, variant, key = self._prepare(request, least_memory)
                 stages.report("load", 1)
+            run = RequestRun(workspace, self._cuda, request, variant, stages)
             try:
-                frames = _Run(workspace, self._cuda, request, variant, stages).frames(self._tokenizer)
-            except BaseException:
-                if variant.source in ("scribble", "rgb"):
+                frames = run.frames(self._tokenizer)
+            finally:
+                if variant.computes_conditioning:
                     workspace.conditioning_area.drop()
-                raise
-            if variant.source in ("scribble", "rgb") and not variant.stepwise:
+            if run.conditioning_is_whole and variant.computes_conditioning and not variant.stepwise:
                 workspace.conditioning_area.hold(key, workspace.conditioning_bytes(variant))
         return frames, stages.timings
 
@@ -211,70 +208,3 @@ def _release(workspaces: OrderedDict[ClipSize, Workspace], cuda: Cuda) -> None:
         workspaces.popitem()[1].close()
     with suppress(BackendError):
         cuda.close()
-
-
-class _Run:
-    """One request: copies inputs to the device, runs the work, copies frames back."""
-
-    def __init__(
-        self, workspace: Workspace, cuda: Cuda, request: CheckedRequest, variant: Variant, stages: Stages
-    ) -> None:
-        self.workspace = workspace
-        self.cuda = cuda
-        self.request = request
-        self.variant = variant
-        self.stages = stages
-
-    def frames(self, tokenizer: ClipTokenizer) -> Array:
-        workspace, variant = self.workspace, self.variant
-        with self.stages.timed("inputs"):
-            self.write_inputs(tokenizer)
-        computed = variant.source in ("scribble", "rgb")
-        try:
-            workspace.inputs.copy_in("pictures" if computed else "input_ids", "noise", variant.steps - 1)
-            replayed = workspace.graphs.replay(variant)
-            if not replayed:
-                workspace.enqueue_all(variant)
-            workspace.copy_frames_out()
-            frames: Array = np.empty_like(workspace.frames())
-            frames.fill(0)  # maps the new pages while the device works
-            self.follow()
-        finally:
-            self.cuda.synchronize()
-        frames[:] = workspace.frames()
-        if not replayed and workspace.capturable:
-            workspace.graphs.capture(variant, lambda: workspace.enqueue_all(variant))
-        return frames
-
-    def write_inputs(self, tokenizer: ClipTokenizer) -> None:
-        """Writes the request's inputs to page-locked memory."""
-        request, inputs = self.request, self.workspace.inputs
-        schedule = lcm_schedule(self.workspace.bundle.manifest.scheduler, request.steps)
-        for index, ids in enumerate(tokenizer(request.texts)):
-            inputs.array("input_ids", index)[:] = ids
-        inputs.array("guidance_scale")[:] = request.guidance_scale
-        generator = TorchGenerator(request.seed)
-        for step in range(request.steps):
-            inputs.array("timestep", step)[:] = schedule.timesteps[step]
-            inputs.array("coefficients", step)[:] = schedule.coefficients[step]
-            noise = inputs.array("noise", step)
-            noise[:] = generator.randn(noise.shape)
-        if self.variant.source in ("scribble", "rgb"):
-            pictures, mask = inputs.array("pictures"), inputs.array("conditioning_mask")
-            pictures[:] = 0
-            mask[:] = 0
-            for place, keyframe in enumerate(request.keyframes):
-                pictures[place], mask[place] = keyframe.pixels, 1
-            inputs.array("frame_index")[:] = frame_index(request, blank=len(mask) - 1)
-
-    def follow(self) -> None:
-        """Reports each unit of work when the device has finished it, and adds its seconds to its stage."""
-        workspace = self.workspace
-        started: set[str] = set()
-        for index, (stage, step) in enumerate(workspace.units[self.variant], start=1):
-            if stage not in started:
-                started.add(stage)
-                self.stages.report(stage, 0)
-            self.cuda.wait(workspace.event(index))
-            self.stages.add(stage, self.cuda.seconds(workspace.event(index - 1), workspace.event(index)))
-            self.stages.report(stage, step)

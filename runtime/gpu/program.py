@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
 Source = Literal["scribble", "rgb", "none", "kept"]
@@ -10,7 +11,7 @@ Source = Literal["scribble", "rgb", "none", "kept"]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The properties of a request that decide which engines run on which memory. Each variant has its own CUDA graph.
+    """The properties of a request that decide which engines run on which memory. Each variant has its own CUDA graphs.
 
     Attributes:
         steps: LCM steps.
@@ -25,6 +26,11 @@ class Variant:
     source: Source
     decoder: str
     stepwise: bool = False
+
+    @property
+    def computes_conditioning(self) -> bool:
+        """Whether the request computes the conditioning of its keyframes."""
+        return self.source in ("scribble", "rgb")
 
 
 class Machine(Protocol):
@@ -46,28 +52,66 @@ class Machine(Protocol):
         """Address of a residual; without keyframes, the address of zeros."""
 
 
-def program(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
-    """Enqueues a whole request; yields stage and step after each unit of work."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a request. The host launches it when it has drawn the noise for it, while the device is still busy.
+
+    Attributes:
+        noise: the arrays of noise that have to be on the device before this part, besides those of earlier parts.
+        work: enqueues the work; yields stage and step after each unit of it.
+    """
+
+    noise: range
+    work: Iterator[tuple[str, int]]
+
+
+def program(machine: Machine, variant: Variant) -> list[Part]:
+    """A whole request, in up to three parts: conditioning, the first prediction, and the rest."""
+    rest = range(1, variant.steps)
+    prediction, loop = _first_prediction(machine, variant), _after_first_prediction(machine, variant)
+    parts = [Part(range(1), prediction), Part(rest, loop)] if rest else [Part(range(1), chain(prediction, loop))]
     if variant.source != "kept":
-        for prompt in range(variant.prompts):
-            machine.enqueue(
-                "text_encoder",
-                input_ids=machine.at("input_ids", prompt),
-                prompt_embeds=machine.prompt_embeds(variant, prompt),
-            )
-        yield "text", 1
+        parts.insert(0, Part(range(0), _conditioning(machine, variant)))
+    assert parts[0].noise == noise_at_start(variant)
+    return parts
+
+
+def noise_at_start(variant: Variant) -> range:
+    """The arrays of noise that have to be on the device before a request's first part."""
+    return range(1 if variant.source == "kept" else 0)
+
+
+def _conditioning(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
+    """Prompt embeddings and SparseCtrl's residuals."""
+    for prompt in range(variant.prompts):
+        machine.enqueue(
+            "text_encoder",
+            input_ids=machine.at("input_ids", prompt),
+            prompt_embeds=machine.prompt_embeds(variant, prompt),
+        )
+    yield "text", 1
     if variant.source == "rgb":
         machine.enqueue("vae_encoder", image=machine.at("pictures"), latents=machine.at("conditioning"))
-    if variant.source in ("scribble", "rgb"):
+    if variant.computes_conditioning:
         yield "keyframes", 1
         if not variant.stepwise:
             for step in range(variant.steps):
                 _control(machine, variant, step)
                 yield "control", step + 1
+
+
+def _first_prediction(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
+    """The predictions of the first step, which need only the initial latents. Its unit ends with the update."""
+    _predict(machine, variant, 0)
+    yield from ()
+
+
+def _after_first_prediction(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
+    """The first update, all other steps, and the decoder."""
     for step in range(variant.steps):
-        if variant.stepwise:
-            _control(machine, variant, step)
-        _denoise(machine, variant, step)
+        if step:
+            _predict(machine, variant, step)
+        _update(machine, variant, step)
         yield "denoise", step + 1
     for run in range(machine.decoder_runs):
         machine.enqueue(variant.decoder, latents=machine.at("images", run), frames=machine.at("frames", run))
@@ -88,25 +132,30 @@ def _control(machine: Machine, variant: Variant, step: int) -> None:
         )
 
 
-def _denoise(machine: Machine, variant: Variant, step: int) -> None:
-    """One LCM step: a prediction for each prompt, guidance and the update.
-
-    Noise 0 is the initial latents; the update of a step adds noise `step + 1`. The last step adds none: its result
-    `images` does not depend on the noise, so it gets noise 0 again.
-    """
-    latents = machine.at("latents", step % 2) if step else machine.at("noise", 0)
+def _predict(machine: Machine, variant: Variant, step: int) -> None:
+    """The UNet's prediction at one step, for each prompt; if residuals are not kept, SparseCtrl runs before it."""
+    if variant.stepwise:
+        _control(machine, variant, step)
     for prompt in range(variant.prompts):
         machine.enqueue(
             "unet",
-            latents=latents,
+            latents=_latents(machine, step),
             timestep=machine.at("timestep", step),
             prompt_embeds=machine.prompt_embeds(variant, prompt),
             prediction=machine.at("prediction", prompt),
             **{name: machine.residual(variant, step, prompt, name) for name in machine.residual_names},
         )
+
+
+def _update(machine: Machine, variant: Variant, step: int) -> None:
+    """Guidance and the LCM update.
+
+    Noise 0 is the initial latents; the update of a step adds noise `step + 1`. The last step adds none: its result
+    `images` does not depend on the noise, so it gets noise 0 again.
+    """
     machine.enqueue(
         "lcm_update",
-        latents=latents,
+        latents=_latents(machine, step),
         negative=machine.at("prediction", 0),
         positive=machine.at("prediction", variant.prompts - 1),
         guidance_scale=machine.at("guidance_scale"),
@@ -115,3 +164,8 @@ def _denoise(machine: Machine, variant: Variant, step: int) -> None:
         next_latents=machine.at("latents", (step + 1) % 2),
         images=machine.at("images"),
     )
+
+
+def _latents(machine: Machine, step: int) -> int:
+    """The latents that a step begins with."""
+    return machine.at("latents", step % 2) if step else machine.at("noise", 0)

@@ -31,11 +31,29 @@ def find_version(name: str) -> str:
     return tensorrt_library.load_library(name).version
 
 
+def check_machine(name: str) -> None:
+    """Raises BackendError if there is no GPU, or none that the library runs on."""
+    usable_device(tensorrt_library.load_library(name))
+
+
+def usable_device(library: Library) -> Device:
+    """The GPU of this machine, found without an object of the library: some versions crash if there is no driver.
+
+    Raises:
+        BackendError: there is none, or the library would refuse to load an engine on it.
+    """
+    found = device.probe()
+    if library.runs_on and found.compute_capability not in library.runs_on:
+        listed = ", ".join(library.runs_on)
+        reason = f"{library.backend} {library.version} runs on GPUs of compute capability {listed}, not on {found}"
+        raise BackendError("backend", reason, "take another backend")
+    return found
+
+
 def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> GpuExecutor:
     """Opens a bundle on this backend."""
     library = tensorrt_library.load_library(name)
-    found = device.probe()  # some versions crash if an object is created without a driver
-    loader = TensorRtLoader(library, found, options.precision)
+    loader = TensorRtLoader(library, usable_device(library), options.precision)
     return GpuExecutor(bundle, loader, options.kept_bytes, cuda_graphs=options.cuda_graphs)
 
 
@@ -127,9 +145,7 @@ class TensorRtEngine:
         self._cuda = cuda
         self._bound: dict[str, int] = {}
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-            self._engine = runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise library.failure(f"cannot load {path.name}")
+            self._engine = library.call(f"cannot load {path.name}", runtime.deserialize_cuda_engine, plan)
         self._path = path
         self._context: Any = None
         self._runtime_cache: _RuntimeCache | None = None
@@ -154,20 +170,19 @@ class TensorRtEngine:
         cache = None
         if self._library.is_rtx:
             cache = _RuntimeCache(self._engine, strategy, self._path)
-        context = self._engine.create_execution_context(cache.config if cache else strategy)
-        if context is None:
-            raise self._library.failure(f"cannot create a context for {self._path.name}")
+        failed = f"cannot create a context for {self._path.name}"
+        given = cache.config if cache else strategy
+        context = self._library.call(failed, self._engine.create_execution_context, given)
         self._runtime_cache = cache
         return context
 
     def enqueue(self, addresses: Mapping[str, int]) -> None:
         """Enqueues a run on the stream."""
         for name, address in addresses.items():
-            if self._bound.get(name) != address and not self._context.set_tensor_address(name, address):
-                raise self._library.failure(f"refuses the address of {name}")
-            self._bound[name] = address
-        if not self._context.execute_async_v3(self._cuda.stream):
-            raise self._library.failure("cannot run an engine")
+            if self._bound.get(name) != address:
+                self._library.call(f"refuses the address of {name}", self._context.set_tensor_address, name, address)
+                self._bound[name] = address
+        self._library.call("cannot run an engine", self._context.execute_async_v3, self._cuda.stream)
         if self._runtime_cache:
             self._runtime_cache.save()
 
@@ -190,11 +205,11 @@ class TensorRtEngine:
                         "refit", f"the engine has no weight {name!r}", "build it again from the other bundle"
                     )
                 held.append(read(name))
-                if not refitter.set_named_weights(name, _weights(trt, held[-1])):
-                    raise self._library.failure(f"refuses the weight {name}")
+                self._library.call(
+                    f"refuses the weight {name}", refitter.set_named_weights, name, _weights(trt, held[-1])
+                )
             pending = [name for name in refitter.get_missing_weights() if name not in given]
-        if not refitter.refit_cuda_engine():
-            raise self._library.failure("cannot refit an engine")
+        self._library.call("cannot refit an engine", refitter.refit_cuda_engine)
 
     def close(self) -> None:
         """Frees the engine, after its context."""

@@ -4,6 +4,7 @@ import ctypes
 import importlib
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -41,10 +42,34 @@ class Library:
         """Whether it is TensorRT-RTX."""
         return self.backend == RTX
 
-    def failure(self, what: str) -> BackendError:
-        """An error with the library's last message; a `DeviceOutOfMemory` if the device's memory has run out."""
-        lines = [" ".join(line.split()) for line in self.logger.errors]
+    @property
+    def runs_on(self) -> list[str]:
+        """The compute capabilities of the only GPUs that it loads engines on; empty if there is no such list."""
+        return sorted(compute_capabilities(self.module), key=float) if self.is_rtx else []
+
+    def call(self, failed: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of one of the library's functions.
+
+        Raises:
+            BackendError: the function returned None or False; `failed` says what could not be done.
+        """
+        self.forget_errors()
+        result = function(*arguments)
+        if result is None or result is False:
+            raise self.failure(failed)
+        return result
+
+    def forget_errors(self) -> None:
+        """Drops the messages of earlier calls, such as of a kernel that did not fit, which TensorRT did without."""
         self.logger.errors.clear()
+
+    def failure(self, what: str) -> BackendError:
+        """An error with the library's last message; a `DeviceOutOfMemory` if the device's memory has run out.
+
+        It takes every message since `forget_errors` and the last failure.
+        """
+        lines = [" ".join(line.split()) for line in self.logger.errors]
+        self.forget_errors()
         kind = DeviceOutOfMemory if any(map(is_out_of_memory, lines)) else BackendError
         reason = lines[-1] if lines else "it gave no reason"
         return kind("backend", f"{self.backend} {self.version} {what}: {reason}")
@@ -61,6 +86,13 @@ def is_out_of_memory(text: str) -> bool:
         "resource allocation failed",  # cuBLAS: its handles need memory too
     )
     return any(mark in text.lower() for mark in marks)
+
+
+def compute_capabilities(trt: Any) -> dict[str, Any]:
+    """The compute capabilities that TensorRT-RTX builds for and runs on, such as 8.9, with its constants for them."""
+    listed = trt.ComputeCapability
+    members = listed.__members__.items()
+    return {f"{name[2:-1]}.{name[-1]}": constant for name, constant in members if name[2:].isdigit()}
 
 
 @cache
@@ -108,17 +140,23 @@ def _make_logger(trt: Any) -> Any:
     }
 
     class Logger(trt.ILogger):
-        """Passes TensorRT's messages to Python's logging, and keeps errors until they are raised."""
+        """Passes TensorRT's messages to Python's logging.
+
+        Keeps errors until they are raised, and the last list of kernels, for the engine's report.
+        """
 
         def __init__(self) -> None:
             super().__init__()
             self.errors: deque[str] = deque(maxlen=20)
+            self.layers = ""
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, logging.DEBUG)
             if level == logging.ERROR:
                 self.errors.append(message)
                 level = logging.DEBUG  # it will be raised
+            elif message.startswith("Layers:"):
+                self.layers = message
             _logger.log(level, message)
 
     return Logger()

@@ -11,13 +11,18 @@ from ..format.weights import changed_weights, check_files
 from ..loop.conditioning import residual_inputs
 from ..request import MAX_STEPS
 from .buffers import Block, Inputs, Tensor, aligned, host_array
-from .captures import GraphCache
+from .captures import Between, GraphCache
 from .conditioning_area import ConditioningArea
 from .cuda import Cuda
 from .engine_interface import Engine, Loader
 from .program import Variant, program
 
 MAX_PROMPTS = 2
+
+_NAN = 0xFF
+"""Each byte of a float16, bfloat16 or float32 that is not a number."""
+_LARGE = 0x5A
+"""Each byte of a large float16, bfloat16 or float32. Engines may multiply activations that they never wrote by zero."""
 
 
 class Workspace:
@@ -114,14 +119,29 @@ class Workspace:
         """The frames of the last request in page-locked memory, uint8 [F, H, W, 3]."""
         return host_array(self._frames, self._frames_shape, "uint8")
 
-    def enqueue_all(self, variant: Variant) -> None:
+    def enqueue_all(self, variant: Variant, between: Between) -> None:
         """Enqueues a whole request, with an event after each unit of work."""
         self._cuda.record(self.event(0))
-        units = []
-        for unit in program(self, variant):
-            units.append(unit)
-            self._cuda.record(self.event(len(units)))
+        units: list[tuple[str, int]] = []
+        for index, part in enumerate(program(self, variant)):
+            if index:
+                between(part.noise)
+            for unit in part.work:
+                units.append(unit)
+                self._cuda.record(self.event(len(units)))
         self.units[variant] = units
+
+    def scrub(self, variant: Variant) -> None:
+        """Overwrites all that a request computes, so that work that a graph leaves out cannot go unnoticed."""
+        buffers = self._buffers
+        start = buffers.tensors["prompt_embeds"].offset
+        self._cuda.fill(buffers.address + start, _NAN, buffers.nbytes - start)
+        if variant.source == "rgb":  # all but the blank picture's latents, which stay zero
+            self._cuda.fill(buffers.at("conditioning"), _NAN, 4 * prod(self.shapes("vae_encoder")["latents"]))
+        if variant.computes_conditioning:
+            self._cuda.fill(self.conditioning_area.address, _NAN, self.conditioning_bytes(variant))
+        if self._activation.nbytes:
+            self._cuda.fill(self._activation.address, _LARGE, self._activation.nbytes)
 
     def copy_frames_out(self) -> None:
         """Copies the frames to the host, once per request."""
@@ -210,16 +230,16 @@ class Workspace:
         decoder = self.shapes(DECODERS["full"])
 
         buffers = self._buffers
-        buffers.add("prompt_embeds", self._embeds.shape, self._embeds.dtype, MAX_PROMPTS)
         buffers.add("zeros", (max(tensor.nbytes for tensor in self._residuals.tensors.values()),), "uint8")
+        if "rgb" in manifest.controlnets:
+            buffers.add("conditioning", self.shapes("controlnet_rgb")["conditioning"], "float32")
+        buffers.add("prompt_embeds", self._embeds.shape, self._embeds.dtype, MAX_PROMPTS)
         buffers.add("latents", unet["latents"], "float32", 2)
         buffers.add("prediction", unet["prediction"], "float32", MAX_PROMPTS)
         buffers.add("images", decoder["latents"], "float32", self.decoder_runs)
         buffers.add("frames", decoder["frames"], "uint8", self.decoder_runs)
-        if "rgb" in manifest.controlnets:
-            buffers.add("conditioning", self.shapes("controlnet_rgb")["conditioning"], "float32")
         buffers.address = cuda.allocate(buffers.nbytes)
-        cuda.zero(buffers.address, buffers.nbytes)
+        cuda.fill(buffers.address, 0, buffers.nbytes)
 
         slots = manifest.keyframe_slots + 1
         block = Block()

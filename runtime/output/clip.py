@@ -18,7 +18,8 @@ class Clip:
         frames: uint8 [frames, height, width, 3], RGB.
         seed: the seed that was used; drawn at random if none was given.
         timings: seconds per stage: load (opening graphs at their first use), inputs (on a GPU), text, keyframes,
-            control, denoise, decode, total. A stage whose result was kept from an earlier request is missing.
+            control, denoise, decode, capture (on a GPU, of the first requests of a kind), total. A stage whose result
+            was kept from an earlier request is missing.
         keyframes: the keyframes in the clip's size, as the model got them.
     """
 

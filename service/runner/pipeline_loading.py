@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...runtime import InvalidRequest, VideoPipeline
-from ...runtime.backends import BACKENDS, check_backend, choose_backend
+from ...runtime.backends import BACKENDS, choose_backend, find_backend
 from ...runtime.format.bundle import Bundle, bundle_folder
 from ...runtime.format.manifest import read_manifest
 from ...runtime.load_options import LoadOptions
@@ -33,7 +33,8 @@ def check(bundle: Path | None, backend: str, threads: int | None) -> None:
         InvalidRequest, BackendError, BundleError: an option is wrong.
     """
     LoadOptions(threads=threads)
-    check_backend(backend)
+    if backend != "auto":
+        find_backend(backend, "auto")
     frames = read_manifest(bundle_folder(bundle)).sizes.frames
     if frames != LAST + 1:
         reason = f"its clips have {frames} frames, the endpoint's {LAST + 1}"

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 from sparsectrl_lcm.benchmarks.harness.measured_requests import scribbles
 from sparsectrl_lcm.benchmarks.harness.rounds import Contender, Rounds, choose_residents, rotated, summarize
-from sparsectrl_lcm.benchmarks.harness.worker_process import Worker, WorkerFailed, kill_with_children
+from sparsectrl_lcm.benchmarks.harness.worker_process import (
+    Worker,
+    WorkerFailed,
+    kill_with_children,
+    stop_with_children,
+)
 
 PROGRAM = """
 import json, os, sys
@@ -123,6 +128,22 @@ def test_a_process_is_killed_with_those_that_it_started() -> None:
     kill_with_children(process)
     assert process.returncode == -9
     assert process.stdout.read() == "", "the child, which holds the pipe open, is gone too"
+    process.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize(("ignored", "code"), [([], 7), (["SIGINT"], -15), (["SIGINT", "SIGTERM"], -9)])
+def test_a_process_is_asked_to_end_before_it_is_killed(ignored: list[str], code: int) -> None:
+    lines = ["import signal, sys, time", "signal.signal(signal.SIGINT, lambda *_: sys.exit(7))"]
+    lines += [f"signal.signal(signal.{name}, signal.SIG_IGN)" for name in ignored]
+    lines += ["print('ready', flush=True)", "time.sleep(60)"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    stop_with_children(process, seconds=20.0 if not ignored else 0.2)
+    assert process.returncode == code
     process.stdout.close()
 
 

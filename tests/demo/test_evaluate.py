@@ -6,9 +6,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2] / "demo"))
 
 import evaluate
+import pytest
 from sparsectrl_lcm.runtime import VideoPipeline
 
 
+@pytest.mark.slow
 def test_the_model_in_the_package_heeds_keyframes_and_prompt() -> None:
     """The share of requested colours and shapes has a loose bound, since four requests are a small sample."""
     figures = evaluate.evaluate(evaluate.with_runtime(VideoPipeline.load(backend="onnxruntime")), 4)

@@ -1,4 +1,4 @@
-"""The training of the demo model: its computations, and all stages for a few steps."""
+"""The training of the demo model: its computations; with --slow, all stages for a few steps."""
 
 import contextlib
 import json
@@ -46,6 +46,7 @@ def few_clips(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Clips:
     return Clips(tmp_path_factory.mktemp("clips"), 12, make_vae().eval().requires_grad_(False), tokenizer)
 
 
+@pytest.mark.slow
 def test_all_stages_leave_checkpoints_that_fit_each_other(trained: Path) -> None:
     parts = read_parts(make_bundle.export_options(trained))
     assert (parts.sizes.width, parts.sizes.height, parts.sizes.frames) == (SIZE, SIZE, FRAMES)
@@ -54,6 +55,7 @@ def test_all_stages_leave_checkpoints_that_fit_each_other(trained: Path) -> None
         assert (trained / f"{stage}.pt").exists()
 
 
+@pytest.mark.slow
 def test_the_last_stages_go_on_from_checkpoints(trained: Path, tmp_path: Path) -> None:
     train.refine_only(tmp_path, trained, torch.device("cpu"), scale=0.001, batch=1)
     parts = read_parts(make_bundle.export_options(tmp_path))
@@ -82,6 +84,7 @@ def test_the_checkpoints_that_ship_fit_each_other() -> None:
     assert (parts.sizes.width, parts.sizes.height, parts.sizes.frames) == (SIZE, SIZE, FRAMES)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_over_does_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "backward", None)
     written = {path: path.stat().st_mtime_ns for path in trained.glob("*.pt")}
@@ -89,6 +92,7 @@ def test_a_training_that_is_over_does_nothing(trained: Path, monkeypatch: pytest
     assert {path: path.stat().st_mtime_ns for path in trained.glob("*.pt")} == written
 
 
+@pytest.mark.slow
 def test_two_trainings_do_not_share_a_folder(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds a training from scratch"):
         train.refine_only(trained, make_bundle.TRAINED, torch.device("cpu"), scale=0.001, batch=1)
@@ -184,6 +188,7 @@ def test_each_motion_has_its_share_of_the_clips() -> None:
     assert all(abs(motions.count(motion) - 50 * share) <= 2.5 for motion, share in clips.SHARES.items())
 
 
+@pytest.mark.slow
 def test_clips_of_some_motions_are_chosen(few_clips: Clips) -> None:
     motions = [scene(seed).motion for seed in clips._scenes(12)]
     for wanted, found in ((refine.HARD, set(refine.HARD)), (None, set(motions))):
@@ -193,6 +198,7 @@ def test_clips_of_some_motions_are_chosen(few_clips: Clips) -> None:
         few_clips.batch(1, 1, "scribble", refine.FEW, ("rests",))
 
 
+@pytest.mark.slow
 def test_the_last_stages_see_all_kinds_and_leave_what_they_begin_with(
     few_clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,7 +104,7 @@ CLAIMS = [
     ("export.md", f"took {EXPORT['seconds']:.0f} seconds and {EXPORT['peak_gb']:.1f} GB"),
     ("architecture.md", f"within {load_options.KEPT_BYTES // GIB} GiB"),
     ("gpu.md", f"within `kept_bytes` ({load_options.KEPT_BYTES // GIB} GiB for each clip size)"),
-    ("gpu.md", f"The last {captures.MAX_GRAPHS} graphs are kept"),
+    ("gpu.md", f"The graphs of the last {captures.MAX_GRAPHS} kinds are kept"),
     ("gpu.md", f"decoder ({clip_layout.ENGINE_DECODE_PIXELS // 512**2} frames at a time at 512x512)"),
     ("gpu.md", f"{['No', 'One', 'Two'][gpu_executor.MAX_SIZES]} sizes stay on the device"),
     ("gpu.md", f"scaled by {check.STRESS:.0f}"),

@@ -133,7 +133,7 @@ def feeds_of(bundle: Bundle, graph: str) -> dict[str, np.ndarray]:
     return feeds
 
 
-@pytest.fixture(params=["sd15_like", "other", "demo"])
+@pytest.fixture(params=["sd15_like", pytest.param("other", marks=pytest.mark.slow), "demo"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     """Bundles whose temporal norm takes statistics over the clip, and the demo bundle with statistics per frame."""
     if request.param == "demo":

@@ -1,10 +1,12 @@
-"""The summary of an engine's layers from the output of TensorRT's inspector."""
+"""The report of an engine's kernels from the output of TensorRT's inspector, or the log of TensorRT-RTX's builder."""
 
 import json
 from typing import Any
 
 import pytest
-from sparsectrl_lcm.engine.tensorrt.layer_report import summarize
+from sparsectrl_lcm.engine.tensorrt import layer_report
+from sparsectrl_lcm.engine.tensorrt.kernels import Tensor, kernels_of_inspector, kernels_of_log
+from sparsectrl_lcm.runtime.format.layer_report import LayerReport
 
 SPATIAL = "down_blocks.0.attentions.0.transformer_blocks.0"
 TEMPORAL = "down_blocks.0.motion_modules.0.temporal_transformer_blocks.0"
@@ -14,6 +16,11 @@ def kernel(name: str, kind: str, tactic: str, *nodes: str) -> dict[str, Any]:
     """Returns a layer as the inspector describes it with detailed verbosity."""
     metadata = "".join(f"[ONNX Layer: {node}]" for node in nodes)
     return {"Name": name, "LayerType": kind, "TacticName": tactic, "StreamId": 0, "Metadata": metadata}
+
+
+def summarize(layers: list[Any]) -> dict[str, Any]:
+    """Returns the report of what the inspector says, as it is stored."""
+    return layer_report.summarize(kernels_of_inspector(json.dumps({"Layers": layers}))).model_dump(mode="json")
 
 
 def fused(place: int, attention: str) -> dict[str, Any]:
@@ -30,6 +37,10 @@ def test_layers_are_counted_by_type() -> None:
     assert summarize([]) == {
         "layers": {},
         "attention": {"spatial": {"fused": 0, "split": 0}, "temporal": {"fused": 0, "split": 0}},
+        "split_attention": [],
+        "norms": 0,
+        "fp32_norms": [],
+        "bytes_moved": None,
     }
 
 
@@ -100,7 +111,98 @@ def test_only_its_own_name_and_type_make_a_softmax_of_a_layer() -> None:
 def test_layers_may_be_names_alone() -> None:
     """The inspector gives only names if the engine was built without detailed verbosity."""
     layers = ["conv_in/Conv", f"_gemm_mha_v2 {SPATIAL}.attn1/Attention", f"{TEMPORAL}.attn1.to_q/MatMul"]
-    assert summarize(json.loads(json.dumps(layers))) == {
-        "layers": {"unknown": 3},
-        "attention": {"spatial": {"fused": 1, "split": 0}, "temporal": {"fused": 0, "split": 0}},
-    }
+    report = summarize(layers)
+    assert report["layers"] == {"unknown": 3}
+    assert report["attention"] == {"spatial": {"fused": 1, "split": 0}, "temporal": {"fused": 0, "split": 0}}
+
+
+def test_several_kernels_of_an_attention_are_one_split_attention() -> None:
+    """Also without a softmax among them, which TensorRT's compiler may take apart."""
+    node = f"{SPATIAL}.attn1/Attention_129"
+    layers = [
+        kernel("scores", "gemm", "t", node),
+        kernel("__myl_MaxrSubExpSumDiv_myl0_24", "kgen", "t", node),
+        kernel("mixed", "gemm", "t", node),
+        kernel("parts", "kgen", "t", f"{SPATIAL}.attn2/Attention_130"),
+        kernel("copy", "kgen", "t", f"{TEMPORAL}.attn1/Attention_131", f"{TEMPORAL}.attn1.to_q/MatMul_1"),
+        fused(3, f"{TEMPORAL}.attn1"),
+    ]
+    report = summarize(layers)
+    assert report["attention"] == {"spatial": {"fused": 0, "split": 2}, "temporal": {"fused": 1, "split": 0}}
+    assert report["split_attention"] == [f"{SPATIAL}.attn1", f"{SPATIAL}.attn2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ("Half", 2),
+        ("BFloat16", 2),
+        ("Float", 4),
+        ("Int32", 4),
+        ("Int64", 8),
+        ("Int8", 1),
+        ("UInt8", 1),
+        ("FP8", 1),
+        ("Bool", 1),
+        ("Row major linear FP16 format", 2),
+        ("Channel major FP32 format where channel % 4 == 0", 4),
+        ("Thirty-two wide channel vectorized row major Int8 format.", 1),
+        ("N/A due to dynamic shapes", 0),
+    ],
+)
+def test_a_tensor_has_the_size_of_its_type(words: str, size: int) -> None:
+    assert Tensor("x", (2, 16, 3), words).bytes == 96 * size
+    assert Tensor("x", (2, 16, 3), words).is_fp32 == (words == "Float" or "FP32" in words)
+
+
+NORM = "down_blocks.0.resnets.0.norm1/GroupNormalization_66"
+LAYER_NORM = f"{SPATIAL}.norm2/LayerNormalization_136"
+
+
+def tensor(name: str, shape: str, words: str, layout: str = "(Linear) Row major linear format") -> str:
+    """Returns a tensor as the log describes it, with strides that nobody reads."""
+    strides = "Strides: [1], StrideOrder: [0]"
+    return f"{{ Name: {name}, Dimensions: [{shape}], {strides}, Datatype: {words}, Format: {layout} }}"
+
+
+NHWC = "(NHWC) Channel major format"
+LOG = f"""Layers:
+Name: __myl_Gnor_myl0_3, LayerType: kgen, \
+Inputs: [ {tensor("bb1_19", "64", "Int32")}, {tensor("bb1_21", "4,32,8,8", "Half", NHWC)}], \
+Constants: [ {tensor("mye291380_dconst", "1,32,1,1", "Float")}], \
+Outputs: [ {tensor("mye307453", "6144", "Float")}, {tensor("bb1_23", "4,32,8,8", "TYPE", NHWC)}], \
+TacticName: __myl_Gnor_0x2fd832b4, StreamId: 0, Metadata: [ONNX Layer: {NORM}]
+Name: a.to_v/MatMul_1+a.to_q/MatMul_2_myl0_4, LayerType: gemm, \
+Inputs: [ {tensor("x", "256,32", "Half")}, {tensor("x", "256,32", "Half")}], Constants: [], \
+Outputs: [ {tensor("y", "256,64", "Half")}], \
+TacticName: , StreamId: 0, Metadata: [ONNX Layer: {LAYER_NORM}][ONNX Layer: a.to_q/MatMul_2]
+I/O Tensors:
+ Name: latents, IOMode: Input, DataType: Float, Dimensions: [1,4,4,8,8], Location: Device
+"""
+"""Kernels as TensorRT-RTX 1.7 logs them, with TYPE in the place of the type that the norm writes."""
+
+
+@pytest.mark.parametrize(("words", "size"), [("Float", 4), ("Half", 2)])
+def test_the_log_of_tensorrt_rtx_has_kernels_norms_and_bytes(words: str, size: int) -> None:
+    kernels = kernels_of_log(LOG.replace("TYPE", words))
+    assert [(kernel.name, kernel.kind, kernel.tactic) for kernel in kernels] == [
+        ("__myl_Gnor_myl0_3", "kgen", "__myl_Gnor_0x2fd832b4"),
+        ("a.to_v/MatMul_1+a.to_q/MatMul_2_myl0_4", "gemm", ""),
+    ]
+    assert [tensor.shape for tensor in kernels[0].outputs] == [(6144,), (4, 32, 8, 8)]
+    report = layer_report.summarize(kernels)
+    assert report.layers == {"kgen": 1, "gemm": 1}
+    assert report.norms == 2
+    assert report.fp32_norms == ((NORM,) if words == "Float" else ()), "statistics in fp32 do not count"
+    norm = 64 * 4 + 8192 * 2 + 6144 * 4 + 8192 * size
+    assert report.bytes_moved == norm + 2 * (256 * 32 + 256 * 64), "a tensor that a kernel takes twice is read once"
+    assert LayerReport.of({"seconds": 1.0, **report.model_dump(mode="json")}) == report
+
+
+def test_records_of_other_engines_have_no_layer_report() -> None:
+    assert LayerReport.of({"errors": {}}) is None
+    assert LayerReport.of({"layers": "none", "attention": {}}) is None
+    older = {"layers": {"kgen": 3}, "attention": {"spatial": {"fused": 1, "split": 0}}}
+    found = LayerReport.of(older)
+    assert found is not None
+    assert (found.kernels, found.bytes_moved) == (3, None)

@@ -2,17 +2,21 @@
 
 import logging
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from fakes.gpu_emulation import EmulatedCudart
 from pictures import pictures
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
+from sparsectrl_lcm.engine.rewrites.nhwc_group_norm import define_group_norms
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
@@ -27,12 +31,27 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo bundle with engines that the build has checked against fp32."""
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("built") / "bundle"))
     build(bundle, "onnxruntime-cuda")
+    assert not list(bundle.rglob("*.defined.onnx")), "they are only compared with fp32"
     return bundle
+
+
+open_session = cuda_backend._open_session
+
+
+def open_without_group_norms(path: Path, *arguments: Any) -> Any:
+    """Opens a session for a graph whose GroupNorms are replaced with their definition, which the CPU can compute."""
+    defined = path.with_suffix(".defined.onnx")
+    if not defined.exists():
+        model = ir.load(path)
+        define_group_norms(model)
+        ir.save(model, defined)  # shares the weights
+    return open_session(defined, *arguments)
 
 
 @pytest.fixture
 def executor(built: Path, monkeypatch: pytest.MonkeyPatch) -> GpuExecutor:
     """The CUDA loop on the CPU provider: it binds addresses of the emulated device, which are host memory."""
+    monkeypatch.setattr(cuda_backend, "_open_session", open_without_group_norms)
     monkeypatch.setattr(cuda_backend, "PROVIDER", "CPUExecutionProvider")
     monkeypatch.setattr(cuda_backend, "DEVICE", "cpu")
     monkeypatch.setattr(cuda_backend, "provider_options", lambda cuda, graphs: {})
@@ -55,6 +74,8 @@ def test_every_graph_is_typed_and_self_attention_is_fused(built: Path) -> None:
     )
     assert count["MultiHeadAttention"] == 7 + 18, "spatial self-attention, and temporal attention twice per module"
     assert count["Softmax"] == 7, "attention to the text"
+    assert count["GroupNorm"] == 39
+    assert count["InstanceNormalization"] == 0
 
 
 def test_frames_are_close_to_those_of_the_cpu_backend(executor: GpuExecutor, built: Path) -> None:
@@ -78,6 +99,90 @@ def test_runs_never_go_into_a_capture_from_outside(executor: GpuExecutor) -> Non
     assert len(unet._bindings) == 2, "one graph for each step"
     numbers = [options.get_run_config_entry("gpu_graph_id") for _, options in unet._bindings.values()]
     assert numbers == ["1", "2"]
+
+
+class Watched:
+    """A session that records, for each run, its thread and whether the caller waits until it is done."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.runs: list[tuple[int, bool]] = []
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        try:
+            waits = options.get_run_config_entry("disable_synchronize_execution_providers") != "1"
+        except RuntimeError:  # the option is not set
+            waits = True
+        self.runs.append((threading.get_ident(), waits))
+        self.session.run_with_iobinding(binding, options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+
+def watched_encoder(executor: GpuExecutor) -> tuple[Any, list[dict[str, int]], list[Any]]:
+    """The engine of the text encoder with a watched session, two sets of addresses, and what keeps their memory."""
+    shapes = {"input_ids": (1, 77), "prompt_embeds": (1, 77, 64)}
+    size = ClipSize(width=64, height=64, frames=1)
+    engine: Any = cuda_backend.OnnxRuntimeCudaLoader().open(
+        executor.bundle, "text_encoder", size, shapes, executor._cuda
+    )
+    engine._session = Watched(engine._session)
+    ids, *embeds = np.zeros((1, 77), np.int64), *np.zeros((2, 1, 77, 64), np.float16)
+    addresses = [{"input_ids": ids.ctypes.data, "prompt_embeds": each.ctypes.data} for each in embeds]
+    return engine, addresses, [ids, *embeds]
+
+
+def test_only_the_first_run_with_each_set_of_addresses_is_waited_for(
+    executor: GpuExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In it ONNX Runtime warms up and captures. Runs that it neither captures nor replays would not be safe."""
+    engine, (one, other), _ = watched_encoder(executor)
+    monkeypatch.setattr(cuda_backend, "MAX_GRAPHS", 1)
+    for addresses in (one, one, one, other, other):
+        engine.enqueue(addresses)
+    assert [waits for _, waits in engine._session.runs] == [True, False, False, True, True]
+    engine._bindings.clear()
+    engine._graphs = False
+    for addresses in (one, one):
+        engine.enqueue(addresses)
+    assert [waits for _, waits in engine._session.runs[5:]] == [True, False]
+
+
+def test_runs_from_several_threads_are_on_one(executor: GpuExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime would not find a CUDA graph that another thread has captured."""
+    opened_on: list[int] = []
+
+    def watched(*arguments: Any) -> Any:
+        opened_on.append(threading.get_ident())
+        return open_without_group_norms(*arguments)
+
+    monkeypatch.setattr(cuda_backend, "_open_session", watched)
+    engine, (one, _), _ = watched_encoder(executor)
+    engine.enqueue(one)
+    caller = threading.Thread(target=engine.enqueue, args=(one,))
+    caller.start()
+    caller.join()
+    (thread,) = {*opened_on, *(thread for thread, _ in engine._session.runs)}
+    assert len(engine._session.runs) == 2
+    assert thread not in (threading.get_ident(), caller.ident)
+
+
+def test_a_session_on_other_providers_than_asked_for_is_refused(built: Path) -> None:
+    """Without the CUDA provider ONNX Runtime computes on the CPU, and only warns."""
+    engines = find_set(built, "onnxruntime-cuda", "fp16")
+    assert engines is not None
+    reason = "ONNX Runtime opens text_encoder.onnx on CPUExecutionProvider only; see: sparsectrl-lcm doctor"
+    with (
+        pytest.warns(UserWarning, match="'CUDAExecutionProvider' is not in available provider names"),
+        pytest.raises(BackendError, match=reason),
+    ):
+        open_session(engines.folder / "text_encoder.onnx", {}, {})
+
+
+def test_convolutions_have_their_channels_innermost() -> None:
+    options = cuda_backend.provider_options(Cuda(EmulatedCudart()), graphs=True)
+    assert options["prefer_nhwc"] == "1", "the transposes around group norms cancel those of the convolutions"
 
 
 def test_more_sets_of_addresses_than_graphs_go_without(executor: GpuExecutor, monkeypatch: pytest.MonkeyPatch) -> None:

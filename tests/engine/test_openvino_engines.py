@@ -76,7 +76,7 @@ def test_the_check_of_a_build_computes_as_a_request_does(built: Path, graph: str
     assert 0 < max(errors.values()) <= (3 if graph == "vae_decoder" else 5e-2)
 
 
-@pytest.mark.parametrize("large", [0, winograd.LARGE])
+@pytest.mark.parametrize("large", [pytest.param(0, marks=pytest.mark.slow), winograd.LARGE])
 def test_filtered_convolutions_keep_to_fp32_on_openvino(
     sd15_like: Exported, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

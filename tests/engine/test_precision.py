@@ -8,12 +8,13 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from conftest import Exported, export_architecture
+from conftest import Exported
 from fakes.gpu_emulation import open_session
 from sparsectrl_lcm.engine import check
 from sparsectrl_lcm.engine.rewrites import attention as fusions
 from sparsectrl_lcm.engine.rewrites import precision
 from sparsectrl_lcm.engine.rewrites import typed_graph as typed
+from sparsectrl_lcm.engine.rewrites.group_norm import fuse_group_norm
 from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.weights import convert
@@ -31,7 +32,7 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
 def fuse_in_standard_operators(model: ir.Model) -> None:
     """Fuses as for TensorRT, but without TensorRT's own attribute, which ONNX Runtime refuses."""
     fuse_transformer_attention(model)
-    fusions.fuse_group_norm(model)
+    fuse_group_norm(model)
 
 
 def fuse_transformer_attention(model: ir.Model) -> None:
@@ -250,12 +251,12 @@ def test_only_attention_of_transformers_is_fused() -> None:
     assert not fusions.is_transformer_attention("decoder.mid_block.attentions.0/Softmax_1")
 
 
-def test_sums_through_the_whole_network_in_fp32_bring_bf16_closer(tmp_path: Path) -> None:
+def test_sums_through_the_whole_network_in_fp32_bring_bf16_closer(sd15_like: Exported, tmp_path: Path) -> None:
     """Compares the root mean square error with and without the fp32 operators of OpenVINO's engines.
 
     Residuals outweigh the values that the layers add to them.
     """
-    bundle = Bundle.load(export_architecture("other").bundle)
+    bundle = Bundle.load(sd15_like.bundle)
     feeds = check.random_inputs(bundle, "unet")
     (expected,) = check.run_portable(bundle.folder / bundle.graph("unet").path, feeds)
     errors = []

@@ -13,7 +13,10 @@ from fakes.tensorrt_fakes import FakeModule
 
 ROOT = Path(__file__).parent.parent.parent
 PRODUCT = [
-    *(f"engine/tensorrt/{name}.py" for name in ("builder", "build_progress", "timing_cache", "layer_report")),
+    *(
+        f"engine/tensorrt/{name}.py"
+        for name in ("builder", "build_progress", "timing_cache", "layer_report", "kernels")
+    ),
     *(f"runtime/format/{name}.py" for name in ("build_options", "engine_keys", "engine_sets", "weights")),
     "engine/rewrites/typed_graph.py",
     *(f"runtime/gpu/{name}.py" for name in ("tensorrt_library", "tensorrt", "cuda", "engine_interface")),

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from fakes.tensorrt_fakes import FakeModule, fake_tensorrt
 from sparsectrl_lcm.engine.tensorrt.builder import build
+from sparsectrl_lcm.engine.unfinished_sets import read_finished
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions, OnBuildProgress
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
@@ -29,7 +30,20 @@ H200 = Device("NVIDIA H200", "9.0", 150 << 30, "580.95.05")
 RTX_4090 = Device("NVIDIA GeForce RTX 4090", "8.9", 24 << 30, "580.95.05")
 SIZE = ClipSize(width=64, height=64, frames=4)
 ACTIVATION_BYTES = 4096
-LAYERS = [{"Name": "stem", "LayerType": "CaskConvolution"}, {"Name": "head", "LayerType": "gemm"}]
+_ROWS = {"Dimensions": [2, 8], "Format/Datatype": "Row major linear FP16 format"}
+LAYERS = [
+    {"Name": "stem", "LayerType": "CaskConvolution", "Inputs": [_ROWS], "Outputs": [_ROWS]},
+    {"Name": "head", "LayerType": "gemm", "Inputs": [_ROWS], "Outputs": [_ROWS]},
+]
+"""The inspector's layers of every engine of `tensorrt`."""
+BYTES_MOVED = 2 * 2 * 2 * 8 * 2
+_ROW = "{ Name: x, Dimensions: [2,8], Strides: [8,1], StrideOrder: [1,0], Datatype: Half, Format: (Linear) Row major }"
+LAYER_LOG = "Layers:\n" + "".join(
+    f"Name: {layer['Name']}, LayerType: {layer['LayerType']}, Inputs: [ {_ROW}], Constants: [], Outputs: [ {_ROW}], "
+    f"TacticName: x, StreamId: 0, Metadata: [ONNX Layer: {layer['Name']}]\n"
+    for layer in LAYERS
+)
+"""What the builder of `tensorrt-rtx` logs: the same layers."""
 
 Event = tuple[str, tuple[Any, ...]]
 """A method of a progress monitor, and its arguments."""
@@ -179,8 +193,15 @@ class Workshop:
         return bundle / "engines" / self.backend / set_name(precision, size)
 
     def left(self, bundle: Path) -> tuple[list[str], str | None]:
-        """Returns the names in the backend's folder except the timing cache, and that cache's content or None."""
-        names = sorted(path.name for path in (bundle / "engines" / self.backend).iterdir())
+        """Returns the names in the backend's folder except the timing cache, and that cache's content or None.
+
+        A folder with finished engines of a stopped build appears as `unfinished: ` and their graphs.
+        """
+        folder = bundle / "engines" / self.backend
+        names = sorted(
+            f"unfinished: {', '.join(read_finished(path))}" if read_finished(path) else path.name
+            for path in folder.iterdir()
+        )
         caches = [name for name in names if name.startswith("timing-") and name.endswith(".cache")]
         assert len(caches) <= 1
         known = (bundle / "engines" / self.backend / caches[0]).read_text() if caches else None
@@ -273,6 +294,8 @@ class Workshop:
         self.measure(config)
         if not report(config.progress_monitor, PHASES):
             return self.complain("the build was canceled")
+        if self.backend == "tensorrt-rtx":
+            self.library.logger.log(self.trt.ILogger.Severity.VERBOSE, LAYER_LOG)
         graph = self._model.graph
         plan = {
             "version": self.version,

@@ -1,20 +1,25 @@
-"""Fixtures of the GPU tests. These need pytest and the tested backends, but neither torch nor diffusers."""
+"""Fixtures of the GPU tests. They need pytest and one of the GPU backends, or torch in the place of one."""
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sparsectrl_lcm.runtime import VideoPipeline
-from sparsectrl_lcm.runtime.backends import availability
+from sparsectrl_lcm.runtime import VideoPipeline, backends
+from sparsectrl_lcm.runtime.backends import Executor, availability
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
-from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
+from sparsectrl_lcm.runtime.gpu.executor import GpuExecutor
+from sparsectrl_lcm.runtime.load_options import LoadOptions
 
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+TORCH = "torch"
+"""Not a backend: torch runs the graphs of TensorRT's engines, so that the loop can be tested on any GPU."""
 
 Load = Callable[..., VideoPipeline]
 
@@ -28,6 +33,8 @@ class Engines:
 
     def bundle(self, backend: str, precision: str = "fp16", refit: bool = False) -> Path:
         """Returns the copy with engines of a backend. If the build has failed, raises its error at each call."""
+        if backend == TORCH:
+            return demo_bundle()
         from sparsectrl_lcm.engine.build import build
 
         name = f"{backend}-{precision}" + ("-refit" if refit else "")
@@ -54,13 +61,33 @@ def device() -> Device:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
+@pytest.fixture(scope="session", params=(TORCH, *BACKENDS))
 def backend(request: pytest.FixtureRequest, device: Device) -> str:
-    """Each backend that can run here."""
-    found = availability(request.param)
-    if found.reason is not None:
-        pytest.skip(f"{request.param}: {found.reason}")
+    """Each backend that can run here, and torch."""
+    reason = why_not_torch() if request.param == TORCH else availability(request.param).reason
+    if reason is not None:
+        pytest.skip(f"{request.param}: {reason}")
     return str(request.param)
+
+
+def why_not_torch() -> str | None:
+    """Why torch cannot take the place of a backend; None if it can."""
+    for name in ("torch", "onnx_ir"):
+        if find_spec(name) is None:
+            return f"{name} is not installed"
+    import torch
+
+    return None if torch.cuda.is_available() else "this build of torch has no CUDA"
+
+
+def open_executor(bundle: Bundle, backend: str, precision: str, refit: bool = False, **options: Any) -> Executor:
+    """Opens a bundle on a backend, or on torch."""
+    if backend != TORCH:
+        return backends.open_executor(bundle, backend, LoadOptions(**options))
+    from torch_engines.loader import TorchLoader
+
+    given = LoadOptions(**options)
+    return GpuExecutor(bundle, TorchLoader(precision, refit=refit), given.kept_bytes, cuda_graphs=given.cuda_graphs)
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +101,8 @@ def load(engines: Engines, backend: str) -> Iterator[Load]:
     opened: list[VideoPipeline] = []
 
     def load(precision: str = "fp16", refit: bool = False, **options: Any) -> VideoPipeline:
-        opened.append(VideoPipeline.load(engines.bundle(backend, precision, refit), backend, **options))
+        bundle = Bundle.load(engines.bundle(backend, precision, refit))
+        opened.append(VideoPipeline(bundle, open_executor(bundle, backend, precision, refit, **options)))
         return opened[-1]
 
     yield load

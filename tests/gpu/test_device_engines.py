@@ -6,13 +6,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from sparsectrl_lcm.engine.check import random_inputs
-from sparsectrl_lcm.runtime.backends import open_executor
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
 from sparsectrl_lcm.runtime.gpu.buffers import Block, Inputs, aligned
-from sparsectrl_lcm.runtime.load_options import LoadOptions
 
-from .conftest import Engines
+from .conftest import Engines, open_executor
 
 pytestmark = pytest.mark.gpu
 
@@ -34,16 +32,16 @@ def test_an_engine_gives_what_the_portable_graph_gives(
     session = onnxruntime.InferenceSession(bundle.folder / bundle.graph(graph).path, providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_outputs()]
     expected = dict(zip(names, session.run(None, feeds), strict=True))
-    actual = run_engine(bundle, backend, graph, size, feeds)
+    actual = run_engine(bundle, backend, precision, graph, size, feeds)
     assert actual.keys() == expected.keys()
     for name, values in expected.items():
         assert np.ptp(values) > 0, name
         assert error(actual[name], values) <= bound, name
 
 
-def run_engine(bundle: Bundle, backend: str, graph: str, size: ClipSize, feeds: Arrays) -> Arrays:
+def run_engine(bundle: Bundle, backend: str, precision: str, graph: str, size: ClipSize, feeds: Arrays) -> Arrays:
     """Runs an engine once and returns its outputs."""
-    executor: Any = open_executor(bundle, backend, LoadOptions())
+    executor: Any = open_executor(bundle, backend, precision)
     cuda, shapes = executor._cuda, static_shapes(bundle.manifest, graph, size)
     engine = executor._loader.open(bundle, graph, size, shapes, cuda)
     block = Block()

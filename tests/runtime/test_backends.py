@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +17,16 @@ import onnxruntime
 import pytest
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.build import build
-from sparsectrl_lcm.engine.engine_writer import any_size_spec, engine_record, staged
+from sparsectrl_lcm.engine.engine_writer import any_size_spec, engine_record
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest, SparseCtrlLcmError, VideoPipeline, backends, machine
 from sparsectrl_lcm.runtime.backends import Availability
 from sparsectrl_lcm.runtime.cpu.openvino import version as openvino_version
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
-from sparsectrl_lcm.runtime.format.engine_sets import find_set
+from sparsectrl_lcm.runtime.format.engine_sets import find_set, set_name, write_index
 from sparsectrl_lcm.runtime.gpu import cuda, device
+from sparsectrl_lcm.runtime.gpu import onnxruntime as onnxruntime_cuda
 from sparsectrl_lcm.runtime.gpu import tensorrt_library as library
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
 from sparsectrl_lcm.runtime.load_options import LoadOptions
@@ -164,6 +166,19 @@ def test_auto_takes_the_fastest_that_can_run_and_has_engines(
     assert f"run: sparsectrl-lcm build {bundle} --backend onnxruntime-cuda" in caplog.text
     monkeypatch.setattr(backends, "availability", lambda name: Availability(name, None, "is not there"))
     assert backends.choose_backend(opened) == "onnxruntime"
+
+
+def test_auto_passes_over_tensorrt_rtx_on_a_gpu_that_it_does_not_know(
+    with_engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(with_engines, tmp_path / "bundle"))
+    write_set(bundle, "tensorrt-rtx", "fp16", installed_version("tensorrt-rtx-cu13-bindings"))
+    monkeypatch.setattr(onnxruntime_cuda, "find_version", lambda name: onnxruntime.__version__)
+    monkeypatch.setattr(onnxruntime_cuda, "check_machine", lambda name: None)
+    for capability, chosen in (("12.0", "tensorrt-rtx"), ("9.0", "onnxruntime-cuda")):
+        found = Device("NVIDIA X", capability, 150 << 30, "580.95.05")
+        monkeypatch.setattr(device, "probe", lambda api=None, found=found: found)
+        assert backends.choose_backend(Bundle.load(bundle)) == chosen
 
 
 def test_auto_takes_what_the_options_are_for(with_engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,10 +328,12 @@ def write_set(bundle: Path, backend: str, precision: str, version: str, flags: d
     """A set with one engine that was never built."""
     index = EngineIndex(backend=backend, precision=precision, engines={})
     spec = any_size_spec(Bundle.load(bundle), "unet", backend, precision, version)
-    with staged(bundle, index) as folder:
-        (folder / "unet.onnx").write_bytes(b"")
-        spec = spec.model_copy(update={"flags": flags or {}})
-        index.engines["unet"] = engine_record(folder / "unet.onnx", spec, {})
+    folder = bundle / "engines" / backend / set_name(precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "unet.onnx").write_bytes(b"")
+    spec = spec.model_copy(update={"flags": flags or {}})
+    index.engines["unet"] = engine_record(folder / "unet.onnx", spec, {})
+    write_index(folder, index)
 
 
 def test_a_set_that_would_not_be_chosen_does_not_count(

@@ -11,8 +11,9 @@ from flops import count_flops
 from pictures import pictures
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.checked_request import CheckedRequest
+from sparsectrl_lcm.runtime.cpu.conditioning_graphs import keyframe_feeds
 from sparsectrl_lcm.runtime.cpu.sessions import Sessions
-from sparsectrl_lcm.runtime.loop.conditioning import ConditioningCache, graphs_of, keyframe_feeds
+from sparsectrl_lcm.runtime.loop.conditioning import ConditioningCache, graphs_of
 from sparsectrl_lcm.runtime.request import FittedKeyframe
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

@@ -108,6 +108,12 @@ def test_dependencies_point_one_way(part: str) -> None:
         assert module.split(".")[0] in ALLOWED[part], f"{path} imports {module}"
 
 
+def test_the_loop_knows_no_backend() -> None:
+    """Schedule, noise, tokenizer and conditioning are functions over arrays."""
+    for path, module in imports("runtime/loop"):
+        assert not module.startswith(("runtime.cpu", "runtime.gpu", "runtime.backends")), f"{path} imports {module}"
+
+
 @pytest.mark.parametrize(("part", "exceptions"), [("engine", set(EXCEPTIONS)), ("export", set())])
 def test_only_the_format_is_taken_from_the_runtime(part: str, exceptions: set[str]) -> None:
     for path, module in imports(part):

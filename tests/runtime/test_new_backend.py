@@ -14,7 +14,7 @@ from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime import BackendError, VideoPipeline, backends
 from sparsectrl_lcm.runtime.backends import BACKENDS, Backend, choose_backend
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
+from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec
 from sparsectrl_lcm.runtime.load_options import LoadOptions
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,6 +50,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     module, builder = ModuleType("toy"), ModuleType("toy")
     module.__dict__.update(
         find_version=lambda name: "1.2",
+        check_machine=backends.any_machine,
         open_executor=lambda name, bundle, options: ToyExecutor(),
         engine_scope=backends.unbound_scope,
         computes_in=lambda precision: True,
@@ -68,14 +69,17 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
 
 
 def build_toy(bundle: Bundle, backend: str, options: Any, on_progress: Any) -> EngineIndex:
-    from sparsectrl_lcm.engine.engine_writer import any_size_spec, engine_record, staged
+    from sparsectrl_lcm.engine.engine_writer import SetBuild, any_size_spec, engine_record, write_set
+
+    def spec(graph: str) -> EngineSpec:
+        return any_size_spec(bundle, graph, backend, "fp4", "1.2")
+
+    def make(graph: str, folder: Path, report: Any) -> EngineRecord:
+        (folder / f"{graph}.toy").write_bytes(b"grey")
+        return engine_record(folder / f"{graph}.toy", spec(graph), {})
 
     index = EngineIndex(backend=backend, precision="fp4", engines={})
-    with staged(bundle.folder, index) as folder:
-        (folder / "unet.toy").write_bytes(b"grey")
-        spec = any_size_spec(bundle, "unet", backend, "fp4", "1.2")
-        index.engines["unet"] = engine_record(folder / "unet.toy", spec, {})
-    return index
+    return write_set(bundle, SetBuild(index, ["unet"], spec, make), options, on_progress)
 
 
 @pytest.mark.usefixtures("toy")

@@ -11,7 +11,7 @@ SEEDS = [
 ]  # fmt: skip
 SHAPES = [
     (1,), (15,), (3,), (16,), (17,), (2, 31), (1, 4, 16, 8, 8), (5, 7), (33,), (1, 4, 3, 5, 7), (1, 4, 16, 64, 64),
-    (11,), (1023,),
+    (11,), (1023,), (2**15,), (2**15 + 5,), (3, 2**15 + 16),
 ]  # fmt: skip
 
 
@@ -26,6 +26,13 @@ def test_draws_are_torchs(seed: int) -> None:
         assert values.shape == shape
         assert values.dtype == np.float32
         assert np.abs(values - expected).max() <= 1e-6
+
+
+def test_draws_go_to_a_given_array() -> None:
+    for shape in SHAPES:
+        array = np.full(shape, np.nan, np.float32)
+        assert TorchGenerator(3).randn(shape, array) is array
+        assert (array == TorchGenerator(3).randn(shape)).all()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Exported, export_architecture
+from conftest import Exported
 from diffusers import AutoencoderTiny
 from pictures import pictures
 from references import animatediff_pipeline, sparsectrl_pipeline, to_uint8
@@ -103,12 +103,11 @@ def test_each_decoder_is_compiled_once(exported: Exported, pipeline: VideoPipeli
     assert pipeline.executor.sessions.session("vae_decoder") is compiled  # type: ignore[attr-defined]
 
 
-def test_sizes_and_lengths_may_change_between_requests() -> None:
+def test_sizes_and_lengths_may_change_between_requests(sd15_like: Exported) -> None:
     """One frame with guidance, where the residuals' zeros have as many rows as one prompt; then another size."""
-    bundle = export_architecture("other").bundle
-    ours, reference = (VideoPipeline.load(bundle, backend) for backend in ("openvino", "onnxruntime"))
-    small: dict[str, Any] = {"width": 32, "height": 24, "num_frames": 1, "guidance_scale": 2}
-    high: dict[str, Any] = {"width": 16, "height": 40, "num_frames": 5}
+    ours, reference = (VideoPipeline.load(sd15_like.bundle, backend) for backend in ("openvino", "onnxruntime"))
+    small: dict[str, Any] = {"width": 64, "height": 32, "num_frames": 1, "guidance_scale": 2}
+    high: dict[str, Any] = {"width": 32, "height": 96, "num_frames": 5}
     clips = []
     for request in (small, high, small):
         clips.append(ours.generate(PROMPT, num_inference_steps=2, seed=1, **request))

@@ -139,6 +139,16 @@ def test_a_run_that_fails_is_an_error(opened: Opened) -> None:
     one_line(error, opened.workshop.backend, "Error Code 1: Cuda Runtime")
 
 
+def test_memory_that_an_earlier_call_did_without_is_not_blamed(opened: Opened) -> None:
+    """A larger memory helps against one of these failures only: the loop frees everything for the other."""
+    opened.workshop.complain("Error Code 2: out of memory")  # of a call that succeeded nevertheless
+    opened.workshop.fail("IExecutionContext.execute_async_v3", "Error Code 1: Cuda Runtime", False)
+    with pytest.raises(BackendError) as error:
+        opened.engine.enqueue({"latents": 256})
+    assert type(error.value) is BackendError
+    one_line(error, opened.workshop.backend, "Error Code 1: Cuda Runtime")
+
+
 def test_an_engine_tells_whether_it_can_be_captured(opened: Opened) -> None:
     """TensorRT-RTX is asked before a capture, since the call would break the capture. TensorRT has no such call."""
     assert opened.engine.capturable

@@ -1,0 +1,140 @@
+"""Spends the minutes of a rented GPU: stage after stage, the most useful first, each with a line of JSON.
+
+    python benchmarks/lease_prepare.py                          before: packages and graphs, into .cache/lease
+    python benchmarks/lease.py --budget 840 --output DIR        on the machine with the GPU
+    python benchmarks/lease_report.py DIR/lease.jsonl           after: results, table and picture
+
+Runs from the source tree on a machine with torch. Each stage is a process of its own with a deadline. A stage that
+fails or is killed still ends in a line, with what it had measured, and the next stage runs. If the budget ends or this
+program is stopped, the stages that were not started get their lines, too. The output of the stages is in DIR/lease.log.
+
+This program itself needs nothing but Python's standard library.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lease_stages.processes import Line, Settings, not_started, run_stage, work
+from lease_stages.schedule import NEEDED, STAGES, Stage
+
+ROOT = Path(__file__).resolve().parent.parent
+PREPARED = ROOT / ".cache" / "lease"
+"""What `lease_prepare.py` writes: the folders `packages` and `graphs`."""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=840.0, help="seconds for everything; default: 840")
+    parser.add_argument("--output", type=Path, help="folder for lease.jsonl and lease.log")
+    parser.add_argument("--packages", type=Path, default=PREPARED / "packages", help="packages that Python lacks here")
+    parser.add_argument("--graphs", type=Path, default=PREPARED / "graphs", help="a full-size bundle without weights")
+    parser.add_argument("--work", type=Path, help="folder for the weights, 8 GB; default: in the temporary folder")
+    parser.add_argument(
+        "--stages", default=",".join(stage.name for stage in STAGES), help="default: all, in this order"
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="run even if packages are missing")
+    parser.add_argument("--dry-run", action="store_true", help="test run on the CPU with the demo bundle")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := set(options.stages.split(",")) - {stage.name for stage in STAGES}:
+        parser.error(f"--stages: {sorted(unknown)[0]!r} is unknown")
+    if options.output is None and options.run is None:
+        parser.error("--output: name a folder")
+    return options
+
+
+def main() -> None:
+    """Runs the stages."""
+    options = arguments()
+    if options.run:
+        sys.exit(work(Settings.read(options.run)))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*search_path(options.packages), os.getenv("PYTHONPATH")]))
+    sys.path[:0] = search_path(options.packages)
+    if (missing := missing_packages()) and not options.allow_missing:
+        print(f"missing: {' '.join(missing)}; run before: python benchmarks/lease_prepare.py", file=sys.stderr)
+        sys.exit(2)
+    options.output.mkdir(parents=True, exist_ok=True)
+    wanted = options.stages.split(",")
+    settings = Settings(
+        stage="",
+        output=str(options.output.resolve()),
+        graphs=str(options.graphs.resolve()),
+        work=str((options.work or Path(tempfile.gettempdir()) / "sparsectrl-lcm-lease").resolve()),
+        dry_run=options.dry_run,
+    )
+    for line in run_stages([stage for stage in STAGES if stage.name in wanted], settings, options.budget):
+        print(summary(line), flush=True)
+
+
+def search_path(packages: Path) -> list[str]:
+    """The folders that Python searches besides its own."""
+    return [
+        str(folder.resolve()) for folder in (ROOT, ROOT / "benchmarks", ROOT / "tests", packages) if folder.exists()
+    ]
+
+
+def missing_packages() -> list[str]:
+    """The packages that neither Python nor the folder of packages has."""
+
+    def found(module: str) -> bool:
+        with suppress(ModuleNotFoundError):
+            return find_spec(module) is not None
+        return False
+
+    return sorted(package for package, module in NEEDED.items() if not found(module))
+
+
+def run_stages(stages: Sequence[Stage], settings: Settings, budget: float) -> Iterator[Line]:
+    """Runs the stages within `budget` seconds. Writes a line for each to lease.jsonl and returns it."""
+    end, reason = time.monotonic() + budget, ""
+    with (Path(settings.output) / "lease.jsonl").open("a", encoding="utf-8") as file, stop_signals() as stopped:
+        for stage in stages:
+            left = end - time.monotonic()
+            reason = reason or stopped() or ("" if left > 0 else f"the budget of {budget:g} s was spent")
+            if reason:
+                line = not_started(stage, reason)
+            else:
+                line = run_stage(replace(settings, stage=stage.name), stage, min(stage.seconds, left), stopped)
+                if stage.decisive and line["state"] != "done":
+                    reason = f"{stage.name}: {line['reason']}"
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            yield line
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], str]]:
+    """Keeps signals from ending the program at once. Gives a function that returns which one came, "" before."""
+    came: list[str] = []
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {each: signal.signal(each, lambda number, _: came.append(signal.Signals(number).name)) for each in signals}
+    try:
+        yield lambda: f"stopped by {came[0]}" if came else ""
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def summary(line: Line) -> str:
+    """A line for people."""
+    return " | ".join(
+        [f"{line['stage']:20}", f"{line['state']:11}", f"{line['seconds']:6.1f} s", line.get("reason", "")]
+    )
+
+
+if __name__ == "__main__":
+    main()

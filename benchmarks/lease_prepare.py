@@ -1,0 +1,90 @@
+"""Prepares what lease.py needs on the machine with the GPU, in .cache/lease: packages and graphs.
+
+    python benchmarks/lease_prepare.py                                  both
+    python benchmarks/lease_prepare.py --only packages NAME...          these packages alone
+    python benchmarks/lease_prepare.py --only graphs --bundle DIR       the graphs of a bundle that exists
+
+Packages are unpacked into a folder that lease.py adds to Python's search path. They are chosen for Linux on x86-64 and
+the Python of the other machine, so that this machine may differ. By default they are those that a machine with torch,
+transformers and onnxruntime lacks. The graphs are those of the full-size bundle without weights, about 3 MB; without
+--bundle, models.py makes the bundle first (20 GB of disk, minutes).
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from lease import PREPARED
+
+PACKAGES = (
+    "annotated-types",
+    "diffusers",
+    "platformdirs",
+    "polygraphy",
+    "pydantic",
+    "typing-inspection",
+)
+"""With pydantic-core, in the version that pydantic wants."""
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packages", nargs="*", help="default: what a machine with torch and transformers lacks")
+    parser.add_argument("--only", choices=("packages", "graphs"), help="default: both")
+    parser.add_argument("--output", type=Path, default=PREPARED, help="default: .cache/lease")
+    parser.add_argument("--python-version", default="3.12", help="of the other machine; default: 3.12")
+    parser.add_argument("--bundle", type=Path, help="a full-size bundle; default: make one in --cache")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"), help="folder of models.py")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prepares what is asked for."""
+    options = arguments()
+    if options.only != "graphs":
+        collect(options.packages, options.output / "packages", options.python_version)
+    if options.only != "packages":
+        make_graphs(options.bundle, options.cache, options.output / "graphs")
+
+
+def collect(packages: list[str], target: Path, python_version: str) -> None:
+    """Unpacks the wheels of packages, without those that they depend on, into a new folder."""
+    shutil.rmtree(target, ignore_errors=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    platform = ["--only-binary=:all:", "--implementation=cp", f"--python-version={python_version}"]
+    platform += [f"--platform={name}" for name in PLATFORMS]
+    names = [*packages] or [*PACKAGES, pydantic_core(install, platform)]
+    subprocess.run([*install, *platform, "--no-deps", f"--target={target}", *names], check=True)
+    megabytes = sum(file.stat().st_size for file in target.rglob("*") if file.is_file()) / 1e6
+    print(f"{target}: {len(names)} packages, {megabytes:.0f} MB")
+
+
+def pydantic_core(install: list[str], platform: list[str]) -> str:
+    """The release of pydantic-core that the newest pydantic wants."""
+    report = [*install, "--dry-run", "--ignore-installed", "--report=-", "--target=unused", *platform, "pydantic"]
+    found = json.loads(subprocess.run(report, check=True, capture_output=True).stdout)
+    names = {item["metadata"]["name"].replace("_", "-"): item["metadata"]["version"] for item in found["install"]}
+    return f"pydantic-core=={names['pydantic-core']}"
+
+
+def make_graphs(bundle: Path | None, cache: Path, target: Path) -> None:
+    """Copies the graphs of the full-size bundle."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from lease_bundle import strip
+    from models import prepare
+
+    if bundle is None:
+        prepare(cache)
+        bundle = cache / "bundle"
+    shutil.rmtree(target, ignore_errors=True)
+    strip(bundle, target)
+    megabytes = sum(file.stat().st_size for file in target.rglob("*") if file.is_file()) / 1e6
+    print(f"{target}: {megabytes:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

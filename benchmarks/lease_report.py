@@ -1,0 +1,120 @@
+"""Turns the lines of lease.py into a results file, tables and a picture.
+
+    python benchmarks/lease_report.py DIR/lease.jsonl
+    python benchmarks/lease_report.py FIRST/lease.jsonl SECOND/lease.jsonl --output FILE.json
+
+Of a stage that ran several times, the last line counts, unless an earlier one is done and the last is not.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import reports
+from sparsectrl_lcm.benchmarks.harness.rounds import summarize
+
+KINDS = {"new_keyframes": "first", "second_seed": "second_seed"}
+"""Kinds of requests, by their names in compare.py."""
+BASELINE = "diffusers-eager"
+
+Report = dict[str, Any]
+
+
+def main() -> None:
+    """Writes the results and the picture beside them, and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lines", nargs="+", type=Path, help="lease.jsonl, in the order of the runs")
+    parser.add_argument("--output", type=Path, help="a JSON file; default: a new one in benchmarks/results")
+    options = parser.parse_args()
+    report = make_report(line for path in options.lines for line in read_lines(path))
+    name = report["device"]["name"] if report["device"] else "dry-run"
+    path = reports.results_file(f"lease-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}", options.output)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(tables(report)))
+    print(f"\nwritten to {path}")
+    if any(row["summary"] for row in report["contenders"].values()):
+        import plot  # needs matplotlib
+
+        print("\n".join(f"drawn to {picture}" for picture in plot.draw(report, path)))
+
+
+def read_lines(path: Path) -> Iterator[Report]:
+    """The lines of a run; the last one may be cut off."""
+    for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        yield json.loads(text)
+
+
+def make_report(lines: Iterable[Report]) -> Report:
+    """The report of all stages."""
+    stages: dict[str, Report] = {}
+    for line in lines:
+        if line["state"] == "done" or stages.get(line["stage"], line)["state"] != "done":
+            stages[line["stage"]] = line
+    facts: Report = {"head": {}, "device": None, "libraries": {}, "peak": None, "copies": None, "request": None}
+    for line in stages.values():
+        for row in line["rows"]:
+            facts |= {name: row[name] for name in facts.keys() & row.keys()}
+    head = facts.pop("head")
+    return (
+        head
+        | facts
+        | {
+            "command": "python benchmarks/lease.py",
+            "threads": head.get("machine", {}).get("cores"),
+            "stages": [{name: value for name, value in line.items() if name != "rows"} for line in stages.values()],
+            "tests": rows_with(stages, "tests", "test", "outcomes"),
+            "events": rows_with(stages, "events", "stages_s"),
+            "weights": rows_with(stages, "weights", "weights_s", "verified_s"),
+            "kernels": rows_with(stages, "kernels", "kernel"),
+            "limits": None,
+            "contenders": dict(contenders(stages)),
+        }
+    )
+
+
+def rows_with(stages: dict[str, Report], stage: str, *names: str) -> list[Report]:
+    """The rows of a stage that have one of these fields."""
+    return [row for row in stages.get(stage, {"rows": []})["rows"] if not row.keys().isdisjoint(names)]
+
+
+def contenders(stages: dict[str, Report]) -> Iterator[tuple[str, Report]]:
+    """Everything that ran whole requests, with the summary that plot.py draws."""
+    for stage, line in stages.items():
+        for row in line["rows"]:
+            if "samples" in row:
+                name = "torch engines" if stage == "request" else stage
+                samples = {KINDS[kind]: taken | {"total": taken["wall"]} for kind, taken in row["samples"].items()}
+                yield f"{name}, {row['mode']}" if row.get("mode") else name, row | {"summary": summarize(samples)}
+
+
+def tables(report: Report) -> Iterator[str]:
+    """The stages, whole requests in milliseconds, and kernels in microseconds."""
+    yield from ("| stage | state | seconds | |", "|---|---|---|---|")
+    for line in report["stages"]:
+        yield f"| {line['stage']} | {line['state']} | {line['seconds']:.1f} | {line.get('reason', '')} |"
+    columns = ("control", "denoise", "decode")
+    yield from ("", "| milliseconds | new keyframes (p95) | next seed (p95) | x eager | " + " | ".join(columns) + " |")
+    yield "|---|---|---|---|" + "---|" * len(columns)
+    eager = report["contenders"].get(BASELINE)
+    for name, row in report["contenders"].items():
+        middle, late = row["p50"], row["p95"]
+        walls = [f"{1e3 * middle[kind]['wall']:.1f} ({1e3 * late[kind]['wall']:.1f})" for kind in KINDS]
+        times = f"{eager['p50']['new_keyframes']['wall'] / middle['new_keyframes']['wall']:.2f}" if eager else "-"
+        parts = [f"{1e3 * middle['new_keyframes'][stage]:.1f}" for stage in columns]
+        yield f"| {' | '.join([name, *walls, times, *parts])} |"
+    yield from ("", "| kernel | variant | input | microseconds | TFLOP/s |", "|---|---|---|---|---|")
+    for row in report["kernels"]:
+        shape = "x".join(map(str, row["shape"]))
+        took = row.get("reason") or f"{1e6 * row['kernel_s']:.1f}"
+        rate = f"{row['flops_per_s'] / 1e12:.1f}" if "flops_per_s" in row else "-"
+        yield f"| {row['kernel']} | {row['variant']} | {shape} | {took} | {rate} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The stages of lease.py, a module each with `measure(settings, write)`, and how they run."""

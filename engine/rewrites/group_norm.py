@@ -1,0 +1,91 @@
+"""Finds the group norms of the portable graphs and fuses them into single operators."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from .node_helpers import only_user, producer, scalar
+
+_GROUP_NORMS = (("Reshape", "InstanceNormalization", "Mul", "Add"), ("Reshape", "Mul", "Mul", "Add"))
+"""The operators of a group norm from the split into groups on: of images, and over a clip."""
+_AFFINE_OF_IMAGES = [-1, 1, 1]
+"""The shape to which a group norm of images reshapes its weight; that of a motion module has one axis of pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorm:
+    """A group norm of a portable graph.
+
+    Attributes:
+        split: the Reshape that gives each group an axis.
+        weight: [C].
+        bias: [C].
+        groups: number of groups.
+        epsilon: added to the variance.
+    """
+
+    split: ir.Node
+    weight: ir.Value
+    bias: ir.Value
+    groups: int
+    epsilon: float
+
+
+def read_group_norm(shifted: ir.Node) -> GroupNorm:
+    """Reads the norm that ends in `shifted`: InstanceNormalization; over a clip (x - mean) * (1 / sqrt(variance))."""
+    scaled = producer(shifted.inputs[0])
+    normalized = producer(producer(scaled.inputs[0]).inputs[0])
+    if normalized.op_type == "InstanceNormalization":
+        split, instances = producer(normalized.inputs[0]), normalized.inputs[1]
+        assert instances is not None
+        assert instances.const_value is not None
+        (groups,) = instances.const_value.shape
+        epsilon = normalized.attributes["epsilon"].as_float()
+    else:
+        split = producer(producer(normalized.inputs[0]).inputs[0])
+        groups = scalar(producer(split.inputs[1]).inputs[1])
+        deviation = producer(producer(normalized.inputs[1]).inputs[0])
+        epsilon = scalar(producer(deviation.inputs[0]).inputs[1])
+    found = (split.op_type, normalized.op_type, scaled.op_type, shifted.op_type)
+    assert found in _GROUP_NORMS, f"{shifted.name} does not end a group norm: {found}"
+    return GroupNorm(split, _parameter(scaled), _parameter(shifted), int(groups), epsilon)
+
+
+def _parameter(node: ir.Node) -> ir.Value:
+    """Returns the weight or bias [C] that `node` takes after a reshape to [C, 1, 1]."""
+    for value in node.inputs:
+        reshape = value.producer() if value is not None else None
+        source = reshape.inputs[0] if reshape is not None else None
+        if source is not None and source.const_value is not None:
+            return source
+    raise AssertionError(f"{node.name} has no parameter")
+
+
+def is_of_images(instance: ir.Node) -> bool:
+    """Whether the norm around an InstanceNormalization is of images [N, C, H, W]."""
+    scaled = only_user(only_user(instance))
+    affine = ir.convenience.get_const_tensor(producer(scaled.inputs[1]).inputs[1])
+    return affine is not None and affine.numpy().tolist() == _AFFINE_OF_IMAGES
+
+
+def fuse_group_norm(model: ir.Model) -> int:
+    """Replaces Reshape, InstanceNormalization, Reshape, Mul, Add with GroupNormalization; returns how many.
+
+    This saves an engine the two changes of layout that the reshapes require.
+    """
+    found = [node for node in model.graph if node.op_type == "InstanceNormalization"]
+    for norm in found:
+        shifted = only_user(only_user(only_user(norm)))
+        parts = read_group_norm(shifted)
+        fused = ir.node(
+            "GroupNormalization",
+            [parts.split.inputs[0], parts.weight, parts.bias],
+            {"num_groups": parts.groups, "epsilon": parts.epsilon},
+            name=(norm.name or "").replace("Instance", "Group"),
+        )
+        model.graph.insert_after(shifted, fused)
+        shifted.outputs[0].replace_all_uses_with(fused.outputs[0])
+    if found:
+        common.RemoveUnusedNodesPass()(model)
+    return len(found)

@@ -1,0 +1,44 @@
+"""The graphs that compute a clip's conditioning: text encoder, VAE encoder, SparseCtrl."""
+
+import numpy as np
+
+from ..checked_request import CheckedRequest
+from ..format.manifest import Manifest
+from ..loop.conditioning import Conditioning, Residuals, frame_index, residual_inputs
+from ..loop.tokenizer import ClipTokenizer
+from .sessions import Array, Sessions
+
+
+def encode_prompt(sessions: Sessions, tokenizer: ClipTokenizer, request: CheckedRequest) -> Array:
+    """The prompt's embeddings, float32 [B, 77, D]; with guidance the negative prompt comes first."""
+    (prompt_embeds,) = sessions.session("text_encoder").run({"input_ids": tokenizer(request.texts)})
+    return prompt_embeds
+
+
+def keyframe_feeds(sessions: Sessions, request: CheckedRequest) -> dict[str, Array]:
+    """SparseCtrl's inputs that hold the keyframes.
+
+    They are the distinct frames (each keyframe once, and a blank one), a mask that marks the keyframes among them, and
+    for each frame of the clip the index of its distinct frame.
+
+    `scribble` takes uint8 pixels [U, H, W, 3]; `rgb` the mode of the VAE's posterior, [U, 4, H/8, W/8].
+    """
+    pictures: Array = np.stack([item.pixels for item in request.keyframes])  # [K, H, W, 3]
+    if request.controlnet == "rgb":
+        (pictures,) = sessions.session("vae_encoder").run({"image": pictures})
+    blank = len(pictures)
+    conditioning = np.concatenate([pictures, np.zeros_like(pictures[:1])])
+    mask = np.ones(blank + 1, np.float32)
+    mask[blank] = 0
+    return {"conditioning": conditioning, "conditioning_mask": mask, "frame_index": frame_index(request, blank)}
+
+
+def residuals_at(
+    sessions: Sessions, manifest: Manifest, request: CheckedRequest, conditioning: Conditioning, timestep: np.float32
+) -> Residuals:
+    """The UNet's residuals at a timestep. Without keyframes, zeros that broadcast."""
+    names = residual_inputs(manifest)
+    if not request.keyframes:
+        return {name: np.zeros((1, int(shape[1]), 1, 1), np.float32) for name, shape in names.items()}
+    inputs = {"timestep": np.array([timestep]), "prompt_embeds": conditioning.prompt_embeds, **conditioning.feeds}
+    return dict(zip(names, sessions.session(f"controlnet_{request.controlnet}").run(inputs), strict=True))

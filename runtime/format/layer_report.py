@@ -1,0 +1,46 @@
+"""What a TensorRT engine is made of: the part of its record that `inspect` and the benchmarks show."""
+
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from .manifest import Record
+
+
+class AttentionCounts(Record):
+    """Attentions of one kind of transformer."""
+
+    fused: int
+    """Attentions in one kernel, which never writes the score matrix."""
+    split: int
+    """Attentions in several kernels."""
+
+
+class LayerReport(Record):
+    """The kernels of an engine in short."""
+
+    layers: dict[str, int]
+    """Number of kernels of each kind, most frequent first."""
+    attention: dict[str, AttentionCounts]
+    """For `spatial` and `temporal` transformers."""
+    split_attention: tuple[str, ...] = ()
+    """Modules whose attention takes several kernels."""
+    norms: int = 0
+    """Number of normalisations."""
+    fp32_norms: tuple[str, ...] = ()
+    """Normalisations of which a kernel writes a tensor as large as its input in fp32."""
+    bytes_moved: int | None = None
+    """Bytes of activations that the kernels read and write in one run; None if TensorRT did not give the tensors."""
+
+    @classmethod
+    def of(cls, report: dict[str, Any]) -> Self | None:
+        """The layer report in the report of an engine's record; None if there is none."""
+        try:
+            return cls.model_validate({name: report[name] for name in cls.model_fields if name in report})
+        except ValidationError:
+            return None
+
+    @property
+    def kernels(self) -> int:
+        """Number of kernels."""
+        return sum(self.layers.values())

@@ -1,0 +1,192 @@
+"""The program for a rented GPU, as far as it needs none: every stage ends in a line, whatever happens to it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import lease
+from lease_bundle import LEFT_OUT, strip, write_weights
+from lease_report import make_report, tables
+from lease_stages import device, kernels
+from lease_stages.processes import Settings
+from lease_stages.schedule import NEEDED, STAGES, Stage
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+
+BENCHMARKS = Path(lease.__file__).parent
+STAGE = """
+import json, os, signal, subprocess, sys, time
+from lease_stages.processes import CannotRun
+
+def measure(settings, write):
+    write({"first": settings.stage})
+    if settings.stage == "sleeps":
+        time.sleep(60)
+    elif settings.stage == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif settings.stage == "leaves":
+        os._exit(7)
+    elif settings.stage == "fails":
+        raise ValueError("no such kernel")
+    elif settings.stage == "cannot":
+        raise CannotRun("no library")
+    write({"second": 2})
+"""
+
+Run = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs stages of a toy module; returns the lines of the file."""
+    (tmp_path / "toy_stage.py").write_text(STAGE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def run(*names: str, seconds: float = 20.0, budget: float = 60.0, **options: Any) -> list[dict[str, Any]]:
+        stages = [Stage(name, seconds, "toy_stage", **options) for name in names]
+        settings = Settings("", str(tmp_path), str(tmp_path), str(tmp_path))
+        returned = list(lease.run_stages(stages, settings, budget))
+        assert returned == read(tmp_path)
+        return returned
+
+    return run
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "lease.jsonl").read_text().splitlines()]
+
+
+def test_a_stage_that_is_killed_or_fails_ends_in_a_line_and_the_next_ones_run(run: Run) -> None:
+    lines = run("works", "dies", "leaves", "fails", "cannot", "again")
+    assert [line["state"] for line in lines] == ["done", "killed", "failed", "failed", "skipped", "done"]
+    reasons = ["", "ended by SIGKILL", "ended with code 7: no message", "ValueError: no such kernel", "no library", ""]
+    assert [line.get("reason", "") for line in lines] == reasons
+    for line in lines:
+        expected = [{"first": line["stage"]}, *([{"second": 2}] if line["state"] == "done" else [])]
+        assert line["rows"] == expected
+
+
+def test_a_stage_is_killed_at_its_deadline_and_keeps_what_it_measured(run: Run) -> None:
+    slow, after = run("sleeps", "works", seconds=2.0)
+    assert (slow["state"], slow["reason"]) == ("killed", "took longer than 2 s")
+    assert slow["rows"] == [{"first": "sleeps"}]
+    assert slow["seconds"] < 10
+    assert after["state"] == "done"
+
+
+def test_stages_that_the_budget_does_not_reach_get_lines(run: Run) -> None:
+    lines = run("sleeps", "works", budget=2.0)
+    assert [line["state"] for line in lines] == ["killed", "not started"]
+    assert lines[1]["reason"] == "the budget of 2 s was spent"
+
+
+def test_nothing_is_started_after_a_decisive_failure(run: Run) -> None:
+    lines = run("fails", "works", decisive=True)
+    assert [line["state"] for line in lines] == ["failed", "not started"]
+    assert lines[1]["reason"] == "fails: ValueError: no such kernel"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without a signal")
+def test_all_stages_get_lines_if_the_program_is_stopped(tmp_path: Path, run: Run) -> None:
+    program = f"""
+import lease
+from lease_stages.processes import Settings
+from lease_stages.schedule import Stage
+stages = [Stage(name, 60, "toy_stage") for name in ("works", "sleeps", "again")]
+print(*lease.run_stages(stages, Settings("", {str(tmp_path)!r}, "", ""), 60))
+"""
+    path = os.pathsep.join([str(BENCHMARKS), str(tmp_path)])
+    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path})
+    while not (tmp_path / "lease.log").exists() or "sleeps" not in (tmp_path / "lease.log").read_text():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    lines = read(tmp_path)
+    assert [line["state"] for line in lines] == ["done", "killed", "not started"]
+    assert {line["reason"] for line in lines[1:]} == {"stopped by SIGTERM"}
+
+
+def test_what_is_missing_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hide = "import sys; sys.modules['pydantic'] = sys.modules['diffusers'] = None; sys.argv = sys.argv[1:]"
+    program = f"{hide}; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", program, str(BENCHMARKS / "lease.py"), "--output", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "missing: diffusers pydantic; run before: python benchmarks/lease_prepare.py\n"
+    assert not list(tmp_path.iterdir())
+    assert lease.missing_packages() == []
+
+
+def test_random_weights_complete_a_bundle_of_graphs_alone(tmp_path: Path) -> None:
+    strip(demo_bundle(), tmp_path / "graphs")
+    assert sum(file.stat().st_size for file in (tmp_path / "graphs").rglob("*.*")) < 3e6
+    nbytes = write_weights(tmp_path / "graphs", tmp_path / "bundle")
+    bundle, demo = Bundle.load(tmp_path / "bundle"), Bundle.load()
+    assert bundle.manifest.graphs.keys() == demo.manifest.graphs.keys() - set(LEFT_OUT)
+    files = [file for record in bundle.manifest.graphs.values() for file in record.weights]
+    assert nbytes == sum(demo.manifest.files[file].bytes for file in files)
+    for file in files:
+        values = np.fromfile(bundle.folder / file, np.float32)
+        ours, theirs = (np.nan_to_num(each) for each in (values, np.fromfile(demo.folder / file, np.float32)))
+        assert np.count_nonzero(ours) >= 0.99 * np.count_nonzero(theirs), file
+        assert 1e-3 < np.abs(ours).max() < 1e2, file
+    checksums = {name: record.sha256 for name, record in bundle.manifest.files.items()}
+    write_weights(tmp_path / "graphs", tmp_path / "again")
+    assert checksums == {name: record.sha256 for name, record in Bundle.load(tmp_path / "again").manifest.files.items()}
+
+
+def dry_run(folder: Path, *options: str) -> list[dict[str, Any]]:
+    command = [sys.executable, str(BENCHMARKS / "lease.py"), "--dry-run", "--output", str(folder), *options]
+    result = subprocess.run([*command, "--work", str(folder / "work")], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return read(folder)
+
+
+def here(name: str, module: Any) -> dict[str, Any]:
+    """The line of a stage of a dry run, run in this process."""
+    rows: list[dict[str, Any]] = []
+    module.measure(Settings(name, "", "", "", dry_run=True), rows.append)
+    return {"stage": name, "state": "done", "seconds": 0.0, "rows": rows}
+
+
+def test_a_dry_run_measures_a_request_and_is_reported(tmp_path: Path) -> None:
+    lines = dry_run(tmp_path, "--stages", "weights,request")
+    assert [line["state"] for line in lines] == ["done"] * 2, lines
+    lines += [here("device", device), here("kernels", kernels)]
+    reasons = {row["variant"] for row in lines[-1]["rows"] if "reason" in row}
+    assert reasons <= kernels.ATTENTIONS.keys()
+    report = make_report(lines)
+    assert report["commit"]
+    assert report["request"]["frames"] == 4
+    (row,) = report["contenders"].values()
+    assert row["mode_warning"] == ""
+    assert row["p50"]["new_keyframes"]["wall"] <= row["p95"]["new_keyframes"]["wall"]
+    text = "\n".join(tables(report))
+    assert "| torch engines, CUDA graph, channels last |" in text
+    assert "| convolution 3x3 | channels last | 1x32x8x8 |" in text
+
+
+@pytest.mark.slow
+def test_every_stage_of_a_dry_run_ends_in_a_line(tmp_path: Path) -> None:
+    lines = dry_run(tmp_path, "--budget", "180")
+    assert [line["stage"] for line in lines] == [stage.name for stage in STAGES]
+    ran = {line["stage"] for line in lines if line["state"] == "done"}
+    assert ran == {"device", "tests", "events", "weights", "request", "kernels", "diffusers-eager"}
+    assert {line["state"] for line in lines} == {"done", "skipped"}
+    tests = next(line for line in lines if line["stage"] == "tests")["rows"][-1]
+    assert tests["outcomes"].keys() == {"skipped"}
+    assert len(tests["skipped"]) == 1  # one clear reason
+
+
+def test_the_modules_of_all_needed_packages_are_here() -> None:
+    assert all(lease.find_spec(module) is not None for module in NEEDED.values())

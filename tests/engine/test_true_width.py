@@ -1,0 +1,60 @@
+"""What TensorRT-RTX makes of a UNet's first two levels at true width, from the log of its builder; needs no GPU."""
+
+import pytest
+from sparsectrl_lcm.engine.rewrites.precision import assign_types
+from sparsectrl_lcm.engine.rewrites.typed_graph import IR_VERSION, fuse_for_tensorrt, write_typed
+from sparsectrl_lcm.engine.tensorrt.builder import configure
+from sparsectrl_lcm.engine.tensorrt.kernels import Kernel, kernels_of_log
+from sparsectrl_lcm.engine.tensorrt.layer_report import summarize
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
+from sparsectrl_lcm.runtime.gpu.tensorrt_library import load_library
+from true_width import ATTENTIONS, GROUP_NORMS, true_width_graph
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
+    """The kernels of the typed graph in fp16."""
+    model, path = true_width_graph(), tmp_path_factory.mktemp("typed") / "unet.onnx"
+    fuse_for_tensorrt(model)
+    assign_types(model, "fp16")
+    model.ir_version = IR_VERSION
+    write_typed(model, path)
+    library = load_library("tensorrt-rtx")
+    trt = library.module
+    builder = trt.Builder(library.logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, library.logger)
+    assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
+    config = builder.create_builder_config()
+    configure(trt, config, True, BuildOptions())
+    assert builder.build_serialized_network(network, config) is not None
+    return kernels_of_log(library.logger.layers)
+
+
+def test_every_attention_is_one_fused_kernel(kernels: list[Kernel]) -> None:
+    """Also over time, with 32,768 rows of batch and heads, and to the text from 65,536 positions."""
+    report = summarize(kernels)
+    assert report.split_attention == ()
+    assert {kind: counts.fused for kind, counts in report.attention.items()} == {"spatial": 4, "temporal": 4}
+    fused = [kernel for kernel in kernels if kernel.name.startswith("_gemm_mha")]
+    assert {node.rpartition("/")[0] for kernel in fused for node in kernel.nodes} == set(ATTENTIONS)
+    for kernel in kernels:
+        scores = [tensor for tensor in kernel.outputs if tensor.shape[-2:] == (4096, 4096)]
+        assert not scores, "no kernel writes a score matrix"
+
+
+def test_no_large_fp32_tensor_leaves_a_group_norm(kernels: list[Kernel]) -> None:
+    """Statistics do: 24,576 partial sums. The tensor between a norm and its SiLU is 84 MB in fp32."""
+    seen = set()
+    for kernel in kernels:
+        norms = {node.rpartition("/")[0] for node in kernel.nodes if "/GroupNormalization" in node}
+        seen |= norms
+        large = [tensor for tensor in kernel.outputs if tensor.is_fp32 and tensor.bytes >= 10**6]
+        assert not norms or not large, (kernel.name, large)
+    assert seen == set(GROUP_NORMS)
+    assert not any("/GroupNormalization" in norm for norm in summarize(kernels).fp32_norms)
+
+
+def test_the_kernels_move_no_more_than_they_did(kernels: list[Kernel]) -> None:
+    """Bytes that a GPU reads and writes decide the time of most kernels; a change of the graph changes this figure."""
+    assert summarize(kernels).bytes_moved == pytest.approx(9_053_132_288, rel=0.02)

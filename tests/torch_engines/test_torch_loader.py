@@ -1,0 +1,72 @@
+"""Whole requests through the loop on an emulated device, with torch's engines on the host."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bundles import with_other_motion_module
+from fakes.gpu_emulation import EmulatedCudart
+from gpu.requests import keyframes
+from sparsectrl_lcm.runtime import BackendError, VideoPipeline
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.gpu.cuda import Cuda
+from sparsectrl_lcm.runtime.gpu.executor import GpuExecutor
+
+from .loader import TorchLoader
+from .streams import HostStream
+
+SIDE, FRAMES = 64, 4
+LEVELS = {"fp32": 1, "fp16": 4}
+"""Largest difference from the CPU backend, in levels of 255."""
+
+
+def open_pipeline(bundle: Path | None = None, **options: Any) -> VideoPipeline:
+    """A pipeline on an emulated device."""
+    api, opened = EmulatedCudart(), Bundle.load(bundle)
+    loader = TorchLoader(stream=lambda cuda: HostStream(api), **options)
+    return VideoPipeline(opened, GpuExecutor(opened, loader, 1 << 30, Cuda(api)))
+
+
+def ask(pipeline: VideoPipeline, controlnet: str | None = "scribble", **options: Any) -> np.ndarray:
+    """A small request with two keyframes."""
+    given = {"keyframes": keyframes((0, 3), SIDE), "controlnet": controlnet} if controlnet else {}
+    size = {"width": SIDE, "height": SIDE, "num_frames": FRAMES, "num_inference_steps": 2}
+    frames: np.ndarray = pipeline.generate("a red circle moves", seed=1, **size, **given, **options).frames
+    return frames
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_frames_are_those_of_the_cpu_backend(precision: str) -> None:
+    cpu, pipeline = VideoPipeline.load(None, "onnxruntime"), open_pipeline(precision=precision)
+    requests: list[dict[str, Any]] = [{"controlnet": "rgb"}, {"guidance_scale": 2.0}]
+    for options in requests if precision == "fp32" else requests[:1]:
+        expected = ask(cpu, **options)
+        assert expected.std() > 10  # plain grey frames would pass otherwise
+        plain, replayed = ask(pipeline, **options), ask(pipeline, **options)
+        assert np.abs(plain.astype(int) - expected).max() <= LEVELS[precision], options
+        np.testing.assert_array_equal(plain, replayed)
+
+
+def test_a_refit_gives_the_frames_of_the_other_bundle(tmp_path: Path) -> None:
+    other = with_other_motion_module(demo_bundle(), tmp_path / "other")
+    pipeline = open_pipeline(precision="fp32", refit=True)
+    first = ask(pipeline)
+    pipeline.refit(other)
+    expected = ask(VideoPipeline.load(other, "onnxruntime"))
+    assert np.abs(expected.astype(int) - first).max() > 10
+    assert np.abs(ask(pipeline).astype(int) - expected).max() <= 1
+    pipeline.refit(None)
+    np.testing.assert_array_equal(ask(pipeline), first)
+
+
+def test_without_refit_the_engines_refuse_other_weights() -> None:
+    with pytest.raises(BackendError, match="^refit: [^\n]*$"):
+        open_pipeline().refit(demo_bundle())
+
+
+def test_torch_has_what_the_stream_of_a_device_uses() -> None:
+    for name in ("ExternalStream", "MemPool", "use_mem_pool", "stream", "empty_cache"):
+        assert hasattr(torch.cuda, name), name
+    assert issubclass(torch.OutOfMemoryError, RuntimeError)
