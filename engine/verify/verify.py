@@ -141,6 +141,9 @@ class _Comparison:
                 self._run_clips(executor, results)
         finally:
             executor.close()
+        if self.record.library_runner is not None and self.engines is not None:
+            for graph in graphs:  # last, so that a fault of the library alone costs no other result
+                self._run_library(results, graph)
         report = judge(results, wanted)
         return _with_layers(self.bundle, results, report, on_progress) if self.options.layers else report
 
@@ -156,19 +159,23 @@ class _Comparison:
         )
 
     def _run_graph(self, executor: Executor, results: SavedResults, graph: str) -> None:
-        """Runs a graph through this runtime, and if possible through the library alone."""
-        opened = RuntimeRunner(lambda: executor.open_graph(graph, self.size), self.bundle.graph(graph))
-        run(opened, results, graph)
-        runners: tuple[str, ...] = (RUNTIME,)
-        notes: tuple[str, ...] = ()
-        if self.record.library_runner is not None and self.engines is not None:
-            try:
-                module = import_module(f"..{self.record.library_runner}", __package__)
-                run(module.library_runner(self.bundle, self.engines, graph, self.size, LIBRARY), results, graph)
-                runners = (RUNTIME, LIBRARY)
-            except BackendError as error:
-                notes = (f"{graph} did not run on the library alone: {error.reason}",)
-        _finish(results, graph, runners, notes)
+        """Runs a graph through this runtime."""
+        run(
+            RuntimeRunner(lambda: executor.open_graph(graph, self.size), self.bundle.graph(graph)),
+            results,
+            graph,
+        )
+        _finish(results, graph, (RUNTIME,))
+
+    def _run_library(self, results: SavedResults, graph: str) -> None:
+        """Runs a graph through the backend's library alone; a note says why, if that is not possible."""
+        module = import_module(f"..{self.record.library_runner}", __package__)
+        try:
+            run(module.library_runner(self.bundle, self.engines, graph, self.size, LIBRARY), results, graph)
+        except BackendError as error:
+            _finish(results, graph, (), (f"{graph} did not run on the library alone: {error.reason}",))
+        else:
+            _finish(results, graph, (LIBRARY,))
 
     def _run_clips(self, executor: Executor, results: SavedResults) -> None:
         """Runs whole requests; on a backend with CUDA graphs, with and without them."""
@@ -196,10 +203,11 @@ class _Comparison:
 
 
 def _finish(results: SavedResults, graph: str, runners: tuple[str, ...], notes: tuple[str, ...] = ()) -> None:
-    """Records in the header that a graph has run."""
+    """Adds runners of a graph to the header."""
     done = results.header.run
     assert done is not None
-    changes = {"runners": {**done.runners, graph: runners}, "notes": (*done.notes, *notes)}
+    finished = (*done.runners.get(graph, ()), *runners)
+    changes = {"runners": {**done.runners, graph: finished}, "notes": (*done.notes, *notes)}
     results.update(run=done.model_copy(update=changes))
 
 
