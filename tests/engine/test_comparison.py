@@ -1,8 +1,10 @@
 """The measures by which results are compared, against values computed by hand, and the bounds."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from sparsectrl_lcm.engine.comparison import BOUNDS, EQUAL_PSNR, Difference, errors, measure, worst
+from sparsectrl_lcm.engine.comparison import BOUNDS, EQUAL_PSNR, Bounds, Difference, errors, measure, worst
 
 
 def test_measures_of_arrays() -> None:
@@ -39,3 +41,10 @@ def test_a_wrong_shape_or_nan_is_out_of_every_bound(wrong: np.ndarray) -> None:
     assert BOUNDS["int8"].exceeded(found) == ("largest", "quantile", "cosine")
     assert worst([measure(np.ones(3), np.ones(3)), found]) == found
     assert BOUNDS["int8"].exceeded(measure(np.zeros(3), np.zeros(3, np.uint8))) == ("levels", "psnr")
+
+
+def test_the_page_has_the_bounds() -> None:
+    page = (Path(__file__).parents[2] / "docs/verify.md").read_text()
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `") and line.endswith(" dB |")]
+    found = {cells[0].strip(" `"): Bounds(*(float(cell.strip(" dB")) for cell in cells[1:])) for cells in rows}
+    assert found == BOUNDS
