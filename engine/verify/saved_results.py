@@ -58,7 +58,7 @@ class Header(Record):
 
     Attributes:
         size: of the clips.
-        graphs: checksums of the portable graphs and their weights, by graph.
+        graphs: checksums of all portable graphs of the bundle and their weights.
         runs: the number of recorded runs of each graph, and of whole clips.
         run: the run of a backend; None if only requests were recorded.
     """

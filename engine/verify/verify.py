@@ -120,7 +120,8 @@ class _Comparison:
         if self.loaded is not None:
             results = self.loaded.copy_recording(folder, wanted)
         else:
-            checksums = {graph: graph_checksums(self.bundle.manifest, graph) for graph in graphs}
+            manifest = self.bundle.manifest
+            checksums = {graph: graph_checksums(manifest, graph) for graph in manifest.graphs}
             results = SavedResults(folder, Header(size=self.size, graphs=checksums))
             record(self.bundle, results, graphs, clips=CLIP in wanted)
         for graph in graphs:
