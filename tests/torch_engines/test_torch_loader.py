@@ -43,7 +43,7 @@ def ask(pipeline: VideoPipeline, controlnet: str | None = "scribble", **options:
 def test_frames_are_those_of_the_cpu_backend(precision: str) -> None:
     cpu, pipeline = VideoPipeline.load(None, "onnxruntime"), open_pipeline(precision=precision)
     requests: list[dict[str, Any]] = [{"controlnet": "rgb"}, {"guidance_scale": 2.0}]
-    for options in requests if precision == "fp32" else requests[:1]:
+    for options in requests if precision == "fp32" else [{"controlnet": None}]:
         expected = ask(cpu, **options)
         assert expected.std() > 10  # plain grey frames would pass otherwise
         plain, replayed = ask(pipeline, **options), ask(pipeline, **options)
