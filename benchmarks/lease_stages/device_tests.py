@@ -10,7 +10,7 @@ import pytest
 from .processes import Settings, Write
 
 TESTS = Path(__file__).resolve().parents[2] / "tests" / "gpu"
-FILES = ("requests", "engines", "refit", "memory")
+FILES = ("requests", "events", "engines", "refit", "memory")
 """In the order of their worth."""
 
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .processes import Settings, Write
 
-SAMPLES, LEAST_SECONDS = 20, 0.02
+SAMPLES, LEAST_SECONDS, MOST_RUNS = 15, 0.02, 100
 ATTENTIONS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -192,19 +192,25 @@ def layout(last: bool) -> str:
 
 
 def median_seconds(run: Run, dry_run: bool) -> float:
-    """The median time of a run. A sample has as many runs as take `LEAST_SECONDS`."""
-    synchronize: Run = (lambda: None) if dry_run else torch.cuda.synchronize
+    """The median time of a run. On a device a CUDA graph replays as many runs as take `LEAST_SECONDS`.
 
-    def seconds(count: int) -> float:
+    Launches from Python would take longer than many kernels.
+    """
+
+    def seconds(function: Run) -> float:
         synchronize()
         begin = time.perf_counter()
+        function()
+        synchronize()
+        return time.perf_counter() - begin
+
+    synchronize: Run = (lambda: None) if dry_run else torch.cuda.synchronize
+    run()
+    if dry_run:
+        return seconds(run)
+    count = max(1, min(MOST_RUNS, round(LEAST_SECONDS / min(seconds(run) for _ in range(3)))))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
         for _ in range(count):
             run()
-        synchronize()
-        return (time.perf_counter() - begin) / count
-
-    seconds(1)
-    if dry_run:
-        return seconds(1)
-    count = max(1, round(LEAST_SECONDS / seconds(3)))
-    return sorted(seconds(count) for _ in range(SAMPLES))[SAMPLES // 2]
+    return sorted(seconds(graph.replay) / count for _ in range(SAMPLES))[SAMPLES // 2]

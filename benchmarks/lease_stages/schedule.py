@@ -48,6 +48,7 @@ NEEDED = {
     "pydantic": "pydantic",
     "pydantic-core": "pydantic_core",
     "pytest": "pytest",
+    "requests": "requests",
     "tokenizers": "tokenizers",
     "torch": "torch",
     "transformers": "transformers",

@@ -90,6 +90,7 @@ class GraphCache:
                     self._drop(next(iter(self._graphs)))
                 self._captures += 1
                 self._graphs[variant] = Graphs(self._capture(enqueue))
+                self._free_bytes.pop(variant, None)
             graphs = self._graphs[variant]
             difference = prove(lambda: self._launch(graphs))
         except DeviceLost:
@@ -100,7 +101,7 @@ class GraphCache:
             self._free_bytes[variant] = self._cuda.memory()[0] + MORE_MEMORY
         except BackendError as error:
             self._cuda.clear_error()
-            self._drop(variant)
+            self.clear()
             self.enabled = False
             _logger.warning("CUDA graphs failed, requests are enqueued one engine at a time: %s", error)
         else:
