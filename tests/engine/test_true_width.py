@@ -43,14 +43,18 @@ def test_every_attention_is_one_fused_kernel(kernels: list[Kernel]) -> None:
         assert not scores, "no kernel writes a score matrix"
 
 
-def test_a_group_norm_and_its_silu_are_one_kernel_that_writes_fp16(kernels: list[Kernel]) -> None:
-    """Only norms without a SiLU write fp32, and the first one, whose input is in fp32."""
-    norms = {norm.rpartition("/")[0] for norm in summarize(kernels).fp32_norms if "/GroupNormalization" in norm}
-    assert norms == {norm for norm in GROUP_NORMS if "resnets" not in norm} | {"down_blocks.0.resnets.0.norm1"}
+def test_no_large_fp32_tensor_leaves_a_group_norm(kernels: list[Kernel]) -> None:
+    """Statistics do: 24,576 partial sums. The tensor between a norm and its SiLU is 84 MB in fp32."""
+    seen = set()
+    for kernel in kernels:
+        norms = {node.rpartition("/")[0] for node in kernel.nodes if "/GroupNormalization" in node}
+        seen |= norms
+        large = [tensor for tensor in kernel.outputs if tensor.is_fp32 and tensor.bytes >= 10**6]
+        assert not norms or not large, (kernel.name, large)
+    assert seen == set(GROUP_NORMS)
+    assert not any("/GroupNormalization" in norm for norm in summarize(kernels).fp32_norms)
 
 
 def test_the_kernels_move_no_more_than_they_did(kernels: list[Kernel]) -> None:
     """Bytes that a GPU reads and writes decide the time of most kernels; a change of the graph changes this figure."""
-    assert summarize(kernels).bytes_moved == pytest.approx(9_891_993_344, rel=0.02)
-    convolutions = [kernel for kernel in kernels if kernel.kind == "correlation"]
-    assert len(convolutions) == 8, "two of each residual block, one shortcut, one downsampler, two projections"
+    assert summarize(kernels).bytes_moved == pytest.approx(9_220_900_608, rel=0.02)
