@@ -62,6 +62,8 @@ def main() -> None:
         sys.exit(work(Settings.read(options.run)))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*search_path(options.packages), os.getenv("PYTHONPATH")]))
     sys.path[:0] = search_path(options.packages)
+    if options.dry_run:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # its tensors are small: threads would wait for each other
     if (missing := missing_packages()) and not options.allow_missing:
         print(f"missing: {' '.join(missing)}; run before: python benchmarks/lease_prepare.py", file=sys.stderr)
         sys.exit(2)
