@@ -17,7 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lease import PREPARED
+from lease import PREPARED, ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from sparsectrl_lcm.runtime.machine import commit
 
 PACKAGES = (
     "annotated-types",
@@ -25,6 +29,7 @@ PACKAGES = (
     "platformdirs",
     "polygraphy",
     "pydantic",
+    "typing-extensions",
     "typing-inspection",
 )
 """With pydantic-core, in the version that pydantic wants."""
@@ -45,6 +50,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prepares what is asked for."""
     options = arguments()
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "commit").write_text(commit() or "")  # the other machine may lack git
     if options.only != "graphs":
         collect(options.packages, options.output / "packages", options.python_version)
     if options.only != "packages":
@@ -73,7 +80,6 @@ def pydantic_core(install: list[str], platform: list[str]) -> str:
 
 def make_graphs(bundle: Path | None, cache: Path, target: Path) -> None:
     """Copies the graphs of the full-size bundle."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from lease_bundle import strip
     from models import prepare
 

@@ -1,1 +1,1 @@
-"""Requests on an NVIDIA GPU: engines, device memory, and CUDA graphs of whole requests. Imported only for GPU backends."""
+"""Requests on an NVIDIA GPU: engines, device memory, CUDA graphs of requests. Imported only for GPU backends."""

@@ -43,20 +43,18 @@ def test_every_attention_is_one_fused_kernel(kernels: list[Kernel]) -> None:
         assert not scores, "no kernel writes a score matrix"
 
 
-def test_group_norms_write_fp32_and_no_statistics_are_taken_for_it(kernels: list[Kernel]) -> None:
-    """The typed graph keeps group norms in fp32: the tensor between one and its SiLU takes 84 MB, twice that of fp16.
-
-    With group norms in fp16 this set is empty, and the figure of the next test is 9,053,132,288.
-    """
-    wide = set()
+def test_no_large_fp32_tensor_leaves_a_group_norm(kernels: list[Kernel]) -> None:
+    """Statistics do: 24,576 partial sums. The tensor between a norm and its SiLU is 84 MB in fp32."""
+    seen = set()
     for kernel in kernels:
+        norms = {node.rpartition("/")[0] for node in kernel.nodes if "/GroupNormalization" in node}
+        seen |= norms
         large = [tensor for tensor in kernel.outputs if tensor.is_fp32 and tensor.bytes >= 10**6]
-        wide |= {node.rpartition("/")[0] for node in kernel.nodes if large and "/GroupNormalization" in node}
-    assert wide == set(GROUP_NORMS)
-    reported = {norm.rpartition("/")[0] for norm in summarize(kernels).fp32_norms if "/GroupNormalization" in norm}
-    assert reported == wide
+        assert not norms or not large, (kernel.name, large)
+    assert seen == set(GROUP_NORMS)
+    assert not any("/GroupNormalization" in norm for norm in summarize(kernels).fp32_norms)
 
 
 def test_the_kernels_move_no_more_than_they_did(kernels: list[Kernel]) -> None:
     """Bytes that a GPU reads and writes decide the time of most kernels; a change of the graph changes this figure."""
-    assert summarize(kernels).bytes_moved == pytest.approx(10_185_594_624, rel=0.02)
+    assert summarize(kernels).bytes_moved == pytest.approx(9_220_900_608, rel=0.02)
