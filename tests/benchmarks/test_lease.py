@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,17 @@ def test_what_is_missing_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, t
     assert result.stderr == "missing: diffusers pydantic; run before: python benchmarks/lease_prepare.py\n"
     assert not list(tmp_path.iterdir())
     assert lease.missing_packages() == []
+
+
+def test_packages_are_unpacked_from_an_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "packages.zip", "w") as archive:
+        archive.writestr("toy/__init__.py", "")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old.py").touch()
+    folder = lease.unpacked(tmp_path / "packages.zip", tmp_path / "folder")
+    assert [path.name for path in folder.iterdir()] == ["toy"]
+    assert str(folder) in lease.search_path(folder)
+    assert lease.unpacked(folder, tmp_path / "other") == folder
 
 
 def test_random_weights_complete_a_bundle_of_graphs_alone(tmp_path: Path) -> None:
