@@ -33,14 +33,16 @@ from lease_stages.schedule import NEEDED, STAGES, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARED = ROOT / ".cache" / "lease"
-"""What `lease_prepare.py` writes: `packages.zip` and the folder `graphs`."""
+"""What `lease_prepare.py` writes: an archive of packages for a version of Python, and the folder `graphs`."""
+ARCHIVE = "packages-{}.zip"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=840.0, help="seconds for everything; default: 840")
     parser.add_argument("--output", type=Path, help="folder for lease.jsonl and lease.log")
-    parser.add_argument("--packages", type=Path, default=PREPARED / "packages.zip", help="packages that Python lacks")
+    packages = PREPARED / ARCHIVE.format(f"{sys.version_info.major}.{sys.version_info.minor}")
+    parser.add_argument("--packages", type=Path, default=packages, help="packages that Python lacks here")
     parser.add_argument("--graphs", type=Path, default=PREPARED / "graphs", help="a full-size bundle without weights")
     parser.add_argument("--work", type=Path, help="folder for the weights, 8 GB; default: in the temporary folder")
     parser.add_argument(

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lease import PREPARED, ROOT
+from lease import ARCHIVE, PREPARED, ROOT
 
 sys.path.insert(0, str(ROOT))
 
@@ -54,7 +54,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "commit").write_text(commit() or "")  # the other machine may lack git
     if options.only != "graphs":
-        collect(options.packages, options.output / "packages.zip", options.python_version)
+        collect(options.packages, options.output / ARCHIVE.format(options.python_version), options.python_version)
     if options.only != "packages":
         make_graphs(options.bundle, options.cache, options.output / "graphs")
 
@@ -67,7 +67,7 @@ def collect(packages: list[str], target: Path, python_version: str) -> None:
     names = [*packages] or [*PACKAGES, pydantic_core(install, platform)]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*install, *platform, "--no-deps", f"--target={folder}", *names], check=True)
-        shutil.make_archive(str(target.with_suffix("")), "zip", folder)
+        shutil.make_archive(str(target.parent / target.stem), "zip", folder)
     print(f"{target}: {len(names)} packages, {target.stat().st_size / 1e6:.1f} MB")
 
 

@@ -159,7 +159,8 @@ def test_random_weights_complete_a_bundle_of_graphs_alone(tmp_path: Path) -> Non
 
 def dry_run(folder: Path, *options: str) -> list[dict[str, Any]]:
     command = [sys.executable, str(BENCHMARKS / "lease.py"), "--dry-run", "--output", str(folder), *options]
-    result = subprocess.run([*command, "--work", str(folder / "work")], capture_output=True, text=True, check=False)
+    places = ["--work", str(folder / "work"), "--packages", str(folder / "none")]  # whatever was prepared here
+    result = subprocess.run([*command, *places], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return read(folder)
 
