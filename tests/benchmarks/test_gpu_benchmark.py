@@ -25,6 +25,7 @@ def dry_run(folder: Path, *options: str) -> dict[str, Any]:
     return dict(json.loads(output.read_text()))
 
 
+@pytest.mark.slow
 def test_a_dry_run_takes_all_samples_and_writes_them(tmp_path: Path) -> None:
     report = dry_run(tmp_path)
     assert report["size"] == "128x128x16"
