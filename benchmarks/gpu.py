@@ -102,10 +102,17 @@ def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> lis
 def rows_of(job: Job, built: Row, rows: list[Row]) -> list[Row]:
     """One row for each mode of a contender, with samples or the reason for their absence."""
     failed = {"reason": next((row["reason"] for row in rows if "mode" not in row), "gave no result")}
-    by_mode = {row["mode"]: row for row in rows if "mode" in row}
+    by_mode: dict[str | None, Row] = {}
+    for row in rows:  # a mode may have several, each with more than the one before
+        if "mode" in row:
+            before = by_mode.get(row["mode"], {})
+            peaks = [peak for peak in (before.get("peak_bytes"), row.get("peak_bytes")) if peak is not None]
+            by_mode[row["mode"]] = before | row | {"peak_bytes": max(peaks, default=None)}
     return [
-        {"contender": job.contender, "mode": mode, **built, **by_mode.get(mode, failed)}
+        {"contender": job.contender, "mode": mode, **built, **row}
+        | ({} if row.keys() & {"samples", "reason"} else failed)
         for mode in RECORDS[job.contender].modes
+        for row in [by_mode.get(mode, {})]
     ]
 
 

@@ -18,11 +18,12 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import lease
 from lease_bundle import LEFT_OUT, strip, write_weights
-from lease_report import make_report, tables
+from lease_report import make_report, read_lines, tables
 from lease_stages import device, kernels
 from lease_stages.processes import Settings
 from lease_stages.schedule import NEEDED, STAGES, Stage
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.gpu.device import Device
 
 BENCHMARKS = Path(lease.__file__).parent
 STAGE = """
@@ -30,9 +31,12 @@ import json, os, signal, subprocess, sys, time
 from lease_stages.processes import CannotRun
 
 def measure(settings, write):
+    if settings.stage == "sleeps":
+        with open(settings.output + "/group", "w") as file:
+            file.write(str(os.getpid()))
     write({"first": settings.stage})
     if settings.stage == "sleeps":
-        time.sleep(60)
+        subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"])
     elif settings.stage == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     elif settings.stage == "leaves":
@@ -92,24 +96,112 @@ def test_stages_that_the_budget_does_not_reach_get_lines(run: Run) -> None:
 
 
 def test_nothing_is_started_after_a_decisive_failure(run: Run) -> None:
-    lines = run("fails", "works", decisive=True)
+    lines = run("fails", "works", decisive="second")
     assert [line["state"] for line in lines] == ["failed", "not started"]
     assert lines[1]["reason"] == "fails: ValueError: no such kernel"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without a signal")
-def test_all_stages_get_lines_if_the_program_is_stopped(tmp_path: Path, run: Run) -> None:
-    program = f"""
+def test_a_stage_that_wrote_its_decisive_row_stops_nothing(run: Run) -> None:
+    lines = run("dies", "fails", "works", decisive="first")
+    assert [line["state"] for line in lines] == ["killed", "failed", "done"]
+
+
+@pytest.mark.parametrize("broken", ["report_head", "get_device_properties", "cuda_product_rate", "copy_rates"])
+def test_a_fact_that_cannot_be_found_out_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
+) -> None:
+    def give(module: Any, name: str, value: Any) -> None:
+        def call(*_: Any) -> Any:
+            if name == broken:
+                raise ValueError("A distribution name is required.")
+            return value
+
+        monkeypatch.setattr(module, name, call)
+
+    give(device, "probe", Device("toy", "9.0", 1, "1"))
+    give(device.torch.cuda, "is_available", True)
+    give(device.torch.cuda, "get_device_properties", None)
+    give(device.machine_limits, "cuda_product_rate", {"flops_per_s": 1.0})
+    give(device, "copy_rates", [{"copies": {"on_device": 1.0}}])
+    give(device, "report_head", {"commit": "abc"})
+    rows: list[dict[str, Any]] = []
+    device.measure(Settings("device", "", str(tmp_path / "graphs"), ""), rows.append)
+    assert rows[0]["device"]["name"] == "toy"
+    (missing,) = (row for row in rows if "missing" in row)
+    assert missing["why"] == "ValueError: A distribution name is required."
+    assert len(rows) == 5
+    report = make_report([{"stage": "device", "state": "done", "seconds": 1.0, "rows": rows}])
+    assert report["device"]["name"] == "toy"
+    assert f"| device: {missing['missing']} | missing |" in "\n".join(tables(report))
+
+
+def test_copies_on_the_device_are_kept_if_no_host_memory_can_be_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = device.torch.empty
+
+    def no_locked_memory(*size: int, pin_memory: bool = False, **options: Any) -> Any:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(8, dtype=device.torch.uint8)
+
+    monkeypatch.setattr(device.torch, "empty", no_locked_memory)
+    monkeypatch.setattr(device.torch.cuda, "synchronize", lambda: None)
+    rows = device.copy_rates()
+    assert next(rows)["copies"].keys() == {"on_device"}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(rows)
+
+
+def test_distributions_without_a_name_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "nameless-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = device.head(Settings("device", "", str(tmp_path / "graphs"), ""))
+    assert "numpy" in found["versions"]
+
+
+LEASE = """
 import lease
 from lease_stages.processes import Settings
 from lease_stages.schedule import Stage
 stages = [Stage(name, 60, "toy_stage") for name in ("works", "sleeps", "again")]
-print(*lease.run_stages(stages, Settings("", {str(tmp_path)!r}, "", ""), 60))
+print(*lease.run_stages(stages, Settings("", {0!r}, "", ""), 60))
 """
-    path = os.pathsep.join([str(BENCHMARKS), str(tmp_path)])
-    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path})
-    while not (tmp_path / "lease.log").exists() or "sleeps" not in (tmp_path / "lease.log").read_text():
+
+
+def start_lease(folder: Path) -> subprocess.Popen[bytes]:
+    """Starts stages of the toy module, and waits until the second has written a row."""
+    path = os.pathsep.join([str(BENCHMARKS), str(folder)])
+    command = [sys.executable, "-c", LEASE.format(str(folder))]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+    rows = folder / "sleeps.rows"
+    while not rows.exists() or "first" not in rows.read_text():
         time.sleep(0.05)
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without a signal")
+def test_a_killed_program_leaves_rows_and_no_stage(tmp_path: Path, run: Run) -> None:
+    process = start_lease(tmp_path)
+    group = int((tmp_path / "group").read_text())
+    process.kill()
+    process.wait()
+    lines = list(read_lines(tmp_path / "lease.jsonl"))
+    assert [(line["stage"], line["state"], line["rows"][0]) for line in lines] == [
+        ("works", "done", {"first": "works"}),
+        ("sleeps", "killed", {"first": "sleeps"}),
+    ]
+    end = time.monotonic() + 10
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.05)
+    list(lease.run_stages([], Settings("", str(tmp_path), "", ""), 60))
+    assert read(tmp_path) == lines  # the next run writes the line that is due
+    assert list(read_lines(tmp_path / "lease.jsonl")) == lines
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without a signal")
+def test_all_stages_get_lines_if_the_program_is_stopped(tmp_path: Path, run: Run) -> None:
+    process = start_lease(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     lines = read(tmp_path)
