@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import reports
 from flops import flops_per_second, request_flops
-from gpu_contenders import BASELINE, CONTENDERS, DRY_RUN, RECORDS, Job, ProjectBackend, Row
+from gpu_contenders import BASELINE, CONTENDERS, DRY_RUN, RECORDS, Job, ProjectBackend, Row, rows_of
 from gpu_worker import work
 from machine_limits import data_sheet_peak
 from models import clip_size, prepare
@@ -97,23 +97,6 @@ def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> lis
         left = job.seconds - (time.monotonic() - begin)
         rows = run(replace(job, role="measure", seconds=left), free_memory)
     return rows_of(job, built, rows)
-
-
-def rows_of(job: Job, built: Row, rows: list[Row]) -> list[Row]:
-    """One row for each mode of a contender, with samples or the reason for their absence."""
-    failed = {"reason": next((row["reason"] for row in rows if "mode" not in row), "gave no result")}
-    by_mode: dict[str | None, Row] = {}
-    for row in rows:  # a mode may have several, each with more than the one before
-        if "mode" in row:
-            before = by_mode.get(row["mode"], {})
-            peaks = [peak for peak in (before.get("peak_bytes"), row.get("peak_bytes")) if peak is not None]
-            by_mode[row["mode"]] = before | row | {"peak_bytes": max(peaks, default=None)}
-    return [
-        {"contender": job.contender, "mode": mode, **built, **row}
-        | ({} if row.keys() & {"samples", "reason"} else failed)
-        for mode in RECORDS[job.contender].modes
-        for row in [by_mode.get(mode, {})]
-    ]
 
 
 def summarize(rows: list[Row], flops: dict[str, int], peak: float | None) -> None:

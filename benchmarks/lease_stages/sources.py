@@ -18,7 +18,7 @@ def prepared_commit(folder: Path) -> str | None:
     """The commit that `write_commit` wrote, with `-dirty` if the code is another than then; None if there is none."""
     if not (folder / COMMIT).exists():
         return None
-    commit, _, digest = (folder / COMMIT).read_text(encoding="utf-8").strip().partition("\n")
+    commit, _, digest = (folder / COMMIT).read_text(encoding="utf-8").removesuffix("\n").partition("\n")
     if not commit or digest == source_digest() or commit.endswith("-dirty"):
         return commit or None
     return f"{commit}-dirty"
