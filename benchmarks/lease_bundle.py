@@ -1,7 +1,7 @@
 """A bundle without weights, a few megabytes, and random weights for it on another machine.
 
-The weights are those of `randomize` in random_checkpoints.py: never zero, and scaled so that activations stay finite in
-fp16. They are cut from one block of random numbers, so that gigabytes are written in seconds.
+The weights are never zero and scaled as by `randomize` in random_checkpoints.py. They are cut from one block of random
+numbers, so that gigabytes are written in seconds.
 """
 
 import hashlib

@@ -45,7 +45,7 @@ class Settings:
         seconds: its deadline, from its start.
         rows: the file for its rows.
         module: its module.
-        parent: the process that started it; the stage ends with it. 0 if nothing watches.
+        ends_with_parent: whether it ends if the process that started it dies.
         began: when it was started, in seconds since the epoch.
     """
 
@@ -57,7 +57,7 @@ class Settings:
     seconds: float = 0.0
     rows: str = ""
     module: str = ""
-    parent: int = 0
+    ends_with_parent: bool = False
     began: float = 0.0
 
     @classmethod
@@ -83,13 +83,13 @@ class Settings:
 def run_stage(settings: Settings, stage: Stage, seconds: float, stopped: Callable[[], str]) -> Line:
     """Runs a stage and returns its line. Kills it after `seconds`, or once `stopped` returns a reason."""
     begin, rows = time.monotonic(), rows_file(settings.output, stage.name)
-    given = {"seconds": seconds, "rows": str(rows), "module": stage.module, "parent": os.getpid(), "began": time.time()}
+    given = {"seconds": seconds, "rows": str(rows), "module": stage.module, "began": time.time()}
     rows.write_text(json.dumps({"began": given["began"]}) + "\n", encoding="utf-8")
     with (Path(settings.output) / "lease.log").open("a", encoding="utf-8") as log:
         print(f"== {stage.name}", file=log, flush=True)
         start = log.tell()
         process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), "--run", json.dumps(asdict(settings) | given)],
+            [sys.executable, str(PROGRAM), "--run", json.dumps(asdict(settings) | given | {"ends_with_parent": True})],
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -129,8 +129,8 @@ def not_started(stage: Stage, reason: str) -> Line:
 
 def work(settings: Settings) -> int:
     """Runs a stage in this process; returns the exit code. The reason of a failure is its last row."""
-    if settings.parent:
-        threading.Thread(target=_end_with, args=(settings.parent,), daemon=True).start()
+    if settings.ends_with_parent:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with Path(settings.rows).open("a", encoding="utf-8", buffering=1) as file:
 
         def write(row: Row) -> None:
