@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 from torch import nn
 
 from ..runtime.format.clip_layout import ClipLayout, ClipSize
 from ..runtime.format.decoders import DECODERS
 from ..runtime.format.manifest import MAX_SIDE, Dimension, SchedulerRecord, Sizes
-from . import checkpoints, compatibility, graph_specs, traced_modules
+from . import checkpoints, compatibility, configurations, graph_specs, traced_modules
 from .check import ExportError
 from .graph_specs import GraphSpec, Input
+from .loading import BASE_CONFIG, LoadOptions
 from .lora import Lora
-from .lora import read as read_lora
+from .lora_files import read_lora
 from .temporal_transformer import TemporalNorm
 
 MAX_FRAMES = 32
@@ -25,7 +25,7 @@ MAX_FRAMES = 32
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What to export; sources are diffusers-format folders or hub names.
+    """What to export; sources are diffusers-format folders, hub names or single files.
 
     Attributes:
         base: a Stable Diffusion 1.5 checkpoint.
@@ -38,6 +38,8 @@ class ExportOptions:
         frames: default number of frames of a clip.
         height, width: default size of a clip in pixels; None takes the UNet's sample size.
         scheduler: overrides of the LCM schedule, by diffusers' names.
+        base_config: see `LoadOptions`.
+        variant: see `LoadOptions`.
     """
 
     base: str
@@ -51,6 +53,13 @@ class ExportOptions:
     height: int | None = None
     width: int | None = None
     scheduler: dict[str, Any] = field(default_factory=dict)
+    base_config: str = BASE_CONFIG
+    variant: str | None = None
+
+    @property
+    def loading(self) -> LoadOptions:
+        """How to load the sources."""
+        return LoadOptions(self.base_config, self.variant)
 
     def sources(self) -> dict[str, str]:
         """Returns the sources for the bundle's manifest; local folders and files appear without their path."""
@@ -105,9 +114,9 @@ def read_parts(options: ExportOptions) -> Parts:
     Raises:
         ExportError: a checkpoint cannot be read, or the parts do not fit together.
     """
-    unet = checkpoints.load_config(UNet2DConditionModel, "base", options.base, "unet")
-    vae = checkpoints.load_vae_config(options.base, options.vae)
-    text = checkpoints.load_text_config(options.base)
+    unet = configurations.load_unet_config(options.base, options.loading)
+    vae = configurations.load_vae_config(options.base, options.vae, options.loading)
+    text = configurations.load_text_config(options.base, options.loading)
     compatibility.check_unet(options.base, unet, vae)
     positions = [compatibility.check_motion_adapter(options.motion_adapter, unet)]
     positions += [compatibility.check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
@@ -122,7 +131,7 @@ def read_parts(options: ExportOptions) -> Parts:
     return Parts(
         options=options,
         sizes=_sizes(options, unet, vae, max_frames),
-        scheduler=lcm_schedule(checkpoints.load_lcm_config(options.base, options.scheduler)),
+        scheduler=lcm_schedule(configurations.load_lcm_config(options.base, options.scheduler, options.loading)),
         vocabulary=int(text.vocab_size),
         max_tokens=int(text.max_position_embeddings),
         text_width=int(text.hidden_size),
@@ -207,7 +216,9 @@ def _text_encoder(parts: Parts) -> Job:
     options = parts.options
 
     def build() -> nn.Module:
-        return traced_modules.TextEncoder(checkpoints.load_text_encoder(options.base, list(options.loras)))
+        return traced_modules.TextEncoder(
+            checkpoints.load_text_encoder(options.base, list(options.loras), options.loading)
+        )
 
     spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width)
     return Job(spec, build, *_video_layouts(parts))
@@ -236,7 +247,8 @@ def _controlnet(parts: Parts, kind: str, source: str) -> Job:
     )
 
     def build() -> nn.Module:
-        return traced_modules.SparseCtrl(checkpoints.load_controlnet(kind, source), parts.options.temporal_norm)
+        model = checkpoints.load_controlnet(kind, source, parts.options.loading)
+        return traced_modules.SparseCtrl(model, parts.options.temporal_norm)
 
     spec = graph_specs.controlnet_spec(kind, conditioning, parts.prompt, parts.residuals)
     return Job(spec, build, *_video_layouts(parts))
@@ -250,7 +262,7 @@ def _unet(parts: Parts) -> Job:
     options = parts.options
 
     def build() -> nn.Module:
-        model = checkpoints.load_unet(options.base, options.motion_adapter, list(options.loras))
+        model = checkpoints.load_unet(options.base, options.motion_adapter, list(options.loras), options.loading)
         return traced_modules.UNet(model, options.temporal_norm)
 
     return Job(graph_specs.unet_spec(_latents(parts), parts.prompt, parts.residuals), build, *_video_layouts(parts))
@@ -280,7 +292,7 @@ def _vae(parts: Parts, spec: Callable[[int, int], GraphSpec], module: Callable[.
     options, sizes = parts.options, parts.sizes
 
     def build() -> nn.Module:
-        return module(checkpoints.load_vae(options.base, options.vae))
+        return module(checkpoints.load_vae(options.base, options.vae, options.loading))
 
     return Job(spec(sizes.latent_channels, sizes.vae_scale_factor), build, *_image_layouts(parts))
 
@@ -289,7 +301,7 @@ def _tiny_decoder(parts: Parts, source: str) -> Job:
     sizes = parts.sizes
 
     def build() -> nn.Module:
-        return traced_modules.TinyDecoder(checkpoints.load_tiny_decoder(source))
+        return traced_modules.TinyDecoder(checkpoints.load_tiny_decoder(source, parts.options.loading))
 
     spec = graph_specs.vae_decoder_spec(sizes.latent_channels, sizes.vae_scale_factor, DECODERS["tiny"])
     return Job(spec, build, *_image_layouts(parts))
