@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from diffusers.loaders.single_file_utils import convert_animatediff_checkpoint_t
 from huggingface_hub import hf_hub_download
 
 from .check import ExportError
-from .loading import attempt
+from .loading import attempt, quiet
 from .sources import SUFFIXES, cannot_load, find_file, is_file, quoted, read_weights
 
 _logger = logging.getLogger("sparsectrl_lcm")
@@ -31,6 +32,8 @@ _UNSUPPORTED = {
     ".diff": "a full difference (LyCORIS)",
 }
 _PEFT = "base_model.model."
+_LAYERS = SimpleNamespace(layers_per_block=2)
+"""What diffusers needs to rename layers in the original names of Stable Diffusion 1.5's UNet."""
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_")
 _DORA = ".dora_scale"
 _DOWN_UP = ((".lora_down.", ".lora_up."), (".lora_A.", ".lora_B."), (".down.", ".up."), ("_lora.down.", "_lora.up."))
@@ -144,6 +147,8 @@ def _refuse_other_kinds(source: str, tensors: dict[str, torch.Tensor]) -> None:
     for part, kind in _UNSUPPORTED.items():
         if any(part in name for name in tensors):
             raise ExportError("lora", f"{quoted(source)} is {kind}, which is not supported", "give a plain LoRA")
+    if all(any(part in name for name in tensors) for part in ("lora_unet_input_blocks_", "lora_unet_down_blocks_")):
+        raise ExportError("lora", f"{quoted(source)} mixes the names of two formats", "give a LoRA of one trainer")
     if any(name.startswith("lora_te2_") for name in tensors):
         raise ExportError(
             "lora", f"{quoted(source)} is a LoRA for Stable Diffusion XL", "give one for Stable Diffusion 1.5"
@@ -195,7 +200,8 @@ def _layers(source: str, tensors: dict[str, torch.Tensor], metadata: dict[str, A
     if not tensors:
         return Layers({})
     try:
-        converted, alphas = StableDiffusionPipeline.lora_state_dict(dict(tensors))
+        with quiet():
+            converted, alphas = StableDiffusionPipeline.lora_state_dict(dict(tensors), unet_config=_LAYERS)
     except Exception as error:  # other names than any trainer's
         raise cannot_load("lora", source, error) from None
     if not any(name.startswith(("unet.", "text_encoder.")) for name in converted):
