@@ -1,6 +1,6 @@
 """Fuse LoRAs into a model: the LCM-LoRA, which makes 4 steps possible, motion LoRAs and style LoRAs."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -51,15 +51,13 @@ def _add(model: nn.Module, part: Part, lora: Lora, layers: Layers, name: str, we
     Raises:
         ExportError: the layers do not fit `model`.
     """
-    _check_shapes(model, part, lora, layers)
-    tensors, alphas = layers.tensors, layers.alphas
-    metadata = layers.metadata
-    if metadata is not None and not any(key.startswith(f"{part}.") for key in metadata):
-        metadata = None
+    named = _peft_names(model, part, layers)
+    _check_shapes(model, lora, named)
+    tensors, alphas, metadata = layers.tensors, layers.alphas, _settings(part, layers, named)
     try:
         if part == "unet":
             StableDiffusionPipeline.load_lora_into_unet(tensors, alphas, model, adapter_name=name, metadata=metadata)
-            model.fuse_lora(lora_scale=weight, adapter_names=[name])  # type: ignore[operator]
+            model.fuse_lora(lora_scale=weight, adapter_names=[name])
         else:
             StableDiffusionPipeline.load_lora_into_text_encoder(
                 tensors, alphas, model, adapter_name=name, metadata=metadata
@@ -73,31 +71,45 @@ def _add(model: nn.Module, part: Part, lora: Lora, layers: Layers, name: str, we
     _forget_adapters(model)
 
 
-def _check_shapes(model: nn.Module, part: Part, lora: Lora, layers: Layers) -> None:
-    """Raises ExportError if a layer is for weights of another shape, as those of Stable Diffusion 2 and XL are."""
+def _peft_names(model: nn.Module, part: Part, layers: Layers) -> dict[str, torch.Tensor]:
+    """Returns the tensors for a model by PEFT's names; none if they have names that the loader will refuse."""
     own = {key.removeprefix(f"{part}."): value for key, value in layers.tensors.items() if key.startswith(f"{part}.")}
     try:
         if part == "text_encoder":
             own = convert_state_dict_to_peft(convert_state_dict_to_diffusers(own))
         elif not any("lora_A" in key for key in own):
             own = convert_unet_state_dict_to_peft(own)
-    except (ValueError, KeyError):  # names that the loader refuses, too
-        return
+    except (ValueError, KeyError):
+        return {}
+    prefix = "" if hasattr(model, "text_model") else "text_model."
+    return {key.removeprefix(prefix): value for key, value in own.items()}
+
+
+def _check_shapes(model: nn.Module, lora: Lora, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises ExportError if a layer is for weights of another shape, as those of Stable Diffusion 2 and XL are."""
     modules = dict(model.named_modules())
-    for key, value in own.items():
+    for key, value in tensors.items():
         name, _, side = key.partition(".lora_")
-        module = modules.get(name) or modules.get(name.removeprefix("text_model."))
+        module = modules.get(name)
         if side not in ("A.weight", "B.weight") or not isinstance(module, nn.Linear | nn.Conv2d):
             continue
-        theirs, ours = (
-            (value.shape[1], module.weight.shape[1]) if side[0] == "A" else (value.shape[0], len(module.weight))
-        )
+        out, into = module.weight.shape[:2]
+        theirs, ours = (value.shape[1], into) if side == "A.weight" else (value.shape[0], out)
         if theirs != ours:
+            place = ".".join(name.split(".")[-2:])
             raise ExportError(
                 "lora",
-                f"{quoted(lora.source)} is for another model: {name[-40:]} has {theirs} channels, the base's {ours}",
+                f"{quoted(lora.source)} is for another model: {place} has {theirs} channels, the base's {ours}",
                 "give a LoRA for Stable Diffusion 1.5",
             )
+
+
+def _settings(part: Part, layers: Layers, tensors: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    """Returns what is known about the ranks and alphas of a part, for just the layers that are there."""
+    known = layers.metadata or {}
+    if not any(key.startswith(f"{part}.") for key in known):
+        return None
+    return known | {f"{part}.target_modules": sorted({key.partition(".lora_")[0] for key in tensors})}
 
 
 def _by_kohya_name(model: nn.Module, part: Part) -> dict[str, nn.Module]:
@@ -106,7 +118,6 @@ def _by_kohya_name(model: nn.Module, part: Part) -> dict[str, nn.Module]:
     return {f"{prefix}{name}": module for prefix in KOHYA_PREFIXES[part] for name, module in layers.items()}
 
 
-@torch.no_grad()
 def _decompose(lora: Lora, name: str, weight: torch.Tensor, original: torch.Tensor, magnitude: torch.Tensor) -> None:
     """Turns the sum of a weight and its low-rank product into DoRA's weight, in place.
 
@@ -124,7 +135,8 @@ def _decompose(lora: Lora, name: str, weight: torch.Tensor, original: torch.Tens
         raise ExportError("lora", f"{quoted(lora.source)}: dora_scale of {name} has shape {tuple(magnitude.shape)}")
     others = [axis for axis in range(weight.ndim) if axis != kept]
     shape = [-1 if axis == kept else 1 for axis in range(weight.ndim)]
-    decomposed = magnitude.reshape(shape) * weight / weight.norm(dim=others, keepdim=True)
+    weight = weight.detach()
+    decomposed = magnitude.reshape(shape) * weight / torch.linalg.vector_norm(weight, dim=others, keepdim=True)
     weight.copy_(decomposed if lora.weight == 1 else original + lora.weight * (decomposed - original))
 
 

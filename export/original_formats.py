@@ -54,7 +54,7 @@ def convert_motion(field: str, source: str, weights: Weights) -> dict[str, torch
         ExportError: the attentions of a block have different positions.
     """
     tensors = {name.removeprefix("module."): value for name, value in weights.tensors.items()}
-    converted = convert_animatediff_checkpoint_to_diffusers(tensors)
+    converted: dict[str, torch.Tensor] = convert_animatediff_checkpoint_to_diffusers(tensors)
     for name, value in tensors.items():
         match = _POSITIONS.fullmatch(name.replace(".temporal_transformer", ""))
         if match is None:
@@ -95,7 +95,7 @@ def _motion_tensors(field: str, source: str) -> dict[str, torch.Tensor]:
 def _beside(source: str, model: type[ConfigMixin]) -> dict[str, Any] | None:
     """Returns the configuration beside a file that was saved by diffusers, if it has one."""
     path = Path(source).with_name("config.json")
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return config if config.get("_class_name") == model.__name__ else None
 
 

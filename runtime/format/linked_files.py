@@ -21,7 +21,9 @@ def without_links(folder: Path) -> Path:
     Raises:
         OSError: the user's cache cannot be written.
     """
-    links = [path for path in folder.rglob("*") if path.is_symlink()] if folder.is_dir() else []
+    if not os.path.isdir(folder):  # noqa: PTH112: unlike pathlib's, it takes names that are too long
+        return folder
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
     root = folder.resolve()
     if all(path.resolve().is_relative_to(root) for path in links):
         return folder
