@@ -14,10 +14,12 @@ This program itself needs nothing but Python's standard library.
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -31,14 +33,16 @@ from lease_stages.schedule import NEEDED, STAGES, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARED = ROOT / ".cache" / "lease"
-"""What `lease_prepare.py` writes: the folders `packages` and `graphs`."""
+"""What `lease_prepare.py` writes: an archive of packages for a version of Python, and the folder `graphs`."""
+ARCHIVE = "packages-{}.zip"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=840.0, help="seconds for everything; default: 840")
     parser.add_argument("--output", type=Path, help="folder for lease.jsonl and lease.log")
-    parser.add_argument("--packages", type=Path, default=PREPARED / "packages", help="packages that Python lacks here")
+    packages = PREPARED / ARCHIVE.format(f"{sys.version_info.major}.{sys.version_info.minor}")
+    parser.add_argument("--packages", type=Path, default=packages, help="packages that Python lacks here")
     parser.add_argument("--graphs", type=Path, default=PREPARED / "graphs", help="a full-size bundle without weights")
     parser.add_argument("--work", type=Path, help="folder for the weights, 8 GB; default: in the temporary folder")
     parser.add_argument(
@@ -60,8 +64,12 @@ def main() -> None:
     options = arguments()
     if options.run:
         sys.exit(work(Settings.read(options.run)))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*search_path(options.packages), os.getenv("PYTHONPATH")]))
-    sys.path[:0] = search_path(options.packages)
+    working = (options.work or Path(tempfile.gettempdir()) / "sparsectrl-lcm-lease").resolve()
+    folders = search_path(unpacked(options.packages, working / "packages"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*folders, os.getenv("PYTHONPATH")]))
+    sys.path[:0] = folders
+    if options.dry_run:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # its tensors are small: threads would wait for each other
     if (missing := missing_packages()) and not options.allow_missing:
         print(f"missing: {' '.join(missing)}; run before: python benchmarks/lease_prepare.py", file=sys.stderr)
         sys.exit(2)
@@ -71,11 +79,21 @@ def main() -> None:
         stage="",
         output=str(options.output.resolve()),
         graphs=str(options.graphs.resolve()),
-        work=str((options.work or Path(tempfile.gettempdir()) / "sparsectrl-lcm-lease").resolve()),
+        work=str(working),
         dry_run=options.dry_run,
     )
     for line in run_stages([stage for stage in STAGES if stage.name in wanted], settings, options.budget):
         print(summary(line), flush=True)
+
+
+def unpacked(packages: Path, folder: Path) -> Path:
+    """The folder of the packages; those of an archive are unpacked into `folder`."""
+    if not packages.is_file():
+        return packages
+    shutil.rmtree(folder, ignore_errors=True)
+    with zipfile.ZipFile(packages) as archive:
+        archive.extractall(folder)
+    return folder
 
 
 def search_path(packages: Path) -> list[str]:

@@ -4,10 +4,10 @@
     python benchmarks/lease_prepare.py --only packages NAME...          these packages alone
     python benchmarks/lease_prepare.py --only graphs --bundle DIR       the graphs of a bundle that exists
 
-Packages are unpacked into a folder that lease.py adds to Python's search path. They are chosen for Linux on x86-64 and
-the Python of the other machine, so that this machine may differ. By default they are those that a machine with torch,
-transformers and onnxruntime lacks. The graphs are those of the full-size bundle without weights, about 3 MB; without
---bundle, models.py makes the bundle first (20 GB of disk, minutes).
+Packages go into one archive, which lease.py unpacks and adds to Python's search path. They are chosen for Linux on
+x86-64 and the Python of the other machine, so that this machine may differ. By default they are those that a machine
+with torch, transformers and onnxruntime lacks. The graphs are those of the full-size bundle without weights, 1.8 MB;
+without --bundle, models.py makes the bundle first (20 GB of disk, minutes).
 """
 
 import argparse
@@ -15,9 +15,14 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from lease import PREPARED
+from lease import ARCHIVE, PREPARED, ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from sparsectrl_lcm.runtime.machine import commit
 
 PACKAGES = (
     "annotated-types",
@@ -25,6 +30,7 @@ PACKAGES = (
     "platformdirs",
     "polygraphy",
     "pydantic",
+    "typing-extensions",
     "typing-inspection",
 )
 """With pydantic-core, in the version that pydantic wants."""
@@ -45,22 +51,24 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prepares what is asked for."""
     options = arguments()
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "commit").write_text(commit() or "")  # the other machine may lack git
     if options.only != "graphs":
-        collect(options.packages, options.output / "packages", options.python_version)
+        collect(options.packages, options.output / ARCHIVE.format(options.python_version), options.python_version)
     if options.only != "packages":
         make_graphs(options.bundle, options.cache, options.output / "graphs")
 
 
 def collect(packages: list[str], target: Path, python_version: str) -> None:
-    """Unpacks the wheels of packages, without those that they depend on, into a new folder."""
-    shutil.rmtree(target, ignore_errors=True)
+    """Writes an archive of packages, without those that they depend on."""
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     platform = ["--only-binary=:all:", "--implementation=cp", f"--python-version={python_version}"]
     platform += [f"--platform={name}" for name in PLATFORMS]
     names = [*packages] or [*PACKAGES, pydantic_core(install, platform)]
-    subprocess.run([*install, *platform, "--no-deps", f"--target={target}", *names], check=True)
-    megabytes = sum(file.stat().st_size for file in target.rglob("*") if file.is_file()) / 1e6
-    print(f"{target}: {len(names)} packages, {megabytes:.0f} MB")
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*install, *platform, "--no-deps", f"--target={folder}", *names], check=True)
+        shutil.make_archive(str(target.parent / target.stem), "zip", folder)
+    print(f"{target}: {len(names)} packages, {target.stat().st_size / 1e6:.1f} MB")
 
 
 def pydantic_core(install: list[str], platform: list[str]) -> str:
@@ -73,7 +81,6 @@ def pydantic_core(install: list[str], platform: list[str]) -> str:
 
 def make_graphs(bundle: Path | None, cache: Path, target: Path) -> None:
     """Copies the graphs of the full-size bundle."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from lease_bundle import strip
     from models import prepare
 

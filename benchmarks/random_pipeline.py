@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AnimateDiffSparseControlNetPipeline, LCMScheduler
+from diffusers import AnimateDiffSparseControlNetPipeline, LCMScheduler, UNetMotionModel
 from transformers import CLIPTokenizer
 
 from . import random_checkpoints as parts
@@ -25,21 +25,21 @@ def sparsectrl_pipeline(folder: Path, arch: Architecture, device: str, dtype: to
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
+            motion = parts.motion_adapter(arch)
             models = {
                 "vae": parts.vae(arch),
                 "text_encoder": parts.text_encoder(arch, vocabulary),
-                "unet": parts.unet(arch),
-                "motion_adapter": parts.motion_adapter(arch),
+                "unet": UNetMotionModel.from_unet2d(parts.unet(arch), motion),
+                "motion_adapter": motion,
                 "controlnet": parts.controlnet(arch, "scribble"),
             }
-            schedule = parts.scheduler()
-            pipe = AnimateDiffSparseControlNetPipeline(
-                **{name: model.eval().requires_grad_(False) for name, model in models.items()},
-                tokenizer=CLIPTokenizer.from_pretrained(folder),
-                scheduler=LCMScheduler.from_config(schedule.config, beta_schedule="linear"),
-            )
     finally:
         torch.set_default_dtype(before)
+    pipe = AnimateDiffSparseControlNetPipeline(
+        **{name: model.eval().requires_grad_(False) for name, model in models.items()},
+        tokenizer=CLIPTokenizer.from_pretrained(folder),
+        scheduler=LCMScheduler.from_config(parts.scheduler().config, beta_schedule="linear"),
+    )
     pipe = pipe.to(device, dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -25,7 +25,9 @@ def verify(
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Size of the clips; one that engines were built for by default.")
     ] = None,
-    graph: Annotated[list[str] | None, typer.Option(help="Only this graph, and no whole clips; repeatable.")] = None,
+    graph: Annotated[
+        list[str] | None, typer.Option(help="Only this graph, or `clip` for whole clips; repeatable.")
+    ] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="In graphs that fail, find the first tensor whose error jumps.")
     ] = False,

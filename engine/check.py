@@ -5,6 +5,8 @@ computes the typed graph in fp32 and rounds every result to its type. GPU kernel
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +221,21 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
 
 def run_portable(path: Path, *requests: Feeds) -> list[Feeds]:
     """Returns outputs by name for each request, fp32 or uint8, without optimisations, which would undo the rounding."""
-    try:
+    with onnxruntime_errors(path.name):
         session = open_portable(path)
         names = [item.name for item in session.get_outputs()]
         return [dict(zip(names, map(np.asarray, session.run(None, feeds)), strict=True)) for feeds in requests]
-    except Exception as error:  # onnxruntime raises classes of its own that share no public base
-        raise BackendError("build", f"ONNX Runtime cannot check {path.name}: {first_line(error)}") from error
+
+
+@contextmanager
+def onnxruntime_errors(graph: str) -> Iterator[None]:
+    """Turns ONNX Runtime's errors, which share no public base class, into BackendError."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(onnxruntime.__name__):
+            raise
+        raise BackendError("build", f"ONNX Runtime cannot check {graph}: {first_line(error)}") from error
 
 
 def open_portable(path: Path) -> Any:

@@ -28,7 +28,7 @@ GROUP_NORMS = tuple(
 def true_width_graph() -> ir.Model:
     """Returns the graph in fp32 with random weights."""
     writer = _Writer()
-    sample = writer.input("sample", [FRAMES, CHANNELS[0], SIDE, SIDE])
+    sample = writer.input("latents", [FRAMES, CHANNELS[0], SIDE, SIDE])  # of this name: in fp32, as after `conv_in`
     time, text = writer.input("time", [1, TIME]), writer.input("prompt_embeds", [1, TOKENS, TEXT])
     side, width = SIDE, CHANNELS[0]
     for level, channels in enumerate(CHANNELS):

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 import machine_limits
@@ -18,7 +19,11 @@ PROPERTIES = ("multi_processor_count", "L2_cache_size", "shared_memory_per_multi
 
 def measure(settings: Settings, write: Write) -> None:
     """Writes the head of the report first, then each rate."""
-    write({"head": report_head("python benchmarks/lease.py", (item.name for item in distributions()))})
+    head = report_head("python benchmarks/lease.py", (item.name for item in distributions()))
+    prepared = Path(settings.graphs).parent / "commit"
+    if head["commit"] is None and prepared.exists():
+        head["commit"] = prepared.read_text() or None
+    write({"head": head})
     if settings.dry_run:
         write({"device": None})
         return

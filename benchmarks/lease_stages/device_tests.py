@@ -1,4 +1,4 @@
-"""The tests of tests/gpu, on torch's engines."""
+"""The tests of tests/gpu: on torch's engines in the stage `tests`, on installed backends in `backend-tests`."""
 
 import os
 from collections import Counter
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sparsectrl_lcm.runtime.backends import BACKENDS, availability
 
-from .processes import Settings, Write
+from .processes import CannotRun, Settings, Write
 
 TESTS = Path(__file__).resolve().parents[2] / "tests" / "gpu"
 FILES = ("requests", "events", "engines", "refit", "memory")
@@ -20,14 +21,22 @@ def measure(settings: Settings, write: Write) -> None:
     Raises:
         RuntimeError: tests failed.
     """
+    chosen = "torch" if settings.stage == "tests" else "not torch"
+    if chosen != "torch" and not any(backend.on_gpu and can_run(name) for name, backend in BACKENDS.items()):
+        raise CannotRun("no GPU backend is installed")
     files = [str(TESTS / f"test_device_{name}.py") for name in FILES]
-    options = ["-q", "-p", "no:cacheprovider", f"--confcutdir={TESTS}", *([] if settings.dry_run else ["-k", "torch"])]
+    options = ["-q", "-p", "no:cacheprovider", f"--confcutdir={TESTS}", *([] if settings.dry_run else ["-k", chosen])]
     os.chdir(TESTS.parent.parent)
     outcomes = Outcomes(write)
     code = pytest.main([*options, *files], plugins=[outcomes])
     write({"outcomes": dict(outcomes.counts), "skipped": dict(outcomes.skipped)})
     if code:
         raise RuntimeError(f"{outcomes.counts['failed']} tests failed, pytest ended with code {int(code)}")
+
+
+def can_run(backend: str) -> bool:
+    """Whether a backend can run here."""
+    return availability(backend).reason is None
 
 
 class Outcomes:

@@ -32,6 +32,7 @@ STAGES = (
     Stage("onnxruntime-cuda", 120, "lease_stages.project_backends"),
     Stage("tensorrt", 300, "lease_stages.project_backends"),
     Stage("tensorrt-rtx", 120, "lease_stages.project_backends"),
+    Stage("backend-tests", 240, "lease_stages.device_tests"),
 )
 """The first are worth the most. Their times add up to more than a usual budget, since few stages need all of theirs."""
 

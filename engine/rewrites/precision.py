@@ -1,8 +1,8 @@
 """Writes the precision into the graph: every tensor gets a type, and values that fp16 cannot hold stay in fp32.
 
 TensorRT 11 takes only strongly typed networks, so the builder chooses no type. Weights and most activations get the
-low precision. These stay in fp32: normalisations with their statistics, softmax (a fused attention keeps its own in
-fp32, and so does ONNX Runtime's GroupNorm), the timestep's sinusoids, rounding to uint8, and the LCM update.
+low precision. These stay in fp32: layer norms, group norms with their SiLU, statistics, softmax (a fused attention
+keeps its own in fp32), the timestep's sinusoids, rounding to uint8, and the LCM update.
 """
 
 import re
@@ -20,7 +20,7 @@ _ISLAND_GRAPHS = ("lcm_update",)
 _ISLAND_INPUTS = ("latents", "timestep", "conditioning", "conditioning_mask", "prediction")
 """Inputs and outputs in fp32; prompt embeddings and residuals get the low precision."""
 _ISLAND_OPERATORS = {
-    *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "Softmax"),
+    *("InstanceNormalization", "LayerNormalization", "Softmax"),
     *("ReduceL2", "ReduceMean", "ReduceSum"),
     *("Clip", "Cos", "Exp", "Max", "Min", "Round", "Sin"),
 }
@@ -28,11 +28,10 @@ _ISLAND_MODULES = re.compile(
     r"^conv_(in|act|out)/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
 )
 """The UNet's first and last convolution are a thousandth of its work, but half of its error in fp16."""
-_FP32_INSIDE = "GroupNorm"
-"""ONNX Runtime's group norm. It takes and gives the low precision, but no other weights than fp32.
-
-ONNX's GroupNormalization takes weights of its input's type. Rounding them adds to the error, so it stays in fp32.
-"""
+_FP32_WEIGHTS = "GroupNorm"
+"""ONNX Runtime's group norm. It takes and gives the low precision, but no other weights than fp32."""
+_FUSED_NORMS = ("GroupNormalization", _FP32_WEIGHTS)
+"""They compute in fp32 whatever they take and give."""
 _BEFORE_ISLAND = re.compile(r"^conv_norm_out/")
 """A norm whose result goes to the UNet's last convolution, which is in fp32."""
 _RESIDUAL_STREAMS = re.compile(r"(resnets|attentions|motion_modules|transformer_blocks)\.\d+/(Add|Div)_|(^|\.)time_emb")
@@ -51,6 +50,21 @@ _MOVES_ONE = {"Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"
 def is_residual_stream(node: ir.Node) -> bool:
     """Whether a node adds to a residual stream, which bf16 with its 8 bits would round at every layer."""
     return _RESIDUAL_STREAMS.search(node.name or "") is not None
+
+
+def _has_silu(norm: ir.Node) -> bool:
+    """Whether a SiLU takes the result of a norm."""
+    return {use.node.op_type for use in norm.outputs[0].uses()} == {"Mul", "Sigmoid"}
+
+
+def _is_silu_of_norm(node: ir.Node) -> bool:
+    """Whether a node belongs to the SiLU after a GroupNormalization."""
+    before = [value.producer() for value in node.inputs if value is not None]
+    operators = sorted(maker.op_type for maker in before if maker is not None)
+    return (node.op_type, *operators) in (
+        ("Sigmoid", "GroupNormalization"),
+        ("Mul", "GroupNormalization", "Sigmoid"),
+    )
 
 
 def assign_types(model: ir.Model, precision: str, islands: Islands = lambda node: False) -> None:
@@ -114,7 +128,7 @@ class _Typing:
         return _FLOAT if value.name in _ISLAND_INPUTS else self.low
 
     def visit(self, node: ir.Node) -> None:
-        first_only = node.op_type in ("Resize", _FP32_INSIDE)  # scales, weight and bias are always in fp32
+        first_only = node.op_type in ("Resize", _FP32_WEIGHTS)  # scales, weight and bias are always in fp32
         inputs = node.inputs[:1] if first_only else node.inputs
         floats = [value for value in inputs if value in self.types]
         if node.op_type == "Cast":
@@ -133,10 +147,22 @@ class _Typing:
         computed = {self.types[value] for value in floats if value is not None and value.const_value is None}
         if node.op_type in MOVES and len(computed) == 1:
             return computed.pop()
-        if node.op_type == _FP32_INSIDE:
-            return _FLOAT if _BEFORE_ISLAND.search(node.name or "") else self.low
+        if node.op_type in _FUSED_NORMS:
+            return _FLOAT if self.is_fp32_norm(node, computed) else self.low
+        if _is_silu_of_norm(node):
+            return computed.pop()
         island = node.op_type in _ISLAND_OPERATORS or _ISLAND_MODULES.search(node.name or "")
         return _FLOAT if island or self.islands(node) else self.low
+
+    def is_fp32_norm(self, norm: ir.Node, computed: set[ir.DataType]) -> bool:
+        """Whether a fused group norm is in fp32, with casts before and after it.
+
+        TensorRT makes one kernel of casts, norm and SiLU, which reads and writes the low precision, while the weights
+        stay exact. A cast after the norm itself would be a kernel of its own: that norm is in the low precision.
+        """
+        if _BEFORE_ISLAND.search(norm.name or ""):
+            return True
+        return norm.op_type == "GroupNormalization" and computed == {self.low} and _has_silu(norm)
 
     def twin(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         """Returns `value` in another type, one twin for all users."""

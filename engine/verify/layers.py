@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ..comparison import BOUNDS
 from ..rewrites.precision import MOVES
 from ..rewrites.typed_graph import typed_graph
-from .marked_graphs import Suspect, tensor_errors
+from .marked_graphs import ONNX, Suspect, tensor_errors
 
 MARKED = 24
 """Tensors that become outputs at a time; bounds the memory."""
@@ -154,7 +154,7 @@ def _common_nodes(suspect: Suspect) -> dict[str, ir.Node]:
     path = suspect.engine_path()
     if path is None:
         theirs = portable
-    elif path.suffix == ".onnx":
+    elif path.suffix == ONNX:
         theirs = ir.load(path)
     else:
         theirs = typed_graph(suspect.bundle, suspect.graph, suspect.precision)

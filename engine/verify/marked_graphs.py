@@ -1,6 +1,5 @@
 """Runs a graph with tensors between its nodes as further outputs: the portable graph, and that of a backend."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,10 @@ from ...runtime.load_options import LoadOptions
 from ..build import build
 from ..check import run_portable
 from ..comparison import measure
+from .saved_results import link_or_copy
 
+ONNX = ".onnx"
+"""Suffix of engines that are graphs themselves."""
 _OBSERVED = ".observed"
 
 
@@ -94,12 +96,14 @@ def _run(suspect: Suspect, bundle: Bundle, precision: str) -> list[Array]:
 
 def _marked_bundle(suspect: Suspect, marks: Sequence[str], folder: Path) -> tuple[Mapping[str, Array], Bundle]:
     """A bundle of one graph with more outputs, and what it gives on ONNX Runtime."""
-    record = suspect.bundle.graph(suspect.graph)
+    record, path = suspect.bundle.graph(suspect.graph), suspect.engine_path()
+    built_again = path is not None and path.suffix != ONNX
     for name in (*record.weights, suspect.bundle.manifest.tokenizer):
-        _link(suspect.bundle.folder / name, folder / name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        place = shutil.copyfile if built_again else link_or_copy  # a build refuses weights with a second hard link
+        place(suspect.bundle.folder / name, folder / name)
     model = suspect.portable()
     _mark(model, marks)
-    (folder / record.path).parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, folder / record.path)  # its weights lie beside it
     (expected,) = run_portable(folder / record.path, dict(suspect.feeds))
     added = [
@@ -116,17 +120,16 @@ def _marked_engines(suspect: Suspect, marks: Sequence[str], bundle: Bundle) -> s
     if path is None or engines is None:
         return "fp32"
     index, engine = engines.index, engines.index.engines[suspect.graph]
-    if path.suffix != ".onnx":
+    if path.suffix != ONNX:
         build(bundle, suspect.backend, _build_options(engine.spec.flags, index))
         return index.precision
     folder = engine_folders(bundle.folder, suspect.backend)[0] / engines.folder.name
+    folder.mkdir(parents=True)
     files = dict(engine.files)
-    for name in files:
-        if name != engine.path:
-            _link(engines.folder / name, folder / name)
+    for name in files.keys() - {engine.path}:
+        link_or_copy(engines.folder / name, folder / name)
     model = ir.load(path)
     _mark(model, marks)
-    folder.mkdir(parents=True, exist_ok=True)
     ir.save(model, folder / engine.path)
     files[engine.path] = FileRecord(sha256=sha256(folder / engine.path), bytes=(folder / engine.path).stat().st_size)
     marked = engine.model_copy(update={"files": files})
@@ -156,12 +159,3 @@ def _mark(model: ir.Model, names: Sequence[str]) -> None:
         node.outputs[0].name = name + _OBSERVED
         model.graph.append(node)
         model.graph.outputs.append(node.outputs[0])
-
-
-def _link(source: Path, target: Path) -> None:
-    """Makes a file appear at another place, without a copy if the file system allows it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -1,16 +1,17 @@
 """Records the inputs of all graphs while sample requests run on the portable graphs."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
 from ...runtime.backends import REFERENCE
-from ...runtime.cpu.onnxruntime import OnnxRuntimeSession
 from ...runtime.cpu.sessions import Array, split_feeds
 from ...runtime.example_requests import run_samples
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.clip_layout import engine_layout
 from ...runtime.format.decoders import DECODERS
+from ..check import onnxruntime_errors, open_portable
 from .saved_results import CLIP, PORTABLE, SavedResults
 
 
@@ -53,7 +54,7 @@ class RecordingSessions:
         self._bundle = bundle
         self._results = results
         self._layout = engine_layout(bundle.manifest, results.header.size)
-        self._sessions: dict[str, OnnxRuntimeSession] = {}
+        self._sessions: dict[str, Any] = {}
         self._images: Array | None = None
 
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
@@ -61,8 +62,8 @@ class RecordingSessions:
         if graph == "unet":  # the first graph that a request opens
             self.end_clip()
         if graph not in self._sessions:
-            path = self._bundle.folder / self._bundle.graph(graph).path
-            self._sessions[graph] = OnnxRuntimeSession(path, weights=path.parent)
+            with onnxruntime_errors(graph):
+                self._sessions[graph] = open_portable(self._bundle.folder / self._bundle.graph(graph).path)
 
     def session(self, graph: str) -> "_RecordingSession":
         """The session of an open graph."""
@@ -99,13 +100,14 @@ class RecordingSessions:
 
 
 class _RecordingSession:
-    def __init__(self, sessions: RecordingSessions, graph: str, session: OnnxRuntimeSession) -> None:
+    def __init__(self, sessions: RecordingSessions, graph: str, session: Any) -> None:
         self._sessions = sessions
         self._graph = graph
         self._session = session
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        outputs = self._session.run(feeds)
+        with onnxruntime_errors(self._graph):
+            outputs: list[Array] = self._session.run(None, dict(feeds))
         self._sessions.ran(self._graph, feeds, outputs)
         return outputs
 

@@ -15,10 +15,10 @@ from polygraphy.logger import G_LOGGER
 
 from ...runtime.backends import OpenGraph
 from ...runtime.cpu.sessions import Array
-from ...runtime.errors import BackendError, SparseCtrlLcmError, reason_of
+from ...runtime.errors import BackendError, reason_of
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.manifest import GraphRecord
-from ..check import open_portable
+from ..check import onnxruntime_errors, open_portable
 from .saved_results import PORTABLE, SavedResults
 
 RUNTIME = "runtime"
@@ -29,12 +29,10 @@ LIBRARY = "library"
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Polygraphy from printing; turns its errors, and those of the libraries it calls, into one line."""
+    """Keeps Polygraphy from printing, and turns its errors into one line."""
     try:
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
             yield
-    except SparseCtrlLcmError:
-        raise
     except PolygraphyException as error:
         raise BackendError("verify", f"Polygraphy: {reason_of(error)}") from error
 
@@ -92,7 +90,7 @@ def run(runner: BaseRunner, results: SavedResults, graph: str) -> None:
     Raises:
         BackendError: the graph cannot be opened or run.
     """
-    with quiet(), runner:  # a fault of this runner alone is a BackendError
+    with quiet(), onnxruntime_errors(graph), runner:
         types = {name: item.dtype.numpy() for name, item in runner.get_input_metadata(use_numpy_dtypes=False).items()}
         for index in range(results.header.runs[graph]):
             feeds = {name: array.astype(types[name]) for name, array in results.inputs(graph, index).items()}

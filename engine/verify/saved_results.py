@@ -6,6 +6,7 @@ results.json                            what was compared: `Header`
 clip/<runner>/0000000000.json           the frames of whole clips
 """
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ class Header(Record):
 
     Attributes:
         size: of the clips.
-        graphs: checksums of the portable graphs and their weights, by graph.
+        graphs: checksums of all portable graphs of the bundle and their weights.
         runs: the number of recorded runs of each graph, and of whole clips.
         run: the run of a backend; None if only requests were recorded.
     """
@@ -131,7 +132,7 @@ class SavedResults:
         for graph in graphs:
             for part in (_INPUTS, PORTABLE):
                 if (self.folder / graph / part).is_dir():
-                    shutil.copytree(self.folder / graph / part, folder / graph / part)
+                    shutil.copytree(self.folder / graph / part, folder / graph / part, copy_function=link_or_copy)
         copy = SavedResults(folder, self.header)
         copy.update(run=None)
         return copy
@@ -150,3 +151,11 @@ class SavedResults:
             return load(str(path))
         except Exception as error:  # Polygraphy, json and numpy raise classes of their own
             raise BackendError("load", f"{str(path)!r} cannot be read: {reason_of(error)}", "save again") from None
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Makes a file appear at another place, without a copy if the file system allows it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -102,7 +102,8 @@ class _Comparison:
         folder, precision = self.bundle.folder, self.options.precision
         found = next(self.record.chosen_sets(folder, precision, self.size), None)
         if found is None and not (self.record.portable and precision in (None, "fp32")):
-            self.record.engine_set(folder, precision or self.record.precisions[0], self.size)  # names the command
+            size = self.size if "width" in self.record.build_options else None
+            self.record.engine_set(folder, precision or self.record.precisions[0], size)  # names the command
         return found
 
     def run(self, folder: Path, wanted: Sequence[str], on_progress: OnProgress) -> Report:
@@ -119,7 +120,8 @@ class _Comparison:
         if self.loaded is not None:
             results = self.loaded.copy_recording(folder, wanted)
         else:
-            checksums = {graph: graph_checksums(self.bundle.manifest, graph) for graph in graphs}
+            manifest = self.bundle.manifest
+            checksums = {graph: graph_checksums(manifest, graph) for graph in manifest.graphs}
             results = SavedResults(folder, Header(size=self.size, graphs=checksums))
             record(self.bundle, results, graphs, clips=CLIP in wanted)
         for graph in graphs:
@@ -140,6 +142,9 @@ class _Comparison:
                 self._run_clips(executor, results)
         finally:
             executor.close()
+        if self.record.library_runner is not None and self.engines is not None:
+            for graph in graphs:  # last, so that a fault of the library alone costs no other result
+                self._run_library(results, graph)
         report = judge(results, wanted)
         return _with_layers(self.bundle, results, report, on_progress) if self.options.layers else report
 
@@ -155,19 +160,23 @@ class _Comparison:
         )
 
     def _run_graph(self, executor: Executor, results: SavedResults, graph: str) -> None:
-        """Runs a graph through this runtime, and if possible through the library alone."""
-        opened = RuntimeRunner(lambda: executor.open_graph(graph, self.size), self.bundle.graph(graph))
-        run(opened, results, graph)
-        runners: tuple[str, ...] = (RUNTIME,)
-        notes: tuple[str, ...] = ()
-        if self.record.library_runner is not None and self.engines is not None:
-            try:
-                module = import_module(f"..{self.record.library_runner}", __package__)
-                run(module.library_runner(self.bundle, self.engines, graph, self.size, LIBRARY), results, graph)
-                runners = (RUNTIME, LIBRARY)
-            except BackendError as error:
-                notes = (f"{graph} did not run on the library alone: {error.reason}",)
-        _finish(results, graph, runners, notes)
+        """Runs a graph through this runtime."""
+        run(
+            RuntimeRunner(lambda: executor.open_graph(graph, self.size), self.bundle.graph(graph)),
+            results,
+            graph,
+        )
+        _finish(results, graph, (RUNTIME,))
+
+    def _run_library(self, results: SavedResults, graph: str) -> None:
+        """Runs a graph through the backend's library alone; a note says why, if that is not possible."""
+        module = import_module(f"..{self.record.library_runner}", __package__)
+        try:
+            run(module.library_runner(self.bundle, self.engines, graph, self.size, LIBRARY), results, graph)
+        except BackendError as error:
+            _finish(results, graph, (), (f"{graph} did not run on the library alone: {error.reason}",))
+        else:
+            _finish(results, graph, (LIBRARY,))
 
     def _run_clips(self, executor: Executor, results: SavedResults) -> None:
         """Runs whole requests; on a backend with CUDA graphs, with and without them."""
@@ -195,10 +204,11 @@ class _Comparison:
 
 
 def _finish(results: SavedResults, graph: str, runners: tuple[str, ...], notes: tuple[str, ...] = ()) -> None:
-    """Records in the header that a graph has run."""
+    """Adds runners of a graph to the header."""
     done = results.header.run
     assert done is not None
-    changes = {"runners": {**done.runners, graph: runners}, "notes": (*done.notes, *notes)}
+    finished = (*done.runners.get(graph, ()), *runners)
+    changes = {"runners": {**done.runners, graph: finished}, "notes": (*done.notes, *notes)}
     results.update(run=done.model_copy(update=changes))
 
 
@@ -218,14 +228,12 @@ def _with_layers(bundle: Bundle, results: SavedResults, report: Report, on_progr
 
 def _wanted(bundle: Bundle, options: VerifyOptions, loaded: SavedResults | None) -> list[str]:
     """The graphs to compare, in the bundle's order, and `clip`."""
-    known = list(bundle.manifest.graphs if loaded is None else loaded.header.runs)
+    known = [*bundle.manifest.graphs, CLIP] if loaded is None else list(loaded.header.runs)
     for graph in options.graphs:
         if graph not in known:
             what = "is not in this bundle" if loaded is None else "was not saved"
             raise InvalidRequest("graph", f"{graph!r} {what}", f"allowed are {', '.join(known)}")
-    if options.graphs:
-        return [graph for graph in known if graph in options.graphs]
-    return [*known, CLIP] if loaded is None else known
+    return [graph for graph in known if graph in (options.graphs or known)]
 
 
 def _answers(loaded: SavedResults, options: VerifyOptions) -> bool:

@@ -1,1 +1,1 @@
-"""Requests on an NVIDIA GPU: engines, device memory, and one CUDA graph per request. Imported only for GPU backends."""
+"""Requests on an NVIDIA GPU: engines, device memory, CUDA graphs of requests. Imported only for GPU backends."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
-from fakes.emulated_demo import emulated_demo, keyframes
+from fakes.emulated_demo import SMALL, emulated_demo, keyframes, small_clip
 from sparsectrl_lcm.benchmarks.harness.event_order import StageEnd, faults, stage_ends
 from sparsectrl_lcm.runtime.output.clip import Clip
 from sparsectrl_lcm.runtime.progress import OnProgress
@@ -13,15 +13,14 @@ from sparsectrl_lcm.runtime.progress import OnProgress
 @pytest.fixture
 def demo() -> SimpleNamespace:
     """A device on which a request has been captured."""
-    machine = emulated_demo()
+    machine = emulated_demo(SMALL)
     asking(machine, 1)(lambda _: None)
     return machine
 
 
 def asking(machine: SimpleNamespace, seed: int) -> Callable[[OnProgress], Clip]:
     def ask(on_progress: OnProgress) -> Clip:
-        clip: Clip = machine.pipeline.generate("a boat", keyframes(seed=seed), seed=seed, on_progress=on_progress)
-        return clip
+        return small_clip(machine, "a boat", keyframes(seed=seed), seed=seed, on_progress=on_progress)
 
     return ask
 
@@ -53,15 +52,14 @@ def test_stale_events_spoil_neither_frames_nor_timings(demo: SimpleNamespace) ->
     """Both are read when the whole stream has passed; the events hold times of another kind of request before."""
 
     def clip(seed: int, steps: int) -> Clip:
-        made: Clip = demo.pipeline.generate("a boat", keyframes(seed=seed), seed=seed, num_inference_steps=steps)
-        return made
+        return small_clip(demo, "a boat", keyframes(seed=seed), seed=seed, num_inference_steps=steps)
 
     for seed in range(2):
         clip(seed, 2)
         right = clip(5, 4)
     demo.cudart.rearms = False
     clip(3, 2)
-    demo.pipeline.generate("a dog", keyframes(seed=4), seed=4, num_inference_steps=2)
+    small_clip(demo, "a dog", keyframes(seed=4), seed=4, num_inference_steps=2)
     demo.cudart.calls.clear()
     stale = clip(5, 4)
     assert "cudaGraphLaunch" in demo.cudart.calls

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,17 @@ def test_what_is_missing_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, t
     assert lease.missing_packages() == []
 
 
+def test_packages_are_unpacked_from_an_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "packages.zip", "w") as archive:
+        archive.writestr("toy/__init__.py", "")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old.py").touch()
+    folder = lease.unpacked(tmp_path / "packages.zip", tmp_path / "folder")
+    assert [path.name for path in folder.iterdir()] == ["toy"]
+    assert str(folder) in lease.search_path(folder)
+    assert lease.unpacked(folder, tmp_path / "other") == folder
+
+
 def test_random_weights_complete_a_bundle_of_graphs_alone(tmp_path: Path) -> None:
     strip(demo_bundle(), tmp_path / "graphs")
     assert sum(file.stat().st_size for file in (tmp_path / "graphs").rglob("*.*")) < 3e6
@@ -147,7 +159,8 @@ def test_random_weights_complete_a_bundle_of_graphs_alone(tmp_path: Path) -> Non
 
 def dry_run(folder: Path, *options: str) -> list[dict[str, Any]]:
     command = [sys.executable, str(BENCHMARKS / "lease.py"), "--dry-run", "--output", str(folder), *options]
-    result = subprocess.run([*command, "--work", str(folder / "work")], capture_output=True, text=True, check=False)
+    places = ["--work", str(folder / "work"), "--packages", str(folder / "none")]  # whatever was prepared here
+    result = subprocess.run([*command, *places], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return read(folder)
 

@@ -10,7 +10,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from sparsectrl_lcm.engine.check import output_error, random_inputs, run_portable
+from sparsectrl_lcm.engine.check import random_inputs, run_portable
+from sparsectrl_lcm.engine.comparison import measure
 from sparsectrl_lcm.engine.onnxruntime_cuda import fuse
 from sparsectrl_lcm.engine.rewrites import nhwc_group_norm as nhwc
 from sparsectrl_lcm.engine.rewrites.group_norm import fuse_group_norm
@@ -73,7 +74,7 @@ def test_every_group_norm_is_fused_and_gives_the_same(graph: str, tmp_path: Path
     write_typed(model, tmp_path / "defined.onnx")
     (actual,) = run_portable(tmp_path / "defined.onnx", feeds)
     for name, values in expected.items():
-        assert output_error(actual[name], values) < (1e-2 if values.dtype == np.uint8 else 1e-5), name
+        assert measure(actual[name], values).error < (1e-2 if values.dtype == np.uint8 else 1e-5), name
 
 
 def test_norms_take_and_give_fp16_with_weights_in_fp32(tmp_path: Path) -> None:

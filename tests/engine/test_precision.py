@@ -78,23 +78,39 @@ def test_typed_graphs_are_valid_and_run(graph: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 def test_norms_softmax_and_the_update_stay_in_fp32(kind: str) -> None:
+    """Group norms without a SiLU are in the low precision, and the UNet's first, which takes what `conv_in` gives."""
     bundle = Bundle.load()
     for graph in GRAPHS:
         model = typed.typed_graph(bundle, graph, kind)
         for node in model.graph:
-            if node.op_type in (
-                "GroupNormalization",
-                "LayerNormalization",
-                "InstanceNormalization",
-                "Softmax",
-                "Round",
-            ):
+            if node.op_type in ("LayerNormalization", "InstanceNormalization", "Softmax", "Round"):
                 assert {dtype_of(value) for value in node.inputs} == {ir.DataType.FLOAT}, node.name
+            elif node.op_type == "GroupNormalization":
+                silu = {use.node.op_type for use in node.outputs[0].uses()} == {"Sigmoid", "Mul"}
+                first = graph == "unet" and (node.name or "").startswith("down_blocks.0.resnets.0.norm1/")
+                expected = ir.DataType.FLOAT if silu and not first else precision.DTYPES[kind]
+                assert {dtype_of(value) for value in node.inputs} == {expected}, node.name
             heavy = node.op_type in ("Attention", "Conv") or (node.op_type == "MatMul" and ".to_" in (node.name or ""))
             if heavy and not (node.name or "").startswith(("conv_in/", "conv_out/")):
                 assert {dtype_of(value) for value in node.inputs} == {precision.DTYPES[kind]}, node.name
     update = typed.typed_graph(bundle, "lcm_update", kind)
     assert "Cast" not in {node.op_type for node in update.graph}
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_the_silu_after_a_group_norm_is_in_fp32_and_its_result_in_the_low_precision(kind: str) -> None:
+    """No cast stands between norm and SiLU: TensorRT then builds one kernel."""
+    model = typed.typed_graph(Bundle.load(), "vae_decoder", kind)
+    norms = [node for node in model.graph if node.op_type == "GroupNormalization"]
+    with_silu = [node for node in norms if "group_norm/" not in (node.name or "")]
+    assert len(with_silu) == len(norms) - 1 == 21
+    for norm in with_silu:
+        users = {use.node.op_type: use.node for use in norm.outputs[0].uses()}
+        assert users.keys() == {"Sigmoid", "Mul"}
+        product = users["Mul"]
+        assert {dtype_of(value) for value in product.inputs} == {ir.DataType.FLOAT}
+        (cast,) = (use.node for use in product.outputs[0].uses())
+        assert dtype_of(cast.outputs[0]) == precision.DTYPES[kind], cast.name
 
 
 def dtype_of(value: ir.Value | None) -> ir.DataType | None:
@@ -123,7 +139,8 @@ def test_weights_keep_their_names(exported: Exported) -> None:
     motion = "down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q.weight"
     assert table.root[motion].path == "onnx/unet.motion.weights"
     assert table.root[motion].precision == "fp16"
-    assert table.root["down_blocks.0.resnets.0.norm1.weight"].precision == "fp32"
+    assert table.root["down_blocks.0.resnets.0.norm2.weight"].precision == "fp32"
+    assert table.root["down_blocks.0.attentions.0.norm.weight"].precision == "fp16"
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16", "fp32"])

@@ -57,4 +57,4 @@ def test_no_large_fp32_tensor_leaves_a_group_norm(kernels: list[Kernel]) -> None
 
 def test_the_kernels_move_no_more_than_they_did(kernels: list[Kernel]) -> None:
     """Bytes that a GPU reads and writes decide the time of most kernels; a change of the graph changes this figure."""
-    assert summarize(kernels).bytes_moved == pytest.approx(9_053_132_288, rel=0.02)
+    assert summarize(kernels).bytes_moved == pytest.approx(9_220_900_608, rel=0.02)

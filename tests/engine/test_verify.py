@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from fakes.gpu_emulation import PortableGraphs, emulate
-from polygraphy.json import load_json
+from faulty_engines import SIZE, change, copy_of, engines_of, scale, small_bundle, transpose, write_plans
 from sparsectrl_lcm.engine.build import build
-from sparsectrl_lcm.engine.comparison import BOUNDS, EQUAL_PSNR, Difference, errors, measure, worst
-from sparsectrl_lcm.engine.engine_writer import SetBuild, engine_record, write_set
 from sparsectrl_lcm.engine.verify import verify as verify_module
 from sparsectrl_lcm.engine.verify.layers import MARKED, first_jump
 from sparsectrl_lcm.engine.verify.marked_graphs import Suspect
@@ -28,21 +25,10 @@ from sparsectrl_lcm.runtime.backends import Availability
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, engine_layout
-from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
-from sparsectrl_lcm.runtime.format.engine_sets import EngineSet, find_set, write_index
+from sparsectrl_lcm.runtime.format.engine_sets import EngineSet
 
-SIZE = ClipSize(width=32, height=32, frames=2)
 PROMPTS, STEPS = 4, 4
 """Three requests, one of them with a negative prompt; steps of each."""
-
-
-def small_bundle(folder: Path) -> Path:
-    """A copy of the demo bundle whose clips have two frames of 32x32."""
-    shutil.copytree(demo_bundle(), folder, ignore=shutil.ignore_patterns("engines"))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sizes"] |= dict(SIZE)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -57,46 +43,6 @@ def saved(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """All results of ONNX Runtime's engines, and their report."""
     folder = tmp_path_factory.mktemp("saved") / "results"
     return folder, verify(bundle, VerifyOptions("onnxruntime", save=folder))
-
-
-def copy_of(bundle: Bundle, folder: Path) -> Bundle:
-    return Bundle.load(Path(shutil.copytree(bundle.folder, folder)))
-
-
-# Measures
-
-
-def test_measures_of_arrays() -> None:
-    expected = np.zeros(1000, np.float32)
-    expected[0] = 4
-    actual = expected.copy()
-    actual[1:6] = 2  # five of 1000 values, so the 99% quantile does not see them
-    found = measure(actual, expected)
-    assert found == Difference(0.5, 0.0, pytest.approx(4 / np.sqrt(16 + 5 * 4)))
-    assert found.error == 0.5
-    actual[1:21] = 1
-    assert measure(actual, expected).quantile == 0.25
-    assert measure(expected * 0, expected * 0) == Difference(0.0, 0.0, 1.0)
-    assert errors({"a": actual}, {"a": expected}) == {"a": 0.25 if actual[1:6].max() == 1 else 0.5}
-
-
-def test_measures_of_frames() -> None:
-    expected = np.full((2, 8, 8, 3), 100, np.uint8)
-    actual = expected.copy()
-    actual[0] += 10
-    found = measure(actual, expected)
-    assert found.levels == found.error == 5
-    assert found.psnr == pytest.approx(10 * np.log10(255**2 / 50))
-    assert measure(expected, expected).psnr == EQUAL_PSNR
-    assert BOUNDS["fp32"].exceeded(found) == ("levels", "psnr")
-    assert BOUNDS["fp32"].exceeded(measure(expected, expected)) == ()
-
-
-@pytest.mark.parametrize("wrong", [np.full(3, np.nan, np.float32), np.zeros(4, np.float32)])
-def test_a_wrong_shape_or_nan_is_out_of_every_bound(wrong: np.ndarray) -> None:
-    found = measure(wrong, np.ones(3, np.float32))
-    assert BOUNDS["int8"].exceeded(found) == ("largest", "quantile", "cosine")
-    assert worst([measure(np.ones(3), np.ones(3)), found]) == found
 
 
 # Requests
@@ -120,7 +66,6 @@ def test_requests_are_recorded_as_engines_take_them(bundle: Bundle, saved: tuple
     assert not any(step["mid_residual"].any() for step in steps)
     assert results.inputs("unet", STEPS)["mid_residual"].any()
     assert results.inputs("controlnet_rgb", 0)["conditioning_mask"].tolist() == [1, 1, 0, 0], "an empty slot"
-    assert "openvino" not in str(load_json(str(saved[0] / "unet/inputs/0000000000.json")).keys())
 
 
 def test_polygraphy_takes_saved_inputs_and_outputs(bundle: Bundle, saved: tuple[Path, Report]) -> None:
@@ -160,50 +105,6 @@ def test_another_backend_takes_the_requests_and_is_judged_where_it_is_missing(
     result = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == json.loads(json.dumps(report.as_dict()))
-
-
-def change(engines: EngineSet, graph: str, edit: Any) -> None:
-    """Changes the ONNX file of an engine, and its checksum in the index."""
-    path = engines.folder / engines.index.engines[graph].path
-    model = ir.load(path)
-    edit(model.graph)
-    ir.save(model, path)
-    record = engines.index.engines[graph]
-    beside = [engines.folder / name for name in record.files if name != record.path]
-    record = engine_record(path, record.spec, {}, *beside)
-    write_index(engines.folder, engines.index.model_copy(update={"engines": {**engines.index.engines, graph: record}}))
-
-
-def engines_of(bundle: Bundle, backend: str) -> EngineSet:
-    engines = find_set(bundle.folder, backend, "fp32")
-    assert engines is not None
-    return engines
-
-
-def transpose(name: str) -> Any:
-    """Swaps height and width of a graph's input."""
-
-    def edit(graph: ir.Graph) -> None:
-        value = next(value for value in graph.inputs if value.name == name)
-        users = list(value.uses())
-        turned = ir.node("Transpose", [value], {"perm": [0, 1, 3, 2]}, name="turned")
-        turned.outputs[0].name = "turned"
-        graph.insert_before(graph[0], turned)
-        for use in users:
-            use.node.replace_input_with(use.idx, turned.outputs[0])
-
-    return edit
-
-
-def scale(name: str, factor: float) -> Any:
-    """Multiplies a weight."""
-
-    def edit(graph: ir.Graph) -> None:
-        weight = graph.initializers[name]
-        assert weight.const_value is not None
-        weight.const_value = ir.Tensor(weight.const_value.numpy() * np.float32(factor), name=name)
-
-    return edit
 
 
 def test_a_transposed_residual_is_found(bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path) -> None:
@@ -259,8 +160,8 @@ def test_a_fault_that_outputs_hide_is_told_apart(
 # On a GPU: emulated
 
 
-class Transposed(PortableGraphs):
-    """Computes with the portable graphs, except that a residual reaches the UNet transposed."""
+class Faulty(PortableGraphs):
+    """Computes with the portable graphs, except that a residual reaches the UNet three times as large."""
 
     def __call__(self, graph: str, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         if graph == "unet":
@@ -268,34 +169,11 @@ class Transposed(PortableGraphs):
         return super().__call__(graph, feeds)
 
 
-def plans(bundle: Bundle) -> None:
-    """Writes files that stand for plans of every graph."""
-
-    def spec(graph: str) -> EngineSpec:
-        return EngineSpec(
-            graph=graph,
-            graph_sha256=graph_checksums(bundle.manifest, graph),
-            shapes={},
-            precision="fp32",
-            flags={},
-            backend="tensorrt",
-            version="11.4",
-            device="H200",
-        )
-
-    def make(graph: str, folder: Path, report: object) -> EngineRecord:
-        (folder / f"{graph}.engine").write_bytes(b"plan")
-        return engine_record(folder / f"{graph}.engine", spec(graph), {})
-
-    index = EngineIndex(backend="tensorrt", precision="fp32", size=SIZE, engines={})
-    write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), spec, make), BuildOptions(), lambda *_: None)
-
-
 @pytest.fixture
 def emulated(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """A bundle with plans for TensorRT, on an emulated device that computes with the portable graphs."""
     copy = copy_of(bundle, tmp_path / "bundle")
-    plans(copy)
+    write_plans(copy, "tensorrt", version="11.4", device="H200")
     monkeypatch.setattr(verify_module, "availability", lambda name: Availability(name, "11.4"))
     monkeypatch.setattr(verify_module, "probe", lambda: "H200")
     use(monkeypatch, PortableGraphs(copy))
@@ -310,7 +188,7 @@ def test_a_fault_of_this_runtime_is_told_from_one_of_the_plan(
     emulated: Bundle, saved: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = emulate(emulated, PortableGraphs(emulated)).executor
-    use(monkeypatch, Transposed(emulated))
+    use(monkeypatch, Faulty(emulated))
 
     def library(bundle: Bundle, engines: EngineSet, graph: str, size: ClipSize, name: str) -> RuntimeRunner:
         runner = RuntimeRunner(lambda: right.open_graph(graph, size), bundle.graph(graph))

@@ -9,16 +9,21 @@ from pictures import pictures
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
+from sparsectrl_lcm.runtime.output.clip import Clip
 
 from .gpu_emulation import Digests, emulate
 
 SIZE = ClipSize(width=128, height=128, frames=16)
+SMALL = ClipSize(width=64, height=64, frames=4)
 
 
-def emulated_demo(**options: Any) -> SimpleNamespace:
-    """A pipeline whose engines return digests of their inputs: `pipeline`, `bundle`, and what `emulate` returns."""
+def emulated_demo(size: ClipSize = SIZE, **options: Any) -> SimpleNamespace:
+    """A pipeline for clips of one size, whose engines return digests of their inputs.
+
+    Returns `pipeline`, `bundle`, and what `emulate` returns.
+    """
     bundle = Bundle.load()
-    shapes = cache(lambda graph: static_shapes(bundle.manifest, graph, SIZE))
+    shapes = cache(lambda graph: static_shapes(bundle.manifest, graph, size))
     machine = emulate(bundle, Digests(bundle, shapes), **options)
     machine.bundle = bundle
     machine.pipeline = VideoPipeline(bundle, machine.executor)
@@ -30,7 +35,19 @@ def keyframes(count: int = 2, seed: int = 0) -> list[Keyframe]:
     return [Keyframe(3 * index, image) for index, image in enumerate(pictures(count, 128, 128, seed))]
 
 
+def small_clip(machine: SimpleNamespace, *args: Any, **options: Any) -> Clip:
+    """A clip of `SMALL`, for which `machine` was made."""
+    size = {"width": SMALL.width, "height": SMALL.height, "num_frames": SMALL.frames}
+    clip: Clip = machine.pipeline.generate(*args, **size, **options)
+    return clip
+
+
 def fresh(*args: Any, **options: Any) -> np.ndarray:
     """The frames of a pipeline that has run nothing else."""
     frames: np.ndarray = emulated_demo(cuda_graphs=False).pipeline.generate(*args, **options).frames
     return frames
+
+
+def fresh_small(*args: Any, **options: Any) -> np.ndarray:
+    """The same, for clips of `SMALL`."""
+    return small_clip(emulated_demo(SMALL, cuda_graphs=False), *args, **options).frames

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cuda.bindings import runtime as cudart
 from fakes.cuda_emulation import Work
-from fakes.emulated_demo import emulated_demo, fresh, keyframes
+from fakes.emulated_demo import SMALL, emulated_demo, fresh_small, keyframes, small_clip
 from fakes.gpu_emulation import EngineRun
 from sparsectrl_lcm.runtime import Cancelled
 from sparsectrl_lcm.runtime.gpu.captures import MORE_MEMORY
@@ -23,7 +23,7 @@ LEFT_OUT = {"scribble": range(1 + 4 + 2 * 4 + 1), "rgb": (1,), None: (0,)}
 
 @pytest.fixture
 def demo() -> SimpleNamespace:
-    return emulated_demo()
+    return emulated_demo(SMALL)
 
 
 def ask(demo: SimpleNamespace, controlnet: str | None = "scribble", seed: int = 1, **options: Any) -> Any:
@@ -31,9 +31,9 @@ def ask(demo: SimpleNamespace, controlnet: str | None = "scribble", seed: int = 
     request: dict[str, Any] = {"seed": seed, **options}
     if controlnet is not None:
         request = {"keyframes": keyframes(seed=seed), "controlnet": controlnet, **request}
-    clip = demo.pipeline.generate("a boat", **request)
+    clip = small_clip(demo, "a boat", **request)
     if "on_progress" not in options:
-        assert (clip.frames == fresh("a boat", **request)).all()
+        assert (clip.frames == fresh_small("a boat", **request)).all()
     return clip
 
 
@@ -112,20 +112,20 @@ def test_the_conditioning_of_a_failed_proof_is_not_kept(demo: SimpleNamespace) -
     frames = keyframes()
     for seed in (1, 2):
         demo.loader.enqueued.clear()
-        clip = demo.pipeline.generate("a boat", frames, seed=seed)
-        assert (clip.frames == fresh("a boat", frames, seed=seed)).all()
+        clip = small_clip(demo, "a boat", frames, seed=seed)
+        assert (clip.frames == fresh_small("a boat", frames, seed=seed)).all()
         assert demo.loader.enqueued.count("controlnet_scribble") >= 4
-    clip = demo.pipeline.generate("a boat", frames, seed=3)
+    clip = small_clip(demo, "a boat", frames, seed=3)
     assert "control" not in clip.timings, "a plain run's conditioning is"
 
 
 def test_a_failed_proof_leaves_kept_conditioning_alone(demo: SimpleNamespace) -> None:
     frames = keyframes()
-    demo.pipeline.generate("a boat", frames, seed=1)
+    small_clip(demo, "a boat", frames, seed=1)
     demo.cudart.distort = empty
     for seed in (2, 3):
-        clip = demo.pipeline.generate("a boat", frames, seed=seed)
-        assert (clip.frames == fresh("a boat", frames, seed=seed)).all()
+        clip = small_clip(demo, "a boat", frames, seed=seed)
+        assert (clip.frames == fresh_small("a boat", frames, seed=seed)).all()
         assert "control" not in clip.timings
 
 
@@ -182,12 +182,12 @@ def test_a_cancelled_request_is_not_captured(demo: SimpleNamespace) -> None:
     "status", [cudart.cudaError_t.cudaErrorMemoryAllocation, cudart.cudaError_t.cudaErrorInvalidValue]
 )
 def test_a_launch_that_fails_in_the_proof_costs_no_request(status: Any) -> None:
-    probe = emulated_demo()
+    probe = emulated_demo(SMALL)
     ask(probe)
     launches = [index for index, name in enumerate(probe.cudart.calls) if name == "cudaGraphLaunch"]
     assert len(launches) == 3
     for index in launches:
-        machine = emulated_demo()
+        machine = emulated_demo(SMALL)
         machine.cudart.fault = (index, status)
         for seed in (1, 1, 2):
             ask(machine, seed=seed)
@@ -197,12 +197,12 @@ def test_a_launch_that_fails_in_the_proof_costs_no_request(status: Any) -> None:
 
 
 def test_a_device_lost_in_the_proof_is_told(demo: SimpleNamespace) -> None:
-    probe = emulated_demo()
+    probe = emulated_demo(SMALL)
     ask(probe)
     demo.cudart.fault = (probe.cudart.calls.index("cudaGraphLaunch"), cudart.cudaError_t.cudaErrorLaunchFailure)
     for _ in range(2):
         with pytest.raises(DeviceLost, match="load the pipeline again"):
-            demo.pipeline.generate("a boat", keyframes(seed=1), seed=1)
+            small_clip(demo, "a boat", keyframes(seed=1), seed=1)
 
 
 GRAPH_BYTES = 1 << 22
@@ -210,9 +210,9 @@ GRAPH_BYTES = 1 << 22
 
 def with_room_for(graphs: int) -> SimpleNamespace:
     """A device with room for a request without keyframes and this many graphs."""
-    probe = emulated_demo()
+    probe = emulated_demo(SMALL)
     ask(probe, None)
-    machine = emulated_demo(limit=probe.cudart.used + graphs * GRAPH_BYTES)
+    machine = emulated_demo(SMALL, limit=probe.cudart.used + graphs * GRAPH_BYTES)
     machine.cudart.graph_bytes = GRAPH_BYTES
     return machine
 
@@ -271,7 +271,7 @@ def test_later_noise_is_drawn_while_the_device_works(demo: SimpleNamespace, monk
 
     def order(picture: int) -> list[str]:
         calls.clear()
-        demo.pipeline.generate("a boat", keyframes(seed=picture), seed=len(calls))
+        small_clip(demo, "a boat", keyframes(seed=picture), seed=len(calls))
         shown = {"noise", "text_encoder", "controlnet_scribble", "unet", "lcm_update", "vae_decoder", "cudaGraphLaunch"}
         begin = calls.index("cudaStreamBeginCapture") if "cudaStreamBeginCapture" in calls else None
         return [name for name in calls[:begin] if name in shown]

@@ -13,7 +13,7 @@ import pytest
 from conftest import Exported
 from cuda.bindings import runtime as cudart
 from fakes.cuda_emulation import EmulatedCudart
-from fakes.emulated_demo import SIZE, emulated_demo, fresh, keyframes
+from fakes.emulated_demo import SIZE, SMALL, emulated_demo, fresh, fresh_small, keyframes, small_clip
 from fakes.gpu_emulation import PortableGraphs, RoundedGraphs, emulate
 from pictures import pictures
 from sparsectrl_lcm.runtime import BackendError, Cancelled, Keyframe, VideoPipeline
@@ -338,12 +338,12 @@ def test_frames_are_given_once_when_all_are_here(demo: SimpleNamespace) -> None:
 
 def requests_with_fault(index: int, status: Any) -> tuple[SimpleNamespace, list[Exception | None]]:
     """Four requests, in which the CUDA call at `index` fails: the last replays what the others have captured."""
-    machine = emulated_demo()
+    machine = emulated_demo(SMALL)
     machine.cudart.fault = (index, status)
     errors: list[Exception | None] = []
     for seed, picture in ((1, 0), (2, 0), (3, 1), (4, 2)):
         try:
-            machine.pipeline.generate("a boat", keyframes(seed=picture), seed=seed)
+            small_clip(machine, "a boat", keyframes(seed=picture), seed=seed)
             errors.append(None)
         except BackendError as error:
             errors.append(error)
@@ -374,14 +374,14 @@ def places(every: bool) -> Iterator[int]:
 @pytest.mark.parametrize("status", [ERRORS.cudaErrorMemoryAllocation, ERRORS.cudaErrorInvalidValue])
 def test_after_a_fault_at_any_call_the_pipeline_recovers(status: Any, every: bool) -> None:
     """At most the request with the fault fails, in one line. The next one has the right frames, and nothing leaks."""
-    expected = fresh("a boat", keyframes(), seed=4)
+    expected = fresh_small("a boat", keyframes(), seed=4)
     for index in places(every):
         machine, errors = requests_with_fault(index, status)
         call = (index, calls_of_requests()[index])
         failed = [error for error in errors if error is not None]
         assert len(failed) <= 1, call
         assert all("\n" not in str(error) for error in failed)
-        frames = machine.pipeline.generate("a boat", keyframes(), seed=4).frames
+        frames = small_clip(machine, "a boat", keyframes(), seed=4).frames
         assert (frames == expected).all(), call
         machine.pipeline.close()
         assert machine.cudart.leaked == [], call
