@@ -34,7 +34,19 @@ def load_lcm_config(base: str, overrides: dict[str, Any], options: LoadOptions =
         own = getattr(diffusers, config["_class_name"]).from_config(config)
         return dict(LCMScheduler.from_config(own.config, beta_schedule="linear").config)
 
-    return {**load(options.config_field(base), source, read), **overrides}
+    return {**load(options.config_field(base), source, read), **_marks(base), **overrides}
+
+
+def _marks(base: str) -> dict[str, Any]:
+    """Returns the settings that a single-file base tells by marks among its weights.
+
+    Raises:
+        ExportError: the base was trained with zero terminal SNR.
+    """
+    names = original_formats.read_base(base).tensors.keys() if is_file(base) else ()
+    if "ztsnr" in names:
+        raise ExportError("base", f"{quoted(base)} was trained with zero terminal SNR, which is not supported")
+    return {"prediction_type": "v_prediction"} if "v_pred" in names else {}
 
 
 def load_unet_config(base: str, options: LoadOptions = DEFAULTS) -> dict[str, Any]:

@@ -22,6 +22,8 @@ WRAPPERS = ("state_dict", "controlnet")
 """Keys under which trainers save the weights beside other values."""
 
 _DIFFUSERS_FILE = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?P<variant>.*)\.(?:safetensors|bin)")
+_finite: set[tuple[str, int, int]] = set()
+"""Files whose values were found finite: path, time of modification, size."""
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 
@@ -105,7 +107,7 @@ def read_weights(field: str, source: str) -> Weights:
     settings |= {str(name): value for name, value in entries.items() if not isinstance(value, torch.Tensor)}
     if not tensors:
         raise _refused(field, source, "it holds no weights", "give a checkpoint")
-    check_finite(field, tensors, lambda _: source)
+    _check_finite_once(field, source, path, tensors)
     return Weights(tensors, settings, metadata)
 
 
@@ -150,6 +152,15 @@ def is_safetensors(field: str, source: str, path: Path) -> bool:
     if len(head) < 9 or head[8:9] != b"{":
         raise _damaged(field, source)
     return True
+
+
+def _check_finite_once(field: str, source: str, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Checks the values of a file when it is first read: an export reads a file for several parts, and twice."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    if key not in _finite:
+        check_finite(field, tensors, lambda _: source)
+        _finite.add(key)
 
 
 def check_finite(field: str, tensors: Mapping[str, torch.Tensor], file_of: Callable[[str], str]) -> None:

@@ -21,8 +21,8 @@ def without_links(folder: Path) -> Path:
     Raises:
         OSError: the user's cache cannot be written.
     """
-    if not os.path.isdir(folder):  # noqa: PTH112: unlike pathlib's, it takes names that are too long
-        return folder
+    if not os.path.isdir(folder):  # noqa: PTH112
+        return folder  # unlike pathlib's, this test also takes names that are too long
     links = [path for path in folder.rglob("*") if path.is_symlink()]
     root = folder.resolve()
     if all(path.resolve().is_relative_to(root) for path in links):

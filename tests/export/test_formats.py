@@ -1,5 +1,6 @@
 """Original formats as single files: the same weights, bit for bit, as from the folders in diffusers format."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sparsectrl_lcm.export import checkpoints, configurations
 from sparsectrl_lcm.export.check import ExportError
 from sparsectrl_lcm.export.dry_run import dry_run
 from sparsectrl_lcm.export.loading import LoadOptions
+from sparsectrl_lcm.export.lora_files import Lora, read_lora
 from sparsectrl_lcm.export.plan import ExportOptions, read_parts
 
 # the number of heads and the size of groups are not in the shapes of the weights: those of the published files
@@ -141,6 +143,49 @@ def test_single_files_are_planned_as_folders_are(folders: dict[str, Path], singl
     expected = read_parts(options_of(folders))
     for name in ("sizes", "scheduler", "vocabulary", "max_tokens", "text_width", "channels", "layers"):
         assert getattr(parts, name) == getattr(expected, name), name
+
+
+def test_marks_of_how_a_base_was_trained(folders: dict[str, Path], tmp_path: Path) -> None:
+    weights = {name: value.contiguous() for name, value in base_weights(folders["base"]).items()}
+    path, options = tmp_path / "v.safetensors", LoadOptions(str(folders["base"]))
+    save_file(weights | {"v_pred": torch.zeros(0)}, path)
+    assert configurations.load_lcm_config(str(path), {}, options)["prediction_type"] == "v_prediction"
+    given = {"prediction_type": "epsilon"}
+    assert configurations.load_lcm_config(str(path), given, options)["prediction_type"] == "epsilon"
+    save_file(weights | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, path)
+    with pytest.raises(ExportError, match="base: .* was trained with zero terminal SNR, which is not supported"):
+        configurations.load_lcm_config(str(path), {}, options)
+
+
+def hub_cache(folder: Path, name: str, files: Path) -> None:
+    """Lays files out as a repository in the hub's cache."""
+    repository = folder / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c0ffee")
+    shutil.copytree(files, repository / "snapshots" / "c0ffee")
+
+
+def test_names_on_the_hub(
+    folders: dict[str, Path], single_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository, one that holds only fp16 weights, a file of a repository, and a LoRA, all from the hub's cache."""
+    for module in ("huggingface_hub.constants", "diffusers.models.modeling_utils", "diffusers.configuration_utils"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path), raising=False)
+    hub_cache(tmp_path, "owner/plain", folders["motion_adapter"])
+    hub_cache(tmp_path, "owner/fp16", folders["motion_adapter"])
+    hub_cache(tmp_path, "owner/file", single_files["motion_adapter"].parent)
+    weights = tmp_path / "models--owner--fp16" / "snapshots" / "c0ffee" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    expected = checkpoints.load_motion_adapter(str(folders["motion_adapter"]))
+    for source in ("owner/plain", "owner/fp16", "owner/file/v3_sd15_mm.ckpt"):
+        assert_same(checkpoints.load_motion_adapter(source), expected)
+    with pytest.raises(ExportError, match="^motion_adapter: cannot load 'owner/file/nothing.ckpt'"):
+        checkpoints.load_motion_adapter("owner/file/nothing.ckpt")
+    (tmp_path / "lora").mkdir()
+    tensors = {"unet.x.lora_A.weight": torch.ones(4, 2), "unet.x.lora_B.weight": torch.ones(2, 4)}
+    save_file(tensors, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    hub_cache(tmp_path, "owner/lora", tmp_path / "lora")
+    assert read_lora(Lora("owner/lora")).plain.tensors.keys() == tensors.keys()
 
 
 def test_a_dry_run_says_what_each_file_is(folders: dict[str, Path], single_files: dict[str, Path]) -> None:
