@@ -19,6 +19,7 @@ from sparsectrl_lcm.export.plan import ExportOptions, read_parts
 # the number of heads and the size of groups are not in the shapes of the weights: those of the published files
 ARCH = Architecture(channels=(32, 64), layers=2, heads=8, motion_heads=8, groups=32, motion_mid_block=True)
 Tensors = dict[str, torch.Tensor]
+COMMIT = "c0ffee" + 34 * "0"
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +162,8 @@ def hub_cache(folder: Path, name: str, files: Path) -> None:
     """Lays files out as a repository in the hub's cache."""
     repository = folder / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("c0ffee")
-    shutil.copytree(files, repository / "snapshots" / "c0ffee")
+    (repository / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(files, repository / "snapshots" / COMMIT)
 
 
 def test_names_on_the_hub(
@@ -174,7 +175,7 @@ def test_names_on_the_hub(
     hub_cache(tmp_path, "owner/plain", folders["motion_adapter"])
     hub_cache(tmp_path, "owner/fp16", folders["motion_adapter"])
     hub_cache(tmp_path, "owner/file", single_files["motion_adapter"].parent)
-    weights = tmp_path / "models--owner--fp16" / "snapshots" / "c0ffee" / "diffusion_pytorch_model.safetensors"
+    weights = tmp_path / "models--owner--fp16" / "snapshots" / COMMIT / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
     expected = checkpoints.load_motion_adapter(str(folders["motion_adapter"]))
     for source in ("owner/plain", "owner/fp16", "owner/file/v3_sd15_mm.ckpt"):
