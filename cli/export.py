@@ -24,21 +24,19 @@ app = typer.Typer(
 @app.callback()
 def export(
     context: typer.Context,
-    base: Annotated[
-        str | None, typer.Option(metavar="DIR|HUB", help="Stable Diffusion 1.5 in diffusers format; required.")
-    ] = None,
+    base: Annotated[str | None, typer.Option(metavar="DIR|HUB|FILE", help="Stable Diffusion 1.5; required.")] = None,
     motion_adapter: Annotated[
-        str | None, typer.Option(metavar="DIR|HUB", help="AnimateDiff's motion modules; required.")
+        str | None, typer.Option(metavar="DIR|HUB|FILE", help="AnimateDiff's motion modules; required.")
     ] = None,
     controlnet_scribble: Annotated[
-        str | None, typer.Option(metavar="DIR|HUB", help="SparseCtrl for scribbles.")
+        str | None, typer.Option(metavar="DIR|HUB|FILE", help="SparseCtrl for scribbles.")
     ] = None,
-    controlnet_rgb: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="SparseCtrl for pictures.")] = None,
+    controlnet_rgb: Annotated[str | None, typer.Option(metavar="DIR|HUB|FILE", help="SparseCtrl for pictures.")] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH|HUB[=WEIGHT]", help="A LoRA to fuse, such as the LCM-LoRA; repeatable."),
     ] = None,
-    vae: Annotated[str | None, typer.Option(metavar="DIR|HUB", help="Another VAE; the base's by default.")] = None,
+    vae: Annotated[str | None, typer.Option(metavar="DIR|HUB|FILE", help="Another VAE; the base's by default.")] = None,
     tiny_decoder: Annotated[
         str | None,
         typer.Option(
@@ -61,20 +59,33 @@ def export(
             metavar="NAME=VALUE", help="Overrides the LCM schedule, such as beta_schedule=scaled_linear; repeatable."
         ),
     ] = None,
+    base_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|HUB", help="For a base in one file: where its tokenizer and settings come from; SD 1.5's."
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which weights of a folder to take, such as fp16.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all sources, say what they are, write nothing.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A new or empty folder; required.")] = None,
 ) -> None:
     """Turn checkpoints into a bundle of ONNX graphs, each checked against torch."""
     if context.invoked_subcommand is not None:
         return
-    required = {"--base": base, "--motion-adapter": motion_adapter, "--output": output}
+    required = {"--base": base, "--motion-adapter": motion_adapter, "--output": output or dry_run or None}
     if missing := [name for name, value in required.items() if value is None]:
         raise InvalidRequest("export", f"{' and '.join(missing)} missing", "see `sparsectrl-lcm export --help`")
     assert base is not None
     assert motion_adapter is not None
-    assert output is not None
     _need_export_extra()
+    from ..export.dry_run import dry_run as describe_export
     from ..export.exporter import export_bundle
-    from ..export.lora import Lora
+    from ..export.loading import BASE_CONFIG
+    from ..export.lora_files import Lora
     from ..export.plan import ExportOptions
     from .build import build_export_engines
     from .options import parse_size
@@ -94,7 +105,14 @@ def export(
         height=height,
         width=width,
         scheduler=dict(_override(text) for text in scheduler or ()),
+        base_config=base_config or BASE_CONFIG,
+        variant=variant,
     )
+    if dry_run:
+        for line in describe_export(options):
+            typer.echo(line)
+        return
+    assert output is not None
     with Bar() as bar:
         manifest = export_bundle(
             options, output, lambda name, index, count: bar.update(f"{name} ({index + 1}/{count})", index / count)
@@ -111,7 +129,7 @@ def export(
 
 @app.command("motion-module")
 def motion_module(
-    motion_adapter: Annotated[str, typer.Option(metavar="DIR|HUB", help="The new motion modules.")],
+    motion_adapter: Annotated[str, typer.Option(metavar="DIR|HUB|FILE", help="The new motion modules.")],
     bundle: Annotated[Path | None, typer.Option(help="The bundle to change.")] = None,
     standalone: Annotated[
         Path | None, typer.Option(help="Write the motion modules to this file, as their own ONNX graph.")

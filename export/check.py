@@ -33,12 +33,12 @@ def largest_error(
 ) -> float:
     """Returns the largest error of any output: in levels for uint8, else relative to the output's largest value.
 
-    The error is infinite if a shape differs or a value is not finite.
+    The error is infinite if a shape differs or a value of either side is not finite.
     """
     feeds = {item.name: tensor.numpy() for item, tensor in zip(session.get_inputs(), inputs, strict=True)}
     worst = 0.0
     for actual, reference in zip(session.run(None, feeds), (tensor.numpy() for tensor in expected), strict=True):
-        if actual.shape != reference.shape or not np.isfinite(actual).all():
+        if actual.shape != reference.shape or not (np.isfinite(actual).all() and np.isfinite(reference).all()):
             return float("inf")
         difference = np.abs(actual.astype(np.float32) - reference.astype(np.float32)).max()
         scale = 1.0 if reference.dtype == np.uint8 else np.abs(reference).max() + 1e-12

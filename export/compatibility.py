@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from diffusers import MotionAdapter, SparseControlNetModel
-
-from . import checkpoints
+from . import checkpoints, configurations
 from .check import ExportError
 
 
@@ -41,7 +39,7 @@ def check_motion_adapter(source: str, unet: dict[str, Any]) -> int:
     Raises:
         ExportError: the adapter is a PIA adapter, or its channels or layers differ from the base's.
     """
-    adapter = checkpoints.load_config(MotionAdapter, "motion_adapter", source)
+    adapter = configurations.load_motion_config(source)
     if adapter["conv_in_channels"]:
         raise ExportError(
             "motion_adapter", f"{source!r} is a PIA adapter, which takes an image", "use an AnimateDiff adapter"
@@ -62,7 +60,7 @@ def check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:
     Raises:
         ExportError: the SparseCtrl does not fit the base, is for another kind of keyframes, or pools its conditions.
     """
-    config = checkpoints.load_config(SparseControlNetModel, f"controlnet_{kind}", source)
+    config = configurations.load_controlnet_config(kind, source)
     if config["use_simplified_condition_embedding"] != (kind == "rgb"):
         other = "scribble" if kind == "rgb" else "rgb"
         raise ExportError(

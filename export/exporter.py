@@ -14,7 +14,7 @@ from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 from . import checkpoints, graph_specs
 from .check import ExportError, check, largest_error, open_session
 from .onnx_file import trace, write
-from .plan import ExportOptions, Job, plan_jobs, read_parts
+from .plan import ExportOptions, Job, open_sources, plan_jobs, read_parts
 from .tokenizer import write_tokenizer
 
 KEYFRAME_SLOTS = 3
@@ -61,7 +61,11 @@ class _Exporter:
     def run(self) -> Manifest:
         options = self.options
         parts = read_parts(options)
-        write_tokenizer(checkpoints.load_tokenizer(options.base), parts.max_tokens, self.folder / "tokenizer.json")
+        write_tokenizer(
+            checkpoints.load_tokenizer(options.base, options.loading), parts.max_tokens, self.folder / "tokenizer.json"
+        )
+        for _ in open_sources(parts):
+            pass
         jobs = plan_jobs(parts)
         records = {}
         for index, job in enumerate(jobs):

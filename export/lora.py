@@ -1,76 +1,143 @@
 """Fuse LoRAs into a model: the LCM-LoRA, which makes 4 steps possible, motion LoRAs and style LoRAs."""
 
-from dataclasses import dataclass
-from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import fuse_text_encoder_lora
+from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..runtime.errors import first_line
 from .check import ExportError
+from .lora_files import Layers, Lora, read_lora
+from .sources import quoted
+
+__all__ = ["Lora", "fuse"]
+
+Part = Literal["unet", "text_encoder"]
+KOHYA_PREFIXES = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_text_model_", "lora_te_", "lora_te1_text_model_")}
 
 
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """A LoRA file, folder or hub name, and the weight it is fused with."""
-
-    source: str
-    weight: float = 1.0
-
-    @classmethod
-    def parse(cls, text: str) -> "Lora":
-        """Reads `SOURCE` or `SOURCE=WEIGHT`.
-
-        Raises:
-            ExportError: the source is empty, or the weight is not a finite number.
-        """
-        source, separator, weight = text.rpartition("=")
-        if not separator:
-            return cls(text)
-        try:
-            value = float(weight)
-        except ValueError:
-            value = float("nan")
-        if not source or not isfinite(value):
-            raise ExportError(
-                "lora",
-                f"{text!r} is not allowed",
-                "give PATH or PATH=WEIGHT with a number as the weight, such as lcm.safetensors=1.0",
-            )
-        return cls(source, value)
-
-
-def fuse(model: nn.Module, part: Literal["unet", "text_encoder"], loras: list[Lora]) -> None:
+def fuse(model: nn.Module, part: Part, loras: list[Lora]) -> None:
     """Adds weight * alpha / rank * up @ down of each LoRA to the weights of `model`, in place.
+
+    A DoRA (Liu et al. 2024, arXiv:2402.09353, eq. 5) in kohya's format moves the weights by `weight` of the way to
+    magnitude * (W + alpha / rank * up @ down) / norm.
 
     Raises:
         ExportError: a LoRA cannot be read, has no weights for Stable Diffusion, or does not fit `model` with all its
             layers.
     """
     for index, lora in enumerate(loras):
-        state_dict, alphas = read(lora)
-        if not any(key.startswith(f"{part}.") for key in state_dict):
-            if not any(key.startswith(("unet.", "text_encoder.")) for key in state_dict):
-                raise ExportError("lora", f"{lora.source!r} has no weights for a Stable Diffusion UNet or text encoder")
+        weights = read_lora(lora)
+        if weights.plain.has(part):
+            _add(model, part, lora, weights.plain, f"lora_{index}", lora.weight)
+        if weights.decomposed.has(part):
+            named = _by_kohya_name(model, part)
+            targets = {name: named[name] for name in weights.magnitudes if name in named}
+            before = {name: module.weight.detach().clone() for name, module in targets.items()}
+            _add(model, part, lora, weights.decomposed, f"dora_{index}", 1.0)
+            named = _by_kohya_name(model, part)
+            for name, original in before.items():
+                _decompose(lora, name, named[name].weight, original, weights.magnitudes[name])
+
+
+def _add(model: nn.Module, part: Part, lora: Lora, layers: Layers, name: str, weight: float) -> None:
+    """Fuses layers through diffusers and PEFT.
+
+    Raises:
+        ExportError: the layers do not fit `model`.
+    """
+    named = _peft_names(model, part, layers)
+    _check_shapes(model, lora, named)
+    tensors, alphas, metadata = layers.tensors, layers.alphas, _settings(part, layers, named)
+    try:
+        if part == "unet":
+            StableDiffusionPipeline.load_lora_into_unet(tensors, alphas, model, adapter_name=name, metadata=metadata)
+            model.fuse_lora(lora_scale=weight, adapter_names=[name])
+        else:
+            StableDiffusionPipeline.load_lora_into_text_encoder(
+                tensors, alphas, model, adapter_name=name, metadata=metadata
+            )
+            fuse_text_encoder_lora(model, lora_scale=weight, adapter_names=[name])
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = f"{quoted(lora.source)} does not fit the {part}: {first_line(error)}"
+        raise ExportError("lora", reason[:190]) from None
+    _check_all_landed(model, part, lora, tensors)
+    recurse_remove_peft_layers(model)
+    _forget_adapters(model)
+
+
+def _peft_names(model: nn.Module, part: Part, layers: Layers) -> dict[str, torch.Tensor]:
+    """Returns the tensors for a model by PEFT's names; none if they have names that the loader will refuse."""
+    own = {key.removeprefix(f"{part}."): value for key, value in layers.tensors.items() if key.startswith(f"{part}.")}
+    try:
+        if part == "text_encoder":
+            own = convert_state_dict_to_peft(convert_state_dict_to_diffusers(own))
+        elif not any("lora_A" in key for key in own):
+            own = convert_unet_state_dict_to_peft(own)
+    except (ValueError, KeyError):
+        return {}
+    prefix = "" if hasattr(model, "text_model") else "text_model."
+    return {key.removeprefix(prefix): value for key, value in own.items()}
+
+
+def _check_shapes(model: nn.Module, lora: Lora, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises ExportError if a layer is for weights of another shape, as those of Stable Diffusion 2 and XL are."""
+    modules = dict(model.named_modules())
+    for key, value in tensors.items():
+        name, _, side = key.partition(".lora_")
+        module = modules.get(name)
+        if side not in ("A.weight", "B.weight") or not isinstance(module, nn.Linear | nn.Conv2d):
             continue
-        name = f"lora_{index}"
-        try:
-            if part == "unet":
-                StableDiffusionPipeline.load_lora_into_unet(state_dict, alphas, model, adapter_name=name)
-                model.fuse_lora(lora_scale=lora.weight, adapter_names=[name])
-            else:
-                StableDiffusionPipeline.load_lora_into_text_encoder(state_dict, alphas, model, adapter_name=name)
-                fuse_text_encoder_lora(model, lora_scale=lora.weight, adapter_names=[name])
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise ExportError("lora", f"{lora.source!r} does not fit the {part}: {first_line(error)}") from None
-        _check_all_landed(model, part, lora, state_dict)
-        recurse_remove_peft_layers(model)
-        _forget_adapters(model)
+        out, into = module.weight.shape[:2]
+        theirs, ours = (value.shape[1], into) if side == "A.weight" else (value.shape[0], out)
+        if theirs != ours:
+            place = ".".join(name.split(".")[-2:])
+            raise ExportError(
+                "lora",
+                f"{quoted(lora.source)} is for another model: {place} has {theirs} channels, the base's {ours}",
+                "give a LoRA for Stable Diffusion 1.5",
+            )
+
+
+def _settings(part: Part, layers: Layers, tensors: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    """Returns what is known about the ranks and alphas of a part, for just the layers that are there."""
+    known = layers.metadata or {}
+    if not any(key.startswith(f"{part}.") for key in known):
+        return None
+    return known | {f"{part}.target_modules": sorted({key.partition(".lora_")[0] for key in tensors})}
+
+
+def _by_kohya_name(model: nn.Module, part: Part) -> dict[str, nn.Module]:
+    """Returns the layers of a model by their names in kohya's format."""
+    layers = {name.replace(".", "_"): module for name, module in model.named_modules()}
+    return {f"{prefix}{name}": module for prefix in KOHYA_PREFIXES[part] for name, module in layers.items()}
+
+
+def _decompose(lora: Lora, name: str, weight: torch.Tensor, original: torch.Tensor, magnitude: torch.Tensor) -> None:
+    """Turns the sum of a weight and its low-rank product into DoRA's weight, in place.
+
+    `magnitude` has a value per output [out, 1, ...] or, in older files, per input [1, in, ...].
+
+    Raises:
+        ExportError: `magnitude` has another shape.
+    """
+    magnitude = magnitude.float()
+    if magnitude.shape[0] == weight.shape[0] and magnitude.numel() == weight.shape[0]:
+        kept = 0
+    elif magnitude.numel() == weight.shape[1]:
+        kept = 1
+    else:
+        raise ExportError("lora", f"{quoted(lora.source)}: dora_scale of {name} has shape {tuple(magnitude.shape)}")
+    others = [axis for axis in range(weight.ndim) if axis != kept]
+    shape = [-1 if axis == kept else 1 for axis in range(weight.ndim)]
+    weight = weight.detach()
+    decomposed = magnitude.reshape(shape) * weight / torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+    weight.copy_(decomposed if lora.weight == 1 else original + lora.weight * (decomposed - original))
 
 
 def _check_all_landed(model: nn.Module, part: str, lora: Lora, state_dict: dict[str, torch.Tensor]) -> None:
@@ -78,31 +145,7 @@ def _check_all_landed(model: nn.Module, part: str, lora: Lora, state_dict: dict[
     given = sum(key.startswith(f"{part}.") and key.endswith(("down.weight", "lora_A.weight")) for key in state_dict)
     landed = sum(isinstance(module, BaseTunerLayer) for module in model.modules())
     if given != landed:
-        raise ExportError("lora", f"{lora.source!r}: only {landed} of {given} layers fit the {part} of the base")
-
-
-def read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, float] | None]:
-    """Reads the weights of a LoRA under diffusers' names, and its alphas.
-
-    Raises:
-        ExportError: the LoRA cannot be read.
-    """
-    try:
-        state_dict, alphas = StableDiffusionPipeline.lora_state_dict(lora.source)
-    except Exception as error:  # a damaged file can make the loaders raise anything
-        raise ExportError("lora", f"cannot load {lora.source!r}: {first_line(error)}") from None
-    prefixes = ("unet.", "text_encoder.")
-    if not any(key.startswith(prefixes) for key in state_dict):  # saved from a UNet without its pipeline
-        state_dict = {f"unet.{key}": value for key, value in state_dict.items() if "lora" in key}
-    return {_uniform(key): value for key, value in state_dict.items()}, alphas
-
-
-def _uniform(key: str) -> str:
-    """Renames a key of the text encoder to one of diffusers' two spellings: its loader drops keys if both occur."""
-    if key.startswith("text_encoder."):
-        for name in ("q", "k", "v", "out"):
-            key = key.replace(f".to_{name}_lora.", f".{name}_proj.lora_linear_layer.")
-    return key
+        raise ExportError("lora", f"{quoted(lora.source)}: only {landed} of {given} layers fit the {part} of the base")
 
 
 def _forget_adapters(model: nn.Module) -> None:

@@ -1,78 +1,26 @@
 """Plan an export: the options, the sizes from the checkpoints' configurations, and one job per graph."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 from torch import nn
 
 from ..runtime.format.clip_layout import ClipLayout, ClipSize
 from ..runtime.format.decoders import DECODERS
 from ..runtime.format.manifest import MAX_SIDE, Dimension, SchedulerRecord, Sizes
-from . import checkpoints, compatibility, graph_specs, traced_modules
+from . import checkpoints, compatibility, configurations, graph_specs, traced_modules
 from .check import ExportError
 from .graph_specs import GraphSpec, Input
-from .lora import Lora
-from .lora import read as read_lora
-from .temporal_transformer import TemporalNorm
+from .lora_files import read_lora
+from .options import ExportOptions, public_name
+
+__all__ = ["ExportOptions", "Job", "Parts", "lcm_schedule", "open_sources", "plan_jobs", "public_name", "read_parts"]
 
 MAX_FRAMES = 32
-
-
-@dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """What to export; sources are diffusers-format folders or hub names.
-
-    Attributes:
-        base: a Stable Diffusion 1.5 checkpoint.
-        motion_adapter: the motion modules of AnimateDiff.
-        controlnets: SparseCtrl by kind, `scribble` or `rgb`.
-        loras: fused into UNet and text encoder, in this order.
-        vae: a VAE to use instead of the base's.
-        tiny_decoder: an AutoencoderTiny, or a file in TAESD's own format; its decoder is exported besides the VAE's.
-        temporal_norm: see `TemporalTransformer`.
-        frames: default number of frames of a clip.
-        height, width: default size of a clip in pixels; None takes the UNet's sample size.
-        scheduler: overrides of the LCM schedule, by diffusers' names.
-    """
-
-    base: str
-    motion_adapter: str
-    controlnets: dict[str, str] = field(default_factory=dict)
-    loras: tuple[Lora, ...] = ()
-    vae: str | None = None
-    tiny_decoder: str | None = None
-    temporal_norm: TemporalNorm = "frame"
-    frames: int = 16
-    height: int | None = None
-    width: int | None = None
-    scheduler: dict[str, Any] = field(default_factory=dict)
-
-    def sources(self) -> dict[str, str]:
-        """Returns the sources for the bundle's manifest; local folders and files appear without their path."""
-        named = {
-            "base": self.base,
-            "motion_adapter": self.motion_adapter,
-            **{f"controlnet_{kind}": source for kind, source in self.controlnets.items()},
-            **({"vae": self.vae} if self.vae else {}),
-            **({"tiny_decoder": self.tiny_decoder} if self.tiny_decoder else {}),
-        }
-        loras = {
-            f"lora_{index}": f"{public_name(lora.source)}={lora.weight:g}" for index, lora in enumerate(self.loras)
-        }
-        return {key: public_name(source) for key, source in named.items()} | loras
-
-
-def public_name(source: str) -> str:
-    """Returns a hub name unchanged, and a local folder or file without its path.
-
-    A bundle must not reveal paths of the machine that exported it.
-    """
-    return Path(source).name if Path(source).exists() else source
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +53,9 @@ def read_parts(options: ExportOptions) -> Parts:
     Raises:
         ExportError: a checkpoint cannot be read, or the parts do not fit together.
     """
-    unet = checkpoints.load_config(UNet2DConditionModel, "base", options.base, "unet")
-    vae = checkpoints.load_vae_config(options.base, options.vae)
-    text = checkpoints.load_text_config(options.base)
+    unet = configurations.load_unet_config(options.base, options.loading)
+    vae = configurations.load_vae_config(options.base, options.vae, options.loading)
+    text = configurations.load_text_config(options.base, options.loading)
     compatibility.check_unet(options.base, unet, vae)
     positions = [compatibility.check_motion_adapter(options.motion_adapter, unet)]
     positions += [compatibility.check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
@@ -122,7 +70,7 @@ def read_parts(options: ExportOptions) -> Parts:
     return Parts(
         options=options,
         sizes=_sizes(options, unet, vae, max_frames),
-        scheduler=lcm_schedule(checkpoints.load_lcm_config(options.base, options.scheduler)),
+        scheduler=lcm_schedule(configurations.load_lcm_config(options.base, options.scheduler, options.loading)),
         vocabulary=int(text.vocab_size),
         max_tokens=int(text.max_position_embeddings),
         text_width=int(text.hidden_size),
@@ -207,7 +155,9 @@ def _text_encoder(parts: Parts) -> Job:
     options = parts.options
 
     def build() -> nn.Module:
-        return traced_modules.TextEncoder(checkpoints.load_text_encoder(options.base, list(options.loras)))
+        return traced_modules.TextEncoder(
+            checkpoints.load_text_encoder(options.base, list(options.loras), options.loading)
+        )
 
     spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width)
     return Job(spec, build, *_video_layouts(parts))
@@ -236,7 +186,8 @@ def _controlnet(parts: Parts, kind: str, source: str) -> Job:
     )
 
     def build() -> nn.Module:
-        return traced_modules.SparseCtrl(checkpoints.load_controlnet(kind, source), parts.options.temporal_norm)
+        model = checkpoints.load_controlnet(kind, source, parts.options.loading)
+        return traced_modules.SparseCtrl(model, parts.options.temporal_norm)
 
     spec = graph_specs.controlnet_spec(kind, conditioning, parts.prompt, parts.residuals)
     return Job(spec, build, *_video_layouts(parts))
@@ -250,7 +201,7 @@ def _unet(parts: Parts) -> Job:
     options = parts.options
 
     def build() -> nn.Module:
-        model = checkpoints.load_unet(options.base, options.motion_adapter, list(options.loras))
+        model = checkpoints.load_unet(options.base, options.motion_adapter, list(options.loras), options.loading)
         return traced_modules.UNet(model, options.temporal_norm)
 
     return Job(graph_specs.unet_spec(_latents(parts), parts.prompt, parts.residuals), build, *_video_layouts(parts))
@@ -280,7 +231,7 @@ def _vae(parts: Parts, spec: Callable[[int, int], GraphSpec], module: Callable[.
     options, sizes = parts.options, parts.sizes
 
     def build() -> nn.Module:
-        return module(checkpoints.load_vae(options.base, options.vae))
+        return module(checkpoints.load_vae(options.base, options.vae, options.loading))
 
     return Job(spec(sizes.latent_channels, sizes.vae_scale_factor), build, *_image_layouts(parts))
 
@@ -289,10 +240,30 @@ def _tiny_decoder(parts: Parts, source: str) -> Job:
     sizes = parts.sizes
 
     def build() -> nn.Module:
-        return traced_modules.TinyDecoder(checkpoints.load_tiny_decoder(source))
+        return traced_modules.TinyDecoder(checkpoints.load_tiny_decoder(source, parts.options.loading))
 
     spec = graph_specs.vae_decoder_spec(sizes.latent_channels, sizes.vae_scale_factor, DECODERS["tiny"])
     return Job(spec, build, *_image_layouts(parts))
+
+
+def open_sources(parts: Parts) -> Iterator[tuple[str, int]]:
+    """Loads every model once and frees it again; yields the graph it is for and the bytes of its weights as float32.
+
+    So every source is found whole, finite and fitting before the first graph is traced, which takes minutes.
+
+    Raises:
+        ExportError: a checkpoint cannot be loaded or does not fit.
+    """
+    jobs = plan_jobs(parts)
+    graphs = {job.spec.name for job in jobs}
+    for job in jobs:
+        if job.spec.name == "vae_encoder" and "vae_decoder" in graphs:  # the decoder comes from the same VAE
+            continue
+        module = job.build()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+        del module
+        gc.collect()
+        yield job.spec.name, size
 
 
 def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from safetensors.torch import load_file
 
 from .check import ExportError
+from .sources import read_weights
 
 SUFFIXES = (".safetensors", ".pth")
 
@@ -28,7 +28,7 @@ def load(path: Path) -> AutoencoderTiny:
     """
     if path.suffix not in SUFFIXES:
         raise ExportError("tiny_decoder", f"{str(path)!r} is not a TAESD file", f"allowed are {' and '.join(SUFFIXES)}")
-    weights = _read(path)
+    weights = read_weights("tiny_decoder", str(path)).tensors
     convolutions, blocks = (_entries(weights, kind) for kind in (_CONVOLUTION, _BLOCK))
     refusal = ExportError(
         "tiny_decoder",
@@ -50,13 +50,6 @@ def load(path: Path) -> AutoencoderTiny:
     except (IndexError, RuntimeError, ValueError):  # other names or shapes
         raise refusal from None
     return model
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(weights) if isinstance(weights, dict) else {}
 
 
 def _entries(weights: dict[str, torch.Tensor], kind: re.Pattern[str]) -> list[int]:

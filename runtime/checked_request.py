@@ -1,5 +1,6 @@
 """Checks a request once; all later code relies on the checked values."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -10,9 +11,11 @@ from .errors import InvalidRequest, shown
 from .format.clip_layout import ClipLayout, ClipSize, frames_decoded_at_a_time
 from .format.decoders import DECODERS
 from .format.manifest import MAX_SIDE, Manifest, Sizes
-from .images import fit, load_picture
+from .images import fit, load_picture, scribble_doubt
 from .loop.noise import MAX_SEED
 from .request import MAX_GUIDANCE, MAX_STEPS, ClipRequest, FittedKeyframe, Keyframe
+
+_logger = logging.getLogger("sparsectrl_lcm")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,10 +109,23 @@ def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
         frames=frames,
         decoder=_decoder(manifest, asked.decoder),
     )
-    fitted = (
+    fitted = [
         FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height)) for index, image in pictures
-    )
+    ]
+    if checked.controlnet == "scribble":
+        _tell_odd_scribbles(fitted)
     return replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
+
+
+def _tell_odd_scribbles(keyframes: list[FittedKeyframe]) -> None:
+    """Logs a warning for scribbles that are probably not white lines on black, as the model takes them."""
+    for keyframe in keyframes:
+        if doubt := scribble_doubt(keyframe.pixels):
+            _logger.warning(
+                "keyframe %d %s; a scribble is white lines on black, and transparent parts count as black",
+                keyframe.index,
+                doubt,
+            )
 
 
 def _given(value: int | None, default: int) -> Any:

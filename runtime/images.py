@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP", "TIFF")
+"""Formats of files, by Pillow's names. Others are refused unread: Pillow hands some, such as EPS, to other programs."""
+MOSTLY_WHITE = 0.5
+"""A scribble is white lines on black; if more of it is white than this share, it was probably drawn in black."""
 
 
 def load_picture(source: Any, field: str) -> "Image.Image":
@@ -35,10 +39,10 @@ def load_picture(source: Any, field: str) -> "Image.Image":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(source, bytes | bytearray | memoryview):
-                with Image.open(io.BytesIO(source)) as image:
+                with Image.open(io.BytesIO(source), formats=_formats()) as image:
                     return _decode(image, field)
             if isinstance(source, str | PathLike):
-                with Image.open(Path(source)) as image:
+                with Image.open(Path(source), formats=_formats()) as image:
                     return _decode(image, field)
             return _decode(_from_memory(source, field), field)
     except InvalidRequest:
@@ -65,6 +69,22 @@ def fit(image: "Image.Image", width: int, height: int) -> NDArray[np.uint8]:
     if image.size == (width, height):
         return np.asarray(image)
     return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+
+
+def scribble_doubt(pixels: NDArray[np.uint8]) -> str:
+    """Says what is odd about the scribble `pixels` [H, W, 3], or nothing: the model takes white lines on black."""
+    brightness = pixels.max(axis=2)
+    if brightness.max() == brightness.min():
+        return "is all black" if brightness.max() == 0 else "has no lines: all its pixels are equal"
+    return "is mostly white" if (brightness > 127).mean() > MOSTLY_WHITE else ""
+
+
+def _formats() -> list[str]:
+    """Returns the formats that this Pillow can read; it is built without some on some systems."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _decode(image: "Image.Image", field: str) -> "Image.Image":

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from ..errors import BundleError
+from ..errors import BundleError, reason_of
 from .checksums import first_difference
+from .linked_files import without_links
 from .manifest import GraphRecord, Manifest, read_manifest
 
 
@@ -49,15 +50,17 @@ class Bundle:
 
 
 def bundle_folder(path: str | os.PathLike[str] | None) -> Path:
-    """The folder of a bundle; None gives that of the demo bundle.
+    """The folder of a bundle; None gives that of the demo bundle. For links into a hub's cache, see `linked_files`.
 
     Raises:
-        BundleError: `path` is not a path.
+        BundleError: `path` is not a path, or its links lead out of it and the user's cache cannot be written.
     """
     try:
-        return demo_bundle() if path is None else Path(path)
+        return demo_bundle() if path is None else without_links(Path(path))
     except TypeError:
         raise BundleError("bundle", f"{path!r} is not a path") from None
+    except OSError as error:
+        raise BundleError("bundle", f"links of {str(path)!r} cannot be followed: {reason_of(error)}") from None
 
 
 def demo_bundle() -> Path:

@@ -43,7 +43,8 @@ def encode(path: Path, fps: float, frames: Iterable[NDArray[np.uint8]], height: 
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.color_range = 1  # limited, which players expect for yuv420p
-        context.colorspace = context.color_primaries = context.color_trc = 6  # BT.601, which the conversion uses
+        context.colorspace = 6  # the matrix of BT.601, which the conversion uses
+        context.color_primaries, context.color_trc = 1, 1  # of BT.709: frames are sRGB, which has its primaries
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

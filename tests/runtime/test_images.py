@@ -1,13 +1,17 @@
 """Keyframe pictures of every kind, against Pillow's own result."""
 
 import io
+import logging
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from sparsectrl_lcm.runtime import InvalidRequest
-from sparsectrl_lcm.runtime.images import MAX_PIXELS, fit, load_picture
+from PIL import Image, ImageDraw, ImageOps
+from sparsectrl_lcm.runtime import ClipRequest, InvalidRequest, Keyframe
+from sparsectrl_lcm.runtime.checked_request import check_request
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.images import MAX_PIXELS, fit, load_picture, scribble_doubt
 
 
 def gradient(width: int = 40, height: int = 24) -> Image.Image:
@@ -171,3 +175,45 @@ def test_a_bad_picture_is_one_line(name: str) -> None:
     assert message.startswith("keyframe 7: ")
     assert "\n" not in message
     assert isinstance(error.value, ValueError)
+
+
+def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands an EPS to Ghostscript."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\necho 10.05.0\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a.eps").write_bytes(data)
+    for source in (data, tmp_path / "a.eps"):
+        with pytest.raises(InvalidRequest, match="is not an image; give a PNG, JPEG, WebP or GIF"):
+            load_picture(source, "keyframe 0")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_odd_scribbles_are_told() -> None:
+    """Ink on a transparent ground is all black; ink on paper is mostly white."""
+    ink = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    ImageDraw.Draw(ink).ellipse((10, 10, 50, 50), outline=(0, 0, 0, 255), width=3)
+    paper = Image.new("RGBA", ink.size, "white")
+    paper.alpha_composite(ink)
+    pictures = {
+        "is all black": ink,
+        "is mostly white": paper,
+        "has no lines: all its pixels are equal": Image.new("L", ink.size, 90),
+        "": ImageOps.invert(paper.convert("RGB")),
+    }
+    for doubt, picture in pictures.items():
+        assert scribble_doubt(np.asarray(load_picture(picture, "keyframe 0"))) == doubt
+
+
+def test_a_request_with_an_odd_scribble_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Pictures for rgb keyframes may be of one colour."""
+    manifest = Bundle.load().manifest
+    keyframes = [Keyframe(0, np.eye(64) > 0.5), Keyframe(5, np.zeros((64, 64), np.uint8))]
+    with caplog.at_level(logging.WARNING, "sparsectrl_lcm"):
+        check_request(ClipRequest("a red star", keyframes, controlnet="rgb"), manifest)
+        assert not caplog.records
+        check_request(ClipRequest("a red star", keyframes, controlnet="scribble"), manifest)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("keyframe 5 is all black; a scribble is white lines on black")

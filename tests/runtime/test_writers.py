@@ -1,5 +1,6 @@
 """Files, read back with PyAV and Pillow."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -42,10 +43,38 @@ def test_video(clip: Clip, tmp_path: Path, name: str, codec: str, fps: float) ->
     stream = container.streams.video[0]
     assert stream.codec_context.name == codec or codec in stream.codec_context.name
     assert stream.codec_context.pix_fmt == "yuv420p"
+    tags = stream.codec_context
+    assert int(tags.colorspace) == 6, "the matrix of BT.601"
+    assert (tags.color_primaries, tags.color_trc) == (1, 1), "sRGB frames have the primaries of BT.709"
     assert float(stream.average_rate) == pytest.approx(fps)
     assert len(frames) == 16
     assert np.abs(np.stack(frames).astype(int) - clip.frames).mean() < 6
     assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.webm"])
+def test_a_player_that_honours_the_tags_shows_the_colours(tmp_path: Path, name: str) -> None:
+    """Converted to BT.709 by ffmpeg's filter, which looks at matrix, primaries and transfer."""
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)]
+    frames = np.stack([np.full((64, 64, 3), colour, np.uint8) for colour in colours])
+    path = Clip(frames=frames, seed=1, timings={}).save(tmp_path / name)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph = av.filter.Graph()
+        steps = [
+            graph.add_buffer(template=stream),
+            graph.add("colorspace", "all=bt709:format=yuv420p"),
+            graph.add("scale", "in_color_matrix=bt709"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ]
+        for step, following in itertools.pairwise(steps):
+            step.link_to(following)
+        graph.configure()
+        for colour, frame in zip(colours, container.decode(stream), strict=True):
+            graph.push(frame)
+            shown = graph.pull().to_ndarray()[30, 30]
+            assert np.abs(shown.astype(int) - colour).max() <= 6, (colour, shown)
 
 
 def test_mp4_starts_fast(clip: Clip, tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""Bundles as they lie in a hub's cache: files are links to files with other names outside of the folder."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from sparsectrl_lcm.engine.build import build
+from sparsectrl_lcm.runtime import BundleError, VideoPipeline
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.linked_files import without_links
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    """The demo bundle's portable files, laid out as huggingface_hub does."""
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "c0ffee"
+    blobs.mkdir(parents=True)
+    source = demo_bundle()
+    for path in source.rglob("*"):
+        name = path.relative_to(source)
+        if path.is_file() and "engines" not in name.parts:
+            blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+            shutil.copy(path, blob)
+            link = snapshot / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                link.symlink_to(os.path.relpath(blob, link.parent))
+            except OSError:
+                pytest.skip("links cannot be made here")
+    return snapshot
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_such_a_bundle_makes_clips(backend: str, snapshot: Path) -> None:
+    request = {"num_inference_steps": 1, "num_frames": 1, "seed": 1, "height": 64, "width": 64}
+    clips = [VideoPipeline.load(path, backend).generate("a red star", **request) for path in (snapshot, None)]
+    assert abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1
+
+
+def test_engines_can_be_built(snapshot: Path) -> None:
+    build(snapshot, "onnxruntime", BuildOptions())
+    again = Bundle.load(snapshot)
+    assert (again.folder / "engines" / "onnxruntime").is_dir()
+    assert not (snapshot / "engines").exists()
+
+
+def test_links_take_no_space_and_follow_changes(snapshot: Path) -> None:
+    folder = without_links(snapshot)
+    assert folder != snapshot
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
+    weights = "onnx/unet.weights"
+    assert (folder / weights).samefile(snapshot / weights)
+    assert without_links(snapshot) == folder
+    assert without_links(folder) == folder
+    manifest = snapshot / "manifest.json"
+    changed = manifest.read_text() + "\n"
+    manifest.unlink()
+    manifest.write_text(changed)
+    assert (without_links(snapshot) / "manifest.json").read_text() == changed
+
+
+def test_links_inside_the_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    assert without_links(tmp_path) == tmp_path
+
+
+def test_a_broken_link_is_told(snapshot: Path) -> None:
+    path = snapshot / "onnx" / "unet.weights"
+    path.resolve().unlink()
+    with pytest.raises(BundleError, match="onnx/unet.weights"):
+        Bundle.load(snapshot)
