@@ -116,7 +116,7 @@ def test_json(answer: dict[str, object], capsys: pytest.CaptureFixture[str]) -> 
 
 WRONG = [
     (["/nowhere"], "bundle: '/nowhere' is not a folder"),
-    (["--backend", "magic"], "backend: 'magic' is unknown; allowed are tensorrt, "),
+    (["--backend", "magic"], "--backend: 'magic' is unknown; allowed are tensorrt, "),
     (["--backend", "openvino", "--precision", "fp4"], "--precision: 'fp4' is unknown to openvino; allowed are bf16, "),
     (
         ["--backend", "openvino", "--precision", "int8"],
