@@ -41,7 +41,7 @@ def main() -> None:
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print("\n".join(tables(report)))
     print(f"\nwritten to {path}")
-    if any(row["summary"] for row in report["contenders"].values()):
+    if report["contenders"]:
         import plot  # needs matplotlib
 
         print("\n".join(f"drawn to {picture}" for picture in plot.draw(report, path)))

@@ -20,5 +20,6 @@ def measure(settings: Settings, write: Write) -> None:
     device, dtype = ("cpu", torch.float32) if settings.dry_run else ("cuda", torch.float16)
     pipe = sparsectrl_pipeline(checkpoints_folder(settings), arch, device, dtype)
     job = job_of(settings, settings.stage, "random")
+    write({"request": job.request.as_dict()})
     for row in sample_diffusers(job, pipe, device, begin, settings.deadline(SAMPLING)):
         write(row | percentiles(row.get("samples", {})))

@@ -17,6 +17,7 @@ def measure(settings: Settings, write: Write) -> None:
     if not (settings.bundle / "manifest.json").exists():
         raise CannotRun("there are no weights; the stage `weights` did not end")
     job = job_of(settings, settings.stage)
+    write({"request": job.request.as_dict()})
     for row in build_engines(replace(job, role="build")):
         write(row)
     for row in measure_pipeline(replace(job, seconds=settings.left)):

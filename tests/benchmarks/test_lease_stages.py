@@ -12,12 +12,14 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import gpu_worker
 import lease_prepare
 from fakes.emulated_demo import SMALL, emulated_demo
 from lease_bundle import LEFT_OUT, Weight, fill, strip, write_weights
 from lease_report import make_report, tables
-from lease_stages import device, events, kernels, requests, sources
+from lease_stages import device, diffusers_fp16, events, kernels, requests, sources
 from lease_stages.processes import Settings
+from sparsectrl_lcm.benchmarks import random_pipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.gpu.device import Device
 from sparsectrl_lcm.runtime.machine import commit
@@ -201,6 +203,16 @@ def test_the_report_has_what_a_killed_stage_measured_and_the_warning_of_a_mode()
     assert "| diffusers-compile | - | - | - | - | - | - | 70.0 |" in text
     assert "| torch engines, plain | 1500.0 (1950.0) | 1500.0 (1950.0) | - | - | - | - | 70.0 |" in text
     assert "| torch engines, plain | warning | | no graph |" in text
+
+
+def test_diffusers_alone_makes_a_report_with_its_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    monkeypatch.setattr(random_pipeline, "sparsectrl_pipeline", lambda *_: None)
+    monkeypatch.setattr(gpu_worker, "sample_diffusers", lambda *_: [])
+    settings = Settings("diffusers-eager", "", "", str(tmp_path), dry_run=True)
+    diffusers_fp16.measure(settings, rows.append)
+    report = make_report([{"stage": "diffusers-eager", "state": "done", "seconds": 1.0, "rows": rows}])
+    assert report["request"]["width"] == 64
 
 
 def emulated(monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[dict[str, Any]]:
