@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import reports
 from flops import flops_per_second, request_flops
-from gpu_contenders import BASELINE, CONTENDERS, DRY_RUN, RECORDS, Job, ProjectBackend, Row
+from gpu_contenders import BASELINE, CONTENDERS, DRY_RUN, RECORDS, Job, ProjectBackend, Row, rows_of
 from gpu_worker import work
 from machine_limits import data_sheet_peak
 from models import clip_size, prepare
@@ -97,16 +97,6 @@ def contend(job: Job, build: bool, free_memory: Callable[[], int] | None) -> lis
         left = job.seconds - (time.monotonic() - begin)
         rows = run(replace(job, role="measure", seconds=left), free_memory)
     return rows_of(job, built, rows)
-
-
-def rows_of(job: Job, built: Row, rows: list[Row]) -> list[Row]:
-    """One row for each mode of a contender, with samples or the reason for their absence."""
-    failed = {"reason": next((row["reason"] for row in rows if "mode" not in row), "gave no result")}
-    by_mode = {row["mode"]: row for row in rows if "mode" in row}
-    return [
-        {"contender": job.contender, "mode": mode, **built, **by_mode.get(mode, failed)}
-        for mode in RECORDS[job.contender].modes
-    ]
 
 
 def summarize(rows: list[Row], flops: dict[str, int], peak: float | None) -> None:

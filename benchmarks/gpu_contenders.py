@@ -122,6 +122,23 @@ class Job:
             yield {index: np.roll(picture, by, axis=(0, 1)) for index, picture in first.items()}
 
 
+def rows_of(job: Job, built: Row, rows: list[Row]) -> list[Row]:
+    """One row for each mode of a contender, with samples or the reason for their absence."""
+    failed = {"reason": next((row["reason"] for row in rows if "mode" not in row), "gave no result")}
+    by_mode: dict[str | None, Row] = {}
+    for row in rows:  # a mode may have several, each with more than the one before
+        if "mode" in row:
+            before = by_mode.get(row["mode"], {})
+            peaks = [peak for peak in (before.get("peak_bytes"), row.get("peak_bytes")) if peak is not None]
+            by_mode[row["mode"]] = before | row | {"peak_bytes": max(peaks, default=None)}
+    return [
+        {"contender": job.contender, "mode": mode, **built, **row}
+        | ({} if row.keys() & {"samples", "reason"} else failed)
+        for mode in RECORDS[job.contender].modes
+        for row in [by_mode.get(mode, {})]
+    ]
+
+
 def build_engines(job: Job) -> Iterator[Row]:
     """Builds the engines of a backend if none fit. The row has the build time, of this or an earlier build."""
     from sparsectrl_lcm.engine.build import build

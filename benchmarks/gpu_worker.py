@@ -100,17 +100,28 @@ def measure_diffusers(job: Job, device: str = "cuda", dtype: str = "float16") ->
     """
     if job.checkpoints is None:
         raise SparseCtrlLcmError("checkpoints", "missing: diffusers cannot read a bundle", "give --checkpoints DIR")
+    deadline = time.perf_counter() + SAMPLING * job.seconds
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise SparseCtrlLcmError("", "torch has no CUDA here", "install a build of torch for CUDA")
     start = time.perf_counter()
     pipe = load_pipeline(Path(job.checkpoints)).to(device, getattr(torch, dtype))
-    yield from sample_diffusers(job, pipe, device, start)
+    yield from sample_diffusers(job, pipe, device, start, deadline)
 
 
-def sample_diffusers(job: Job, pipe: Any, device: str, start: float) -> Iterator[Row]:
-    """Measures diffusers' pipeline. `start` is when loading it began, on `time.perf_counter`."""
+def sample_diffusers(job: Job, pipe: Any, device: str, start: float, deadline: float) -> Iterator[Row]:
+    """Measures diffusers' pipeline. Gives its row three times, with more each time, in case the process is killed.
+
+    The first row has the seconds of the first request, the second the samples, the third those of their stages, too.
+
+    Args:
+        job: the request and how often to make it.
+        pipe: the pipeline.
+        device: cuda or cpu.
+        start: when loading it began, on `time.perf_counter`.
+        deadline: when to start no further samples, on `time.perf_counter`.
+    """
     import torch
 
     if job.vae_slicing:
@@ -128,8 +139,10 @@ def sample_diffusers(job: Job, pipe: Any, device: str, start: float) -> Iterator
     begin = time.perf_counter()
     ask(0, next(fresh))
     row: Row = {"mode": None, "load_s": load, "first_s": time.perf_counter() - begin}
+    yield row
     current = warm_up(ask, fresh)
-    samples = sample(job.requests, ask, current, fresh, start + SAMPLING * job.seconds)
+    samples = sample(job.requests, ask, current, fresh, deadline)
+    yield row | {"samples": samples}
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     stages = watch_stages(pipe, synchronize)
     for seed in range(LEAST):  # last, since timing a stage makes the host wait for the device

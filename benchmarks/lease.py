@@ -6,7 +6,8 @@
 
 Runs from the source tree on a machine with torch. Each stage is a process of its own with a deadline. A stage that
 fails or is killed still ends in a line, with what it had measured, and the next stage runs. If the budget ends or this
-program is stopped, the stages that were not started get their lines, too. The output of the stages is in DIR/lease.log.
+program is stopped, the stages that were not started get their lines, too. If this program is killed, the running stage
+ends with it, and the report reads what it had measured from DIR/STAGE.rows. The stages' output is in DIR/lease.log.
 
 This program itself needs nothing but Python's standard library.
 """
@@ -25,10 +26,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from lease_stages.processes import Line, Settings, not_started, run_stage, work
+from lease_stages.processes import Line, Settings, not_started, rows_file, run_stage, unfinished, work
 from lease_stages.schedule import NEEDED, STAGES, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +120,9 @@ def run_stages(stages: Sequence[Stage], settings: Settings, budget: float) -> It
     """Runs the stages within `budget` seconds. Writes a line for each to lease.jsonl and returns it."""
     end, reason = time.monotonic() + budget, ""
     with (Path(settings.output) / "lease.jsonl").open("a", encoding="utf-8") as file, stop_signals() as stopped:
+        for line in unfinished(Path(settings.output)):
+            append(file, line)
+            rows_file(settings.output, line["stage"]).unlink()
         for stage in stages:
             left = end - time.monotonic()
             reason = reason or stopped() or ("" if left > 0 else f"the budget of {budget:g} s was spent")
@@ -125,12 +130,18 @@ def run_stages(stages: Sequence[Stage], settings: Settings, budget: float) -> It
                 line = not_started(stage, reason)
             else:
                 line = run_stage(replace(settings, stage=stage.name), stage, min(stage.seconds, left), stopped)
-                if stage.decisive and line["state"] != "done":
-                    reason = f"{stage.name}: {line['reason']}"
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+                if stage.decisive and not any(stage.decisive in row for row in line["rows"]):
+                    reason = f"{stage.name}: {line.get('reason', 'found nothing')}"
+            append(file, line)
+            rows_file(settings.output, stage.name).unlink(missing_ok=True)
             yield line
+
+
+def append(file: TextIO, line: Line) -> None:
+    """Writes a line so that it outlives this program and the machine."""
+    file.write(json.dumps(line) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A bundle without weights, a few megabytes, and random weights for it on another machine.
 
-The weights are those of `randomize` in random_checkpoints.py: never zero, and scaled so that activations stay finite in
-fp16. They are cut from one block of random numbers, so that gigabytes are written in seconds.
+The weights are never zero and scaled as by `randomize` in random_checkpoints.py. They are cut from one block of random
+numbers, so that gigabytes are written in seconds.
 """
 
 import hashlib
@@ -22,6 +22,8 @@ LEFT_OUT = ("controlnet_rgb", "vae_encoder", "vae_decoder_tiny")
 """Graphs that the measured requests do not use: 2 GB less to write."""
 BLOCK = 1 << 24
 """Numbers in the random block."""
+STRIDE = 1_000_003
+"""A prime: the pieces of one weight begin that far from each other in the block."""
 LEAST = 1e-2
 GAINS = {"controlnet_cond_embedding": 1.8, "motion_modules": 1.3}
 """Those of random_checkpoints.py, which this module does not import because it imports diffusers."""
@@ -84,9 +86,9 @@ def fill(view: NDArray[np.uint8], weight: Weight, block: NDArray[np.float32]) ->
         return
     half = block.size // 2
     target = view[weight.offset : weight.offset + 4 * weight.count].view(np.float32)
-    for begin in range(0, weight.count, half):
+    for number, begin in enumerate(range(0, weight.count, half)):
         piece = target[begin : begin + half]
-        start = (weight.offset // 4 + begin) % half
+        start = (weight.offset // 4 + number * STRIDE) % half
         np.multiply(block[start : start + piece.size], np.float32(weight.gain), out=piece)
         piece += np.float32(weight.shift)
 

@@ -3,11 +3,13 @@
     python benchmarks/lease_prepare.py                                  both
     python benchmarks/lease_prepare.py --only packages NAME...          these packages alone
     python benchmarks/lease_prepare.py --only graphs --bundle DIR       the graphs of a bundle that exists
+    python benchmarks/lease_prepare.py --only commit                    right before the run, if the code has changed
 
 Packages go into one archive, which lease.py unpacks and adds to Python's search path. They are chosen for Linux on
 x86-64 and the Python of the other machine, so that this machine may differ. By default they are those that a machine
 with torch, transformers and onnxruntime lacks. The graphs are those of the full-size bundle without weights, 1.8 MB;
-without --bundle, models.py makes the bundle first (20 GB of disk, minutes).
+without --bundle, models.py makes the bundle first (20 GB of disk, minutes). Each call writes the commit and a digest of
+the code, since the other machine may lack git; results from other code are marked `-dirty`.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 from lease import ARCHIVE, PREPARED, ROOT
+from lease_stages.sources import write_commit
 
 sys.path.insert(0, str(ROOT))
 
@@ -40,7 +43,7 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="*", help="default: what a machine with torch and transformers lacks")
-    parser.add_argument("--only", choices=("packages", "graphs"), help="default: both")
+    parser.add_argument("--only", choices=("packages", "graphs", "commit"), help="default: both")
     parser.add_argument("--output", type=Path, default=PREPARED, help="default: .cache/lease")
     parser.add_argument("--python-version", default="3.12", help="of the other machine; default: 3.12")
     parser.add_argument("--bundle", type=Path, help="a full-size bundle; default: make one in --cache")
@@ -52,10 +55,10 @@ def main() -> None:
     """Prepares what is asked for."""
     options = arguments()
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "commit").write_text(commit() or "")  # the other machine may lack git
-    if options.only != "graphs":
+    write_commit(options.output, commit())
+    if options.only in (None, "packages"):
         collect(options.packages, options.output / ARCHIVE.format(options.python_version), options.python_version)
-    if options.only != "packages":
+    if options.only in (None, "graphs"):
         make_graphs(options.bundle, options.cache, options.output / "graphs")
 
 

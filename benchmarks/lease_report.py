@@ -3,7 +3,8 @@
     python benchmarks/lease_report.py DIR/lease.jsonl
     python benchmarks/lease_report.py FIRST/lease.jsonl SECOND/lease.jsonl --output FILE.json
 
-Of a stage that ran several times, the last line counts, unless an earlier one is done and the last is not.
+Of a stage that ran several times, the last line counts, unless an earlier one is done and the last is not. Rows of a
+stage that ran when lease.py was killed are read from the files beside lease.jsonl.
 """
 
 import argparse
@@ -17,11 +18,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import reports
+from lease_stages.processes import unfinished
 from sparsectrl_lcm.benchmarks.harness.rounds import summarize
 
 KINDS = {"new_keyframes": "first", "second_seed": "second_seed"}
 """Kinds of requests, by their names in compare.py."""
 BASELINE = "diffusers-eager"
+FIRST = "first_s"
 
 Report = dict[str, Any]
 
@@ -45,9 +48,10 @@ def main() -> None:
 
 
 def read_lines(path: Path) -> Iterator[Report]:
-    """The lines of a run; the last one may be cut off."""
+    """The lines of a run; the last one may be cut off. Then those of stages that ran when lease.py was killed."""
     for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
         yield json.loads(text)
+    yield from unfinished(path.parent)
 
 
 def make_report(lines: Iterable[Report]) -> Report:
@@ -68,6 +72,8 @@ def make_report(lines: Iterable[Report]) -> Report:
             "command": "python benchmarks/lease.py",
             "threads": head.get("machine", {}).get("cores"),
             "stages": [{name: value for name, value in line.items() if name != "rows"} for line in stages.values()],
+            "missing": rows_with(stages, "device", "missing"),
+            "first_requests": dict(first_requests(stages)),
             "tests": rows_with(stages, "tests", "test", "outcomes"),
             "events": rows_with(stages, "events", "stages_s"),
             "weights": rows_with(stages, "weights", "weights_s", "verified_s"),
@@ -85,12 +91,24 @@ def rows_with(stages: dict[str, Report], stage: str, *names: str) -> list[Report
 
 def contenders(stages: dict[str, Report]) -> Iterator[tuple[str, Report]]:
     """Everything that ran whole requests, with the summary that plot.py draws."""
+    for name, row in named(stages, "samples"):
+        samples = {KINDS[kind]: taken | {"total": taken["wall"]} for kind, taken in row["samples"].items()}
+        yield name, row | {"summary": summarize(samples)}
+
+
+def first_requests(stages: dict[str, Report]) -> Iterator[tuple[str, Report]]:
+    """Seconds of loading and of the first request, also of stages that were killed before they had samples."""
+    for name, row in named(stages, FIRST):
+        yield name, {field: row[field] for field in ("load_s", FIRST)}
+
+
+def named(stages: dict[str, Report], field: str) -> Iterator[tuple[str, Report]]:
+    """The rows with a field, each with the name of what ran."""
     for stage, line in stages.items():
         for row in line["rows"]:
-            if "samples" in row:
+            if field in row:
                 name = "torch engines" if stage == "request" else stage
-                samples = {KINDS[kind]: taken | {"total": taken["wall"]} for kind, taken in row["samples"].items()}
-                yield f"{name}, {row['mode']}" if row.get("mode") else name, row | {"summary": summarize(samples)}
+                yield f"{name}, {row['mode']}" if row.get("mode") else name, row
 
 
 def tables(report: Report) -> Iterator[str]:
@@ -98,16 +116,25 @@ def tables(report: Report) -> Iterator[str]:
     yield from ("| stage | state | seconds | |", "|---|---|---|---|")
     for line in report["stages"]:
         yield f"| {line['stage']} | {line['state']} | {line['seconds']:.1f} | {line.get('reason', '')} |"
+    for row in report["missing"]:
+        yield f"| device: {row['missing']} | missing | | {row['why']} |"
+    for name, row in report["contenders"].items():
+        if row.get("mode_warning"):
+            yield f"| {name} | warning | | {row['mode_warning']} |"
     columns = ("control", "denoise", "decode")
-    yield from ("", "| milliseconds | new keyframes (p95) | next seed (p95) | x eager | " + " | ".join(columns) + " |")
-    yield "|---|---|---|---|" + "---|" * len(columns)
+    heads = ("milliseconds", "new keyframes (p95)", "next seed (p95)", "x eager", *columns, "first request, s")
+    yield from ("", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads))
     eager = report["contenders"].get(BASELINE)
     for name, row in report["contenders"].items():
         middle, late = row["p50"], row["p95"]
         walls = [f"{1e3 * middle[kind]['wall']:.1f} ({1e3 * late[kind]['wall']:.1f})" for kind in KINDS]
         times = f"{eager['p50']['new_keyframes']['wall'] / middle['new_keyframes']['wall']:.2f}" if eager else "-"
-        parts = [f"{1e3 * middle['new_keyframes'][stage]:.1f}" for stage in columns]
-        yield f"| {' | '.join([name, *walls, times, *parts])} |"
+        stages = middle["new_keyframes"]
+        parts = [f"{1e3 * stages[stage]:.1f}" if stage in stages else "-" for stage in columns]
+        yield f"| {' | '.join([name, *walls, times, *parts, f'{row[FIRST]:.1f}'])} |"
+    for name, row in report["first_requests"].items():
+        if name not in report["contenders"]:
+            yield f"| {' | '.join([name, *['-'] * (len(heads) - 2), f'{row[FIRST]:.1f}'])} |"
     yield from ("", "| kernel | variant | input | microseconds | TFLOP/s |", "|---|---|---|---|---|")
     for row in report["kernels"]:
         shape = "x".join(map(str, row["shape"]))

@@ -86,8 +86,7 @@ def kernel_columns(report: dict[str, Any]) -> dict[str, Any]:
     """What an engine is made of, from the report in its record."""
     from sparsectrl_lcm.runtime.format.layer_report import LayerReport
 
-    layers = LayerReport.of(report)
-    assert layers is not None
+    layers = LayerReport.of(report) or LayerReport(layers={}, attention={})
     return {
         "kernels": layers.layers,
         "fused_attentions": {kind: counts.fused for kind, counts in layers.attention.items()},

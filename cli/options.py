@@ -41,7 +41,7 @@ def error_message(error: SparseCtrlLcmError, options: Collection[str]) -> str:
         error: any error of the package.
         options: the options of all commands, such as `--steps`.
     """
-    if error.field in PARTS and isinstance(error, BackendError | BundleError):
+    if error.field in PARTS and isinstance(error, BackendError | BundleError) and not isinstance(error, InvalidRequest):
         return str(error)
     option = f"--{RENAMED.get(error.field, error.field).replace('_', '-')}"
     name = OPTION_NAMES.get(error.field, option if option in options else error.field)

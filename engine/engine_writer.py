@@ -18,7 +18,6 @@ from ..runtime.format.manifest import FileRecord
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 from .unfinished_sets import (
     FINISHED,
-    FinishedEngine,
     copy_engine,
     fingerprint,
     keep_finished,
@@ -97,36 +96,34 @@ def _finish(
     name = set_name(build.index.precision, build.index.size)
     made_with = {"check": options.check, "keep_source": options.keep_source, **build.made_with}
     prints = {graph: fingerprint(build.spec(graph), made_with) for graph in build.graphs}
-    finished = take_finished(folder.parent, name, folder, prints)
+    records = take_finished(folder.parent, name, folder, prints)
     wanted = [graph for graph in build.graphs if not options.graphs or graph in options.graphs]
     for done, graph in enumerate(wanted):
 
         def report(what: str, fraction: float, graph: str = graph, done: int = done) -> None:
             on_progress(f"{graph} ({done + 1}/{len(wanted)}): {what}", (done + fraction) / len(wanted))
 
-        if graph in finished:
+        if graph in records:
             report("finished by an earlier build", 0.0)
             continue
-        record = build.make(graph, folder, report)
-        finished[graph] = FinishedEngine(made_from=prints[graph], record=record)
-        write_finished(folder, finished)
-    records = {graph: engine.record for graph, engine in finished.items()}
-    return records | _from_the_set(bundle, build, folder, [graph for graph in build.graphs if graph not in records])
+        records[graph] = build.make(graph, folder, report).model_copy(update={"made_from": prints[graph]})
+        write_finished(folder, records)
+    others = {graph: prints[graph] for graph in build.graphs if graph not in records}
+    return records | _from_the_set(bundle, build.index, folder, others)
 
 
-def _from_the_set(bundle: Bundle, build: SetBuild, folder: Path, graphs: list[str]) -> dict[str, EngineRecord]:
-    """Takes the engines of graphs from the existing set, if all of them were built with the same options."""
-    index = build.index
+def _from_the_set(bundle: Bundle, index: EngineIndex, folder: Path, prints: dict[str, str]) -> dict[str, EngineRecord]:
+    """Takes the engines with these fingerprints, by graph, from the existing set, if it has all of them."""
     engines = None
     with suppress(BackendError):  # its index cannot be read
-        engines = find_set(bundle.folder, index.backend, set_name(index.precision, index.size)) if graphs else None
+        engines = find_set(bundle.folder, index.backend, set_name(index.precision, index.size)) if prints else None
     if engines is None:
         return {}
-    for graph in graphs:
+    for graph, made_from in prints.items():
         record = engines.index.engines.get(graph)
-        if record is None or record.spec != build.spec(graph) or first_difference(engines.folder, record.files):
+        if record is None or record.made_from != made_from or first_difference(engines.folder, record.files):
             return {}
-    return {graph: copy_engine(engines, graph, folder) for graph in graphs}
+    return {graph: copy_engine(engines, graph, folder) for graph in prints}
 
 
 def _publish(folder: Path, target: Path, index: EngineIndex) -> None:

@@ -16,29 +16,23 @@ from pydantic import TypeAdapter, ValidationError
 from ..runtime.format.checksums import first_difference
 from ..runtime.format.engine_keys import EngineRecord, EngineSpec
 from ..runtime.format.engine_sets import EngineSet, engine_folders
-from ..runtime.format.manifest import Record
 from ..runtime.format.temporary_folders import leftovers
 
 FINISHED = "finished.json"
 
 
-class FinishedEngine(Record):
-    """An engine of a set that is not complete."""
-
-    made_from: str
-    """What `fingerprint` gives; an engine serves only a build with the same one."""
-    record: EngineRecord
-
-
-_LIST = TypeAdapter(dict[str, FinishedEngine])
+_LIST = TypeAdapter(dict[str, EngineRecord])
 
 
 def fingerprint(spec: EngineSpec, made_with: Mapping[str, object]) -> str:
-    """SHA-256 over an engine's key and what else a build of it depends on, such as whether it was checked."""
+    """SHA-256 over an engine's key and what else a build of it depends on, such as whether it was checked.
+
+    An engine serves only a build with the same fingerprint.
+    """
     return hashlib.sha256(json.dumps([spec.key(), made_with], sort_keys=True).encode()).hexdigest()
 
 
-def read_finished(folder: Path) -> dict[str, FinishedEngine]:
+def read_finished(folder: Path) -> dict[str, EngineRecord]:
     """The finished engines in the folder of a build, by graph; empty if there are none."""
     try:
         return _LIST.validate_json((folder / FINISHED).read_bytes())
@@ -46,7 +40,7 @@ def read_finished(folder: Path) -> dict[str, FinishedEngine]:
         return {}
 
 
-def write_finished(folder: Path, engines: Mapping[str, FinishedEngine]) -> None:
+def write_finished(folder: Path, engines: Mapping[str, EngineRecord]) -> None:
     """Replaces the list of finished engines in the folder of a build at once."""
     part = folder / f"{FINISHED}.part"
     part.write_bytes(_LIST.dump_json(dict(engines)))
@@ -63,7 +57,7 @@ def keep_finished(folder: Path) -> bool:
     return bool(engines)
 
 
-def take_finished(parent: Path, name: str, folder: Path, wanted: Mapping[str, str]) -> dict[str, FinishedEngine]:
+def take_finished(parent: Path, name: str, folder: Path, wanted: Mapping[str, str]) -> dict[str, EngineRecord]:
     """Moves the finished engines of stopped builds of a set into the folder of a new one, and lists them there.
 
     Args:
@@ -75,10 +69,10 @@ def take_finished(parent: Path, name: str, folder: Path, wanted: Mapping[str, st
     Returns:
         The moved engines by graph.
     """
-    taken: dict[str, FinishedEngine] = {}
+    taken: dict[str, EngineRecord] = {}
     for left in leftovers(parent, name):
         for graph, engine in read_finished(left).items():
-            if graph in taken or engine.made_from != wanted.get(graph) or first_difference(left, engine.record.files):
+            if graph in taken or engine.made_from != wanted.get(graph) or first_difference(left, engine.files):
                 continue
             for path in left.glob(f"{graph}.*"):
                 path.rename(folder / path.name)
@@ -104,5 +98,5 @@ def unfinished_sets(bundle: Path, backend: str) -> Iterator[tuple[str, list[str]
         with suppress(OSError):
             for folder in leftovers(parent):
                 if engines := read_finished(folder):
-                    files = (file for engine in engines.values() for file in engine.record.files.values())
+                    files = (file for engine in engines.values() for file in engine.files.values())
                     yield folder.name[1:].rsplit("-", 2)[0], list(engines), sum(file.bytes for file in files)

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from .checked_request import CheckedRequest
 from .cpu.sessions import Array
-from .errors import BackendError, message
+from .errors import BackendError, UnknownBackend, message
 from .format.build_options import COMMON_OPTIONS, BuildOptions
 from .format.bundle import Bundle
 from .format.clip_layout import ClipSize
@@ -327,10 +327,10 @@ def find_backend(name: str, *others: str) -> Backend:
         others: what the caller allows besides, such as auto, for the message.
 
     Raises:
-        BackendError: the name is unknown.
+        UnknownBackend: there is none of this name.
     """
     if name not in BACKENDS:
-        raise BackendError("backend", f"{name!r} is unknown", f"allowed are {', '.join((*others, *BACKENDS))}")
+        raise UnknownBackend("backend", f"{name!r} is unknown", f"allowed are {', '.join((*others, *BACKENDS))}")
     return BACKENDS[name]
 
 

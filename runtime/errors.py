@@ -45,6 +45,10 @@ class BackendError(SparseCtrlLcmError, RuntimeError):
     """A backend cannot run here, or failed while it ran."""
 
 
+class UnknownBackend(BackendError, InvalidRequest):
+    """There is no backend of this name."""
+
+
 class DeviceOutOfMemory(BackendError):
     """The device has no memory left; retry the request with a smaller size."""
 

@@ -43,7 +43,10 @@ class Kernel:
 
 
 class Kernels:
-    """Makes the kernels of the full-size model at 512x512 and 16 frames; in a dry run of a tiny one."""
+    """Makes the kernels of the full-size model at 512x512 and 16 frames; in a dry run of a tiny one.
+
+    The most useful come first. Compiled ones come last: torch.compile takes the longest and may fail.
+    """
 
     def __init__(self, dry_run: bool) -> None:
         self.device = "cpu" if dry_run else "cuda"
@@ -56,13 +59,20 @@ class Kernels:
             yield from self.convolutions(8 // min(scale, 8), channels // scale, side // scale)
         for channels, side in ((512, 64), (512, 128), (256, 256)):
             yield from self.upsamplings(8 // min(scale, 8), channels // scale, side // scale)
-        for batch, channels, side in ((16, 320, 64), (16, 640, 32), (8, 128, 512)):
-            yield from self.norms(max(1, batch // scale), max(32, channels // scale // 32 * 32), side // scale)
+        for rows, inner, columns in ((65536, 320, 2560), (16384, 640, 5120), (8192, 8192, 8192)):
+            yield from self.products(rows // scale, inner // scale, columns // scale)
+        norms = [
+            (max(1, batch // scale), max(32, channels // scale // 32 * 32), side // scale)
+            for batch, channels, side in ((16, 320, 64), (16, 640, 32), (8, 128, 512))
+        ]
+        for shape in norms:
+            yield from self.norms(*shape)
         for tokens, width in ((4096, 40), (1024, 80), (256, 160)):
             yield from self.attentions("spatial attention", 16 // scale, tokens // scale, width)
             yield from self.attentions("temporal attention", tokens // scale, 16, width)
-        for rows, inner, columns in ((65536, 320, 2560), (16384, 640, 5120), (8192, 8192, 8192)):
-            yield from self.products(rows // scale, inner // scale, columns // scale)
+        if self.device == "cuda":
+            for shape in norms:
+                yield self.compiled_norm(*shape)
 
     def tensor(self, *shape: int, last: bool = False) -> torch.Tensor:
         values = torch.randn(shape, device=self.device, dtype=self.dtype)
@@ -101,10 +111,6 @@ class Kernels:
     def norms(self, batch: int, channels: int, side: int) -> Iterator[Kernel]:
         """GroupNorm and SiLU, in one type and with fp32 in between."""
         shape = (batch, channels, side, side)
-
-        def run(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-            return F.silu(F.group_norm(values.to(weight.dtype), 32, weight, bias).to(values.dtype))
-
         variants: list[tuple[str, bool, torch.dtype]] = [
             (f"{layout(last)}{suffix}", last, dtype)
             for last in (True, False)
@@ -114,17 +120,20 @@ class Kernels:
 
             def make(last: bool = last, dtype: torch.dtype = dtype) -> Run:
                 values, (weight, bias) = self.tensor(*shape, last=last), self.tensor(2, channels).to(dtype)
-                return lambda: run(values, weight, bias)
+                return lambda: norm_and_silu(values, weight, bias)
 
             yield Kernel("GroupNorm, SiLU", variant, shape, 0.0, make)
-        if self.device == "cuda":
 
-            def compiled() -> Run:
-                values, (weight, bias) = self.tensor(*shape, last=True), self.tensor(2, channels)
-                function = torch.compile(run, dynamic=False)
-                return lambda: function(values, weight, bias)
+    def compiled_norm(self, batch: int, channels: int, side: int) -> Kernel:
+        """GroupNorm and SiLU in one kernel of torch.compile."""
+        shape = (batch, channels, side, side)
 
-            yield Kernel("GroupNorm, SiLU", "channels last, torch.compile", shape, 0.0, compiled)
+        def compiled() -> Run:
+            values, (weight, bias) = self.tensor(*shape, last=True), self.tensor(2, channels)
+            function = torch.compile(norm_and_silu, dynamic=False)
+            return lambda: function(values, weight, bias)
+
+        return Kernel("GroupNorm, SiLU", "channels last, torch.compile", shape, 0.0, compiled)
 
     def attentions(self, name: str, batch: int, tokens: int, width: int) -> Iterator[Kernel]:
         """Self-attention with 8 heads; head sizes such as 40 also padded to the next multiple of 64."""
@@ -184,6 +193,11 @@ def measure(settings: Settings, write: Write) -> None:
                 torch.cuda.empty_cache()
             continue
         write(row | {"kernel_s": seconds} | ({"flops_per_s": kernel.flops / seconds} if kernel.flops else {}))
+
+
+def norm_and_silu(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Normalizes in the type of the weight."""
+    return F.silu(F.group_norm(values.to(weight.dtype), 32, weight, bias).to(values.dtype))
 
 
 def layout(last: bool) -> str:

@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -18,6 +18,7 @@ from .schedule import Stage
 
 PROGRAM = Path(__file__).resolve().parent.parent / "lease.py"
 POLL_SECONDS = 0.1
+ROWS = ".rows"
 SKIPPED = 3
 """The exit code of a stage that cannot run on this machine."""
 
@@ -44,6 +45,8 @@ class Settings:
         seconds: its deadline, from its start.
         rows: the file for its rows.
         module: its module.
+        ends_with_parent: whether it ends if the process that started it dies.
+        began: when it was started, in seconds since the epoch.
     """
 
     stage: str
@@ -54,6 +57,8 @@ class Settings:
     seconds: float = 0.0
     rows: str = ""
     module: str = ""
+    ends_with_parent: bool = False
+    began: float = 0.0
 
     @classmethod
     def read(cls, text: str) -> "Settings":
@@ -65,34 +70,56 @@ class Settings:
         """The bundle whose weights were generated here."""
         return Path(self.work) / "bundle"
 
+    @property
+    def left(self) -> float:
+        """Seconds until the stage is killed."""
+        return self.began + self.seconds - time.time()
+
+    def deadline(self, share: float) -> float:
+        """When a share of the stage's time will have passed since its start, as a time of `time.perf_counter`."""
+        return time.perf_counter() + self.left - (1 - share) * self.seconds
+
 
 def run_stage(settings: Settings, stage: Stage, seconds: float, stopped: Callable[[], str]) -> Line:
     """Runs a stage and returns its line. Kills it after `seconds`, or once `stopped` returns a reason."""
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder) / "rows"
-        rows.touch()
-        asked = {**asdict(settings), "seconds": seconds, "rows": str(rows), "module": stage.module}
-        with (Path(settings.output) / "lease.log").open("a", encoding="utf-8") as log:
-            print(f"== {stage.name}", file=log, flush=True)
-            start = log.tell()
-            process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), "--run", json.dumps(asked)],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        while (code := process.poll()) is None and not stopped() and time.monotonic() < begin + seconds:
-            time.sleep(POLL_SECONDS)
-        _kill(process)
-        state, reason = _state(code, stopped() or f"took longer than {seconds:.0f} s")
-        found = [json.loads(line) for line in rows.read_text(encoding="utf-8").split("\n")[:-1]]
-        if state in ("failed", "skipped"):
-            said = found.pop()["reason"] if found and found[-1].keys() == {"reason"} else ""
-            reason = said or f"{reason}: {_last_line(Path(settings.output) / 'lease.log', start)}"
+    begin, rows = time.monotonic(), rows_file(settings.output, stage.name)
+    given = {"seconds": seconds, "rows": str(rows), "module": stage.module, "began": time.time()}
+    rows.write_text(json.dumps({"began": given["began"]}) + "\n", encoding="utf-8")
+    with (Path(settings.output) / "lease.log").open("a", encoding="utf-8") as log:
+        print(f"== {stage.name}", file=log, flush=True)
+        start = log.tell()
+        process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), "--run", json.dumps(asdict(settings) | given | {"ends_with_parent": True})],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    while (code := process.poll()) is None and not stopped() and time.monotonic() < begin + seconds:
+        time.sleep(POLL_SECONDS)
+    _kill(process)
+    state, reason = _state(code, stopped() or f"took longer than {seconds:.0f} s")
+    _, *found = _rows_of(rows)
+    if state in ("failed", "skipped"):
+        said = found.pop()["reason"] if found and found[-1].keys() == {"reason"} else ""
+        reason = said or f"{reason}: {_last_line(Path(settings.output) / 'lease.log', start)}"
     line: Line = {"stage": stage.name, "state": state, "seconds": round(time.monotonic() - begin, 2)}
     line |= {"reason": reason} if reason else {}
     return line | {"rows": found}
+
+
+def rows_file(output: str, stage: str) -> Path:
+    """The file for the rows of a running stage: when it began, then a row a line."""
+    return Path(output) / f"{stage}{ROWS}"
+
+
+def unfinished(output: Path) -> Iterator[Line]:
+    """A line for each stage that ran when lease.py itself was killed, with the rows that it had written."""
+    for path in sorted(output.glob(f"*{ROWS}")):
+        rows, seconds = _rows_of(path), 0.0
+        if rows:
+            seconds = max(0.0, round(path.stat().st_mtime - rows[0]["began"], 2))
+        reason = "lease.py was killed"
+        yield {"stage": path.stem, "state": "killed", "seconds": seconds, "reason": reason, "rows": rows[1:]}
 
 
 def not_started(stage: Stage, reason: str) -> Line:
@@ -102,6 +129,8 @@ def not_started(stage: Stage, reason: str) -> Line:
 
 def work(settings: Settings) -> int:
     """Runs a stage in this process; returns the exit code. The reason of a failure is its last row."""
+    if settings.ends_with_parent:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with Path(settings.rows).open("a", encoding="utf-8", buffering=1) as file:
 
         def write(row: Row) -> None:
@@ -120,6 +149,22 @@ def work(settings: Settings) -> int:
             write({"reason": f"{type(error).__name__}: {lines[0] if lines else ''}"})
             return 1
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """Kills this stage and the processes that it started once the process that started it has died.
+
+    Windows gives the number of the parent even after its death, so there the stage goes on.
+    """
+    if sys.platform != "win32":
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os.killpg(0, signal.SIGKILL)
+
+
+def _rows_of(path: Path) -> list[Row]:
+    """The rows of a file; the last one may be cut off."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def _state(code: int | None, overdue: str) -> tuple[str, str]:

@@ -19,5 +19,5 @@ def measure(settings: Settings, write: Write) -> None:
     job = job_of(settings, settings.stage)
     for row in build_engines(replace(job, role="build")):
         write(row)
-    for row in measure_pipeline(job):
+    for row in measure_pipeline(replace(job, seconds=settings.left)):
         write(row | percentiles(row.get("samples", {})))

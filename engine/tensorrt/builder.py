@@ -1,6 +1,7 @@
 """Builds TensorRT and TensorRT-RTX engines of every graph of a bundle, for one clip size."""
 
 import gc
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,11 @@ from typing import Any
 import onnx_ir as ir
 
 from ...runtime.backends import BACKENDS
-from ...runtime.errors import BackendError, InvalidRequest
+from ...runtime.errors import BackendError, InvalidRequest, reason_of
 from ...runtime.format.build_options import BuildOptions, OnBuildProgress
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.clip_layout import ClipSize, static_shapes
 from ...runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
-from ...runtime.format.layer_report import LayerReport
 from ...runtime.format.weights import WeightTable, weight_table_path
 from ...runtime.gpu.device import Device, probe
 from ...runtime.gpu.engine_scope import device_scope, version_scope
@@ -26,6 +26,8 @@ from .build_progress import BuildControl, interruptible, make_progress_monitor
 from .kernels import kernels_of_log
 from .layer_report import kernels_of_plan, summarize
 from .timing_cache import TimingCache
+
+_logger = logging.getLogger("sparsectrl_lcm")
 
 
 def build(
@@ -133,20 +135,24 @@ class _Build:
         if table is not None:
             beside.append(weight_table_path(path))
             beside[0].write_text(table.model_dump_json(), "utf-8")
-        measured |= self.layers(plan).model_dump(mode="json")
+        measured |= self.layers(graph, plan)
         if not self.options.keep_source:
             source.unlink()
             source.with_suffix(".weights").unlink(missing_ok=True)
         return engine_record(path, self.spec(graph), measured, *beside)
 
-    def layers(self, plan: Any) -> LayerReport:
+    def layers(self, graph: str, plan: Any) -> dict[str, Any]:
         """Reports the engine's kernels. TensorRT-RTX logged them, so that no GPU has to load the engine.
 
-        Raises:
-            BackendError: TensorRT cannot load the engine that it built.
+        The report is empty if it fails, whatever the error is: the engine took minutes to build, and may run.
         """
         rtx = self.library.is_rtx
-        return summarize(kernels_of_log(self.library.logger.layers) if rtx else kernels_of_plan(self.library, plan))
+        try:
+            kernels = kernels_of_log(self.library.logger.layers) if rtx else kernels_of_plan(self.library, plan)
+            return summarize(kernels).model_dump(mode="json")
+        except Exception as error:
+            _logger.warning("there is no report of the layers of %r: %s", graph, reason_of(error))
+            return {}
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph for the parser; returns its weights if they have to be refittable."""
@@ -177,7 +183,7 @@ class _Build:
             plan = self._plan(graph, source, names, report, control)
         control.check()
         if plan is None:
-            raise self.library.failure(f"cannot build {graph!r}")
+            raise self.library.failure(f"cannot build {graph!r}", of_a_build=True)
         return plan
 
     def _plan(self, graph: str, source: Path, names: list[str], report: OnBuildProgress, control: BuildControl) -> Any:
@@ -188,7 +194,7 @@ class _Build:
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(source)):
             if not parser.num_errors:
-                raise self.library.failure(f"cannot parse {graph!r}")
+                raise self.library.failure(f"cannot parse {graph!r}", of_a_build=True)
             error = parser.get_error(0)
             reason = " ".join(f"{error.node_name()}: {error.desc()}".split())
             raise BackendError("build", f"{self.library.backend} cannot parse {graph!r}: {reason}")
@@ -198,7 +204,7 @@ class _Build:
             tensor.shape = shapes[tensor.name]
         for name in names:
             if not network.mark_weights_refittable(name):
-                raise self.library.failure(f"cannot make {name!r} of {graph!r} refittable")
+                raise self.library.failure(f"cannot make {name!r} of {graph!r} refittable", of_a_build=True)
         config = builder.create_builder_config()
         configure(trt, config, self.library.is_rtx, self.options)
         self.timing_cache.attach(config)

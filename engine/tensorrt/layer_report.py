@@ -24,9 +24,7 @@ def kernels_of_plan(library: Library, plan: Any) -> list[Kernel]:
     trt = library.module
     runtime = trt.Runtime(library.logger)
     runtime.engine_host_code_allowed = True  # --version-compatible engines contain their own runtime
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise library.failure("cannot load the engine that it built")
+    engine = library.call("cannot load the engine that it built", runtime.deserialize_cuda_engine, plan)
     inspector = engine.create_engine_inspector()
     return kernels_of_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 

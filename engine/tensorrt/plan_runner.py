@@ -43,10 +43,7 @@ def library_runner(bundle: Bundle, engines: EngineSet, graph: str, size: ClipSiz
         runtime = library.module.Runtime(library.logger)
         if spec.flags.get("version_compatible"):
             runtime.engine_host_code_allowed = True
-        opened = runtime.deserialize_cuda_engine(path.read_bytes())
-        if opened is None:
-            raise library.failure(f"cannot load {path.name}")
-        return opened
+        return library.call(f"cannot load {path.name}", runtime.deserialize_cuda_engine, path.read_bytes())
 
     # Plans for TensorRT-RTX require that the caller allocates the activations.
     strategy = "profile" if library.is_rtx else "static"

@@ -7,7 +7,7 @@ from typing import Any
 from ...runtime.errors import BackendError
 from ..comparison import BOUNDS, Difference, measure, worst
 from .layers import Jump
-from .saved_results import PORTABLE, EngineRun, SavedResults
+from .saved_results import NOT_REPLAYED, PORTABLE, EngineRun, SavedResults
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,11 @@ class Row:
         """The output with the largest error; one that is out of bounds comes first."""
         return max(self.outputs, key=lambda name: (len(self.exceeded.get(name, ())), self.outputs[name].error))
 
+    @property
+    def passed(self) -> bool:
+        """Whether all outputs are within bounds, and the runner ran as it should."""
+        return not self.exceeded and self.runner != NOT_REPLAYED
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -59,13 +64,13 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether everything was compared and is within bounds."""
-        return not self.missing and not any(row.exceeded for row in self.rows)
+        """Whether everything was compared and passed."""
+        return not self.missing and all(row.passed for row in self.rows)
 
     @property
     def failed_graphs(self) -> tuple[str, ...]:
-        """The graphs and clips that are out of bounds."""
-        return tuple(dict.fromkeys(row.graph for row in self.rows if row.exceeded))
+        """The graphs, and clips, that did not pass."""
+        return tuple(dict.fromkeys(row.graph for row in self.rows if not row.passed))
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

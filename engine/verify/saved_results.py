@@ -27,6 +27,8 @@ PORTABLE = "portable"
 """The runner of the portable graphs."""
 CLIP = "clip"
 """Stands for a graph where whole clips are compared."""
+NOT_REPLAYED = "not replayed"
+"""The runner of whole clips that should have been replayed as CUDA graphs, if at least one was not."""
 _INPUTS = "inputs"
 _HEADER = "results.json"
 

@@ -22,10 +22,10 @@ from .marked_graphs import Suspect
 from .recording import record
 from .report import Report, judge
 from .runners import LIBRARY, RUNTIME, RuntimeRunner, portable_runner, quiet, run
-from .saved_results import CLIP, PORTABLE, EngineRun, Header, SavedResults
+from .saved_results import CLIP, NOT_REPLAYED, PORTABLE, EngineRun, Header, SavedResults
 
-PLAIN, REPLAYED = "plain", "replayed"
-"""How whole clips run: engine by engine, or as one CUDA graph."""
+PLAIN, REPLAYED, ENGINE_GRAPHS = "plain", "replayed", "engine graphs"
+"""How whole clips run: engine by engine, as one CUDA graph, or with graphs that the engines capture themselves."""
 
 OnProgress = Callable[[str, float], None]
 
@@ -182,25 +182,39 @@ class _Comparison:
         """Runs whole requests; on a backend with CUDA graphs, with and without them."""
         requests = list(sample_requests(self.bundle, self.size))
 
-        def run_all(executor: Executor, way: str) -> str:
+        def run_plain(executor: Executor) -> str:
             for index, request in enumerate(requests):
-                if way == REPLAYED:  # the first request with the same engine runs is captured
-                    other = replace(request, prompt=f"{request.prompt}, at night", seed=request.seed + len(requests))
-                    executor.run(other, None)
-                results.write_outputs(CLIP, way, index, {"frames": executor.run(request, None)[0]})
-            return way
+                results.write_outputs(CLIP, PLAIN, index, {"frames": executor.run(request, None)[0]})
+            return PLAIN
 
         if "cuda_graphs" not in self.record.load_options:
-            _finish(results, CLIP, (run_all(executor, PLAIN),))
+            _finish(results, CLIP, (run_plain(executor),))
             return
-        ways = [run_all(executor, REPLAYED)]
+        clips, replays = [], []
+        for request in requests:  # the first request with the same engine runs is captured
+            other = replace(request, prompt=f"{request.prompt}, at night", seed=request.seed + len(requests))
+            executor.run(other, None)
+            clips.append(executor.run(request, None)[0])
+            replays.append(getattr(executor, "replayed", None))
+        graphs, notes = _name_of(replays)
+        for index, frames in enumerate(clips):
+            results.write_outputs(CLIP, graphs, index, {"frames": frames})
         executor.close()  # its memory is needed
         plain = open_executor(self.bundle, self.record.name, replace(self.load_options, cuda_graphs=False))
         try:
-            ways.insert(0, run_all(plain, PLAIN))
+            _finish(results, CLIP, (run_plain(plain), graphs), notes)
         finally:
             plain.close()
-        _finish(results, CLIP, tuple(ways))
+
+
+def _name_of(replays: Sequence[bool | None]) -> tuple[str, tuple[str, ...]]:
+    """The runner of clips that ran with CUDA graphs, and notes. `replays` is `GpuExecutor.replayed` of each."""
+    if None in replays:
+        return ENGINE_GRAPHS, ()
+    if all(replays):
+        return REPLAYED, ()
+    count = f"{replays.count(False)} of {len(replays)} clips"
+    return NOT_REPLAYED, (f"{count} were not replayed as a CUDA graph; a warning in the log may say why",)
 
 
 def _finish(results: SavedResults, graph: str, runners: tuple[str, ...], notes: tuple[str, ...] = ()) -> None:

@@ -1,10 +1,13 @@
 """One engine on the device with buffers of its own, to compare its results with those of other backends."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
 from ..cpu.sessions import Array
+from ..errors import BackendError
 from ..format.bundle import Bundle
 from ..format.clip_layout import ClipSize, static_shapes
 from ..format.weights import convert
@@ -62,13 +65,15 @@ class DeviceGraph:
         return [self._read(name) for name in self._outputs]
 
     def close(self) -> None:
-        """Frees the engine and its buffers."""
-        self._cuda.synchronize()
-        self._engine.close()
+        """Frees the engine and its buffers, even if the device no longer answers."""
+        steps = [self._cuda.synchronize, self._engine.close]
         if self._buffers is not None:
-            self._buffers.close()
+            steps.append(self._buffers.close)
         if self._activation:
-            self._cuda.free(self._activation)
+            steps.append(partial(self._cuda.free, self._activation))
+        for step in steps:
+            with suppress(BackendError):
+                step()
         self._buffers, self._activation = None, 0
 
     def _read(self, name: str) -> Array:

@@ -36,6 +36,10 @@ class GpuExecutor:
         kept_bytes: limit on the residuals of one clip size that stay on the device for later requests.
         cuda: the stream; a fake in tests.
         cuda_graphs: whether requests are captured into CUDA graphs and replayed.
+
+    Attributes:
+        replayed: whether the frames of the last request came from a replayed CUDA graph; None if its engines cannot be
+            captured, since they may replay graphs of their own.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class GpuExecutor:
         self._tokenizer = ClipTokenizer(bundle.tokenizer)
         self._workspaces: OrderedDict[ClipSize, Workspace] = OrderedDict()
         self._lost: tuple[str, str, str] | None = None
+        self.replayed: bool | None = False
         weakref.finalize(self, _release, self._workspaces, self._cuda)
 
     def run(
@@ -138,6 +143,7 @@ class GpuExecutor:
             run = RequestRun(workspace, self._cuda, request, variant, stages)
             try:
                 frames = run.frames(self._tokenizer)
+                self.replayed = run.replayed if workspace.capturable else None
             finally:
                 if variant.computes_conditioning:
                     workspace.conditioning_area.drop()

@@ -21,6 +21,7 @@ class RequestRun:
 
     Attributes:
         conditioning_is_whole: whether the conditioning area holds what the request computed; not after a failed proof.
+        replayed: whether the frames came from a replayed CUDA graph.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class RequestRun:
         self.stages = stages
         self.generator = TorchGenerator(request.seed)
         self.conditioning_is_whole = True
+        self.replayed = False
 
     def frames(self, tokenizer: ClipTokenizer) -> Array:
         """Frames uint8 [F, H, W, 3]; captures and proves CUDA graphs for later requests of this variant."""
@@ -43,8 +45,8 @@ class RequestRun:
                 first = "pictures" if variant.computes_conditioning else "input_ids"
                 workspace.inputs.copy_in(first, "coefficients", variant.steps - 1)
                 self.supply(noise_at_start(variant))
-            replayed = workspace.graphs.replay(variant, self.supply)
-            if not replayed:
+            self.replayed = workspace.graphs.replay(variant, self.supply)
+            if not self.replayed:
                 workspace.enqueue_all(variant, self.supply)
             workspace.copy_frames_out()
             frames: Array = np.empty_like(workspace.frames())
@@ -54,7 +56,7 @@ class RequestRun:
             self.cuda.synchronize()
         self.add_seconds()
         frames[:] = workspace.frames()
-        if not replayed and workspace.capturable and workspace.graphs.wants(variant):
+        if not self.replayed and workspace.capturable and workspace.graphs.wants(variant):
             with self.stages.timed("capture"):
                 workspace.graphs.capture(
                     variant,

@@ -63,14 +63,15 @@ class Library:
         """Drops the messages of earlier calls, such as of a kernel that did not fit, which TensorRT did without."""
         self.logger.errors.clear()
 
-    def failure(self, what: str) -> BackendError:
+    def failure(self, what: str, of_a_build: bool = False) -> BackendError:
         """An error with the library's last message; a `DeviceOutOfMemory` if the device's memory has run out.
 
-        It takes every message since `forget_errors` and the last failure.
+        It takes every message since `forget_errors` and the last failure, but in a build the last one alone: kernels
+        that did not fit while they were tried are not why a build fails.
         """
         lines = [" ".join(line.split()) for line in self.logger.errors]
         self.forget_errors()
-        kind = DeviceOutOfMemory if any(map(is_out_of_memory, lines)) else BackendError
+        kind = DeviceOutOfMemory if any(map(is_out_of_memory, lines[-1:] if of_a_build else lines)) else BackendError
         reason = lines[-1] if lines else "it gave no reason"
         return kind("backend", f"{self.backend} {self.version} {what}: {reason}")
 

@@ -11,18 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import lease
-from lease_bundle import LEFT_OUT, strip, write_weights
-from lease_report import make_report, tables
+from lease_report import make_report, read_lines, tables
 from lease_stages import device, kernels
 from lease_stages.processes import Settings
 from lease_stages.schedule import NEEDED, STAGES, Stage
-from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 
 BENCHMARKS = Path(lease.__file__).parent
 STAGE = """
@@ -30,9 +27,12 @@ import json, os, signal, subprocess, sys, time
 from lease_stages.processes import CannotRun
 
 def measure(settings, write):
+    if settings.stage == "sleeps":
+        with open(settings.output + "/group", "w") as file:
+            file.write(str(os.getpid()))
     write({"first": settings.stage})
     if settings.stage == "sleeps":
-        time.sleep(60)
+        subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"])
     elif settings.stage == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     elif settings.stage == "leaves":
@@ -92,24 +92,60 @@ def test_stages_that_the_budget_does_not_reach_get_lines(run: Run) -> None:
 
 
 def test_nothing_is_started_after_a_decisive_failure(run: Run) -> None:
-    lines = run("fails", "works", decisive=True)
+    lines = run("fails", "works", decisive="second")
     assert [line["state"] for line in lines] == ["failed", "not started"]
     assert lines[1]["reason"] == "fails: ValueError: no such kernel"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without a signal")
-def test_all_stages_get_lines_if_the_program_is_stopped(tmp_path: Path, run: Run) -> None:
-    program = f"""
+def test_a_stage_that_wrote_its_decisive_row_stops_nothing(run: Run) -> None:
+    lines = run("dies", "fails", "works", decisive="first")
+    assert [line["state"] for line in lines] == ["killed", "failed", "done"]
+
+
+LEASE = """
 import lease
 from lease_stages.processes import Settings
 from lease_stages.schedule import Stage
 stages = [Stage(name, 60, "toy_stage") for name in ("works", "sleeps", "again")]
-print(*lease.run_stages(stages, Settings("", {str(tmp_path)!r}, "", ""), 60))
+print(*lease.run_stages(stages, Settings("", {0!r}, "", ""), 60))
 """
-    path = os.pathsep.join([str(BENCHMARKS), str(tmp_path)])
-    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path})
-    while not (tmp_path / "lease.log").exists() or "sleeps" not in (tmp_path / "lease.log").read_text():
+
+
+def start_lease(folder: Path) -> subprocess.Popen[bytes]:
+    """Starts stages of the toy module, and waits until the second has written a row."""
+    path = os.pathsep.join([str(BENCHMARKS), str(folder)])
+    command = [sys.executable, "-c", LEASE.format(str(folder))]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+    rows = folder / "sleeps.rows"
+    while not rows.exists() or "first" not in rows.read_text():
         time.sleep(0.05)
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without a signal")
+def test_a_killed_program_leaves_rows_and_no_stage(tmp_path: Path, run: Run) -> None:
+    process = start_lease(tmp_path)
+    group = int((tmp_path / "group").read_text())
+    process.kill()
+    process.wait()
+    lines = list(read_lines(tmp_path / "lease.jsonl"))
+    assert [(line["stage"], line["state"], line["rows"][0]) for line in lines] == [
+        ("works", "done", {"first": "works"}),
+        ("sleeps", "killed", {"first": "sleeps"}),
+    ]
+    end = time.monotonic() + 10
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.05)
+    list(lease.run_stages([], Settings("", str(tmp_path), "", ""), 60))
+    assert read(tmp_path) == lines  # the next run writes the line that is due
+    assert list(read_lines(tmp_path / "lease.jsonl")) == lines
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without a signal")
+def test_all_stages_get_lines_if_the_program_is_stopped(tmp_path: Path, run: Run) -> None:
+    process = start_lease(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     lines = read(tmp_path)
@@ -139,24 +175,6 @@ def test_packages_are_unpacked_from_an_archive(tmp_path: Path) -> None:
     assert lease.unpacked(folder, tmp_path / "other") == folder
 
 
-def test_random_weights_complete_a_bundle_of_graphs_alone(tmp_path: Path) -> None:
-    strip(demo_bundle(), tmp_path / "graphs")
-    assert sum(file.stat().st_size for file in (tmp_path / "graphs").rglob("*.*")) < 3e6
-    nbytes = write_weights(tmp_path / "graphs", tmp_path / "bundle")
-    bundle, demo = Bundle.load(tmp_path / "bundle"), Bundle.load()
-    assert bundle.manifest.graphs.keys() == demo.manifest.graphs.keys() - set(LEFT_OUT)
-    files = [file for record in bundle.manifest.graphs.values() for file in record.weights]
-    assert nbytes == sum(demo.manifest.files[file].bytes for file in files)
-    for file in files:
-        values = np.fromfile(bundle.folder / file, np.float32)
-        ours, theirs = (np.nan_to_num(each) for each in (values, np.fromfile(demo.folder / file, np.float32)))
-        assert np.count_nonzero(ours) >= 0.99 * np.count_nonzero(theirs), file
-        assert 1e-3 < np.abs(ours).max() < 1e2, file
-    checksums = {name: record.sha256 for name, record in bundle.manifest.files.items()}
-    write_weights(tmp_path / "graphs", tmp_path / "again")
-    assert checksums == {name: record.sha256 for name, record in Bundle.load(tmp_path / "again").manifest.files.items()}
-
-
 def dry_run(folder: Path, *options: str) -> list[dict[str, Any]]:
     command = [sys.executable, str(BENCHMARKS / "lease.py"), "--dry-run", "--output", str(folder), *options]
     places = ["--work", str(folder / "work"), "--packages", str(folder / "none")]  # whatever was prepared here
@@ -182,7 +200,7 @@ def test_a_dry_run_measures_a_request_and_is_reported(tmp_path: Path) -> None:
     assert report["commit"]
     assert report["request"]["frames"] == 4
     (row,) = report["contenders"].values()
-    assert row["mode_warning"] == ""
+    assert (row["mode_warning"], row["replayed"]) == ("", True)
     assert row["p50"]["new_keyframes"]["wall"] <= row["p95"]["new_keyframes"]["wall"]
     text = "\n".join(tables(report))
     assert "| torch engines, CUDA graph, channels last |" in text

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,10 +85,18 @@ def test_a_failure_names_output_tensor_and_graph(answer: dict[str, object], caps
         "which takes down_residual_2\n" in text
     )
     assert "not compared, since the run was interrupted: vae_decoder\n" in text
-    assert text.endswith("out of bounds: unet\n")
+    assert text.endswith("failed: unet\n")
     answer["report"] = Report(RUN, "512x512x16", (BAD,), jumps={"unet": None})
     assert run(["verify"]) == 1
     assert "so a fusion is at fault" in capsys.readouterr().out
+
+
+def test_clips_that_were_not_replayed_fail(answer: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+    answer["report"] = Report(RUN, "512x512x16", (GOOD, replace(FRAMES, runner="not replayed")))
+    assert run(["verify"]) == 1
+    text = capsys.readouterr().out
+    assert re.search(r"not replayed .* 47 dB +│ failed", text)
+    assert text.endswith("failed: clip\n")
 
 
 def test_json(answer: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +116,7 @@ def test_json(answer: dict[str, object], capsys: pytest.CaptureFixture[str]) -> 
 
 WRONG = [
     (["/nowhere"], "bundle: '/nowhere' is not a folder"),
-    (["--backend", "magic"], "backend: 'magic' is unknown; allowed are tensorrt, "),
+    (["--backend", "magic"], "--backend: 'magic' is unknown; allowed are tensorrt, "),
     (["--backend", "openvino", "--precision", "fp4"], "--precision: 'fp4' is unknown to openvino; allowed are bf16, "),
     (
         ["--backend", "openvino", "--precision", "int8"],

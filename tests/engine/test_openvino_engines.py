@@ -105,7 +105,9 @@ def ask(pipeline: VideoPipeline, **options: Any) -> np.ndarray:
     return clip.frames.astype(int)
 
 
-@pytest.mark.parametrize(("precision", "mean", "largest"), [("fp32", 0.01, 1), ("bf16", 1.5, 30)])
+@pytest.mark.parametrize(
+    ("precision", "mean", "largest"), [pytest.param("fp32", 0.01, 1, marks=pytest.mark.slow), ("bf16", 1.5, 30)]
+)
 def test_frames_of_engines_are_close_to_those_of_the_portable_graphs(
     built: Path, references: VideoPipeline, precision: str, mean: float, largest: int
 ) -> None:

@@ -146,9 +146,10 @@ class Toy:
         fails_at: raises an error at this graph.
     """
 
-    def __init__(self, bundle: Path, version: str = "1") -> None:
+    def __init__(self, bundle: Path, version: str = "1", types: str = "fp32") -> None:
         self.bundle = Bundle.load(bundle)
         self.version = version
+        self.types = types
         self.made: list[str] = []
         self.fails_at: str | None = None
 
@@ -156,7 +157,7 @@ class Toy:
         index = EngineIndex(backend="openvino", precision="fp32", engines={})
         return write_set(
             self.bundle,
-            SetBuild(index, GRAPHS, self._spec, self._make, {"types": "fp32"}),
+            SetBuild(index, GRAPHS, self._spec, self._make, {"types": self.types}),
             BuildOptions(**options),
             lambda text, fraction: None,
         )
@@ -246,7 +247,7 @@ def test_engines_of_a_running_build_stay_with_it(bundle: Path) -> None:
     toy.stop("lcm_update")
     (left,) = leftovers(parent)
     with staged_folder(parent, "fp32") as running:
-        wanted = {graph: engine.made_from for graph, engine in read_finished(left).items()}
+        wanted = {graph: str(engine.made_from) for graph, engine in read_finished(left).items()}
         assert list(take_finished(parent, "fp32", running, wanted)) == GRAPHS[:2]
         toy.build()
         assert toy.made == GRAPHS
@@ -302,6 +303,21 @@ def test_one_graph_of_a_complete_set_is_replaced(bundle: Path) -> None:
     newer = Toy(bundle, "2")
     assert newer.build(graphs=("unet",)).missing == ("text_encoder", "lcm_update", "vae_decoder")
     assert toy.text("unet") == "unet 1", "engines of two versions do not make a set"
+
+
+@pytest.mark.parametrize("other", [{"types": "bf16"}, {"check": False}, {"keep_source": True}, {}], ids=str)
+def test_engines_of_other_options_do_not_make_a_set(bundle: Path, other: dict[str, Any]) -> None:
+    """Neither do those of a set whose index does not say what they were made from."""
+    Toy(bundle).build()
+    if not other:
+        path = bundle / "engines/openvino/fp32/engines.json"
+        index = EngineIndex.model_validate_json(path.read_bytes())
+        unknown = {graph: engine.model_dump(exclude={"made_from"}) for graph, engine in index.engines.items()}
+        path.write_text(EngineIndex.model_validate({**index.model_dump(), "engines": unknown}).model_dump_json())
+    toy = Toy(bundle, types=other.pop("types", "fp32"))
+    assert toy.build(graphs=("unet",), **other).missing == ("text_encoder", "lcm_update", "vae_decoder")
+    assert toy.build(**other).missing == ()
+    assert toy.made == ["unet", "text_encoder", "lcm_update", "vae_decoder"]
 
 
 def test_an_unknown_graph_is_refused(bundle: Path) -> None:

@@ -26,6 +26,7 @@ from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
 from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
 from sparsectrl_lcm.runtime.format.engine_sets import find_set, set_name
+from sparsectrl_lcm.runtime.format.layer_report import LayerReport
 from sparsectrl_lcm.runtime.format.weights import WeightTable
 from sparsectrl_lcm.runtime.gpu.device import Device
 
@@ -301,12 +302,22 @@ def test_a_failure_is_told_in_one_line_and_leaves_the_previous_engines(
     assert workshop.left(bundle) == ([previous.name], workshop.timings() if part == "builder" else None)
 
 
-@pytest.mark.parametrize("release", TENSORRT)
-def test_an_engine_that_does_not_load_where_it_was_built_is_an_error(release: str, bundle: Path) -> None:
-    workshop = Workshop(release)
-    workshop.fail("Runtime.deserialize_cuda_engine", "Error Code 1:\nanother device")
-    with pytest.raises(BackendError, match="cannot load the engine that it built: Error Code 1: another device"):
-        workshop.build(bundle)
+@pytest.mark.parametrize("reason", ["cannot load the engine that it built: Error Code 1: another device", "Expecting"])
+def test_an_engine_is_kept_without_a_report_of_its_layers(
+    bundle: Path, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    workshop = Workshop("11.4")
+    if reason == "Expecting":
+        workshop.trt.answers["EngineInspector.get_engine_information"] = lambda *_: '{"Layers": ['
+    else:
+        workshop.fail("Runtime.deserialize_cuda_engine", "Error Code 1:\nanother device")
+    index = workshop.build(bundle)
+    assert find_set(bundle, workshop.backend, "64x64x4-fp16") is not None
+    for graph, record in index.engines.items():
+        assert LayerReport.of(record.report) is None
+        (warning,) = [each.message for each in caplog.records if repr(graph) in each.message]
+        assert warning.startswith(f"there is no report of the layers of {graph!r}: ")
+        assert reason in warning
 
 
 def test_a_build_without_a_list_of_kernels_has_no_list_of_an_earlier_one(bundle: Path) -> None:
@@ -342,6 +353,22 @@ def test_memory_that_has_run_out_is_an_error_of_its_own(
     reason = " ".join(complaints[-1].split()) if complaints else "it gave no reason"
     assert str(error) == f"backend: {workshop.backend} {workshop.version} cannot go on: {reason}"
     assert type(workshop.library.failure("cannot go on")) is BackendError
+
+
+@pytest.mark.parametrize(
+    ("last", "kind"), [("Error Code 10: no kernel for x", BackendError), ("Error 2: OutOfMemory", DeviceOutOfMemory)]
+)
+def test_kernels_that_did_not_fit_are_not_why_a_build_fails(
+    workshop: Workshop, bundle: Path, last: str, kind: type[BackendError]
+) -> None:
+    def fails(*_: Any) -> None:
+        workshop.complain("Requested amount of GPU memory could not be allocated: out of memory")
+        workshop.complain(last)
+
+    workshop.trt.answers["Builder.build_serialized_network"] = fails
+    with pytest.raises(BackendError, match=f"cannot build 'text_encoder': {last}") as error:
+        workshop.build(bundle)
+    assert type(error.value) is kind
 
 
 def test_a_complaint_belongs_to_one_failure(workshop: Workshop, bundle: Path) -> None:

@@ -97,6 +97,7 @@ def test_a_motion_module_that_does_not_fit_is_refused(sd15_like: Exported, tmp_p
             replace_motion_module(str(source), sd15_like.bundle)
 
 
+@pytest.mark.slow
 def test_the_motion_module_as_a_graph_of_its_own(tmp_path: Path) -> None:
     """Compares layer by layer with diffusers' own temporal transformers."""
     arch = Architecture(channels=(16,), groups=8)

@@ -50,7 +50,7 @@ class EmulatedEngine:
         self.outputs = [item.name for item in record.outputs]
         self.activation_bytes = loader.activation_bytes.get(graph, 1000)
         self.activation = (0, 0)
-        self.capturable = True
+        self.capturable = loader.capturable
 
     def use_activation(self, address: int, nbytes: int) -> None:
         assert nbytes >= self.activation_bytes
@@ -93,6 +93,7 @@ class EmulatedLoader:
         self.closed: list[str] = []
         self.refitted: list[tuple[str, dict[str, Any]]] = []
         self.tables: dict[str, WeightTable] = {}
+        self.capturable = True
         self.activation_bytes = {"unet": 2000, "vae_decoder": 3000, "controlnet_scribble": 5000, "vae_encoder": 7000}
 
     def check(self, bundle: Bundle, size: ClipSize) -> None:

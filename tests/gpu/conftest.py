@@ -13,6 +13,7 @@ from sparsectrl_lcm.runtime.backends import Executor, availability
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.gpu.captures import GraphCache
 from sparsectrl_lcm.runtime.gpu.device import Device, probe
 from sparsectrl_lcm.runtime.gpu.executor import GpuExecutor
 from sparsectrl_lcm.runtime.load_options import LoadOptions
@@ -76,8 +77,11 @@ def why_not_torch() -> str | None:
         if find_spec(name) is None:
             return f"{name} is not installed"
     import torch
+    from torch_engines.streams import missing_name
 
-    return None if torch.cuda.is_available() else "this build of torch has no CUDA"
+    if not torch.cuda.is_available():
+        return "this build of torch has no CUDA"
+    return f"torch {torch.__version__} has no {name}" if (name := missing_name()) else None
 
 
 def open_executor(bundle: Bundle, backend: str, precision: str, refit: bool = False, **options: Any) -> Executor:
@@ -108,3 +112,17 @@ def load(engines: Engines, backend: str) -> Iterator[Load]:
     yield load
     for pipeline in opened:
         pipeline.close()
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Records for each request whether a CUDA graph was replayed."""
+    seen: list[bool] = []
+    replay = GraphCache.replay
+
+    def watched(cache: GraphCache, *arguments: Any) -> bool:
+        seen.append(replay(cache, *arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(GraphCache, "replay", watched)
+    return seen

@@ -41,6 +41,11 @@ def assert_same(pipeline: VideoPipeline, actual: np.ndarray, expected: np.ndarra
         np.testing.assert_array_equal(actual, expected)
 
 
+def captures(pipeline: VideoPipeline) -> bool:
+    """Whether the loop captures CUDA graphs on a backend; engines of ONNX Runtime replay graphs of their own."""
+    return pipeline.backend != "onnxruntime-cuda"
+
+
 def workspaces(pipeline: VideoPipeline) -> list[Any]:
     """Returns the workspaces of a GPU executor, one per clip size."""
     executor: Any = pipeline.executor

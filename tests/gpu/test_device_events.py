@@ -7,12 +7,12 @@ from sparsectrl_lcm.runtime.output.clip import Clip
 from sparsectrl_lcm.runtime.progress import OnProgress
 
 from .conftest import Load
-from .requests import keyframes
+from .requests import captures, keyframes
 
 pytestmark = pytest.mark.gpu
 
 
-def test_the_host_passes_events_when_the_device_does(load: Load) -> None:
+def test_the_host_passes_events_when_the_device_does(load: Load, replays: list[bool]) -> None:
     """A replay: the stages add up to the wall time, and the first one ends before the last."""
     pipeline: VideoPipeline = load()
 
@@ -24,4 +24,5 @@ def test_the_host_passes_events_when_the_device_does(load: Load) -> None:
         clip(seed)
     for seed in (3, 4, 5):
         ends = stage_ends(lambda on_progress, seed=seed: clip(seed, on_progress))  # type: ignore[misc]
+        assert replays[-1] == captures(pipeline)
         assert faults(ends, slack=1e-3) == [], ends

@@ -1,16 +1,14 @@
 """Whole requests on the device, compared with the CPU and with other ways to run the same request on the device."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 from sparsectrl_lcm.runtime import VideoPipeline
-from sparsectrl_lcm.runtime.gpu.captures import GraphCache
 from sparsectrl_lcm.runtime.load_options import KEPT_BYTES
 
 from .conftest import Load
-from .requests import LEVELS, ask, assert_same, difference, keyframes, workspaces
+from .requests import LEVELS, ask, assert_same, captures, difference, keyframes, workspaces
 
 pytestmark = pytest.mark.gpu
 
@@ -23,20 +21,6 @@ def cpu() -> Iterator[VideoPipeline]:
     pipeline = VideoPipeline.load(None, "onnxruntime")
     yield pipeline
     pipeline.close()
-
-
-@pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Records for each request whether a CUDA graph was replayed."""
-    seen: list[bool] = []
-    replay = GraphCache.replay
-
-    def watched(cache: GraphCache, *arguments: Any) -> bool:
-        seen.append(replay(cache, *arguments))
-        return seen[-1]
-
-    monkeypatch.setattr(GraphCache, "replay", watched)
-    return seen
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -62,7 +46,7 @@ def test_a_replayed_graph_gives_the_bits_of_plain_runs(
 
     first = frames()
     (workspace,) = workspaces(pipeline)
-    captured = pipeline.backend != "onnxruntime-cuda"  # its engines replay graphs of their own
+    captured = captures(pipeline)
     workspace.conditioning_area.forget()
     others = [frames() for _ in range(3)]
     kept = controlnet is not None and kept_bytes > 0

@@ -6,6 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from cuda.bindings import runtime as cudart
 from fakes.gpu_emulation import EmulatedCudart
 from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
@@ -73,6 +74,17 @@ def test_values_are_rounded_to_the_types_of_the_engine() -> None:
     with pytest.raises(BackendError):
         graph.run(feeds)
     graph.close()
+    assert loader.engine.closed
+    assert api.leaked == []
+
+
+def test_everything_is_freed_even_if_the_device_does_not_answer() -> None:
+    api, loader, bundle = EmulatedCudart(), Loader(), Bundle.load()
+    cuda: Any = Cuda(api)
+    graph = DeviceGraph(bundle, loader, cuda, "lcm_update", SIZE)  # type: ignore[arg-type]
+    api.fault = (len(api.calls), cudart.cudaError_t.cudaErrorLaunchFailure)
+    graph.close()
+    assert api.calls[api.fault[0]] == "cudaStreamSynchronize"
     assert loader.engine.closed
     assert api.leaked == []
 

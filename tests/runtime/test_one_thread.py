@@ -1,6 +1,7 @@
 """Calls on a thread of their own."""
 
 import _thread
+import signal
 import threading
 import time
 
@@ -27,6 +28,10 @@ def test_an_interrupt_reaches_the_caller_when_the_call_is_done() -> None:
         time.sleep(0.1)
         done.append(True)
 
-    with pytest.raises(KeyboardInterrupt):
-        OneThread("test").call(work)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            OneThread("test").call(work)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done == [True]

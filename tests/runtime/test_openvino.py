@@ -103,6 +103,7 @@ def test_each_decoder_is_compiled_once(exported: Exported, pipeline: VideoPipeli
     assert pipeline.executor.sessions.session("vae_decoder") is compiled  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_sizes_and_lengths_may_change_between_requests(sd15_like: Exported) -> None:
     """One frame with guidance, where the residuals' zeros have as many rows as one prompt; then another size."""
     ours, reference = (VideoPipeline.load(sd15_like.bundle, backend) for backend in ("openvino", "onnxruntime"))

@@ -54,7 +54,7 @@ def port() -> str:
         ("--public-url nope", "--public-url: 'nope' is not allowed; give http(s)://HOST"),
         ("--public-url https://a/b", "--public-url: 'https://a/b' is not allowed"),
         ("--set queue", "--set queue: not allowed; give NAME=VALUE"),
-        ("--backend nope", "backend: 'nope' is unknown; allowed are auto, "),
+        ("--backend nope", "--backend: 'nope' is unknown; allowed are auto, "),
         ("--bundle nope", "bundle: 'nope' is not a folder"),
         ("--threads 0", "--threads: 0 is not allowed; give a whole number from 1 on"),
         ("--tls-certificate a", "--tls-certificate and --tls-key go together"),

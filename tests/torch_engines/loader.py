@@ -127,17 +127,19 @@ class TorchEngine:
         self._tensors: dict[str, torch.Tensor] = {}
 
     def load(self, read: Callable[[str], Any], channels_last: bool) -> None:
-        """Copies weights and constants to the device."""
+        """Copies weights and constants to the device.
+
+        The host rounds and orders the weights. On the device torch would keep the memory of what it rounded.
+        """
 
         def work() -> None:
             for name, constant in self.program.constants.items():
                 self._tensors[name] = constant if constant.ndim == 0 else constant.to(self._stream.device)
             for name in self.program.weights:
-                weight = torch.from_numpy(read(name)).to(self._stream.device).to(self._types[name])
+                weight = torch.from_numpy(read(name)).to(self._types[name])
                 image = channels_last and weight.ndim == 4
-                self._tensors[name] = weight.contiguous(
-                    memory_format=torch.channels_last if image else torch.contiguous_format
-                )
+                weight = weight.contiguous(memory_format=torch.channels_last if image else torch.contiguous_format)
+                self._tensors[name] = weight.to(self._stream.device)
 
         self._stream.prepare(work)
 
@@ -193,7 +195,7 @@ def _compile(bundle: Bundle, graph: str, precision: str, shapes: Mapping[str, tu
 
 
 def _read(bundle: Bundle, table: WeightTable, name: str) -> Any:
-    """A weight in fp32; the device rounds it faster than the host would."""
+    """A weight in fp32, mapped from its file."""
     record = table.root[name]
     count = int(np.prod(record.shape, dtype=np.int64))
     values = np.memmap(bundle.folder / record.path, np.float32, "c", record.offset, (count,))

@@ -1,7 +1,7 @@
 """Where torch computes: on the loop's CUDA stream, or on the host for an emulated device."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +41,20 @@ class Stream(Protocol):
         """Gives memory back that no engine needs."""
 
 
+NEEDED = (
+    "_cuda_beginAllocateCurrentThreadToPool",
+    "_cuda_endAllocateToPool",
+    "_cuda_releasePool",
+    "_cuda_clearCublasWorkspaces",
+)
+"""Names of torch._C that `CudaStream` calls; none is documented."""
+
+
+def missing_name() -> str | None:
+    """A name that `CudaStream` needs and this torch lacks; None if it has all."""
+    return next((name for name in NEEDED if not hasattr(torch._C, name)), None)
+
+
 class CudaStream:
     """The loop's CUDA stream.
 
@@ -69,7 +83,7 @@ class CudaStream:
     def submit(self, work: Work) -> None:
         """Enqueues work on the stream, with memory of the pool."""
         self._pool = self._pool or torch.cuda.MemPool()
-        self._run(work, torch.cuda.use_mem_pool(self._pool, self.device))
+        self._run(work, self._memory_of(self._pool))
 
     def release(self) -> None:
         """Frees the pool and all memory that torch keeps for later. Nothing may run on the stream."""
@@ -77,6 +91,20 @@ class CudaStream:
         torch._C._cuda_clearCublasWorkspaces()  # cuBLAS's workspace for this stream lies in the pool
         self._pool = None
         torch.cuda.empty_cache()
+
+    @contextmanager
+    def _memory_of(self, pool: Any) -> Iterator[None]:
+        """Lets this thread allocate from the pool.
+
+        torch.cuda.use_mem_pool does the same, but on a capturing stream releases of torch after 2.13 ask for the graph
+        of torch that is being captured. The loop captures with CUDA itself, so there is none.
+        """
+        torch._C._cuda_beginAllocateCurrentThreadToPool(self.device.index, pool.id)
+        try:
+            yield
+        finally:
+            torch._C._cuda_endAllocateToPool(self.device.index, pool.id)
+            torch._C._cuda_releasePool(self.device.index, pool.id)
 
     def _run(self, work: Work, memory: Any) -> None:
         try:

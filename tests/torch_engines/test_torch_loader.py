@@ -15,9 +15,10 @@ from sparsectrl_lcm.runtime import BackendError, DeviceOutOfMemory, VideoPipelin
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda
 from sparsectrl_lcm.runtime.gpu.executor import GpuExecutor
+from torch.overrides import TorchFunctionMode
 
-from .loader import TorchLoader
-from .streams import CudaStream, HostStream
+from .loader import TorchEngine, TorchLoader
+from .streams import NEEDED, CudaStream, HostStream, missing_name
 
 SIDE, FRAMES = 64, 4
 LEVELS = {"fp32": 1, "fp16": 4}
@@ -68,9 +69,39 @@ def test_without_refit_the_engines_refuse_other_weights() -> None:
         open_pipeline().refit(demo_bundle())
 
 
+class Device(TorchFunctionMode):
+    """Notes the types and layouts of tensors that come to the device "meta", and what computes there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Any] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_meta:
+            last = result.is_contiguous(memory_format=torch.channels_last) if result.ndim == 4 else False
+            self.events.append((function.__name__, args[0].device.type, result.dtype, last))
+        return result
+
+
+def test_weights_reach_the_device_in_the_type_and_layout_of_the_engine() -> None:
+    """Whatever torch allocated there for anything else would stay with it."""
+    program = SimpleNamespace(constants={}, weights=("conv", "bias"), outputs=())
+    types = {"conv": torch.float16, "bias": torch.float32}
+    compiled: Any = SimpleNamespace(program=program, types=types, dtypes={})
+    stream: Any = SimpleNamespace(device=torch.device("meta"), prepare=lambda work: work())
+    engine = TorchEngine(compiled, stream, {}, lambda _: None)
+    arrays = {"conv": np.ones((4, 3, 3, 3), np.float32), "bias": np.ones(4, np.float32)}
+    with Device() as device:
+        engine.load(arrays.__getitem__, channels_last=True)
+    assert device.events == [("to", "cpu", torch.float16, True), ("to", "cpu", torch.float32, False)]
+
+
 def test_torch_has_what_the_stream_of_a_device_uses() -> None:
-    for name in ("ExternalStream", "MemPool", "use_mem_pool", "stream", "empty_cache"):
+    for name in ("ExternalStream", "MemPool", "stream", "empty_cache"):
         assert hasattr(torch.cuda, name), name
+    torch_has_cuda = hasattr(torch._C, "_cuda_clearCublasWorkspaces")
+    assert missing_name() == (None if torch_has_cuda else "_cuda_clearCublasWorkspaces")
     assert issubclass(torch.OutOfMemoryError, RuntimeError)
 
 
@@ -83,9 +114,15 @@ class Recorded:
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
             self.events.append(name)
-            return nullcontext()
+            return Pool() if name == "MemPool" else nullcontext()
 
         return call
+
+
+class Pool:
+    """A pool of torch's memory."""
+
+    id = (7, 0)
 
 
 @pytest.fixture
@@ -93,7 +130,8 @@ def cuda_stream(monkeypatch: pytest.MonkeyPatch) -> tuple[CudaStream, Recorded]:
     """A stream of a device on a machine that has none, and the calls on torch.cuda."""
     recorded = Recorded()
     monkeypatch.setattr(torch, "cuda", recorded)
-    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", recorded.clear_workspaces, raising=False)
+    for name in NEEDED:
+        monkeypatch.setattr(torch._C, name, getattr(recorded, name.removeprefix("_cuda_")), raising=False)
     return CudaStream(SimpleNamespace(stream=7)), recorded  # type: ignore[arg-type]
 
 
@@ -103,10 +141,11 @@ def test_only_work_whose_tensors_end_with_it_takes_memory_of_the_pool(cuda_strea
     for _ in range(2):
         stream.submit(lambda: recorded.events.append("run"))
     stream.release()
+    run = ("stream", "beginAllocateCurrentThreadToPool", "run", "endAllocateToPool", "releasePool")
     assert recorded.events == [
         *("ExternalStream", "stream", "weights"),
-        *("MemPool", "use_mem_pool", "stream", "run", "use_mem_pool", "stream", "run"),
-        *("clear_workspaces", "empty_cache"),
+        *("MemPool", *run, *run),
+        *("clearCublasWorkspaces", "empty_cache"),
     ]
 
 
