@@ -1,8 +1,6 @@
-"""Read a LoRA of any trainer under diffusers' names, and refuse what cannot be fused right, by its kind."""
+"""Read a LoRA of any trainer from a file, a folder or the hub, under diffusers' names."""
 
 import json
-import logging
-import re
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -12,34 +10,24 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, _best_guess_weight_name
-from diffusers.loaders.single_file_utils import convert_animatediff_checkpoint_to_diffusers
 from huggingface_hub import hf_hub_download
 
 from .check import ExportError
 from .loading import attempt, quiet
+from .lora_names import (
+    KOHYA,
+    check_pairs,
+    diffusers_names,
+    refuse_other_kinds,
+    with_all_alphas,
+    without_embeddings,
+)
 from .sources import SUFFIXES, cannot_load, find_file, is_file, quoted, read_weights
 
-_logger = logging.getLogger("sparsectrl_lcm")
-_ADAPTER_NAME = re.compile(r"(\.lora_(?:[AB]|magnitude_vector))\.(?!weight$|bias$)[^.]+((?:\.(?:weight|bias))?)$")
-_EMBEDDINGS = "bundle_emb."
-_UNSUPPORTED = {
-    ".hada_": "a LoHa",
-    ".lokr_": "a LoKr",
-    ".lora_mid": "a LoCon with CP decomposition",
-    ".oft_": "an OFT",
-    ".glora": "a GLoRA",
-    ".on_input": "an IA3",
-    ".diff": "a full difference (LyCORIS)",
-}
 _PEFT = "base_model.model."
 _LAYERS = SimpleNamespace(layers_per_block=2)
 """What diffusers needs to rename layers in the original names of Stable Diffusion 1.5's UNet."""
-_KOHYA = ("lora_unet_", "lora_te_", "lora_te1_")
 _DORA = ".dora_scale"
-_DOWN_UP = ((".lora_down.", ".lora_up."), (".lora_A.", ".lora_B."), (".down.", ".up."), ("_lora.down.", "_lora.up."))
-_PAIRS = (*_DOWN_UP, *((up, down) for down, up in _DOWN_UP))
-_MOTION = re.compile(r"(?:\.processor)?\.(to_(?:q|k|v|out))_lora\.(down|up)\.")
-_SIDES = {"down": "A", "up": "B"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +103,13 @@ def read_lora(lora: Lora) -> LoraWeights:
     """
     source = lora.source
     tensors, metadata = _read_source(source)
-    tensors = {_diffusers_name(name): value for name, value in tensors.items()}
-    _refuse_other_kinds(source, tensors)
-    tensors = _without_embeddings(source, tensors)
-    _check_pairs(source, tensors)
-    tensors = _with_all_alphas(tensors)
+    tensors = diffusers_names(tensors)
+    refuse_other_kinds(source, tensors)
+    tensors = without_embeddings(source, tensors)
+    check_pairs(source, tensors)
+    tensors = with_all_alphas(tensors)
     scales = {name.removesuffix(_DORA): tensors.pop(name) for name in list(tensors) if name.endswith(_DORA)}
-    if scales and not all(name.startswith(_KOHYA) for name in scales):
+    if scales and not all(name.startswith(KOHYA) for name in scales):
         raise ExportError("lora", f"{quoted(source)} is a DoRA in unknown names", "give it in kohya's or PEFT's format")
     decomposed = {name: value for name, value in tensors.items() if name.split(".")[0] in scales}
     plain = {name: value for name, value in tensors.items() if name not in decomposed}
@@ -129,71 +117,6 @@ def read_lora(lora: Lora) -> LoraWeights:
     if not weights.plain.tensors and not weights.decomposed.tensors:
         raise ExportError("lora", f"{quoted(source)} has no weights for a Stable Diffusion UNet or text encoder")
     return weights
-
-
-def _diffusers_name(name: str) -> str:
-    """Removes the name of the adapter from PEFT's names, and renames the layers of original motion LoRAs."""
-    name = _ADAPTER_NAME.sub(r"\1\2", name)
-    if ".temporal_transformer." not in name and "motion_modules" not in name:
-        return name
-    name = next(iter(convert_animatediff_checkpoint_to_diffusers({name.removeprefix("module."): None})), name)
-    name = _MOTION.sub(
-        lambda found: f".{'to_out.0' if found[1] == 'to_out' else found[1]}.lora_{_SIDES[found[2]]}.", name
-    )
-    return name if name.startswith("unet.") else f"unet.{name}"
-
-
-def _refuse_other_kinds(source: str, tensors: dict[str, torch.Tensor]) -> None:
-    for part, kind in _UNSUPPORTED.items():
-        if any(part in name for name in tensors):
-            raise ExportError("lora", f"{quoted(source)} is {kind}, which is not supported", "give a plain LoRA")
-    if all(any(part in name for name in tensors) for part in ("lora_unet_input_blocks_", "lora_unet_down_blocks_")):
-        raise ExportError("lora", f"{quoted(source)} mixes the names of two formats", "give a LoRA of one trainer")
-    if any(name.startswith("lora_te2_") for name in tensors):
-        raise ExportError(
-            "lora", f"{quoted(source)} is a LoRA for Stable Diffusion XL", "give one for Stable Diffusion 1.5"
-        )
-
-
-def _without_embeddings(source: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Leaves out textual inversions that lie in the file, and tells so."""
-    words = sorted({name.split(".")[1] for name in tensors if name.startswith(_EMBEDDINGS)})
-    if words:
-        _logger.warning(
-            "lora: %s also holds textual inversions, which are left out: %s", Path(source).name, ", ".join(words)
-        )
-    return {name: value for name, value in tensors.items() if not name.startswith(_EMBEDDINGS)}
-
-
-def _check_pairs(source: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Raises ExportError if one of the two matrices of a layer is missing."""
-    for name in tensors:
-        for one, other in _PAIRS:
-            if one in name and name.endswith("weight") and name.replace(one, other) not in tensors:
-                raise ExportError("lora", f"{quoted(source)} lacks {name.replace(one, other)}", "give a whole LoRA")
-
-
-def _with_all_alphas(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Applies alphas under diffusers' names; in kohya's, adds those of layers without: their alpha is the rank.
-
-    diffusers would drop the former, and give the latter the commonest alpha.
-    """
-    alphas = {name: value for name, value in tensors.items() if name.endswith(".alpha")}
-    if not alphas:
-        return tensors
-    if all(name.startswith(_KOHYA) for name in tensors):
-        downs = {name.split(".")[0]: value for name, value in tensors.items() if ".lora_down." in name}
-        return tensors | {
-            f"{name}.alpha": torch.tensor(float(down.shape[0]))
-            for name, down in downs.items()
-            if f"{name}.alpha" not in alphas
-        }
-    scaled = {name: value for name, value in tensors.items() if name not in alphas}
-    for name, alpha in alphas.items():
-        stem = name.removesuffix("alpha")
-        for up in [key for key in scaled if key.startswith(stem) and any(part in key for _, part in _DOWN_UP)]:
-            scaled[up] = scaled[up] * (alpha.item() / scaled[up].shape[1])
-    return scaled
 
 
 def _layers(source: str, tensors: dict[str, torch.Tensor], metadata: dict[str, Any] | None) -> Layers:
@@ -207,6 +130,7 @@ def _layers(source: str, tensors: dict[str, torch.Tensor], metadata: dict[str, A
     if not any(name.startswith(("unet.", "text_encoder.")) for name in converted):
         # saved from a UNet without its pipeline
         converted = {f"unet.{name}": value for name, value in converted.items() if "lora" in name}
+    alphas = {_uniform(name): alpha for name, alpha in (alphas or {}).items()}
     return Layers({_uniform(name): value for name, value in converted.items()}, alphas, metadata)
 
 
@@ -284,7 +208,11 @@ _PEFT_SETTINGS = (
 
 
 def _uniform(key: str) -> str:
-    """Renames a key of the text encoder to one of diffusers' two spellings: its loader drops keys if both occur."""
+    """Renames a key to one of diffusers' two spellings for text encoders: its loader drops keys if both occur.
+
+    It also mends what diffusers makes of kohya's `motion_modules`.
+    """
+    key = key.replace(".motion.modules.", ".motion_modules.")
     if key.startswith("text_encoder."):
         for name in ("q", "k", "v", "out"):
             key = key.replace(f".to_{name}_lora.", f".{name}_proj.lora_linear_layer.")

@@ -121,6 +121,24 @@ def test_original_motion_loras(part: str, written: str, base: str, motion: str, 
     assert_changed(fused, plain, {layer: 0.5 * up @ down})
 
 
+def test_the_original_domain_adapter(base: str, motion: str, plain: Tensors, tmp_path: Path) -> None:
+    """v3_sd15_adapter.ckpt: attention processors of the spatial layers, below the UNet's own names."""
+    down, up = random(4, WIDTH), random(WIDTH, 4, seed=1)
+    name = LAYER.replace(".to_q", ".processor.to_q_lora")
+    tensors = {f"{name}.down.weight": down, f"{name}.up.weight": up}
+    torch.save({"state_dict": tensors}, tmp_path / "v3_sd15_adapter.ckpt")
+    fused = load_unet(base, motion, [Lora(str(tmp_path / "v3_sd15_adapter.ckpt"))]).state_dict()
+    assert_changed(fused, plain, {LAYER: up @ down})
+
+
+def test_motion_layers_in_names_of_kohya(base: str, motion: str, plain: Tensors, tmp_path: Path) -> None:
+    key = "lora_unet_down_blocks_1_motion_modules_0_transformer_blocks_0_attn2_to_v"
+    tensors = kohya(key)
+    fused = load_unet(base, motion, [Lora(saved(tmp_path / "motion.safetensors", tensors))]).state_dict()
+    product = tensors[f"{key}.lora_up.weight"] @ tensors[f"{key}.lora_down.weight"]
+    assert_changed(fused, plain, {"down_blocks.1.motion_modules.0.transformer_blocks.0.attn2.to_v": product})
+
+
 def dora(weight: torch.Tensor, change: torch.Tensor, scale: torch.Tensor, axis: int) -> torch.Tensor:
     """Liu et al. 2024, eq. 5: the magnitude times the direction of each column of the changed weight."""
     others = [index for index in range(weight.ndim) if index != axis]
@@ -169,6 +187,30 @@ def test_names_of_latent_diffusion(base: str, motion: str, plain: Tensors, tmp_p
     assert_changed(fused, plain, {LAYER: product})
 
 
+def test_alphas_and_ranks_that_differ(
+    base: str, motion: str, plain: Tensors, plain_text: Tensors, tmp_path: Path
+) -> None:
+    """In both models, and with a layer that has no alpha: its product is added as it is."""
+    layers = {LAYER: (4, 4.0), LAYER.replace("to_q", "to_k"): (2, 1.0), LAYER.replace("to_q", "to_v"): (3, None)}
+    layers[LAYER.replace("attn1.to_q", "attn1.to_out.0")] = (4, 8.0)
+    places = {"q_proj": (4, 4.0), "k_proj": (4, 1.0), "v_proj": (2, 2.0), "out_proj": (3, None)}
+    layers |= {TEXT.replace("q_proj", name): sizes for name, sizes in places.items()}
+    layers |= {"encoder.layers.1.mlp.fc1": (4, 3.0), "encoder.layers.1.mlp.fc2": (4, 1.0)}
+    tensors, expected = {}, {}
+    for seed, (layer, (rank, alpha)) in enumerate(layers.items()):
+        text = layer.startswith("encoder.")
+        weight = (plain_text if text else plain)[f"{layer}.weight"]
+        key = ("lora_te_text_model_" if text else "lora_unet_") + layer.replace(".", "_")
+        up, down = random(len(weight), rank, seed=seed), random(rank, weight.shape[1], seed=seed + 50)
+        tensors |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+        if alpha is not None:
+            tensors[f"{key}.alpha"] = torch.tensor(alpha)
+        expected[layer] = (rank if alpha is None else alpha) / rank * up @ down
+    lora = Lora(saved(tmp_path / "lora.safetensors", tensors))
+    assert_changed(load_text_encoder(base, [lora]).state_dict(), plain_text, expected)
+    assert_changed(load_unet(base, motion, [lora]).state_dict(), plain, expected)
+
+
 def test_alphas_beside_diffusers_names(base: str, motion: str, plain: Tensors, tmp_path: Path) -> None:
     down, up = random(4, WIDTH), random(WIDTH, 4, seed=1)
     tensors = {f"unet.{LAYER}.lora_A.weight": down, f"unet.{LAYER}.lora_B.weight": up}
@@ -203,6 +245,7 @@ SD2 = kohya(KOHYA.replace("1_to_q", "2_to_k"), WIDTH, 2 * TEXT_WIDTH)
 REFUSED = {
     "is a LoHa": {f"{KOHYA}.hada_w1_a": t(64, 2), f"{KOHYA}.hada_w1_b": t(2, 64), f"{KOHYA}.alpha": t(())},
     "is a LoKr": {f"{KOHYA}.lokr_w1": t(2, 2), f"{KOHYA}.lokr_w2": t(32, 32), f"{KOHYA}.alpha": t(())},
+    "is a full difference": {f"{KOHYA}.diff": t(64, 64), f"{KOHYA}.diff_b": t(64)},
     "is a LoCon with CP decomposition": kohya(KOHYA) | {f"{KOHYA}.lora_mid.weight": t(4, 4, 3, 3)},
     "is for another model: .*attn2.to_k has 96 channels, the base's 48": kohya(
         KOHYA.replace("1_to_q", "2_to_k"), 64, 96
