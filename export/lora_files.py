@@ -184,7 +184,7 @@ def _peft(path: str, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.
             f"{quoted(path)} was saved by PEFT, whose adapter_config.json is not beside it",
             "give the folder with both files",
         )
-    config = json.loads(config_file.read_text())
+    config = json.loads(config_file.read_text(encoding="utf-8"))
     if config.get("peft_type", "LORA") != "LORA":
         raise ExportError("lora", f"{quoted(path)} is a {config['peft_type']}, which is not supported")
     part = "unet" if any("_blocks." in name or "mid_block." in name for name in tensors) else "text_encoder"

@@ -95,7 +95,7 @@ def _motion_tensors(field: str, source: str) -> dict[str, torch.Tensor]:
 def _beside(source: str, model: type[ConfigMixin]) -> dict[str, Any] | None:
     """Returns the configuration beside a file that was saved by diffusers, if it has one."""
     path = Path(source).with_name("config.json")
-    config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return config if config.get("_class_name") == model.__name__ else None
 
 

@@ -242,5 +242,7 @@ def file_of(place: str, variant: str | None, name: str) -> str:
     files = [path for path in files if path.suffix == ".safetensors"] or files
     if len(files) == 1:
         return str(files[0])
-    maps = (json.loads(index.read_text()).get("weight_map", {}) for index in folder.glob("*.index*.json"))
+    maps = (
+        json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}) for index in folder.glob("*.index*.json")
+    )
     return next((str(folder / names[name]) for names in maps if name in names), place)
