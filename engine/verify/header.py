@@ -74,6 +74,8 @@ class Header(Record):
             yield f"it has runs of {graph!r}, which is not in the bundle"
         if not any(self.runs.values()):
             yield "it has no runs"
+        if self.runs.get(CLIP) == 0:
+            yield "it has no runs of whole clips"
         if self.run is not None and self.run.backend not in BACKENDS:
             yield f"its backend {self.run.backend!r} is unknown"
         for graph, runners in self.run.runners.items() if self.run is not None else ():

@@ -93,6 +93,7 @@ def test_intact_results_pass(bundle: Bundle, saved: Path) -> None:
 HEADERS = [
     ({"runs": {}}, "it has no runs"),
     ({"runs__lcm_update": 0}, "it has runners of 'lcm_update', but no runs"),
+    ({"runs__clip": 0}, "it has no runs of whole clips"),
     ({"runs__lcm_update": -1}, "is no folder of results"),
     ({"runs__../../secret": 1}, "it has runs of '../../secret', which is not in the bundle"),
     ({"graphs": {}}, "holds results of another bundle"),
