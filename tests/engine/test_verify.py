@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,15 @@ def test_clips_run_plain_and_replayed(
 # Interruptions
 
 
+@pytest.fixture
+def raising() -> Iterator[None]:
+    """Ctrl-C raises, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("raising")
 def test_ctrl_c_in_the_library_leaves_the_graph_unfinished(
     emulated: Bundle, saved: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
