@@ -16,10 +16,10 @@ def inspect(
     ] = False,
 ) -> None:
     """Show what a bundle holds, check its files, and list its engines."""
-    from rich.console import Console
     from rich.table import Table
 
     from ..runtime.format.bundle import Bundle
+    from .tables import print_table
 
     opened = Bundle.load(bundle)
     manifest = opened.manifest
@@ -41,13 +41,12 @@ def inspect(
         unit = "levels" if graph.outputs[0].dtype == "uint8" else "relative"
         counts = str(len(graph.inputs)), str(len(graph.outputs))
         table.add_row(name, f"{weights / 1e6:.1f} MB", *counts, f"{graph.max_error:.1e} {unit}")
-    Console().print(table)
+    print_table(table)
     _show_engines(opened, layers)
 
 
 def _show_engines(bundle: "Bundle", details: bool) -> None:
     """Prints the built engines: keys, sizes, damage, and what the builder reported."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -56,6 +55,7 @@ def _show_engines(bundle: "Bundle", details: bool) -> None:
     from ..runtime.errors import BackendError, message
     from ..runtime.format.engine_sets import find_set, set_names
     from .layer_facts import layer_details
+    from .tables import print_table
 
     for backend in BACKENDS:
         for name in set_names(bundle.folder, backend):
@@ -77,7 +77,7 @@ def _show_engines(bundle: "Bundle", details: bool) -> None:
                 if graph not in bundle.manifest.graphs or (fault := engines.fault(bundle.manifest, graph)) is None:
                     continue
                 faults.append(fault)
-            Console().print(table)
+            print_table(table)
             for fault in faults:
                 typer.echo(f"damaged: {fault}")
             for graph, record in engines.index.engines.items() if details else ():

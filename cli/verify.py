@@ -42,7 +42,7 @@ def verify(
 ) -> None:
     """Compare a backend's engines with the portable graphs, on real requests.
 
-    Exits with 1 if something is out of bounds, or was not replayed as a CUDA graph.
+    Exits with 1 if something is out of bounds, was not compared, or was not replayed as a CUDA graph.
     """
     if not find_spec("polygraphy"):
         raise BackendError("verify", "Polygraphy is not installed", "run: pip install 'sparsectrl-lcm[verify]'")
@@ -75,17 +75,27 @@ def verify(
 
 
 def _print(report: "Report") -> None:
-    from rich.console import Console
+    from .tables import print_table
 
-    Console().print(_table(report))
+    print_table(_table(report))
     for note in report.run.notes:
         typer.echo(note)
     for name, jump in report.jumps.items():
         typer.echo(f"{name}: {_found(jump)}")
-    if report.missing:
-        typer.echo(f"not compared, since the run was interrupted: {', '.join(report.missing)}")
-    failed = ", ".join(report.failed_graphs)
-    typer.echo(f"failed: {failed}" if failed else "all within bounds")
+    compared = {row.graph for row in report.rows}
+    if absent := [name for name in report.missing if name not in compared]:
+        typer.echo(f"not compared, since the run was interrupted: {', '.join(absent)}")
+    if partial := [name for name in report.missing if name in compared]:
+        typer.echo(f"not compared with all runners, since the run was interrupted: {', '.join(partial)}")
+    typer.echo(_verdict(report))
+
+
+def _verdict(report: "Report") -> str:
+    if report.failed_graphs:
+        return f"failed: {', '.join(report.failed_graphs)}"
+    if not report.rows:
+        return "failed: nothing was compared"
+    return "all within bounds" if report.passed else "failed: the comparison is not complete"
 
 
 def _table(report: "Report") -> "Table":

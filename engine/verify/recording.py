@@ -12,7 +12,8 @@ from ...runtime.format.bundle import Bundle
 from ...runtime.format.clip_layout import engine_layout
 from ...runtime.format.decoders import DECODERS
 from ..check import onnxruntime_errors, open_portable
-from .saved_results import CLIP, PORTABLE, SavedResults
+from .header import CLIP, PORTABLE
+from .saved_results import SavedResults
 
 
 def record(bundle: Bundle, results: SavedResults, graphs: Collection[str], clips: bool) -> None:

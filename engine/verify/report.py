@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...runtime.errors import BackendError
+from ...runtime.format.bundle import Bundle
 from ..comparison import BOUNDS, Difference, measure, worst
+from .header import CLIP, NOT_REPLAYED, PORTABLE, EngineRun
 from .layers import Jump
-from .saved_results import NOT_REPLAYED, PORTABLE, EngineRun, SavedResults
+from .saved_results import SavedResults
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Report:
         run: the backend, its version, device and precision.
         size: of the clips.
         rows: by graph and runner.
-        missing: graphs whose run was interrupted.
+        missing: graphs, and `clip`, that not all runners have finished, since the run was interrupted.
         jumps: for each graph that failed, the first tensor whose error jumps; None if there is no such tensor.
     """
 
@@ -64,8 +66,8 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether everything was compared and passed."""
-        return not self.missing and all(row.passed for row in self.rows)
+        """Whether something was compared, nothing is missing, and all rows passed."""
+        return bool(self.rows) and not self.missing and all(row.passed for row in self.rows)
 
     @property
     def failed_graphs(self) -> tuple[str, ...]:
@@ -77,17 +79,18 @@ class Report:
         return {
             "passed": self.passed,
             "size": self.size,
-            **self.run.model_dump(mode="json", exclude={"runners"}),
+            **self.run.model_dump(mode="json", exclude={"runners", "unfinished"}),
             "rows": [asdict(row) for row in self.rows],
             "missing": list(self.missing),
             "jumps": {graph: jump and asdict(jump) for graph, jump in self.jumps.items()},
         }
 
 
-def judge(results: SavedResults, graphs: Sequence[str]) -> Report:
+def judge(bundle: Bundle, results: SavedResults, graphs: Sequence[str]) -> Report:
     """Compares the saved outputs of a backend with those of the portable graphs.
 
     Args:
+        bundle: the bundle; names the outputs.
         results: the saved results; a backend has run.
         graphs: the graphs to judge, and `clip`.
 
@@ -96,20 +99,29 @@ def judge(results: SavedResults, graphs: Sequence[str]) -> Report:
     """
     run = results.header.run
     assert run is not None
-    rows = [_row(results, run, graph, runner) for graph in graphs for runner in run.runners.get(graph, ())]
-    missing = tuple(graph for graph in graphs if graph not in run.runners)
+    rows = [_row(bundle, results, graph, runner) for graph in graphs for runner in run.runners.get(graph, ())]
+    missing = tuple(graph for graph in graphs if not _complete(results, run, graph))
     return Report(run, str(results.header.size), tuple(rows), missing)
 
 
-def _row(results: SavedResults, run: EngineRun, graph: str, runner: str) -> Row:
+def _complete(results: SavedResults, run: EngineRun, graph: str) -> bool:
+    """Whether all runners of a graph have finished. A graph that no request runs has none."""
+    runners = run.runners.get(graph)
+    return graph not in run.unfinished and runners is not None and bool(runners or not results.header.runs[graph])
+
+
+def _row(bundle: Bundle, results: SavedResults, graph: str, runner: str) -> Row:
+    run = results.header.run
+    assert run is not None
     precision = run.precisions.get(graph, run.precision)
     if precision not in BOUNDS:
         raise BackendError("verify", f"there are no bounds for {precision}")
     found: dict[str, list[Difference]] = {}
     runs = results.header.runs[graph]
+    names = ["frames"] if graph == CLIP else [item.name for item in bundle.graph(graph).outputs]
     for index in range(runs):
-        expected = results.outputs(graph, PORTABLE, index)
-        actual = results.outputs(graph, runner, index)
+        expected = results.outputs(graph, PORTABLE, index, names)
+        actual = results.outputs(graph, runner, index, names)
         for name, values in expected.items():
             found.setdefault(name, []).append(measure(actual[name], values))
     outputs = {name: worst(differences) for name, differences in found.items()}

@@ -19,12 +19,9 @@ from ...runtime.errors import BackendError, reason_of
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.manifest import GraphRecord
 from ..check import onnxruntime_errors, open_portable
-from .saved_results import PORTABLE, SavedResults
-
-RUNTIME = "runtime"
-"""The runner that is shipped: the project's own loader and buffers."""
-LIBRARY = "library"
-"""The runner of the backend's library alone. It tells a fault of an engine from a fault of this runtime."""
+from .header import PORTABLE, RUNTIME
+from .interruptions import check_stopped
+from .saved_results import SavedResults, cut
 
 
 @contextmanager
@@ -34,7 +31,7 @@ def quiet() -> Iterator[None]:
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
             yield
     except PolygraphyException as error:
-        raise BackendError("verify", f"Polygraphy: {reason_of(error)}") from error
+        raise BackendError("verify", f"Polygraphy: {cut(reason_of(error))}") from error
 
 
 def portable_runner(bundle: Bundle, graph: str) -> OnnxrtRunner:
@@ -88,13 +85,14 @@ def run(runner: BaseRunner, results: SavedResults, graph: str) -> None:
     """Runs a graph on all recorded inputs and saves the outputs.
 
     Raises:
-        BackendError: the graph cannot be opened or run.
+        BackendError: the graph cannot be opened or run, or its inputs cannot be read.
     """
     with quiet(), onnxruntime_errors(graph), runner:
         types = {name: item.dtype.numpy() for name, item in runner.get_input_metadata(use_numpy_dtypes=False).items()}
         for index in range(results.header.runs[graph]):
-            feeds = {name: array.astype(types[name]) for name, array in results.inputs(graph, index).items()}
-            outputs = runner.infer(feeds)
+            saved = results.inputs(graph, index, types)
+            outputs = runner.infer({name: array.astype(types[name]) for name, array in saved.items()})
+            check_stopped()
             results.write_outputs(graph, runner.name, index, outputs, runner.last_inference_time())
 
 

@@ -8,68 +8,28 @@ clip/<runner>/0000000000.json           the frames of whole clips
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import load_json, save_json
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from ...runtime.cpu.sessions import Array
-from ...runtime.errors import BackendError, OutputError, reason_of
+from ...runtime.errors import BackendError, InvalidRequest, OutputError, reason_of
 from ...runtime.format.bundle import Bundle
-from ...runtime.format.clip_layout import ClipSize
 from ...runtime.format.engine_keys import graph_checksums
-from ...runtime.format.manifest import Record
+from .header import PORTABLE, Header
+from .interruptions import check_stopped
 
-PORTABLE = "portable"
-"""The runner of the portable graphs."""
-CLIP = "clip"
-"""Stands for a graph where whole clips are compared."""
-NOT_REPLAYED = "not replayed"
-"""The runner of whole clips that should have been replayed as CUDA graphs, if at least one was not."""
 _INPUTS = "inputs"
 _HEADER = "results.json"
-
-
-class EngineRun(Record):
-    """The run of a backend's engines.
-
-    Attributes:
-        backend: its name.
-        version: of its library.
-        device: the GPU, or CPU.
-        precision: of the engines.
-        precisions: of each graph; a graph without an engine runs in fp32.
-        runners: the runners of each graph and of whole clips that have finished.
-        notes: what was not compared, and why.
-    """
-
-    backend: str
-    version: str
-    device: str
-    precision: str
-    precisions: dict[str, str]
-    runners: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-class Header(Record):
-    """What a folder holds.
-
-    Attributes:
-        size: of the clips.
-        graphs: checksums of all portable graphs of the bundle and their weights.
-        runs: the number of recorded runs of each graph, and of whole clips.
-        run: the run of a backend; None if only requests were recorded.
-    """
-
-    format: Literal["sparsectrl-lcm-verify-1"] = "sparsectrl-lcm-verify-1"
-    size: ClipSize
-    graphs: dict[str, tuple[str, ...]]
-    runs: dict[str, int] = Field(default_factory=dict)
-    run: EngineRun | None = None
+_LONGEST = 300
+"""Characters of a library's message that are shown; some of them quote whole files."""
 
 
 class SavedResults:
@@ -84,17 +44,18 @@ class SavedResults:
         """Opens a folder that `verify --save` wrote for the bundle.
 
         Raises:
-            BackendError: it is not such a folder, or of another bundle.
+            BackendError: it is not such a folder, of another bundle, or its header is damaged.
         """
         try:
             header = Header.model_validate_json((folder / _HEADER).read_text(encoding="utf-8"))
         except (OSError, ValueError, ValidationError):
             raise BackendError("load", f"{str(folder)!r} is no folder of results", "name one from --save") from None
-        for graph, checksums in header.graphs.items():
-            if graph not in bundle.manifest.graphs or graph_checksums(bundle.manifest, graph) != checksums:
-                raise BackendError(
-                    "load", f"{str(folder)!r} holds results of another bundle", "name the bundle that they are of"
-                )
+        if header.graphs != {graph: graph_checksums(bundle.manifest, graph) for graph in bundle.manifest.graphs}:
+            raise BackendError(
+                "load", f"{str(folder)!r} holds results of another bundle", "name the bundle that they are of"
+            )
+        for fault in header.faults(bundle):
+            raise BackendError("load", f"{str(folder / _HEADER)!r} is damaged: {cut(fault)}", "save again")
         return cls(folder, header)
 
     def update(self, **changes: object) -> None:
@@ -108,9 +69,18 @@ class SavedResults:
         """Saves the inputs of a run."""
         self._save(dict(feeds), self._path(graph, _INPUTS, index))
 
-    def inputs(self, graph: str, index: int) -> dict[str, Array]:
-        """The inputs of a run."""
-        return dict(self._load(load_json, self._path(graph, _INPUTS, index)))
+    def inputs(self, graph: str, index: int, names: Collection[str] | None = None) -> dict[str, Array]:
+        """The inputs of a run.
+
+        Args:
+            graph: name of the graph.
+            index: number of the run.
+            names: what the file must hold; None allows anything.
+
+        Raises:
+            BackendError: the file cannot be read, or holds something else.
+        """
+        return self._arrays(load_json, self._path(graph, _INPUTS, index), names)
 
     def write_outputs(
         self, graph: str, runner: str, index: int, outputs: Mapping[str, Array], seconds: float | None = None
@@ -119,10 +89,13 @@ class SavedResults:
         results = RunResults([(runner, [IterationResult(dict(outputs), seconds, runner)])])
         self._save(results, self._path(graph, runner, index))
 
-    def outputs(self, graph: str, runner: str, index: int) -> dict[str, Array]:
-        """The outputs of a run."""
-        results = self._load(RunResults.load, self._path(graph, runner, index))
-        return dict(results[runner][0].items())
+    def outputs(self, graph: str, runner: str, index: int, names: Collection[str] | None = None) -> dict[str, Array]:
+        """The outputs of a run; see `inputs`."""
+
+        def load(path: str) -> Any:
+            return RunResults.load(path)[runner][0].items()
+
+        return self._arrays(load, self._path(graph, runner, index), names)
 
     def has(self, graph: str, runner: str) -> bool:
         """Whether all runs of a runner are there."""
@@ -131,12 +104,15 @@ class SavedResults:
 
     def copy_recording(self, folder: Path, graphs: Collection[str]) -> "SavedResults":
         """Copies the requests, and what the portable graphs made of them, for the run of another backend."""
-        for graph in graphs:
-            for part in (_INPUTS, PORTABLE):
-                if (self.folder / graph / part).is_dir():
-                    shutil.copytree(self.folder / graph / part, folder / graph / part, copy_function=link_or_copy)
+        try:
+            for graph in graphs:
+                for part in (_INPUTS, PORTABLE):
+                    if (self.folder / graph / part).is_dir():
+                        shutil.copytree(self.folder / graph / part, folder / graph / part, copy_function=link_or_copy)
+        except OSError as error:  # shutil's own names every file
+            raise OutputError("save", f"{str(folder)!r} cannot be written: {cut(reason_of(error))}") from error
         copy = SavedResults(folder, self.header)
-        copy.update(run=None)
+        copy.update(run=None, runs={graph: self.header.runs[graph] for graph in graphs})
         return copy
 
     def _path(self, graph: str, part: str, index: int) -> Path:
@@ -147,12 +123,56 @@ class SavedResults:
             save_json(what, str(path))
         except OSError as error:
             raise OutputError("save", f"{str(path)!r} cannot be written: {reason_of(error)}") from error
+        check_stopped()
 
-    def _load(self, load: Callable[[str], Any], path: Path) -> Any:
+    def _arrays(self, load: Callable[[str], Any], path: Path, names: Collection[str] | None) -> dict[str, Array]:
+        """Reads arrays by name, and checks that they are what was saved."""
         try:
-            return load(str(path))
+            found = dict(load(str(path)))
         except Exception as error:  # Polygraphy, json and numpy raise classes of their own
-            raise BackendError("load", f"{str(path)!r} cannot be read: {reason_of(error)}", "save again") from None
+            check_stopped()
+            raise BackendError("load", f"{str(path)!r} cannot be read: {cut(reason_of(error))}", "save again") from None
+        check_stopped()
+        if names is not None and found.keys() != set(names):
+            holds = cut(f"{', '.join(map(str, found)) or 'nothing'} instead of {', '.join(names)}")
+            raise BackendError("load", f"{str(path)!r} holds {holds}", "save again")
+        for name, array in found.items():
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or not array.size:
+                raise BackendError("load", f"{str(path)!r} has no numbers for {cut(repr(name))}", "save again")
+        return found
+
+
+@contextmanager
+def output_folder(save: Path | None, load: Path | None) -> Iterator[Path]:
+    """The folder to save in, which is new or empty, or a temporary one.
+
+    Args:
+        save: the folder; None for a temporary one.
+        load: a folder of results that are copied into it.
+
+    Raises:
+        InvalidRequest: `save` is inside `load`, which would be copied into itself.
+        OutputError: it cannot be written, or is not empty.
+    """
+    if save is None:
+        with tempfile.TemporaryDirectory(prefix="sparsectrl-lcm-") as folder:
+            yield Path(folder)
+        return
+    try:
+        if load is not None and any(load.samefile(parent) for parent in save.resolve().parents if parent.exists()):
+            raise InvalidRequest("save", f"{str(save)!r} is inside the loaded folder", "name a folder elsewhere")
+        save.mkdir(parents=True, exist_ok=True)
+        full = any(save.iterdir())
+    except OSError as error:
+        raise OutputError("save", f"{str(save)!r} cannot be written: {reason_of(error)}") from None
+    if full:
+        raise OutputError("save", f"{str(save)!r} is not empty", "name a new folder")
+    yield save
+
+
+def cut(text: str) -> str:
+    """The beginning of a message."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def link_or_copy(source: Path | str, target: Path | str) -> None:

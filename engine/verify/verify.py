@@ -1,14 +1,12 @@
 """Compares a backend's engines with the portable graphs on real requests: the entry point of `verify`."""
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
 from ...runtime.backends import BACKENDS, Executor, availability, choose_backend, find_backend, open_executor
-from ...runtime.errors import BackendError, InvalidRequest, OutputError, reason_of
+from ...runtime.errors import BackendError, InvalidRequest
 from ...runtime.example_requests import sample_requests, sample_size
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.clip_layout import ClipSize
@@ -17,15 +15,25 @@ from ...runtime.format.engine_sets import EngineSet, parse_set_name, set_names
 from ...runtime.gpu.device import probe
 from ...runtime.load_options import LoadOptions
 from ..build import check_size
+from .header import (
+    CLIP,
+    ENGINE_GRAPHS,
+    LIBRARY,
+    NOT_REPLAYED,
+    PLAIN,
+    PORTABLE,
+    REPLAYED,
+    RUNTIME,
+    EngineRun,
+    Header,
+)
+from .interruptions import check_stopped, stoppable
 from .layers import first_jump
 from .marked_graphs import Suspect
 from .recording import record
 from .report import Report, judge
-from .runners import LIBRARY, RUNTIME, RuntimeRunner, portable_runner, quiet, run
-from .saved_results import CLIP, NOT_REPLAYED, PORTABLE, EngineRun, Header, SavedResults
-
-PLAIN, REPLAYED, ENGINE_GRAPHS = "plain", "replayed", "engine graphs"
-"""How whole clips run: engine by engine, as one CUDA graph, or with graphs that the engines capture themselves."""
+from .runners import RuntimeRunner, portable_runner, quiet, run
+from .saved_results import SavedResults, output_folder
 
 OnProgress = Callable[[str, float], None]
 
@@ -54,6 +62,7 @@ class VerifyOptions:
     load: Path | None = None
 
 
+@stoppable()
 @quiet()
 def verify(bundle: Bundle, options: VerifyOptions, on_progress: OnProgress = lambda text, fraction: None) -> Report:
     """Compares engines with the portable graphs.
@@ -67,16 +76,17 @@ def verify(bundle: Bundle, options: VerifyOptions, on_progress: OnProgress = lam
         InvalidRequest: an option is not allowed.
         BackendError: the backend cannot run here, or results cannot be loaded.
         OutputError: results cannot be saved.
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     loaded = None if options.load is None else SavedResults.load(options.load, bundle)
     wanted = _wanted(bundle, options, loaded)
     if loaded is not None and _answers(loaded, options):
         if options.save is not None:
             raise InvalidRequest("save", "the loaded folder has these results already", "leave --save out")
-        report = judge(loaded, wanted)
+        report = judge(bundle, loaded, wanted)
         return _with_layers(bundle, loaded, report, on_progress) if options.layers else report
     comparison = _Comparison(bundle, options, loaded)
-    with _folder(options.save) as folder:
+    with output_folder(options.save, options.load) as folder:
         return comparison.run(folder, wanted, on_progress)
 
 
@@ -128,13 +138,15 @@ class _Comparison:
             report_step(f"{graph}: portable graph")
             if not results.has(graph, PORTABLE):
                 run(portable_runner(self.bundle, graph), results, graph)
-        results.update(run=self._run_record(graphs))
+        results.update(run=self._run_record(wanted))
+        library = self.record.library_runner is not None and self.engines is not None
         executor = open_executor(self.bundle, self.record.name, self.load_options)
         try:
             for graph in graphs:
                 report_step(f"{graph}: {self.record.name}")
                 if results.header.runs[graph]:
                     self._run_graph(executor, results, graph)
+                    _finish(results, graph, (RUNTIME,), last=not library)
                 else:  # such as the VAE's encoder of a bundle that takes no pictures
                     _finish(results, graph, (), (f"{graph} was not compared: no request runs it",))
             if CLIP in wanted:
@@ -142,13 +154,13 @@ class _Comparison:
                 self._run_clips(executor, results)
         finally:
             executor.close()
-        if self.record.library_runner is not None and self.engines is not None:
-            for graph in graphs:  # last, so that a fault of the library alone costs no other result
+        for graph in graphs if library else ():  # last, so that a fault of the library alone costs no other result
+            if results.header.runs[graph]:
                 self._run_library(results, graph)
-        report = judge(results, wanted)
+        report = judge(self.bundle, results, wanted)
         return _with_layers(self.bundle, results, report, on_progress) if self.options.layers else report
 
-    def _run_record(self, graphs: Sequence[str]) -> EngineRun:
+    def _run_record(self, wanted: Sequence[str]) -> EngineRun:
         precision = self.engines.index.precision if self.engines else "fp32"
         built = self.engines.index.engines if self.engines else {}
         return EngineRun(
@@ -156,7 +168,8 @@ class _Comparison:
             version=self.version,
             device=str(probe()) if self.record.on_gpu else "CPU",
             precision=precision,
-            precisions={graph: precision if graph in built else "fp32" for graph in graphs},
+            precisions={graph: precision if graph in built else "fp32" for graph in wanted if graph != CLIP},
+            unfinished=tuple(wanted),
         )
 
     def _run_graph(self, executor: Executor, results: SavedResults, graph: str) -> None:
@@ -166,7 +179,6 @@ class _Comparison:
             results,
             graph,
         )
-        _finish(results, graph, (RUNTIME,))
 
     def _run_library(self, results: SavedResults, graph: str) -> None:
         """Runs a graph through the backend's library alone; a note says why, if that is not possible."""
@@ -217,12 +229,17 @@ def _name_of(replays: Sequence[bool | None]) -> tuple[str, tuple[str, ...]]:
     return NOT_REPLAYED, (f"{count} were not replayed as a CUDA graph; a warning in the log may say why",)
 
 
-def _finish(results: SavedResults, graph: str, runners: tuple[str, ...], notes: tuple[str, ...] = ()) -> None:
-    """Adds runners of a graph to the header."""
+def _finish(
+    results: SavedResults, graph: str, runners: tuple[str, ...], notes: tuple[str, ...] = (), last: bool = True
+) -> None:
+    """Adds runners of a graph to the header; `last` if no other one follows."""
+    check_stopped()
     done = results.header.run
     assert done is not None
     finished = (*done.runners.get(graph, ()), *runners)
-    changes = {"runners": {**done.runners, graph: finished}, "notes": (*done.notes, *notes)}
+    changes: dict[str, object] = {"runners": {**done.runners, graph: finished}, "notes": (*done.notes, *notes)}
+    if last:
+        changes["unfinished"] = tuple(name for name in done.unfinished if name != graph)
     results.update(run=done.model_copy(update=changes))
 
 
@@ -233,7 +250,8 @@ def _with_layers(bundle: Bundle, results: SavedResults, report: Report, on_progr
     for row in failed:
         on_progress(f"{row.graph}: looking for the first wrong tensor", 1.0)
         engines = next(backend.chosen_sets(bundle.folder, report.run.precision, results.header.size), None)
-        feeds = results.inputs(row.graph, row.worst_run)
+        names = [item.name for item in bundle.graph(row.graph).inputs]
+        feeds = results.inputs(row.graph, row.worst_run, names)
         jumps[row.graph] = first_jump(
             Suspect(bundle, backend.name, row.precision, results.header.size, engines, row.graph, feeds)
         )
@@ -270,20 +288,3 @@ def _size(bundle: Bundle, backend: str, options: VerifyOptions) -> ClipSize:
     sizes = bundle.manifest.sizes
     usual = ClipSize(width=sizes.width, height=sizes.height, frames=sizes.frames)
     return next((of for of in (default, usual, *built) if of in built), default)
-
-
-@contextmanager
-def _folder(save: Path | None) -> Iterator[Path]:
-    """The folder to save in, or a temporary one."""
-    if save is None:
-        with tempfile.TemporaryDirectory(prefix="sparsectrl-lcm-") as folder:
-            yield Path(folder)
-        return
-    try:
-        save.mkdir(parents=True, exist_ok=True)
-        full = any(save.iterdir())
-    except OSError as error:
-        raise OutputError("save", f"{str(save)!r} cannot be written: {reason_of(error)}") from None
-    if full:
-        raise OutputError("save", f"{str(save)!r} is not empty", "name a new folder")
-    yield save

@@ -44,7 +44,7 @@ def test_build_says_what_the_engines_are_made_of(
 def test_inspect_shows_it_again(
     built: tuple[Path, EngineIndex], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "240")
+    monkeypatch.setenv("COLUMNS", "40")  # of no meaning in a pipe
     assert run(["inspect", str(built[0])]) == 0
     shown = capsys.readouterr().out
     (row,) = [line for line in shown.splitlines() if "66 kgen, 12 gemm" in line]

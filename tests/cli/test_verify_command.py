@@ -10,9 +10,9 @@ import pytest
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.comparison import Difference
 from sparsectrl_lcm.engine.verify import verify as verify_module
+from sparsectrl_lcm.engine.verify.header import EngineRun
 from sparsectrl_lcm.engine.verify.layers import Jump
 from sparsectrl_lcm.engine.verify.report import Report, Row
-from sparsectrl_lcm.engine.verify.saved_results import EngineRun
 from sparsectrl_lcm.engine.verify.verify import VerifyOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 
@@ -22,6 +22,7 @@ RUN = EngineRun(
     device="H200",
     precision="fp16",
     precisions={},
+    unfinished=(),
     notes=("unet did not run on the library alone: tensorrt is not installed",),
 )
 GOOD = Row("lcm_update", "runtime", 12, "fp32", {"images": Difference(1e-7, 1e-8, 1.0)}, {}, 0)
@@ -41,7 +42,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         return given["report"]
 
     monkeypatch.setattr(verify_module, "verify", verify)
-    monkeypatch.setenv("COLUMNS", "180")
+    monkeypatch.setenv("COLUMNS", "40")
     return given
 
 
@@ -97,6 +98,39 @@ def test_clips_that_were_not_replayed_fail(answer: dict[str, object], capsys: py
     text = capsys.readouterr().out
     assert re.search(r"not replayed .* 47 dB +│ failed", text)
     assert text.endswith("failed: clip\n")
+
+
+@pytest.mark.parametrize(
+    ("report", "last"),
+    [
+        (Report(RUN, "512x512x16", (), missing=("unet",)), ["unet", "nothing was compared"]),
+        (Report(RUN, "512x512x16", ()), ["nothing was compared"]),
+        (Report(RUN, "512x512x16", (GOOD,), missing=("unet",)), ["unet", "the comparison is not complete"]),
+        (Report(RUN, "512x512x16", (GOOD,), missing=("lcm_update",)), ["all runners", "is not complete"]),
+    ],
+)
+def test_what_was_not_compared_does_not_pass(
+    answer: dict[str, object], capsys: pytest.CaptureFixture[str], report: Report, last: list[str]
+) -> None:
+    answer["report"] = report
+    assert run(["verify"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    for line, text in zip(lines[-len(last) :], last, strict=True):
+        assert re.match("(not compared|failed: )", line)
+        assert text in line
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_cell_is_cut(
+    answer: dict[str, object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    answer["report"] = Report(RUN, "512x512x16", (replace(GOOD, graph="controlnet_scribble"), BAD))
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    assert run(["verify"]) == 1
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert ("controlnet_scribble" in text) != terminal, "a narrow terminal wraps"
 
 
 def test_json(answer: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:

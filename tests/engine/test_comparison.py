@@ -1,5 +1,6 @@
 """The measures by which results are compared, against values computed by hand, and the bounds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,17 @@ def test_measures_of_frames() -> None:
     assert BOUNDS["fp32"].exceeded(found) == ("levels", "psnr")
     assert BOUNDS["fp32"].exceeded(measure(expected, expected)) == ()
     assert worst([measure(expected, expected), found]) == found
+
+
+def test_the_worst_of_several_is_by_measure_and_in_any_order() -> None:
+    good = Difference(largest=0.1, quantile=0.02, cosine=0.99, levels=0.5, psnr=50.0)
+    changes = [{"largest": 0.3}, {"quantile": 0.05}, {"cosine": 0.8}, {"levels": 2.0}, {"psnr": 20.0}]
+    for change in changes:
+        bad = replace(good, **change)
+        assert worst([good, bad]) == worst([bad, good]) == worst([good, bad, good]) == bad, change
+    each = [replace(good, **change) for change in changes]
+    assert worst(each) == worst(each[::-1]) == Difference(0.3, 0.05, 0.8, 2.0, 20.0)
+    assert worst([Difference(0.1, 0.02, 0.99), Difference(0.3, 0.01, 0.8)]) == Difference(0.3, 0.02, 0.8)
 
 
 @pytest.mark.parametrize("wrong", [np.full(3, np.nan, np.float32), np.zeros(4, np.float32)])

@@ -8,8 +8,9 @@ import pytest
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.datatype import DataType
+from sparsectrl_lcm.engine.verify.header import Header
 from sparsectrl_lcm.engine.verify.runners import quiet, run
-from sparsectrl_lcm.engine.verify.saved_results import Header, SavedResults
+from sparsectrl_lcm.engine.verify.saved_results import SavedResults
 from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from sparsectrl_lcm.engine.verify.report import Report
 from sparsectrl_lcm.engine.verify.runners import RuntimeRunner
 from sparsectrl_lcm.engine.verify.saved_results import SavedResults
 from sparsectrl_lcm.engine.verify.verify import VerifyOptions, verify
-from sparsectrl_lcm.runtime import BackendError, InvalidRequest
+from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.backends import Availability
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
@@ -252,36 +254,35 @@ def test_clips_run_plain_and_replayed(
     assert replayed.cudart.calls.count("cudaGraphLaunch") == launches[way]
 
 
-# Errors
+# Interruptions
 
 
-def test_a_run_that_was_interrupted_does_not_pass(bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(saved[0], tmp_path / "results"))
-    results = SavedResults.load(folder, bundle)
-    run = results.header.run
-    assert run is not None
-    left: Mapping[str, Any] = {graph: runners for graph, runners in run.runners.items() if graph != "unet"}
-    results.update(run=run.model_copy(update={"runners": left}))
-    report = verify(bundle, VerifyOptions(load=folder))
-    assert report.missing == ("unet",)
-    assert not report.passed
+@pytest.fixture
+def raising() -> Iterator[None]:
+    """Ctrl-C raises, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
-def test_results_of_another_bundle_are_refused(bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path) -> None:
-    other = copy_of(bundle, tmp_path / "bundle")
-    record = other.manifest.files["onnx/unet.weights"].model_copy(update={"sha256": "0" * 64})
-    manifest = other.manifest.model_copy(update={"files": {**other.manifest.files, "onnx/unet.weights": record}})
-    with pytest.raises(BackendError, match="load: .* holds results of another bundle"):
-        verify(Bundle(other.folder, manifest), VerifyOptions(load=saved[0]))
-
-
-def test_options_that_contradict_loaded_results_are_refused(
-    bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path
+@pytest.mark.usefixtures("raising")
+def test_ctrl_c_in_the_library_leaves_the_graph_unfinished(
+    emulated: Bundle, saved: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidRequest, match="size: the loaded results are of 32x32x2; leave --size out"):
-        verify(bundle, VerifyOptions(load=saved[0], width=64, height=64))
-    with pytest.raises(InvalidRequest, match="save: the loaded folder has these results already"):
-        verify(bundle, VerifyOptions(load=saved[0], save=tmp_path / "new"))
+    """The library swallows the KeyboardInterrupt, and fails with an error of its own."""
+
+    def library(*_: object) -> RuntimeRunner:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise BackendError("verify", "the library failed")
+
+    monkeypatch.setattr("sparsectrl_lcm.engine.tensorrt.plan_runner.library_runner", library)
+    folder = tmp_path / "results"
+    with pytest.raises(KeyboardInterrupt):
+        verify(emulated, VerifyOptions("tensorrt", graphs=("lcm_update",), load=saved[0], save=folder))
+    report = verify(emulated, VerifyOptions(load=folder))
+    assert [(row.graph, row.runner) for row in report.rows] == [("lcm_update", "runtime")]
+    assert (report.missing, report.passed) == (("lcm_update",), False)
 
 
 @pytest.mark.slow
