@@ -131,11 +131,10 @@ def test_the_packages_of_a_user_are_left_alone(monkeypatch: Patch, tmp_path: Pat
     mine = tmp_path / "packages" / "mine"
     mine.mkdir(parents=True)
     options = ["--packages", str(tmp_path / "packages.zip"), "--work", str(tmp_path), "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["lease.py", *options])
+    monkeypatch.setattr(sys, "argv", ["lease.py", *options, "--stages", "kernels"])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.setattr(lease, "STAGES", ())
-    monkeypatch.setattr(lease, "run_stages", lambda *_: iter(()))
+    monkeypatch.setattr(lease, "run_stages", lambda stages, *_: [lease.not_started(stage, "") for stage in stages])
     with pytest.raises(SystemExit) as end:
         lease.main()
     assert end.value.code == 0
