@@ -9,11 +9,15 @@ fails or is killed still ends in a line, with what it had measured, and the next
 program is stopped, the stages that were not started get their lines, too. If this program is killed, the running stage
 ends with it, and the report reads what it had measured from DIR/STAGE.rows. The stages' output is in DIR/lease.log.
 
+The exit code is 0 if the decisive stages were done, 1 if not, 2 if a file cannot be read or written or packages are
+missing, 130 if this program was stopped.
+
 This program itself needs nothing but Python's standard library.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,6 +25,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -30,6 +35,7 @@ from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from lease_stages.lines import Unusable, ends_within_a_line, errors_in_a_line
 from lease_stages.processes import Line, Settings, not_started, rows_file, run_stage, unfinished, work
 from lease_stages.schedule import NEEDED, STAGES, Stage
 
@@ -37,11 +43,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PREPARED = ROOT / ".cache" / "lease"
 """What `lease_prepare.py` writes: an archive of packages for a version of Python, and the folder `graphs`."""
 ARCHIVE = "packages-{}.zip"
+MARKER = "made-by-lease.py"
+"""A file in the folder of unpacked packages. `lease.py` removes nothing from a folder without it."""
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=840.0, help="seconds for everything; default: 840")
+    parser.add_argument("--budget", type=seconds, default=840.0, help="seconds for everything; default: 840")
     parser.add_argument("--output", type=Path, help="folder for lease.jsonl and lease.log")
     packages = PREPARED / ARCHIVE.format(f"{sys.version_info.major}.{sys.version_info.minor}")
     parser.add_argument("--packages", type=Path, default=packages, help="packages that Python lacks here")
@@ -61,22 +69,36 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def seconds(text: str) -> float:
+    """A number of seconds above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
 def main() -> None:
     """Runs the stages."""
     options = arguments()
     if options.run:
         sys.exit(work(Settings.read(options.run)))
+    with errors_in_a_line(), stop_signals() as stopped:
+        sys.exit(run(options, stopped))
+
+
+def run(options: argparse.Namespace, stopped: Callable[[], str]) -> int:
+    """Runs the stages and prints a line for each; returns the exit code."""
     working = (options.work or Path(tempfile.gettempdir()) / "sparsectrl-lcm-lease").resolve()
-    folders = search_path(unpacked(options.packages, working / "packages"))
+    folders = search_path(unpacked(options.packages, working / "sparsectrl-lcm-packages"))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*folders, os.getenv("PYTHONPATH")]))
     sys.path[:0] = folders
     if options.dry_run:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # its tensors are small: threads would wait for each other
     if (missing := missing_packages()) and not options.allow_missing:
         print(f"missing: {' '.join(missing)}; run before: python benchmarks/lease_prepare.py", file=sys.stderr)
-        sys.exit(2)
+        return 2
     options.output.mkdir(parents=True, exist_ok=True)
-    wanted = options.stages.split(",")
+    stages = [stage for stage in STAGES if stage.name in options.stages.split(",")]
     settings = Settings(
         stage="",
         output=str(options.output.resolve()),
@@ -84,18 +106,44 @@ def main() -> None:
         work=str(working),
         dry_run=options.dry_run,
     )
-    for line in run_stages([stage for stage in STAGES if stage.name in wanted], settings, options.budget):
+    undecided = False
+    for stage, line in zip(stages, run_stages(stages, settings, options.budget, stopped), strict=True):
+        undecided |= bool(stage.decisive) and line["state"] != "done"
         print(summary(line), flush=True)
+    if stopped():
+        return 130
+    return 1 if undecided else 0
 
 
 def unpacked(packages: Path, folder: Path) -> Path:
-    """The folder of the packages; those of an archive are unpacked into `folder`."""
+    """The folder of the packages; those of an archive are unpacked into a new folder in `folder`.
+
+    Raises:
+        Unusable: the archive is damaged, or `folder` holds something else; nothing was removed.
+    """
     if not packages.is_file():
         return packages
-    shutil.rmtree(folder, ignore_errors=True)
-    with zipfile.ZipFile(packages) as archive:
-        archive.extractall(folder)
-    return folder
+    target = folder / "unpacked"
+    with opened(packages) as archive:
+        if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+            raise Unusable(f"{folder}: was not made by lease.py; remove it or name another folder with --work")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).touch()
+        shutil.rmtree(target, ignore_errors=True)
+        archive.extractall(target)
+    return target
+
+
+def opened(path: Path) -> zipfile.ZipFile:
+    """An archive, every file of which can be read."""
+    try:
+        archive = zipfile.ZipFile(path)
+        damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted or unknown
+        raise Unusable(f"{path}: {error}") from None
+    if damaged:
+        raise Unusable(f"{path}: {damaged} is damaged")
+    return archive
 
 
 def search_path(packages: Path) -> list[str]:
@@ -116,10 +164,25 @@ def missing_packages() -> list[str]:
     return sorted(package for package, module in NEEDED.items() if not found(module))
 
 
-def run_stages(stages: Sequence[Stage], settings: Settings, budget: float) -> Iterator[Line]:
-    """Runs the stages within `budget` seconds. Writes a line for each to lease.jsonl and returns it."""
+def run_stages(
+    stages: Sequence[Stage], settings: Settings, budget: float, stopped: Callable[[], str] = lambda: ""
+) -> Iterator[Line]:
+    """Runs the stages within `budget` seconds. Writes a line for each to lease.jsonl and returns it.
+
+    Args:
+        stages: in their order.
+        settings: of all stages.
+        budget: in seconds.
+        stopped: returns a reason to stop, or "".
+
+    Raises:
+        OSError: a file cannot be written. The rows of the running stage are kept.
+    """
     end, reason = time.monotonic() + budget, ""
-    with (Path(settings.output) / "lease.jsonl").open("a", encoding="utf-8") as file, stop_signals() as stopped:
+    path = Path(settings.output) / "lease.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        if ends_within_a_line(path):
+            file.write("\n")
         for line in unfinished(Path(settings.output)):
             append(file, line)
             rows_file(settings.output, line["stage"]).unlink()

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from sparsectrl_lcm.runtime.errors import BundleError
 from sparsectrl_lcm.runtime.format.manifest import FileRecord, read_manifest
 
 LEFT_OUT = ("controlnet_rgb", "vae_encoder", "vae_decoder_tiny")
@@ -51,6 +52,15 @@ def strip(bundle: Path, target: Path) -> None:
         shutil.copy(bundle / name, target / name)
     files = {name: record for name, record in manifest.files.items() if name in kept | weights}
     manifest.model_copy(update={"graphs": graphs, "files": files, "sources": {}}).write(target)
+
+
+def holds_graphs_alone(folder: Path) -> bool:
+    """Whether a folder is a bundle without weights, as `strip` writes it."""
+    try:
+        graphs = read_manifest(folder).graphs
+    except BundleError:
+        return False
+    return not any((folder / file).exists() for record in graphs.values() for file in record.weights)
 
 
 def write_weights(graphs: Path, target: Path, seed: int = 0) -> int:

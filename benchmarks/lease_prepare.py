@@ -21,10 +21,12 @@ import tempfile
 from pathlib import Path
 
 from lease import ARCHIVE, PREPARED, ROOT
+from lease_stages.lines import Unusable, errors_in_a_line
 from lease_stages.sources import write_commit
 
 sys.path.insert(0, str(ROOT))
 
+from sparsectrl_lcm.runtime.errors import BundleError
 from sparsectrl_lcm.runtime.machine import commit
 
 PACKAGES = (
@@ -54,12 +56,13 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prepares what is asked for."""
     options = arguments()
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_commit(options.output, commit())
-    if options.only in (None, "packages"):
-        collect(options.packages, options.output / ARCHIVE.format(options.python_version), options.python_version)
-    if options.only in (None, "graphs"):
-        make_graphs(options.bundle, options.cache, options.output / "graphs")
+    with errors_in_a_line():
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_commit(options.output, commit())
+        if options.only in (None, "packages"):
+            collect(options.packages, options.output / ARCHIVE.format(options.python_version), options.python_version)
+        if options.only in (None, "graphs"):
+            make_graphs(options.bundle, options.cache, options.output / "graphs")
 
 
 def collect(packages: list[str], target: Path, python_version: str) -> None:
@@ -83,15 +86,27 @@ def pydantic_core(install: list[str], platform: list[str]) -> str:
 
 
 def make_graphs(bundle: Path | None, cache: Path, target: Path) -> None:
-    """Copies the graphs of the full-size bundle."""
-    from lease_bundle import strip
+    """Copies the graphs of the full-size bundle. Earlier graphs are replaced once the new ones are complete.
+
+    Raises:
+        Unusable: the bundle cannot be read, or `target` holds something else than graphs.
+    """
+    from lease_bundle import holds_graphs_alone, strip
     from models import prepare
 
+    if target.exists() and not holds_graphs_alone(target):
+        raise Unusable(f"{target}: is no folder of graphs; remove it or name another folder with --output")
     if bundle is None:
         prepare(cache)
         bundle = cache / "bundle"
-    shutil.rmtree(target, ignore_errors=True)
-    strip(bundle, target)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        new = Path(folder) / "graphs"
+        try:
+            strip(bundle, new)
+        except BundleError as error:
+            raise Unusable(str(error)) from None
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
     megabytes = sum(file.stat().st_size for file in target.rglob("*") if file.is_file()) / 1e6
     print(f"{target}: {megabytes:.1f} MB")
 

@@ -4,7 +4,8 @@
     python benchmarks/lease_report.py FIRST/lease.jsonl SECOND/lease.jsonl --output FILE.json
 
 Of a stage that ran several times, the last line counts, unless an earlier one is done and the last is not. Rows of a
-stage that ran when lease.py was killed are read from the files beside lease.jsonl.
+stage that ran when lease.py was killed are read from the files beside lease.jsonl. Lines that were cut off are left
+out, and their number is printed. The exit code is 2 if no line is left, or a file cannot be read or written.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import reports
+from lease_stages.lines import Unusable, errors_in_a_line, read_objects
 from lease_stages.processes import unfinished
 from sparsectrl_lcm.benchmarks.harness.rounds import summarize
 
@@ -35,9 +37,28 @@ def main() -> None:
     parser.add_argument("lines", nargs="+", type=Path, help="lease.jsonl, in the order of the runs")
     parser.add_argument("--output", type=Path, help="a JSON file; default: a new one in benchmarks/results")
     options = parser.parse_args()
-    report = make_report(line for path in options.lines for line in read_lines(path))
+    with errors_in_a_line():
+        write_report(options.lines, options.output)
+
+
+def write_report(files: list[Path], output: Path | None) -> None:
+    """Reports what the files hold.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        Unusable: no file holds a line of a stage.
+    """
+    lines: list[Report] = []
+    for file in files:
+        found, unreadable = read_lines(file)
+        lines += found
+        if unreadable:
+            print(f"{file}: unreadable lines left out: {unreadable}", file=sys.stderr)
+    if not lines:
+        raise Unusable(f"{', '.join(map(str, files))}: no line of a stage")
+    report = make_report(lines)
     name = report["device"]["name"] if report["device"] else "dry-run"
-    path = reports.results_file(f"lease-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}", options.output)
+    path = reports.results_file(f"lease-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}", output)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print("\n".join(tables(report)))
     print(f"\nwritten to {path}")
@@ -47,11 +68,19 @@ def main() -> None:
         print("\n".join(f"drawn to {picture}" for picture in plot.draw(report, path)))
 
 
-def read_lines(path: Path) -> Iterator[Report]:
-    """The lines of a run; the last one may be cut off. Then those of stages that ran when lease.py was killed."""
-    for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        yield json.loads(text)
-    yield from unfinished(path.parent)
+def read_lines(path: Path) -> tuple[list[Report], int]:
+    """The lines of a run, then those of stages that ran when lease.py was killed; and how many are unreadable."""
+    found, unreadable = read_objects(path)
+    usable = [line for line in found if is_line(line)]
+    return usable + list(unfinished(path.parent)), unreadable + len(found) - len(usable)
+
+
+def is_line(line: Report) -> bool:
+    """Whether an object has the fields of a stage's line."""
+    rows = line.get("rows")
+    texts = isinstance(line.get("stage"), str) and isinstance(line.get("state"), str)
+    whole = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    return texts and whole and isinstance(line.get("seconds"), int | float)
 
 
 def make_report(lines: Iterable[Report]) -> Report:

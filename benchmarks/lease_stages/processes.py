@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .lines import read_objects
 from .schedule import Stage
 
 PROGRAM = Path(__file__).resolve().parent.parent / "lease.py"
@@ -113,12 +114,12 @@ def rows_file(output: str, stage: str) -> Path:
 
 
 def unfinished(output: Path) -> Iterator[Line]:
-    """A line for each stage that ran when lease.py itself was killed, with the rows that it had written."""
+    """A line for each stage whose line lease.py could not write, killed or on a full disk, with the stage's rows."""
     for path in sorted(output.glob(f"*{ROWS}")):
         rows, seconds = _rows_of(path), 0.0
         if rows:
             seconds = max(0.0, round(path.stat().st_mtime - rows[0]["began"], 2))
-        reason = "lease.py was killed"
+        reason = "lease.py ended without writing this line"
         yield {"stage": path.stem, "state": "killed", "seconds": seconds, "reason": reason, "rows": rows[1:]}
 
 
@@ -163,8 +164,8 @@ def _end_with(parent: int) -> None:
 
 
 def _rows_of(path: Path) -> list[Row]:
-    """The rows of a file; the last one may be cut off."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    """The rows of a file, without those that were cut off."""
+    return read_objects(path)[0]
 
 
 def _state(code: int | None, overdue: str) -> tuple[str, str]:

@@ -103,19 +103,27 @@ def test_a_stage_that_wrote_its_decisive_row_stops_nothing(run: Run) -> None:
 
 
 LEASE = """
+import sys
 import lease
-from lease_stages.processes import Settings
 from lease_stages.schedule import Stage
-stages = [Stage(name, 60, "toy_stage") for name in ("works", "sleeps", "again")]
-print(*lease.run_stages(stages, Settings("", {0!r}, "", ""), 60))
+folder, *names = sys.argv[1:]
+lease.STAGES = [Stage(name, 60, "toy_stage", decisive="first" if name == "fails" else "") for name in names]
+lease.NEEDED = {}
+sys.argv = ["lease.py", "--output", folder, "--work", folder, "--packages", folder + "/none"]
+lease.main()
 """
 
 
-def start_lease(folder: Path) -> subprocess.Popen[bytes]:
-    """Starts stages of the toy module, and waits until the second has written a row."""
+def start_program(folder: Path, *names: str) -> subprocess.Popen[str]:
+    """Starts the program with stages of the toy module. The stage "fails" is decisive."""
     path = os.pathsep.join([str(BENCHMARKS), str(folder)])
-    command = [sys.executable, "-c", LEASE.format(str(folder))]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+    command = [sys.executable, "-c", LEASE, str(folder), *names]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+
+
+def start_lease(folder: Path) -> subprocess.Popen[str]:
+    """Starts three stages, and waits until the second has written a row."""
+    process = start_program(folder, "works", "sleeps", "again")
     rows = folder / "sleeps.rows"
     while not rows.exists() or "first" not in rows.read_text():
         time.sleep(0.05)
@@ -128,7 +136,8 @@ def test_a_killed_program_leaves_rows_and_no_stage(tmp_path: Path, run: Run) -> 
     group = int((tmp_path / "group").read_text())
     process.kill()
     process.wait()
-    lines = list(read_lines(tmp_path / "lease.jsonl"))
+    lines, unreadable = read_lines(tmp_path / "lease.jsonl")
+    assert unreadable == 0
     assert [(line["stage"], line["state"], line["rows"][0]) for line in lines] == [
         ("works", "done", {"first": "works"}),
         ("sleeps", "killed", {"first": "sleeps"}),
@@ -140,17 +149,40 @@ def test_a_killed_program_leaves_rows_and_no_stage(tmp_path: Path, run: Run) -> 
             time.sleep(0.05)
     list(lease.run_stages([], Settings("", str(tmp_path), "", ""), 60))
     assert read(tmp_path) == lines  # the next run writes the line that is due
-    assert list(read_lines(tmp_path / "lease.jsonl")) == lines
+    assert read_lines(tmp_path / "lease.jsonl") == (lines, 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without a signal")
 def test_all_stages_get_lines_if_the_program_is_stopped(tmp_path: Path, run: Run) -> None:
     process = start_lease(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(20) == 130
     lines = read(tmp_path)
     assert [line["state"] for line in lines] == ["done", "killed", "not started"]
     assert {line["reason"] for line in lines[1:]} == {"stopped by SIGTERM"}
+
+
+def test_the_exit_code_tells_that_a_decisive_stage_failed(tmp_path: Path, run: Run) -> None:
+    assert start_program(tmp_path, "leaves").wait(20) == 0
+    assert start_program(tmp_path, "fails").wait(20) == 1
+    assert [(line["state"], line["rows"]) for line in read(tmp_path)] == [
+        ("failed", [{"first": "leaves"}]),
+        ("failed", [{"first": "fails"}]),
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+@pytest.mark.parametrize("name", ["lease.log", "lease.jsonl"])
+def test_a_full_disk_ends_the_program_in_one_line_and_keeps_the_rows(tmp_path: Path, run: Run, name: str) -> None:
+    (tmp_path / name).symlink_to("/dev/full")
+    process = start_program(tmp_path, "works")
+    assert process.communicate(timeout=20)[1] == "error: No space left on device\n"
+    assert process.returncode == 2
+    (tmp_path / name).unlink()
+    list(lease.run_stages([], Settings("", str(tmp_path), "", ""), 60))
+    (line,) = read(tmp_path)
+    measured = [] if name == "lease.log" else [{"first": "works"}, {"second": 2}]
+    assert (line["stage"], line["state"], line["rows"]) == ("works", "killed", measured)
 
 
 def test_what_is_missing_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -165,12 +197,11 @@ def test_what_is_missing_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_packages_are_unpacked_from_an_archive(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "packages.zip", "w") as archive:
-        archive.writestr("toy/__init__.py", "")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "old.py").touch()
-    folder = lease.unpacked(tmp_path / "packages.zip", tmp_path / "folder")
-    assert [path.name for path in folder.iterdir()] == ["toy"]
+    for name in ("old", "toy"):
+        with zipfile.ZipFile(tmp_path / "packages.zip", "w") as archive:
+            archive.writestr(f"{name}/__init__.py", "")
+        folder = lease.unpacked(tmp_path / "packages.zip", tmp_path / "folder")
+        assert [path.name for path in folder.iterdir()] == [name]
     assert str(folder) in lease.search_path(folder)
     assert lease.unpacked(folder, tmp_path / "other") == folder
 
