@@ -135,14 +135,15 @@ def _publish(folder: Path, target: Path, index: EngineIndex) -> None:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Moves `source` to `target` and deletes the old `target`."""
+    """Moves `source` to `target` and deletes the old `target`. If it is stopped before, the old `target` stays."""
     if target.exists():
         old = source.with_name(f"{source.name}-old")
-        target.rename(old)
         try:
+            target.rename(old)
             source.rename(target)
-        except OSError:
-            old.rename(target)
+        except BaseException:  # Ctrl-C may come between the two, or just after either
+            if old.exists() and not target.exists():
+                old.rename(target)
             raise
         shutil.rmtree(old, ignore_errors=True)
     else:

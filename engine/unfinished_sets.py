@@ -33,11 +33,12 @@ def fingerprint(spec: EngineSpec, made_with: Mapping[str, object]) -> str:
 
 
 def read_finished(folder: Path) -> dict[str, EngineRecord]:
-    """The finished engines in the folder of a build, by graph; empty if there are none."""
+    """The finished engines in the folder of a build whose files are all there, by graph; empty if there are none."""
     try:
-        return _LIST.validate_json((folder / FINISHED).read_bytes())
+        found = _LIST.validate_json((folder / FINISHED).read_bytes())
     except (OSError, ValidationError):
         return {}
+    return {graph: engine for graph, engine in found.items() if all((folder / name).is_file() for name in engine.files)}
 
 
 def write_finished(folder: Path, engines: Mapping[str, EngineRecord]) -> None:
@@ -60,6 +61,8 @@ def keep_finished(folder: Path) -> bool:
 def take_finished(parent: Path, name: str, folder: Path, wanted: Mapping[str, str]) -> dict[str, EngineRecord]:
     """Moves the finished engines of stopped builds of a set into the folder of a new one, and lists them there.
 
+    In the old folders it leaves only engines with other fingerprints. It removes folders without any.
+
     Args:
         parent: the folder of the backend's sets.
         name: of the set.
@@ -71,13 +74,20 @@ def take_finished(parent: Path, name: str, folder: Path, wanted: Mapping[str, st
     """
     taken: dict[str, EngineRecord] = {}
     for left in leftovers(parent, name):
+        others: dict[str, EngineRecord] = {}
         for graph, engine in read_finished(left).items():
-            if graph in taken or engine.made_from != wanted.get(graph) or first_difference(left, engine.files):
-                continue
-            for path in left.glob(f"{graph}.*"):
-                path.rename(folder / path.name)
-            taken[graph] = engine
-            write_finished(folder, taken)
+            if engine.made_from != wanted.get(graph):
+                others[graph] = engine
+            elif graph not in taken and not first_difference(left, engine.files):
+                taken[graph] = engine
+                write_finished(folder, taken)  # first: only the folder that has the files counts
+                for path in left.glob(f"{graph}.*"):
+                    path.rename(folder / path.name)
+        if others:
+            write_finished(left, others)
+            keep_finished(left)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
     return taken
 
 

@@ -1,6 +1,7 @@
 """A build that was stopped keeps its finished engines, and the next one goes on with the missing ones."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from fakes.tensorrt_builds import RELEASES, Workshop, demo_copy, plan_of, small_
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine import onnxruntime
 from sparsectrl_lcm.engine.build import build
-from sparsectrl_lcm.engine.engine_writer import SetBuild, any_size_spec, engine_record, write_set
+from sparsectrl_lcm.engine.engine_writer import SetBuild, any_size_spec, engine_record, replace_folder, write_set
 from sparsectrl_lcm.engine.unfinished_sets import read_finished, take_finished, unfinished_sets
 from sparsectrl_lcm.runtime.backends import BACKENDS, choose_backend
 from sparsectrl_lcm.runtime.errors import BackendError, InvalidRequest
@@ -204,9 +205,12 @@ def test_a_failure_keeps_what_is_finished_and_nothing_else(bundle: Path) -> None
 
 
 def test_a_build_that_is_stopped_twice_goes_on_twice(bundle: Path) -> None:
-    toy = Toy(bundle)
-    for graph in GRAPHS[1:]:
+    toy, parent = Toy(bundle), bundle / "engines/openvino"
+    for done, graph in enumerate(GRAPHS[1:], 1):
         toy.stop(graph)
+        (left,) = parent.iterdir()
+        size = sum(path.stat().st_size for path in left.iterdir() if path.name != "finished.json")
+        assert list(unfinished_sets(bundle, "openvino")) == [("fp32", GRAPHS[:done], size)]
     toy.build()
     assert toy.made == GRAPHS[3:]
     assert [toy.text(graph) for graph in GRAPHS] == [f"{graph} 1" for graph in GRAPHS]
@@ -240,6 +244,46 @@ def test_damaged_engines_are_built_again(bundle: Path, damage: str) -> None:
     toy.build()
     assert toy.made == (GRAPHS if damage == "list" else GRAPHS[1:])
     assert [toy.text(graph) for graph in GRAPHS] == [f"{graph} 1" for graph in GRAPHS]
+
+
+@pytest.mark.parametrize("gone", [["unet.onnx"], ["unet.weights", "text_encoder.onnx"]], ids=len)
+def test_engines_whose_files_are_gone_are_not_listed(
+    bundle: Path, gone: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier versions left folders that list engines which they no longer hold."""
+    toy, parent = Toy(bundle), bundle / "engines/openvino"
+    toy.stop("lcm_update")
+    (left,) = parent.iterdir()
+    for name in gone:
+        (left / name).unlink()
+    kept = GRAPHS[: 2 - len(gone)]
+    assert [graphs for _, graphs, _ in unfinished_sets(bundle, "openvino")] == [kept][: len(kept)]
+    assert run(["inspect", str(bundle)]) == 0
+    assert capsys.readouterr().out.count("openvino fp32 is unfinished") == len(kept)
+    Toy(bundle, "2").stop("unet")
+    assert left.exists() == bool(kept), "a folder without engines goes with the next build"
+
+
+def test_engines_with_other_fingerprints_stay_where_they_are(bundle: Path) -> None:
+    toy, parent = Toy(bundle), bundle / "engines/openvino"
+    toy.stop("lcm_update")
+    (left,) = leftovers(parent)
+    wanted = {"text_encoder": str(read_finished(left)["text_encoder"].made_from), "unet": "of other weights"}
+    with staged_folder(parent, "fp32") as running:
+        assert list(take_finished(parent, "fp32", running, wanted)) == ["text_encoder"]
+        assert sorted(path.name for path in left.iterdir()) == ["finished.json", "unet.onnx", "unet.weights"]
+        assert list(read_finished(left)) == ["unet"]
+
+
+def test_a_damaged_or_second_copy_of_an_engine_is_removed(bundle: Path) -> None:
+    toy, parent = Toy(bundle), bundle / "engines/openvino"
+    toy.stop("lcm_update")
+    (left,) = leftovers(parent)
+    shutil.copytree(left, parent / ".fp32-1-0123abcd")
+    (left / "unet.onnx").write_text("cut off")
+    toy.stop("vae_decoder")
+    assert [graphs for _, graphs, _ in unfinished_sets(bundle, "openvino")] == [GRAPHS[:3]]
+    assert len(names(bundle)) == 1
 
 
 def test_engines_of_a_running_build_stay_with_it(bundle: Path) -> None:
@@ -305,6 +349,23 @@ def test_one_graph_of_a_complete_set_is_replaced(bundle: Path) -> None:
     assert toy.text("unet") == "unet 1", "engines of two versions do not make a set"
 
 
+@pytest.mark.parametrize("damage", ["vae_decoder.onnx", "vae_decoder.weights"])
+def test_damaged_engines_of_a_set_do_not_make_the_next_one(bundle: Path, damage: str) -> None:
+    toy = Toy(bundle)
+    toy.build()
+    toy.made.clear()
+    path = bundle / "engines/openvino/fp32" / damage
+    whole = path.read_text()
+    path.write_text(whole[::-1])
+    assert toy.build(graphs=("unet",)).missing == ("text_encoder", "lcm_update", "vae_decoder")
+    assert toy.build().missing == ()
+    assert toy.made == ["unet", "text_encoder", "lcm_update", "vae_decoder"]
+    assert path.read_text() == whole
+    engines = find_set(bundle, "openvino", "fp32")
+    assert engines is not None
+    assert [engines.fault(toy.bundle.manifest, graph) for graph in GRAPHS] == [None] * 4
+
+
 @pytest.mark.parametrize("other", [{"types": "bf16"}, {"check": False}, {"keep_source": True}, {}], ids=str)
 def test_engines_of_other_options_do_not_make_a_set(bundle: Path, other: dict[str, Any]) -> None:
     """Neither do those of a set whose index does not say what they were made from."""
@@ -346,6 +407,67 @@ def test_a_part_of_a_set_is_not_loaded_and_inspect_shows_it(
     assert "lcm_update (0.0 MB)" in shown
     assert run([*command[:-1], "unett"]) == 2
     assert "--graph: onnxruntime-cuda builds no 'unett' of this bundle" in capsys.readouterr().err
+
+
+# The place of the set
+
+
+STOPS: list[tuple[type[BaseException], int, bool]] = [
+    (OSError, 1, False),
+    (KeyboardInterrupt, 1, True),
+    (OSError, 2, False),
+    (KeyboardInterrupt, 2, False),
+    (KeyboardInterrupt, 2, True),
+]
+"""What stops a build, at which of its two last renames, and whether after it."""
+
+
+def stop_at_a_rename(patch: pytest.MonkeyPatch, error: type[BaseException], place: int, after: bool) -> None:
+    renames: list[Path] = []
+    rename = Path.rename
+
+    def stopped(path: Path, other: Path) -> Path:
+        renames.append(path)
+        if len(renames) == place and not after:
+            raise error
+        result = rename(path, other)
+        if len(renames) == place:
+            raise error
+        return result
+
+    patch.setattr(Path, "rename", stopped)
+
+
+def test_a_folder_is_replaced_and_nothing_else_stays(tmp_path: Path) -> None:
+    source, target = tmp_path / ".set-1-0123abcd", tmp_path / "set"
+    for text in ("first", "second"):
+        source.mkdir()
+        (source / "engine").write_text(text)
+        replace_folder(source, target)
+        assert [path.name for path in tmp_path.iterdir()] == ["set"]
+        assert (target / "engine").read_text() == text
+
+
+@pytest.mark.parametrize(("error", "place", "after"), STOPS)
+def test_a_set_that_cannot_be_replaced_stays(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], place: int, after: bool
+) -> None:
+    """The set is there and whole after a stop at any moment, and the next build has nothing left to make."""
+    Toy(bundle).build()
+    newer, replaced = Toy(bundle, "2"), (place, after) == (2, True)
+    with monkeypatch.context() as patch, pytest.raises(BackendError if error is OSError else error):
+        stop_at_a_rename(patch, error, place, after)
+        newer.build()
+    engines = find_set(bundle, "openvino", "fp32")
+    assert engines is not None
+    assert [engines.fault(newer.bundle.manifest, graph) for graph in GRAPHS] == [None] * 4
+    assert newer.text("unet") == ("unet 2" if replaced else "unet 1")
+    assert len(list(unfinished_sets(bundle, "openvino"))) == (not replaced)
+    newer.made.clear()
+    newer.build()
+    assert newer.made == (GRAPHS if replaced else [])
+    assert newer.text("unet") == "unet 2"
+    assert names(bundle) == ["fp32"]
 
 
 # The typed graph

@@ -18,6 +18,8 @@ INVALID_CAPTURE = cudart.cudaError_t.cudaErrorStreamCaptureInvalidated
 class EmulatedCudart:
     """Replaces `cuda.bindings.runtime`; a call that the real module lacks raises AttributeError.
 
+    Work runs when it is submitted. But what it copies to the host arrives only when the host waits for the stream.
+
     Attributes:
         calls: the names of all calls, in order.
         fault: index of the call that fails, and the status it returns.
@@ -50,6 +52,7 @@ class EmulatedCudart:
         self._clock = 0.0
         self.launching = False
         self._stale: dict[int, float] = {}
+        self._arriving: list[tuple[int, bytes]] = []
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(cudart, name)
@@ -131,6 +134,7 @@ class EmulatedCudart:
         return self._take(self.pinned, nbytes)
 
     def _cudaFreeHost(self, address: int) -> tuple[Any]:
+        self._arrive()  # CUDA waits for the device before it frees memory
         del self.pinned[address]
         return (SUCCESS,)
 
@@ -150,10 +154,20 @@ class EmulatedCudart:
         def work() -> None:
             self.check_range(source, nbytes)
             self.check_range(target, nbytes)
-            ctypes.memmove(target, source, nbytes)
+            if target_kind == "Host":
+                self._arriving.append((target, ctypes.string_at(source, nbytes)))
+            else:
+                ctypes.memmove(target, source, nbytes)
 
         self.submit(work)
         return (SUCCESS,)
+
+    def _arrive(self) -> None:
+        """Ends the copies to the host."""
+        for target, content in self._arriving:
+            self.check_range(target, len(content))
+            ctypes.memmove(target, content, len(content))
+        self._arriving.clear()
 
     def _cudaMemsetAsync(self, address: int, value: int, nbytes: int, stream: int) -> tuple[Any]:
         self.check_range(address, nbytes)
@@ -163,6 +177,7 @@ class EmulatedCudart:
     def _cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
         assert self.capture is None, "a stream cannot be synchronized during its capture"
         self.now = max(self.now, self._clock)
+        self._arrive()
         self.events |= self._stale
         self._stale.clear()
         return (SUCCESS,)
