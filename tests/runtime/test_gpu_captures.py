@@ -22,11 +22,6 @@ LEFT_OUT = {"scribble": range(1 + 4 + 2 * 4 + 1), "rgb": (1,), None: (0,)}
 """Engine runs to leave out of a request with 4 steps: each with scribbles, the VAE's encoder, the text encoder."""
 
 
-@pytest.fixture(autouse=True)
-def _no_remarks_on_scribbles(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.handler.addFilter(lambda record: "a scribble is" not in str(record.msg))
-
-
 @pytest.fixture
 def demo() -> SimpleNamespace:
     return emulated_demo(SMALL)
