@@ -27,11 +27,6 @@ from sparsectrl_lcm.runtime.gpu.executor import MAX_SIZES
 ERRORS = cudart.cudaError_t
 
 
-@pytest.fixture(autouse=True)
-def _no_remarks_on_scribbles(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.handler.addFilter(lambda record: "a scribble is" not in str(record.msg))
-
-
 @pytest.fixture
 def demo() -> SimpleNamespace:
     """The demo bundle on an emulated device, whose engines return digests of their inputs."""
