@@ -6,6 +6,7 @@ Tests run with one exported architecture and with the demo bundle; with --slow, 
 import hashlib
 import os
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -192,3 +193,11 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     """Gives each test an empty user cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
     yield
+
+
+@pytest.fixture
+def raising() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, whatever started the tests: background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,14 +202,6 @@ def test_a_folder_inside_the_loaded_one_is_refused(bundle: Bundle, saved: Path, 
 
 
 # Ctrl-C
-
-
-@pytest.fixture
-def raising() -> Iterator[None]:
-    """Ctrl-C raises, whatever started the tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("raising")

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -255,14 +254,6 @@ def test_clips_run_plain_and_replayed(
 
 
 # Interruptions
-
-
-@pytest.fixture
-def raising() -> Iterator[None]:
-    """Ctrl-C raises, whatever started the tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("raising")

@@ -1,7 +1,6 @@
 """Calls on a thread of their own."""
 
 import _thread
-import signal
 import threading
 import time
 
@@ -18,6 +17,7 @@ def test_results_and_errors_reach_the_caller() -> None:
         thread.call(int, "abc")
 
 
+@pytest.mark.usefixtures("raising")
 def test_an_interrupt_reaches_the_caller_when_the_call_is_done() -> None:
     """The caller then frees memory that the call uses."""
     done = []
@@ -28,10 +28,6 @@ def test_an_interrupt_reaches_the_caller_when_the_call_is_done() -> None:
         time.sleep(0.1)
         done.append(True)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            OneThread("test").call(work)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        OneThread("test").call(work)
     assert done == [True]
