@@ -14,6 +14,7 @@ from sparsectrl_lcm.runtime.errors import BackendError, InvalidRequest
 from sparsectrl_lcm.runtime.example_requests import sample_requests
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import static_shapes
+from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
 from sparsectrl_lcm.runtime.format.engine_sets import find_set, set_name
 
 RELEASE, GRAPH, SLOTS = "11.4", "controlnet_scribble", 4
@@ -21,24 +22,27 @@ RELEASE, GRAPH, SLOTS = "11.4", "controlnet_scribble", 4
 
 @dataclass
 class Built:
-    """A bundle whose engines take four keyframes, and the keys of its engines, also of those for three."""
+    """A bundle whose engines take four keyframes; a set for three was there before."""
 
     bundle: Bundle
     workshop: Workshop
-    usual: dict[str, str]
-    keys: dict[str, str]
+    usual: EngineIndex
+    index: EngineIndex
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder, workshop = small_copy(tmp_path_factory.mktemp("built"), GRAPH), Workshop(RELEASE)
-    usual, larger = (workshop.build(folder, keyframe_slots=slots) for slots in (None, SLOTS))
-    keys = [{graph: record.key for graph, record in index.engines.items()} for index in (usual, larger)]
-    return Built(Bundle.load(folder), workshop, *keys)
+    usual, index = workshop.build(folder), workshop.build(folder, keyframe_slots=SLOTS, graphs=(GRAPH,))
+    return Built(Bundle.load(folder), workshop, usual, index)
 
 
-def test_only_engines_that_take_keyframes_have_another_key(built: Built) -> None:
-    assert {graph for graph, key in built.usual.items() if built.keys[graph] != key} == {GRAPH}
+def test_only_engines_that_take_keyframes_are_built_again(built: Built) -> None:
+    """`--graph` takes the others from the set that is there."""
+    assert built.index.missing == ()
+    assert built.index.keyframe_slots == SLOTS
+    keys = [{graph: record.key for graph, record in index.engines.items()} for index in (built.usual, built.index)]
+    assert {graph for graph, key in keys[0].items() if keys[1][graph] != key} == {GRAPH}
     plan = plan_of(built.workshop.folder(built.bundle.folder) / f"{GRAPH}.engine")
     assert plan["shapes"]["conditioning"] == [SLOTS + 1, SIZE.height, SIZE.width, 3], "the keyframes and a blank"
     assert plan["shapes"]["conditioning_mask"] == [SLOTS + 1]
