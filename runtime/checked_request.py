@@ -140,8 +140,7 @@ def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
 def _check_control(checked: CheckedRequest) -> None:
     start, end = checked.control_guidance_start, checked.control_guidance_end
     if start >= end:
-        reason = f"{start:g} is not below control_guidance_end {end:g}"
-        raise InvalidRequest("control_guidance_start", reason, "give a start below the end")
+        raise InvalidRequest("control_guidance_start", f"{start:g} is not below the end, {end:g}")
 
 
 def _keyframes_guide(checked: CheckedRequest) -> bool:

@@ -115,7 +115,7 @@ BAD = [
     (["--keyframe", "-17={}/good.png"], "--keyframe index: -17 is not allowed; give a whole number from -16 to 15"),
     (["--keyframe", "15={}/good.png", "--keyframe=-1={}/good.png"], "index 15 was given twice"),
     (["--conditioning-scale", "11"], "--conditioning-scale: 11.0 is not allowed; give a number from 0 to 10"),
-    (["--control-guidance-start", "1"], "--control-guidance-start: 1 is not below .* 1; give a start below the end"),
+    (["--control-guidance-start", "1"], "--control-guidance-start: 1 is not below the end, 1"),
     (["--keyframe", "first={}/good.png"], "--keyframe: 'first=.*' is not allowed; give INDEX=IMAGE"),
     (["--keyframe", "{}/good.png"], "give INDEX=IMAGE"),
     (["--keyframe", "3={}/good.png", "--keyframe", "3={}/good.png"], "index 3 was given twice"),
