@@ -105,6 +105,7 @@ class Manifest(Record):
     temporal_norm: Literal["frame", "clip"]
     max_tokens: Positive
     keyframe_slots: Positive
+    """Keyframes that GPU engines take if `build` was not told another number."""
     tokenizer: RelativePath
     graphs: dict[str, GraphRecord]
     files: dict[RelativePath, FileRecord]
