@@ -82,7 +82,6 @@ def read_parts(options: ExportOptions) -> Parts:
 def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], max_frames: int) -> Sizes:
     """Returns the default and allowed sizes of requests."""
     factor = compatibility.scale_factor(vae)
-    multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     sample_size = unet["sample_size"] or 64
     rows, columns = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     sizes = Sizes(
@@ -90,16 +89,16 @@ def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], ma
         width=columns * factor if options.width is None else max(1, options.width),
         frames=options.frames,
         max_frames=max_frames,
-        multiple=multiple,
+        multiple=factor,
         vae_scale_factor=factor,
         latent_channels=vae["latent_channels"],
     )
     for side in (sizes.height, sizes.width):
-        if side % multiple or not multiple <= side <= MAX_SIDE:
+        if side % factor or not factor <= side <= MAX_SIDE:
             raise ExportError(
                 "size",
                 f"{sizes.width}x{sizes.height} is not allowed",
-                f"give multiples of {multiple} from {multiple} to {MAX_SIDE}",
+                f"give multiples of {factor} from {factor} to {MAX_SIDE}",
             )
     return sizes
 
@@ -164,10 +163,16 @@ def _text_encoder(parts: Parts) -> Job:
 
 
 def _video_layouts(parts: Parts) -> tuple[ClipLayout, ClipLayout]:
-    """Returns two small clips: one to trace the graphs for prompts and latents, and one more to check them."""
-    side = parts.sizes.multiple
+    """Returns two small clips: one to trace the graphs for prompts and latents, and one more to check them.
+
+    The traced one can be halved at every level and has at least two latents at the last, since the tracer treats one
+    as a constant. The checked one has odd sides at several levels, so that a graph that only takes the first kind of
+    size is found.
+    """
+    factor = parts.sizes.vae_scale_factor
+    side = factor * 2 ** (len(parts.channels) - 1)
     traced = ClipSize(width=3 * side, height=2 * side, frames=4)
-    checked = ClipSize(width=side, height=3 * side, frames=3)
+    checked = ClipSize(width=13 * factor, height=9 * factor, frames=3)  # 9, 5, 3, 2 and 13, 7, 4, 2
     return (
         ClipLayout(parts.sizes, traced, prompts=2, keyframes=2),
         ClipLayout(parts.sizes, checked, prompts=1, keyframes=1),

@@ -6,12 +6,14 @@ They are thin: they call the blocks of the diffusers and transformers models, wh
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, MotionAdapter, SparseControlNetModel, UNetMotionModel
 from diffusers.models.attention_processor import Attention
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from transformers import CLIPTextModel
 
 from .module_replacement import GroupNorm, replace_modules
 from .temporal_transformer import TemporalNorm, TemporalTransformer, replace_temporal_transformers
 from .text_attention import SharedTextAttnProcessor
+from .upsampling import Upsampler
 
 
 class TextEncoder(nn.Module):
@@ -119,6 +121,7 @@ class UNet(nn.Module):
     def __init__(self, model: UNetMotionModel, temporal_norm: TemporalNorm) -> None:
         super().__init__()
         _prepare(model, temporal_norm)
+        replace_modules(model, Upsample2D, Upsampler)
         self.model = model
 
     def forward(
@@ -153,7 +156,8 @@ class UNet(nn.Module):
             layers = len(block.resnets)
             skipped, states = tuple(states[-layers:]), states[:-layers]
             arguments = shared if hasattr(block, "attentions") else {"temb": temb, "num_frames": num_frames}
-            sample = block(hidden_states=sample, res_hidden_states_tuple=skipped, **arguments)
+            size = states[-1].shape[2:] if states else None  # the last block does not upsample
+            sample = block(hidden_states=sample, res_hidden_states_tuple=skipped, upsample_size=size, **arguments)
 
         sample = model.conv_out(model.conv_act(model.conv_norm_out(sample)))
         return sample.unflatten(0, (batch, -1)).transpose(1, 2)

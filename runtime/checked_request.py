@@ -93,7 +93,7 @@ class CheckedRequest:
             clip,
             prompts=len(self.texts),
             keyframes=len(self.keyframes),
-            decoded=frames_decoded_at_a_time(sizes, clip, decode_pixels),
+            decoded=frames_decoded_at_a_time(clip, decode_pixels),
         )
 
 

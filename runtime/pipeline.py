@@ -105,7 +105,7 @@ class VideoPipeline:
             guidance_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598), 0 to 30; guidance is on
                 above 1.
             seed: 0 to 2**64 - 1; None draws one at random. The noise is that of torch's CPU generator (within 4.8e-7).
-            height, width: pixels; None takes the bundle's defaults.
+            height, width: pixels, in multiples of 8; None takes the bundle's defaults.
             num_frames: 1 to 32; None takes the bundle's default.
             decoder: the decoder that makes the frames: `full` (the VAE's) or `tiny`, if the bundle has it.
             conditioning_scale: how strongly keyframes guide the clip, 0 to 10; SparseCtrl's residuals are multiplied by

@@ -64,7 +64,7 @@ class HostGraph:
     """One graph, which runs as requests run it: one prompt and one part of the frames at a time."""
 
     def __init__(self, sessions: Sessions, manifest: Manifest, graph: str, size: ClipSize) -> None:
-        decoded = frames_decoded_at_a_time(manifest.sizes, size, DECODE_PIXELS)
+        decoded = frames_decoded_at_a_time(size, DECODE_PIXELS)
         layout = ClipLayout(manifest.sizes, size, keyframes=manifest.keyframe_slots, decoded=decoded)
         sessions.open(graph, layout.dimensions(graph))
         self._session = sessions.session(graph)

@@ -83,7 +83,7 @@ def engine_layout(manifest: Manifest, clip: ClipSize) -> ClipLayout:
     704x704 pixels, no attention then has more than 65,535 rows of batch and heads. SparseCtrl and the VAE's
     encoder take all keyframe slots. The decoder takes as many frames as fit into `ENGINE_DECODE_PIXELS`.
     """
-    decoded = frames_decoded_at_a_time(manifest.sizes, clip, ENGINE_DECODE_PIXELS, ADDRESS_ALIGNMENT)
+    decoded = frames_decoded_at_a_time(clip, ENGINE_DECODE_PIXELS)
     return ClipLayout(manifest.sizes, clip, keyframes=manifest.keyframe_slots, decoded=decoded, prompts=1)
 
 
@@ -92,22 +92,12 @@ def static_shapes(manifest: Manifest, graph: str, clip: ClipSize) -> dict[str, t
     return engine_layout(manifest, clip).shapes(graph, manifest.graphs[graph])
 
 
-def frames_decoded_at_a_time(sizes: Sizes, clip: ClipSize, max_pixels: int, alignment: int = 1) -> int:
+def frames_decoded_at_a_time(clip: ClipSize, max_pixels: int) -> int:
     """The largest number of frames to decode together. All parts are equal, so that one compiled decoder serves them.
 
     Args:
-        sizes: the bundle's.
         clip: size of the clip.
-        max_pixels: limit on the pixels of a part. If no part fits, the smallest is taken.
-        alignment: bytes. Each part must begin at a multiple of this, both in the latents (float32) and in the frames
-            (uint8 RGB). The whole clip as one part always does.
+        max_pixels: limit on the pixels of a part, which has at least one frame.
     """
-    pixels = clip.height * clip.width
-    latent_bytes = 4 * sizes.latent_channels * pixels // sizes.vae_scale_factor**2
-    frame_bytes = 3 * pixels
-
-    def begins_aligned(count: int) -> bool:
-        return count == clip.frames or not (count * latent_bytes % alignment or count * frame_bytes % alignment)
-
-    parts = [count for count in range(1, clip.frames + 1) if not clip.frames % count and begins_aligned(count)]
-    return max((count for count in parts if count * pixels <= max_pixels), default=parts[0])
+    parts = [count for count in range(1, clip.frames + 1) if not clip.frames % count]
+    return max((count for count in parts if count * clip.height * clip.width <= max_pixels), default=1)

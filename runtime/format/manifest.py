@@ -43,7 +43,7 @@ class FileRecord(Record):
 
 
 class TensorRecord(Record):
-    """An input or output. A symbolic dimension is a name, or names and numbers with `*` and one `/`."""
+    """An input or output. A symbolic dimension is a name, or names and numbers with `*` and one `/` (rounded up)."""
 
     name: str
     dtype: str
@@ -88,7 +88,7 @@ class Sizes(Record):
     frames: Positive
     max_frames: Positive
     multiple: Positive
-    """Height and width must be multiples of this."""
+    """Height and width must be multiples of this, the pixels of a latent."""
     vae_scale_factor: Positive
     latent_channels: Positive
 
@@ -187,6 +187,8 @@ class _Header(BaseModel):
 def resolve_shape(shape: tuple[Dimension, ...], sizes: dict[str, int]) -> tuple[int, ...]:
     """The numbers of a symbolic shape such as `("batch*frames", 320, "latent_height/2")`.
 
+    A quotient is rounded up, as a convolution of stride 2 does: `latent_height/2` of 9 is 5.
+
     Args:
         shape: numbers and symbolic dimensions.
         sizes: the number for each name.
@@ -200,6 +202,11 @@ def resolve_shape(shape: tuple[Dimension, ...], sizes: dict[str, int]) -> tuple[
             return dimension
         product, _, divisor = dimension.partition("/")
         factors = (int(name) if name.isdigit() else sizes[name] for name in product.split("*"))
-        return prod(factors) // int(divisor or 1)
+        return ceil_div(prod(factors), int(divisor or 1))
 
     return tuple(resolve(dimension) for dimension in shape)
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-number // divisor)

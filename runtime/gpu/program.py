@@ -44,6 +44,9 @@ class Machine(Protocol):
     def enqueue(self, graph: str, **addresses: int) -> None:
         """Enqueues a run of a graph's engine."""
 
+    def decode(self, graph: str, part: int) -> None:
+        """Enqueues a run of a decoder on one of the `decoder_runs` parts of the frames."""
+
     def at(self, name: str, index: int = 0) -> int:
         """Address of an input or buffer."""
 
@@ -116,7 +119,7 @@ def _after_first_prediction(machine: Machine, variant: Variant) -> Iterator[tupl
         _update(machine, variant, step)
         yield "denoise", step + 1
     for run in range(machine.decoder_runs):
-        machine.enqueue(variant.decoder, latents=machine.at("images", run), frames=machine.at("frames", run))
+        machine.decode(variant.decoder, run)
         yield "decode", run + 1
 
 

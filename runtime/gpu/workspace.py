@@ -203,6 +203,25 @@ class Workspace:
         """Enqueues a run of a graph's engine."""
         self._engines[graph].enqueue(addresses)
 
+    def decode(self, graph: str, part: int) -> None:
+        """Enqueues a run of a decoder on one part of the frames.
+
+        An engine takes aligned addresses only. Parts of clips with odd sides may begin elsewhere: these are copied.
+        """
+        latents, frames = self._part_bytes["images"], self._part_bytes["frames"]
+        source, target = self.at("images") + part * latents, self.at("frames") + part * frames
+        if not self._copies_parts:
+            self.enqueue(graph, latents=source, frames=target)
+            return
+        self._cuda.copy(self.at("part_latents"), source, latents)
+        self.enqueue(graph, latents=self.at("part_latents"), frames=self.at("part_frames"))
+        self._cuda.copy(target, self.at("part_frames"), frames)
+
+    @property
+    def _copies_parts(self) -> bool:
+        """Whether parts of the frames begin at addresses that engines do not take."""
+        return self.decoder_runs > 1 and any(nbytes != aligned(nbytes) for nbytes in self._part_bytes.values())
+
     def at(self, name: str, index: int = 0) -> int:
         """Address of an input or buffer."""
         if name in self.inputs.block.tensors:
@@ -241,8 +260,12 @@ class Workspace:
         buffers.add("prompt_embeds", self._embeds.shape, self._embeds.dtype, MAX_PROMPTS)
         buffers.add("latents", unet["latents"], "float32", 2)
         buffers.add("prediction", unet["prediction"], "float32", MAX_PROMPTS)
-        buffers.add("images", decoder["latents"], "float32", self.decoder_runs)
-        buffers.add("frames", decoder["frames"], "uint8", self.decoder_runs)
+        buffers.add("images", (self.decoder_runs, *decoder["latents"]), "float32")
+        buffers.add("frames", (self.decoder_runs, *decoder["frames"]), "uint8")
+        self._part_bytes = {name: buffers.tensors[name].nbytes // self.decoder_runs for name in ("images", "frames")}
+        if self._copies_parts:
+            buffers.add("part_latents", decoder["latents"], "float32")
+            buffers.add("part_frames", decoder["frames"], "uint8")
         buffers.address = cuda.allocate(buffers.nbytes)
         cuda.fill(buffers.address, 0, buffers.nbytes)
 

@@ -37,7 +37,7 @@ BAD = [
     ({"seed": 10**5000}, "seed: a number of thousands of digits is not allowed"),
     ({"seed": 1.5}, "seed"),
     ({"height": 0}, "height"),
-    ({"height": 100}, "height: 100 is not allowed; give a multiple of 32 from 32 to 2048"),
+    ({"height": 100}, "height: 100 is not allowed; give a multiple of 8 from 8 to 2048"),
     ({"width": 4096}, "width"),
     ({"num_frames": 0}, "num_frames"),
     ({"num_frames": 33}, "1 to 32"),
