@@ -21,10 +21,11 @@ def dry_run(options: ExportOptions) -> Iterator[str]:
         yield f"{name} {Path(source).name if Path(source).exists() else source}: {_kind(name, source)}"
     if is_file(options.base):
         yield f"base_config {options.base_config}: tokenizer and settings of the base"
+    yield from parts.choices
     sizes, scheduler = parts.sizes, parts.scheduler
     yield (
         f"clips: {sizes.width}x{sizes.height}, sides in multiples of {sizes.multiple}; "
-        f"{sizes.frames} frames, at most {sizes.max_frames}; temporal norm {options.temporal_norm}"
+        f"{sizes.frames} frames, at most {sizes.max_frames}; temporal norm {parts.temporal_norm}"
     )
     yield (
         f"schedule: LCM, {scheduler.original_inference_steps} original steps, beta_schedule {scheduler.beta_schedule}, "

@@ -5,11 +5,12 @@ import hashlib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from ..runtime.errors import first_line, reason_of
-from ..runtime.format.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest
+from ..runtime.format.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest, TemporalNorm
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 from . import checkpoints, graph_specs
 from .check import ExportError, check, largest_error, open_session
@@ -23,15 +24,21 @@ OnGraph = Callable[[str, int, int], None]
 """Called with the name of the graph in progress, the number of finished graphs and the number of all graphs."""
 
 
-def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None = None) -> Manifest:
+OnChoice = Callable[[str], None]
+"""Called with a line for each setting that the export takes by itself because of what a source is."""
+
+
+def export_bundle(
+    options: ExportOptions, output: Path, on_graph: OnGraph | None = None, on_choice: OnChoice | None = None
+) -> Manifest:
     """Writes a bundle to the folder `output`, which gets its files only when all of them are complete.
 
     Raises:
         ExportError: an option is not allowed, `output` is not empty or cannot be written, a checkpoint cannot be
             loaded, the parts do not fit together, or a graph differs from torch.
     """
-    if options.temporal_norm not in ("frame", "clip"):
-        raise ExportError("temporal_norm", f"{options.temporal_norm!r} is unknown", "choose frame or clip")
+    if options.temporal_norm not in (None, *get_args(TemporalNorm)):
+        raise ExportError("temporal_norm", f"{options.temporal_norm!r} is unknown", "choose frame, clip or resnet-clip")
     inside = output.is_dir()  # an empty folder may be a mount: fill it instead of replacing it
     places = [(output.parent, output.name), *([(output, "export")] if inside else [])]
     for place in places:
@@ -40,7 +47,7 @@ def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None
         raise ExportError("output", f"{str(output)!r} exists and is not an empty folder", "give a new folder")
     try:
         with staged_folder(*places[-1]) as folder:
-            manifest = _Exporter(options, folder, on_graph or (lambda *_: None)).run()
+            manifest = _Exporter(options, folder, on_graph or (lambda *_: None), on_choice or (lambda _: None)).run()
             if inside:
                 for name in ("onnx", "tokenizer.json", "manifest.json"):
                     (folder / name).replace(output / name)
@@ -52,15 +59,18 @@ def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None
 
 
 class _Exporter:
-    def __init__(self, options: ExportOptions, folder: Path, on_graph: OnGraph) -> None:
+    def __init__(self, options: ExportOptions, folder: Path, on_graph: OnGraph, on_choice: OnChoice) -> None:
         self.options = options
         self.folder = folder
         self.on_graph = on_graph
+        self.on_choice = on_choice
         (folder / "onnx").mkdir()
 
     def run(self) -> Manifest:
         options = self.options
         parts = read_parts(options)
+        for choice in parts.choices:
+            self.on_choice(choice)
         write_tokenizer(
             checkpoints.load_tokenizer(options.base, options.loading), parts.max_tokens, self.folder / "tokenizer.json"
         )
@@ -79,7 +89,7 @@ class _Exporter:
             sources=options.sources(),
             sizes=parts.sizes,
             scheduler=parts.scheduler,
-            temporal_norm=options.temporal_norm,
+            temporal_norm=parts.temporal_norm,
             max_tokens=parts.max_tokens,
             keyframe_slots=KEYFRAME_SLOTS,
             tokenizer="tokenizer.json",

@@ -1,10 +1,13 @@
 """Replace modules of a library by modules of this package."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNetMotionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -58,3 +61,53 @@ class ClipGroupNorm(GroupNorm):
         centred = groups - groups.mean(-1, keepdim=True).mean(-2, keepdim=True)
         variance = (centred * centred).mean(-1, keepdim=True).mean(-2, keepdim=True)
         return (centred * torch.rsqrt(variance + self.eps)).reshape(states.shape)
+
+
+@dataclass(slots=True)
+class Clip:
+    """The clip that a UNet computes, for modules that see only its frames.
+
+    Attributes:
+        frames: their number; set before each run.
+    """
+
+    frames: int = 1
+
+
+class FramesGroupNorm(GroupNorm):
+    """GroupNorm of the frames [B*F, C, h, w] of clips, with statistics over all frames of each clip.
+
+    It adds pixels first, for the same reason as `ClipGroupNorm`.
+    """
+
+    def __init__(self, source: nn.GroupNorm, clip: Clip) -> None:
+        super().__init__(source)
+        self.clip = clip
+
+    def normalize(self, states: torch.Tensor) -> torch.Tensor:
+        """Zero mean and unit variance in each group of a clip."""
+        _, channels, height, width = states.shape
+        groups = states.reshape(
+            -1, self.clip.frames, self.num_groups, channels // self.num_groups, height * width
+        )  # [B, F, G, C/G, h*w]
+        centred = groups - groups.mean(-1, keepdim=True).mean((1, 3), keepdim=True)
+        variance = (centred * centred).mean(-1, keepdim=True).mean((1, 3), keepdim=True)
+        return (centred * torch.rsqrt(variance + self.eps)).reshape(states.shape)
+
+
+def normalize_over_clips(unet: UNetMotionModel) -> Clip:
+    """Makes the norms of all ResNet blocks, and the last one, take their statistics over whole clips.
+
+    AnimateDiff v1 was trained so: `use_inflated_groupnorm: false` in guoyww/AnimateDiff's inference-v1.yaml. The norms
+    of its attentions see each frame on its own. So do all norms of SparseCtrl.
+
+    Returns:
+        What tells these norms the number of frames.
+    """
+    clip = Clip()
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.norm1 = FramesGroupNorm(module.norm1, clip)
+            module.norm2 = FramesGroupNorm(module.norm2, clip)
+    unet.conv_norm_out = FramesGroupNorm(unet.conv_norm_out, clip)
+    return clip

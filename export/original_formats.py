@@ -23,9 +23,10 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from .check import ExportError
+from .published_models import ANIMATELCM_POSITIONS
 from .sources import Weights, fill, quoted, read_weights
 
-_POSITIONS = re.compile(r"(.*\.transformer_blocks\.\d+)\.attention_blocks\.(\d+)\.pos_encoder\.pe")
+_POSITIONS = re.compile(r"(.*\.transformer_blocks\.\d+)\.attention_blocks\.(\d+)\.pos_encoder\.(?:pe|pos_encoding)")
 _UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 
 
@@ -114,7 +115,7 @@ def _motion_config(field: str, source: str, tensors: dict[str, torch.Tensor]) ->
         "motion_mid_block_layers_per_block": len(middle) or 1,
         "motion_num_attention_heads": 8,
         "motion_norm_num_groups": 32,
-        "motion_max_seq_length": _positions(tensors),
+        "motion_max_seq_length": _positions(tensors, ANIMATELCM_POSITIONS if middle else 32),
         "use_motion_mid_block": bool(middle),
         "conv_in_channels": tensors["conv_in.weight"].shape[1] if "conv_in.weight" in tensors else None,
     }
@@ -125,8 +126,12 @@ def _count(tensors: dict[str, torch.Tensor], prefix: str) -> int:
     return len({key.removeprefix(prefix).split(".")[0] for key in tensors if key.startswith(prefix)})
 
 
-def _positions(tensors: dict[str, torch.Tensor]) -> int:
-    return next((value.shape[1] for key, value in tensors.items() if key.endswith(".pos_embed.pe")), 32)
+def _positions(tensors: dict[str, torch.Tensor], absent: int = 32) -> int:
+    """Returns the number of positions, `absent` if the file holds none: then they are sines, which the model computes.
+
+    Of the published motion modules, only AnimateLCM's are without.
+    """
+    return next((value.shape[1] for key, value in tensors.items() if key.endswith(".pos_embed.pe")), absent)
 
 
 def _with_positions(field: str, source: str, model: nn.Module, tensors: dict[str, torch.Tensor]) -> Any:

@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from transformers import CLIPTextModel
 
-from .module_replacement import GroupNorm, replace_modules
+from .module_replacement import Clip, GroupNorm, normalize_over_clips, replace_modules
 from .temporal_transformer import TemporalNorm, TemporalTransformer, replace_temporal_transformers
 from .text_attention import SharedTextAttnProcessor
 
@@ -116,6 +116,7 @@ class UNet(nn.Module):
 
     def __init__(self, model: UNetMotionModel, temporal_norm: TemporalNorm) -> None:
         super().__init__()
+        self.clip = normalize_over_clips(model) if temporal_norm == "resnet-clip" else Clip()
         _prepare(model, temporal_norm)
         self.model = model
 
@@ -124,6 +125,7 @@ class UNet(nn.Module):
     ) -> torch.Tensor:
         model = self.model
         batch, num_frames = prompt_embeds.shape[0], latents.shape[2]
+        self.clip.frames = num_frames
         temb = model.time_embedding(model.time_proj(timestep))  # [1, T], the same for every frame
         sample = model.conv_in(latents[0].transpose(0, 1))  # [F, C, h, w]
         sample = sample.expand(batch, *sample.shape).flatten(0, 1)  # [B*F, C, h, w]

@@ -9,6 +9,8 @@ from .node_helpers import only_user, producer, scalar
 
 _GROUP_NORMS = (("Reshape", "InstanceNormalization", "Mul", "Add"), ("Reshape", "Mul", "Mul", "Add"))
 """The operators of a group norm from the split into groups on: of images, and over a clip."""
+_OVER_FRAMES = 5
+"""Parts of the shape to which a norm over the frames of a clip reshapes them; a motion module's has one less."""
 _AFFINE_OF_IMAGES = [-1, 1, 1]
 """The shape to which a group norm of images reshapes its weight; that of a motion module has one axis of pixels."""
 
@@ -44,7 +46,7 @@ def read_group_norm(shifted: ir.Node) -> GroupNorm:
         epsilon = normalized.attributes["epsilon"].as_float()
     else:
         split = producer(producer(normalized.inputs[0]).inputs[0])
-        groups = scalar(producer(split.inputs[1]).inputs[1])
+        groups = scalar(producer(split.inputs[1]).inputs[-3])  # [B, G, F*C/G, h*w] or [B, F, G, C/G, h*w]
         deviation = producer(producer(normalized.inputs[1]).inputs[0])
         epsilon = scalar(producer(deviation.inputs[0]).inputs[1])
     found = (split.op_type, normalized.op_type, scaled.op_type, shifted.op_type)
@@ -60,6 +62,17 @@ def _parameter(node: ir.Node) -> ir.Value:
         if source is not None and source.const_value is not None:
             return source
     raise AssertionError(f"{node.name} has no parameter")
+
+
+def norms_over_frames(graph: ir.Graph) -> list[ir.Node]:
+    """Returns the last nodes of the norms of images [B*F, C, H, W] whose statistics are over all frames of a clip."""
+    found = []
+    for deviation in [node for node in graph if node.op_type == "Reciprocal"]:
+        shifted = only_user(only_user(only_user(only_user(deviation))))
+        layout = read_group_norm(shifted).split.inputs[1]
+        if len(producer(layout).inputs) == _OVER_FRAMES:
+            found.append(shifted)
+    return found
 
 
 def is_of_images(instance: ir.Node) -> bool:
