@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .original_formats import describe
-from .plan import ExportOptions, open_sources, read_parts
+from .plan import ExportOptions, plan_jobs, read_parts
+from .source_check import open_sources
 from .sources import is_file, read_weights
 
 
@@ -31,8 +32,9 @@ def dry_run(options: ExportOptions) -> Iterator[str]:
         f"schedule: LCM, {scheduler.original_inference_steps} original steps, beta_schedule {scheduler.beta_schedule}, "
         f"prediction_type {scheduler.prediction_type}"
     )
-    for graph, size in open_sources(parts):
-        yield f"graph {graph}: {size / 1e6:.1f} MB of weights"
+    graphs: list[str] = []
+    open_sources(plan_jobs(parts), lambda graph, size: graphs.append(f"graph {graph}: {size / 1e6:.1f} MB of weights"))
+    yield from graphs
 
 
 def _sources(options: ExportOptions) -> Iterator[tuple[str, str]]:

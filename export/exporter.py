@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from torch import nn
 
 from ..runtime.errors import first_line, reason_of
 from ..runtime.format.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest, TemporalNorm
@@ -15,7 +16,8 @@ from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 from . import checkpoints, graph_specs
 from .check import ExportError, check, largest_error, open_session
 from .onnx_file import trace, write
-from .plan import ExportOptions, Job, open_sources, plan_jobs, read_parts
+from .plan import ExportOptions, Job, plan_jobs, read_parts
+from .source_check import open_sources
 from .tokenizer import write_tokenizer
 
 KEYFRAME_SLOTS = 3
@@ -64,6 +66,7 @@ class _Exporter:
         self.folder = folder
         self.on_graph = on_graph
         self.on_choice = on_choice
+        self.loaded: dict[str, nn.Module] = {}
         (folder / "onnx").mkdir()
 
     def run(self) -> Manifest:
@@ -74,11 +77,10 @@ class _Exporter:
         write_tokenizer(
             checkpoints.load_tokenizer(options.base, options.loading), parts.max_tokens, self.folder / "tokenizer.json"
         )
-        for _ in open_sources(parts):
-            pass
         jobs = plan_jobs(parts)
+        self.loaded = open_sources(jobs)
         records = {}
-        for index, job in enumerate(jobs):
+        for index, job in enumerate(sorted(jobs, key=lambda job: job.spec.name not in self.loaded)):
             self.on_graph(job.spec.name, index, len(jobs))
             records[job.spec.name] = self.guarded(job)
         self.on_graph("done", len(jobs), len(jobs))
@@ -93,7 +95,7 @@ class _Exporter:
             max_tokens=parts.max_tokens,
             keyframe_slots=KEYFRAME_SLOTS,
             tokenizer="tokenizer.json",
-            graphs=records,
+            graphs={job.spec.name: records[job.spec.name] for job in jobs},
             files={
                 path.relative_to(self.folder).as_posix(): file_record(path)
                 for path in sorted(self.folder.rglob("*"))
@@ -118,7 +120,8 @@ class _Exporter:
         Memory holds the weights once: torch's copy is freed before the check maps the written file.
         """
         spec = job.spec
-        module = job.build().eval().requires_grad_(False)
+        module = self.loaded.pop(spec.name) if spec.name in self.loaded else job.build()
+        module = module.eval().requires_grad_(False)
         checks = job.check_inputs()
         with torch.no_grad():
             expected = [_as_tuple(module(*inputs)) for inputs in checks]

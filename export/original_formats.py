@@ -23,6 +23,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from .check import ExportError
+from .loading import unfilled
 from .published_models import ANIMATELCM_POSITIONS
 from .sources import Weights, fill, quoted, read_weights
 
@@ -79,7 +80,8 @@ def load_motion_modules(field: str, source: str) -> MotionAdapter:
         ExportError: the file cannot be read, holds something else, or lacks weights.
     """
     tensors = _motion_tensors(field, source)
-    model = MotionAdapter.from_config(_motion_config(field, source, tensors))
+    config = _motion_config(field, source, tensors)
+    model = unfilled(lambda: MotionAdapter.from_config(config))
     return _with_positions(field, source, model, tensors)
 
 
@@ -155,7 +157,7 @@ def load_sparsectrl(field: str, source: str) -> SparseControlNetModel:
     """
     tensors, settings = _controlnet_tensors(field, source)
     config = _beside(source, SparseControlNetModel) or _controlnet_config(tensors, settings)
-    model = SparseControlNetModel.from_config(config)
+    model = unfilled(lambda: SparseControlNetModel.from_config(config))
     return _with_positions(field, source, model, tensors)
 
 
@@ -212,8 +214,7 @@ def load_unet2d(source: str, config: dict[str, Any]) -> UNet2DConditionModel:
         ExportError: the file cannot be read, holds something else, lacks weights, or does not fit `config`.
     """
     weights = read_base(source).tensors
-    with torch.device("meta"):
-        model = UNet2DConditionModel.from_config(config)
+    model = unfilled(lambda: UNet2DConditionModel.from_config(config))
     tensors = {name: value for name, value in weights.items() if name.startswith(_UNET)}
     _fill_converted("base", source, model, lambda: convert_ldm_unet_checkpoint(tensors, config))
     return model
@@ -234,8 +235,7 @@ def load_vae_file(field: str, source: str, config: dict[str, Any]) -> Autoencode
         what = describe(weights)
         remedy = "give a VAE with --vae" if field == "base" else "give a file of a VAE"
         raise ExportError(field, f"{quoted(source)} holds {what} without a VAE", remedy)
-    with torch.device("meta"):
-        model = AutoencoderKL.from_config(config)
+    model = unfilled(lambda: AutoencoderKL.from_config(config))
     if "decoder.mid_block.resnets.0.conv1.weight" in tensors:
         fill(field, source, model, tensors)
     else:
@@ -251,7 +251,7 @@ def load_clip(source: str, config: CLIPTextConfig) -> CLIPTextModel:
     """
     weights = read_base(source).tensors
     converted = convert_ldm_clip_checkpoint(weights)
-    model = CLIPTextModel(config)
+    model = unfilled(lambda: CLIPTextModel(config))
     own = {
         name: next((key for key in (name, f"text_model.{name}") if key in converted), name)
         for name in model.state_dict()

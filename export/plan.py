@@ -1,7 +1,6 @@
 """Plan an export: the options, the sizes from the checkpoints' configurations, and one job per graph."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from .graph_specs import GraphSpec, Input
 from .lora_files import read_lora
 from .options import ExportOptions, public_name
 
-__all__ = ["ExportOptions", "Job", "Parts", "lcm_schedule", "open_sources", "plan_jobs", "public_name", "read_parts"]
+__all__ = ["ExportOptions", "Job", "Parts", "lcm_schedule", "plan_jobs", "public_name", "read_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,26 +250,6 @@ def _tiny_decoder(parts: Parts, source: str) -> Job:
 
     spec = graph_specs.vae_decoder_spec(sizes.latent_channels, sizes.vae_scale_factor, DECODERS["tiny"])
     return Job(spec, build, *_image_layouts(parts))
-
-
-def open_sources(parts: Parts) -> Iterator[tuple[str, int]]:
-    """Loads every model once and frees it again; yields the graph it is for and the bytes of its weights as float32.
-
-    So every source is found whole, finite and fitting before the first graph is traced, which takes minutes.
-
-    Raises:
-        ExportError: a checkpoint cannot be loaded or does not fit.
-    """
-    jobs = plan_jobs(parts)
-    graphs = {job.spec.name for job in jobs}
-    for job in jobs:
-        if job.spec.name == "vae_encoder" and "vae_decoder" in graphs:  # the decoder comes from the same VAE
-            continue
-        module = job.build()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-        del module
-        gc.collect()
-        yield job.spec.name, size
 
 
 def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:
