@@ -158,9 +158,10 @@ def motion_module(
     from .build import build_export_engines
 
     if bundle is not None:
-        replace_motion_module(motion_adapter, bundle)
+        manifest = replace_motion_module(motion_adapter, bundle)
         build_export_engines(bundle, again=True)
-        typer.echo(f"{bundle}: motion module is now {motion_adapter}")
+        steps = manifest.scheduler.original_inference_steps
+        typer.echo(f"{bundle}: motion module is now {motion_adapter}, {steps} original steps")
     if standalone is not None:
         error = export_standalone(motion_adapter, temporal_norm.value, standalone)
         typer.echo(f"{standalone}: largest error {error:.1e} (relative)")

@@ -10,7 +10,7 @@ from diffusers import MotionAdapter
 from diffusers.models.attention_processor import Attention
 
 from ..runtime.errors import BundleError, reason_of
-from ..runtime.format.manifest import Manifest, read_manifest
+from ..runtime.format.manifest import Manifest, SchedulerRecord, read_manifest
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 from . import published_models
 from .check import ExportError, check, largest_error, open_session
@@ -72,6 +72,7 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
         changed = manifest.model_copy(
             update={
                 "sources": {**manifest.sources, "motion_adapter": public_name(source)},
+                "scheduler": _schedule(source, adapter, manifest),
                 "files": {**manifest.files, name: file_record(part)},
             }
         )
@@ -99,6 +100,21 @@ def _check_norms(source: str, adapter: MotionAdapter, manifest: Manifest) -> Non
             f"{quoted(source)} needs temporal norm {trained}, the bundle has {exported}",
             "export the bundle again",
         )
+
+
+def _schedule(source: str, adapter: MotionAdapter, manifest: Manifest) -> SchedulerRecord:
+    """Returns the schedule of the bundle, with other original steps if AnimateLCM comes or goes.
+
+    A number that was chosen at export stays.
+    """
+    before = {"use_motion_mid_block": False, "motion_max_seq_length": 0}  # told by its name alone
+    old = published_models.schedule(manifest.sources.get("motion_adapter", ""), before)
+    new = published_models.schedule(source, adapter.config)
+    name, default = "original_inference_steps", SchedulerRecord.model_fields["original_inference_steps"].default
+    record = manifest.scheduler
+    if old == new or record.original_inference_steps != old.get(name, default):
+        return record
+    return record.model_copy(update={name: new.get(name, default)})
 
 
 def _check_heads(source: str, adapter: MotionAdapter, graph: ir.Graph) -> None:

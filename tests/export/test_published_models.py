@@ -132,3 +132,18 @@ def test_motion_modules_of_other_norms_are_not_swapped_in(
         replace_motion_module(str(tmp_path / "adapter"), bundle)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 200
+
+
+def test_the_schedule_follows_a_swap(tmp_path: Path) -> None:
+    """AnimateLCM brings its 100 original steps; another motion module takes them away; a chosen number stays."""
+    bundle = Path(shutil.copytree(ROOT / "runtime" / "demo_bundle", tmp_path / "demo"))
+    settings = {"motion_num_attention_heads": 4, "motion_norm_num_groups": 8, "use_motion_mid_block": False}
+    for name in ("AnimateLCM", "other"):
+        adapter((32, 48, 64), **settings).save_pretrained(tmp_path / name)
+    assert replace_motion_module(str(tmp_path / "AnimateLCM"), bundle).scheduler.original_inference_steps == 100
+    assert replace_motion_module(str(tmp_path / "other"), bundle).scheduler.original_inference_steps == 50
+    manifest = bundle / "manifest.json"
+    manifest.write_text(
+        manifest.read_text().replace('"original_inference_steps": 50', '"original_inference_steps": 40')
+    )
+    assert replace_motion_module(str(tmp_path / "AnimateLCM"), bundle).scheduler.original_inference_steps == 40
