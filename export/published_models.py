@@ -37,13 +37,29 @@ def temporal_norm(motion: Mapping[str, Any]) -> TemporalNorm:
 
 def is_animatelcm(source: str, motion: Mapping[str, Any]) -> bool:
     """Whether motion modules are AnimateLCM's, by their name, or by 64 positions and a middle block."""
-    named = _ANIMATELCM.search(source) is not None
-    return named or (motion["use_motion_mid_block"] and motion["motion_max_seq_length"] == ANIMATELCM_POSITIONS)
+    built_so = motion["use_motion_mid_block"] and motion["motion_max_seq_length"] == ANIMATELCM_POSITIONS
+    return built_so or _is_named_animatelcm(source)
 
 
 def lora_weight(source: str) -> float:
     """Returns the weight of a LoRA for which none is given."""
-    return ANIMATELCM_LORA_WEIGHT if _ANIMATELCM.search(source) else 1.0
+    return ANIMATELCM_LORA_WEIGHT if _is_named_animatelcm(source) else 1.0
+
+
+def _is_named_animatelcm(source: str) -> bool:
+    """Whether a name on the hub, a file or a folder is called AnimateLCM; the folders above say nothing.
+
+    diffusers gives its files the same names everywhere, and the hub's cache its folders: then the name stands above.
+    """
+    path = Path(source)
+    if not path.exists():
+        return _ANIMATELCM.search(source) is not None
+    path = path.resolve() if path.name in (".", "..", "") else path
+    if path.name.startswith(("diffusion_pytorch_model", "pytorch_lora_weights")):
+        path = path.parent
+    if path.parent.name == "snapshots":
+        path = path.parent.parent
+    return _ANIMATELCM.search(path.name) is not None
 
 
 def schedule(source: str, motion: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,12 @@ def test_animatelcm_in_its_own_file(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "middle", "count", "steps"),
-    [("wangfuyun/AnimateLCM", True, 32, 100), ("renamed", True, 64, 100), ("mm_sd_v15_v2", True, 32, 50)],
+    [
+        ("wangfuyun/AnimateLCM", True, 32, 100),
+        ("models--wangfuyun--AnimateLCM/snapshots/c0ffee", True, 32, 100),
+        ("renamed", True, 64, 100),
+        ("AnimateLCM/mm_sd_v15_v2", True, 32, 50),
+    ],
 )
 def test_animatelcm_under_other_names(
     name: str, middle: bool, count: int, steps: int, base: Path, tmp_path: Path
@@ -86,7 +91,8 @@ def test_animatelcm_under_other_names(
     """As a folder in diffusers format, whose settings are those of v2, by its name; by 64 positions under any name."""
     folder = tmp_path / name
     adapter(use_motion_mid_block=middle, motion_max_seq_length=count).save_pretrained(folder)
-    assert parts_of(base, folder).scheduler.original_inference_steps == steps
+    for source in (folder, folder / "diffusion_pytorch_model.safetensors"):
+        assert parts_of(base, source).scheduler.original_inference_steps == steps
 
 
 def test_the_weight_of_animatelcms_lora() -> None:
