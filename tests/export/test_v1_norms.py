@@ -18,6 +18,7 @@ from references import normalize_per_frame
 from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, motion_adapter, randomize, unet
 from sparsectrl_lcm.engine.check import round_results, run_portable
 from sparsectrl_lcm.engine.rewrites.channels_last import norm_by_channels
+from sparsectrl_lcm.engine.rewrites.nhwc_group_norm import fuse_nhwc_group_norms
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
 from sparsectrl_lcm.engine.rewrites.typed_graph import fuse_for_tensorrt, write_typed
 from sparsectrl_lcm.export.graph_specs import GraphSpec, Input
@@ -116,6 +117,7 @@ def test_every_graph_with_norms_over_clips(rewritten: str, bound: float, portabl
         assert norm_by_channels(model) == 3
         assert "Reciprocal" not in {node.op_type for node in model.graph}
     elif rewritten != "as exported":
+        assert fuse_nhwc_group_norms(model) == 0  # ONNX Runtime's kernel is for frames
         fuse_for_tensorrt(model)
         assign_types(model, rewritten)
         round_results(model)
