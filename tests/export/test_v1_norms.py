@@ -64,7 +64,7 @@ def test_the_unet_of_v1(mode: str) -> None:
     prompts = torch.randn(2, 5, arch.text_width, generator=generator)
     timestep = torch.tensor([499.0])
     residuals = [torch.zeros(1, 1, 1, 1)] * 5
-    actual = UNet(copy.deepcopy(model), mode)(latents, timestep, prompts, *residuals)
+    actual = UNet(copy.deepcopy(model), mode)(latents, timestep, prompts, torch.ones(1), *residuals)
     expected = as_original_v1(model)(
         latents.expand(2, -1, -1, -1, -1), timestep, prompts.repeat_interleave(FRAMES, 0)
     ).sample
