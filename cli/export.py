@@ -49,7 +49,7 @@ def export(
         TemporalNorm | None,
         typer.Option(
             help="Statistics of group norms: frame (AnimateDiff v2, v3), resnet-clip (v1) or clip (as diffusers); "
-            "as the motion modules were trained by default."
+            "by default as the motion modules were trained."
         ),
     ] = None,
     frames: Annotated[

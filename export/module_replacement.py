@@ -64,14 +64,10 @@ class ClipGroupNorm(GroupNorm):
 
 
 @dataclass(slots=True)
-class Clip:
-    """The clip that a UNet computes, for modules that see only its frames.
+class FrameCount:
+    """The number of frames of a clip, for modules that get the frames of all clips as one batch."""
 
-    Attributes:
-        frames: their number; set before each run.
-    """
-
-    frames: int = 1
+    value: int = 1
 
 
 class FramesGroupNorm(GroupNorm):
@@ -80,34 +76,33 @@ class FramesGroupNorm(GroupNorm):
     It adds pixels first, for the same reason as `ClipGroupNorm`.
     """
 
-    def __init__(self, source: nn.GroupNorm, clip: Clip) -> None:
+    def __init__(self, source: nn.GroupNorm, frame_count: FrameCount) -> None:
         super().__init__(source)
-        self.clip = clip
+        self.frame_count = frame_count
 
     def normalize(self, states: torch.Tensor) -> torch.Tensor:
         """Zero mean and unit variance in each group of a clip."""
         _, channels, height, width = states.shape
         groups = states.reshape(
-            -1, self.clip.frames, self.num_groups, channels // self.num_groups, height * width
+            -1, self.frame_count.value, self.num_groups, channels // self.num_groups, height * width
         )  # [B, F, G, C/G, h*w]
         centred = groups - groups.mean(-1, keepdim=True).mean((1, 3), keepdim=True)
         variance = (centred * centred).mean(-1, keepdim=True).mean((1, 3), keepdim=True)
         return (centred * torch.rsqrt(variance + self.eps)).reshape(states.shape)
 
 
-def normalize_over_clips(unet: UNetMotionModel) -> Clip:
+def normalize_over_clips(unet: UNetMotionModel, frame_count: FrameCount) -> None:
     """Makes the norms of all ResNet blocks, and the last one, take their statistics over whole clips.
 
     AnimateDiff v1 was trained so: `use_inflated_groupnorm: false` in guoyww/AnimateDiff's inference-v1.yaml. The norms
     of its attentions see each frame on its own. So do all norms of SparseCtrl.
 
-    Returns:
-        What tells these norms the number of frames.
+    Args:
+        unet: the model.
+        frame_count: set before each run.
     """
-    clip = Clip()
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):
-            module.norm1 = FramesGroupNorm(module.norm1, clip)
-            module.norm2 = FramesGroupNorm(module.norm2, clip)
-    unet.conv_norm_out = FramesGroupNorm(unet.conv_norm_out, clip)
-    return clip
+            module.norm1 = FramesGroupNorm(module.norm1, frame_count)
+            module.norm2 = FramesGroupNorm(module.norm2, frame_count)
+    unet.conv_norm_out = FramesGroupNorm(unet.conv_norm_out, frame_count)

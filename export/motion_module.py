@@ -107,14 +107,13 @@ def _schedule(source: str, adapter: MotionAdapter, manifest: Manifest) -> Schedu
 
     A number that was chosen at export stays.
     """
-    before = {"use_motion_mid_block": False, "motion_max_seq_length": 0}  # told by its name alone
-    old = published_models.schedule(manifest.sources.get("motion_adapter", ""), before)
-    new = published_models.schedule(source, adapter.config)
-    name, default = "original_inference_steps", SchedulerRecord.model_fields["original_inference_steps"].default
+    old = published_models.is_named_animatelcm(manifest.sources.get("motion_adapter", ""))
+    new = published_models.is_animatelcm(source, adapter.config)
+    steps = {True: published_models.ANIMATELCM_STEPS, False: published_models.LCM_STEPS}
     record = manifest.scheduler
-    if old == new or record.original_inference_steps != old.get(name, default):
+    if old == new or record.original_inference_steps != steps[old]:
         return record
-    return record.model_copy(update={name: new.get(name, default)})
+    return record.model_copy(update={"original_inference_steps": steps[new]})
 
 
 def _check_heads(source: str, adapter: MotionAdapter, graph: ir.Graph) -> None:

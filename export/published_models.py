@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 ANIMATELCM_POSITIONS = 64
 """AnimateLCM's motion module in its own format holds no positions: its code computes the sines of as many."""
 ANIMATELCM_STEPS = 100
-"""`original_inference_steps` of AnimateLCM; the LCM-LoRA was distilled with 50."""
+"""`original_inference_steps` of AnimateLCM."""
+LCM_STEPS = 50
+"""Those of the LCM-LoRA, and diffusers' default."""
 ANIMATELCM_LORA_WEIGHT = 0.8
 _ANIMATELCM = re.compile(r"animate[-_ ]?lcm|sd15_t2v_beta|sd15_lora_beta", re.IGNORECASE)
 """Matches AnimateLCM's names, and those that its files had at first. Its LoRA has the layout of the LCM-LoRA."""
@@ -38,22 +40,22 @@ def temporal_norm(motion: Mapping[str, Any]) -> TemporalNorm:
 def is_animatelcm(source: str, motion: Mapping[str, Any]) -> bool:
     """Whether motion modules are AnimateLCM's, by their name, or by 64 positions and a middle block."""
     built_so = motion["use_motion_mid_block"] and motion["motion_max_seq_length"] == ANIMATELCM_POSITIONS
-    return built_so or _is_named_animatelcm(source)
+    return built_so or is_named_animatelcm(source)
 
 
 def lora_weight(source: str) -> float:
     """Returns the weight of a LoRA for which none is given."""
-    return ANIMATELCM_LORA_WEIGHT if _is_named_animatelcm(source) else 1.0
+    return ANIMATELCM_LORA_WEIGHT if is_named_animatelcm(source) else 1.0
 
 
-def _is_named_animatelcm(source: str) -> bool:
+def is_named_animatelcm(source: str) -> bool:
     """Whether a name on the hub, a file or a folder is called AnimateLCM; the folders above say nothing.
 
     diffusers gives its files the same names everywhere, and the hub's cache its folders: then the name stands above.
     """
     path = Path(source)
-    if not path.exists():
-        return _ANIMATELCM.search(source) is not None
+    if not path.exists():  # OWNER/NAME or OWNER/NAME/FILE
+        return _ANIMATELCM.search("/".join(path.parts[1:] or path.parts)) is not None
     path = path.resolve() if path.name in (".", "..", "") else path
     if path.name.startswith(("diffusion_pytorch_model", "pytorch_lora_weights")):
         path = path.parent

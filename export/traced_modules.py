@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from transformers import CLIPTextModel
 
-from .module_replacement import Clip, GroupNorm, normalize_over_clips, replace_modules
+from .module_replacement import FrameCount, GroupNorm, normalize_over_clips, replace_modules
 from .temporal_transformer import TemporalNorm, TemporalTransformer, replace_temporal_transformers
 from .text_attention import SharedTextAttnProcessor
 
@@ -118,7 +118,9 @@ class UNet(nn.Module):
 
     def __init__(self, model: UNetMotionModel, temporal_norm: TemporalNorm) -> None:
         super().__init__()
-        self.clip = normalize_over_clips(model) if temporal_norm == "resnet-clip" else Clip()
+        self.frame_count = FrameCount()
+        if temporal_norm == "resnet-clip":
+            normalize_over_clips(model, self.frame_count)
         _prepare(model, temporal_norm)
         self.model = model
 
@@ -132,7 +134,7 @@ class UNet(nn.Module):
     ) -> torch.Tensor:
         model = self.model
         batch, num_frames = prompt_embeds.shape[0], latents.shape[2]
-        self.clip.frames = num_frames
+        self.frame_count.value = num_frames
         temb = model.time_embedding(model.time_proj(timestep))  # [1, T], the same for every frame
         sample = model.conv_in(latents[0].transpose(0, 1))  # [F, C, h, w]
         sample = sample.expand(batch, *sample.shape).flatten(0, 1)  # [B*F, C, h, w]

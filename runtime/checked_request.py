@@ -148,7 +148,9 @@ def _guides(checked: CheckedRequest) -> bool:
     """Whether the keyframes of a request guide any step; logs a warning if its steps are too few for that."""
     start, end = checked.control_guidance_start, checked.control_guidance_end
     if checked.keyframes and not checked.controlled_steps:
-        _logger.warning("the keyframes guide none of the %d steps: none lies within %g to %g", checked.steps, start, end)
+        _logger.warning(
+            "the keyframes guide none of the %d steps: none lies within %g to %g", checked.steps, start, end
+        )
     return checked.conditioning_scale > 0 and bool(checked.controlled_steps)
 
 

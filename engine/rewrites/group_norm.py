@@ -1,5 +1,6 @@
 """Finds the group norms of the portable graphs and fuses them into single operators."""
 
+import re
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -9,8 +10,8 @@ from .node_helpers import only_user, producer, scalar
 
 _GROUP_NORMS = (("Reshape", "InstanceNormalization", "Mul", "Add"), ("Reshape", "Mul", "Mul", "Add"))
 """The operators of a group norm from the split into groups on: of images, and over a clip."""
-_OVER_FRAMES = 5
-"""Parts of the shape to which a norm over the frames of a clip reshapes them; a motion module's has one less."""
+_OVER_FRAMES = re.compile(r"((^|\.)resnets\.\d+\.norm[12]|^conv_norm_out)/Reciprocal")
+"""Matches the name of a node that only norms of images have whose statistics are over the frames of a clip."""
 _AFFINE_OF_IMAGES = [-1, 1, 1]
 """The shape to which a group norm of images reshapes its weight; that of a motion module has one axis of pixels."""
 
@@ -66,13 +67,8 @@ def _parameter(node: ir.Node) -> ir.Value:
 
 def norms_over_frames(graph: ir.Graph) -> list[ir.Node]:
     """Returns the last nodes of the norms of images [B*F, C, H, W] whose statistics are over all frames of a clip."""
-    found = []
-    for deviation in [node for node in graph if node.op_type == "Reciprocal"]:
-        shifted = only_user(only_user(only_user(only_user(deviation))))
-        layout = read_group_norm(shifted).split.inputs[1]
-        if len(producer(layout).inputs) == _OVER_FRAMES:
-            found.append(shifted)
-    return found
+    inverses = [node for node in graph if _OVER_FRAMES.match(node.name or "")]
+    return [only_user(only_user(only_user(only_user(inverse)))) for inverse in inverses]
 
 
 def is_of_images(instance: ir.Node) -> bool:

@@ -22,7 +22,7 @@ from sparsectrl_lcm.engine.rewrites.nhwc_group_norm import fuse_nhwc_group_norms
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
 from sparsectrl_lcm.engine.rewrites.typed_graph import fuse_for_tensorrt, write_typed
 from sparsectrl_lcm.export.graph_specs import GraphSpec, Input
-from sparsectrl_lcm.export.module_replacement import Clip, normalize_over_clips
+from sparsectrl_lcm.export.module_replacement import FrameCount, normalize_over_clips
 from sparsectrl_lcm.export.onnx_file import trace, write
 from sparsectrl_lcm.export.traced_modules import UNet
 from torch import nn
@@ -91,10 +91,11 @@ class Traced(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.model = Norms()
-        self.clip: Clip = normalize_over_clips(self.model)
+        self.frame_count = FrameCount()
+        normalize_over_clips(self.model, self.frame_count)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        self.clip.frames = clips.shape[2]
+        self.frame_count.value = clips.shape[2]
         return self.model(clips)
 
 
