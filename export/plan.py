@@ -1,7 +1,6 @@
 """Plan an export: the options, the sizes from the checkpoints' configurations, and one job per graph."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +10,26 @@ from torch import nn
 
 from ..runtime.format.clip_layout import ClipLayout, ClipSize
 from ..runtime.format.decoders import DECODERS
-from ..runtime.format.manifest import MAX_SIDE, Dimension, SchedulerRecord, Sizes
-from . import checkpoints, compatibility, configurations, graph_specs, traced_modules
+from ..runtime.format.manifest import MAX_SIDE, Dimension, SchedulerRecord, Sizes, TemporalNorm
+from . import checkpoints, compatibility, configurations, graph_specs, published_models, traced_modules
 from .check import ExportError
 from .graph_specs import GraphSpec, Input
 from .lora_files import read_lora
 from .options import ExportOptions, public_name
 
-__all__ = ["ExportOptions", "Job", "Parts", "lcm_schedule", "open_sources", "plan_jobs", "public_name", "read_parts"]
-
-MAX_FRAMES = 32
+__all__ = ["ExportOptions", "Job", "Parts", "lcm_schedule", "plan_jobs", "public_name", "read_parts"]
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The options, and the sizes and schedule from the checkpoints' configurations."""
+    """The options, and what the checkpoints' configurations add to them: sizes, norms and schedule.
+
+    `choices` has a line for each setting that follows from what a source is, instead of an option or its default.
+    """
 
     options: ExportOptions
+    choices: tuple[str, ...]
+    temporal_norm: TemporalNorm
     sizes: Sizes
     scheduler: SchedulerRecord
     vocabulary: int
@@ -57,11 +59,13 @@ def read_parts(options: ExportOptions) -> Parts:
     vae = configurations.load_vae_config(options.base, options.vae, options.loading)
     text = configurations.load_text_config(options.base, options.loading)
     compatibility.check_unet(options.base, unet, vae)
-    positions = [compatibility.check_motion_adapter(options.motion_adapter, unet)]
+    motion = compatibility.check_motion_adapter(options.motion_adapter, unet)
+    positions = [int(motion["motion_max_seq_length"])]
     positions += [compatibility.check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
-    max_frames = min(MAX_FRAMES, *positions)
+    max_frames = min(positions)
     if not 1 <= options.frames <= max_frames:
         raise ExportError("frames", f"{options.frames} is out of range", f"the motion modules allow 1 to {max_frames}")
+    schedule = published_models.schedule(options.motion_adapter, motion) | options.scheduler
     for lora in options.loras:
         read_lora(lora)
     channels = tuple(unet["block_out_channels"])
@@ -69,8 +73,10 @@ def read_parts(options: ExportOptions) -> Parts:
         compatibility.check_tiny_decoder(options.tiny_decoder, vae)
     return Parts(
         options=options,
+        choices=tuple(published_models.choices(options, motion)),
+        temporal_norm=options.temporal_norm or published_models.temporal_norm(motion),
         sizes=_sizes(options, unet, vae, max_frames),
-        scheduler=lcm_schedule(configurations.load_lcm_config(options.base, options.scheduler, options.loading)),
+        scheduler=lcm_schedule(configurations.load_lcm_config(options.base, schedule, options.loading)),
         vocabulary=int(text.vocab_size),
         max_tokens=int(text.max_position_embeddings),
         text_width=int(text.hidden_size),
@@ -192,7 +198,7 @@ def _controlnet(parts: Parts, kind: str, source: str) -> Job:
 
     def build() -> nn.Module:
         model = checkpoints.load_controlnet(kind, source, parts.options.loading)
-        return traced_modules.SparseCtrl(model, parts.options.temporal_norm)
+        return traced_modules.SparseCtrl(model, parts.temporal_norm)
 
     spec = graph_specs.controlnet_spec(kind, conditioning, parts.prompt, parts.residuals)
     return Job(spec, build, *_video_layouts(parts))
@@ -207,7 +213,7 @@ def _unet(parts: Parts) -> Job:
 
     def build() -> nn.Module:
         model = checkpoints.load_unet(options.base, options.motion_adapter, list(options.loras), options.loading)
-        return traced_modules.UNet(model, options.temporal_norm)
+        return traced_modules.UNet(model, parts.temporal_norm)
 
     return Job(graph_specs.unet_spec(_latents(parts), parts.prompt, parts.residuals), build, *_video_layouts(parts))
 
@@ -249,26 +255,6 @@ def _tiny_decoder(parts: Parts, source: str) -> Job:
 
     spec = graph_specs.vae_decoder_spec(sizes.latent_channels, sizes.vae_scale_factor, DECODERS["tiny"])
     return Job(spec, build, *_image_layouts(parts))
-
-
-def open_sources(parts: Parts) -> Iterator[tuple[str, int]]:
-    """Loads every model once and frees it again; yields the graph it is for and the bytes of its weights as float32.
-
-    So every source is found whole, finite and fitting before the first graph is traced, which takes minutes.
-
-    Raises:
-        ExportError: a checkpoint cannot be loaded or does not fit.
-    """
-    jobs = plan_jobs(parts)
-    graphs = {job.spec.name for job in jobs}
-    for job in jobs:
-        if job.spec.name == "vae_encoder" and "vae_decoder" in graphs:  # the decoder comes from the same VAE
-            continue
-        module = job.build()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-        del module
-        gc.collect()
-        yield job.spec.name, size
 
 
 def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:

@@ -10,7 +10,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from transformers import CLIPTextModel
 
-from .module_replacement import GroupNorm, replace_modules
+from .module_replacement import FrameCount, GroupNorm, normalize_over_clips, replace_modules
 from .temporal_transformer import TemporalNorm, TemporalTransformer, replace_temporal_transformers
 from .text_attention import SharedTextAttnProcessor
 from .upsampling import Upsampler
@@ -120,6 +120,9 @@ class UNet(nn.Module):
 
     def __init__(self, model: UNetMotionModel, temporal_norm: TemporalNorm) -> None:
         super().__init__()
+        self.frame_count = FrameCount()
+        if temporal_norm == "resnet-clip":
+            normalize_over_clips(model, self.frame_count)
         _prepare(model, temporal_norm)
         replace_modules(model, Upsample2D, Upsampler)
         self.model = model
@@ -134,6 +137,7 @@ class UNet(nn.Module):
     ) -> torch.Tensor:
         model = self.model
         batch, num_frames = prompt_embeds.shape[0], latents.shape[2]
+        self.frame_count.value = num_frames
         temb = model.time_embedding(model.time_proj(timestep))  # [1, T], the same for every frame
         sample = model.conv_in(latents[0].transpose(0, 1))  # [F, C, h, w]
         sample = sample.expand(batch, *sample.shape).flatten(0, 1)  # [B*F, C, h, w]

@@ -16,6 +16,9 @@ MAX_SIDE = 2048
 """Largest height and width in pixels."""
 
 Dimension = int | str
+TemporalNorm = Literal["frame", "clip", "resnet-clip"]
+"""What the group norms of UNet and SparseCtrl take their statistics over: each frame; a whole clip in the motion
+modules; or a whole clip in the UNet's ResNet blocks and last norm, as AnimateDiff v1 was trained."""
 
 
 def _relative(path: str) -> str:
@@ -102,7 +105,7 @@ class Manifest(Record):
     sources: dict[str, str] = {}
     sizes: Sizes
     scheduler: SchedulerRecord
-    temporal_norm: Literal["frame", "clip"]
+    temporal_norm: TemporalNorm
     max_tokens: Positive
     keyframe_slots: Positive
     """Keyframes that GPU engines take if `build` was not told another number."""

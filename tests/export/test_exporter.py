@@ -197,7 +197,7 @@ def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -
         ({"controlnets": {"rgb": str(root / "scribble")}}, "is a SparseCtrl for scribble"),
         ({"vae": str(root / "rgb")}, "^vae: .* holds a SparseControlNetModel; give .* AutoencoderKL"),
         ({"frames": 33}, "^frames: 33 is out of range"),
-        ({"temporal_norm": "batch"}, "choose frame or clip"),
+        ({"temporal_norm": "batch"}, "choose frame, clip or resnet-clip"),
         ({"width": 100, "height": 128}, "multiples of 8"),
         ({"width": 4096, "height": 4096}, "from 8 to 2048"),
         ({"width": 0, "height": 0}, "multiples of 8"),
