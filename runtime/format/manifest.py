@@ -11,7 +11,7 @@ from ..errors import BundleError, reason_of
 from .decoders import DECODERS
 
 FORMAT = "sparsectrl-lcm-bundle"
-VERSION = 2
+VERSION = 3
 MAX_SIDE = 2048
 """Largest height and width in pixels."""
 
@@ -105,6 +105,7 @@ class Manifest(Record):
     temporal_norm: Literal["frame", "clip"]
     max_tokens: Positive
     keyframe_slots: Positive
+    """Keyframes that GPU engines take if `build` was not told another number."""
     tokenizer: RelativePath
     graphs: dict[str, GraphRecord]
     files: dict[RelativePath, FileRecord]
