@@ -81,8 +81,8 @@ def figures(made: Frames, world: Scene, keyframes: Sequence[int]) -> dict[str, f
     """Compares a clip [F, H, W, 3] with the scene's drawn one.
 
     Returns:
-        `keyframes`, `between`: PSNR in dB at the keyframes and at the other frames. `saturation`: that of all pixels,
-        relative to the drawn clip. `path`: share of frames whose shape is within `PATH_PIXELS` of its path. `colour`:
+        `keyframes`, `between`: PSNR in dB at the keyframes and at the other frames. `saturation`: that of all pixels
+        less that of the drawn clip, in levels. `path`: share of frames whose shape is within `PATH_PIXELS` of its path. `colour`:
         whether most frames show the picture's colour. `flicker`: mean change of still ground in levels.
     """
     truth = drawn(world)
@@ -90,7 +90,7 @@ def figures(made: Frames, world: Scene, keyframes: Sequence[int]) -> dict[str, f
     return {
         "keyframes": mean(levels[index] for index in keyframes),
         "between": mean(levels[index] for index in range(FRAMES) if index not in keyframes),
-        "saturation": saturation(made) / saturation(truth),
+        "saturation": saturation(made) - saturation(truth),
         "path": on_path(made, truth, world),
         "colour": float(judged(made, world)[0]),
         "flicker": flicker(made, still_ground(truth)),

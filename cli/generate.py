@@ -28,6 +28,12 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="0 to 2^64 - 1; random by default.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
+    normalize_scribbles: Annotated[
+        bool, typer.Option("--normalize-scribbles", help="Stretch scribbles from black to white, for pale lines.")
+    ] = False,
+    resample: Annotated[
+        str, typer.Option(help="How keyframes of another size are resized: lanczos or bilinear.")
+    ] = "lanczos",
     decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
     fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
@@ -61,7 +67,11 @@ def generate(
         width=width,
         num_frames=frames,
         decoder=decoder,
+        normalize_scribbles=normalize_scribbles,
+        resample=resample,
     )
+    if normalize_scribbles and controlnet != "scribble":
+        typer.echo("note: --normalize-scribbles is used only with --controlnet scribble", err=True)
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)
     pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
