@@ -82,8 +82,8 @@ def figures(made: Frames, world: Scene, keyframes: Sequence[int]) -> dict[str, f
 
     Returns:
         `keyframes`, `between`: PSNR in dB at the keyframes and at the other frames. `saturation`: that of all pixels
-        less that of the drawn clip, in levels. `path`: share of frames whose shape is within `PATH_PIXELS` of its path. `colour`:
-        whether most frames show the picture's colour. `flicker`: mean change of still ground in levels.
+        less that of the drawn clip, in levels. `path`: share of frames whose shape is within `PATH_PIXELS` of its path.
+        `colour`: whether most frames show the picture's colour. `flicker`: mean change of still ground in levels.
     """
     truth = drawn(world)
     levels = [psnr(*pair) for pair in zip(made, truth, strict=True)]
