@@ -144,7 +144,7 @@ def triangle_filter(size: int, new: int) -> np.ndarray:
 def test_bilinear_resizes_and_crops_as_the_original(
     size: tuple[int, int], clip: tuple[int, int], box: tuple[int, int, int, int]
 ) -> None:
-    """guoyww/AnimateDiff, scripts/animate.py: torchvision's RandomResizedCrop with a scale of 1 and the ratio of the clip."""
+    """scripts/animate.py of guoyww/AnimateDiff: torchvision's RandomResizedCrop, with scale 1 and the clip's ratio."""
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     left, top, right, bottom = box
     part = pixels[top:bottom, left:right].astype(float)
