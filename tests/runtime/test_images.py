@@ -122,6 +122,18 @@ def test_fit_covers_and_crops_the_centre(width: int, height: int) -> None:
     assert np.abs(pixels.astype(int) - np.asarray(expected)).max() <= 2
 
 
+@pytest.mark.parametrize(("size", "clip"), [((300, 200), (96, 64)), ((60, 40), (96, 64)), ((96, 54), (64, 36))])
+def test_pictures_with_the_clips_aspect_are_resized_as_in_diffusers(
+    size: tuple[int, int], clip: tuple[int, int]
+) -> None:
+    from diffusers.image_processor import VaeImageProcessor
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    processor = VaeImageProcessor(vae_scale_factor=1, do_convert_rgb=True, do_normalize=False)  # as SparseCtrl's
+    expected = processor.preprocess([image], height=clip[1], width=clip[0])[0].permute(1, 2, 0).numpy()
+    assert (fit(image, *clip) == np.round(expected * 255)).all()
+
+
 def triangle_filter(size: int, new: int) -> np.ndarray:
     """Weights [new, size] of bilinear resizing whose filter grows with the scale, so that nothing is skipped."""
     scale = size / new
