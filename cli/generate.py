@@ -28,6 +28,12 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="0 to 2^64 - 1; random by default.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
+    normalize_scribbles: Annotated[
+        bool, typer.Option("--normalize-scribbles", help="Stretch scribbles from black to white, for pale lines.")
+    ] = False,
+    resample: Annotated[
+        str, typer.Option(help="How keyframes of another size are resized: lanczos or bilinear.")
+    ] = "lanczos",
     decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
     conditioning_scale: Annotated[float, typer.Option(help="How strongly keyframes guide the clip, 0 to 10.")] = 1.0,
     control_guidance_start: Annotated[
@@ -68,10 +74,14 @@ def generate(
         width=width,
         num_frames=frames,
         decoder=decoder,
+        normalize_scribbles=normalize_scribbles,
+        resample=resample,
         conditioning_scale=conditioning_scale,
         control_guidance_start=control_guidance_start,
         control_guidance_end=control_guidance_end,
     )
+    if normalize_scribbles and controlnet != "scribble":
+        typer.echo("note: --normalize-scribbles is used only with --controlnet scribble", err=True)
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)
     pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)

@@ -11,7 +11,7 @@ from .errors import InvalidRequest, shown
 from .format.clip_layout import ClipLayout, ClipSize, frames_decoded_at_a_time
 from .format.decoders import DECODERS
 from .format.manifest import MAX_SIDE, Manifest, Sizes
-from .images import fit, load_picture, scribble_doubt
+from .images import RESAMPLES, fit, had_transparency, load_picture, normalize_scribble, scribble_doubt
 from .loop.noise import MAX_SEED
 from .loop.schedule import controlled_steps
 from .request import MAX_CONDITIONING_SCALE, MAX_GUIDANCE, MAX_STEPS, ClipRequest, FittedKeyframe, Keyframe
@@ -128,11 +128,8 @@ def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
         control_guidance_end=_number("control_guidance_end", asked.control_guidance_end, 1),
     )
     _check_control(checked)
-    fitted = [
-        FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height)) for index, image in pictures
-    ]
-    if checked.controlnet == "scribble":
-        _tell_odd_scribbles(fitted)
+    _check_pictures(asked)
+    fitted = [_fitted(index, image, checked, asked) for index, image in pictures]
     whole = replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
     return whole if _keyframes_guide(whole) else replace(checked, controlnet=None)
 
@@ -151,15 +148,25 @@ def _keyframes_guide(checked: CheckedRequest) -> bool:
     return checked.conditioning_scale > 0 and bool(checked.controlled_steps)
 
 
-def _tell_odd_scribbles(keyframes: list[FittedKeyframe]) -> None:
-    """Logs a warning for scribbles that are probably not white lines on black, as the model takes them."""
-    for keyframe in keyframes:
-        if doubt := scribble_doubt(keyframe.pixels):
-            _logger.warning(
-                "keyframe %d %s; a scribble is white lines on black, and transparent parts count as black",
-                keyframe.index,
-                doubt,
-            )
+def _check_pictures(asked: ClipRequest) -> None:
+    if not isinstance(asked.resample, str) or asked.resample not in RESAMPLES:
+        allowed = f"allowed are {', '.join(RESAMPLES)}"
+        raise InvalidRequest("resample", f"{shown(asked.resample)} is not allowed", allowed)
+    if not isinstance(asked.normalize_scribbles, bool):
+        reason = f"{shown(asked.normalize_scribbles)} is not allowed"
+        raise InvalidRequest("normalize_scribbles", reason, "give True or False")
+
+
+def _fitted(index: int, image: Any, checked: CheckedRequest, asked: ClipRequest) -> FittedKeyframe:
+    """Fits a picture to the clip. Logs a warning for a scribble that is probably not white lines on black."""
+    picture = load_picture(image, f"keyframe {index}")
+    pixels = fit(picture, checked.width, checked.height, asked.resample)
+    if checked.controlnet == "scribble":
+        if asked.normalize_scribbles:
+            pixels = normalize_scribble(pixels)
+        if doubt := scribble_doubt(pixels, had_transparency(picture)):
+            _logger.warning("keyframe %d %s; a scribble is white lines on black", index, doubt)
+    return FittedKeyframe(index, pixels)
 
 
 def _given(value: int | None, default: int) -> Any:

@@ -87,6 +87,8 @@ class VideoPipeline:
         width: int | None = None,
         num_frames: int | None = None,
         decoder: str = "full",
+        normalize_scribbles: bool = False,
+        resample: str = "lanczos",
         conditioning_scale: float = 1.0,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
@@ -108,6 +110,9 @@ class VideoPipeline:
             height, width: pixels, in multiples of 8; None takes the bundle's defaults.
             num_frames: 1 to 32; None takes the bundle's default.
             decoder: the decoder that makes the frames: `full` (the VAE's) or `tiny`, if the bundle has it.
+            normalize_scribbles: whether to make scribbles grey and stretch them from black to white, for pale lines.
+            resample: how keyframes of another size are resized: `lanczos` as in diffusers, or `bilinear` as in the
+                original AnimateDiff code.
             conditioning_scale: how strongly keyframes guide the clip, 0 to 10; SparseCtrl's residuals are multiplied by
                 it. 0 is as without keyframes.
             control_guidance_start, control_guidance_end: the part of the steps that keyframes guide, as fractions 0 to
@@ -134,6 +139,8 @@ class VideoPipeline:
             width=width,
             num_frames=num_frames,
             decoder=decoder,
+            normalize_scribbles=normalize_scribbles,
+            resample=resample,
             conditioning_scale=conditioning_scale,
             control_guidance_start=control_guidance_start,
             control_guidance_end=control_guidance_end,
