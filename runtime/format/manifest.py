@@ -13,7 +13,7 @@ from .decoders import DECODERS
 from .replacement import finish_replacement
 
 FORMAT = "sparsectrl-lcm-bundle"
-VERSION = 2
+VERSION = 3
 MAX_SIDE = 2048
 """Largest height and width in pixels."""
 
@@ -107,6 +107,7 @@ class Manifest(Record):
     temporal_norm: Literal["frame", "clip"]
     max_tokens: Positive
     keyframe_slots: Positive
+    """Keyframes that GPU engines take if `build` was not told another number."""
     tokenizer: RelativePath
     graphs: dict[str, GraphRecord]
     files: dict[RelativePath, FileRecord]
