@@ -1,6 +1,7 @@
 """The manifest of a bundle: the contents of `manifest.json`, validated when it is read."""
 
 import os
+from contextlib import suppress
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal, Self
@@ -9,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..errors import BundleError, reason_of
 from .decoders import DECODERS
+from .replacement import finish_replacement
 
 FORMAT = "sparsectrl-lcm-bundle"
 VERSION = 3
@@ -144,6 +146,8 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: the folder or file is missing, or the file is not a manifest or has another version.
     """
     path = folder / "manifest.json"
+    with suppress(OSError):  # what then differs from its checksum is told
+        finish_replacement(folder)
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
