@@ -81,6 +81,7 @@ class _Exporter:
             scheduler=parts.scheduler,
             temporal_norm=options.temporal_norm,
             max_tokens=parts.max_tokens,
+            text_layers=parts.text_layers,
             keyframe_slots=KEYFRAME_SLOTS,
             tokenizer="tokenizer.json",
             graphs=records,

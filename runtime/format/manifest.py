@@ -11,7 +11,7 @@ from ..errors import BundleError, reason_of
 from .decoders import DECODERS
 
 FORMAT = "sparsectrl-lcm-bundle"
-VERSION = 2
+VERSION = 3
 MAX_SIDE = 2048
 """Largest height and width in pixels."""
 
@@ -104,6 +104,8 @@ class Manifest(Record):
     scheduler: SchedulerRecord
     temporal_norm: Literal["frame", "clip"]
     max_tokens: Positive
+    text_layers: Positive
+    """Layers of the text encoder; `clip_skip` skips at most all but one."""
     keyframe_slots: Positive
     tokenizer: RelativePath
     graphs: dict[str, GraphRecord]
