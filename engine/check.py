@@ -26,7 +26,7 @@ STRESS = 30.0
 """Factor on all incoming activations. Nothing may overflow with it."""
 _SCALE = "scale_of_activations"
 LARGEST = "largest_magnitudes"
-_SCALARS = re.compile("timestep|mask|coefficients|guidance")
+_SCALARS = re.compile("timestep|mask|coefficients|guidance|conditioning_scale")
 _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOAT = ir.DataType.FLOAT
 
@@ -207,6 +207,8 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
         shape = shapes[item.name]
         if item.name == "timestep":
             values: Any = np.full(shape, 499.0)
+        elif item.name == "conditioning_scale":
+            values = np.ones(shape)
         elif item.name == "conditioning_mask":
             values = np.arange(*shape) < shape[0] - 1
         elif item.name == "frame_index":

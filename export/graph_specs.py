@@ -113,8 +113,13 @@ def unet_spec(
     prompt: tuple[Dimension, ...],
     residuals: list[tuple[Dimension, ...]],
 ) -> GraphSpec:
-    """Latents, timestep, prompt and residuals -> prediction of one step."""
-    inputs = (Input("latents", latents), Input("timestep", (1,), _timestep), Input("prompt_embeds", prompt))
+    """Latents, timestep, prompt, residuals and their scale -> prediction of one step."""
+    inputs = (
+        Input("latents", latents),
+        Input("timestep", (1,), _timestep),
+        Input("prompt_embeds", prompt),
+        Input("conditioning_scale", (1,), uniform),
+    )
     named = zip(residual_names(len(residuals)), residuals, strict=True)
     return GraphSpec(
         "unet",

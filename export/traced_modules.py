@@ -122,8 +122,10 @@ class SparseCtrl(nn.Module):
 class UNet(nn.Module):
     """The UNet with its motion modules: the prediction of one step, for each prompt of a batch.
 
-    Inputs: latents [1, 4, F, h, w]; timestep [1]; prompt_embeds [B, T, D]; the residuals of SparseCtrl, each of shape
-    [B*F, C, h, w] or broadcastable to it.
+    The residuals are scaled here and not in SparseCtrl's graph, so that kept residuals serve every scale.
+
+    Inputs: latents [1, 4, F, h, w]; timestep [1]; prompt_embeds [B, T, D]; conditioning_scale [1]; the residuals of
+    SparseCtrl, each of shape [B*F, C, h, w] or broadcastable to it.
     Output: prediction [B, 4, F, h, w].
     """
 
@@ -133,7 +135,12 @@ class UNet(nn.Module):
         self.model = model
 
     def forward(
-        self, latents: torch.Tensor, timestep: torch.Tensor, prompt_embeds: torch.Tensor, *residuals: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        conditioning_scale: torch.Tensor,
+        *residuals: torch.Tensor,
     ) -> torch.Tensor:
         model = self.model
         batch, num_frames = prompt_embeds.shape[0], latents.shape[2]
@@ -146,13 +153,14 @@ class UNet(nn.Module):
         for block in model.down_blocks:
             sample, block_states = block(hidden_states=sample, **shared)
             states += block_states
-        states = [state + residual for state, residual in zip(states, residuals[:-1], strict=True)]
+        *down_residuals, mid_residual = (residual * conditioning_scale for residual in residuals)
+        states = [state + residual for state, residual in zip(states, down_residuals, strict=True)]
 
         if not hasattr(model.mid_block, "motion_modules"):  # AnimateDiff v1 and v3 have none in the middle block
             sample = model.mid_block(sample, temb, encoder_hidden_states=prompt_embeds)
         else:
             sample = model.mid_block(hidden_states=sample, **shared)
-        sample = sample + residuals[-1]
+        sample = sample + mid_residual
 
         for block in model.up_blocks:
             layers = len(block.resnets)

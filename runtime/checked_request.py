@@ -13,7 +13,8 @@ from .format.decoders import DECODERS
 from .format.manifest import MAX_SIDE, Manifest, Sizes
 from .images import fit, load_picture, scribble_doubt
 from .loop.noise import MAX_SEED
-from .request import MAX_GUIDANCE, MAX_STEPS, ClipRequest, FittedKeyframe, Keyframe
+from .loop.schedule import controlled_steps
+from .request import MAX_CONDITIONING_SCALE, MAX_GUIDANCE, MAX_STEPS, ClipRequest, FittedKeyframe, Keyframe
 
 _logger = logging.getLogger("sparsectrl_lcm")
 
@@ -33,6 +34,8 @@ class CheckedRequest:
         height, width: pixels.
         frames: frames of the clip.
         decoder: a name in `DECODERS`.
+        conditioning_scale: factor on SparseCtrl's residuals.
+        control_guidance_start, control_guidance_end: fractions of the steps between which keyframes guide the clip.
     """
 
     prompt: str
@@ -46,6 +49,16 @@ class CheckedRequest:
     width: int
     frames: int
     decoder: str = "full"
+    conditioning_scale: float = 1.0
+    control_guidance_start: float = 0.0
+    control_guidance_end: float = 1.0
+
+    @property
+    def controlled_steps(self) -> range:
+        """The steps that keyframes guide, counted from 0; none without keyframes."""
+        if not self.keyframes:
+            return range(0)
+        return controlled_steps(self.steps, self.control_guidance_start, self.control_guidance_end)
 
     @property
     def decoder_graph(self) -> str:
@@ -87,6 +100,8 @@ class CheckedRequest:
 def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
     """Checks every field against the limits of `manifest`, and fits the keyframes to the clip's size.
 
+    Keyframes that guide no step are checked and left out.
+
     Raises:
         InvalidRequest: a value is not allowed; names the field, its value and what is allowed.
     """
@@ -94,7 +109,7 @@ def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
     frames = _integer("num_frames", _given(asked.num_frames, sizes.frames), 1, sizes.max_frames)
     height = _side("height", _given(asked.height, sizes.height), sizes.multiple)
     width = _side("width", _given(asked.width, sizes.width), sizes.multiple)
-    pictures = _keyframes(asked.keyframes, frames, manifest.keyframe_slots)
+    pictures = _keyframes(asked.keyframes, frames)
     max_steps = min(MAX_STEPS, manifest.scheduler.original_inference_steps)
     checked = CheckedRequest(
         keyframes=(),
@@ -102,19 +117,39 @@ def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
         prompt=_text("prompt", asked.prompt),
         negative_prompt=_text("negative_prompt", asked.negative_prompt),
         steps=_integer("num_inference_steps", asked.num_inference_steps, 1, max_steps),
-        guidance_scale=_guidance(asked.guidance_scale),
+        guidance_scale=_number("guidance_scale", asked.guidance_scale, MAX_GUIDANCE),
         seed=randbits(32) if asked.seed is None else _integer("seed", asked.seed, 0, MAX_SEED),
         height=height,
         width=width,
         frames=frames,
         decoder=_decoder(manifest, asked.decoder),
+        conditioning_scale=_number("conditioning_scale", asked.conditioning_scale, MAX_CONDITIONING_SCALE),
+        control_guidance_start=_number("control_guidance_start", asked.control_guidance_start, 1),
+        control_guidance_end=_number("control_guidance_end", asked.control_guidance_end, 1),
     )
+    _check_control(checked)
     fitted = [
         FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height)) for index, image in pictures
     ]
     if checked.controlnet == "scribble":
         _tell_odd_scribbles(fitted)
-    return replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
+    guided = replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
+    return guided if _guides(guided) else replace(checked, controlnet=None)
+
+
+def _check_control(checked: CheckedRequest) -> None:
+    start, end = checked.control_guidance_start, checked.control_guidance_end
+    if start >= end:
+        reason = f"{start:g} is not below control_guidance_end {end:g}"
+        raise InvalidRequest("control_guidance_start", reason, "give a start below the end")
+
+
+def _guides(checked: CheckedRequest) -> bool:
+    """Whether the keyframes of a request guide any step; logs a warning if its steps are too few for that."""
+    start, end = checked.control_guidance_start, checked.control_guidance_end
+    if checked.keyframes and not checked.controlled_steps:
+        _logger.warning("the keyframes guide none of the %d steps: none lies within %g to %g", checked.steps, start, end)
+    return checked.conditioning_scale > 0 and bool(checked.controlled_steps)
 
 
 def _tell_odd_scribbles(keyframes: list[FittedKeyframe]) -> None:
@@ -141,7 +176,7 @@ def _controlnet(manifest: Manifest, value: Any, with_keyframes: bool) -> str | N
     return value if with_keyframes else None
 
 
-def _keyframes(keyframes: Any, frames: int, slots: int) -> list[tuple[int, Any]]:
+def _keyframes(keyframes: Any, frames: int) -> list[tuple[int, Any]]:
     if keyframes is None:
         return []
     items = keyframes if isinstance(keyframes, Sequence) else [keyframes]
@@ -149,11 +184,9 @@ def _keyframes(keyframes: Any, frames: int, slots: int) -> list[tuple[int, Any]]
     if wrong or items is not keyframes:
         what = f"{wrong[0] if wrong else 'a Keyframe alone'} is not allowed"
         raise InvalidRequest("keyframes", what, "give a list of Keyframe(index, image)")
-    if len(keyframes) > slots:
-        raise InvalidRequest("keyframes", f"{len(keyframes)} were given", f"allowed are at most {slots}")
     pictures: dict[int, Any] = {}
     for item in keyframes:
-        index = _integer("keyframe index", item.index, 0, frames - 1)
+        index = _integer("keyframe index", item.index, -frames, frames - 1) % frames  # -1 is the last frame
         if index in pictures:
             raise InvalidRequest("keyframes", f"index {index} was given twice", "each frame takes one keyframe")
         pictures[index] = item.image
@@ -193,10 +226,8 @@ def _decoder(manifest: Manifest, value: Any) -> str:
     return value
 
 
-def _guidance(value: Any) -> float:
+def _number(name: str, value: Any, high: float) -> float:
     number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
-    if not 0 <= number <= MAX_GUIDANCE:  # false for nan too
-        raise InvalidRequest(
-            "guidance_scale", f"{shown(value)} is not allowed", f"give a number from 0 to {MAX_GUIDANCE:g}"
-        )
+    if not 0 <= number <= high:  # false for nan too
+        raise InvalidRequest(name, f"{shown(value)} is not allowed", f"give a number from 0 to {high:g}")
     return float(number)

@@ -87,6 +87,9 @@ class VideoPipeline:
         width: int | None = None,
         num_frames: int | None = None,
         decoder: str = "full",
+        conditioning_scale: float = 1.0,
+        control_guidance_start: float = 0.0,
+        control_guidance_end: float = 1.0,
         on_progress: OnProgress | None = None,
         on_frames: OnFrames | None = None,
     ) -> Clip:
@@ -94,7 +97,8 @@ class VideoPipeline:
 
         Args:
             prompt: what the clip shows; cut to 77 tokens.
-            keyframes: at most three, in any order. Without keyframes the clip is plain AnimateDiff.
+            keyframes: at most one for each frame, in any order; index -1 is the last frame. Without keyframes the clip
+                is plain AnimateDiff. TensorRT's engines take as many as they were built for, three by default.
             controlnet: what the keyframes are, `scribble` (white lines on black) or `rgb` (pictures).
             negative_prompt: what the clip does not show; used if guidance is on.
             num_inference_steps: LCM steps, 1 to 12.
@@ -104,6 +108,10 @@ class VideoPipeline:
             height, width: pixels; None takes the bundle's defaults.
             num_frames: 1 to 32; None takes the bundle's default.
             decoder: the decoder that makes the frames: `full` (the VAE's) or `tiny`, if the bundle has it.
+            conditioning_scale: how strongly keyframes guide the clip, 0 to 10; SparseCtrl's residuals are multiplied by
+                it. 0 is as without keyframes.
+            control_guidance_start, control_guidance_end: the part of the steps that keyframes guide, as fractions 0 to
+                1. Step i of n is in it if i/n is at least the start and (i+1)/n at most the end.
             on_progress: called with a `Progress`; returning False cancels.
             on_frames: called with the index of the first frame and uint8 frames [n, H, W, 3], in order, as they are
                 decoded: in parts on a CPU, all at once on a GPU. They are views of the clip's frames: do not change
@@ -126,6 +134,9 @@ class VideoPipeline:
             width=width,
             num_frames=num_frames,
             decoder=decoder,
+            conditioning_scale=conditioning_scale,
+            control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
         )
         return self.run(request, on_progress, on_frames)
 

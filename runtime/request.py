@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 MAX_STEPS = 12
 MAX_GUIDANCE = 30.0
+MAX_CONDITIONING_SCALE = 10.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +20,7 @@ class Keyframe:
     """A picture and the frame of the clip that it shows.
 
     Attributes:
-        index: the frame, from 0.
+        index: the frame, from 0; -1 is the last, -2 the one before it.
         image: a path, the bytes of an image file, a Pillow image, or an array [H, W(, 1 | 3 | 4)]; any size.
     """
 
@@ -45,6 +46,9 @@ class ClipRequest:
     width: int | None = None
     num_frames: int | None = None
     decoder: str = "full"
+    conditioning_scale: float = 1.0
+    control_guidance_start: float = 0.0
+    control_guidance_end: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,7 +17,7 @@ DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir.
 _FLOAT = ir.DataType.FLOAT
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _ISLAND_GRAPHS = ("lcm_update",)
-_ISLAND_INPUTS = ("latents", "timestep", "conditioning", "conditioning_mask", "prediction")
+_ISLAND_INPUTS = ("latents", "timestep", "conditioning", "conditioning_mask", "conditioning_scale", "prediction")
 """Inputs and outputs in fp32; prompt embeddings and residuals get the low precision."""
 _ISLAND_OPERATORS = {
     *("InstanceNormalization", "LayerNormalization", "Softmax"),

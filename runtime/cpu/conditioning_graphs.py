@@ -36,9 +36,12 @@ def keyframe_feeds(sessions: Sessions, request: CheckedRequest) -> dict[str, Arr
 def residuals_at(
     sessions: Sessions, manifest: Manifest, request: CheckedRequest, conditioning: Conditioning, timestep: np.float32
 ) -> Residuals:
-    """The UNet's residuals at a timestep. Without keyframes, zeros that broadcast."""
+    """SparseCtrl's residuals at a timestep."""
     names = residual_inputs(manifest)
-    if not request.keyframes:
-        return {name: np.zeros((1, int(shape[1]), 1, 1), np.float32) for name, shape in names.items()}
     inputs = {"timestep": np.array([timestep]), "prompt_embeds": conditioning.prompt_embeds, **conditioning.feeds}
     return dict(zip(names, sessions.session(f"controlnet_{request.controlnet}").run(inputs), strict=True))
+
+
+def no_residuals(manifest: Manifest) -> Residuals:
+    """The UNet's residuals at a step without control: zeros that broadcast."""
+    return {name: np.zeros((1, int(shape[1]), 1, 1), np.float32) for name, shape in residual_inputs(manifest).items()}

@@ -22,7 +22,7 @@ from ..loop.noise import TorchGenerator
 from ..loop.schedule import Schedule, lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
 from ..progress import OnFrames, OnProgress, Stages
-from .conditioning_graphs import encode_prompt, keyframe_feeds, residuals_at
+from .conditioning_graphs import encode_prompt, keyframe_feeds, no_residuals, residuals_at
 from .sessions import Array, Sessions, split_feeds
 
 DECODE_PIXELS = 256 * 256
@@ -97,7 +97,7 @@ class _Run:
         self.layout = request.layout(self.manifest.sizes, DECODE_PIXELS)
         steps = {"load": 1, "text": 1}
         if request.keyframes:
-            steps |= {"keyframes": 1, "control": request.steps}
+            steps |= {"keyframes": 1, "control": len(request.controlled_steps)}
         steps |= {"denoise": request.steps, "decode": self.layout.decoder_runs}
         self.stages = Stages(steps, on_progress)
         self.report: Callable[[str, int], None] = self.stages.report
@@ -131,19 +131,31 @@ class _Run:
             with self.stages.stage("keyframes"):
                 conditioning = replace(conditioning, feeds=keyframe_feeds(self.sessions, request))
                 self.report("keyframes", 1)
-            if cache.reserve(conditioning.nbytes + residual_bytes(self.manifest, self.layout, request.steps)):
+            needed = residual_bytes(self.manifest, self.layout, len(request.controlled_steps))
+            if cache.reserve(conditioning.nbytes + needed):
                 conditioning = replace(conditioning, residuals=self.residuals(schedule, conditioning))
         cache.put(key, conditioning)
         return conditioning
 
     def residuals(self, schedule: Schedule, conditioning: Conditioning) -> tuple[Residuals, ...]:
-        """Runs SparseCtrl for all steps, before the loop."""
+        """Runs SparseCtrl for all controlled steps, before the loop."""
         residuals = []
+        controlled = self.request.controlled_steps
         with self.stages.stage("control"):
-            for step, timestep in enumerate(schedule.timesteps, start=1):
+            for step, timestep in enumerate(schedule.timesteps[controlled.start : controlled.stop], start=1):
                 residuals.append(residuals_at(self.sessions, self.manifest, self.request, conditioning, timestep))
                 self.report("control", step)
         return tuple(residuals)
+
+    def residuals_of(self, step: int, timestep: np.float32, conditioning: Conditioning) -> Residuals:
+        """The residuals of one step: kept, computed now if they take too much memory to keep, or zeros."""
+        controlled = self.request.controlled_steps
+        if step not in controlled:
+            return no_residuals(self.manifest)
+        if conditioning.residuals is not None:
+            return conditioning.residuals[step - controlled.start]
+        with self.stages.timed("control"):
+            return residuals_at(self.sessions, self.manifest, self.request, conditioning, timestep)
 
     def denoise(self, schedule: Schedule, conditioning: Conditioning) -> Array:
         """The LCM loop; returns the denoised latents [F, 4, H/8, W/8]."""
@@ -155,17 +167,14 @@ class _Run:
         last = request.steps - 1
         self.report("denoise", 0)
         for step, (timestep, coefficients) in enumerate(zip(schedule.timesteps, schedule.coefficients, strict=True)):
-            if conditioning.residuals is not None:
-                residuals = conditioning.residuals[step]
-            else:  # over the memory limit, or zeros without keyframes
-                with self.stages.timed("control" if request.keyframes else "denoise"):
-                    residuals = residuals_at(self.sessions, self.manifest, request, conditioning, timestep)
+            residuals = self.residuals_of(step, timestep, conditioning)
             with self.stages.timed("denoise"):
                 (prediction,) = self.sessions.session("unet").run(
                     {
                         "latents": latents,
                         "timestep": np.array([timestep]),
                         "prompt_embeds": conditioning.prompt_embeds,
+                        "conditioning_scale": np.array([request.conditioning_scale], np.float32),
                         **residuals,
                     }
                 )

@@ -107,6 +107,7 @@ class Manifest(Record):
     text_layers: Positive
     """Layers of the text encoder; `clip_skip` skips at most all but one."""
     keyframe_slots: Positive
+    """Keyframes that GPU engines take if `build` was not told another number."""
     tokenizer: RelativePath
     graphs: dict[str, GraphRecord]
     files: dict[RelativePath, FileRecord]

@@ -157,6 +157,7 @@ class GpuExecutor:
         variant = Variant(request.steps, len(request.texts), "none", request.decoder_graph)
         if not request.keyframes:
             return workspace, variant, None
+        variant = replace(variant, controlled_steps=request.controlled_steps)
         key = cache_key(request)
         if workspace.conditioning_area.recall(key):
             return workspace, replace(variant, source="kept"), key
@@ -172,7 +173,7 @@ class GpuExecutor:
 
     def _steps(self, request: CheckedRequest) -> dict[str, int]:
         """Units of work of each stage."""
-        keyframes = {"keyframes": 1, "control": request.steps} if request.keyframes else {}
+        keyframes = {"keyframes": 1, "control": len(request.controlled_steps)} if request.keyframes else {}
         decoder_runs = engine_layout(self.bundle.manifest, request.clip_size).decoder_runs
         return {"load": 1, "text": 1, **keyframes, "denoise": request.steps, "decode": decoder_runs}
 

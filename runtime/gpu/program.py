@@ -19,6 +19,7 @@ class Variant:
         source: where the conditioning comes from.
         decoder: the graph that makes the frames.
         stepwise: whether SparseCtrl runs before each step, because the residuals of all steps take too much memory.
+        controlled_steps: the steps that keyframes guide, counted from 0; the others take zeros as residuals.
     """
 
     steps: int
@@ -26,6 +27,7 @@ class Variant:
     source: Source
     decoder: str
     stepwise: bool = False
+    controlled_steps: range = range(0)
 
     @property
     def computes_conditioning(self) -> bool:
@@ -49,7 +51,7 @@ class Machine(Protocol):
         """Address of a prompt's embeddings."""
 
     def residual(self, variant: Variant, step: int, prompt: int, name: str) -> int:
-        """Address of a residual; without keyframes, the address of zeros."""
+        """Address of a residual; at a step without control, the address of zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,9 @@ def _conditioning(machine: Machine, variant: Variant) -> Iterator[tuple[str, int
     if variant.computes_conditioning:
         yield "keyframes", 1
         if not variant.stepwise:
-            for step in range(variant.steps):
+            for done, step in enumerate(variant.controlled_steps, start=1):
                 _control(machine, variant, step)
-                yield "control", step + 1
+                yield "control", done
 
 
 def _first_prediction(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
@@ -134,7 +136,7 @@ def _control(machine: Machine, variant: Variant, step: int) -> None:
 
 def _predict(machine: Machine, variant: Variant, step: int) -> None:
     """The UNet's prediction at one step, for each prompt; if residuals are not kept, SparseCtrl runs before it."""
-    if variant.stepwise:
+    if variant.stepwise and step in variant.controlled_steps:
         _control(machine, variant, step)
     for prompt in range(variant.prompts):
         machine.enqueue(
@@ -142,6 +144,7 @@ def _predict(machine: Machine, variant: Variant, step: int) -> None:
             latents=_latents(machine, step),
             timestep=machine.at("timestep", step),
             prompt_embeds=machine.prompt_embeds(variant, prompt),
+            conditioning_scale=machine.at("conditioning_scale"),
             prediction=machine.at("prediction", prompt),
             **{name: machine.residual(variant, step, prompt, name) for name in machine.residual_names},
         )

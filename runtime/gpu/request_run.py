@@ -88,6 +88,7 @@ class RequestRun:
         for index, ids in enumerate(tokenizer(request.texts)):
             inputs.array("input_ids", index)[:] = ids
         inputs.array("guidance_scale")[:] = request.guidance_scale
+        inputs.array("conditioning_scale")[:] = request.conditioning_scale
         for step in range(request.steps):
             inputs.array("timestep", step)[:] = schedule.timesteps[step]
             inputs.array("coefficients", step)[:] = schedule.coefficients[step]

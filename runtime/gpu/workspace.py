@@ -106,7 +106,7 @@ class Workspace:
 
     def conditioning_bytes(self, variant: Variant) -> int:
         """Bytes of the prompt embeddings and residuals in the conditioning area."""
-        slots = 1 if variant.stepwise else variant.steps
+        slots = 1 if variant.stepwise else len(variant.controlled_steps)
         return variant.prompts * (self._embeds.stride + slots * self._residuals.nbytes)
 
     @property
@@ -211,10 +211,10 @@ class Workspace:
         return self.conditioning_area.address + prompt * self._embeds.stride
 
     def residual(self, variant: Variant, step: int, prompt: int, name: str) -> int:
-        """Address of a residual; without keyframes, the address of zeros."""
-        if variant.source == "none":
+        """Address of a residual; at a step without control, the address of zeros."""
+        if step not in variant.controlled_steps:
             return self._buffers.at("zeros")
-        slot = 0 if variant.stepwise else step
+        slot = 0 if variant.stepwise else step - variant.controlled_steps.start
         base = variant.prompts * self._embeds.stride
         place = (slot * variant.prompts + prompt) * self._residuals.nbytes
         return self.conditioning_area.address + base + place + self._residuals.tensors[name].offset
@@ -248,6 +248,7 @@ class Workspace:
         block.add("frame_index", (self.size.frames,), "int64")
         block.add("input_ids", (1, manifest.max_tokens), "int64", MAX_PROMPTS)
         block.add("guidance_scale", (1,), "float32")
+        block.add("conditioning_scale", (1,), "float32")
         block.add("timestep", (1,), "float32", MAX_STEPS)
         block.add("coefficients", (6,), "float32", MAX_STEPS)
         block.add("noise", unet["latents"], "float32", MAX_STEPS)

@@ -32,7 +32,7 @@ class Conditioning:
     Attributes:
         prompt_embeds: float32 [B, 77, D]; with guidance the negative prompt comes first.
         feeds: SparseCtrl's inputs that hold the keyframes; empty without keyframes.
-        residuals: one entry per step, or None if each step computes its own.
+        residuals: one entry for each controlled step, or None if each step computes its own.
     """
 
     prompt_embeds: Array
@@ -74,11 +74,11 @@ class ConditioningCache:
 
 
 def cache_key(request: CheckedRequest) -> Hashable:
-    """The values that the conditioning depends on: all except seed, strength of the guidance and decoder."""
+    """The values that the conditioning depends on: all except seed, decoder, and the scales of guidance and control."""
     pictures = tuple((item.index, sha256(item.pixels.tobytes()).digest()) for item in request.keyframes)
     negative = request.negative_prompt if request.guidance else None
     size = (request.height, request.width, request.frames)
-    return (request.prompt, negative, pictures, request.controlnet, request.steps, size)
+    return (request.prompt, negative, pictures, request.controlnet, request.steps, request.controlled_steps, size)
 
 
 def graphs_of(request: CheckedRequest, kept: Conditioning | None = None) -> list[str]:
@@ -112,6 +112,6 @@ def residual_inputs(manifest: Manifest) -> dict[str, tuple[Dimension, ...]]:
 
 
 def residual_bytes(manifest: Manifest, layout: ClipLayout, steps: int) -> int:
-    """Memory of the residuals of all steps, in fp32."""
+    """Memory of the residuals of a number of steps, in fp32."""
     shapes = layout.shapes("unet", manifest.graphs["unet"])
     return 4 * steps * sum(prod(shapes[name]) for name in residual_inputs(manifest))

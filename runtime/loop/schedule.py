@@ -44,6 +44,15 @@ def lcm_schedule(record: SchedulerRecord, steps: int) -> Schedule:
     return Schedule(timesteps.astype(np.float32), np.stack(columns, axis=1).astype(np.float32))
 
 
+def controlled_steps(steps: int, start: float, end: float) -> range:
+    """The steps, counted from 0, that lie between two fractions of the schedule; they follow one another.
+
+    Source: `control_guidance_start` and `control_guidance_end` of diffusers' ControlNet pipelines.
+    """
+    inside = [step for step in range(steps) if not (step / steps < start or (step + 1) / steps > end)]
+    return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+
 def alphas_cumprod(record: SchedulerRecord) -> NDArray[np.float32]:
     """The cumulative products of 1 - beta, float32 [T]."""
     start, end, count = record.beta_start, record.beta_end, record.num_train_timesteps
