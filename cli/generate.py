@@ -29,6 +29,13 @@ def generate(
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
     decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
+    clip_skip: Annotated[int, typer.Option(help="Last layers of the text encoder to skip; 1 for many models.")] = 0,
+    prompt_weights: Annotated[
+        bool, typer.Option("--prompt-weights", help="Read (word:1.3), (word) and [word] as weights.")
+    ] = False,
+    long_prompts: Annotated[
+        bool, typer.Option("--long-prompts", help="Read prompts beyond 77 tokens in chunks; on a CPU.")
+    ] = False,
     fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
@@ -61,6 +68,9 @@ def generate(
         width=width,
         num_frames=frames,
         decoder=decoder,
+        clip_skip=clip_skip,
+        prompt_weights=prompt_weights,
+        long_prompts=long_prompts,
     )
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)

@@ -209,6 +209,10 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
             values: Any = np.full(shape, 499.0)
         elif item.name == "conditioning_scale":
             values = np.ones(shape)
+        elif item.name == "clip_skip":
+            values = np.zeros(shape)
+        elif item.name == "attention_mask":
+            values = np.ones(shape)
         elif item.name == "conditioning_mask":
             values = np.arange(*shape) < shape[0] - 1
         elif item.name == "frame_index":

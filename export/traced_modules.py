@@ -30,9 +30,7 @@ class TextEncoder(nn.Module):
         mask = torch.full((length, length), self.hidden).triu(1)
         self.register_buffer("causal_mask", mask[None, None], persistent=False)
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, clip_skip: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, clip_skip: torch.Tensor) -> torch.Tensor:
         mask = torch.where(attention_mask[:, None, None] == 0, self.hidden, self.causal_mask)  # [B, 1, 77, 77]
         states = self.model.embeddings(input_ids=input_ids)
         results = []
