@@ -21,7 +21,7 @@ def generate(
     controlnet: Annotated[str, typer.Option(help="What the keyframes are: scribble or rgb.")] = "scribble",
     keyframe: Annotated[
         list[str] | None,
-        typer.Option(metavar="INDEX=IMAGE", help="A picture for a frame; up to three times."),
+        typer.Option(metavar="INDEX=IMAGE", help="A picture for a frame, -1 for the last; repeatable."),
     ] = None,
     steps: Annotated[int, typer.Option(help="LCM steps, 1 to 12.")] = 4,
     guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; above 1 takes twice the work.")] = 1.0,
@@ -29,6 +29,13 @@ def generate(
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
     decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
+    conditioning_scale: Annotated[float, typer.Option(help="How strongly keyframes guide the clip, 0 to 10.")] = 1.0,
+    control_guidance_start: Annotated[
+        float, typer.Option(help="Fraction of the steps, 0 to 1, from which keyframes guide the clip.")
+    ] = 0.0,
+    control_guidance_end: Annotated[
+        float, typer.Option(help="Fraction of the steps, 0 to 1, up to which keyframes guide the clip.")
+    ] = 1.0,
     clip_skip: Annotated[int, typer.Option(help="Last layers of the text encoder to skip; 1 for many models.")] = 0,
     prompt_weights: Annotated[
         bool, typer.Option("--prompt-weights", help="Read (word:1.3), (word) and [word] as weights.")
@@ -47,7 +54,7 @@ def generate(
     device: Annotated[str | None, typer.Option(help="For openvino: CPU (default), GPU or NPU.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU; one per core by default.")] = None,
 ) -> None:
-    """Make a clip from a prompt and up to three keyframes."""
+    """Make a clip from a prompt and keyframes."""
     from ..runtime import ClipRequest, OutputError, VideoPipeline
     from ..runtime.output.recording import Recording
     from .options import parse_size
@@ -68,6 +75,9 @@ def generate(
         width=width,
         num_frames=frames,
         decoder=decoder,
+        conditioning_scale=conditioning_scale,
+        control_guidance_start=control_guidance_start,
+        control_guidance_end=control_guidance_end,
         clip_skip=clip_skip,
         prompt_weights=prompt_weights,
         long_prompts=long_prompts,

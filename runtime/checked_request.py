@@ -148,24 +148,21 @@ def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
     ]
     if checked.controlnet == "scribble":
         _tell_odd_scribbles(fitted)
-    guided = replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
-    return guided if _guides(guided) else replace(checked, controlnet=None)
+    whole = replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
+    return whole if _keyframes_guide(whole) else replace(checked, controlnet=None)
 
 
 def _check_control(checked: CheckedRequest) -> None:
     start, end = checked.control_guidance_start, checked.control_guidance_end
     if start >= end:
-        reason = f"{start:g} is not below control_guidance_end {end:g}"
-        raise InvalidRequest("control_guidance_start", reason, "give a start below the end")
+        raise InvalidRequest("control_guidance_start", f"{start:g} is not below the end, {end:g}")
 
 
-def _guides(checked: CheckedRequest) -> bool:
-    """Whether the keyframes of a request guide any step; logs a warning if its steps are too few for that."""
+def _keyframes_guide(checked: CheckedRequest) -> bool:
+    """Whether the keyframes of a request guide any step. If its steps are too few for that, a warning is logged."""
     start, end = checked.control_guidance_start, checked.control_guidance_end
     if checked.keyframes and not checked.controlled_steps:
-        _logger.warning(
-            "the keyframes guide none of the %d steps: none lies within %g to %g", checked.steps, start, end
-        )
+        _logger.warning("keyframes guide none of the %d steps: none lies within %g to %g", checked.steps, start, end)
     return checked.conditioning_scale > 0 and bool(checked.controlled_steps)
 
 

@@ -191,14 +191,17 @@ class GpuExecutor:
 
     def _workspace(self, request: CheckedRequest) -> Workspace:
         """The workspace of the request's size, with its decoder open."""
-        size = request.clip_size
+        size, keyframes = request.clip_size, len(request.keyframes)
         if size in self._workspaces and not self._workspaces[size].open_graphs:  # closed after a failure
             del self._workspaces[size]
-        if size not in self._workspaces:
-            self._loader.check(self.bundle, size)
+        if size not in self._workspaces or keyframes > self._workspaces[size].keyframe_slots:
+            slots = self._loader.keyframe_slots(self.bundle, size, keyframes)
+            if size in self._workspaces:
+                self._workspaces.pop(size).close()
             while len(self._workspaces) >= MAX_SIZES:
                 self._workspaces.popitem(last=False)[1].close()
-            workspace = Workspace(self.bundle, self._loader, self._cuda, size, self._kept_bytes, request.decoder_graph)
+            bundle = self.bundle.with_keyframe_slots(slots)
+            workspace = Workspace(bundle, self._loader, self._cuda, size, self._kept_bytes, request.decoder_graph)
             workspace.graphs.enabled = self._cuda_graphs
             self._workspaces[size] = workspace
             self._take_weights(workspace, *workspace.open_graphs)
