@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checked_request import CheckedRequest
+from ..errors import InvalidRequest
 from .prompt_syntax import Fragment, parse_weights
 
 _logger = logging.getLogger("sparsectrl_lcm")
 
+MAX_CHUNKS = 10
+"""The attention to the text takes memory in proportion to its chunks."""
 _ENDS: tuple[Callable[[str], bool], ...] = (
     frozenset({".</w>"}).__contains__,
     frozenset({".</w>", ",</w>", ";</w>", ":</w>"}).__contains__,
@@ -65,8 +68,17 @@ class ClipTokenizer:
         return np.concatenate([self.tokenize(text).input_ids for text in texts])
 
     def prompts(self, request: CheckedRequest) -> list[TokenizedPrompt]:
-        """The prompts that the UNet sees; with guidance the negative prompt comes first."""
-        return [self.tokenize(text, request.prompt_weights, request.long_prompts) for text in request.texts]
+        """The prompts that the UNet sees; with guidance the negative prompt comes first.
+
+        Raises:
+            InvalidRequest: a prompt is too long even for several chunks.
+        """
+        prompts = [self.tokenize(text, request.prompt_weights, request.long_prompts) for text in request.texts]
+        chunks = max(len(prompt.input_ids) for prompt in prompts)
+        if chunks > MAX_CHUNKS:
+            reason = f"a prompt takes {chunks} chunks of tokens"
+            raise InvalidRequest("long_prompts", reason, f"allowed are at most {MAX_CHUNKS}")
+        return prompts
 
     def tokenize(self, text: str, weighted: bool = False, long: bool = False) -> TokenizedPrompt:
         """The tokens of a prompt.
