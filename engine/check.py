@@ -218,6 +218,10 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0, size: ClipSize | No
             values: Any = np.full(shape, 499.0)
         elif item.name == "conditioning_scale":
             values = np.ones(shape)
+        elif item.name == "clip_skip":
+            values = np.zeros(shape)
+        elif item.name == "attention_mask":
+            values = np.broadcast_to(np.arange(shape[1]) % 7 != 3, shape)  # the first token is always seen
         elif item.name == "conditioning_mask":
             values = np.arange(*shape) < shape[0] - 1
         elif item.name == "frame_index":

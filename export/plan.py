@@ -35,13 +35,14 @@ class Parts:
     vocabulary: int
     max_tokens: int
     text_width: int
+    text_layers: int
     channels: tuple[int, ...]
     layers: tuple[int, ...]
 
     @property
     def prompt(self) -> tuple[Dimension, ...]:
         """Shape of the prompt's embeddings."""
-        return ("batch", self.max_tokens, self.text_width)
+        return ("batch", "tokens", self.text_width)
 
     @property
     def residuals(self) -> list[tuple[Dimension, ...]]:
@@ -80,6 +81,7 @@ def read_parts(options: ExportOptions) -> Parts:
         vocabulary=int(text.vocab_size),
         max_tokens=int(text.max_position_embeddings),
         text_width=int(text.hidden_size),
+        text_layers=int(text.num_hidden_layers),
         channels=channels,
         layers=compatibility.per_level(unet["layers_per_block"], unet),
     )
@@ -164,7 +166,7 @@ def _text_encoder(parts: Parts) -> Job:
             checkpoints.load_text_encoder(options.base, list(options.loras), options.loading)
         )
 
-    spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width)
+    spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width, parts.text_layers)
     return Job(spec, build, *_video_layouts(parts))
 
 
@@ -180,8 +182,8 @@ def _video_layouts(parts: Parts) -> tuple[ClipLayout, ClipLayout]:
     traced = ClipSize(width=3 * side, height=2 * side, frames=4)
     checked = ClipSize(width=13 * factor, height=9 * factor, frames=3)  # 9, 5, 3, 2 and 13, 7, 4, 2
     return (
-        ClipLayout(parts.sizes, traced, prompts=2, keyframes=2),
-        ClipLayout(parts.sizes, checked, prompts=1, keyframes=1),
+        ClipLayout(parts.sizes, traced, prompts=2, keyframes=2, tokens=parts.max_tokens),
+        ClipLayout(parts.sizes, checked, prompts=1, keyframes=1, tokens=2 * parts.max_tokens),
     )
 
 

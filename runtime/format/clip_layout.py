@@ -12,6 +12,8 @@ ONE_PROMPT = {"batch": 1}
 """The batch size of compiled graphs. A request with guidance runs them once per prompt, so one graph serves both."""
 ENGINE_DECODE_PIXELS = 8 * 512 * 512
 """Pixels that an engine decodes at a time; bounds the memory of the decoder."""
+TOKENS = 77
+"""Tokens that CLIP reads at a time."""
 ADDRESS_ALIGNMENT = 256
 """Bytes; TensorRT requires the addresses of inputs and outputs to be multiples of this."""
 
@@ -37,6 +39,7 @@ class ClipLayout:
         prompts: prompts in a batch; 2 with guidance.
         keyframes: keyframes that SparseCtrl and the VAE's encoder take.
         decoded: frames decoded at a time; divides the clip's frames.
+        tokens: tokens of the prompt's embeddings.
     """
 
     sizes: Sizes
@@ -44,6 +47,7 @@ class ClipLayout:
     prompts: int = 1
     keyframes: int = 0
     decoded: int = 1
+    tokens: int = TOKENS
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int, int]:
@@ -68,6 +72,7 @@ class ClipLayout:
             "latent_width": latent_width,
             "distinct_frames": self.keyframes + 1,
             "images": self.keyframes if graph == "vae_encoder" else self.decoded,
+            "tokens": self.tokens,
         }
 
     def shapes(self, graph: str, record: GraphRecord) -> dict[str, tuple[int, ...]]:
@@ -84,7 +89,8 @@ def engine_layout(manifest: Manifest, clip: ClipSize) -> ClipLayout:
     encoder take all keyframe slots. The decoder takes as many frames as fit into `ENGINE_DECODE_PIXELS`.
     """
     decoded = frames_decoded_at_a_time(clip, ENGINE_DECODE_PIXELS)
-    return ClipLayout(manifest.sizes, clip, keyframes=manifest.keyframe_slots, decoded=decoded, prompts=1)
+    tokens, slots = manifest.max_tokens, manifest.keyframe_slots
+    return ClipLayout(manifest.sizes, clip, prompts=1, keyframes=slots, decoded=decoded, tokens=tokens)
 
 
 def static_shapes(manifest: Manifest, graph: str, clip: ClipSize) -> dict[str, tuple[int, ...]]:

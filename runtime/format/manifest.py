@@ -109,6 +109,8 @@ class Manifest(Record):
     scheduler: SchedulerRecord
     temporal_norm: TemporalNorm
     max_tokens: Positive
+    text_layers: Positive
+    """Layers of the text encoder; `clip_skip` skips at most all but one."""
     keyframe_slots: Positive
     """Keyframes that GPU engines take if `build` was not told another number."""
     tokenizer: RelativePath

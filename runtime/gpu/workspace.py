@@ -18,6 +18,8 @@ from .engine_interface import Engine, Loader
 from .program import Variant, program
 
 MAX_PROMPTS = 2
+GIVEN_EMBEDS = "given_embeds"
+"""The input that holds the embeddings of prompts with weights."""
 
 _NAN = 0xFF
 """Each byte of a float16, bfloat16 or float32 that is not a number."""
@@ -230,6 +232,8 @@ class Workspace:
 
     def prompt_embeds(self, variant: Variant, prompt: int) -> int:
         """Address of a prompt's embeddings."""
+        if variant.weighted:
+            return self.inputs.at(GIVEN_EMBEDS, prompt)
         if variant.source == "none":
             return self._buffers.at("prompt_embeds", prompt)
         return self.conditioning_area.address + prompt * self._embeds.stride
@@ -271,10 +275,13 @@ class Workspace:
 
         slots = self.keyframe_slots + 1
         block = Block()
+        block.add(GIVEN_EMBEDS, self._embeds.shape, self._embeds.dtype, MAX_PROMPTS)
         block.add("pictures", (slots, self.size.height, self.size.width, 3), "uint8")
         block.add("conditioning_mask", (slots,), "float32")
         block.add("frame_index", (self.size.frames,), "int64")
         block.add("input_ids", (1, manifest.max_tokens), "int64", MAX_PROMPTS)
+        block.add("attention_mask", (1, manifest.max_tokens), "int64")
+        block.add("clip_skip", (1,), "int64")
         block.add("guidance_scale", (1,), "float32")
         block.add("conditioning_scale", (1,), "float32")
         block.add("timestep", (1,), "float32", MAX_STEPS)
