@@ -93,6 +93,7 @@ class _Exporter:
             scheduler=parts.scheduler,
             temporal_norm=parts.temporal_norm,
             max_tokens=parts.max_tokens,
+            text_layers=parts.text_layers,
             keyframe_slots=KEYFRAME_SLOTS,
             tokenizer="tokenizer.json",
             graphs={job.spec.name: records[job.spec.name] for job in jobs},

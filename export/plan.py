@@ -35,13 +35,14 @@ class Parts:
     vocabulary: int
     max_tokens: int
     text_width: int
+    text_layers: int
     channels: tuple[int, ...]
     layers: tuple[int, ...]
 
     @property
     def prompt(self) -> tuple[Dimension, ...]:
         """Shape of the prompt's embeddings."""
-        return ("batch", self.max_tokens, self.text_width)
+        return ("batch", "tokens", self.text_width)
 
     @property
     def residuals(self) -> list[tuple[Dimension, ...]]:
@@ -80,6 +81,7 @@ def read_parts(options: ExportOptions) -> Parts:
         vocabulary=int(text.vocab_size),
         max_tokens=int(text.max_position_embeddings),
         text_width=int(text.hidden_size),
+        text_layers=int(text.num_hidden_layers),
         channels=channels,
         layers=compatibility.per_level(unet["layers_per_block"], unet),
     )
@@ -88,7 +90,6 @@ def read_parts(options: ExportOptions) -> Parts:
 def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], max_frames: int) -> Sizes:
     """Returns the default and allowed sizes of requests."""
     factor = compatibility.scale_factor(vae)
-    multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     sample_size = unet["sample_size"] or 64
     rows, columns = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     sizes = Sizes(
@@ -96,16 +97,16 @@ def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], ma
         width=columns * factor if options.width is None else max(1, options.width),
         frames=options.frames,
         max_frames=max_frames,
-        multiple=multiple,
+        multiple=factor,
         vae_scale_factor=factor,
         latent_channels=vae["latent_channels"],
     )
     for side in (sizes.height, sizes.width):
-        if side % multiple or not multiple <= side <= MAX_SIDE:
+        if side % factor or not factor <= side <= MAX_SIDE:
             raise ExportError(
                 "size",
                 f"{sizes.width}x{sizes.height} is not allowed",
-                f"give multiples of {multiple} from {multiple} to {MAX_SIDE}",
+                f"give multiples of {factor} from {factor} to {MAX_SIDE}",
             )
     return sizes
 
@@ -165,18 +166,24 @@ def _text_encoder(parts: Parts) -> Job:
             checkpoints.load_text_encoder(options.base, list(options.loras), options.loading)
         )
 
-    spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width)
+    spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width, parts.text_layers)
     return Job(spec, build, *_video_layouts(parts))
 
 
 def _video_layouts(parts: Parts) -> tuple[ClipLayout, ClipLayout]:
-    """Returns two small clips: one to trace the graphs for prompts and latents, and one more to check them."""
-    side = parts.sizes.multiple
+    """Returns two small clips: one to trace the graphs for prompts and latents, and one more to check them.
+
+    The traced one can be halved at every level and has at least two latents at the last, since the tracer treats one
+    as a constant. The checked one has odd sides at several levels, so that a graph that only takes the first kind of
+    size is found.
+    """
+    factor = parts.sizes.vae_scale_factor
+    side = factor * 2 ** (len(parts.channels) - 1)
     traced = ClipSize(width=3 * side, height=2 * side, frames=4)
-    checked = ClipSize(width=side, height=3 * side, frames=3)
+    checked = ClipSize(width=13 * factor, height=9 * factor, frames=3)  # 9, 5, 3, 2 and 13, 7, 4, 2
     return (
-        ClipLayout(parts.sizes, traced, prompts=2, keyframes=2),
-        ClipLayout(parts.sizes, checked, prompts=1, keyframes=1),
+        ClipLayout(parts.sizes, traced, prompts=2, keyframes=2, tokens=parts.max_tokens),
+        ClipLayout(parts.sizes, checked, prompts=1, keyframes=1, tokens=2 * parts.max_tokens),
     )
 
 

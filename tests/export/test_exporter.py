@@ -138,6 +138,7 @@ def test_the_unet_graph_at_sizes_it_was_not_traced_with(sd15_like: Exported, siz
         "latents": latents.numpy(),
         "timestep": schedule.timesteps[:1],
         "prompt_embeds": prompt.numpy(),
+        "conditioning_scale": np.ones(1, np.float32),
         **{name: np.zeros((1, channels, 1, 1), np.float32) for name, channels in residual_shapes.items()},
     }
     (prediction,) = sessions["unet"].run(None, feeds)
@@ -178,9 +179,9 @@ def test_a_graph_that_differs_is_refused(sd15_like: Exported) -> None:
 def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -> None:
     root = sd15_like.checkpoints
     good = {"base": str(root / "base"), "motion_adapter": str(root / "motion_adapter")}
-    other = write_motion_adapter(tmp_path / "other", Architecture(channels=(32, 64)), seed=1)
+    other = write_motion_adapter(tmp_path / "other", Architecture(channels=(32, 48)), seed=1)
     short = tmp_path / "short"
-    MotionAdapter((32, 64, 64), 1, motion_norm_num_groups=8, motion_max_seq_length=16).save_pretrained(short)
+    MotionAdapter((32, 64), 1, motion_norm_num_groups=8, motion_max_seq_length=16).save_pretrained(short)
     thin = write_controlnet(tmp_path / "thin", Architecture(channels=(16, 32, 32, 32)), "scribble", seed=1)
     cases = [
         ({"base": str(tmp_path / "nothing")}, "^base: .* is not a folder"),
@@ -197,9 +198,9 @@ def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -
         ({"vae": str(root / "rgb")}, "^vae: .* holds a SparseControlNetModel; give .* AutoencoderKL"),
         ({"frames": 33}, "^frames: 33 is out of range"),
         ({"temporal_norm": "batch"}, "choose frame, clip or resnet-clip"),
-        ({"width": 100, "height": 128}, "multiples of 32"),
-        ({"width": 4096, "height": 4096}, "from 32 to 2048"),
-        ({"width": 0, "height": 0}, "multiples of 32"),
+        ({"width": 100, "height": 128}, "multiples of 8"),
+        ({"width": 4096, "height": 4096}, "from 8 to 2048"),
+        ({"width": 0, "height": 0}, "multiples of 8"),
         ({"motion_adapter": str(short), "frames": 24}, "^frames: 24 is out of range; .* allow 1 to 16"),
         ({"scheduler": {"beta_schedule": "squaredcos_cap_v2"}}, "not supported"),
         ({"scheduler": {"beta_shedule": "linear"}}, "'beta_shedule' is not a setting of LCMScheduler"),

@@ -202,7 +202,7 @@ def test_a_dry_run_says_what_each_file_is(folders: dict[str, Path], single_files
         "base model.safetensors: a Stable Diffusion 1.5 checkpoint, ",
         "motion_adapter v3_sd15_mm.ckpt: motion modules, ",
         "controlnet_rgb v3_sd15_sparsectrl_rgb.ckpt: an original SparseCtrl, ",
-        "clips: 128x128, sides in multiples of 16; 16 frames, at most 32",
+        "clips: 128x128, sides in multiples of 8; 16 frames, at most 32",
         "schedule: LCM, 50 original steps",
         "graph unet: ",
         "graph vae_decoder: ",

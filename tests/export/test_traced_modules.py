@@ -12,6 +12,7 @@ from architectures import ARCHITECTURES
 from diffusers import MotionAdapter, SparseControlNetModel, UNet2DConditionModel, UNetMotionModel
 from sparsectrl_lcm.benchmarks.random_checkpoints import write_checkpoints
 from sparsectrl_lcm.export.plan import ExportOptions, Job, plan_jobs, read_parts
+from transformers import CLIPTextModel
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +37,33 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @torch.no_grad()
+def test_the_text_encoder(parts: dict[str, Path], jobs: dict[str, Job]) -> None:
+    """Hidden tokens as in transformers, skipped layers as in diffusers' `encode_prompt`."""
+    model = CLIPTextModel.from_pretrained(parts["base"] / "text_encoder").eval()
+    module = jobs["text_encoder"].build().eval()
+    for input_ids, attention_mask, _ in jobs["text_encoder"].check_inputs():
+        found = model(input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        for clip_skip in range(model.config.num_hidden_layers):
+            expected = model.final_layer_norm(found.hidden_states[-(clip_skip + 1)])
+            assert_close(module(input_ids, attention_mask, torch.tensor([clip_skip])), expected)
+
+
+@torch.no_grad()
 def test_the_unet(parts: dict[str, Path], jobs: dict[str, Job]) -> None:
     unet = UNet2DConditionModel.from_pretrained(parts["base"], subfolder="unet")
     model = UNetMotionModel.from_unet2d(unet, MotionAdapter.from_pretrained(parts["motion_adapter"])).eval()
     module = jobs["unet"].build().eval()
-    for latents, timestep, prompt_embeds, *residuals in jobs["unet"].check_inputs():
+    for latents, timestep, prompt_embeds, scale, *residuals in jobs["unet"].check_inputs():
+        assert 0 < scale < 1
+        scaled = [residual * scale for residual in residuals]  # as diffusers' SparseControlNetModel does
         expected = model(
             latents.expand(len(prompt_embeds), -1, -1, -1, -1),
             timestep,
             prompt_embeds.repeat_interleave(latents.shape[2], 0),
-            down_block_additional_residuals=residuals[:-1],
-            mid_block_additional_residual=residuals[-1],
+            down_block_additional_residuals=scaled[:-1],
+            mid_block_additional_residual=scaled[-1],
         ).sample
-        assert_close(module(latents, timestep, prompt_embeds, *residuals), expected)
+        assert_close(module(latents, timestep, prompt_embeds, scale, *residuals), expected)
 
 
 @torch.no_grad()
