@@ -42,6 +42,13 @@ def generate(
     control_guidance_end: Annotated[
         float, typer.Option(help="Fraction of the steps, 0 to 1, up to which keyframes guide the clip.")
     ] = 1.0,
+    clip_skip: Annotated[int, typer.Option(help="Last layers of the text encoder to skip; 1 for many models.")] = 0,
+    prompt_weights: Annotated[
+        bool, typer.Option("--prompt-weights", help="Read (word:1.3), (word) and [word] as weights.")
+    ] = False,
+    long_prompts: Annotated[
+        bool, typer.Option("--long-prompts", help="Read prompts beyond 77 tokens in chunks; on a CPU.")
+    ] = False,
     fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
@@ -79,6 +86,9 @@ def generate(
         conditioning_scale=conditioning_scale,
         control_guidance_start=control_guidance_start,
         control_guidance_end=control_guidance_end,
+        clip_skip=clip_skip,
+        prompt_weights=prompt_weights,
+        long_prompts=long_prompts,
     )
     if normalize_scribbles and controlnet != "scribble":
         typer.echo("note: --normalize-scribbles is used only with --controlnet scribble", err=True)

@@ -51,6 +51,9 @@ class ClipRequest:
     conditioning_scale: float = 1.0
     control_guidance_start: float = 0.0
     control_guidance_end: float = 1.0
+    clip_skip: int = 0
+    prompt_weights: bool = False
+    long_prompts: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
