@@ -133,6 +133,17 @@ def test_frames_equal_to_within_one_level_were_measured() -> None:
     assert all(size["difference"]["max"] == 1 for size in read("2026-11-22-full-size-cpu.json")["sizes"].values())
 
 
+def test_the_table_of_the_temporal_norm_is_that_of_the_results() -> None:
+    cases = read("2026-11-30-temporal-norm.json")["cases"]
+    header, *rows = next(rows for rows in tables((ROOT / "docs/fidelity.md").read_text()) if rows[0][0] == "request")
+    for cells, (case, scopes) in zip(rows, cases.items(), strict=True):
+        figures = [
+            f"{row['keyframes']['mean']:.1f} dB, {row['between']['mean']:.1f} dB, {row['path']['mean']:.0%}"
+            for row in scopes.values()
+        ]
+        assert [header, cells] == [["request", *scopes], [case, *figures]]
+
+
 def test_the_model_card_has_the_figures_of_the_results() -> None:
     (rows,) = [rows for rows in tables((ROOT / "demo/trained/README.md").read_text()) if rows[0][0] == "figure"]
     fp32, int8 = DEMO["4 steps"], DEMO["4 steps, int8"]
