@@ -77,7 +77,9 @@ def test_every_figure_of_speed_has_its_file() -> None:
     assert all((ROOT / "benchmarks/results" / name).is_file() for name in cited)
 
 
-FIDELITY = read("2026-11-29-fidelity.json")
+FIDELITY = read("2026-11-30-fidelity.json")
+RESIDUALS = FIDELITY["residuals by temporal norm"]
+RESAMPLE, EDGES = FIDELITY["scribbles"]["resample"], FIDELITY["scribbles"]["edges"]
 LEVELS = FIDELITY["levels of 255"]
 DEMO = read("2026-11-28-demo-model.json")
 BF16 = read("2026-11-27-compare-fp32-2cores.json")["contenders"]["openvino-bf16"]["difference"]
@@ -91,6 +93,26 @@ CLAIMS = [
     ("fidelity.md", f"largest difference of a pixel is {LEVELS['scribble, temporal norm clip']['max']} (scribbles)"),
     ("fidelity.md", f"and {LEVELS['rgb, temporal norm clip']['max']} (pictures) of 255"),
     ("fidelity.md", f"up to {LEVELS['rgb, temporal norm clip']['max']}, 1.4 in the mean (demo model)"),
+    *(
+        (
+            "fidelity.md",
+            f"{before}{RESIDUALS['scribble'][place]:.0%}{between}{RESIDUALS['rgb'][place]:.0%}{after} at {place}",
+        )
+        for place, before, between, after in (
+            ("keyframes", "residuals: ", " (scribbles) and ", " (pictures)"),
+            ("other frames", "keyframes, ", " and ", ""),
+        )
+    ),
+    ("fidelity.md", f"{LEVELS['scribble, temporal norm frame, truncated']['mean']:.1f} levels in the mean, at most 1"),
+    (
+        "fidelity.md",
+        f"{RESAMPLE['keyframes']['mean']:.1f} levels in the mean and at most {RESAMPLE['keyframes']['max']}",
+    ),
+    ("fidelity.md", f"clips by {RESAMPLE['frames']['mean']:.3f} and at most {RESAMPLE['frames']['max']}"),
+    (
+        "fidelity.md",
+        f"from {EDGES['white']:.2f} to {EDGES['pale (70)']:.2f}; stretched, they are {EDGES['pale, stretched']:.2f}",
+    ),
     ("fidelity.md", f"{FIDELITY['noise']['equal']:.0%} of the values have the same bits"),
     ("fidelity.md", f"the others differ by at most {FIDELITY['noise']['largest']:.1e}".replace("e-07", "e-7")),
     ("fidelity.md", f"at most {BF16['max']}, {BF16['mean']:.2f} in the mean"),
