@@ -61,9 +61,8 @@ class _Exporter:
     def run(self) -> Manifest:
         options = self.options
         parts = read_parts(options)
-        write_tokenizer(
-            checkpoints.load_tokenizer(options.base, options.loading), parts.max_tokens, self.folder / "tokenizer.json"
-        )
+        tokenizer = checkpoints.load_tokenizer(options.base, options.loading, options.embeddings)
+        write_tokenizer(tokenizer, parts.max_tokens, self.folder / "tokenizer.json")
         for _ in open_sources(parts):
             pass
         jobs = plan_jobs(parts)
