@@ -10,10 +10,11 @@ from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
 
 
 class TemporalNorm(StrEnum):
-    """Over what the temporal GroupNorm takes its statistics."""
+    """What group norms take their statistics over; see the manifest's `TemporalNorm`."""
 
     frame = "frame"
     clip = "clip"
+    resnet_clip = "resnet-clip"
 
 
 app = typer.Typer(
@@ -51,10 +52,15 @@ def export(
         ),
     ] = None,
     temporal_norm: Annotated[
-        TemporalNorm,
-        typer.Option(help="Statistics of the temporal GroupNorm: frame (as trained) or clip (as diffusers)."),
-    ] = TemporalNorm.frame,
-    frames: Annotated[int, typer.Option(help="Frames if a request names none, 1 to 32.")] = 16,
+        TemporalNorm | None,
+        typer.Option(
+            help="Statistics of group norms: frame (AnimateDiff v2, v3), resnet-clip (v1) or clip (as diffusers); "
+            "by default as the motion modules were trained."
+        ),
+    ] = None,
+    frames: Annotated[
+        int, typer.Option(help="Frames if a request names none, up to the positions of the motion modules.")
+    ] = 16,
     size: Annotated[
         str | None,
         typer.Option(metavar="WxH", help="Size in pixels if a request names none; the base's by default."),
@@ -108,7 +114,7 @@ def export(
         embeddings=tuple(Embedding.parse(text) for text in embedding or ()),
         vae=vae,
         tiny_decoder=tiny_decoder,
-        temporal_norm=temporal_norm.value,
+        temporal_norm=None if temporal_norm is None else temporal_norm.value,
         frames=frames,
         height=height,
         width=width,
@@ -123,7 +129,10 @@ def export(
     assert output is not None
     with Bar() as bar:
         manifest = export_bundle(
-            options, output, lambda name, index, count: bar.update(f"{name} ({index + 1}/{count})", index / count)
+            options,
+            output,
+            lambda name, index, count: bar.update(f"{name} ({index + 1}/{count})", index / count),
+            typer.echo,
         )
     for name, record in manifest.graphs.items():
         unit = "levels" if record.outputs[0].dtype == "uint8" else "relative"

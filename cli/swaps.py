@@ -126,6 +126,9 @@ def _finish(
         old, new = before.sources.get(name, "none"), manifest.sources.get(name, "none")
         if old != new:
             typer.echo(f"{name}: {new}, was {old}")
+    steps = before.scheduler.original_inference_steps, manifest.scheduler.original_inference_steps
+    if steps[0] != steps[1]:
+        typer.echo(f"original_inference_steps: {steps[1]}, was {steps[0]}")
     for line in lines:
         typer.echo(f"{'would replace' if dry_run else 'replaced'} {line}")
     if dry_run:

@@ -26,7 +26,7 @@ from .configurations import load_config, load_text_config, load_unet_config, loa
 from .embeddings import Embedding, add_tokens, add_vectors
 from .loading import DEFAULTS, LoadOptions, attempt, load
 from .lora import Lora, fuse
-from .sources import check_finite, check_place, is_file, quoted
+from .sources import check_place, is_file, quoted
 
 Model = TypeVar("Model")
 Network = TypeVar("Network", bound=nn.Module)
@@ -148,7 +148,10 @@ def _pretrained(field: str, kind: type[Network], source: str, subfolder: str | N
         model, info = _first_success(field, source, read, (variant, None if variant else "fp16"))
     place = str(folder) if folder.is_dir() else source
     sources.check_complete(field, place, info["missing_keys"], info["unexpected_keys"])
-    check_finite(field, model.state_dict(), lambda name: sources.file_of(place, variant, name))
+    cached = sources.cached_folder(source, subfolder)
+    files = sources.weight_files(cached) if cached.is_dir() else []
+    read_from = [path for path, found in files if found == variant]
+    sources.check_finite_once(field, read_from, model.state_dict(), lambda name: sources.file_of(place, variant, name))
     return model
 
 

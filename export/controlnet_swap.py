@@ -77,11 +77,14 @@ def _job(manifest: Manifest, kind: str, source: str, options: LoadOptions) -> Jo
     )  # fmt: skip
     parts = Parts(
         options=given,
+        choices=(),
+        temporal_norm=manifest.temporal_norm,
         sizes=manifest.sizes,
         scheduler=manifest.scheduler,
         vocabulary=1,
         max_tokens=manifest.max_tokens,
         text_width=_text_width(manifest.graphs[f"controlnet_{kind}"]),
+        text_layers=1,
         channels=tuple(config["block_out_channels"]),
         layers=per_level(config["layers_per_block"], config),
     )

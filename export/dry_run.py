@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .embeddings import read_vectors
+from .options import public_name
 from .original_formats import describe
-from .plan import ExportOptions, open_sources, public_name, read_parts
+from .plan import ExportOptions, plan_jobs, read_parts
+from .source_check import open_sources
 from .sources import is_file, read_weights
 
 
@@ -26,17 +28,19 @@ def dry_run(options: ExportOptions) -> Iterator[str]:
         yield f"embedding {public_name(item.source)}: a textual inversion of {count}, in prompts {inversion.token!r}"
     if is_file(options.base):
         yield f"base_config {options.base_config}: tokenizer and settings of the base"
+    yield from parts.choices
     sizes, scheduler = parts.sizes, parts.scheduler
     yield (
         f"clips: {sizes.width}x{sizes.height}, sides in multiples of {sizes.multiple}; "
-        f"{sizes.frames} frames, at most {sizes.max_frames}; temporal norm {options.temporal_norm}"
+        f"{sizes.frames} frames, at most {sizes.max_frames}; temporal norm {parts.temporal_norm}"
     )
     yield (
         f"schedule: LCM, {scheduler.original_inference_steps} original steps, beta_schedule {scheduler.beta_schedule}, "
         f"prediction_type {scheduler.prediction_type}"
     )
-    for graph, size in open_sources(parts):
-        yield f"graph {graph}: {size / 1e6:.1f} MB of weights"
+    graphs: list[str] = []
+    open_sources(plan_jobs(parts), lambda graph, size: graphs.append(f"graph {graph}: {size / 1e6:.1f} MB of weights"))
+    yield from graphs
 
 
 def _sources(options: ExportOptions) -> Iterator[tuple[str, str]]:

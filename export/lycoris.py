@@ -49,7 +49,7 @@ class Factors:
             raise ExportError("lora", f"{quoted(source)} lacks {name}.{error.args[0]}"[:190]) from None
         except RuntimeError:
             reason = f"{quoted(source)} is for another model: {name[-40:]} does not have the shape {tuple(shape)}"
-            raise ExportError("lora", reason, "give one for Stable Diffusion 1.5") from None
+            raise ExportError("lora", reason) from None
         if "scale" in self.tensors:
             return change * self.tensors["scale"].item()
         alpha = self.tensors.get("alpha")

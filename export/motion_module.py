@@ -9,14 +9,16 @@ from diffusers import MotionAdapter
 from diffusers.models.attention_processor import Attention
 
 from ..runtime.errors import BundleError, reason_of
-from ..runtime.format.manifest import Manifest
+from ..runtime.format.manifest import Manifest, SchedulerRecord
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
+from . import published_models
 from .check import ExportError, check, largest_error, open_session
 from .checkpoints import load_motion_adapter
 from .exporter import weights_file
 from .graph_specs import motion_module_spec
 from .onnx_file import trace, write
 from .plan import public_name
+from .sources import quoted
 from .swap import AGAIN, open_swap
 from .temporal_transformer import TemporalNorm
 from .traced_modules import MotionModules
@@ -37,8 +39,8 @@ def replace_motion_module(
         The new manifest, and a line for each file of weights that is replaced.
 
     Raises:
-        ExportError: the layers, shapes or heads of the adapter differ from those of the exported one, or the bundle
-            cannot be written.
+        ExportError: the layers, shapes, heads or norms of the adapter differ from those of the exported one, or the
+            bundle cannot be written.
         BundleError: `bundle` is not a bundle, or has no file of motion-module weights.
     """
     with open_swap(bundle, output, dry_run) as swap:
@@ -47,14 +49,44 @@ def replace_motion_module(
         if file is None:
             raise BundleError("bundle", f"{str(bundle)!r} has no file of motion-module weights", AGAIN)
         adapter = load_motion_adapter(source)
+        _check_norms(source, adapter, swap.manifest)
         weights = adapter.state_dict()
         if extra := sorted(weights.keys() - {name for name, _ in swap.weights("unet", file)}):
             reason = f"{source!r} and the bundle have different layers: {extra[0]} is new"
             raise ExportError("motion_adapter", reason, AGAIN)
         _check_heads(source, adapter, ir.load(swap.folder / graph.path).graph)
         swap.replace("unet", file, "motion_adapter", source, weights)
+        swap.scheduler = _schedule(source, adapter, swap.manifest)
         swap.sources["motion_adapter"] = public_name(source)
     return swap.changed(), swap.report
+
+
+def _check_norms(source: str, adapter: MotionAdapter, manifest: Manifest) -> None:
+    """Raises ExportError if the UNet of the bundle has other norms than the adapter was trained with.
+
+    The norms over `frame` and `clip` may both be used with the same adapter: that choice stays with the bundle.
+    """
+    trained, exported = published_models.temporal_norm(adapter.config), manifest.temporal_norm
+    if (trained == "resnet-clip") != (exported == "resnet-clip"):
+        raise ExportError(
+            "motion_adapter",
+            f"{quoted(source)} needs temporal norm {trained}, the bundle has {exported}",
+            "export the bundle again",
+        )
+
+
+def _schedule(source: str, adapter: MotionAdapter, manifest: Manifest) -> SchedulerRecord:
+    """Returns the schedule of the bundle, with other original steps if AnimateLCM comes or goes.
+
+    A number that was chosen at export stays.
+    """
+    old = published_models.is_named_animatelcm(manifest.sources.get("motion_adapter", ""))
+    new = published_models.is_animatelcm(source, adapter.config)
+    steps = {True: published_models.ANIMATELCM_STEPS, False: published_models.LCM_STEPS}
+    record = manifest.scheduler
+    if old == new or record.original_inference_steps != steps[old]:
+        return record
+    return record.model_copy(update={"original_inference_steps": steps[new]})
 
 
 def _check_heads(source: str, adapter: MotionAdapter, graph: ir.Graph) -> None:

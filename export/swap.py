@@ -13,7 +13,7 @@ from torch import nn
 
 from ..runtime.errors import BundleError, reason_of
 from ..runtime.format.bundle import bundle_folder
-from ..runtime.format.manifest import FileRecord, GraphRecord, Manifest, read_manifest
+from ..runtime.format.manifest import FileRecord, GraphRecord, Manifest, SchedulerRecord, read_manifest
 from ..runtime.format.replacement import replace_files
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 from .check import ExportError
@@ -34,7 +34,7 @@ class Swap:
         staged: the folder for its new files; None if nothing is to be written.
         files: records of the new files.
         graphs: new records of graphs.
-        sources: those of the manifest, to be changed by the caller.
+        sources, scheduler: those of the manifest, to be changed by the caller.
         report: a line for each file of weights.
     """
 
@@ -43,8 +43,13 @@ class Swap:
     staged: Path | None
     files: dict[str, FileRecord] = field(default_factory=dict)
     graphs: dict[str, GraphRecord] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(init=False)
+    scheduler: SchedulerRecord = field(init=False)
     report: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sources = dict(self.manifest.sources)
+        self.scheduler = self.manifest.scheduler
 
     def weights(self, graph: str, file: str) -> list[tuple[str, ir.ExternalTensor]]:
         """Returns the weights in a file of a graph with their places, in their order.
@@ -114,6 +119,7 @@ class Swap:
         return self.manifest.model_copy(
             update={
                 "sources": self.sources,
+                "scheduler": self.scheduler,
                 "files": self.manifest.files | self.files,
                 "graphs": self.manifest.graphs | self.graphs,
             }
@@ -155,14 +161,14 @@ def open_swap(bundle: Path, output: Path | None = None, dry_run: bool = False) -
         raise ExportError("output", f"{quoted(str(output))} exists and is not an empty folder", "give a new folder")
     manifest = read_manifest(folder)
     if dry_run:
-        yield Swap(folder, manifest, None, sources=dict(manifest.sources))
+        yield Swap(folder, manifest, None)
         return
     place = output or folder
     parent, name = (place.parent, place.name) if output else (place, "swap")
     try:
         clear_leftovers(parent, name)
         with staged_folder(parent, name) as staged:
-            swap = Swap(folder, manifest, staged, sources=dict(manifest.sources))
+            swap = Swap(folder, manifest, staged)
             yield swap
             swap.changed().write(staged)
             if read_manifest(folder) != manifest:

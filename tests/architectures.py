@@ -7,7 +7,7 @@ ARCHITECTURES = {
     "other": Architecture(
         channels=(24, 48, 48),
         layers=2,
-        heads=(2, 6),
+        heads=(2, 6, 6),
         motion_heads=3,
         groups=6,
         text_width=40,

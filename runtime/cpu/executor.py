@@ -64,8 +64,10 @@ class HostGraph:
     """One graph, which runs as requests run it: one prompt and one part of the frames at a time."""
 
     def __init__(self, sessions: Sessions, manifest: Manifest, graph: str, size: ClipSize) -> None:
-        decoded = frames_decoded_at_a_time(manifest.sizes, size, DECODE_PIXELS)
-        layout = ClipLayout(manifest.sizes, size, keyframes=manifest.keyframe_slots, decoded=decoded)
+        decoded = frames_decoded_at_a_time(size, DECODE_PIXELS)
+        layout = ClipLayout(
+            manifest.sizes, size, keyframes=manifest.keyframe_slots, decoded=decoded, tokens=manifest.max_tokens
+        )
         sessions.open(graph, layout.dimensions(graph))
         self._session = sessions.session(graph)
         self._shapes = layout.shapes(graph, manifest.graphs[graph])
@@ -94,7 +96,9 @@ class _Run:
         self.manifest = executor.manifest
         self.request = request
         self.on_frames = on_frames
-        self.layout = request.layout(self.manifest.sizes, DECODE_PIXELS)
+        self.prompts = executor.tokenizer.prompts(request)
+        tokens = max(prompt.input_ids.size for prompt in self.prompts)
+        self.layout = request.layout(self.manifest.sizes, DECODE_PIXELS, tokens)
         steps = {"load": 1, "text": 1}
         if request.keyframes:
             steps |= {"keyframes": 1, "control": len(request.controlled_steps)}
@@ -124,7 +128,7 @@ class _Run:
         """Computes the conditioning and keeps it under `key`."""
         cache, request = self.executor.cache, self.request
         with self.stages.stage("text"):
-            prompt_embeds = encode_prompt(self.sessions, self.executor.tokenizer, request)
+            prompt_embeds = encode_prompt(self.sessions, self.executor.tokenizer, self.prompts, request.clip_skip)
             self.report("text", 1)
         conditioning = Conditioning(prompt_embeds, {})
         if request.keyframes:
