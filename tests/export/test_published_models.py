@@ -161,10 +161,10 @@ def test_the_schedule_follows_a_swap(tmp_path: Path) -> None:
     settings = {"motion_num_attention_heads": 4, "motion_norm_num_groups": 8, "use_motion_mid_block": False}
     for name in ("AnimateLCM", "other"):
         adapter((32, 48, 64), **settings).save_pretrained(tmp_path / name)
-    assert replace_motion_module(str(tmp_path / "AnimateLCM"), bundle).scheduler.original_inference_steps == 100
-    assert replace_motion_module(str(tmp_path / "other"), bundle).scheduler.original_inference_steps == 50
+    assert replace_motion_module(str(tmp_path / "AnimateLCM"), bundle)[0].scheduler.original_inference_steps == 100
+    assert replace_motion_module(str(tmp_path / "other"), bundle)[0].scheduler.original_inference_steps == 50
     manifest = bundle / "manifest.json"
     manifest.write_text(
         manifest.read_text().replace('"original_inference_steps": 50', '"original_inference_steps": 40')
     )
-    assert replace_motion_module(str(tmp_path / "AnimateLCM"), bundle).scheduler.original_inference_steps == 40
+    assert replace_motion_module(str(tmp_path / "AnimateLCM"), bundle)[0].scheduler.original_inference_steps == 40
