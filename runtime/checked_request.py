@@ -1,7 +1,7 @@
 """Checks a request once; all later code relies on the checked values."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from secrets import randbits
@@ -14,7 +14,17 @@ from .format.manifest import MAX_SIDE, Manifest, Sizes
 from .images import fit, load_picture, scribble_doubt
 from .loop.noise import MAX_SEED
 from .loop.schedule import controlled_steps
-from .request import MAX_CONDITIONING_SCALE, MAX_GUIDANCE, MAX_STEPS, ClipRequest, FittedKeyframe, Keyframe
+from .loop.windows import Windows, default_overlap, windows_of_steps
+from .request import (
+    MAX_CONDITIONING_SCALE,
+    MAX_FRAMES,
+    MAX_GUIDANCE,
+    MAX_STEPS,
+    MIN_CONTEXT_LENGTH,
+    ClipRequest,
+    FittedKeyframe,
+    Keyframe,
+)
 
 _logger = logging.getLogger("sparsectrl_lcm")
 
@@ -36,6 +46,8 @@ class CheckedRequest:
         decoder: a name in `DECODERS`.
         conditioning_scale: factor on SparseCtrl's residuals.
         control_guidance_start, control_guidance_end: fractions of the steps between which keyframes guide the clip.
+        context_length: frames of a context window; None makes the clip in one piece.
+        context_overlap: frames that consecutive windows share at least.
     """
 
     prompt: str
@@ -52,6 +64,8 @@ class CheckedRequest:
     conditioning_scale: float = 1.0
     control_guidance_start: float = 0.0
     control_guidance_end: float = 1.0
+    context_length: int | None = None
+    context_overlap: int = 0
 
     @property
     def controlled_steps(self) -> range:
@@ -80,33 +94,55 @@ class CheckedRequest:
         """Width, height and frames."""
         return ClipSize(width=self.width, height=self.height, frames=self.frames)
 
+    @property
+    def window_size(self) -> ClipSize:
+        """Width, height and frames of a context window: what the graphs run on at a time."""
+        return ClipSize(width=self.width, height=self.height, frames=self.context_length or self.frames)
+
+    def windows(self) -> tuple[Windows, ...]:
+        """The context windows of each step; one with all frames if the clip is made in one piece."""
+        places = [item.index for item in self.keyframes]
+        return windows_of_steps(self.frames, self.window_size.frames, self.context_overlap, places, self.steps)
+
     def layout(self, sizes: Sizes, decode_pixels: int) -> ClipLayout:
-        """The clip layout for the request's number of prompts and keyframes.
+        """The layout of a context window, for the request's number of prompts and the most keyframes of a window.
 
         Args:
             sizes: the bundle's sizes.
             decode_pixels: limit on the pixels that are decoded at a time.
         """
-        clip = self.clip_size
+        window = self.window_size
+        places = [item.index for item in self.keyframes]
         return ClipLayout(
             sizes,
-            clip,
+            window,
             prompts=len(self.texts),
-            keyframes=len(self.keyframes),
-            decoded=frames_decoded_at_a_time(sizes, clip, decode_pixels),
+            keyframes=max(item.count(places) for windows in self.windows() for item in windows),
+            decoded=frames_decoded_at_a_time(sizes, window, decode_pixels),
         )
 
 
-def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
+def _one_piece(size: ClipSize) -> bool:
+    return True
+
+
+def check_request(
+    request: ClipRequest, manifest: Manifest, in_one_piece: Callable[[ClipSize], bool] = _one_piece
+) -> CheckedRequest:
     """Checks every field against the limits of `manifest`, and fits the keyframes to the clip's size.
 
     Keyframes that guide no step are checked and left out.
+
+    Args:
+        request: what is asked for.
+        manifest: the bundle's.
+        in_one_piece: whether the backend can make clips of a size without context windows.
 
     Raises:
         InvalidRequest: a value is not allowed; names the field, its value and what is allowed.
     """
     sizes, asked = manifest.sizes, request
-    frames = _integer("num_frames", _given(asked.num_frames, sizes.frames), 1, sizes.max_frames)
+    frames = _integer("num_frames", _given(asked.num_frames, sizes.frames), 1, max(sizes.max_frames, MAX_FRAMES))
     height = _side("height", _given(asked.height, sizes.height), sizes.multiple)
     width = _side("width", _given(asked.width, sizes.width), sizes.multiple)
     pictures = _keyframes(asked.keyframes, frames)
@@ -128,6 +164,7 @@ def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
         control_guidance_end=_number("control_guidance_end", asked.control_guidance_end, 1),
     )
     _check_control(checked)
+    checked = _in_windows(checked, asked, sizes, in_one_piece)
     fitted = [
         FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height)) for index, image in pictures
     ]
@@ -142,6 +179,25 @@ def _check_control(checked: CheckedRequest) -> None:
     if start >= end:
         reason = f"{start:g} is not below control_guidance_end {end:g}"
         raise InvalidRequest("control_guidance_start", reason, "give a start below the end")
+
+
+def _in_windows(
+    checked: CheckedRequest, asked: ClipRequest, sizes: Sizes, in_one_piece: Callable[[ClipSize], bool]
+) -> CheckedRequest:
+    """The request with its context windows, if it needs them or asks for them."""
+    length, overlap = asked.context_length, asked.context_overlap
+    if length is not None:
+        length = _integer("context_length", length, MIN_CONTEXT_LENGTH, sizes.max_frames)
+    elif checked.frames > sizes.max_frames or not in_one_piece(checked.clip_size):
+        length = max(sizes.frames, min(MIN_CONTEXT_LENGTH, sizes.max_frames))
+    longest = checked.frames if length is None else length
+    if overlap is not None:
+        overlap = _integer("context_overlap", overlap, 0, longest - 1)
+    if length is None or length >= checked.frames:
+        return checked
+    return replace(
+        checked, context_length=length, context_overlap=default_overlap(length) if overlap is None else overlap
+    )
 
 
 def _guides(checked: CheckedRequest) -> bool:

@@ -90,6 +90,8 @@ class VideoPipeline:
         conditioning_scale: float = 1.0,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
+        context_length: int | None = None,
+        context_overlap: int | None = None,
         on_progress: OnProgress | None = None,
         on_frames: OnFrames | None = None,
     ) -> Clip:
@@ -106,12 +108,17 @@ class VideoPipeline:
                 above 1.
             seed: 0 to 2**64 - 1; None draws one at random. The noise is that of torch's CPU generator (within 4.8e-7).
             height, width: pixels; None takes the bundle's defaults.
-            num_frames: 1 to 32; None takes the bundle's default.
+            num_frames: 1 to 128; None takes the bundle's default.
             decoder: the decoder that makes the frames: `full` (the VAE's) or `tiny`, if the bundle has it.
             conditioning_scale: how strongly keyframes guide the clip, 0 to 10; SparseCtrl's residuals are multiplied by
                 it. 0 is as without keyframes.
             control_guidance_start, control_guidance_end: the part of the steps that keyframes guide, as fractions 0 to
                 1. Step i of n is in it if i/n is at least the start and (i+1)/n at most the end.
+            context_length: frames of a context window, 4 to 32: longer clips are made in windows of so many frames, which
+                overlap and are blended at each step. None makes the clip in one piece if it has at most 32 frames and
+                the backend has engines for so many, else in windows of the bundle's default number of frames.
+            context_overlap: frames that consecutive windows share at least, below the window's length; None takes half
+                of it. More overlap is smoother and slower.
             on_progress: called with a `Progress`; returning False cancels.
             on_frames: called with the index of the first frame and uint8 frames [n, H, W, 3], in order, as they are
                 decoded: in parts on a CPU, all at once on a GPU. They are views of the clip's frames: do not change
@@ -137,6 +144,8 @@ class VideoPipeline:
             conditioning_scale=conditioning_scale,
             control_guidance_start=control_guidance_start,
             control_guidance_end=control_guidance_end,
+            context_length=context_length,
+            context_overlap=context_overlap,
         )
         return self.run(request, on_progress, on_frames)
 
@@ -154,7 +163,7 @@ class VideoPipeline:
         """
         from .checked_request import check_request
 
-        checked = check_request(request, self.bundle.manifest)
+        checked = check_request(request, self.bundle.manifest, self.executor.in_one_piece)
         with self._lock:
             frames, timings = self.executor.run(checked, on_progress, on_frames)
         return Clip(frames=frames, seed=checked.seed, timings=timings, keyframes=checked.keyframes)
