@@ -22,6 +22,9 @@ def build(
         typer.Option(metavar="WxH", help="TensorRT: size in pixels; the bundle's by default; repeatable."),
     ] = None,
     frames: Annotated[int | None, typer.Option(help="TensorRT: 1 to 32; the bundle's by default.")] = None,
+    keyframes: Annotated[
+        int | None, typer.Option(help="TensorRT: most keyframes of a request; the bundle's by default, 3.")
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +93,7 @@ def build(
             width=width,
             height=height,
             frames=frames,
+            keyframe_slots=keyframes,
             precision=precision,
             check=check,
             graphs=tuple(dict.fromkeys(graph or ())),

@@ -21,7 +21,7 @@ def generate(
     controlnet: Annotated[str, typer.Option(help="What the keyframes are: scribble or rgb.")] = "scribble",
     keyframe: Annotated[
         list[str] | None,
-        typer.Option(metavar="INDEX=IMAGE", help="A picture for a frame; up to three times."),
+        typer.Option(metavar="INDEX=IMAGE", help="A picture for a frame, -1 for the last; repeatable."),
     ] = None,
     steps: Annotated[int, typer.Option(help="LCM steps, 1 to 12.")] = 4,
     guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; above 1 takes twice the work.")] = 1.0,
@@ -29,6 +29,13 @@ def generate(
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
     decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
+    conditioning_scale: Annotated[float, typer.Option(help="How strongly keyframes guide the clip, 0 to 10.")] = 1.0,
+    control_guidance_start: Annotated[
+        float, typer.Option(help="Fraction of the steps, 0 to 1, from which keyframes guide the clip.")
+    ] = 0.0,
+    control_guidance_end: Annotated[
+        float, typer.Option(help="Fraction of the steps, 0 to 1, up to which keyframes guide the clip.")
+    ] = 1.0,
     fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
@@ -40,7 +47,7 @@ def generate(
     device: Annotated[str | None, typer.Option(help="For openvino: CPU (default), GPU or NPU.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU; one per core by default.")] = None,
 ) -> None:
-    """Make a clip from a prompt and up to three keyframes."""
+    """Make a clip from a prompt and keyframes."""
     from ..runtime import ClipRequest, OutputError, VideoPipeline
     from ..runtime.output.recording import Recording
     from .options import parse_size
@@ -61,6 +68,9 @@ def generate(
         width=width,
         num_frames=frames,
         decoder=decoder,
+        conditioning_scale=conditioning_scale,
+        control_guidance_start=control_guidance_start,
+        control_guidance_end=control_guidance_end,
     )
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)

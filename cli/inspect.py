@@ -29,7 +29,7 @@ def inspect(
         "made by": manifest.created_by,
         **{name.replace("_", " "): source for name, source in manifest.sources.items()},
         "clip": f"{sizes.frames} frames of {sizes.width}x{sizes.height} (sides: multiples of {sizes.multiple})",
-        "keyframes": f"up to {manifest.keyframe_slots}, {' or '.join(manifest.controlnets) or 'none'}",
+        "keyframes": " or ".join(manifest.controlnets) or "none",
         "temporal norm": manifest.temporal_norm,
         "schedule": f"LCM, {scheduler.beta_schedule} betas, {scheduler.original_inference_steps} original steps",
     }
@@ -67,7 +67,9 @@ def _show_engines(bundle: "Bundle", details: bool) -> None:
             if engines is None:
                 continue
             columns = ("engine", "key", "size", "version", "device", "layers", "attention", "fp32 norms", "moved")
-            table = Table(*columns, title=escape(f"{backend} {name} in {engines.folder.parent}"))
+            slots = engines.index.keyframe_slots
+            taken = f" for {slots} keyframes" if slots else ""
+            table = Table(*columns, title=escape(f"{backend} {name}{taken} in {engines.folder.parent}"))
             faults = []
             for graph, record in engines.index.engines.items():
                 size = sum(file.bytes for file in record.files.values())

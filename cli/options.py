@@ -9,6 +9,7 @@ RENAMED = {
     "compute_capabilities": "compute_capability",
     "graphs": "graph",
     "guidance_scale": "guidance",
+    "keyframe_slots": "keyframes",
     "keyframes": "keyframe",
     "num_frames": "frames",
     "num_inference_steps": "steps",

@@ -57,6 +57,7 @@ def build(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     if "width" in record.build_options:
         check_size(opened.manifest, options.clip_size(opened.manifest.sizes))
+        check_keyframe_slots(options.keyframe_slots, options.clip_size(opened.manifest.sizes))
     index = builder.build(opened, backend, options, on_progress)
     name = set_name(index.precision, index.size)
     if index.missing:
@@ -102,3 +103,9 @@ def check_size(manifest: Manifest, size: ClipSize) -> None:
             )
     if not 1 <= size.frames <= sizes.max_frames:
         raise InvalidRequest("frames", f"{size.frames} is out of range", f"allowed are 1 to {sizes.max_frames}")
+
+
+def check_keyframe_slots(slots: int | None, size: ClipSize) -> None:
+    """Raises InvalidRequest if clips of this size cannot have so many keyframes."""
+    if slots is not None and not 1 <= slots <= size.frames:
+        raise InvalidRequest("keyframe_slots", f"{slots} is out of range", f"allowed are 1 to {size.frames}")

@@ -104,6 +104,12 @@ class CheckedRequest:
         places = [item.index for item in self.keyframes]
         return windows_of_steps(self.frames, self.window_size.frames, self.context_overlap, places, self.steps)
 
+    @property
+    def keyframes_at_a_time(self) -> int:
+        """The most keyframes of any context window."""
+        places = [item.index for item in self.keyframes]
+        return max(window.count(places) for windows in self.windows() for window in windows)
+
     def layout(self, sizes: Sizes, decode_pixels: int) -> ClipLayout:
         """The layout of a context window, for the request's number of prompts and the most keyframes of a window.
 
@@ -112,12 +118,11 @@ class CheckedRequest:
             decode_pixels: limit on the pixels that are decoded at a time.
         """
         window = self.window_size
-        places = [item.index for item in self.keyframes]
         return ClipLayout(
             sizes,
             window,
             prompts=len(self.texts),
-            keyframes=max(item.count(places) for windows in self.windows() for item in windows),
+            keyframes=self.keyframes_at_a_time,
             decoded=frames_decoded_at_a_time(sizes, window, decode_pixels),
         )
 
@@ -170,15 +175,14 @@ def check_request(
     ]
     if checked.controlnet == "scribble":
         _tell_odd_scribbles(fitted)
-    guided = replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
-    return guided if _guides(guided) else replace(checked, controlnet=None)
+    whole = replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
+    return whole if _keyframes_guide(whole) else replace(checked, controlnet=None)
 
 
 def _check_control(checked: CheckedRequest) -> None:
     start, end = checked.control_guidance_start, checked.control_guidance_end
     if start >= end:
-        reason = f"{start:g} is not below control_guidance_end {end:g}"
-        raise InvalidRequest("control_guidance_start", reason, "give a start below the end")
+        raise InvalidRequest("control_guidance_start", f"{start:g} is not below the end, {end:g}")
 
 
 def _in_windows(
@@ -200,11 +204,11 @@ def _in_windows(
     )
 
 
-def _guides(checked: CheckedRequest) -> bool:
-    """Whether the keyframes of a request guide any step; logs a warning if its steps are too few for that."""
+def _keyframes_guide(checked: CheckedRequest) -> bool:
+    """Whether the keyframes of a request guide any step. If its steps are too few for that, a warning is logged."""
     start, end = checked.control_guidance_start, checked.control_guidance_end
     if checked.keyframes and not checked.controlled_steps:
-        _logger.warning("the keyframes guide none of the %d steps: none lies within %g to %g", checked.steps, start, end)
+        _logger.warning("keyframes guide none of the %d steps: none lies within %g to %g", checked.steps, start, end)
     return checked.conditioning_scale > 0 and bool(checked.controlled_steps)
 
 

@@ -61,7 +61,7 @@ def sample_requests(bundle: Bundle, size: ClipSize | None = None) -> Iterator[Ch
     for seed, kind in enumerate(kinds):
         keyframes = [
             Keyframe(index, (picture if kind == "rgb" else scribble)(index / size.frames, size.width, size.height))
-            for index in sorted({0, size.frames // 2, size.frames - 1})
+            for index in sorted({0, size.frames // 2, size.frames - 1})[: bundle.manifest.keyframe_slots]
         ]
         request = ClipRequest(
             PROMPTS[seed % len(PROMPTS)],

@@ -114,9 +114,9 @@ class VideoPipeline:
                 it. 0 is as without keyframes.
             control_guidance_start, control_guidance_end: the part of the steps that keyframes guide, as fractions 0 to
                 1. Step i of n is in it if i/n is at least the start and (i+1)/n at most the end.
-            context_length: frames of a context window, 4 to 32: longer clips are made in windows of so many frames, which
-                overlap and are blended at each step. None makes the clip in one piece if it has at most 32 frames and
-                the backend has engines for so many, else in windows of the bundle's default number of frames.
+            context_length: frames of a context window, 4 to 32. Longer clips are made in windows of so many frames,
+                which are blended at each step. None makes the clip in one piece if it has at most 32 frames and the
+                backend has engines for so many, else in windows of the bundle's default number of frames.
             context_overlap: frames that consecutive windows share at least, below the window's length; None takes half
                 of it. More overlap is smoother and slower.
             on_progress: called with a `Progress`; returning False cancels.

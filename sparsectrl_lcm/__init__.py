@@ -1,4 +1,4 @@
-"""AnimateDiff + SparseCtrl + LCM: up to three keyframes and a prompt in, a 16-frame clip out.
+"""AnimateDiff + SparseCtrl + LCM: keyframes and a prompt in, a 16-frame clip out.
 
 >>> from sparsectrl_lcm import Keyframe, VideoPipeline
 >>> pipeline = VideoPipeline.load()

@@ -54,6 +54,11 @@ def animatediff_pipeline(checkpoints: Path) -> AnimateDiffPipeline:
     return pipe
 
 
+def control_keeps(steps: int, start: float, end: float) -> list[float]:
+    """For each step the factor on the scale, in the words of diffusers' `StableDiffusionControlNetPipeline`."""
+    return [1.0 - float(i / steps < start or (i + 1) / steps > end) for i in range(steps)]
+
+
 class _PerFrame(nn.Module):
     """A GroupNorm over each frame on its own. diffusers passes states [B, C, F, h, w]."""
 

@@ -60,7 +60,14 @@ def build(
     for capability in options.compute_capabilities:
         _compute_capability(library.module, capability)
     device = device or _device(library, options)
-    index = EngineIndex(backend=backend, precision=str(options.precision), size=size, engines={})
+    bundle = bundle.with_keyframe_slots(options.keyframe_slots)
+    index = EngineIndex(
+        backend=backend,
+        precision=str(options.precision),
+        size=size,
+        keyframe_slots=options.keyframe_slots,
+        engines={},
+    )
     job = _Build(bundle, size, options, library, device)
     return write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), job.spec, job.engine), options, on_progress)
 

@@ -55,6 +55,7 @@ class Header(Record):
 
     Attributes:
         size: of the clips.
+        keyframe_slots: keyframes that the recorded inputs have room for; None for the manifest's number.
         graphs: checksums of all portable graphs of the bundle and their weights.
         runs: the number of recorded runs of each graph, and of whole clips; 0 if no request runs a graph.
         run: the run of a backend; None if only requests were recorded.
@@ -62,6 +63,7 @@ class Header(Record):
 
     format: Literal["sparsectrl-lcm-verify-1"] = "sparsectrl-lcm-verify-1"
     size: ClipSize
+    keyframe_slots: Annotated[int, Field(ge=1)] | None = None
     graphs: dict[str, tuple[str, ...]]
     runs: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     run: EngineRun | None = None

@@ -139,7 +139,7 @@ def _marked_engines(suspect: Suspect, marks: Sequence[str], bundle: Bundle) -> s
 
 def _build_options(flags: Flags, index: EngineIndex) -> BuildOptions:
     """The options that an engine was built with, except that its weights cannot be replaced."""
-    options = options_of_engine(index.precision, index.size, flags)
+    options = options_of_engine(index.precision, index.size, flags, index.keyframe_slots)
     if "workspace" in options:
         options["workspace"] = float(options["workspace"])
     if "compute_capabilities" in options:

@@ -7,13 +7,30 @@ import numpy as np
 
 from ...runtime.backends import REFERENCE
 from ...runtime.cpu.sessions import Array, split_feeds
+from ...runtime.errors import InvalidRequest
 from ...runtime.example_requests import run_samples
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.clip_layout import engine_layout
 from ...runtime.format.decoders import DECODERS
+from ...runtime.format.engine_sets import EngineSet
 from ..check import onnxruntime_errors, open_portable
 from .header import CLIP, PORTABLE
 from .saved_results import SavedResults
+
+
+def with_slots_of(engines: EngineSet | None, bundle: Bundle, loaded: SavedResults | None) -> Bundle:
+    """The bundle with as many keyframe slots as static engines have; others take the inputs as they were recorded.
+
+    Raises:
+        InvalidRequest: the loaded results were recorded for another number.
+    """
+    if engines is None or engines.index.size is None:
+        return bundle
+    slots, recorded = engines.check_keyframes(bundle.manifest, 0), bundle.manifest.keyframe_slots
+    if loaded is not None and slots != recorded:
+        reason = f"the results are of {recorded} keyframes, the engines take {slots}"
+        raise InvalidRequest("load", reason, "leave --load out")
+    return bundle.with_keyframe_slots(slots)
 
 
 def record(bundle: Bundle, results: SavedResults, graphs: Collection[str], clips: bool) -> None:

@@ -30,7 +30,7 @@ from .header import (
 from .interruptions import check_stopped, stoppable
 from .layers import first_jump
 from .marked_graphs import Suspect
-from .recording import record
+from .recording import record, with_slots_of
 from .report import Report, judge
 from .runners import RuntimeRunner, portable_runner, quiet, run
 from .saved_results import SavedResults, output_folder
@@ -79,6 +79,8 @@ def verify(bundle: Bundle, options: VerifyOptions, on_progress: OnProgress = lam
         KeyboardInterrupt: Ctrl-C was pressed.
     """
     loaded = None if options.load is None else SavedResults.load(options.load, bundle)
+    if loaded is not None:
+        bundle = bundle.with_keyframe_slots(loaded.header.keyframe_slots)
     wanted = _wanted(bundle, options, loaded)
     if loaded is not None and _answers(loaded, options):
         if options.save is not None:
@@ -94,7 +96,6 @@ class _Comparison:
     """The run of one backend."""
 
     def __init__(self, bundle: Bundle, options: VerifyOptions, loaded: SavedResults | None) -> None:
-        self.bundle = bundle
         self.options = options
         self.loaded = loaded
         backend = options.backend or choose_backend(bundle, LoadOptions(precision=options.precision))
@@ -104,12 +105,13 @@ class _Comparison:
             raise found.error
         self.version = found.version or ""
         self.size = loaded.header.size if loaded is not None else _size(bundle, backend, options)
-        self.engines = self._engines()
+        self.engines = self._engines(bundle.folder)
+        self.bundle = with_slots_of(self.engines, bundle, loaded)
         self.load_options = LoadOptions(precision=self.engines.index.precision if self.engines else options.precision)
 
-    def _engines(self) -> EngineSet | None:
+    def _engines(self, folder: Path) -> EngineSet | None:
         """The engines that requests of the size take; None for the portable graphs."""
-        folder, precision = self.bundle.folder, self.options.precision
+        precision = self.options.precision
         found = next(self.record.chosen_sets(folder, precision, self.size), None)
         if found is None and not (self.record.portable and precision in (None, "fp32")):
             size = self.size if "width" in self.record.build_options else None
@@ -132,7 +134,8 @@ class _Comparison:
         else:
             manifest = self.bundle.manifest
             checksums = {graph: graph_checksums(manifest, graph) for graph in manifest.graphs}
-            results = SavedResults(folder, Header(size=self.size, graphs=checksums))
+            slots = manifest.keyframe_slots
+            results = SavedResults(folder, Header(size=self.size, keyframe_slots=slots, graphs=checksums))
             record(self.bundle, results, graphs, clips=CLIP in wanted)
         for graph in graphs:
             report_step(f"{graph}: portable graph")

@@ -142,7 +142,9 @@ class _Run:
         conditioning = Conditioning(prompt_embeds, {})
         if request.keyframes:
             with self.stages.stage("keyframes"):
-                conditioning = replace(conditioning, feeds=keyframe_feeds(self.sessions, request, self.layout.keyframes))
+                conditioning = replace(
+                    conditioning, feeds=keyframe_feeds(self.sessions, request, self.layout.keyframes)
+                )
                 self.report("keyframes", 1)
             needed = residual_bytes(self.manifest, self.layout, self.control_runs)
             if cache.reserve(conditioning.nbytes + needed):
@@ -228,9 +230,7 @@ class _Run:
                 window.add(prediction, blended)
         return blended
 
-    def update(
-        self, latents: Array, prediction: Array, noise: Array, coefficients: Array
-    ) -> tuple[Array, Array]:
+    def update(self, latents: Array, prediction: Array, noise: Array, coefficients: Array) -> tuple[Array, Array]:
         """Guidance and the LCM update; returns the next latents [1, 4, F, H/8, W/8] and the images [F, 4, H/8, W/8]."""
         request = self.request
         updated, images = np.empty_like(latents), np.empty_like(latents[0].swapaxes(0, 1))

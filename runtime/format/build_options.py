@@ -15,8 +15,8 @@ HARDWARE_COMPATIBILITY = ("none", "same-compute-capability", "ampere-plus")
 COMMON_OPTIONS = frozenset({"precision", "check", "graphs"})
 """Options that every backend takes."""
 
-NOT_IN_KEYS = ("width", "height", "frames", "precision", "check", "graphs", "keep_source")
-"""Options that are no flags of an engine's key: fields of the key, or without effect on the engine."""
+NOT_IN_KEYS = ("width", "height", "frames", "keyframe_slots", "precision", "check", "graphs", "keep_source")
+"""Options that are no flags of an engine's key: they give its shapes and precision, or have no effect on the engine."""
 
 OnBuildProgress = Callable[[str, float], None]
 """Called with the current work of a build, in words, and the fraction that is done, 0 to 1."""
@@ -33,6 +33,7 @@ class BuildOptions:
         width: pixels; None takes the bundle's default.
         height: pixels; None takes the bundle's default.
         frames: frames of a clip; None takes the bundle's default.
+        keyframe_slots: keyframes that the engines take, at most one for each frame; None takes the manifest's number.
         precision: a precision of the backend; None takes the best one for this machine.
         check: compare each graph's results with fp32 before accepting its engine.
         graphs: the graphs to build; empty for all. The set can be loaded once all its graphs have engines.
@@ -54,6 +55,7 @@ class BuildOptions:
     width: int | None = None
     height: int | None = None
     frames: int | None = None
+    keyframe_slots: int | None = None
     precision: str | None = None
     check: bool = True
     graphs: tuple[str, ...] = ()
@@ -118,13 +120,17 @@ class BuildOptions:
         return build_command(bundle, backend, self.given)
 
 
-def options_of_engine(precision: str | None, size: ClipSize | None, flags: Flags) -> dict[str, Any]:
+def options_of_engine(
+    precision: str | None, size: ClipSize | None, flags: Flags, keyframe_slots: int | None = None
+) -> dict[str, Any]:
     """The options that differ from their defaults in an engine with these flags: the inverse of `BuildOptions.flags`.
 
     Nothing is checked, so that a command can be given for an index that was changed.
     """
     defaults = {item.name: item.default for item in fields(BuildOptions)}
     options = dict(size) if size is not None else {}
+    if keyframe_slots is not None:
+        options["keyframe_slots"] = keyframe_slots
     if precision is not None:
         options["precision"] = precision
     for name in (name for name in defaults if name in flags):
@@ -154,6 +160,8 @@ def build_command(bundle: Path, backend: str, options: Mapping[str, Any]) -> str
                 words += ["--size", f"{value}x{options['height']}"]
             case "height":
                 continue
+            case "keyframe_slots":
+                words += ["--keyframes", str(value)]
             case "compute_capabilities":
                 words += [word for each in value for word in ("--compute-capability", each)]
             case "graphs":

@@ -1,7 +1,7 @@
 """A bundle on disk: its manifest and its verified files."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -34,6 +34,12 @@ class Bundle:
     def tokenizer(self) -> Path:
         """The tokenizer.json."""
         return self.folder / self.manifest.tokenizer
+
+    def with_keyframe_slots(self, slots: int | None) -> "Bundle":
+        """The bundle for engines that take `slots` keyframes; None keeps the number in the manifest."""
+        if slots in (None, self.manifest.keyframe_slots):
+            return self
+        return replace(self, manifest=self.manifest.model_copy(update={"keyframe_slots": slots}))
 
     def graph(self, name: str) -> GraphRecord:
         """The record of a graph.

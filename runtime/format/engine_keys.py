@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from .clip_layout import ClipSize
-from .manifest import FileRecord, Manifest, Record, RelativePath
+from .manifest import FileRecord, Manifest, Positive, Record, RelativePath
 
 CONVERSION = 5
 """Version of the conversion from portable graphs to engines. Increase it with every change that makes other engines."""
@@ -67,6 +67,8 @@ class EngineIndex(Record):
     precision: str
     size: ClipSize | None = None
     """None if the engines take any size."""
+    keyframe_slots: Positive | None = None
+    """Keyframes that the engines take; None if they take any number, or as many as the manifest says."""
     engines: dict[str, EngineRecord]
     missing: tuple[str, ...] = Field(default=(), exclude=True)
     """The graphs whose engines have still to be built. Only complete sets are written."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ..errors import BackendError
+from ..errors import BackendError, InvalidRequest
 from ..operating_system import check_writable
 from .build_options import Flags, build_command, options_of_engine
 from .checksums import first_difference, user_cache
@@ -66,11 +66,24 @@ class EngineSet:
             if found.other_device:  # these options would exclude this device again
                 flags.pop("compute_capabilities", None)
                 flags.pop("hardware_compatibility", None)
-            index = self.index
-            raise refusal(
-                self.bundle, index.backend, index.precision, index.size, f"engine of {graph!r} {found.reason}", flags
-            )
+            index, reason = self.index, f"engine of {graph!r} {found.reason}"
+            raise refusal(self.bundle, index.backend, index.precision, index.size, reason, flags, index.keyframe_slots)
         return self.folder / self.index.engines[graph].path
+
+    def check_keyframes(self, manifest: Manifest, keyframes: int) -> int:
+        """The number of keyframes that static engines of this set take.
+
+        Raises:
+            InvalidRequest: `keyframes` are more; the remedy is the command that builds engines for them.
+        """
+        index = self.index
+        slots = index.keyframe_slots or manifest.keyframe_slots
+        if keyframes > slots:
+            flags = next((record.spec.flags for record in index.engines.values()), {})
+            options = options_of_engine(index.precision, index.size, flags, keyframes)
+            command = build_command(self.bundle, index.backend, options)
+            raise InvalidRequest("keyframes", f"{keyframes} were given, the engines take {slots}", f"run: {command}")
+        return slots
 
     def mismatch(
         self,
@@ -133,9 +146,10 @@ def refusal(
     size: ClipSize | None,
     reason: str,
     flags: Flags | None = None,
+    keyframe_slots: int | None = None,
 ) -> BackendError:
     """An error whose remedy is the command that builds a set of engines."""
-    command = build_command(bundle, backend, options_of_engine(precision, size, flags or {}))
+    command = build_command(bundle, backend, options_of_engine(precision, size, flags or {}, keyframe_slots))
     return BackendError("backend", f"the {backend} {reason}", f"run: {command}")
 
 

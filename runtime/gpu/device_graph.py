@@ -28,8 +28,8 @@ class DeviceGraph:
 
     def __init__(self, bundle: Bundle, loader: Loader, cuda: Cuda, graph: str, size: ClipSize) -> None:
         record = bundle.graph(graph)
+        bundle = bundle.with_keyframe_slots(loader.keyframe_slots(bundle, size, 0))
         shapes = static_shapes(bundle.manifest, graph, size)
-        loader.check(bundle, size)
         self._cuda = cuda
         self._activation = 0
         self._buffers: Inputs | None = None

@@ -54,8 +54,13 @@ class Loader(Protocol):
     def precision(self) -> str | None:
         """The precision of its engines; None takes the first that was built."""
 
-    def check(self, bundle: Bundle, size: ClipSize) -> None:
-        """Raises BackendError if the engines for a size are missing."""
+    def keyframe_slots(self, bundle: Bundle, size: ClipSize, keyframes: int) -> int:
+        """The number of keyframes that the engines for a size take, at least `keyframes`.
+
+        Raises:
+            BackendError: the engines are missing.
+            InvalidRequest: the engines take fewer keyframes.
+        """
 
     def open(
         self, bundle: Bundle, graph: str, size: ClipSize, shapes: Mapping[str, tuple[int, ...]], cuda: Cuda

@@ -127,9 +127,10 @@ class OnnxRuntimeCudaLoader:
         self._cuda_graphs = cuda_graphs
         self._thread = OneThread(BACKEND)
 
-    def check(self, bundle: Bundle, size: ClipSize) -> None:
-        """Raises BackendError if no engines were built."""
+    def keyframe_slots(self, bundle: Bundle, size: ClipSize, keyframes: int) -> int:
+        """As many keyframes as wanted: the engines take any shape when they are opened."""
         self._set(bundle)
+        return max(bundle.manifest.keyframe_slots, keyframes)
 
     def open(
         self, bundle: Bundle, graph: str, size: ClipSize, shapes: Mapping[str, tuple[int, ...]], cuda: Cuda

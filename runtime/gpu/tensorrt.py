@@ -87,9 +87,9 @@ class TensorRtLoader:
         self._gpu = gpu
         self._runtime: Any = None
 
-    def check(self, bundle: Bundle, size: ClipSize) -> None:
-        """Raises BackendError if no engines were built for a size."""
-        self._set(bundle, size)
+    def keyframe_slots(self, bundle: Bundle, size: ClipSize, keyframes: int) -> int:
+        """The number of keyframes that the engines of a size were built for."""
+        return self._set(bundle, size).check_keyframes(bundle.manifest, keyframes)
 
     def open(
         self, bundle: Bundle, graph: str, size: ClipSize, shapes: Mapping[str, tuple[int, ...]], cuda: Cuda

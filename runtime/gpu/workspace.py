@@ -110,6 +110,11 @@ class Workspace:
         return variant.prompts * (self._embeds.stride + slots * self._residuals.nbytes)
 
     @property
+    def keyframe_slots(self) -> int:
+        """Keyframes that the engines take."""
+        return self.bundle.manifest.keyframe_slots
+
+    @property
     def inputs(self) -> Inputs:
         """The page-locked memory for a request's inputs."""
         assert self._inputs is not None
@@ -241,7 +246,7 @@ class Workspace:
         buffers.address = cuda.allocate(buffers.nbytes)
         cuda.fill(buffers.address, 0, buffers.nbytes)
 
-        slots = manifest.keyframe_slots + 1
+        slots = self.keyframe_slots + 1
         block = Block()
         block.add("pictures", (slots, self.size.height, self.size.width, 3), "uint8")
         block.add("conditioning_mask", (slots,), "float32")

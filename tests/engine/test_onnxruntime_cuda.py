@@ -241,13 +241,14 @@ def test_a_failed_run_is_one_line(executor: GpuExecutor, monkeypatch: pytest.Mon
 def test_engines_are_asked_for_where_there_are_none(executor: GpuExecutor) -> None:
     bundle = Bundle.load()
     with pytest.raises(BackendError, match="engines were not built; run: sparsectrl-lcm build .* onnxruntime-cuda"):
-        cuda_backend.OnnxRuntimeCudaLoader().check(bundle, ClipSize(width=64, height=64, frames=1))
+        cuda_backend.OnnxRuntimeCudaLoader().keyframe_slots(bundle, ClipSize(width=64, height=64, frames=1), 0)
 
 
 def test_a_precision_that_was_not_built_is_refused(executor: GpuExecutor) -> None:
     assert executor.precision is None
+    size = ClipSize(width=64, height=64, frames=1)
     with pytest.raises(BackendError, match=r"fp32 engines were not built; run: .* onnxruntime-cuda --precision fp32$"):
-        cuda_backend.OnnxRuntimeCudaLoader("fp32").check(executor.bundle, ClipSize(width=64, height=64, frames=1))
+        cuda_backend.OnnxRuntimeCudaLoader("fp32").keyframe_slots(executor.bundle, size, 0)
 
 
 def test_an_unknown_precision_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

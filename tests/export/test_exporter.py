@@ -138,6 +138,7 @@ def test_the_unet_graph_at_sizes_it_was_not_traced_with(sd15_like: Exported, siz
         "latents": latents.numpy(),
         "timestep": schedule.timesteps[:1],
         "prompt_embeds": prompt.numpy(),
+        "conditioning_scale": np.ones(1, np.float32),
         **{name: np.zeros((1, channels, 1, 1), np.float32) for name, channels in residual_shapes.items()},
     }
     (prediction,) = sessions["unet"].run(None, feeds)

@@ -40,15 +40,17 @@ def test_the_unet(parts: dict[str, Path], jobs: dict[str, Job]) -> None:
     unet = UNet2DConditionModel.from_pretrained(parts["base"], subfolder="unet")
     model = UNetMotionModel.from_unet2d(unet, MotionAdapter.from_pretrained(parts["motion_adapter"])).eval()
     module = jobs["unet"].build().eval()
-    for latents, timestep, prompt_embeds, *residuals in jobs["unet"].check_inputs():
+    for latents, timestep, prompt_embeds, scale, *residuals in jobs["unet"].check_inputs():
+        assert 0 < scale < 1
+        scaled = [residual * scale for residual in residuals]  # as diffusers' SparseControlNetModel does
         expected = model(
             latents.expand(len(prompt_embeds), -1, -1, -1, -1),
             timestep,
             prompt_embeds.repeat_interleave(latents.shape[2], 0),
-            down_block_additional_residuals=residuals[:-1],
-            mid_block_additional_residual=residuals[-1],
+            down_block_additional_residuals=scaled[:-1],
+            mid_block_additional_residual=scaled[-1],
         ).sample
-        assert_close(module(latents, timestep, prompt_embeds, *residuals), expected)
+        assert_close(module(latents, timestep, prompt_embeds, scale, *residuals), expected)
 
 
 @torch.no_grad()

@@ -96,8 +96,8 @@ class EmulatedLoader:
         self.capturable = True
         self.activation_bytes = {"unet": 2000, "vae_decoder": 3000, "controlnet_scribble": 5000, "vae_encoder": 7000}
 
-    def check(self, bundle: Bundle, size: ClipSize) -> None:
-        pass
+    def keyframe_slots(self, bundle: Bundle, size: ClipSize, keyframes: int) -> int:
+        return max(bundle.manifest.keyframe_slots, keyframes)
 
     def open(self, bundle: Bundle, graph: str, size: ClipSize, shapes: Any, cuda: Cuda) -> EmulatedEngine:
         return EmulatedEngine(self, graph, shapes)

@@ -125,10 +125,10 @@ def demo_copy(folder: Path) -> Path:
     return Path(shutil.copytree(demo_bundle(), folder / "bundle"))
 
 
-def small_copy(folder: Path) -> Path:
-    """Writes a bundle that builds fast: without ControlNets, and with the decoder in place of the UNet."""
+def small_copy(folder: Path, *others: str) -> Path:
+    """Writes a bundle that builds fast: with the decoder in place of the UNet, and without ControlNets but `others`."""
     bundle, manifest = folder / "bundle", read_manifest(demo_bundle())
-    graphs = {name: manifest.graphs[name] for name in ("text_encoder", "unet", "lcm_update", "vae_decoder")}
+    graphs = {name: manifest.graphs[name] for name in ("text_encoder", "unet", "lcm_update", "vae_decoder", *others)}
     graphs["unet"] = graphs["vae_decoder"]
     needed = {manifest.tokenizer}.union(*((graph.path, *graph.weights) for graph in graphs.values()))
     for name in needed:

@@ -189,6 +189,31 @@ def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
     assert counting.calls.count("controlnet_scribble") == 2, "another frame index changes the conditioning"
 
 
+def test_another_scale_runs_no_sparsectrl_and_other_steps_run_only_theirs() -> None:
+    pipeline = VideoPipeline.load(backend="onnxruntime")
+    counting = pipeline.executor.sessions = Counting(pipeline.executor.sessions)
+    request = {"keyframes": [Keyframe(0, pictures(1, 64, 64)[0])], "seed": 1, "num_frames": 4, **SHORT}
+    clips, runs = [], []
+    for options in (
+        {},
+        {"conditioning_scale": 0.5},
+        {"control_guidance_end": 0.5},
+        {"control_guidance_start": 0.5},
+        {"conditioning_scale": 0},
+        {"control_guidance_start": 0.1, "control_guidance_end": 0.6},
+        {"keyframes": ()},
+    ):
+        clips.append(pipeline.generate("a boat", **request | options).frames)
+        runs.append(counting.calls.count("controlnet_scribble"))
+        counting.calls.clear()
+        counting.opened.clear()
+    assert runs == [2, 0, 1, 1, 0, 0, 0]
+    assert (clips[4] == clips[6]).all()
+    assert (clips[5] == clips[6]).all(), "no step lies within 0.1 and 0.6"
+    for index, clip in enumerate(clips[:5]):
+        assert all(np.abs(clip.astype(int) - other).max() > 3 for other in clips[:index])
+
+
 def test_residuals_beyond_the_memory_bound_are_computed_step_by_step() -> None:
     keyframes = [Keyframe(0, pictures(1, 128, 128)[0])]
     pipeline = VideoPipeline.load(backend="onnxruntime", kept_bytes=100_000)

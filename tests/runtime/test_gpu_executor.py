@@ -40,7 +40,10 @@ REQUESTS: list[dict[str, Any]] = [
     {"guidance_scale": 2, "negative_prompt": "blue", "num_inference_steps": 1},
     {"controlnet": "rgb"},
     {"keyframes": ()},
+    {"conditioning_scale": 0.5, "control_guidance_end": 0.5},
     {"num_inference_steps": 7},
+    {"control_guidance_start": 0.5},
+    {"conditioning_scale": 0},
     {},
 ]
 
@@ -52,7 +55,7 @@ def test_frames_are_those_of_the_cpu_backend(exported: Exported) -> None:
     device, host = VideoPipeline(bundle, machine.executor), VideoPipeline.load(exported.bundle, "onnxruntime")
     images = pictures(2, bundle.manifest.sizes.width, bundle.manifest.sizes.height)
     frames = [Keyframe(index, image) for index, image in zip((5, 2), images, strict=True)]
-    for options in (*REQUESTS[:6], REQUESTS[0]):
+    for options in (*REQUESTS[:7], REQUESTS[0]):
         request = {"keyframes": frames, "seed": 1, "num_frames": 6, "num_inference_steps": 2, **options}
         clips = [pipeline.generate("a red boat", **request) for pipeline in (device, host)]
         assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1, options
@@ -166,6 +169,40 @@ def test_the_next_seed_copies_inputs_launches_and_copies_frames(demo: SimpleName
         *["cudaEventElapsedTime"] * 5,
     ]
     assert set(clip.timings) == {"load", "inputs", "denoise", "decode", "total"}
+
+
+@pytest.mark.parametrize("kept_bytes", [1 << 30, 0])
+def test_only_controlled_steps_run_sparsectrl(kept_bytes: int) -> None:
+    """Also if each step computes its own residuals; the next scale takes kept ones."""
+    machine = emulated_demo(kept_bytes=kept_bytes)
+    middle = {"control_guidance_start": 0.25, "control_guidance_end": 0.75}
+    machine.pipeline.generate("a boat", keyframes(), seed=1, **middle)
+    control, step = ["controlnet_scribble"] * 2, ["unet", "lcm_update"]
+    loop = [*control, *step * 4] if kept_bytes else [*step, *[control[0], *step] * 2, *step]
+    loop = ["text_encoder", *loop, "vae_decoder"]
+    assert machine.loader.enqueued == loop * 2
+    machine.loader.enqueued.clear()
+    scaled = {"seed": 1, "conditioning_scale": 0.5, **middle}
+    clip = machine.pipeline.generate("a boat", keyframes(), **scaled)
+    assert machine.loader.enqueued.count("controlnet_scribble") == 0, "kept, or replayed"
+    assert (clip.frames == fresh("a boat", keyframes(), **scaled)).all()
+    assert ("text" in clip.timings) == (not kept_bytes)
+
+
+def test_more_keyframes_than_slots_open_larger_engines() -> None:
+    """As on a backend whose engines take any shape when they are opened; they then serve fewer keyframes too."""
+    bundle = Bundle.load()
+    machine = emulate(bundle, PortableGraphs(bundle))
+    device, host = VideoPipeline(bundle, machine.executor), VideoPipeline.load(backend="onnxruntime")
+    size = {"width": 64, "height": 64, "num_frames": 5, "num_inference_steps": 1, "controlnet": "rgb"}
+    images = pictures(5, 64, 64)
+    for count in (1, 5, 2):
+        frames = [Keyframe(-1 - index, image) for index, image in enumerate(images[:count])]
+        clips = [pipeline.generate("a boat", frames, seed=1, **size) for pipeline in (device, host)]
+        assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1, count
+    assert machine.loader.closed.count("unet") == 1
+    device.close()
+    assert machine.cudart.leaked == []
 
 
 def test_guidance_runs_the_same_engines_twice(demo: SimpleNamespace) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import Exported
 from pictures import pictures
-from references import animatediff_pipeline, normalize_per_frame, sparsectrl_pipeline, to_uint8
+from references import animatediff_pipeline, control_keeps, normalize_per_frame, sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.runtime import Cancelled, Clip, Keyframe, Progress, VideoPipeline
 from sparsectrl_lcm.runtime.checked_request import CheckedRequest
 from sparsectrl_lcm.runtime.cpu import executor as host
+from sparsectrl_lcm.runtime.load_options import KEPT_BYTES
 from sparsectrl_lcm.runtime.output.recording import Recording
 
 TRAINED = Path(__file__).parents[2] / "demo" / "trained"
@@ -23,15 +24,17 @@ NEGATIVE = "blue small square"
 SMALL = {"seed": 1, "num_frames": 6, "num_inference_steps": 1, "width": 64, "height": 64}
 KINDS = ("scribble", "rgb")
 CASES = [
-    # steps, guidance, keyframes, prompt
-    (1, 1, (5,), EMPTY),
-    (2, 2, (14, 3), LONG),
-    (4, 1, (0, 8, 15), FIVE_TOKENS),
-    (8, 2, (2, 13, 7), EMPTY),
-    (4, 2, (15,), FIVE_TOKENS),
-    (1, 2, (0, 9), FIVE_TOKENS),
-    (8, 1, (1,), LONG),
-    (2, 1, (6, 7, 8), EMPTY),
+    # steps, guidance, keyframes, prompt, conditioning scale
+    (1, 1, (5,), EMPTY, 1.0),
+    (2, 2, (14, 3), LONG, 1.0),
+    (4, 1, (0, 8, 15), FIVE_TOKENS, 1.0),
+    (8, 2, (2, 13, 7), EMPTY, 1.0),
+    (4, 2, (15,), FIVE_TOKENS, 1.0),
+    (1, 2, (0, 9), FIVE_TOKENS, 0.5),
+    (8, 1, (1,), LONG, 1.0),
+    (2, 1, (6, 7, 8), EMPTY, 1.0),
+    (1, 1, (3, 12, -1, 0), FIVE_TOKENS, 0.5),
+    (1, 1, (0, 2, 4, 6, 9, 11, 13, -1), FIVE_TOKENS, 1.0),
 ]
 
 
@@ -46,7 +49,7 @@ def both(exported: Exported):
 def test_frames_are_those_of_diffusers(exported: Exported, both, number: int) -> None:
     """Every case with both kinds of keyframes, each on one architecture."""
     pipeline, references = both
-    steps, guidance, indices, prompt = CASES[number]
+    steps, guidance, indices, prompt, scale = CASES[number]
     controlnet = KINDS[(number + (exported.name == "other")) % 2]
     reference = references[controlnet]
     side = pipeline.bundle.manifest.sizes.height
@@ -59,6 +62,7 @@ def test_frames_are_those_of_diffusers(exported: Exported, both, number: int) ->
             guidance_scale=float(guidance),
             conditioning_frames=images,
             controlnet_frame_indices=list(indices),
+            controlnet_conditioning_scale=scale,
             num_frames=16,
             height=side,
             width=side,
@@ -74,10 +78,46 @@ def test_frames_are_those_of_diffusers(exported: Exported, both, number: int) ->
         num_inference_steps=steps,
         guidance_scale=guidance,
         seed=7 + steps,
+        conditioning_scale=scale,
     )
     assert clip.frames.dtype == np.uint8
     assert expected.std() > 10, "a flat clip would prove nothing"
     assert np.abs(clip.frames.astype(int) - expected).max() <= 1
+
+
+def test_start_and_end_of_control_are_those_of_diffusers(sd15_like: Exported) -> None:
+    """As in the loop of diffusers' ControlNet pipelines, its SparseCtrl pipeline gets a scale of 0 at other steps."""
+    start, end, scale, steps, side = 0.25, 0.8, 0.7, 4, 64
+    reference = sparsectrl_pipeline(sd15_like.checkpoints, "scribble")
+    keeps = iter(control_keeps(steps, start, end))
+    plain = reference.controlnet.forward
+    reference.controlnet.forward = lambda *args, **given: plain(
+        *args, **given | {"conditioning_scale": given["conditioning_scale"] * next(keeps)}
+    )
+    images = pictures(2, side, side)
+    request = {"num_inference_steps": steps, "guidance_scale": 1.0, "num_frames": 3, "width": side, "height": side}
+    expected = to_uint8(
+        reference(
+            FIVE_TOKENS,
+            conditioning_frames=images,
+            controlnet_frame_indices=[0, -1],
+            controlnet_conditioning_scale=scale,
+            generator=torch.Generator("cpu").manual_seed(4),
+            output_type="np",
+            **request,
+        ).frames[0]
+    )
+    for kept_bytes in (KEPT_BYTES, 0):
+        clip = VideoPipeline.load(sd15_like.bundle, "onnxruntime", kept_bytes=kept_bytes).generate(
+            FIVE_TOKENS,
+            [Keyframe(0, images[0]), Keyframe(-1, images[1])],
+            seed=4,
+            conditioning_scale=scale,
+            control_guidance_start=start,
+            control_guidance_end=end,
+            **request,
+        )
+        assert np.abs(clip.frames.astype(int) - expected).max() <= 1
 
 
 def test_keyframes_prompt_and_guidance_change_the_clip(exported: Exported) -> None:

@@ -287,9 +287,9 @@ def test_an_engine_is_built_for_the_shapes_that_are_wanted(release: str, built: 
 
 def test_a_size_that_was_not_built_is_refused(process: Process) -> None:
     bundle, wanted = Bundle.load(process.bundle), ClipSize(width=128, height=64, frames=4)
-    process.loader.check(bundle, SIZE)
+    assert process.loader.keyframe_slots(bundle, SIZE, 3) == 3
     with pytest.raises(BackendError, match="engines for 128x64x4 were not built") as error:
-        process.loader.check(bundle, wanted)
+        process.loader.keyframe_slots(bundle, wanted, 0)
     command = f"sparsectrl-lcm build {process.bundle} --backend {process.workshop.backend} --size 128x64 --frames 4"
     assert str(error.value).endswith(f"; run: {command}")
     one_line(error)
@@ -318,5 +318,5 @@ def test_the_lower_precision_is_preferred(release: str, tmp_path: Path) -> None:
 def test_a_precision_that_is_not_there_is_refused(process: Process, precision: str, reason: str) -> None:
     loader = TensorRtLoader(process.workshop.library, process.device, precision)
     with pytest.raises(BackendError, match=reason) as error:
-        loader.check(Bundle.load(process.bundle), SIZE)
+        loader.keyframe_slots(Bundle.load(process.bundle), SIZE, 0)
     one_line(error)

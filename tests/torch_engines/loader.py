@@ -69,8 +69,9 @@ class TorchLoader:
         self._tables: dict[str, WeightTable] = {}
         self._open = 0
 
-    def check(self, bundle: Bundle, size: ClipSize) -> None:
-        """Nothing has to be built."""
+    def keyframe_slots(self, bundle: Bundle, size: ClipSize, keyframes: int) -> int:
+        """As many as wanted: nothing has to be built."""
+        return max(bundle.manifest.keyframe_slots, keyframes)
 
     def open(
         self, bundle: Bundle, graph: str, size: ClipSize, shapes: Mapping[str, tuple[int, ...]], cuda: Cuda
