@@ -27,7 +27,7 @@ def generate(
     guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; above 1 takes twice the work.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="0 to 2^64 - 1; random by default.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
-    frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="1 to 128; the bundle's by default.")] = None,
     decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
     conditioning_scale: Annotated[float, typer.Option(help="How strongly keyframes guide the clip, 0 to 10.")] = 1.0,
     control_guidance_start: Annotated[
@@ -36,6 +36,13 @@ def generate(
     control_guidance_end: Annotated[
         float, typer.Option(help="Fraction of the steps, 0 to 1, up to which keyframes guide the clip.")
     ] = 1.0,
+    context_length: Annotated[
+        int | None,
+        typer.Option(help="Frames of a context window, 4 to 32; by default clips of up to 32 frames are in one piece."),
+    ] = None,
+    context_overlap: Annotated[
+        int | None, typer.Option(help="Frames that consecutive windows share at least; by default half of a window.")
+    ] = None,
     fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
@@ -71,6 +78,8 @@ def generate(
         conditioning_scale=conditioning_scale,
         control_guidance_start=control_guidance_start,
         control_guidance_end=control_guidance_end,
+        context_length=context_length,
+        context_overlap=context_overlap,
     )
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)
