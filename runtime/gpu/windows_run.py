@@ -4,10 +4,13 @@ Latents and predictions of a window are a few megabytes, so their way to the hos
 run of the UNet. SparseCtrl's residuals stay on the device.
 """
 
+from contextlib import suppress
+
 import numpy as np
 
 from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
+from ..errors import BackendError
 from ..loop.tokenizer import ClipTokenizer
 from ..loop.windows import Window, parts_of
 from ..progress import Stages
@@ -50,8 +53,11 @@ class WindowsRun(RequestRun):
                 self.condition()
             return self.decode(self.denoise())
         finally:
-            self.cuda.synchronize()
-            self.cuda.free_host(host)
+            try:
+                self.cuda.synchronize()
+            finally:
+                with suppress(BackendError):  # a lost device fails here too
+                    self.cuda.free_host(host)
 
     def condition(self) -> None:
         """Prompt embeddings, and SparseCtrl's residuals of all windows, if there is memory to keep them."""
