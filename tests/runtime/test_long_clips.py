@@ -78,7 +78,7 @@ def test_progress_and_frames_come_in_order(pipeline: VideoPipeline) -> None:
     )
     assert [first for first, _ in parts] == [*np.cumsum([0, *(len(frames) for _, frames in parts[:-1])])]
     assert (np.concatenate([frames for _, frames in parts]) == clip.frames).all()
-    for stage, steps in {"control": 4 + 5, "denoise": 4 + 5, "decode": 3}.items():
+    for stage, steps in {"control": 3 + 5, "denoise": 3 + 5, "decode": 3}.items():
         assert [item.step for item in seen if item.stage == stage] == list(range(steps + 1)), stage
     fractions = [item.fraction for item in seen]
     assert fractions == sorted(fractions)
