@@ -93,10 +93,8 @@ def _spans(frames: int, keyframes: Sequence[int]) -> list[tuple[int, int, Sequen
     """First frame, last frame and keyframes of each span; neighbouring spans share a keyframe."""
     starts = range(0, max(len(keyframes) - 1, 1), SPREAD_KEYFRAMES - 1)
     groups = [keyframes[start : start + SPREAD_KEYFRAMES] for start in starts]
-    return [
-        (group[0] if number else 0, frames - 1 if group is groups[-1] else group[-1], group)
-        for number, group in enumerate(groups)
-    ]
+    bounds = [0, *(group[0] for group in groups[1:]), frames - 1]
+    return list(zip(bounds[:-1], bounds[1:], groups, strict=True))
 
 
 def _spread(first: int, last: int, length: int, frames: int, keyframes: Sequence[int]) -> list[NDArray[np.int64]]:
@@ -107,10 +105,9 @@ def _spread(first: int, last: int, length: int, frames: int, keyframes: Sequence
     others = np.setdiff1d(np.arange(first, last + 1), keyframes)
     each = length - len(keyframes)
     count = -(-len(others) // each)
-    rows = (np.linspace(0, len(others) - 1 - (count - 1), each) for _ in range(count))
+    places = np.linspace(0, len(others) - count, each).round().astype(np.int64)
     return [
-        np.sort(np.concatenate([others[row.round().astype(np.int64) + number], keyframes])).astype(np.int64)
-        for number, row in enumerate(rows)
+        np.sort(np.concatenate([others[places + number], np.array(keyframes, np.int64)])) for number in range(count)
     ]
 
 
