@@ -40,13 +40,12 @@ def diffusers_frames(pipe: Any, side: int, images: list[Any], guidance: float) -
             condition[:, :, places] = pixels[None, :, [INDICES.index(index) for index in inside]]
             mask[:, :, places] = 1
             noisy = latents[:, :, window].repeat(len(embeds), 1, 1, 1, 1)
-            down, middle = pipe.controlnet(
-                noisy, timestep, embeds, condition, conditioning_mask=mask, return_dict=False
-            )
+            text = embeds.repeat_interleave(LENGTH, dim=0)
+            down, middle = pipe.controlnet(noisy, timestep, text, condition, conditioning_mask=mask, return_dict=False)
             prediction = pipe.unet(
                 noisy,
                 timestep,
-                embeds,
+                text,
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
             ).sample
