@@ -4,10 +4,13 @@ DEMO := .venv-demo
 VENV := .venv
 DOCS := .venv-docs
 # Workers often wait for a server that they started, so there are more workers than cores.
-WORKERS ?= 4
+WORKERS ?= 5
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # `make test-fast` skips these and the tests that need torch: servers, browsers, trainings, programs.
 SLOW := tests/service tests/demo tests/benchmarks tests/gpu tests/docs
+
+# Python may keep its bytecode: test workers and the servers they start import the same modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Types are checked as on each of these, whatever the machine.
 PLATFORMS := linux darwin win32

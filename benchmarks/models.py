@@ -12,7 +12,7 @@ from typing import Any
 from sparsectrl_lcm.runtime.format.manifest import MAX_SIDE
 from sparsectrl_lcm.runtime.machine import peak_bytes
 
-MULTIPLE = 64
+MULTIPLE = 8
 ARCHITECTURES = ("full", "small")
 """full: Stable Diffusion 1.5, AnimateDiff v3 and SparseCtrl. small: the same structure in a few megabytes."""
 
@@ -21,7 +21,7 @@ def clip_size(text: str) -> str:
     """The argparse type of a size such as `512x512`.
 
     Raises:
-        ArgumentTypeError: the text is not two multiples of 64, which the architectures need.
+        ArgumentTypeError: the text is not two multiples of 8, the pixels of a latent.
     """
     parts = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
     if parts is None or any(int(side) not in range(MULTIPLE, MAX_SIDE + 1, MULTIPLE) for side in parts.groups()):

@@ -10,10 +10,11 @@ from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
 
 
 class TemporalNorm(StrEnum):
-    """Over what the temporal GroupNorm takes its statistics."""
+    """What group norms take their statistics over; see the manifest's `TemporalNorm`."""
 
     frame = "frame"
     clip = "clip"
+    resnet_clip = "resnet-clip"
 
 
 app = typer.Typer(
@@ -45,10 +46,15 @@ def export(
         ),
     ] = None,
     temporal_norm: Annotated[
-        TemporalNorm,
-        typer.Option(help="Statistics of the temporal GroupNorm: frame (as trained) or clip (as diffusers)."),
-    ] = TemporalNorm.frame,
-    frames: Annotated[int, typer.Option(help="Frames if a request names none, 1 to 32.")] = 16,
+        TemporalNorm | None,
+        typer.Option(
+            help="Statistics of group norms: frame (AnimateDiff v2, v3), resnet-clip (v1) or clip (as diffusers); "
+            "by default as the motion modules were trained."
+        ),
+    ] = None,
+    frames: Annotated[
+        int, typer.Option(help="Frames if a request names none, up to the positions of the motion modules.")
+    ] = 16,
     size: Annotated[
         str | None,
         typer.Option(metavar="WxH", help="Size in pixels if a request names none; the base's by default."),
@@ -100,7 +106,7 @@ def export(
         loras=tuple(Lora.parse(text) for text in lora or ()),
         vae=vae,
         tiny_decoder=tiny_decoder,
-        temporal_norm=temporal_norm.value,
+        temporal_norm=None if temporal_norm is None else temporal_norm.value,
         frames=frames,
         height=height,
         width=width,
@@ -115,7 +121,10 @@ def export(
     assert output is not None
     with Bar() as bar:
         manifest = export_bundle(
-            options, output, lambda name, index, count: bar.update(f"{name} ({index + 1}/{count})", index / count)
+            options,
+            output,
+            lambda name, index, count: bar.update(f"{name} ({index + 1}/{count})", index / count),
+            typer.echo,
         )
     for name, record in manifest.graphs.items():
         unit = "levels" if record.outputs[0].dtype == "uint8" else "relative"
@@ -149,9 +158,10 @@ def motion_module(
     from .build import build_export_engines
 
     if bundle is not None:
-        replace_motion_module(motion_adapter, bundle)
+        manifest = replace_motion_module(motion_adapter, bundle)
         build_export_engines(bundle, again=True)
-        typer.echo(f"{bundle}: motion module is now {motion_adapter}")
+        steps = manifest.scheduler.original_inference_steps
+        typer.echo(f"{bundle}: motion module is now {motion_adapter}, {steps} original steps")
     if standalone is not None:
         error = export_standalone(motion_adapter, temporal_norm.value, standalone)
         typer.echo(f"{standalone}: largest error {error:.1e} (relative)")

@@ -28,6 +28,12 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="0 to 2^64 - 1; random by default.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="1 to 128; the bundle's by default.")] = None,
+    normalize_scribbles: Annotated[
+        bool, typer.Option("--normalize-scribbles", help="Stretch scribbles from black to white, for pale lines.")
+    ] = False,
+    resample: Annotated[
+        str, typer.Option(help="How keyframes of another size are resized: lanczos or bilinear.")
+    ] = "lanczos",
     decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
     conditioning_scale: Annotated[float, typer.Option(help="How strongly keyframes guide the clip, 0 to 10.")] = 1.0,
     control_guidance_start: Annotated[
@@ -36,6 +42,13 @@ def generate(
     control_guidance_end: Annotated[
         float, typer.Option(help="Fraction of the steps, 0 to 1, up to which keyframes guide the clip.")
     ] = 1.0,
+    clip_skip: Annotated[int, typer.Option(help="Last layers of the text encoder to skip; 1 for many models.")] = 0,
+    prompt_weights: Annotated[
+        bool, typer.Option("--prompt-weights", help="Read (word:1.3), (word) and [word] as weights.")
+    ] = False,
+    long_prompts: Annotated[
+        bool, typer.Option("--long-prompts", help="Read prompts beyond 77 tokens in chunks; on a CPU.")
+    ] = False,
     context_length: Annotated[
         int | None,
         typer.Option(help="Frames of a context window, 4 to 32; by default clips of up to 32 frames are in one piece."),
@@ -75,12 +88,19 @@ def generate(
         width=width,
         num_frames=frames,
         decoder=decoder,
+        normalize_scribbles=normalize_scribbles,
+        resample=resample,
         conditioning_scale=conditioning_scale,
         control_guidance_start=control_guidance_start,
         control_guidance_end=control_guidance_end,
+        clip_skip=clip_skip,
+        prompt_weights=prompt_weights,
+        long_prompts=long_prompts,
         context_length=context_length,
         context_overlap=context_overlap,
     )
+    if normalize_scribbles and controlnet != "scribble":
+        typer.echo("note: --normalize-scribbles is used only with --controlnet scribble", err=True)
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)
     pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)

@@ -195,12 +195,21 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType)
     return up.outputs[0]
 
 
-def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
-    """Makes random inputs of the smallest size, with the value ranges of a request."""
+def random_inputs(bundle: Bundle, graph: str, seed: int = 0, size: ClipSize | None = None) -> Feeds:
+    """Makes random inputs with the value ranges of a request.
+
+    Args:
+        bundle: the bundle.
+        graph: name of the graph.
+        seed: of the values.
+        size: of the clip. None takes 4 frames of 4x5 latents. Of these sides one can be halved at two levels and the
+            other cannot, so that the UNet's upsamplers are checked both ways.
+    """
     manifest = bundle.manifest
     generator = np.random.default_rng(seed)
-    frames = min(4, manifest.sizes.max_frames)
-    size = ClipSize(width=manifest.sizes.multiple, height=manifest.sizes.multiple, frames=frames)
+    if size is None:
+        factor, frames = manifest.sizes.vae_scale_factor, min(4, manifest.sizes.max_frames)
+        size = ClipSize(width=5 * factor, height=4 * factor, frames=frames)
     shapes = static_shapes(manifest, graph, size)
     feeds: Feeds = {}
     for item in manifest.graphs[graph].inputs:
@@ -209,6 +218,10 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0) -> Feeds:
             values: Any = np.full(shape, 499.0)
         elif item.name == "conditioning_scale":
             values = np.ones(shape)
+        elif item.name == "clip_skip":
+            values = np.zeros(shape)
+        elif item.name == "attention_mask":
+            values = np.broadcast_to(np.arange(shape[1]) % 7 != 3, shape)  # the first token is always seen
         elif item.name == "conditioning_mask":
             values = np.arange(*shape) < shape[0] - 1
         elif item.name == "frame_index":

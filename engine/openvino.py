@@ -29,10 +29,11 @@ from .check import random_inputs, run_portable
 from .engine_writer import SetBuild, any_size_spec, engine_record, write_set
 from .rewrites.attention import fuse_attention, is_transformer_attention
 from .rewrites.channels_last import norm_by_channels, turn_motion_modules
-from .rewrites.exact_simplifications import fold_upsampling, split_gated_units
+from .rewrites.exact_simplifications import split_gated_units
 from .rewrites.precision import is_residual_stream
 from .rewrites.quantization import belongs_to, quantize
 from .rewrites.typed_graph import typed_graph, write_typed
+from .rewrites.upsampling import fold_upsampling
 from .rewrites.winograd import filter_convolutions
 
 IN_FP32 = ("text_encoder", "lcm_update")

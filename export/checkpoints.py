@@ -25,7 +25,7 @@ from .check import ExportError
 from .configurations import load_config, load_text_config, load_unet_config, load_vae_config
 from .loading import DEFAULTS, LoadOptions, attempt, load
 from .lora import Lora, fuse
-from .sources import check_finite, check_place, is_file, quoted
+from .sources import check_place, is_file, quoted
 
 Model = TypeVar("Model")
 Network = TypeVar("Network", bound=nn.Module)
@@ -141,7 +141,10 @@ def _pretrained(field: str, kind: type[Network], source: str, subfolder: str | N
         model, info = _first_success(field, source, read, (variant, None if variant else "fp16"))
     place = str(folder) if folder.is_dir() else source
     sources.check_complete(field, place, info["missing_keys"], info["unexpected_keys"])
-    check_finite(field, model.state_dict(), lambda name: sources.file_of(place, variant, name))
+    cached = sources.cached_folder(source, subfolder)
+    files = sources.weight_files(cached) if cached.is_dir() else []
+    read_from = [path for path, found in files if found == variant]
+    sources.check_finite_once(field, read_from, model.state_dict(), lambda name: sources.file_of(place, variant, name))
     return model
 
 

@@ -33,8 +33,8 @@ def check_unet(base: str, unet: dict[str, Any], vae: dict[str, Any]) -> None:
         )
 
 
-def check_motion_adapter(source: str, unet: dict[str, Any]) -> int:
-    """Returns how many frames the adapter has positions for.
+def check_motion_adapter(source: str, unet: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of the adapter.
 
     Raises:
         ExportError: the adapter is a PIA adapter, or its channels or layers differ from the base's.
@@ -51,7 +51,7 @@ def check_motion_adapter(source: str, unet: dict[str, Any]) -> int:
             "motion_adapter",
             f"{source!r} does not fit the base: its channels and layers are {theirs}, the base's {ours}",
         )
-    return int(adapter["motion_max_seq_length"])
+    return adapter
 
 
 def check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .original_formats import describe
-from .plan import ExportOptions, open_sources, read_parts
+from .plan import ExportOptions, plan_jobs, read_parts
+from .source_check import open_sources
 from .sources import is_file, read_weights
 
 
@@ -21,17 +22,19 @@ def dry_run(options: ExportOptions) -> Iterator[str]:
         yield f"{name} {Path(source).name if Path(source).exists() else source}: {_kind(name, source)}"
     if is_file(options.base):
         yield f"base_config {options.base_config}: tokenizer and settings of the base"
+    yield from parts.choices
     sizes, scheduler = parts.sizes, parts.scheduler
     yield (
         f"clips: {sizes.width}x{sizes.height}, sides in multiples of {sizes.multiple}; "
-        f"{sizes.frames} frames, at most {sizes.max_frames}; temporal norm {options.temporal_norm}"
+        f"{sizes.frames} frames, at most {sizes.max_frames}; temporal norm {parts.temporal_norm}"
     )
     yield (
         f"schedule: LCM, {scheduler.original_inference_steps} original steps, beta_schedule {scheduler.beta_schedule}, "
         f"prediction_type {scheduler.prediction_type}"
     )
-    for graph, size in open_sources(parts):
-        yield f"graph {graph}: {size / 1e6:.1f} MB of weights"
+    graphs: list[str] = []
+    open_sources(plan_jobs(parts), lambda graph, size: graphs.append(f"graph {graph}: {size / 1e6:.1f} MB of weights"))
+    yield from graphs
 
 
 def _sources(options: ExportOptions) -> Iterator[tuple[str, str]]:

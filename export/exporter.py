@@ -5,16 +5,19 @@ import hashlib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import get_args
 
 import torch
+from torch import nn
 
 from ..runtime.errors import first_line, reason_of
-from ..runtime.format.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest
+from ..runtime.format.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest, TemporalNorm
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 from . import checkpoints, graph_specs
 from .check import ExportError, check, largest_error, open_session
 from .onnx_file import trace, write
-from .plan import ExportOptions, Job, open_sources, plan_jobs, read_parts
+from .plan import ExportOptions, Job, plan_jobs, read_parts
+from .source_check import open_sources
 from .tokenizer import write_tokenizer
 
 KEYFRAME_SLOTS = 3
@@ -23,15 +26,21 @@ OnGraph = Callable[[str, int, int], None]
 """Called with the name of the graph in progress, the number of finished graphs and the number of all graphs."""
 
 
-def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None = None) -> Manifest:
+OnChoice = Callable[[str], None]
+"""Called with a line for each setting that the export takes by itself because of what a source is."""
+
+
+def export_bundle(
+    options: ExportOptions, output: Path, on_graph: OnGraph | None = None, on_choice: OnChoice | None = None
+) -> Manifest:
     """Writes a bundle to the folder `output`, which gets its files only when all of them are complete.
 
     Raises:
         ExportError: an option is not allowed, `output` is not empty or cannot be written, a checkpoint cannot be
             loaded, the parts do not fit together, or a graph differs from torch.
     """
-    if options.temporal_norm not in ("frame", "clip"):
-        raise ExportError("temporal_norm", f"{options.temporal_norm!r} is unknown", "choose frame or clip")
+    if options.temporal_norm not in (None, *get_args(TemporalNorm)):
+        raise ExportError("temporal_norm", f"{options.temporal_norm!r} is unknown", "choose frame, clip or resnet-clip")
     inside = output.is_dir()  # an empty folder may be a mount: fill it instead of replacing it
     places = [(output.parent, output.name), *([(output, "export")] if inside else [])]
     for place in places:
@@ -40,7 +49,7 @@ def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None
         raise ExportError("output", f"{str(output)!r} exists and is not an empty folder", "give a new folder")
     try:
         with staged_folder(*places[-1]) as folder:
-            manifest = _Exporter(options, folder, on_graph or (lambda *_: None)).run()
+            manifest = _Exporter(options, folder, on_graph or (lambda *_: None), on_choice or (lambda _: None)).run()
             if inside:
                 for name in ("onnx", "tokenizer.json", "manifest.json"):
                     (folder / name).replace(output / name)
@@ -52,23 +61,26 @@ def export_bundle(options: ExportOptions, output: Path, on_graph: OnGraph | None
 
 
 class _Exporter:
-    def __init__(self, options: ExportOptions, folder: Path, on_graph: OnGraph) -> None:
+    def __init__(self, options: ExportOptions, folder: Path, on_graph: OnGraph, on_choice: OnChoice) -> None:
         self.options = options
         self.folder = folder
         self.on_graph = on_graph
+        self.on_choice = on_choice
+        self.loaded: dict[str, nn.Module] = {}
         (folder / "onnx").mkdir()
 
     def run(self) -> Manifest:
         options = self.options
         parts = read_parts(options)
+        for choice in parts.choices:
+            self.on_choice(choice)
         write_tokenizer(
             checkpoints.load_tokenizer(options.base, options.loading), parts.max_tokens, self.folder / "tokenizer.json"
         )
-        for _ in open_sources(parts):
-            pass
         jobs = plan_jobs(parts)
+        self.loaded = open_sources(jobs)
         records = {}
-        for index, job in enumerate(jobs):
+        for index, job in enumerate(sorted(jobs, key=lambda job: job.spec.name not in self.loaded)):
             self.on_graph(job.spec.name, index, len(jobs))
             records[job.spec.name] = self.guarded(job)
         self.on_graph("done", len(jobs), len(jobs))
@@ -79,11 +91,12 @@ class _Exporter:
             sources=options.sources(),
             sizes=parts.sizes,
             scheduler=parts.scheduler,
-            temporal_norm=options.temporal_norm,
+            temporal_norm=parts.temporal_norm,
             max_tokens=parts.max_tokens,
+            text_layers=parts.text_layers,
             keyframe_slots=KEYFRAME_SLOTS,
             tokenizer="tokenizer.json",
-            graphs=records,
+            graphs={job.spec.name: records[job.spec.name] for job in jobs},
             files={
                 path.relative_to(self.folder).as_posix(): file_record(path)
                 for path in sorted(self.folder.rglob("*"))
@@ -108,7 +121,8 @@ class _Exporter:
         Memory holds the weights once: torch's copy is freed before the check maps the written file.
         """
         spec = job.spec
-        module = job.build().eval().requires_grad_(False)
+        module = self.loaded.pop(spec.name) if spec.name in self.loaded else job.build()
+        module = module.eval().requires_grad_(False)
         checks = job.check_inputs()
         with torch.no_grad():
             expected = [_as_tuple(module(*inputs)) for inputs in checks]

@@ -53,11 +53,15 @@ class GraphSpec:
         return tuple(item.sample(resolve_shape(item.shape, sizes), generator) for item in self.inputs)
 
 
-def text_encoder_spec(vocabulary: int, max_tokens: int, width: int) -> GraphSpec:
-    """Token ids -> embeddings of the prompt."""
+def text_encoder_spec(vocabulary: int, max_tokens: int, width: int, layers: int) -> GraphSpec:
+    """Token ids, the tokens that may be seen, and the last layers to skip -> embeddings of the prompt."""
     return GraphSpec(
         "text_encoder",
-        (Input("input_ids", ("batch", max_tokens), integers(vocabulary)),),
+        (
+            Input("input_ids", ("batch", max_tokens), integers(vocabulary)),
+            Input("attention_mask", ("batch", max_tokens), _attention_mask),
+            Input("clip_skip", (1,), integers(layers)),
+        ),
         (("prompt_embeds", ("batch", max_tokens, width)),),
     )
 
@@ -182,6 +186,13 @@ def tensor_records(
         TensorRecord(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=shape)
         for (name, shape), tensor in zip(names_and_shapes, tensors, strict=True)
     )
+
+
+def _attention_mask(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Draws zeros and ones; the first token is always seen, as it has no other to look at."""
+    mask = torch.randint(2, shape, generator=generator)
+    mask[:, 0] = 1
+    return mask
 
 
 def _timestep(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import diffusers
 import transformers
+from accelerate import init_empty_weights
 
 from .check import ExportError
 from .sources import cannot_load, check_place, is_file
@@ -56,6 +57,12 @@ def attempt(field: str, source: str, reader: Callable[[], Model]) -> Model:
         raise
     except Exception as error:  # a damaged file can make the loaders raise anything
         raise cannot_load(field, source, error) from None
+
+
+def unfilled(build: Callable[[], Model]) -> Model:
+    """Builds a model whose weights take no memory and no time until they are assigned; buffers are as always."""
+    with init_empty_weights(include_buffers=False):
+        return build()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from .lora_names import (
     with_all_alphas,
     without_embeddings,
 )
+from .published_models import lora_weight
 from .sources import SUFFIXES, cannot_load, find_file, is_file, quoted, read_weights
 
 _PEFT = "base_model.model."
@@ -41,12 +42,14 @@ class Lora:
     def parse(cls, text: str) -> "Lora":
         """Reads `SOURCE` or `SOURCE=WEIGHT`. A file or folder of that whole name goes first.
 
+        Without a weight, AnimateLCM's LoRA gets 0.8 and others 1.
+
         Raises:
             ExportError: the source is empty, or the weight is not a finite number.
         """
         source, separator, weight = text.rpartition("=")
         if not separator or Path(text).exists():
-            return cls(text)
+            return cls(text, lora_weight(text))
         try:
             value = float(weight)
         except ValueError:

@@ -1,10 +1,13 @@
 """Replace modules of a library by modules of this package."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNetMotionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -58,3 +61,48 @@ class ClipGroupNorm(GroupNorm):
         centred = groups - groups.mean(-1, keepdim=True).mean(-2, keepdim=True)
         variance = (centred * centred).mean(-1, keepdim=True).mean(-2, keepdim=True)
         return (centred * torch.rsqrt(variance + self.eps)).reshape(states.shape)
+
+
+@dataclass(slots=True)
+class FrameCount:
+    """The number of frames of a clip, for modules that get the frames of all clips as one batch."""
+
+    value: int = 1
+
+
+class FramesGroupNorm(GroupNorm):
+    """GroupNorm of the frames [B*F, C, h, w] of clips, with statistics over all frames of each clip.
+
+    It adds pixels first, for the same reason as `ClipGroupNorm`.
+    """
+
+    def __init__(self, source: nn.GroupNorm, frame_count: FrameCount) -> None:
+        super().__init__(source)
+        self.frame_count = frame_count
+
+    def normalize(self, states: torch.Tensor) -> torch.Tensor:
+        """Zero mean and unit variance in each group of a clip."""
+        _, channels, height, width = states.shape
+        groups = states.reshape(
+            -1, self.frame_count.value, self.num_groups, channels // self.num_groups, height * width
+        )  # [B, F, G, C/G, h*w]
+        centred = groups - groups.mean(-1, keepdim=True).mean((1, 3), keepdim=True)
+        variance = (centred * centred).mean(-1, keepdim=True).mean((1, 3), keepdim=True)
+        return (centred * torch.rsqrt(variance + self.eps)).reshape(states.shape)
+
+
+def normalize_over_clips(unet: UNetMotionModel, frame_count: FrameCount) -> None:
+    """Makes the norms of all ResNet blocks, and the last one, take their statistics over whole clips.
+
+    AnimateDiff v1 was trained so: `use_inflated_groupnorm: false` in guoyww/AnimateDiff's inference-v1.yaml. The norms
+    of its attentions see each frame on its own. So do all norms of SparseCtrl.
+
+    Args:
+        unet: the model.
+        frame_count: set before each run.
+    """
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.norm1 = FramesGroupNorm(module.norm1, frame_count)
+            module.norm2 = FramesGroupNorm(module.norm2, frame_count)
+    unet.conv_norm_out = FramesGroupNorm(unet.conv_norm_out, frame_count)

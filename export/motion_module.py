@@ -10,14 +10,16 @@ from diffusers import MotionAdapter
 from diffusers.models.attention_processor import Attention
 
 from ..runtime.errors import BundleError, reason_of
-from ..runtime.format.manifest import Manifest, read_manifest
+from ..runtime.format.manifest import Manifest, SchedulerRecord, read_manifest
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
+from . import published_models
 from .check import ExportError, check, largest_error, open_session
 from .checkpoints import load_motion_adapter
 from .exporter import file_record, weights_file
 from .graph_specs import motion_module_spec
 from .onnx_file import TRANSPOSED, trace, write, write_tensors
 from .plan import public_name
+from .sources import quoted
 from .temporal_transformer import TemporalNorm
 from .traced_modules import MotionModules
 
@@ -29,8 +31,8 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
     leaves the bundle unchanged.
 
     Raises:
-        ExportError: the layers, shapes or heads of the adapter differ from those of the exported one, or the bundle
-            cannot be written.
+        ExportError: the layers, shapes, heads or norms of the adapter differ from those of the exported one, or the
+            bundle cannot be written.
         BundleError: `bundle` is not a bundle, or has no file of motion-module weights.
     """
     manifest = read_manifest(bundle)
@@ -46,6 +48,7 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
     ]
     places.sort(key=lambda item: item[1].offset or 0)
     adapter = load_motion_adapter(source)
+    _check_norms(source, adapter, manifest)
     weights = adapter.state_dict()
     if weights.keys() != {key for key, _ in places}:
         raise ExportError(
@@ -69,6 +72,7 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
         changed = manifest.model_copy(
             update={
                 "sources": {**manifest.sources, "motion_adapter": public_name(source)},
+                "scheduler": _schedule(source, adapter, manifest),
                 "files": {**manifest.files, name: file_record(part)},
             }
         )
@@ -82,6 +86,34 @@ def replace_motion_module(source: str, bundle: Path) -> Manifest:
             with suppress(OSError):
                 path.unlink()
     return changed
+
+
+def _check_norms(source: str, adapter: MotionAdapter, manifest: Manifest) -> None:
+    """Raises ExportError if the UNet of the bundle has other norms than the adapter was trained with.
+
+    The norms over `frame` and `clip` may both be used with the same adapter: that choice stays with the bundle.
+    """
+    trained, exported = published_models.temporal_norm(adapter.config), manifest.temporal_norm
+    if (trained == "resnet-clip") != (exported == "resnet-clip"):
+        raise ExportError(
+            "motion_adapter",
+            f"{quoted(source)} needs temporal norm {trained}, the bundle has {exported}",
+            "export the bundle again",
+        )
+
+
+def _schedule(source: str, adapter: MotionAdapter, manifest: Manifest) -> SchedulerRecord:
+    """Returns the schedule of the bundle, with other original steps if AnimateLCM comes or goes.
+
+    A number that was chosen at export stays.
+    """
+    old = published_models.is_named_animatelcm(manifest.sources.get("motion_adapter", ""))
+    new = published_models.is_animatelcm(source, adapter.config)
+    steps = {True: published_models.ANIMATELCM_STEPS, False: published_models.LCM_STEPS}
+    record = manifest.scheduler
+    if old == new or record.original_inference_steps != steps[old]:
+        return record
+    return record.model_copy(update={"original_inference_steps": steps[new]})
 
 
 def _check_heads(source: str, adapter: MotionAdapter, graph: ir.Graph) -> None:

@@ -14,6 +14,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from .graph_specs import GraphSpec
+from .upsampling import merge_cuts
 
 OPSET = 21
 IR_VERSION = 10
@@ -149,6 +150,7 @@ def _simplify(model: ir.Model) -> None:
 
     common.InlinePass()(model)
     _drop_zero_biases(model.graph)
+    merge_cuts(model.graph)
     for _ in range(2):
         optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=should_fold)
         common.RemoveUnusedNodesPass()(model)

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..runtime.format.manifest import TemporalNorm
 from .loading import BASE_CONFIG, LoadOptions
 from .lora_files import Lora
-from .temporal_transformer import TemporalNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class ExportOptions:
         loras: fused into UNet and text encoder, in this order.
         vae: a VAE to use instead of the base's.
         tiny_decoder: an AutoencoderTiny, or a file in TAESD's own format; its decoder is exported besides the VAE's.
-        temporal_norm: see `TemporalTransformer`.
+        temporal_norm: see the manifest's `TemporalNorm`; None takes that which the motion modules were trained with.
         frames: default number of frames of a clip.
         height, width: default size of a clip in pixels; None takes the UNet's sample size.
         scheduler: overrides of the LCM schedule, by diffusers' names.
@@ -34,7 +34,7 @@ class ExportOptions:
     loras: tuple[Lora, ...] = ()
     vae: str | None = None
     tiny_decoder: str | None = None
-    temporal_norm: TemporalNorm = "frame"
+    temporal_norm: TemporalNorm | None = None
     frames: int = 16
     height: int | None = None
     width: int | None = None

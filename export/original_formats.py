@@ -23,9 +23,11 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from .check import ExportError
+from .loading import unfilled
+from .published_models import ANIMATELCM_POSITIONS
 from .sources import Weights, fill, quoted, read_weights
 
-_POSITIONS = re.compile(r"(.*\.transformer_blocks\.\d+)\.attention_blocks\.(\d+)\.pos_encoder\.pe")
+_POSITIONS = re.compile(r"(.*\.transformer_blocks\.\d+)\.attention_blocks\.(\d+)\.pos_encoder\.(?:pe|pos_encoding)")
 _UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 
 
@@ -78,7 +80,8 @@ def load_motion_modules(field: str, source: str) -> MotionAdapter:
         ExportError: the file cannot be read, holds something else, or lacks weights.
     """
     tensors = _motion_tensors(field, source)
-    model = MotionAdapter.from_config(_motion_config(field, source, tensors))
+    config = _motion_config(field, source, tensors)
+    model = unfilled(lambda: MotionAdapter.from_config(config))
     return _with_positions(field, source, model, tensors)
 
 
@@ -114,7 +117,7 @@ def _motion_config(field: str, source: str, tensors: dict[str, torch.Tensor]) ->
         "motion_mid_block_layers_per_block": len(middle) or 1,
         "motion_num_attention_heads": 8,
         "motion_norm_num_groups": 32,
-        "motion_max_seq_length": _positions(tensors),
+        "motion_max_seq_length": _positions(tensors, ANIMATELCM_POSITIONS if middle else 32),
         "use_motion_mid_block": bool(middle),
         "conv_in_channels": tensors["conv_in.weight"].shape[1] if "conv_in.weight" in tensors else None,
     }
@@ -125,8 +128,12 @@ def _count(tensors: dict[str, torch.Tensor], prefix: str) -> int:
     return len({key.removeprefix(prefix).split(".")[0] for key in tensors if key.startswith(prefix)})
 
 
-def _positions(tensors: dict[str, torch.Tensor]) -> int:
-    return next((value.shape[1] for key, value in tensors.items() if key.endswith(".pos_embed.pe")), 32)
+def _positions(tensors: dict[str, torch.Tensor], absent: int = 32) -> int:
+    """Returns the number of positions, `absent` if the file holds none: then they are sines, which the model computes.
+
+    Of the published motion modules, only AnimateLCM's are without.
+    """
+    return next((value.shape[1] for key, value in tensors.items() if key.endswith(".pos_embed.pe")), absent)
 
 
 def _with_positions(field: str, source: str, model: nn.Module, tensors: dict[str, torch.Tensor]) -> Any:
@@ -150,7 +157,7 @@ def load_sparsectrl(field: str, source: str) -> SparseControlNetModel:
     """
     tensors, settings = _controlnet_tensors(field, source)
     config = _beside(source, SparseControlNetModel) or _controlnet_config(tensors, settings)
-    model = SparseControlNetModel.from_config(config)
+    model = unfilled(lambda: SparseControlNetModel.from_config(config))
     return _with_positions(field, source, model, tensors)
 
 
@@ -207,8 +214,7 @@ def load_unet2d(source: str, config: dict[str, Any]) -> UNet2DConditionModel:
         ExportError: the file cannot be read, holds something else, lacks weights, or does not fit `config`.
     """
     weights = read_base(source).tensors
-    with torch.device("meta"):
-        model = UNet2DConditionModel.from_config(config)
+    model = unfilled(lambda: UNet2DConditionModel.from_config(config))
     tensors = {name: value for name, value in weights.items() if name.startswith(_UNET)}
     _fill_converted("base", source, model, lambda: convert_ldm_unet_checkpoint(tensors, config))
     return model
@@ -229,8 +235,7 @@ def load_vae_file(field: str, source: str, config: dict[str, Any]) -> Autoencode
         what = describe(weights)
         remedy = "give a VAE with --vae" if field == "base" else "give a file of a VAE"
         raise ExportError(field, f"{quoted(source)} holds {what} without a VAE", remedy)
-    with torch.device("meta"):
-        model = AutoencoderKL.from_config(config)
+    model = unfilled(lambda: AutoencoderKL.from_config(config))
     if "decoder.mid_block.resnets.0.conv1.weight" in tensors:
         fill(field, source, model, tensors)
     else:
@@ -246,7 +251,7 @@ def load_clip(source: str, config: CLIPTextConfig) -> CLIPTextModel:
     """
     weights = read_base(source).tensors
     converted = convert_ldm_clip_checkpoint(weights)
-    model = CLIPTextModel(config)
+    model = unfilled(lambda: CLIPTextModel(config))
     own = {
         name: next((key for key in (name, f"text_model.{name}") if key in converted), name)
         for name in model.state_dict()

@@ -1,7 +1,6 @@
 """Plan an export: the options, the sizes from the checkpoints' configurations, and one job per graph."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,35 +10,39 @@ from torch import nn
 
 from ..runtime.format.clip_layout import ClipLayout, ClipSize
 from ..runtime.format.decoders import DECODERS
-from ..runtime.format.manifest import MAX_SIDE, Dimension, SchedulerRecord, Sizes
-from . import checkpoints, compatibility, configurations, graph_specs, traced_modules
+from ..runtime.format.manifest import MAX_SIDE, Dimension, SchedulerRecord, Sizes, TemporalNorm
+from . import checkpoints, compatibility, configurations, graph_specs, published_models, traced_modules
 from .check import ExportError
 from .graph_specs import GraphSpec, Input
 from .lora_files import read_lora
 from .options import ExportOptions, public_name
 
-__all__ = ["ExportOptions", "Job", "Parts", "lcm_schedule", "open_sources", "plan_jobs", "public_name", "read_parts"]
-
-MAX_FRAMES = 32
+__all__ = ["ExportOptions", "Job", "Parts", "lcm_schedule", "plan_jobs", "public_name", "read_parts"]
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The options, and the sizes and schedule from the checkpoints' configurations."""
+    """The options, and what the checkpoints' configurations add to them: sizes, norms and schedule.
+
+    `choices` has a line for each setting that follows from what a source is, instead of an option or its default.
+    """
 
     options: ExportOptions
+    choices: tuple[str, ...]
+    temporal_norm: TemporalNorm
     sizes: Sizes
     scheduler: SchedulerRecord
     vocabulary: int
     max_tokens: int
     text_width: int
+    text_layers: int
     channels: tuple[int, ...]
     layers: tuple[int, ...]
 
     @property
     def prompt(self) -> tuple[Dimension, ...]:
         """Shape of the prompt's embeddings."""
-        return ("batch", self.max_tokens, self.text_width)
+        return ("batch", "tokens", self.text_width)
 
     @property
     def residuals(self) -> list[tuple[Dimension, ...]]:
@@ -57,11 +60,13 @@ def read_parts(options: ExportOptions) -> Parts:
     vae = configurations.load_vae_config(options.base, options.vae, options.loading)
     text = configurations.load_text_config(options.base, options.loading)
     compatibility.check_unet(options.base, unet, vae)
-    positions = [compatibility.check_motion_adapter(options.motion_adapter, unet)]
+    motion = compatibility.check_motion_adapter(options.motion_adapter, unet)
+    positions = [int(motion["motion_max_seq_length"])]
     positions += [compatibility.check_controlnet(kind, source, unet) for kind, source in options.controlnets.items()]
-    max_frames = min(MAX_FRAMES, *positions)
+    max_frames = min(positions)
     if not 1 <= options.frames <= max_frames:
         raise ExportError("frames", f"{options.frames} is out of range", f"the motion modules allow 1 to {max_frames}")
+    schedule = published_models.schedule(options.motion_adapter, motion) | options.scheduler
     for lora in options.loras:
         read_lora(lora)
     channels = tuple(unet["block_out_channels"])
@@ -69,11 +74,14 @@ def read_parts(options: ExportOptions) -> Parts:
         compatibility.check_tiny_decoder(options.tiny_decoder, vae)
     return Parts(
         options=options,
+        choices=tuple(published_models.choices(options, motion)),
+        temporal_norm=options.temporal_norm or published_models.temporal_norm(motion),
         sizes=_sizes(options, unet, vae, max_frames),
-        scheduler=lcm_schedule(configurations.load_lcm_config(options.base, options.scheduler, options.loading)),
+        scheduler=lcm_schedule(configurations.load_lcm_config(options.base, schedule, options.loading)),
         vocabulary=int(text.vocab_size),
         max_tokens=int(text.max_position_embeddings),
         text_width=int(text.hidden_size),
+        text_layers=int(text.num_hidden_layers),
         channels=channels,
         layers=compatibility.per_level(unet["layers_per_block"], unet),
     )
@@ -82,7 +90,6 @@ def read_parts(options: ExportOptions) -> Parts:
 def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], max_frames: int) -> Sizes:
     """Returns the default and allowed sizes of requests."""
     factor = compatibility.scale_factor(vae)
-    multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     sample_size = unet["sample_size"] or 64
     rows, columns = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     sizes = Sizes(
@@ -90,16 +97,16 @@ def _sizes(options: ExportOptions, unet: dict[str, Any], vae: dict[str, Any], ma
         width=columns * factor if options.width is None else max(1, options.width),
         frames=options.frames,
         max_frames=max_frames,
-        multiple=multiple,
+        multiple=factor,
         vae_scale_factor=factor,
         latent_channels=vae["latent_channels"],
     )
     for side in (sizes.height, sizes.width):
-        if side % multiple or not multiple <= side <= MAX_SIDE:
+        if side % factor or not factor <= side <= MAX_SIDE:
             raise ExportError(
                 "size",
                 f"{sizes.width}x{sizes.height} is not allowed",
-                f"give multiples of {multiple} from {multiple} to {MAX_SIDE}",
+                f"give multiples of {factor} from {factor} to {MAX_SIDE}",
             )
     return sizes
 
@@ -159,18 +166,24 @@ def _text_encoder(parts: Parts) -> Job:
             checkpoints.load_text_encoder(options.base, list(options.loras), options.loading)
         )
 
-    spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width)
+    spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width, parts.text_layers)
     return Job(spec, build, *_video_layouts(parts))
 
 
 def _video_layouts(parts: Parts) -> tuple[ClipLayout, ClipLayout]:
-    """Returns two small clips: one to trace the graphs for prompts and latents, and one more to check them."""
-    side = parts.sizes.multiple
+    """Returns two small clips: one to trace the graphs for prompts and latents, and one more to check them.
+
+    The traced one can be halved at every level and has at least two latents at the last, since the tracer treats one
+    as a constant. The checked one has odd sides at several levels, so that a graph that only takes the first kind of
+    size is found.
+    """
+    factor = parts.sizes.vae_scale_factor
+    side = factor * 2 ** (len(parts.channels) - 1)
     traced = ClipSize(width=3 * side, height=2 * side, frames=4)
-    checked = ClipSize(width=side, height=3 * side, frames=3)
+    checked = ClipSize(width=13 * factor, height=9 * factor, frames=3)  # 9, 5, 3, 2 and 13, 7, 4, 2
     return (
-        ClipLayout(parts.sizes, traced, prompts=2, keyframes=2),
-        ClipLayout(parts.sizes, checked, prompts=1, keyframes=1),
+        ClipLayout(parts.sizes, traced, prompts=2, keyframes=2, tokens=parts.max_tokens),
+        ClipLayout(parts.sizes, checked, prompts=1, keyframes=1, tokens=2 * parts.max_tokens),
     )
 
 
@@ -187,7 +200,7 @@ def _controlnet(parts: Parts, kind: str, source: str) -> Job:
 
     def build() -> nn.Module:
         model = checkpoints.load_controlnet(kind, source, parts.options.loading)
-        return traced_modules.SparseCtrl(model, parts.options.temporal_norm)
+        return traced_modules.SparseCtrl(model, parts.temporal_norm)
 
     spec = graph_specs.controlnet_spec(kind, conditioning, parts.prompt, parts.residuals)
     return Job(spec, build, *_video_layouts(parts))
@@ -202,7 +215,7 @@ def _unet(parts: Parts) -> Job:
 
     def build() -> nn.Module:
         model = checkpoints.load_unet(options.base, options.motion_adapter, list(options.loras), options.loading)
-        return traced_modules.UNet(model, options.temporal_norm)
+        return traced_modules.UNet(model, parts.temporal_norm)
 
     return Job(graph_specs.unet_spec(_latents(parts), parts.prompt, parts.residuals), build, *_video_layouts(parts))
 
@@ -244,26 +257,6 @@ def _tiny_decoder(parts: Parts, source: str) -> Job:
 
     spec = graph_specs.vae_decoder_spec(sizes.latent_channels, sizes.vae_scale_factor, DECODERS["tiny"])
     return Job(spec, build, *_image_layouts(parts))
-
-
-def open_sources(parts: Parts) -> Iterator[tuple[str, int]]:
-    """Loads every model once and frees it again; yields the graph it is for and the bytes of its weights as float32.
-
-    So every source is found whole, finite and fitting before the first graph is traced, which takes minutes.
-
-    Raises:
-        ExportError: a checkpoint cannot be loaded or does not fit.
-    """
-    jobs = plan_jobs(parts)
-    graphs = {job.spec.name for job in jobs}
-    for job in jobs:
-        if job.spec.name == "vae_encoder" and "vae_decoder" in graphs:  # the decoder comes from the same VAE
-            continue
-        module = job.build()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-        del module
-        gc.collect()
-        yield job.spec.name, size
 
 
 def lcm_schedule(config: dict[str, Any]) -> SchedulerRecord:

@@ -22,8 +22,8 @@ WRAPPERS = ("state_dict", "controlnet")
 """Keys under which trainers save the weights beside other values."""
 
 _DIFFUSERS_FILE = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?P<variant>.*)\.(?:safetensors|bin)")
-_finite: set[tuple[str, int, int]] = set()
-"""Files whose values were found finite: path, time of modification, size."""
+_finite: set[tuple[tuple[str, int, int], ...]] = set()
+"""Sets of files whose values were found finite: path, time of modification and size of each."""
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 
@@ -107,7 +107,7 @@ def read_weights(field: str, source: str) -> Weights:
     settings |= {str(name): value for name, value in entries.items() if not isinstance(value, torch.Tensor)}
     if not tensors:
         raise _refused(field, source, "it holds no weights", "give a checkpoint")
-    _check_finite_once(field, source, path, tensors)
+    check_finite_once(field, [path], tensors, lambda _: source)
     return Weights(tensors, settings, metadata)
 
 
@@ -154,12 +154,16 @@ def is_safetensors(field: str, source: str, path: Path) -> bool:
     return True
 
 
-def _check_finite_once(field: str, source: str, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Checks the values of a file when it is first read: an export reads a file for several parts, and twice."""
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
-    if key not in _finite:
-        check_finite(field, tensors, lambda _: source)
+def check_finite_once(
+    field: str, files: list[Path], tensors: Mapping[str, torch.Tensor], file_of: Callable[[str], str]
+) -> None:
+    """Checks the values of some files when they are first read: an export reads most of them twice.
+
+    Without `files`, it checks every time.
+    """
+    key = tuple((str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    if key not in _finite or not files:
+        check_finite(field, tensors, file_of)
         _finite.add(key)
 
 
@@ -231,6 +235,17 @@ def weight_files(folder: Path) -> list[tuple[Path, str | None]]:
         if match := _DIFFUSERS_FILE.fullmatch(path.name):
             files.append((path, _SHARD.sub("", match["variant"]).removeprefix(".") or None))
     return files
+
+
+def cached_folder(source: str, subfolder: str | None) -> Path:
+    """Returns the folder of a source in diffusers format, in the hub's cache if it is a name on the hub."""
+    folder = Path(source) / (subfolder or "")
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(source, f"{subfolder}/config.json" if subfolder else "config.json")
+    return Path(config).parent if isinstance(config, str) else folder
 
 
 def file_of(place: str, variant: str | None, name: str) -> str:

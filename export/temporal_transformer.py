@@ -1,14 +1,15 @@
 """The temporal transformer of AnimateDiff, with a choice of statistics for its first norm."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
 
+from ..runtime.format.manifest import TemporalNorm
 from .module_replacement import ClipGroupNorm, replace_modules
 
-TemporalNorm = Literal["frame", "clip"]
+__all__ = ["TemporalNorm", "TemporalTransformer", "replace_temporal_transformers"]
 
 
 class TemporalTransformer(nn.Module):
@@ -18,18 +19,18 @@ class TemporalTransformer(nn.Module):
 
     Args:
         source: the module whose weights are used.
-        temporal_norm: what the first GroupNorm takes its statistics over: each `frame`, as in the original AnimateDiff
-            code (guoyww/AnimateDiff, motion_module.py) that the public checkpoints were trained with, or the whole
-            `clip`, as in diffusers.
+        temporal_norm: what the first GroupNorm takes its statistics over: the whole `clip`, as in diffusers, or else
+            each frame, as in the original AnimateDiff code (guoyww/AnimateDiff, motion_module.py) that the public
+            checkpoints were trained with.
     """
 
     def __init__(self, source: AnimateDiffTransformer3D, temporal_norm: TemporalNorm) -> None:
         super().__init__()
-        self.norm = source.norm if temporal_norm == "frame" else ClipGroupNorm(source.norm)
+        self.norm = ClipGroupNorm(source.norm) if temporal_norm == "clip" else source.norm
         self.proj_in = source.proj_in
         self.transformer_blocks = source.transformer_blocks
         self.proj_out = source.proj_out
-        self.temporal_norm = temporal_norm
+        self.over_clip = temporal_norm == "clip"
 
     def forward(
         self,
@@ -43,12 +44,12 @@ class TemporalTransformer(nn.Module):
         """Maps [B*F, C, h, w] to the same shape; the diffusers blocks pass the arguments in this order."""
         _, channels, height, width = hidden_states.shape
         states = hidden_states.reshape(-1, num_frames, channels, height * width)  # [B, F, C, h*w]
-        if self.temporal_norm == "frame":
-            states = self.norm(states.flatten(0, 1)).reshape(states.shape)
-            states = states.permute(0, 3, 1, 2)
-        else:
+        if self.over_clip:
             states = self.norm(states.transpose(1, 2))  # [B, C, F, h*w]
             states = states.permute(0, 3, 2, 1)
+        else:
+            states = self.norm(states.flatten(0, 1)).reshape(states.shape)
+            states = states.permute(0, 3, 1, 2)
         states = self.proj_in(states.flatten(0, 1))  # [B*h*w, F, C]
         for block in self.transformer_blocks:
             states = block(states)

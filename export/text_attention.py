@@ -9,7 +9,7 @@ class SharedTextAttnProcessor:
     """Self-attention, and cross-attention to a text that is the same for every frame.
 
     Cross-attention folds the frames into the query's sequence. Softmax works row by row, so [B, F*N] queries against
-    [B, 77] keys give the same numbers as the text repeated F times. The keys and values are projected once per prompt
+    [B, T] keys give the same numbers as the text repeated F times. The keys and values are projected once per prompt
     instead of once per frame.
     """
 
@@ -21,7 +21,7 @@ class SharedTextAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Maps hidden_states [B*F, N, C] and encoder_hidden_states [B, 77, D] (or none) to [B*F, N, C]."""
+        """Maps hidden_states [B*F, N, C] and encoder_hidden_states [B, T, D] (or none) to [B*F, N, C]."""
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         batch = text.shape[0]
         head_dim = attn.inner_dim // attn.heads

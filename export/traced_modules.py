@@ -6,28 +6,41 @@ They are thin: they call the blocks of the diffusers and transformers models, wh
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, MotionAdapter, SparseControlNetModel, UNetMotionModel
 from diffusers.models.attention_processor import Attention
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from transformers import CLIPTextModel
 
-from .module_replacement import GroupNorm, replace_modules
+from .module_replacement import FrameCount, GroupNorm, normalize_over_clips, replace_modules
 from .temporal_transformer import TemporalNorm, TemporalTransformer, replace_temporal_transformers
 from .text_attention import SharedTextAttnProcessor
+from .upsampling import Upsampler
 
 
 class TextEncoder(nn.Module):
-    """input_ids [B, 77] int64 -> prompt_embeds [B, 77, D]."""
+    """CLIP's text encoder.
+
+    Inputs: input_ids [B, 77] int64; attention_mask [B, 77] int64, 0 for tokens that no token looks at, else 1;
+    clip_skip [1] int64, the last layers whose result is skipped, from 0 to all but one.
+    Output: prompt_embeds [B, 77, D].
+    """
 
     def __init__(self, model: CLIPTextModel) -> None:
         super().__init__()
         self.model = model
         length = model.config.max_position_embeddings
-        mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
+        self.hidden = torch.finfo(torch.float32).min
+        mask = torch.full((length, length), self.hidden).triu(1)
         self.register_buffer("causal_mask", mask[None, None], persistent=False)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, clip_skip: torch.Tensor) -> torch.Tensor:
+        mask = torch.where(attention_mask[:, None, None] == 0, self.hidden, self.causal_mask)  # [B, 1, 77, 77]
         states = self.model.embeddings(input_ids=input_ids)
-        states = self.model.encoder(inputs_embeds=states, attention_mask=self.causal_mask).last_hidden_state
-        return self.model.final_layer_norm(states)
+        results = []
+        for layer in self.model.encoder.layers:
+            states = layer(states, mask)
+            results.append(states)
+        chosen = torch.stack(results).index_select(0, len(results) - 1 - clip_skip)  # [1, B, 77, D]
+        return self.model.final_layer_norm(chosen[0])
 
 
 def _prepare(model: nn.Module, temporal_norm: TemporalNorm) -> None:
@@ -46,7 +59,7 @@ class SparseCtrl(nn.Module):
     the bias, and all frames without a keyframe are equal until the first temporal layer. The layers before that one
     run on the U distinct frames, which are then gathered to F.
 
-    Inputs: timestep [1]; prompt_embeds [B, 77, D]; conditioning, uint8 pixels [U, H, W, 3] for scribbles or latents
+    Inputs: timestep [1]; prompt_embeds [B, T, D]; conditioning, uint8 pixels [U, H, W, 3] for scribbles or latents
     [U, 4, h, w] for rgb keyframes; conditioning_mask [U], 1 for a keyframe and 0 for the blank; frame_index [F] int64,
     each frame's index in U.
     Outputs: the residuals of the down blocks and the middle block, each [B*F, C, h, w].
@@ -111,14 +124,18 @@ class UNet(nn.Module):
 
     The residuals are scaled here and not in SparseCtrl's graph, so that kept residuals serve every scale.
 
-    Inputs: latents [1, 4, F, h, w]; timestep [1]; prompt_embeds [B, 77, D]; conditioning_scale [1]; the residuals of
+    Inputs: latents [1, 4, F, h, w]; timestep [1]; prompt_embeds [B, T, D]; conditioning_scale [1]; the residuals of
     SparseCtrl, each of shape [B*F, C, h, w] or broadcastable to it.
     Output: prediction [B, 4, F, h, w].
     """
 
     def __init__(self, model: UNetMotionModel, temporal_norm: TemporalNorm) -> None:
         super().__init__()
+        self.frame_count = FrameCount()
+        if temporal_norm == "resnet-clip":
+            normalize_over_clips(model, self.frame_count)
         _prepare(model, temporal_norm)
+        replace_modules(model, Upsample2D, Upsampler)
         self.model = model
 
     def forward(
@@ -131,6 +148,7 @@ class UNet(nn.Module):
     ) -> torch.Tensor:
         model = self.model
         batch, num_frames = prompt_embeds.shape[0], latents.shape[2]
+        self.frame_count.value = num_frames
         temb = model.time_embedding(model.time_proj(timestep))  # [1, T], the same for every frame
         sample = model.conv_in(latents[0].transpose(0, 1))  # [F, C, h, w]
         sample = sample.expand(batch, *sample.shape).flatten(0, 1)  # [B*F, C, h, w]
@@ -153,7 +171,8 @@ class UNet(nn.Module):
             layers = len(block.resnets)
             skipped, states = tuple(states[-layers:]), states[:-layers]
             arguments = shared if hasattr(block, "attentions") else {"temb": temb, "num_frames": num_frames}
-            sample = block(hidden_states=sample, res_hidden_states_tuple=skipped, **arguments)
+            size = states[-1].shape[2:] if states else None  # the last block does not upsample
+            sample = block(hidden_states=sample, res_hidden_states_tuple=skipped, upsample_size=size, **arguments)
 
         sample = model.conv_out(model.conv_act(model.conv_norm_out(sample)))
         return sample.unflatten(0, (batch, -1)).transpose(1, 2)

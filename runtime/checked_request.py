@@ -3,16 +3,20 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from secrets import randbits
 from typing import Any
 
 from .errors import InvalidRequest, shown
-from .format.clip_layout import ClipLayout, ClipSize, frames_decoded_at_a_time
+from .field_checks import integer as _integer
+from .field_checks import number as _number
+from .field_checks import switch as _switch
+from .field_checks import text as _text
+from .format.clip_layout import TOKENS, ClipLayout, ClipSize, frames_decoded_at_a_time
 from .format.decoders import DECODERS
 from .format.manifest import MAX_SIDE, Manifest, Sizes
-from .images import fit, load_picture, scribble_doubt
+from .images import RESAMPLES, fit, had_transparency, load_picture, normalize_scribble, scribble_doubt
 from .loop.noise import MAX_SEED
+from .loop.prompt_syntax import check_weights
 from .loop.schedule import controlled_steps
 from .loop.windows import Windows, default_overlap, windows_of_steps
 from .request import (
@@ -45,6 +49,9 @@ class CheckedRequest:
         frames: frames of the clip.
         decoder: a name in `DECODERS`.
         conditioning_scale: factor on SparseCtrl's residuals.
+        clip_skip: last layers of the text encoder that are skipped.
+        prompt_weights: whether brackets in the prompts are weights.
+        long_prompts: whether prompts may take several chunks of tokens.
         control_guidance_start, control_guidance_end: fractions of the steps between which keyframes guide the clip.
         context_length: frames of a context window; None makes the clip in one piece.
         context_overlap: frames that consecutive windows share at least.
@@ -64,6 +71,9 @@ class CheckedRequest:
     conditioning_scale: float = 1.0
     control_guidance_start: float = 0.0
     control_guidance_end: float = 1.0
+    clip_skip: int = 0
+    prompt_weights: bool = False
+    long_prompts: bool = False
     context_length: int | None = None
     context_overlap: int = 0
 
@@ -110,12 +120,13 @@ class CheckedRequest:
         places = [item.index for item in self.keyframes]
         return max(window.count(places) for windows in self.windows() for window in windows)
 
-    def layout(self, sizes: Sizes, decode_pixels: int) -> ClipLayout:
+    def layout(self, sizes: Sizes, decode_pixels: int, tokens: int = TOKENS) -> ClipLayout:
         """The layout of a context window, for the request's number of prompts and the most keyframes of a window.
 
         Args:
             sizes: the bundle's sizes.
             decode_pixels: limit on the pixels that are decoded at a time.
+            tokens: tokens of the prompt's embeddings.
         """
         window = self.window_size
         return ClipLayout(
@@ -123,7 +134,8 @@ class CheckedRequest:
             window,
             prompts=len(self.texts),
             keyframes=self.keyframes_at_a_time,
-            decoded=frames_decoded_at_a_time(sizes, window, decode_pixels),
+            decoded=frames_decoded_at_a_time(window, decode_pixels),
+            tokens=tokens,
         )
 
 
@@ -167,14 +179,17 @@ def check_request(
         conditioning_scale=_number("conditioning_scale", asked.conditioning_scale, MAX_CONDITIONING_SCALE),
         control_guidance_start=_number("control_guidance_start", asked.control_guidance_start, 1),
         control_guidance_end=_number("control_guidance_end", asked.control_guidance_end, 1),
+        clip_skip=_integer("clip_skip", asked.clip_skip, 0, manifest.text_layers - 1),
+        prompt_weights=_switch("prompt_weights", asked.prompt_weights),
+        long_prompts=_switch("long_prompts", asked.long_prompts),
     )
+    if checked.prompt_weights:
+        check_weights("prompt", checked.prompt)
+        check_weights("negative_prompt", checked.negative_prompt)
     _check_control(checked)
     checked = _in_windows(checked, asked, sizes, in_one_piece)
-    fitted = [
-        FittedKeyframe(index, fit(load_picture(image, f"keyframe {index}"), width, height)) for index, image in pictures
-    ]
-    if checked.controlnet == "scribble":
-        _tell_odd_scribbles(fitted)
+    _check_pictures(asked)
+    fitted = [_fitted(index, image, checked, asked) for index, image in pictures]
     whole = replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
     return whole if _keyframes_guide(whole) else replace(checked, controlnet=None)
 
@@ -212,15 +227,25 @@ def _keyframes_guide(checked: CheckedRequest) -> bool:
     return checked.conditioning_scale > 0 and bool(checked.controlled_steps)
 
 
-def _tell_odd_scribbles(keyframes: list[FittedKeyframe]) -> None:
-    """Logs a warning for scribbles that are probably not white lines on black, as the model takes them."""
-    for keyframe in keyframes:
-        if doubt := scribble_doubt(keyframe.pixels):
-            _logger.warning(
-                "keyframe %d %s; a scribble is white lines on black, and transparent parts count as black",
-                keyframe.index,
-                doubt,
-            )
+def _check_pictures(asked: ClipRequest) -> None:
+    if not isinstance(asked.resample, str) or asked.resample not in RESAMPLES:
+        allowed = f"allowed are {', '.join(RESAMPLES)}"
+        raise InvalidRequest("resample", f"{shown(asked.resample)} is not allowed", allowed)
+    if not isinstance(asked.normalize_scribbles, bool):
+        reason = f"{shown(asked.normalize_scribbles)} is not allowed"
+        raise InvalidRequest("normalize_scribbles", reason, "give True or False")
+
+
+def _fitted(index: int, image: Any, checked: CheckedRequest, asked: ClipRequest) -> FittedKeyframe:
+    """Fits a picture to the clip. Logs a warning for a scribble that is probably not white lines on black."""
+    picture = load_picture(image, f"keyframe {index}")
+    pixels = fit(picture, checked.width, checked.height, asked.resample)
+    if checked.controlnet == "scribble":
+        if asked.normalize_scribbles:
+            pixels = normalize_scribble(pixels)
+        if doubt := scribble_doubt(pixels, had_transparency(picture)):
+            _logger.warning("keyframe %d %s; a scribble is white lines on black", index, doubt)
+    return FittedKeyframe(index, pixels)
 
 
 def _given(value: int | None, default: int) -> Any:
@@ -253,23 +278,6 @@ def _keyframes(keyframes: Any, frames: int) -> list[tuple[int, Any]]:
     return sorted(pictures.items(), key=lambda item: item[0])
 
 
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequest(name, f"{value!r} is not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest(name, f"{value!r} is not valid Unicode", "give text as UTF-8") from None
-    return value
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> int:
-    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
-    if number is None or not low <= number <= high:
-        raise InvalidRequest(name, f"{shown(value)} is not allowed", f"give a whole number from {low} to {high}")
-    return number
-
-
 def _side(name: str, value: Any, multiple: int) -> int:
     high = MAX_SIDE - MAX_SIDE % multiple
     side = _integer(name, value, multiple, high)
@@ -284,10 +292,3 @@ def _decoder(manifest: Manifest, value: Any) -> str:
         tiny = "" if "tiny" in allowed else "; to get tiny, export the bundle with a tiny decoder"
         raise InvalidRequest("decoder", f"{value!r} is not in this bundle", f"allowed are {', '.join(allowed)}{tiny}")
     return value
-
-
-def _number(name: str, value: Any, high: float) -> float:
-    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
-    if not 0 <= number <= high:  # false for nan too
-        raise InvalidRequest(name, f"{shown(value)} is not allowed", f"give a number from 0 to {high:g}")
-    return float(number)

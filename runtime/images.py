@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from math import sqrt
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,14 @@ MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP", "TIFF")
 """Formats of files, by Pillow's names. Others are refused unread: Pillow hands some, such as EPS, to other programs."""
+RESAMPLES = ("lanczos", "bilinear")
+"""How pictures of another size are resized, by Pillow's and diffusers' names."""
 MOSTLY_WHITE = 0.5
 """A scribble is white lines on black; if more of it is white than this share, it was probably drawn in black."""
+PALE = 128
+"""A scribble whose brightest pixel is below this level has lines that the model was not trained on."""
+_TRANSPARENT = "sparsectrl_lcm transparent"
+"""Key in the `info` of a loaded picture that had transparent parts."""
 
 
 def load_picture(source: Any, field: str) -> "Image.Image":
@@ -62,21 +69,74 @@ def load_picture(source: Any, field: str) -> "Image.Image":
         ) from None
 
 
-def fit(image: "Image.Image", width: int, height: int) -> NDArray[np.uint8]:
-    """Resizes to cover width x height and crops the centre; uint8 [height, width, 3]."""
+def had_transparency(image: "Image.Image") -> bool:
+    """Whether a picture from `load_picture` had transparent parts, which are black now."""
+    return bool(image.info.get(_TRANSPARENT))
+
+
+def fit(image: "Image.Image", width: int, height: int, resample: str = "lanczos") -> NDArray[np.uint8]:
+    """Resizes to cover width x height and crops the centre; uint8 [height, width, 3].
+
+    A picture of this size is taken as it is.
+
+    Args:
+        image: an RGB picture.
+        width, height: the clip's size in pixels.
+        resample: `lanczos` resizes as diffusers does, and crops to fractions of a pixel. `bilinear` resizes as the
+            original AnimateDiff code does (guoyww/AnimateDiff, scripts/animate.py), and crops whole pixels.
+    """
     from PIL import Image, ImageOps
 
     if image.size == (width, height):
         return np.asarray(image)
+    if resample == "bilinear":
+        cropped = image.crop(_whole_pixels(image.width, image.height, width / height))
+        return np.asarray(cropped.resize((width, height), Image.Resampling.BILINEAR))
     return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
 
 
-def scribble_doubt(pixels: NDArray[np.uint8]) -> str:
-    """Says what is odd about the scribble `pixels` [H, W, 3], or nothing: the model takes white lines on black."""
+def normalize_scribble(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Makes a scribble [H, W, 3] grey and stretches it from 0 to 255; one without lines becomes black.
+
+    The original AnimateDiff code does this if its setting `normalize_condition_images` is on (scripts/animate.py). It
+    keeps fractions of a level.
+    """
+    sums = pixels.sum(axis=2, dtype=np.int64)  # [H, W], of the three channels
+    sums -= sums.min()
+    grey = np.round(sums * (255 / max(int(sums.max()), 1))).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def scribble_doubt(pixels: NDArray[np.uint8], transparent: bool = False) -> str:
+    """Says what is odd about a scribble, or nothing: the model takes white lines on black.
+
+    Args:
+        pixels: the scribble [H, W, 3].
+        transparent: whether its picture had transparent parts.
+    """
     brightness = pixels.max(axis=2)
-    if brightness.max() == brightness.min():
-        return "is all black" if brightness.max() == 0 else "has no lines: all its pixels are equal"
+    brightest = int(brightness.max())
+    if transparent and brightest < PALE:
+        return "is dark ink on a transparent ground, which counts as black: lay it on white and invert it"
+    if brightest == brightness.min():
+        return "is all black" if brightest == 0 else "has no lines: all its pixels are equal"
+    if brightest < PALE:
+        return f"is pale, with at most {brightest} of 255 levels: turn on normalize_scribbles"
     return "is mostly white" if (brightness > 127).mean() > MOSTLY_WHITE else ""
+
+
+def _whole_pixels(width: int, height: int, ratio: float) -> tuple[int, int, int, int]:
+    """The part of a picture that the original code takes for clips of a ratio of width to height, in Pillow's order.
+
+    Source: `get_params` of torchvision's `RandomResizedCrop` with a scale of 1. If the picture has the clip's ratio to
+    within rounding, it draws the place of the part, of which there are few; here it is the middle one.
+    """
+    part = round(sqrt(width * height * ratio)), round(sqrt(width * height / ratio))
+    if part[0] > width or part[1] > height:
+        part = (width, round(width / ratio)) if width / height < ratio else (round(height * ratio), height)
+    wide, high = max(part[0], 1), max(part[1], 1)
+    left, top = (width - wide) // 2, (height - high) // 2
+    return left, top, left + wide, top + high
 
 
 def _formats() -> list[str]:
@@ -150,7 +210,9 @@ def _flatten(image: "Image.Image") -> "Image.Image":
     if image.has_transparency_data:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, image).convert("RGB")
+        flat = Image.alpha_composite(black, image).convert("RGB")
+        flat.info[_TRANSPARENT] = image.getchannel("A").getextrema()[0] < 255
+        return flat
     return image.convert("RGB")
 
 

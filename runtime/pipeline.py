@@ -87,9 +87,14 @@ class VideoPipeline:
         width: int | None = None,
         num_frames: int | None = None,
         decoder: str = "full",
+        normalize_scribbles: bool = False,
+        resample: str = "lanczos",
         conditioning_scale: float = 1.0,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
+        clip_skip: int = 0,
+        prompt_weights: bool = False,
+        long_prompts: bool = False,
         context_length: int | None = None,
         context_overlap: int | None = None,
         on_progress: OnProgress | None = None,
@@ -98,7 +103,7 @@ class VideoPipeline:
         """Makes a clip.
 
         Args:
-            prompt: what the clip shows; cut to 77 tokens.
+            prompt: what the clip shows; cut to 77 tokens, with a warning, unless `long_prompts` is set.
             keyframes: at most one for each frame, in any order; index -1 is the last frame. Without keyframes the clip
                 is plain AnimateDiff. TensorRT's engines take as many as they were built for, three by default.
             controlnet: what the keyframes are, `scribble` (white lines on black) or `rgb` (pictures).
@@ -107,13 +112,22 @@ class VideoPipeline:
             guidance_scale: classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598), 0 to 30; guidance is on
                 above 1.
             seed: 0 to 2**64 - 1; None draws one at random. The noise is that of torch's CPU generator (within 4.8e-7).
-            height, width: pixels; None takes the bundle's defaults.
+            height, width: pixels, in multiples of 8; None takes the bundle's defaults.
             num_frames: 1 to 128; None takes the bundle's default.
             decoder: the decoder that makes the frames: `full` (the VAE's) or `tiny`, if the bundle has it.
+            normalize_scribbles: whether to make scribbles grey and stretch them from black to white, for pale lines.
+            resample: how keyframes of another size are resized: `lanczos` as in diffusers, or `bilinear` as in the
+                original AnimateDiff code.
             conditioning_scale: how strongly keyframes guide the clip, 0 to 10; SparseCtrl's residuals are multiplied by
                 it. 0 is as without keyframes.
             control_guidance_start, control_guidance_end: the part of the steps that keyframes guide, as fractions 0 to
                 1. Step i of n is in it if i/n is at least the start and (i+1)/n at most the end.
+            clip_skip: last layers of the text encoder that are skipped, from 0 to all but one, as in diffusers: 1 takes
+                the result of the layer before the last, which many fine-tuned models want.
+            prompt_weights: whether brackets in the prompts are weights from 0 to 10: `(word:1.3)`, `(word)` for 1.1,
+                `[word]` for 1/1.1, `\\(` for a plain parenthesis. Embeddings are those of the library compel.
+            long_prompts: whether longer prompts are read in chunks of 77 tokens, as compel does. Engines of GPUs take
+                one chunk.
             context_length: frames of a context window, 4 to 32. Longer clips are made in windows of so many frames,
                 which are blended at each step. None makes the clip in one piece if it has at most 32 frames and the
                 backend has engines for so many, else in windows of the bundle's default number of frames.
@@ -141,9 +155,14 @@ class VideoPipeline:
             width=width,
             num_frames=num_frames,
             decoder=decoder,
+            normalize_scribbles=normalize_scribbles,
+            resample=resample,
             conditioning_scale=conditioning_scale,
             control_guidance_start=control_guidance_start,
             control_guidance_end=control_guidance_end,
+            clip_skip=clip_skip,
+            prompt_weights=prompt_weights,
+            long_prompts=long_prompts,
             context_length=context_length,
             context_overlap=context_overlap,
         )

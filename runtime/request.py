@@ -50,9 +50,14 @@ class ClipRequest:
     width: int | None = None
     num_frames: int | None = None
     decoder: str = "full"
+    normalize_scribbles: bool = False
+    resample: str = "lanczos"
     conditioning_scale: float = 1.0
     control_guidance_start: float = 0.0
     control_guidance_end: float = 1.0
+    clip_skip: int = 0
+    prompt_weights: bool = False
+    long_prompts: bool = False
     context_length: int | None = None
     context_overlap: int | None = None
 

@@ -3,11 +3,11 @@
 from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture
 
 ARCHITECTURES = {
-    "sd15_like": Architecture(channels=(32, 64, 64), sample_size=8),  # a first, a middle and a last level
+    "sd15_like": Architecture(channels=(32, 64), sample_size=8),  # a first and a last level
     "other": Architecture(
-        channels=(24, 48),
+        channels=(24, 48, 48),
         layers=2,
-        heads=(2, 6),
+        heads=(2, 6, 6),
         motion_heads=3,
         groups=6,
         text_width=40,

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .exact_simplifications import remove_unused, weight_shape
-from .group_norm import is_of_images, read_group_norm
+from .group_norm import is_of_images, norms_over_frames, read_group_norm
 from .node_helpers import Rewriting, only_user, producer
 
 _ENTRANCE = re.compile(r"(?P<module>(^|.*\.)motion_modules\.\d+)\.proj_in/MatMul")
@@ -35,8 +35,14 @@ def norm_by_channels(model: ir.Model) -> int:
         rewriting = _ChannelNorm(model.graph, shifted)
         source = rewriting.norm.split.inputs[0]
         rewriting.replace(shifted, rewriting.normalized(source, rewriting.statistics(source)))
-    remove_unused(model, found)
-    return len(found)
+    over_frames = norms_over_frames(model.graph)
+    for shifted in over_frames:
+        rewriting = _ChannelNorm(model.graph, shifted)
+        source, layout = rewriting.norm.split.inputs
+        statistics = rewriting.over_clip(rewriting.statistics(source), layout)
+        rewriting.replace(shifted, rewriting.normalized(source, statistics))
+    remove_unused(model, [*found, *over_frames])
+    return len(found) + len(over_frames)
 
 
 def turn_motion_modules(model: ir.Model) -> int:
@@ -115,9 +121,10 @@ class _ChannelNorm(Rewriting):
         return mean, squares
 
     def over_clip(self, statistics: Statistics, layout: ir.Value | None) -> Statistics:
-        """Returns the statistics of each clip, repeated for every frame; `layout` is [-1, F, C, H*W]."""
-        shape, once = self.picked(layout, 0, 1, 2), self.integers(1)
-        repeats = self.join(once, self.picked(layout, 1), once)
+        """Returns the statistics of each clip, repeated for every frame; `layout` begins with [-1, F]."""
+        frames, once = self.picked(layout, 1), self.integers(1)
+        shape = self.join(self.integers(-1), frames, self.integers(self.channels))
+        repeats = self.join(once, frames, once)
         mean, squares = (
             self.op("Tile", self.op("ReduceMean", self.op("Reshape", each, shape), once, keepdims=1), repeats)
             for each in statistics

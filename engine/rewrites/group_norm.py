@@ -1,5 +1,6 @@
 """Finds the group norms of the portable graphs and fuses them into single operators."""
 
+import re
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -9,6 +10,8 @@ from .node_helpers import only_user, producer, scalar
 
 _GROUP_NORMS = (("Reshape", "InstanceNormalization", "Mul", "Add"), ("Reshape", "Mul", "Mul", "Add"))
 """The operators of a group norm from the split into groups on: of images, and over a clip."""
+_OVER_FRAMES = re.compile(r"((^|\.)resnets\.\d+\.norm[12]|^conv_norm_out)/Reciprocal")
+"""Matches the name of a node that only norms of images have whose statistics are over the frames of a clip."""
 _AFFINE_OF_IMAGES = [-1, 1, 1]
 """The shape to which a group norm of images reshapes its weight; that of a motion module has one axis of pixels."""
 
@@ -44,7 +47,7 @@ def read_group_norm(shifted: ir.Node) -> GroupNorm:
         epsilon = normalized.attributes["epsilon"].as_float()
     else:
         split = producer(producer(normalized.inputs[0]).inputs[0])
-        groups = scalar(producer(split.inputs[1]).inputs[1])
+        groups = scalar(producer(split.inputs[1]).inputs[-3])  # [B, G, F*C/G, h*w] or [B, F, G, C/G, h*w]
         deviation = producer(producer(normalized.inputs[1]).inputs[0])
         epsilon = scalar(producer(deviation.inputs[0]).inputs[1])
     found = (split.op_type, normalized.op_type, scaled.op_type, shifted.op_type)
@@ -60,6 +63,12 @@ def _parameter(node: ir.Node) -> ir.Value:
         if source is not None and source.const_value is not None:
             return source
     raise AssertionError(f"{node.name} has no parameter")
+
+
+def norms_over_frames(graph: ir.Graph) -> list[ir.Node]:
+    """Returns the last nodes of the norms of images [B*F, C, H, W] whose statistics are over all frames of a clip."""
+    inverses = [node for node in graph if _OVER_FRAMES.match(node.name or "")]
+    return [only_user(only_user(only_user(only_user(inverse)))) for inverse in inverses]
 
 
 def is_of_images(instance: ir.Node) -> bool:

@@ -13,14 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .exact_simplifications import (
-    derived_weight,
-    is_doubled_for_convolution,
-    is_plain_convolution,
-    remove_unused,
-    weight_shape,
-)
-from .node_helpers import Rewriting, only_user
+from .exact_simplifications import derived_weight, remove_unused, weight_shape
+from .node_helpers import Rewriting
+from .upsampling import cut_result, find_doublings, is_plain_convolution
 
 MIN_CHANNELS = 128
 """Least number of input and of output channels. With 64, the transforms make a convolution slower."""
@@ -87,15 +82,15 @@ _BIASED = 1
 
 def filter_convolutions(model: ir.Model) -> int:
     """Rewrites every 3x3 convolution with enough channels, with a doubling before it; returns how many."""
-    doublings = [node for node in model.graph if node.op_type == "Resize" and is_doubled_for_convolution(node)]
-    doubled = {only_user(resize): resize for resize in doublings}
+    doubled = {doubling.convolution: doubling for doubling in find_doublings(model)}
     plain = [node for node in model.graph if is_plain_convolution(node)]
     found = [node for node in plain if min(_channels(node)) >= MIN_CHANNELS]
     for convolution in found:
-        resize = doubled.get(convolution)
+        doubling = doubled.get(convolution)
         form = F4 if math.prod(_channels(convolution)) <= LARGE else F2
-        rewrite = _Rewrite(model.graph, convolution, form.doubled() if resize else form)
-        rewrite.replace(convolution, rewrite.run((resize or convolution).inputs[0]))
+        rewrite = _Rewrite(model.graph, convolution, form.doubled() if doubling else form)
+        result = rewrite.run(doubling.source if doubling else convolution.inputs[0])
+        rewrite.replace(convolution, cut_result(rewrite, doubling, result) if doubling else result)
     remove_unused(model, found)
     return len(found)
 

@@ -13,7 +13,7 @@ from ...runtime.backends import BACKENDS
 from ...runtime.errors import BackendError, InvalidRequest, reason_of
 from ...runtime.format.build_options import BuildOptions, OnBuildProgress
 from ...runtime.format.bundle import Bundle
-from ...runtime.format.clip_layout import ClipSize, static_shapes
+from ...runtime.format.clip_layout import ClipSize, engine_layout, static_shapes
 from ...runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
 from ...runtime.format.weights import WeightTable, weight_table_path
 from ...runtime.gpu.device import Device, probe
@@ -22,6 +22,7 @@ from ...runtime.gpu.tensorrt_library import RTX, Library, compute_capabilities, 
 from ..check import check_precision
 from ..engine_writer import SetBuild, engine_record, write_set
 from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
+from ..rewrites.upsampling import drop_empty_cuts
 from .build_progress import BuildControl, interruptible, make_progress_monitor
 from .kernels import kernels_of_log
 from .layer_report import kernels_of_plan, summarize
@@ -134,6 +135,7 @@ class _Build:
             report(f"comparing {precision} with fp32", 0.1)
             measured["errors"] = check_precision(self.bundle, graph, precision, source)
             gc.collect()
+        self.fit_source(source)  # after the comparison, which takes a size of its own
         start = time.perf_counter()
         plan = self.plan(graph, source, list(table.root) if table else [], report)
         measured["seconds"] = round(time.perf_counter() - start, 1)
@@ -167,6 +169,13 @@ class _Build:
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None
+
+    def fit_source(self, source: Path) -> None:
+        """Drops from the typed graph what it does not need at this size."""
+        model = ir.load(source)
+        *_, height, width = engine_layout(self.bundle.manifest, self.size).latent_shape
+        if drop_empty_cuts(model, height, width):
+            ir.save(model, source)  # shares the weights
 
     def spec(self, graph: str) -> EngineSpec:
         flags = self.options.flags

@@ -5,15 +5,23 @@ import numpy as np
 from ..checked_request import CheckedRequest
 from ..format.manifest import Manifest
 from ..loop.conditioning import Conditioning, Residuals, frame_index, residual_inputs
-from ..loop.tokenizer import ClipTokenizer
+from ..loop.prompt_embeds import encode_prompts
+from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
 from ..loop.windows import parts_of
 from .sessions import Array, Sessions
 
 
-def encode_prompt(sessions: Sessions, tokenizer: ClipTokenizer, request: CheckedRequest) -> Array:
-    """The prompt's embeddings, float32 [B, 77, D]; with guidance the negative prompt comes first."""
-    (prompt_embeds,) = sessions.session("text_encoder").run({"input_ids": tokenizer(request.texts)})
-    return prompt_embeds
+def encode_prompt(
+    sessions: Sessions, tokenizer: ClipTokenizer, prompts: list[TokenizedPrompt], clip_skip: int
+) -> Array:
+    """The embeddings of the prompts, float32 [B, 77*K, D], where K are the chunks of the longest prompt."""
+
+    def encode(input_ids: Array, attention_mask: Array) -> Array:
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "clip_skip": np.array([clip_skip], np.int64)}
+        (prompt_embeds,) = sessions.session("text_encoder").run(feeds)
+        return prompt_embeds
+
+    return encode_prompts(prompts, tokenizer([""]), encode)
 
 
 def keyframe_feeds(sessions: Sessions, request: CheckedRequest, at_a_time: int) -> dict[str, Array]:

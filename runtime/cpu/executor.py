@@ -70,8 +70,10 @@ class HostGraph:
     """One graph, which runs as requests run it: one prompt and one part of the frames at a time."""
 
     def __init__(self, sessions: Sessions, manifest: Manifest, graph: str, size: ClipSize) -> None:
-        decoded = frames_decoded_at_a_time(manifest.sizes, size, DECODE_PIXELS)
-        layout = ClipLayout(manifest.sizes, size, keyframes=manifest.keyframe_slots, decoded=decoded)
+        decoded = frames_decoded_at_a_time(size, DECODE_PIXELS)
+        layout = ClipLayout(
+            manifest.sizes, size, keyframes=manifest.keyframe_slots, decoded=decoded, tokens=manifest.max_tokens
+        )
         sessions.open(graph, layout.dimensions(graph))
         self._session = sessions.session(graph)
         self._shapes = layout.shapes(graph, manifest.graphs[graph])
@@ -100,8 +102,10 @@ class _Run:
         self.manifest = executor.manifest
         self.request = request
         self.on_frames = on_frames
+        self.prompts = executor.tokenizer.prompts(request)
+        tokens = max(prompt.input_ids.size for prompt in self.prompts)
         self.windows = request.windows()
-        self.layout = request.layout(self.manifest.sizes, DECODE_PIXELS)
+        self.layout = request.layout(self.manifest.sizes, DECODE_PIXELS, tokens)
         self.decoded = parts_of(request.frames, self.layout.decoded)
         steps = {"load": 1, "text": 1}
         if request.keyframes:
@@ -137,7 +141,7 @@ class _Run:
         """Computes the conditioning and keeps it under `key`."""
         cache, request = self.executor.cache, self.request
         with self.stages.stage("text"):
-            prompt_embeds = encode_prompt(self.sessions, self.executor.tokenizer, request)
+            prompt_embeds = encode_prompt(self.sessions, self.executor.tokenizer, self.prompts, request.clip_skip)
             self.report("text", 1)
         conditioning = Conditioning(prompt_embeds, {})
         if request.keyframes:

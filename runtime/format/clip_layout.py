@@ -12,6 +12,8 @@ ONE_PROMPT = {"batch": 1}
 """The batch size of compiled graphs. A request with guidance runs them once per prompt, so one graph serves both."""
 ENGINE_DECODE_PIXELS = 8 * 512 * 512
 """Pixels that an engine decodes at a time; bounds the memory of the decoder."""
+TOKENS = 77
+"""Tokens that CLIP reads at a time."""
 ADDRESS_ALIGNMENT = 256
 """Bytes; TensorRT requires the addresses of inputs and outputs to be multiples of this."""
 
@@ -37,6 +39,7 @@ class ClipLayout:
         prompts: prompts in a batch; 2 with guidance.
         keyframes: keyframes that SparseCtrl and the VAE's encoder take.
         decoded: frames decoded at a time; divides the clip's frames.
+        tokens: tokens of the prompt's embeddings.
     """
 
     sizes: Sizes
@@ -44,6 +47,7 @@ class ClipLayout:
     prompts: int = 1
     keyframes: int = 0
     decoded: int = 1
+    tokens: int = TOKENS
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int, int]:
@@ -68,6 +72,7 @@ class ClipLayout:
             "latent_width": latent_width,
             "distinct_frames": self.keyframes + 1,
             "images": self.keyframes if graph == "vae_encoder" else self.decoded,
+            "tokens": self.tokens,
         }
 
     def shapes(self, graph: str, record: GraphRecord) -> dict[str, tuple[int, ...]]:
@@ -83,8 +88,9 @@ def engine_layout(manifest: Manifest, clip: ClipSize) -> ClipLayout:
     704x704 pixels, no attention then has more than 65,535 rows of batch and heads. SparseCtrl and the VAE's
     encoder take all keyframe slots. The decoder takes as many frames as fit into `ENGINE_DECODE_PIXELS`.
     """
-    decoded = frames_decoded_at_a_time(manifest.sizes, clip, ENGINE_DECODE_PIXELS, ADDRESS_ALIGNMENT)
-    return ClipLayout(manifest.sizes, clip, keyframes=manifest.keyframe_slots, decoded=decoded, prompts=1)
+    decoded = frames_decoded_at_a_time(clip, ENGINE_DECODE_PIXELS)
+    tokens, slots = manifest.max_tokens, manifest.keyframe_slots
+    return ClipLayout(manifest.sizes, clip, prompts=1, keyframes=slots, decoded=decoded, tokens=tokens)
 
 
 def static_shapes(manifest: Manifest, graph: str, clip: ClipSize) -> dict[str, tuple[int, ...]]:
@@ -92,22 +98,12 @@ def static_shapes(manifest: Manifest, graph: str, clip: ClipSize) -> dict[str, t
     return engine_layout(manifest, clip).shapes(graph, manifest.graphs[graph])
 
 
-def frames_decoded_at_a_time(sizes: Sizes, clip: ClipSize, max_pixels: int, alignment: int = 1) -> int:
+def frames_decoded_at_a_time(clip: ClipSize, max_pixels: int) -> int:
     """The largest number of frames to decode together. All parts are equal, so that one compiled decoder serves them.
 
     Args:
-        sizes: the bundle's.
         clip: size of the clip.
-        max_pixels: limit on the pixels of a part. If no part fits, the smallest is taken.
-        alignment: bytes. Each part must begin at a multiple of this, both in the latents (float32) and in the frames
-            (uint8 RGB). The whole clip as one part always does.
+        max_pixels: limit on the pixels of a part, which has at least one frame.
     """
-    pixels = clip.height * clip.width
-    latent_bytes = 4 * sizes.latent_channels * pixels // sizes.vae_scale_factor**2
-    frame_bytes = 3 * pixels
-
-    def begins_aligned(count: int) -> bool:
-        return count == clip.frames or not (count * latent_bytes % alignment or count * frame_bytes % alignment)
-
-    parts = [count for count in range(1, clip.frames + 1) if not clip.frames % count and begins_aligned(count)]
-    return max((count for count in parts if count * pixels <= max_pixels), default=parts[0])
+    parts = [count for count in range(1, clip.frames + 1) if not clip.frames % count]
+    return max((count for count in parts if count * clip.height * clip.width <= max_pixels), default=1)

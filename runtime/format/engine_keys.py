@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from .clip_layout import ClipSize
 from .manifest import FileRecord, Manifest, Positive, Record, RelativePath
 
-CONVERSION = 5
+CONVERSION = 6
 """Version of the conversion from portable graphs to engines. Increase it with every change that makes other engines."""
 ANY_DEVICE = "any"
 """The device in the key of engines that run on every device."""
@@ -48,6 +48,8 @@ class EngineRecord(Record):
     """The engine's file, and the files stored with it."""
     report: dict[str, Any]
     """Measurements of the build: errors against fp32, seconds, layers by type."""
+    refit_at_load: bool = False
+    """Whether the bundle has got other weights since the build, which the engine takes over when it is loaded."""
     made_from: str | None = None
     """`engine.unfinished_sets.fingerprint`: SHA-256 over the key and all else that the build depended on. None if it is
     not known; then a build does not take the engine over."""

@@ -187,8 +187,10 @@ def parse_set_name(name: str) -> tuple[ClipSize | None, str | None]:
 
 
 def write_index(folder: Path, index: EngineIndex) -> None:
-    """Writes `engines.json` into the folder of a set."""
-    (folder / INDEX).write_text(index.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    """Writes `engines.json` into the folder of a set, at once."""
+    part = folder / f"{INDEX}.part"
+    part.write_text(index.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / INDEX)
 
 
 def find_set(bundle: Path, backend: str, name: str) -> EngineSet | None:

@@ -1,6 +1,7 @@
 """The manifest of a bundle: the contents of `manifest.json`, validated when it is read."""
 
 import os
+from contextlib import suppress
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal, Self
@@ -9,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..errors import BundleError, reason_of
 from .decoders import DECODERS
+from .replacement import finish_replacement
 
 FORMAT = "sparsectrl-lcm-bundle"
 VERSION = 3
@@ -16,6 +18,9 @@ MAX_SIDE = 2048
 """Largest height and width in pixels."""
 
 Dimension = int | str
+TemporalNorm = Literal["frame", "clip", "resnet-clip"]
+"""What the group norms of UNet and SparseCtrl take their statistics over: each frame; a whole clip in the motion
+modules; or a whole clip in the UNet's ResNet blocks and last norm, as AnimateDiff v1 was trained."""
 
 
 def _relative(path: str) -> str:
@@ -43,7 +48,7 @@ class FileRecord(Record):
 
 
 class TensorRecord(Record):
-    """An input or output. A symbolic dimension is a name, or names and numbers with `*` and one `/`."""
+    """An input or output. A symbolic dimension is a name, or names and numbers with `*` and one `/` (rounded up)."""
 
     name: str
     dtype: str
@@ -88,7 +93,7 @@ class Sizes(Record):
     frames: Positive
     max_frames: Positive
     multiple: Positive
-    """Height and width must be multiples of this."""
+    """Height and width must be multiples of this, the pixels of a latent."""
     vae_scale_factor: Positive
     latent_channels: Positive
 
@@ -102,8 +107,10 @@ class Manifest(Record):
     sources: dict[str, str] = {}
     sizes: Sizes
     scheduler: SchedulerRecord
-    temporal_norm: Literal["frame", "clip"]
+    temporal_norm: TemporalNorm
     max_tokens: Positive
+    text_layers: Positive
+    """Layers of the text encoder; `clip_skip` skips at most all but one."""
     keyframe_slots: Positive
     """Keyframes that GPU engines take if `build` was not told another number."""
     tokenizer: RelativePath
@@ -141,6 +148,8 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: the folder or file is missing, or the file is not a manifest or has another version.
     """
     path = folder / "manifest.json"
+    with suppress(OSError):  # what then differs from its checksum is told
+        finish_replacement(folder)
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -187,6 +196,8 @@ class _Header(BaseModel):
 def resolve_shape(shape: tuple[Dimension, ...], sizes: dict[str, int]) -> tuple[int, ...]:
     """The numbers of a symbolic shape such as `("batch*frames", 320, "latent_height/2")`.
 
+    A quotient is rounded up, as a convolution of stride 2 does: `latent_height/2` of 9 is 5.
+
     Args:
         shape: numbers and symbolic dimensions.
         sizes: the number for each name.
@@ -200,6 +211,11 @@ def resolve_shape(shape: tuple[Dimension, ...], sizes: dict[str, int]) -> tuple[
             return dimension
         product, _, divisor = dimension.partition("/")
         factors = (int(name) if name.isdigit() else sizes[name] for name in product.split("*"))
-        return prod(factors) // int(divisor or 1)
+        return ceil_div(prod(factors), int(divisor or 1))
 
     return tuple(resolve(dimension) for dimension in shape)
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-number // divisor)

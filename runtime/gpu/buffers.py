@@ -10,14 +10,33 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError
 from ..format.clip_layout import ADDRESS_ALIGNMENT
+from ..format.weights import convert
 from .cuda import Cuda
 
-_ITEM_BYTES = {"bfloat16": 2}
+BFLOAT16 = "bfloat16"
+_PRECISIONS = {"float16": "fp16", BFLOAT16: "bf16"}
+
+
+def host_type(dtype: str) -> str:
+    """The numpy type that holds values of a type: uint16 for bfloat16, which numpy lacks."""
+    return "uint16" if dtype == BFLOAT16 else dtype
 
 
 def item_bytes(dtype: str) -> int:
     """Bytes of one value of a type, given by its numpy name or as bfloat16."""
-    return _ITEM_BYTES.get(dtype) or np.dtype(dtype).itemsize
+    return np.dtype(host_type(dtype)).itemsize
+
+
+def to_type(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Values as an array of a type; float16 and bfloat16 are rounded from float32."""
+    return convert(values, _PRECISIONS[dtype]) if dtype in _PRECISIONS else values
+
+
+def from_type(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """A copy of an array of a type that numpy can compute with: bfloat16 as float32."""
+    if dtype == BFLOAT16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.copy()
 
 
 def aligned(nbytes: int) -> int:
@@ -89,6 +108,11 @@ class Inputs:
         nbytes = end.offset + last_index * end.stride + end.nbytes - start
         self._cuda.copy_in(self.block.address + start, self.host + start, nbytes)
 
+    def copy_out(self, name: str) -> None:
+        """Copies the first array of a name back to the host."""
+        offset = self.block.tensors[name].offset
+        self._cuda.copy_out(self.host + offset, self.at(name), self.block.tensors[name].nbytes)
+
     def close(self) -> None:
         """Frees both blocks."""
         self._cuda.free(self.block.address)
@@ -102,5 +126,5 @@ class Inputs:
 def host_array(address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """A view of page-locked memory as an array."""
     buffer = (ctypes.c_byte * (prod(shape) * item_bytes(dtype))).from_address(address)
-    array: NDArray[Any] = np.ctypeslib.as_array(buffer).view(dtype).reshape(shape)
+    array: NDArray[Any] = np.ctypeslib.as_array(buffer).view(host_type(dtype)).reshape(shape)
     return array

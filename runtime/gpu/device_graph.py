@@ -4,19 +4,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 
-import numpy as np
-
 from ..cpu.sessions import Array
 from ..errors import BackendError
 from ..format.bundle import Bundle
 from ..format.clip_layout import ClipSize, static_shapes
-from ..format.weights import convert
-from .buffers import Block, Inputs, aligned
+from .buffers import Block, Inputs, aligned, from_type, to_type
 from .cuda import Cuda
 from .engine_interface import Loader
-
-BFLOAT16 = "bfloat16"
-_PRECISIONS = {"float16": "fp16", BFLOAT16: "bf16"}
 
 
 class DeviceGraph:
@@ -39,7 +33,7 @@ class DeviceGraph:
             self._dtypes = self._engine.dtypes
             block = Block()
             for name, shape in shapes.items():
-                block.add(name, shape, "uint16" if self._dtypes[name] == BFLOAT16 else self._dtypes[name])
+                block.add(name, shape, self._dtypes[name])
             self._buffers = Inputs(cuda, block)
             nbytes = aligned(max(self._engine.activation_bytes, 1))
             self._activation = cuda.allocate(nbytes)
@@ -54,15 +48,14 @@ class DeviceGraph:
         assert buffers is not None
         block = buffers.block
         for name, values in feeds.items():
-            dtype = self._dtypes[name]
-            buffers.array(name)[:] = convert(values, _PRECISIONS[dtype]) if dtype in _PRECISIONS else values
+            buffers.array(name)[:] = to_type(values, self._dtypes[name])
         try:
             self._cuda.copy_in(block.address, buffers.host, block.nbytes)
             self._engine.enqueue({name: block.at(name) for name in block.tensors})
             self._cuda.copy_out(buffers.host, block.address, block.nbytes)
         finally:
             self._cuda.synchronize()
-        return [self._read(name) for name in self._outputs]
+        return [from_type(buffers.array(name), self._dtypes[name]) for name in self._outputs]
 
     def close(self) -> None:
         """Frees the engine and its buffers, even if the device no longer answers."""
@@ -75,10 +68,3 @@ class DeviceGraph:
             with suppress(BackendError):
                 step()
         self._buffers, self._activation = None, 0
-
-    def _read(self, name: str) -> Array:
-        assert self._buffers is not None
-        values = self._buffers.array(name)
-        if self._dtypes[name] == BFLOAT16:
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.copy()

@@ -9,12 +9,12 @@ from typing import Literal
 
 from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
-from ..errors import BackendError, DeviceLost, DeviceOutOfMemory
+from ..errors import BackendError, DeviceLost, DeviceOutOfMemory, InvalidRequest
 from ..format.bundle import Bundle
 from ..format.clip_layout import ClipSize, engine_layout
 from ..format.weights import check_same_graphs
 from ..loop.conditioning import cache_key
-from ..loop.tokenizer import ClipTokenizer
+from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
 from ..loop.windows import parts_of
 from ..progress import OnFrames, OnProgress, Stages
 from .cuda import Cuda
@@ -67,6 +67,7 @@ class GpuExecutor:
         """Frames uint8 [F, H, W, 3], and seconds per stage. `on_frames` is called once, with all frames.
 
         Raises:
+            InvalidRequest: a prompt takes several chunks of tokens.
             DeviceOutOfMemory: the request does not fit, even after all other sizes were freed. A smaller one may fit.
             DeviceLost: the device is gone; load the pipeline again.
             BackendError: an engine is missing, must not be loaded here, or failed. The next request starts clean.
@@ -74,8 +75,10 @@ class GpuExecutor:
         """
         if self._lost is not None:
             raise DeviceLost(*self._lost)  # a new error: the old one keeps its traceback alive
+        prompts = self._tokenizer.prompts(request)
+        _check_lengths(prompts)
         try:
-            frames, timings = self._run(request, on_progress)
+            frames, timings = self._run(request, prompts, on_progress)
         except DeviceLost as error:
             self._lost = (error.field, error.reason, error.remedy)
             raise
@@ -123,15 +126,17 @@ class GpuExecutor:
         while self._workspaces:
             self._workspaces.popitem()[1].close()
 
-    def _run(self, request: CheckedRequest, on_progress: OnProgress | None) -> tuple[Array, dict[str, float]]:
+    def _run(
+        self, request: CheckedRequest, prompts: list[TokenizedPrompt], on_progress: OnProgress | None
+    ) -> tuple[Array, dict[str, float]]:
         """Makes a clip. If memory runs out, frees everything kept and tries once more with the least memory."""
         try:
-            return self._attempt(request, on_progress, least_memory=False)
+            return self._attempt(request, prompts, on_progress, least_memory=False)
         except DeviceOutOfMemory:
             self._cuda.clear_error()
             self.close()
         try:
-            return self._attempt(request, on_progress, least_memory=True)
+            return self._attempt(request, prompts, on_progress, least_memory=True)
         except DeviceOutOfMemory as error:
             self._cuda.clear_error()
             self.close()
@@ -144,18 +149,23 @@ class GpuExecutor:
             ) from error
 
     def _attempt(
-        self, request: CheckedRequest, on_progress: OnProgress | None, least_memory: bool
+        self,
+        request: CheckedRequest,
+        prompts: list[TokenizedPrompt],
+        on_progress: OnProgress | None,
+        least_memory: bool,
     ) -> tuple[Array, dict[str, float]]:
         """Makes a clip. With `least_memory`, SparseCtrl's residuals are computed step by step and not kept."""
         stages = Stages(self._steps(request), on_progress)
         with stages.timed("total"):
             with stages.stage("load"):
-                workspace, variant, key = self._prepare(request, least_memory)
+                weighted = any(prompt.weighted for prompt in prompts)
+                workspace, variant, key = self._prepare(request, weighted, least_memory)
                 stages.report("load", 1)
             kind = RequestRun if request.context_length is None else WindowsRun
             run = kind(workspace, self._cuda, request, variant, stages)
             try:
-                frames = run.frames(self._tokenizer)
+                frames = run.frames(self._tokenizer, prompts)
                 self.replayed = run.replayed if workspace.capturable else None
             finally:
                 if variant.computes_conditioning:
@@ -164,11 +174,13 @@ class GpuExecutor:
                 workspace.conditioning_area.hold(key, workspace.conditioning_bytes(variant))
         return frames, stages.timings
 
-    def _prepare(self, request: CheckedRequest, least_memory: bool) -> tuple[Workspace, Variant, Hashable]:
+    def _prepare(
+        self, request: CheckedRequest, weighted: bool, least_memory: bool
+    ) -> tuple[Workspace, Variant, Hashable]:
         """The workspace of a request, its variant, and the key of its conditioning (None without keyframes)."""
         workspace = self._workspace(request)
         runs, controlled = window_runs(request)
-        variant = Variant(runs, len(request.texts), "none", request.decoder_graph)
+        variant = Variant(runs, len(request.texts), "none", request.decoder_graph, weighted=weighted)
         if not request.keyframes:
             return workspace, variant, None
         variant = replace(variant, controlled_steps=controlled)
@@ -226,6 +238,14 @@ class GpuExecutor:
         except BaseException:
             workspace.close()
             raise
+
+
+def _check_lengths(prompts: list[TokenizedPrompt]) -> None:
+    """Raises InvalidRequest if a prompt takes more tokens than an engine does."""
+    chunks = max(len(prompt.input_ids) for prompt in prompts)
+    if chunks > 1:
+        reason = f"a prompt takes {chunks} chunks of tokens, engines of a GPU take one"
+        raise InvalidRequest("long_prompts", reason, "shorten the prompt, or run it on a CPU")
 
 
 def _release(workspaces: OrderedDict[ClipSize, Workspace], cuda: Cuda) -> None:

@@ -19,6 +19,7 @@ class Variant:
         source: where the conditioning comes from.
         decoder: the graph that makes the frames.
         stepwise: whether SparseCtrl runs before each step, because the residuals of all steps take too much memory.
+        weighted: whether the prompt has weights: its embeddings are then computed before, and are inputs.
         controlled_steps: the steps that keyframes guide, counted from 0; the others take zeros as residuals.
     """
 
@@ -28,11 +29,17 @@ class Variant:
     decoder: str
     stepwise: bool = False
     controlled_steps: range = range(0)
+    weighted: bool = False
 
     @property
     def computes_conditioning(self) -> bool:
         """Whether the request computes the conditioning of its keyframes."""
         return self.source in ("scribble", "rgb")
+
+    @property
+    def starts_with_conditioning(self) -> bool:
+        """Whether there is any conditioning to compute: prompt embeddings or that of keyframes."""
+        return self.computes_conditioning or (self.source == "none" and not self.weighted)
 
 
 class Machine(Protocol):
@@ -43,6 +50,9 @@ class Machine(Protocol):
 
     def enqueue(self, graph: str, **addresses: int) -> None:
         """Enqueues a run of a graph's engine."""
+
+    def decode(self, graph: str, part: int) -> None:
+        """Enqueues a run of a decoder on one of the `decoder_runs` parts of the frames."""
 
     def at(self, name: str, index: int = 0) -> int:
         """Address of an input or buffer."""
@@ -72,7 +82,7 @@ def program(machine: Machine, variant: Variant) -> list[Part]:
     rest = range(1, variant.steps)
     prediction, loop = _first_prediction(machine, variant), _after_first_prediction(machine, variant)
     parts = [Part(range(1), prediction), Part(rest, loop)] if rest else [Part(range(1), chain(prediction, loop))]
-    if variant.source != "kept":
+    if variant.starts_with_conditioning:
         parts.insert(0, Part(range(0), _conditioning(machine, variant)))
     assert parts[0].noise == noise_at_start(variant)
     return parts
@@ -80,18 +90,15 @@ def program(machine: Machine, variant: Variant) -> list[Part]:
 
 def noise_at_start(variant: Variant) -> range:
     """The arrays of noise that have to be on the device before a request's first part."""
-    return range(1 if variant.source == "kept" else 0)
+    return range(0 if variant.starts_with_conditioning else 1)
 
 
 def _conditioning(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
     """Prompt embeddings and SparseCtrl's residuals."""
-    for prompt in range(variant.prompts):
-        machine.enqueue(
-            "text_encoder",
-            input_ids=machine.at("input_ids", prompt),
-            prompt_embeds=machine.prompt_embeds(variant, prompt),
-        )
-    yield "text", 1
+    if not variant.weighted:
+        for prompt in range(variant.prompts):
+            encode_text(machine, prompt, machine.prompt_embeds(variant, prompt))
+        yield "text", 1
     if variant.source == "rgb":
         machine.enqueue("vae_encoder", image=machine.at("pictures"), latents=machine.at("conditioning"))
     if variant.computes_conditioning:
@@ -100,6 +107,17 @@ def _conditioning(machine: Machine, variant: Variant) -> Iterator[tuple[str, int
             for done, step in enumerate(variant.controlled_steps, start=1):
                 control(machine, variant, step, step)
                 yield "control", done
+
+
+def encode_text(machine: Machine, prompt: int, prompt_embeds: int) -> None:
+    """Runs the text encoder on a prompt; writes the embeddings to an address."""
+    machine.enqueue(
+        "text_encoder",
+        input_ids=machine.at("input_ids", prompt),
+        attention_mask=machine.at("attention_mask"),
+        clip_skip=machine.at("clip_skip"),
+        prompt_embeds=prompt_embeds,
+    )
 
 
 def _first_prediction(machine: Machine, variant: Variant) -> Iterator[tuple[str, int]]:
@@ -116,7 +134,7 @@ def _after_first_prediction(machine: Machine, variant: Variant) -> Iterator[tupl
         _update(machine, variant, step)
         yield "denoise", step + 1
     for run in range(machine.decoder_runs):
-        machine.enqueue(variant.decoder, latents=machine.at("images", run), frames=machine.at("frames", run))
+        machine.decode(variant.decoder, run)
         yield "decode", run + 1
 
 

@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
 from ..loop.noise import TorchGenerator
+from ..loop.prompt_embeds import encode_prompts
 from ..loop.schedule import lcm_schedule
-from ..loop.tokenizer import ClipTokenizer
+from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
 from ..progress import Stages
+from .buffers import from_type, to_type
 from .cuda import Cuda
-from .program import Variant, noise_at_start
-from .workspace import Workspace
+from .program import Variant, encode_text, noise_at_start
+from .workspace import GIVEN_EMBEDS, Workspace
 
 
 class RequestRun:
@@ -36,12 +38,14 @@ class RequestRun:
         self.conditioning_is_whole = True
         self.replayed = False
 
-    def frames(self, tokenizer: ClipTokenizer) -> Array:
+    def frames(self, tokenizer: ClipTokenizer, prompts: list[TokenizedPrompt]) -> Array:
         """Frames uint8 [F, H, W, 3]; captures and proves CUDA graphs for later requests of this variant."""
         workspace, variant = self.workspace, self.variant
         try:
+            if variant.weighted:
+                self.give_embeds(prompts, tokenizer([""]))
             with self.stages.timed("inputs"):
-                self.write_inputs(tokenizer)
+                self.write_inputs(prompts)
                 if variant.computes_conditioning:
                     self.write_keyframes(np.arange(self.request.frames))
                 first = "pictures" if variant.computes_conditioning else "input_ids"
@@ -83,12 +87,42 @@ class RequestRun:
         off = np.abs(replayed.astype(np.int16) - frames)
         return f"{np.count_nonzero(off)} of {off.size} values, by up to {off.max()} levels"
 
-    def write_inputs(self, tokenizer: ClipTokenizer) -> None:
+    def give_embeds(self, prompts: list[TokenizedPrompt], empty: Array) -> None:
+        """Computes the embeddings of prompts with weights, outside of CUDA graphs, and copies them to the device.
+
+        Args:
+            prompts: the prompts, each of one chunk.
+            empty: the tokens of an empty prompt, int64 [1, 77].
+        """
+        inputs = self.workspace.inputs
+        dtype = inputs.block.tensors[GIVEN_EMBEDS].dtype
+
+        def encode(input_ids: Array, attention_mask: Array) -> Array:
+            embeds = []
+            for ids, mask in zip(input_ids, attention_mask, strict=True):
+                inputs.array("input_ids")[:], inputs.array("attention_mask")[:] = ids, mask
+                inputs.copy_in("input_ids", "clip_skip", 0)
+                encode_text(self.workspace, 0, inputs.at(GIVEN_EMBEDS))
+                inputs.copy_out(GIVEN_EMBEDS)
+                self.cuda.synchronize()
+                embeds.append(from_type(inputs.array(GIVEN_EMBEDS), dtype).astype(np.float32))
+            return np.concatenate(embeds)
+
+        with self.stages.stage("text"):
+            inputs.array("clip_skip")[:] = self.request.clip_skip
+            for index, values in enumerate(encode_prompts(prompts, empty, encode)):
+                inputs.array(GIVEN_EMBEDS, index)[:] = to_type(values, dtype)
+            inputs.copy_in(GIVEN_EMBEDS, GIVEN_EMBEDS, len(prompts) - 1)
+            self.stages.report("text", 1)
+
+    def write_inputs(self, prompts: list[TokenizedPrompt]) -> None:
         """Writes the request's inputs, except for keyframes and noise, to page-locked memory."""
         request, inputs = self.request, self.workspace.inputs
         schedule = lcm_schedule(self.workspace.bundle.manifest.scheduler, request.steps)
-        for index, ids in enumerate(tokenizer(request.texts)):
-            inputs.array("input_ids", index)[:] = ids
+        for index, prompt in enumerate(prompts):
+            inputs.array("input_ids", index)[:] = prompt.input_ids
+        inputs.array("attention_mask")[:] = 1
+        inputs.array("clip_skip")[:] = request.clip_skip
         inputs.array("guidance_scale")[:] = request.guidance_scale
         inputs.array("conditioning_scale")[:] = request.conditioning_scale
         for step in range(request.steps):

@@ -14,6 +14,7 @@ from ..format.bundle import Bundle
 from ..format.clip_layout import ClipSize
 from ..format.engine_keys import EngineSpec
 from ..format.engine_sets import EngineSet, parse_set_name, refusal, set_names
+from ..format.refittable_engines import can_refit
 from ..format.weights import WeightTable, check_files, weight_table_path
 from ..load_options import LoadOptions
 from . import device, tensorrt_library
@@ -108,8 +109,8 @@ class TensorRtLoader:
         if flags.get("version_compatible"):
             self._runtime.engine_host_code_allowed = True
         engine = TensorRtEngine(self._library, self._runtime, path, cuda)
-        if flags.get("strip_weights") and table.root:
-            check_files(bundle, {record.path for record in table.root.values()})
+        if table.root and record is not None and (flags.get("strip_weights") or record.refit_at_load):
+            check_files(bundle, {weight.path for weight in table.root.values()})
             engine.refit(table.root, lambda name: table.read(bundle, name))
         return engine
 
@@ -120,9 +121,7 @@ class TensorRtLoader:
             with suppress(BackendError):  # raised when a request needs that size
                 chosen.append(BACKENDS[self.backend].engine_set(bundle.folder, self.precision, size))
         records = [record for found in chosen if found for record in found.index.engines.values()]
-        if records and not any(
-            record.spec.flags.get("refit") or record.spec.flags.get("strip_weights") for record in records
-        ):
+        if records and not any(map(can_refit, records)):
             raise BackendError(*_NOT_REFITTABLE)
 
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:

@@ -11,12 +11,12 @@ import numpy as np
 from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
 from ..errors import BackendError
-from ..loop.tokenizer import ClipTokenizer
+from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
 from ..loop.windows import Window, parts_of
 from ..progress import Stages
 from .buffers import host_array
 from .cuda import Cuda
-from .program import Variant, control, predict
+from .program import Variant, control, encode_text, predict
 from .request_run import RequestRun
 from .workspace import Workspace
 
@@ -40,16 +40,18 @@ class WindowsRun(RequestRun):
         self.latent_shape = workspace.layout.latent_shape  # of a window, [1, 4, L, H/8, W/8]
         self.outputs: Array
 
-    def frames(self, tokenizer: ClipTokenizer) -> Array:
+    def frames(self, tokenizer: ClipTokenizer, prompts: list[TokenizedPrompt]) -> Array:
         """Frames uint8 [F, H, W, 3]."""
         nbytes = 4 * int(np.prod(self.latent_shape))
         host = self.cuda.allocate_host(2 * nbytes)
         try:
             self.outputs = host_array(host, (2, *self.latent_shape[1:]), "float32")
+            if self.variant.weighted:
+                self.give_embeds(prompts, tokenizer([""]))
             with self.stages.timed("inputs"):
-                self.write_inputs(tokenizer)
+                self.write_inputs(prompts)
                 self.workspace.inputs.copy_in("input_ids", "coefficients", self.request.steps - 1)
-            if self.variant.source != "kept":
+            if self.variant.starts_with_conditioning:
                 self.condition()
             return self.decode(self.denoise())
         finally:
@@ -62,12 +64,12 @@ class WindowsRun(RequestRun):
     def condition(self) -> None:
         """Prompt embeddings, and SparseCtrl's residuals of all windows, if there is memory to keep them."""
         workspace, variant = self.workspace, self.variant
-        with self.stages.stage("text"):
-            for prompt in range(variant.prompts):
-                embeds = workspace.prompt_embeds(variant, prompt)
-                workspace.enqueue("text_encoder", input_ids=workspace.at("input_ids", prompt), prompt_embeds=embeds)
-            self.cuda.synchronize()
-            self.stages.report("text", 1)
+        if not variant.weighted:
+            with self.stages.stage("text"):
+                for prompt in range(variant.prompts):
+                    encode_text(workspace, prompt, workspace.prompt_embeds(variant, prompt))
+                self.cuda.synchronize()
+                self.stages.report("text", 1)
         if not variant.computes_conditioning:
             return
         self.stages.report("keyframes", 0)

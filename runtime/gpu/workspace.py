@@ -18,6 +18,8 @@ from .engine_interface import Engine, Loader
 from .program import Variant, program
 
 MAX_PROMPTS = 2
+GIVEN_EMBEDS = "given_embeds"
+"""The input that holds the embeddings of prompts with weights."""
 
 _NAN = 0xFF
 """Each byte of a float16, bfloat16 or float32 that is not a number."""
@@ -203,6 +205,25 @@ class Workspace:
         """Enqueues a run of a graph's engine."""
         self._engines[graph].enqueue(addresses)
 
+    def decode(self, graph: str, part: int) -> None:
+        """Enqueues a run of a decoder on one part of the frames.
+
+        An engine takes aligned addresses only. Parts of clips with odd sides may begin elsewhere: these are copied.
+        """
+        latents, frames = self._part_bytes["images"], self._part_bytes["frames"]
+        source, target = self.at("images") + part * latents, self.at("frames") + part * frames
+        if not self._copies_parts:
+            self.enqueue(graph, latents=source, frames=target)
+            return
+        self._cuda.copy(self.at("part_latents"), source, latents)
+        self.enqueue(graph, latents=self.at("part_latents"), frames=self.at("part_frames"))
+        self._cuda.copy(target, self.at("part_frames"), frames)
+
+    @property
+    def _copies_parts(self) -> bool:
+        """Whether parts of the frames begin at addresses that engines do not take."""
+        return self.decoder_runs > 1 and any(nbytes != aligned(nbytes) for nbytes in self._part_bytes.values())
+
     def at(self, name: str, index: int = 0) -> int:
         """Address of an input or buffer."""
         if name in self.inputs.block.tensors:
@@ -211,6 +232,8 @@ class Workspace:
 
     def prompt_embeds(self, variant: Variant, prompt: int) -> int:
         """Address of a prompt's embeddings."""
+        if variant.weighted:
+            return self.inputs.at(GIVEN_EMBEDS, prompt)
         if variant.source == "none":
             return self._buffers.at("prompt_embeds", prompt)
         return self.conditioning_area.address + prompt * self._embeds.stride
@@ -241,17 +264,24 @@ class Workspace:
         buffers.add("prompt_embeds", self._embeds.shape, self._embeds.dtype, MAX_PROMPTS)
         buffers.add("latents", unet["latents"], "float32", 2)
         buffers.add("prediction", unet["prediction"], "float32", MAX_PROMPTS)
-        buffers.add("images", decoder["latents"], "float32", self.decoder_runs)
-        buffers.add("frames", decoder["frames"], "uint8", self.decoder_runs)
+        buffers.add("images", (self.decoder_runs, *decoder["latents"]), "float32")
+        buffers.add("frames", (self.decoder_runs, *decoder["frames"]), "uint8")
+        self._part_bytes = {name: buffers.tensors[name].nbytes // self.decoder_runs for name in ("images", "frames")}
+        if self._copies_parts:
+            buffers.add("part_latents", decoder["latents"], "float32")
+            buffers.add("part_frames", decoder["frames"], "uint8")
         buffers.address = cuda.allocate(buffers.nbytes)
         cuda.fill(buffers.address, 0, buffers.nbytes)
 
         slots = self.keyframe_slots + 1
         block = Block()
+        block.add(GIVEN_EMBEDS, self._embeds.shape, self._embeds.dtype, MAX_PROMPTS)
         block.add("pictures", (slots, self.size.height, self.size.width, 3), "uint8")
         block.add("conditioning_mask", (slots,), "float32")
         block.add("frame_index", (self.size.frames,), "int64")
         block.add("input_ids", (1, manifest.max_tokens), "int64", MAX_PROMPTS)
+        block.add("attention_mask", (1, manifest.max_tokens), "int64")
+        block.add("clip_skip", (1,), "int64")
         block.add("guidance_scale", (1,), "float32")
         block.add("conditioning_scale", (1,), "float32")
         block.add("timestep", (1,), "float32", MAX_STEPS)

@@ -30,7 +30,7 @@ class Conditioning:
     """The part of a request that the seed does not change.
 
     Attributes:
-        prompt_embeds: float32 [B, 77, D]; with guidance the negative prompt comes first.
+        prompt_embeds: float32 [B, 77*K, D], K chunks of tokens; with guidance the negative prompt comes first.
         feeds: SparseCtrl's inputs that hold the keyframes of the clip; empty without keyframes.
         residuals: for each controlled step those of its windows, or None if each step computes its own.
     """
@@ -78,7 +78,8 @@ def cache_key(request: CheckedRequest) -> Hashable:
     pictures = tuple((item.index, sha256(item.pixels.tobytes()).digest()) for item in request.keyframes)
     negative = request.negative_prompt if request.guidance else None
     size = (request.height, request.width, request.frames, request.context_length, request.context_overlap)
-    return (request.prompt, negative, pictures, request.controlnet, request.steps, request.controlled_steps, size)
+    text = (request.prompt, negative, request.clip_skip, request.prompt_weights, request.long_prompts)
+    return (text, pictures, request.controlnet, request.steps, request.controlled_steps, size)
 
 
 def graphs_of(request: CheckedRequest, kept: Conditioning | None = None) -> list[str]:

@@ -11,7 +11,8 @@ let beginning = null;
 /** Labels of the input's fields on the page. */
 const LABELS = {
   prompt: "Prompt", negative_prompt: "Negative prompt", controlnet_type: "Keyframes",
-  num_inference_steps: "Steps", guidance_scale: "Guidance", seed: "Seed",
+  num_inference_steps: "Steps", guidance_scale: "Guidance", seed: "Seed", conditioning_scale: "Strength of keyframes",
+  control_guidance_start: "They guide from", control_guidance_end: "They guide to",
 };
 for (const slot of [0, 1, 2]) {
   LABELS[`keyframe_${slot}_index`] = `Frame of keyframe ${slot + 1}`;
@@ -40,7 +41,21 @@ function given() {
   };
   if ($("negative_prompt").value) input.negative_prompt = $("negative_prompt").value;
   if ($("seed").value.trim()) input.seed = seed($("seed").value.trim());
+  const options = advanced();
+  if (Object.keys(options).length) input.sparsectrl_lcm = options;
   return input;
+}
+
+/** Returns the advanced options that differ from their defaults. fal has none of them, so they have a key of their own. */
+function advanced() {
+  const changed = [...$("advanced").querySelectorAll("input")].filter(field =>
+    field.type === "checkbox" ? field.checked : field.value !== field.defaultValue);
+  return Object.fromEntries(changed.map(field => [field.name, field.type === "checkbox" || number(field)]));
+}
+
+function number(field) {
+  if (!field.value) throw wrong(`${LABELS[field.name]}: give a number`, field.name);
+  return Number(field.value);
 }
 
 /** Returns a number if JavaScript can hold it exactly, otherwise its digits, which the server accepts too. */
@@ -57,6 +72,7 @@ function fail(error) {
   $("error").hidden = false;
   const names = error.status === 401 ? ["key"] : error.fields ?? [];
   for (const name of names) $(name)?.setAttribute("aria-invalid", "true");
+  if (names.some(name => $("advanced").contains($(name)))) $("advanced").open = true;
   $(names[0])?.focus();
 }
 

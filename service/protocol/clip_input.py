@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
+from .advanced_options import AdvancedOptions
 from .errors import ServiceError, field_detail
 
 KEYFRAMES = (0, 1, 2)
@@ -22,7 +24,7 @@ KINDS = {"literal_error": "one_of", "int_parsing_size": "int_parsing"}
 
 
 class Input(BaseModel):
-    """The input of the endpoint. Unknown keys are ignored."""
+    """The input of the endpoint. Unknown keys are ignored. The published schema has fal's fields alone."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, title="AnimatediffLCMInput")
 
@@ -47,6 +49,7 @@ class Input(BaseModel):
     keyframe_1_image_url: str | None = Field(None, description="URL or data URI of the second keyframe.")
     keyframe_2_index: int = Field(0, ge=0, le=LAST, description="The frame of the third keyframe.", examples=[15])
     keyframe_2_image_url: str | None = Field(None, description="URL or data URI of the third keyframe.")
+    sparsectrl_lcm: SkipJsonSchema[AdvancedOptions] = AdvancedOptions()
 
     def keyframes(self) -> list[tuple[int, int, str]]:
         """Returns slot, frame and URL of the given keyframes. An empty URL means none."""
@@ -66,6 +69,7 @@ class Input(BaseModel):
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
             "seed": None if self.seed is None else self.seed % 2**64,
+            **self.sparsectrl_lcm.given(),
         }
 
 
@@ -150,7 +154,7 @@ def _detail(error: dict[str, Any]) -> dict[str, Any]:
     if kind == "one_of":
         context = {"expected": ["scribble", "rgb"]}
     value = error.get("input")
-    field = str(error["loc"][0]) if error["loc"] else None
+    field = ".".join(str(part) for part in error["loc"]) or None
     odd = kind in ("missing", "string_unicode") or (isinstance(value, float) and not math.isfinite(value))
     shown = value if isinstance(value, str | int | float) and not odd else None
     return field_detail(field, error["msg"], kind, context, shown)

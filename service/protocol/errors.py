@@ -79,9 +79,12 @@ def field_error(
 def field_detail(
     field: str | None, message: str, kind: str, context: dict[str, Any] | None = None, value: Any = None
 ) -> dict[str, Any]:
-    """Returns one entry of fal's list of fields. Texts of more than 200 characters are left out."""
+    """Returns one entry of fal's list of fields. Texts of more than 200 characters are left out.
+
+    The name of a field in an object has a dot, such as `sparsectrl_lcm.conditioning_scale`.
+    """
     detail: dict[str, Any] = {
-        "loc": ["body"] if field is None else ["body", field],
+        "loc": ["body", *(field.split(".") if field else ())],
         "msg": message,
         "type": kind,
         "url": DOCS + kind,

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..components import Service
 from ..objects.stored_files import file_url, keep_file
+from ..protocol.advanced_options import KEY, AdvancedOptions
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
 from ..runner import JobFailed, Made, Preview, RunnerLost, Step
 from ..store import Outcome
@@ -29,7 +30,7 @@ CLAIMED_AT_ONCE = 3
 TICK_SECONDS = 1.0
 READY_SECONDS = 0.1
 """How soon the dispatcher notices that the runner is ready or a preparation is slow."""
-INPUT_FIELDS = {"controlnet": "controlnet_type"}
+INPUT_FIELDS = {"controlnet": "controlnet_type"} | {name: f"{KEY}.{name}" for name in AdvancedOptions.model_fields}
 """Options of the pipeline whose field in the input has another name."""
 
 log = logging.getLogger("sparsectrl_lcm.service")

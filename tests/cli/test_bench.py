@@ -42,7 +42,7 @@ def test_backends_are_measured_in_turn_and_one_that_cannot_run_is_a_line(tmp_pat
 
 BAD = [
     (["--backend", "magic"], "--backend: 'magic' is unknown; allowed are .*onnxruntime"),
-    (["--size", "100x64"], "width: 100 is not allowed; give a multiple of 32"),
+    (["--size", "100x64"], "width: 100 is not allowed; give a multiple of 8"),
     (["--precision", "fp64"], "none can run here with what the bundle has"),
     (["--threads", "0"], "--threads: 0 is not allowed; give a whole number from 1 on"),
     (["--json", "."], "--json: '.' is a folder; name a file in it"),

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from sparsectrl_lcm.runtime import Cancelled, VideoPipeline
 from sparsectrl_lcm.runtime.output import video
 
 from sparsectrl_lcm import cli
@@ -84,18 +85,43 @@ def test_a_clip_that_cannot_be_written_is_told_with_its_seed(
 
 
 def test_the_command_line_and_python_agree(tmp_path: Path) -> None:
-    from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+    from sparsectrl_lcm.runtime import Keyframe
 
     picture = SCRIBBLES / "frame_08.png"
     arguments = ["--keyframe", f"-2={picture}", "--controlnet", "rgb", "--seed", 5, "--guidance", 2, "--steps", 2]
     arguments += ["--conditioning-scale", 0.5, "--control-guidance-start", 0.5]
+    arguments += ["--resample", "bilinear"]
     run(*GENERATE, *arguments, "--size", "96x64", "--frames", 5, "-o", "frames", cwd=tmp_path)
     frames = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "frames").iterdir())])
     size = {"width": 96, "height": 64, "num_frames": 5, "conditioning_scale": 0.5, "control_guidance_start": 0.5}
     clip = VideoPipeline.load(backend="onnxruntime").generate(
-        "a boat", [Keyframe(3, picture)], "rgb", num_inference_steps=2, guidance_scale=2, seed=5, **size
+        "a boat",
+        [Keyframe(3, picture)],
+        "rgb",
+        num_inference_steps=2,
+        guidance_scale=2,
+        seed=5,
+        resample="bilinear",
+        **size,
     )
     assert (frames == clip.frames).all()
+
+
+def test_scribbles_are_stretched_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def run(_: Any, request: Any, **__: Any) -> None:
+        asked.append(request)
+        raise Cancelled("", "no clip is needed")
+
+    monkeypatch.setattr(VideoPipeline, "run", run)
+    options = ["--prompt", "a boat", "-o", str(tmp_path / "a.gif"), "--backend", "onnxruntime"]
+    for more in ([], ["--normalize-scribbles"], ["--normalize-scribbles", "--controlnet", "rgb"]):
+        cli.run(["generate", *options, *more])
+    assert [request.normalize_scribbles for request in asked] == [False, True, True]
+    assert capsys.readouterr().err.count("note: --normalize-scribbles is used only with --controlnet scribble") == 1
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +152,13 @@ BAD = [
     (["--keyframe", "0={}/missing.png"], "keyframe 0: .* does not exist"),
     (["--keyframe", "0={}/good.png", "--controlnet", "depth"], "--controlnet: 'depth' .* allowed are scribble, rgb"),
     (["--decoder", "fast"], "--decoder: 'fast' is not in this bundle; allowed are full, tiny"),
+    (["--resample", "nearest"], "--resample: 'nearest' is not allowed; allowed are lanczos, bilinear"),
     (["--steps", "0"], "--steps: 0 is not allowed; give a whole number from 1 to 12"),
     (["--steps", "many"], "'--steps'"),
     (["--guidance", "nan"], "--guidance: nan is not allowed; give a number from 0 to 30"),
     (["--seed", "-1"], "--seed: -1 is not allowed"),
-    (["--size", "0x0"], "--size height: 0 is not allowed; give a whole number from 32 to 2048"),
-    (["--size", "100x128"], "--size width: 100 is not allowed; give a multiple of 32"),
+    (["--size", "0x0"], "--size height: 0 is not allowed; give a whole number from 8 to 2048"),
+    (["--size", "100x128"], "--size width: 100 is not allowed; give a multiple of 8"),
     (["--size", "large"], "--size: 'large' is not allowed; give WIDTHxHEIGHT"),
     (["--size", f"{'9' * 5000}x8"], "is not allowed; give WIDTHxHEIGHT"),
     (["--frames", "99"], "--frames: 99 is not allowed; give a whole number from 1 to 32"),

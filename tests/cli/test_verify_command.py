@@ -156,7 +156,7 @@ WRONG = [
         ["--backend", "openvino", "--precision", "int8"],
         "int8 engines were not built; run: sparsectrl-lcm build .* --precision int8$",
     ),
-    (["--backend", "openvino", "--size", "33x32"], "--size: 33x32 is not allowed; give multiples of 32"),
+    (["--backend", "openvino", "--size", "33x32"], "--size: 33x32 is not allowed; give multiples of 8"),
     (["--size", "large"], "--size: 'large' is not allowed; give WIDTHxHEIGHT"),
     (["--graph", "vae"], "--graph: 'vae' is not in this bundle; allowed are text_encoder, vae_encoder, "),
     (["--backend", "onnxruntime", "--save", "{}"], "--save: '.*' is not empty; name a new folder"),

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import openvino
 import pytest
 from conftest import Exported
 from flops import count_flops
 from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 from sparsectrl_lcm.engine.check import random_inputs, run_portable
-from sparsectrl_lcm.engine.rewrites.exact_simplifications import fold_upsampling, split_gated_units
+from sparsectrl_lcm.engine.rewrites.exact_simplifications import split_gated_units
 from sparsectrl_lcm.engine.rewrites.typed_graph import write_typed
+from sparsectrl_lcm.engine.rewrites.upsampling import drop_empty_cuts, fold_upsampling
 from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 
 Arrays = dict[str, np.ndarray]
 DOUBLING = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -23,12 +26,20 @@ CONVOLUTION = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1], 
 
 
 def write_graph(
-    path: Path, nodes: list[onnx.NodeProto], weights: Arrays, outputs: tuple[str, ...] = ("y",), rank: int = 4
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    weights: Arrays,
+    outputs: tuple[str, ...] = ("y",),
+    rank: int = 4,
+    inputs: tuple[str, ...] = ("x",),
 ) -> Path:
-    """Writes a graph with one input `x` of any size."""
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank) for name in ("x", *outputs)]
+    """Writes a graph with inputs of any size."""
+    inward, outward = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank) for name in names]
+        for names in (inputs, outputs)
+    )
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:], initializers)
+    graph = helper.make_graph(nodes, "g", inward, outward, initializers)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
     return path
 
@@ -60,21 +71,35 @@ def upsampler(
         path: the file.
         resize: attributes of the Resize that differ.
         convolution: attributes of the Conv that differ; None removes an attribute.
-        options: `scales`, `bias`, `weight`, and `more`: nodes whose result `z` is a second output.
+        options: `scales`, `bias`, `weight`, `more`: nodes whose result `z` is a second output, and `cut`: whether the
+            doubling is cut to the size of a second input `skip`; `starts` are those of the cut.
     """
     attributes = {name: value for name, value in (CONVOLUTION | (convolution or {})).items() if value is not None}
     weights = {"scales": np.array(options.get("scales", (1, 1, 2, 2)), np.float32)}
     weights["weight"] = options.get("weight", random(6, 4, 3, 3))
     if options.get("bias", True):
         weights["bias"] = random(len(weights["weight"]))
-    more = options.get("more", [])
+    more, cut = options.get("more", []), options.get("cut", False)
+    image, parameters = "cut" if cut else "doubled", list(weights)[1:]
+    weights |= {"starts": np.array(options.get("starts", (0, 0))), "axes": np.array([2, 3])} if cut else {}
     nodes = [
         helper.make_node("Resize", ["x", "", "scales"], ["doubled"], name="resize", **(DOUBLING | (resize or {}))),
-        helper.make_node("Conv", ["doubled", *list(weights)[1:]], ["convolved"], name="convolution", **attributes),
+        helper.make_node("Shape", ["skip"], ["size"], start=2, end=4),
+        helper.make_node("Slice", ["doubled", "starts", "size", "axes"], ["cut"], name="cut"),
+        helper.make_node("Conv", [image, *parameters], ["convolved"], name="convolution", **attributes),
         helper.make_node("Neg", ["convolved"], ["y"]),
         *more,
     ]
-    return write_graph(path, nodes, weights, ("y", "z") if more else ("y",))
+    nodes = nodes if cut else [node for node in nodes if node.op_type not in ("Shape", "Slice")]
+    return write_graph(path, nodes, weights, ("y", "z") if more else ("y",), inputs=("x", "skip") if cut else ("x",))
+
+
+CUTS = [((1, 1), (1, 1)), ((1, 1), (2, 1)), ((1, 2), (1, 4)), ((5, 7), (9, 13)), ((5, 7), (10, 13)), ((5, 7), (10, 14))]
+"""Sizes of an image, and sizes to which its doubling is cut."""
+
+
+def skip_feeds(inputs: int, shape: tuple[int, int], size: tuple[int, int]) -> Arrays:
+    return {"x": random(3, inputs, *shape, seed=1), "skip": np.zeros((1, 1, *size), np.float32)}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -90,7 +115,74 @@ def test_folded_upsampling_gives_the_same_up_to_the_border(shape: tuple[int, int
     np.testing.assert_allclose(actual["y"], expected["y"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("shape", "size"), CUTS)
+def test_a_folded_upsampling_that_is_cut_gives_the_same_up_to_the_border(
+    shape: tuple[int, int], size: tuple[int, int], bias: bool, tmp_path: Path
+) -> None:
+    path = upsampler(tmp_path / "g.onnx", bias=bias, cut=True)
+    folded, counts = rewritten(path, tmp_path, fold_upsampling)
+    assert counts == [1]
+    feeds = skip_feeds(4, shape, size)
+    ((expected,), (actual,)) = (run_portable(each, feeds) for each in (path, folded))
+    assert actual["y"].shape == (3, 6, *size)
+    np.testing.assert_allclose(actual["y"], expected["y"], rtol=0, atol=1e-5)
+
+
+def test_openvino_leaves_out_what_a_cut_of_nothing_needs(tmp_path: Path) -> None:
+    """Compiled for a size that is not cut, a folded upsampling has the layers of one without a cut."""
+    layers = {}
+    for cut in (False, True):
+        (folder := tmp_path / str(cut)).mkdir()
+        path, _ = rewritten(upsampler(folder / "g.onnx", cut=cut), folder, fold_upsampling)
+        for size in ((10, 14), (9, 14)):
+            model = openvino.Core().read_model(path)
+            model.reshape({"x": [3, 4, 5, 7]} | ({"skip": [1, 1, *size]} if cut else {}))
+            compiled = openvino.Core().compile_model(model, "CPU").get_runtime_model()
+            layers[cut, size] = sorted(
+                f"{node.get_rt_info()['layerType'].astype(str)} {node.shape}"
+                for node in compiled.get_ops()
+                if node.get_output_size() and node.friendly_name != "skip"
+            )
+    assert layers[True, (10, 14)] == layers[False, (10, 14)]
+    assert len(layers[True, (9, 14)]) > len(layers[False, (9, 14)])
+
+
+@pytest.mark.parametrize(
+    ("latents", "dropped"), [((8, 16), 3), ((4, 8), 2), ((2, 8), 1), ((9, 16), 0), ((36, 64), 2), ((54, 96), 2)]
+)
+def test_cuts_that_cut_nothing_are_dropped(latents: tuple[int, int], dropped: int, tmp_path: Path) -> None:
+    """Three downsamplers and upsamplers, as in Stable Diffusion 1.5; results of a size stay the same."""
+    model = ir.load(unet_of_sizes(tmp_path / "g.onnx", levels=3))
+    assert drop_empty_cuts(model, *latents) == dropped
+    ir.save(model, tmp_path / "dropped.onnx")
+    assert operators(tmp_path / "dropped.onnx").count("Slice") == 3 - dropped
+    feeds = {"x": random(2, 4, *latents)}
+    ((expected,), (actual,)) = (run_portable(tmp_path / name, feeds) for name in ("g.onnx", "dropped.onnx"))
+    np.testing.assert_array_equal(actual["y"], expected["y"])
+
+
+def unet_of_sizes(path: Path, levels: int) -> Path:
+    """Writes convolutions of stride 2, and as many upsamplers to the sizes before them."""
+    weights: Arrays = {"w": random(4, 4, 3, 3), "scales": np.array((1, 1, 2, 2), np.float32)}
+    weights |= {"starts": np.zeros(2, np.int64), "axes": np.array([2, 3])}
+    nodes, value = [], "x"
+    for level in range(levels):
+        nodes.append(helper.make_node("Conv", [value, "w"], [f"down{level}"], **(CONVOLUTION | {"strides": [2, 2]})))
+        value = f"down{level}"
+    for level in reversed(range(levels)):
+        nodes += [
+            helper.make_node("Shape", [f"down{level - 1}" if level else "x"], [f"size{level}"], start=2, end=4),
+            helper.make_node("Resize", [value, "", "scales"], [f"doubled{level}"], **DOUBLING),
+            helper.make_node("Slice", [f"doubled{level}", "starts", f"size{level}", "axes"], [f"cut{level}"]),
+            helper.make_node("Conv", [f"cut{level}", "w"], [f"up{level}"], **CONVOLUTION),
+        ]
+        value = f"up{level}"
+    return write_graph(path, [*nodes, helper.make_node("Neg", [value], ["y"])], weights)
+
+
 UNLIKE: list[dict[str, Any]] = [
+    {"cut": True, "starts": (0, 1)},
     {"scales": (1, 1, 3, 3)},
     {"scales": (1, 1, 2, 1)},
     {"resize": {"mode": "linear"}},
@@ -175,7 +267,8 @@ def test_every_place_of_a_real_graph_is_found(sd15_like: Exported, graph: str, p
     used = {name for node in model.graph.node for name in node.input}
     assert {item.name for item in model.graph.initializer} <= used, "replaced weights are removed"
 
-    feeds = random_inputs(bundle, graph)
+    assert_equal_results(path, result, random_inputs(bundle, graph))
+    feeds = random_inputs(bundle, graph, size=ClipSize(width=64, height=32, frames=2))  # nothing is cut
     assert_equal_results(path, result, feeds)
     *_, height, width = feeds["latents"].shape
     frames = feeds["latents"].size // (4 * height * width)

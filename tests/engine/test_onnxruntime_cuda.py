@@ -120,17 +120,22 @@ class Watched:
         return getattr(self.session, name)
 
 
+TEXT_SHAPES = {"input_ids": (1, 77), "attention_mask": (1, 77), "clip_skip": (1,)}
+"""The inputs of the text encoder, all int64."""
+
+
 def watched_encoder(executor: GpuExecutor) -> tuple[Any, list[dict[str, int]], list[Any]]:
     """The engine of the text encoder with a watched session, two sets of addresses, and what keeps their memory."""
-    shapes = {"input_ids": (1, 77), "prompt_embeds": (1, 77, 64)}
+    shapes = {**TEXT_SHAPES, "prompt_embeds": (1, 77, 64)}
     size = ClipSize(width=64, height=64, frames=1)
     engine: Any = cuda_backend.OnnxRuntimeCudaLoader().open(
         executor.bundle, "text_encoder", size, shapes, executor._cuda
     )
     engine._session = Watched(engine._session)
-    ids, *embeds = np.zeros((1, 77), np.int64), *np.zeros((2, 1, 77, 64), np.float16)
-    addresses = [{"input_ids": ids.ctypes.data, "prompt_embeds": each.ctypes.data} for each in embeds]
-    return engine, addresses, [ids, *embeds]
+    inputs = {name: np.zeros(shape, np.int64) for name, shape in TEXT_SHAPES.items()}
+    embeds = [*np.zeros((2, 1, 77, 64), np.float16)]
+    known = {name: array.ctypes.data for name, array in inputs.items()}
+    return engine, [{**known, "prompt_embeds": each.ctypes.data} for each in embeds], [*inputs.values(), *embeds]
 
 
 def test_only_the_first_run_with_each_set_of_addresses_is_waited_for(
@@ -218,7 +223,7 @@ def test_another_size_needs_no_other_engines(executor: GpuExecutor) -> None:
 def test_a_failed_run_is_one_line(executor: GpuExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = cuda_backend.OnnxRuntimeCudaLoader()
     size = ClipSize(width=64, height=64, frames=1)
-    shapes = {"input_ids": (1, 77), "prompt_embeds": (1, 77, 32)}
+    shapes = {**TEXT_SHAPES, "prompt_embeds": (1, 77, 32)}
     engine = loader.open(executor.bundle, "text_encoder", size, shapes, executor._cuda)
 
     class Failing:
@@ -229,10 +234,11 @@ def test_a_failed_run_is_one_line(executor: GpuExecutor, monkeypatch: pytest.Mon
             return getattr(session, name)
 
     session, engine._session = engine._session, Failing()
-    ids = np.zeros((1, 77), np.int64)
-    embeds = np.zeros((1, 77, 32), np.float16)
+    arrays = {
+        name: np.zeros(shape, np.float16 if name == "prompt_embeds" else np.int64) for name, shape in shapes.items()
+    }
     with pytest.raises(DeviceOutOfMemory) as error:
-        engine.enqueue({"input_ids": ids.ctypes.data, "prompt_embeds": embeds.ctypes.data})
+        engine.enqueue({name: array.ctypes.data for name, array in arrays.items()})
     assert "\n" not in str(error.value)
     with pytest.raises(BackendError, match="cannot refit; load the other bundle instead"):
         engine.refit([], lambda name: None)

@@ -115,7 +115,7 @@ def test_engines_for_chosen_devices(demo: Path) -> None:
 def test_another_architecture_and_size_for_chosen_devices(tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(export_architecture("other").bundle, tmp_path / "bundle"))
     multiple = Bundle.load(bundle).manifest.sizes.multiple
-    size = ClipSize(width=3 * multiple, height=2 * multiple, frames=5)
+    size = ClipSize(width=7 * multiple, height=4 * multiple, frames=5)
     index = build(bundle, BACKEND, BuildOptions(**size.model_dump(), precision="fp16", **CHOSEN)).index
     assert index.engines["unet"].spec.device == "8.9, 12.0"
     assert index.engines["unet"].key != index.engines["text_encoder"].key
@@ -166,8 +166,8 @@ def test_a_set_is_replaced_whole(built: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--size", "100x100"], "--size: 100x100 is not allowed; give multiples of 32 from 32 to 2048"),
-        (["--size", "4096x64"], "from 32 to 2048"),
+        (["--size", "100x100"], "--size: 100x100 is not allowed; give multiples of 8 from 8 to 2048"),
+        (["--size", "4096x64"], "from 8 to 2048"),
         (["--size", "big"], "big"),
         (["--frames", "99"], "--frames: 99 is out of range; allowed are 1 to 32"),
         (["--frames", "0"], "--frames: 0 is out of range"),

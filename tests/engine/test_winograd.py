@@ -13,7 +13,17 @@ from sparsectrl_lcm.engine.check import random_inputs, run_portable
 from sparsectrl_lcm.engine.rewrites import winograd
 from sparsectrl_lcm.engine.rewrites.winograd import filter_convolutions
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from test_exact_simplifications import CONVOLUTION, operators, random, rewritten, upsampler, weight_shapes, write_graph
+from test_exact_simplifications import (
+    CONVOLUTION,
+    CUTS,
+    operators,
+    random,
+    rewritten,
+    skip_feeds,
+    upsampler,
+    weight_shapes,
+    write_graph,
+)
 
 INPUTS, OUTPUTS = 32, 48
 MIN_CHANNELS = 32
@@ -59,6 +69,16 @@ def test_results_are_the_same_up_to_the_border(
     assert counts == [1]
     assert not {"Conv", "Resize"} & set(operators(result))
     assert_close(path, result, {"x": random(3, INPUTS, *shape, seed=1)})
+
+
+@pytest.mark.parametrize(("shape", "size"), CUTS)
+def test_results_after_a_cut_are_the_same_up_to_the_border(
+    shape: tuple[int, int], size: tuple[int, int], tmp_path: Path
+) -> None:
+    path = graph(tmp_path, doubled=True, cut=True)
+    result, counts = rewritten(path, tmp_path, filter_convolutions)
+    assert counts == [1]
+    assert_close(path, result, skip_feeds(INPUTS, shape, size))
 
 
 @pytest.mark.parametrize("doubled", [False, True])

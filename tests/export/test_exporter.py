@@ -179,9 +179,9 @@ def test_a_graph_that_differs_is_refused(sd15_like: Exported) -> None:
 def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -> None:
     root = sd15_like.checkpoints
     good = {"base": str(root / "base"), "motion_adapter": str(root / "motion_adapter")}
-    other = write_motion_adapter(tmp_path / "other", Architecture(channels=(32, 64)), seed=1)
+    other = write_motion_adapter(tmp_path / "other", Architecture(channels=(32, 48)), seed=1)
     short = tmp_path / "short"
-    MotionAdapter((32, 64, 64), 1, motion_norm_num_groups=8, motion_max_seq_length=16).save_pretrained(short)
+    MotionAdapter((32, 64), 1, motion_norm_num_groups=8, motion_max_seq_length=16).save_pretrained(short)
     thin = write_controlnet(tmp_path / "thin", Architecture(channels=(16, 32, 32, 32)), "scribble", seed=1)
     cases = [
         ({"base": str(tmp_path / "nothing")}, "^base: .* is not a folder"),
@@ -197,10 +197,10 @@ def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -
         ({"controlnets": {"rgb": str(root / "scribble")}}, "is a SparseCtrl for scribble"),
         ({"vae": str(root / "rgb")}, "^vae: .* holds a SparseControlNetModel; give .* AutoencoderKL"),
         ({"frames": 33}, "^frames: 33 is out of range"),
-        ({"temporal_norm": "batch"}, "choose frame or clip"),
-        ({"width": 100, "height": 128}, "multiples of 32"),
-        ({"width": 4096, "height": 4096}, "from 32 to 2048"),
-        ({"width": 0, "height": 0}, "multiples of 32"),
+        ({"temporal_norm": "batch"}, "choose frame, clip or resnet-clip"),
+        ({"width": 100, "height": 128}, "multiples of 8"),
+        ({"width": 4096, "height": 4096}, "from 8 to 2048"),
+        ({"width": 0, "height": 0}, "multiples of 8"),
         ({"motion_adapter": str(short), "frames": 24}, "^frames: 24 is out of range; .* allow 1 to 16"),
         ({"scheduler": {"beta_schedule": "squaredcos_cap_v2"}}, "not supported"),
         ({"scheduler": {"beta_shedule": "linear"}}, "'beta_shedule' is not a setting of LCMScheduler"),

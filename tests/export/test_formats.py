@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import MotionAdapter
 from original_layouts import animatediff, ldm_text, ldm_unet, ldm_vae
 from safetensors.torch import load_file, save_file
 from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, write_checkpoints
@@ -80,12 +81,18 @@ def test_motion_modules(written: str, middle: bool, folders: dict[str, Path], tm
         save_file(tensors, path)
     else:
         torch.save({"state_dict": tensors} if prefix else tensors, path)
+    positions = 32
     if not middle:
         expected.mid_block = None
         expected.config.use_motion_mid_block = False
+    elif written == "without positions":  # AnimateLCM is published so; its code computes the sines of 64 positions
+        positions = 64
+        expected = MotionAdapter.from_config(dict(expected.config) | {"motion_max_seq_length": positions})
+        expected.load_state_dict({name: value for name, value in state.items() if ".pe" not in name}, strict=False)
     assert_same(checkpoints.load_motion_adapter(str(path)), expected)
     config = configurations.load_motion_config(str(path))
-    settings = configurations.load_motion_config(str(folders["motion_adapter"])) | {"use_motion_mid_block": middle}
+    changed = {"use_motion_mid_block": middle, "motion_max_seq_length": positions}
+    settings = configurations.load_motion_config(str(folders["motion_adapter"])) | changed
     same = {name: value for name, value in settings.items() if not name.startswith("_")}
     assert {name: config[name] for name in same} == same
 
@@ -195,7 +202,7 @@ def test_a_dry_run_says_what_each_file_is(folders: dict[str, Path], single_files
         "base model.safetensors: a Stable Diffusion 1.5 checkpoint, ",
         "motion_adapter v3_sd15_mm.ckpt: motion modules, ",
         "controlnet_rgb v3_sd15_sparsectrl_rgb.ckpt: an original SparseCtrl, ",
-        "clips: 128x128, sides in multiples of 16; 16 frames, at most 32",
+        "clips: 128x128, sides in multiples of 8; 16 frames, at most 32",
         "schedule: LCM, 50 original steps",
         "graph unet: ",
         "graph vae_decoder: ",

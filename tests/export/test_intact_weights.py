@@ -13,6 +13,7 @@ from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, write_che
 from sparsectrl_lcm.export import checkpoints as loaders
 from sparsectrl_lcm.export.check import ExportError, check, largest_error
 from sparsectrl_lcm.export.exporter import export_bundle
+from sparsectrl_lcm.export.graph_specs import GraphSpec
 from sparsectrl_lcm.export.loading import DEFAULTS, LoadOptions
 from sparsectrl_lcm.export.lora_files import Lora
 from sparsectrl_lcm.export.plan import ExportOptions
@@ -231,6 +232,21 @@ def test_everything_is_opened_before_the_first_graph(
     message = refusal(lambda: export_bundle(options, tmp_path / "bundle"))
     assert "lacks decoder.conv_out.bias" in message
     assert not (tmp_path / "bundle").exists()
+
+
+def test_the_unet_is_loaded_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the sources loads it last, and its graph is traced first."""
+    loaded = []
+    load_unet = loaders.load_unet
+    monkeypatch.setattr(loaders, "load_unet", lambda *arguments: loaded.append(arguments) or load_unet(*arguments))
+
+    def stop(module: torch.nn.Module, spec: GraphSpec, inputs: object) -> None:
+        raise ExportError("export", f"traced {spec.name} first")
+
+    monkeypatch.setattr("sparsectrl_lcm.export.exporter.trace", stop)
+    options = ExportOptions(str(root / "base"), str(root / "motion_adapter"))
+    assert "traced unet first" in refusal(lambda: export_bundle(options, tmp_path / "bundle"))
+    assert len(loaded) == 1
 
 
 class Session:

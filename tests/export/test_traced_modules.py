@@ -12,6 +12,7 @@ from architectures import ARCHITECTURES
 from diffusers import MotionAdapter, SparseControlNetModel, UNet2DConditionModel, UNetMotionModel
 from sparsectrl_lcm.benchmarks.random_checkpoints import write_checkpoints
 from sparsectrl_lcm.export.plan import ExportOptions, Job, plan_jobs, read_parts
+from transformers import CLIPTextModel
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,18 @@ def jobs(parts: dict[str, Path]) -> dict[str, Job]:
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert actual.shape == expected.shape
     assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_the_text_encoder(parts: dict[str, Path], jobs: dict[str, Job]) -> None:
+    """Hidden tokens as in transformers, skipped layers as in diffusers' `encode_prompt`."""
+    model = CLIPTextModel.from_pretrained(parts["base"] / "text_encoder").eval()
+    module = jobs["text_encoder"].build().eval()
+    for input_ids, attention_mask, _ in jobs["text_encoder"].check_inputs():
+        found = model(input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        for clip_skip in range(model.config.num_hidden_layers):
+            expected = model.final_layer_norm(found.hidden_states[-(clip_skip + 1)])
+            assert_close(module(input_ids, attention_mask, torch.tensor([clip_skip])), expected)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageOps
 from sparsectrl_lcm.runtime import ClipRequest, InvalidRequest, Keyframe
 from sparsectrl_lcm.runtime.checked_request import check_request
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.images import MAX_PIXELS, fit, load_picture, scribble_doubt
+from sparsectrl_lcm.runtime.images import MAX_PIXELS, load_picture, scribble_doubt
 
 
 def gradient(width: int = 40, height: int = 24) -> Image.Image:
@@ -109,18 +109,6 @@ def test_float_and_bool_arrays() -> None:
     assert np.asarray(load_picture(values[:, :, None], "k")).shape == (4, 4, 3)
 
 
-@pytest.mark.parametrize(("width", "height"), [(32, 32), (64, 16), (16, 64), (40, 24)])
-def test_fit_covers_and_crops_the_centre(width: int, height: int) -> None:
-    image = gradient()
-    scale = max(width / image.width, height / image.height)
-    box = (width / scale, height / scale)
-    left, top = (image.width - box[0]) / 2, (image.height - box[1]) / 2
-    expected = image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + box[0], top + box[1]))
-    pixels = fit(image, width, height)
-    assert pixels.shape == (height, width, 3)
-    assert np.abs(pixels.astype(int) - np.asarray(expected)).max() <= 2
-
-
 def bomb() -> bytes:
     """A PNG of a few kilobytes that claims to have 40,000 x 40,000 pixels."""
     import struct
@@ -205,6 +193,28 @@ def test_odd_scribbles_are_told() -> None:
     }
     for doubt, picture in pictures.items():
         assert scribble_doubt(np.asarray(load_picture(picture, "keyframe 0"))) == doubt
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (90, 60, 20)])
+def test_dark_ink_on_a_transparent_ground_is_told_with_what_to_do(
+    colour: tuple[int, int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is black on black, and dark colours are barely seen; white ink on a transparent ground is right."""
+    manifest = Bundle.load().manifest
+
+    def drawn(ink: tuple[int, int, int]) -> Image.Image:
+        image = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+        ImageDraw.Draw(image).ellipse((10, 10, 50, 50), outline=(*ink, 255), width=3)
+        return image
+
+    with caplog.at_level(logging.WARNING, "sparsectrl_lcm"):
+        check_request(ClipRequest("a red star", [Keyframe(0, drawn((255, 255, 255)))]), manifest)
+        assert not caplog.records
+        check_request(ClipRequest("a red star", [Keyframe(3, drawn(colour))]), manifest)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith("keyframe 3 is dark ink on a transparent ground, which counts as black: lay it on white")
+    assert len(message) < 200
 
 
 def test_a_request_with_an_odd_scribble_is_told(caplog: pytest.LogCaptureFixture) -> None:

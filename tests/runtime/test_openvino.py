@@ -128,7 +128,8 @@ def encode(sessions: Sessions) -> Array:
     """The embeddings of two prompts, by the smallest graph that has weights."""
     sessions.open("text_encoder", {"batch": 2})
     tokens = np.random.default_rng(0).integers(0, 256, (2, 77))
-    (embeddings,) = sessions.session("text_encoder").run({"input_ids": tokens})
+    feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "clip_skip": np.zeros(1, np.int64)}
+    (embeddings,) = sessions.session("text_encoder").run(feeds)
     return embeddings
 
 

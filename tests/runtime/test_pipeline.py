@@ -163,9 +163,21 @@ def test_without_keyframes_the_clip_is_animatediffs(exported: Exported) -> None:
     assert np.abs(clip.frames.astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize(("frames", "width", "height"), [(1, 64, 128), (5, 192, 64), (32, 64, 64)])
-def test_other_sizes_and_lengths(sd15_like: Exported, frames: int, width: int, height: int) -> None:
-    reference = sparsectrl_pipeline(sd15_like.checkpoints, "scribble")
+@pytest.mark.parametrize(
+    ("frames", "width", "height", "controlnet"),
+    [
+        (1, 64, 128, "scribble"),
+        (5, 192, 64, "scribble"),
+        (32, 64, 64, "scribble"),
+        (5, 104, 72, "scribble"),  # latents 13x9, which no downsampler halves
+        (4, 72, 88, "rgb"),
+        pytest.param(2, 384, 256, "scribble", marks=pytest.mark.slow),
+        pytest.param(2, 512, 288, "rgb", marks=pytest.mark.slow),
+        pytest.param(2, 768, 432, "scribble", marks=pytest.mark.slow),
+    ],
+)
+def test_other_sizes_and_lengths(sd15_like: Exported, frames: int, width: int, height: int, controlnet: str) -> None:
+    reference = sparsectrl_pipeline(sd15_like.checkpoints, controlnet)
     pipeline = VideoPipeline.load(sd15_like.bundle, "onnxruntime")
     (image,) = pictures(1, width, height)
     expected = to_uint8(
@@ -185,6 +197,7 @@ def test_other_sizes_and_lengths(sd15_like: Exported, frames: int, width: int, h
     clip = pipeline.generate(
         FIVE_TOKENS,
         [Keyframe(frames - 1, image)],
+        controlnet,
         num_inference_steps=2,
         seed=5,
         width=width,

@@ -40,6 +40,18 @@ def test_steps_are_those_of_diffusers(betas: str, steps: int, prediction_type: s
             assert (actual - wanted).abs().max() <= 1e-5 * max(1.0, wanted.abs().max().item())
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 6, 8])
+def test_a_hundred_original_steps(steps: int) -> None:
+    """AnimateLCM's schedule: at 4 steps 999, 749, 499 and 249 instead of 999, 759, 499 and 259."""
+    reference = LCMScheduler(beta_schedule="linear", original_inference_steps=100)
+    reference.set_timesteps(steps)
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "original_inference_steps": 100}
+    schedule = lcm_schedule(SchedulerRecord.model_validate(settings), steps)
+    assert schedule.timesteps.tolist() == reference.timesteps.tolist()
+    if steps == 4:
+        assert schedule.timesteps.tolist() == [999, 749, 499, 249]
+
+
 def test_more_steps_than_distilled_are_refused() -> None:
     record = SchedulerRecord(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", original_inference_steps=8)
     with pytest.raises(ValueError, match="1 to 8"):

@@ -74,7 +74,8 @@ def spoilt(release: str, built: Path, tmp_path: Path) -> Process:
 
 def test_an_engine_tells_its_types_and_its_memory(process: Process) -> None:
     encoder = process.open("text_encoder").engine
-    assert encoder.dtypes == {"input_ids": "int64", "prompt_embeds": "float16"}
+    ids = dict.fromkeys(("input_ids", "attention_mask", "clip_skip"), "int64")
+    assert encoder.dtypes == {**ids, "prompt_embeds": "float16"}
     assert process.open().engine.dtypes == {"latents": "float32", "frames": "uint8"}
     assert encoder.activation_bytes == ACTIVATION_BYTES
 

@@ -100,7 +100,7 @@ def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server) -> None:
     assert playing is not None
     assert page.inner_text("#used-seed") == "42"
     assert page.get_attribute("#download", "href").startswith(f"{demo.url}/files/")
-    page.click("summary")
+    page.click("#code summary")
     for language in ("python", "javascript"):
         code = page.inner_text(f"#{language}")
         assert (
@@ -250,9 +250,29 @@ def test_a_seed_keeps_all_of_its_digits(page: Any, stub: Server) -> None:
     page.click("#submit")
     page.wait_for_selector("#video:not([hidden])")
     assert page.inner_text("#used-seed") == "18446744073709551615"
-    page.click("summary")
+    page.click("#code summary")
     assert '"seed": 18446744073709551615' in page.inner_text("#python")
     assert '"seed": "18446744073709551615"' in page.inner_text("#javascript")
+
+
+def test_advanced_options_are_sent_if_they_were_changed(page: Any, stub: Server) -> None:
+    sent: list[Any] = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if request.url == stub.queue else None)
+    page.goto(f"{stub.url}/#key={stub.key}")
+    page.fill("#prompt", "a")
+    page.click("#submit")
+    page.wait_for_selector("#video:not([hidden])")
+    page.click("#advanced summary")
+    page.fill("#conditioning_scale", "0.5")
+    page.click("#submit")
+    page.wait_for_selector("#cancel:not([hidden])")
+    page.wait_for_selector("#video:not([hidden])")
+    assert [given.get("sparsectrl_lcm") for given in sent] == [None, {"conditioning_scale": 0.5}]
+    page.fill("#conditioning_scale", "11")
+    page.click("#advanced summary")
+    page.click("#submit")
+    page.wait_for_selector("#conditioning_scale[aria-invalid=true]", state="visible")
+    assert page.inner_text("#error").startswith("Strength of keyframes: ")
 
 
 def test_a_page_of_another_origin_than_its_files(page: Any, tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""Options of the pipeline that fal's endpoint lacks. An input has them in an object of its own, which fal ignores."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+KEY = "sparsectrl_lcm"
+"""The input's key for the advanced options."""
+
+
+class AdvancedOptions(BaseModel):
+    """Keywords of `VideoPipeline.generate`, with its defaults. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    conditioning_scale: float = Field(1.0, ge=0, le=10, allow_inf_nan=False)
+    control_guidance_start: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    control_guidance_end: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
+
+    def given(self) -> dict[str, Any]:
+        """Returns the given options by name."""
+        return self.model_dump(exclude_unset=True)

@@ -1,0 +1,25 @@
+"""Clips on a GPU whose frames are decoded in parts that begin at addresses which engines do not take."""
+
+import numpy as np
+import pytest
+from fakes.gpu_emulation import PortableGraphs, emulate
+from pictures import pictures
+from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime.format import clip_layout
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+
+WIDTH, HEIGHT, FRAMES = 40, 24, 4
+
+
+def test_frames_are_those_of_the_cpu_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulated engines refuse such addresses. The second request is a replay."""
+    monkeypatch.setattr(clip_layout, "ENGINE_DECODE_PIXELS", 2 * WIDTH * HEIGHT)
+    bundle = Bundle.load()
+    machine = emulate(bundle, PortableGraphs(bundle))
+    device, host = VideoPipeline(bundle, machine.executor), VideoPipeline.load(backend="onnxruntime")
+    for seed in (1, 2):
+        request = {"seed": seed, "width": WIDTH, "height": HEIGHT, "num_frames": FRAMES, "num_inference_steps": 1}
+        keyframes = [Keyframe(index, image) for index, image in enumerate(pictures(2, WIDTH, HEIGHT))]
+        clips = [pipeline.generate("a boat", keyframes, **request).frames for pipeline in (device, host)]
+        assert np.abs(clips[0].astype(int) - clips[1]).max() <= 1
+        assert [machine.executor.replayed, machine.loader.enqueued.count("vae_decoder")] == [seed == 2, 4]

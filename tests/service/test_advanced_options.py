@@ -1,0 +1,50 @@
+"""Options that fal's endpoint lacks, in an object of their own."""
+
+from inspect import signature
+from typing import Any
+
+import pytest
+from sparsectrl_lcm.runtime import VideoPipeline
+from sparsectrl_lcm.service.protocol.advanced_options import KEY, AdvancedOptions
+from sparsectrl_lcm.service.protocol.clip_input import Input, parse_input
+from sparsectrl_lcm.service.protocol.errors import ServiceError
+from sparsectrl_lcm.service.queue.dispatcher import _job_error
+from sparsectrl_lcm.service.runner import JobFailed
+
+
+def test_given_options_reach_the_pipeline_and_the_store() -> None:
+    given = {"prompt": "a", KEY: {"conditioning_scale": 0.5}}
+    parsed = parse_input(given, 100)
+    assert parsed.options()["conditioning_scale"] == 0.5
+    assert parsed.stored() == given
+    assert Input.model_validate(parsed.stored()) == parsed
+    assert parse_input({"prompt": "a"}, 100).stored() == {"prompt": "a"}
+
+
+def test_every_option_has_the_name_and_default_of_the_pipeline() -> None:
+    arguments = signature(VideoPipeline.generate).parameters
+    options = AdvancedOptions()
+    assert {name: arguments[name].default for name in AdvancedOptions.model_fields} == options.model_dump()
+    assert AdvancedOptions.model_fields.keys().isdisjoint(Input(prompt="a").options())
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "kind"),
+    [
+        ({"conditioning_scale": 11}, ["conditioning_scale"], "less_than_equal"),
+        ({"conditioning_scale": float("nan")}, ["conditioning_scale"], "finite_number"),
+        ({"control_guidance_end": "late"}, ["control_guidance_end"], "float_parsing"),
+        ({"conditioning": 1}, ["conditioning"], "extra_forbidden"),
+        (3, [], "model_type"),
+    ],
+)
+def test_wrong_options_are_named(given: Any, field: list[str], kind: str) -> None:
+    with pytest.raises(ServiceError) as error:
+        parse_input({"prompt": "a", KEY: given}, 100)
+    (detail,) = error.value.body["detail"]
+    assert (detail["loc"], detail["type"]) == (["body", KEY, *field], kind)
+
+
+def test_an_option_that_the_bundle_refuses_is_named() -> None:
+    error = _job_error(JobFailed("invalid", "0.2 is before the start", field="control_guidance_end"), ())
+    assert error.body["detail"][0]["loc"] == ["body", KEY, "control_guidance_end"]
