@@ -48,7 +48,7 @@ def merge_cuts(graph: ir.Graph) -> None:
 
 def _cuts(node: ir.Node, axis: int) -> bool:
     """Whether a node is a Slice along this axis alone, from the start, without gaps."""
-    if node.op_type != "Slice":
+    if node.op_type != "Slice" or len(node.inputs) != 5:  # axes and steps are optional
         return False
     starts, _, axes, steps = (_constant(value) for value in node.inputs[1:])
     return (starts, axes, steps) == ([0], [axis], [1])
