@@ -27,7 +27,7 @@ def generate(
     guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; above 1 takes twice the work.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="0 to 2^64 - 1; random by default.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
-    frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="1 to 128; the bundle's by default.")] = None,
     normalize_scribbles: Annotated[
         bool, typer.Option("--normalize-scribbles", help="Stretch scribbles from black to white, for pale lines.")
     ] = False,
@@ -49,6 +49,13 @@ def generate(
     long_prompts: Annotated[
         bool, typer.Option("--long-prompts", help="Read prompts beyond 77 tokens in chunks; on a CPU.")
     ] = False,
+    context_length: Annotated[
+        int | None,
+        typer.Option(help="Frames of a context window, 4 to 32; by default clips of up to 32 frames are in one piece."),
+    ] = None,
+    context_overlap: Annotated[
+        int | None, typer.Option(help="Frames that consecutive windows share at least; by default half of a window.")
+    ] = None,
     fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
@@ -89,6 +96,8 @@ def generate(
         clip_skip=clip_skip,
         prompt_weights=prompt_weights,
         long_prompts=long_prompts,
+        context_length=context_length,
+        context_overlap=context_overlap,
     )
     if normalize_scribbles and controlnet != "scribble":
         typer.echo("note: --normalize-scribbles is used only with --controlnet scribble", err=True)

@@ -50,6 +50,9 @@ class Executor(Protocol):
     ) -> tuple[Array, dict[str, float]]:
         """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets every frame once, before this returns."""
 
+    def in_one_piece(self, size: ClipSize) -> bool:
+        """Whether it can make clips of this size in one piece, without context windows of fewer frames."""
+
     def open_graph(self, graph: str, size: ClipSize) -> OpenGraph:
         """Opens one graph for clips of a size, as requests do; `verify` compares it with the portable graph.
 

@@ -2,7 +2,7 @@
 
 import pytest
 from documents import PAGES, ROOT, links, tables
-from result_tables import TABLES, fastest_diffusers, read, table
+from result_tables import TABLES, fastest_diffusers, long_clip_rows, read, table
 from sparsectrl_lcm.benchmarks.harness.rounds import summarize
 from sparsectrl_lcm.engine import check
 from sparsectrl_lcm.engine.rewrites import winograd
@@ -14,6 +14,7 @@ from sparsectrl_lcm.runtime.gpu import executor as gpu_executor
 from sparsectrl_lcm.runtime.output import writers
 
 README = (ROOT / "README.md").read_text()
+LONG_CLIPS = "2026-11-30-long-clips.json"
 AVX512_BF16 = "2026-11-29-compare-bf16-epyc-avx512bf16.json"
 AMX = "2026-11-27-compare-2cores.json"
 AVX2 = "2026-11-28-compare-fp32-2cores.json"
@@ -68,6 +69,17 @@ def test_tables_of_benchmarks_are_those_of_the_results(name: str) -> None:
     page = (ROOT / "docs/benchmarks.md").read_text()
     assert table(name) in page, f"the table of {name} should be:\n{table(name)}"
     assert f"(../benchmarks/results/{name})" in page
+
+
+def test_the_table_of_long_clips_is_that_of_the_results() -> None:
+    page, report = (ROOT / "docs/long_clips.md").read_text(), read(LONG_CLIPS)
+    assert "\n".join(long_clip_rows(report)) in page
+    assert f"(../benchmarks/results/{LONG_CLIPS})" in page
+    made = report["runtime"]["straight"]
+    assert made["lowest_on_path"] >= 0.95
+    assert made["highest_ratio"] <= 1.3
+    *peaks, last = (str(length["peak_mb"]) for length in report["lengths"].values())
+    assert f"{', '.join(peaks)} and {last} MB" in " ".join(page.split())
 
 
 def test_every_figure_of_speed_has_its_file() -> None:
