@@ -8,6 +8,7 @@ the windows of the first steps, which decide the layout, are spread: each covers
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def _spread(first: int, last: int, length: int, frames: int, keyframes: Sequence
     ]
 
 
-def _shares(frames: Sequence[NDArray[np.int64]], weights: Sequence[NDArray[np.generic]]) -> Windows:
+def _shares(frames: Sequence[NDArray[np.int64]], weights: Sequence[NDArray[Any]]) -> Windows:
     """Windows whose weights are scaled to add up to 1 in each frame."""
     total = np.zeros(1 + max(int(window[-1]) for window in frames))
     for window, weight in zip(frames, weights, strict=True):
