@@ -76,7 +76,7 @@ def overlapping_windows(frames: int, length: int, overlap: int) -> Windows:
     """Consecutive frames: as few windows as share `overlap` frames or more, at even distances."""
     count = -(-(frames - overlap) // (length - overlap))
     starts = np.linspace(0, frames - length, count).round().astype(np.int64)
-    rise = np.arange(1, length + 1)
+    rise = np.arange(1, length + 1, dtype=np.float64)
     pyramid = np.minimum(rise, rise[::-1])
     return _shares([start + np.arange(length) for start in starts], [pyramid] * count)
 
@@ -111,7 +111,7 @@ def _spread(first: int, last: int, length: int, frames: int, keyframes: Sequence
     ]
 
 
-def _shares(frames: Sequence[NDArray[np.int64]], weights: Sequence[NDArray[np.generic]]) -> Windows:
+def _shares(frames: Sequence[NDArray[np.int64]], weights: Sequence[NDArray[np.float64]]) -> Windows:
     """Windows whose weights are scaled to add up to 1 in each frame."""
     total = np.zeros(1 + max(int(window[-1]) for window in frames))
     for window, weight in zip(frames, weights, strict=True):
