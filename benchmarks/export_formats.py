@@ -3,8 +3,9 @@
     python benchmarks/export_formats.py --architecture full
 
 Writes random weights in both formats to --cache, if they are missing: a base, motion modules and a SparseCtrl for
-scribbles, 8 GB each at full size. Exports each format in a separate process, one after the other, `--rounds` times.
-The bundles must have the same weights, bit for bit. Prints a table and writes it as JSON into benchmarks/results/.
+scribbles, 8 GB each at full size. Exports each format in a process of its own, one after the other, and turns the order
+with each of `--rounds`. The bundles must have the same weights, bit for bit. Prints a table and writes it as JSON into
+benchmarks/results/.
 """
 
 import argparse
@@ -124,7 +125,8 @@ def main() -> None:
         return
     writing = ["--child", "write", "--cache", str(options.cache), "--architecture", options.architecture]
     subprocess.run([sys.executable, __file__, *writing], check=True)
-    rounds = [{kind: run(options.cache, kind) for kind in FORMATS} for _ in range(options.rounds)]
+    orders = (FORMATS[:: -1 if number % 2 else 1] for number in range(options.rounds))
+    rounds = [{kind: run(options.cache, kind) for kind in order} for order in orders]
     weights = [found.pop("weights") for row in rounds for found in row.values()]
     if any(each != weights[0] for each in weights):
         sys.exit("the formats give different weights")

@@ -1,4 +1,4 @@
-"""`sparsectrl-lcm export` and `sparsectrl-lcm export motion-module`."""
+"""`sparsectrl-lcm export`. Its subcommands are in `swaps.py`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +36,12 @@ def export(
     lora: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH|HUB[=WEIGHT]", help="A LoRA to fuse, such as the LCM-LoRA; repeatable."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH|HUB[=TOKEN]", help="A textual inversion, and the token it gets in prompts; repeatable."
+        ),
     ] = None,
     vae: Annotated[str | None, typer.Option(metavar="DIR|HUB|FILE", help="Another VAE; the base's by default.")] = None,
     tiny_decoder: Annotated[
@@ -87,8 +93,9 @@ def export(
         raise InvalidRequest("export", f"{' and '.join(missing)} missing", "see `sparsectrl-lcm export --help`")
     assert base is not None
     assert motion_adapter is not None
-    _need_export_extra()
+    need_export_extra()
     from ..export.dry_run import dry_run as describe_export
+    from ..export.embeddings import Embedding
     from ..export.exporter import export_bundle
     from ..export.loading import BASE_CONFIG
     from ..export.lora_files import Lora
@@ -104,6 +111,7 @@ def export(
         motion_adapter=motion_adapter,
         controlnets={kind: source for kind, source in controlnets.items() if source is not None},
         loras=tuple(Lora.parse(text) for text in lora or ()),
+        embeddings=tuple(Embedding.parse(text) for text in embedding or ()),
         vae=vae,
         tiny_decoder=tiny_decoder,
         temporal_norm=None if temporal_norm is None else temporal_norm.value,
@@ -136,38 +144,7 @@ def export(
     )
 
 
-@app.command("motion-module")
-def motion_module(
-    motion_adapter: Annotated[str, typer.Option(metavar="DIR|HUB|FILE", help="The new motion modules.")],
-    bundle: Annotated[Path | None, typer.Option(help="The bundle to change.")] = None,
-    standalone: Annotated[
-        Path | None, typer.Option(help="Write the motion modules to this file, as their own ONNX graph.")
-    ] = None,
-    temporal_norm: Annotated[
-        TemporalNorm, typer.Option(help="For --standalone: frame (as trained) or clip (as diffusers).")
-    ] = TemporalNorm.frame,
-) -> None:
-    """Replace a bundle's motion module, or write one as its own ONNX graph.
-
-    This also replaces motion LoRAs that were fused at export.
-    """
-    if bundle is None and standalone is None:
-        raise InvalidRequest("export motion-module", "nothing to write", "give --bundle, --standalone or both")
-    _need_export_extra()
-    from ..export.motion_module import export_standalone, replace_motion_module
-    from .build import build_export_engines
-
-    if bundle is not None:
-        manifest = replace_motion_module(motion_adapter, bundle)
-        build_export_engines(bundle, again=True)
-        steps = manifest.scheduler.original_inference_steps
-        typer.echo(f"{bundle}: motion module is now {motion_adapter}, {steps} original steps")
-    if standalone is not None:
-        error = export_standalone(motion_adapter, temporal_norm.value, standalone)
-        typer.echo(f"{standalone}: largest error {error:.1e} (relative)")
-
-
-def _need_export_extra() -> None:
+def need_export_extra() -> None:
     """Raises SparseCtrlLcmError if the export extra is not installed; silences the libraries' warnings."""
     import logging
     import os

@@ -36,10 +36,10 @@ def generate(
     ] = "lanczos",
     decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
     conditioning_scale: Annotated[float, typer.Option(help="How strongly keyframes guide the clip, 0 to 10.")] = 1.0,
-    control_guidance_start: Annotated[
+    control_start: Annotated[
         float, typer.Option(help="Fraction of the steps, 0 to 1, from which keyframes guide the clip.")
     ] = 0.0,
-    control_guidance_end: Annotated[
+    control_end: Annotated[
         float, typer.Option(help="Fraction of the steps, 0 to 1, up to which keyframes guide the clip.")
     ] = 1.0,
     clip_skip: Annotated[int, typer.Option(help="Last layers of the text encoder to skip; 1 for many models.")] = 0,
@@ -91,8 +91,8 @@ def generate(
         normalize_scribbles=normalize_scribbles,
         resample=resample,
         conditioning_scale=conditioning_scale,
-        control_guidance_start=control_guidance_start,
-        control_guidance_end=control_guidance_end,
+        control_guidance_start=control_start,
+        control_guidance_end=control_end,
         clip_skip=clip_skip,
         prompt_weights=prompt_weights,
         long_prompts=long_prompts,

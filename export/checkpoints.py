@@ -3,7 +3,7 @@
 Every loader refuses weights that are missing, left over, or not finite.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from . import original_formats, sources, taesd
 from .check import ExportError
 from .configurations import load_config, load_text_config, load_unet_config, load_vae_config
+from .embeddings import Embedding, add_tokens, add_vectors
 from .loading import DEFAULTS, LoadOptions, attempt, load
 from .lora import Lora, fuse
 from .sources import check_place, is_file, quoted
@@ -33,22 +34,28 @@ Network = TypeVar("Network", bound=nn.Module)
 TINY_DECODER = "tiny_decoder"
 
 
-def load_text_encoder(base: str, loras: list[Lora], options: LoadOptions = DEFAULTS) -> CLIPTextModel:
-    """Loads the CLIP text encoder of `base` and fuses the LoRAs."""
+def load_text_encoder(
+    base: str, loras: list[Lora], options: LoadOptions = DEFAULTS, embeddings: Sequence[Embedding] = ()
+) -> CLIPTextModel:
+    """Loads the CLIP text encoder of `base`, fuses the LoRAs and adds the vectors of textual inversions."""
     if is_file(base):
         config = load_text_config(base, options)
         model = attempt("base", base, lambda: original_formats.load_clip(base, config))
     else:
         model = _pretrained("base", CLIPTextModel, base, "text_encoder", options)
     fuse(model, "text_encoder", loras)
+    if embeddings:
+        add_vectors(model, load_tokenizer(base, options, embeddings), embeddings)
     return model.eval()
 
 
-def load_tokenizer(base: str, options: LoadOptions = DEFAULTS) -> CLIPTokenizer:
-    """Loads the CLIP tokenizer of `base`."""
+def load_tokenizer(base: str, options: LoadOptions = DEFAULTS, embeddings: Sequence[Embedding] = ()) -> CLIPTokenizer:
+    """Loads the CLIP tokenizer of `base` and adds the tokens of textual inversions."""
     source = options.config_of(base)
     field = options.config_field(base)
-    return load(field, source, lambda: CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"))
+    tokenizer = load(field, source, lambda: CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"))
+    add_tokens(tokenizer, embeddings)
+    return tokenizer
 
 
 def load_unet(base: str, motion_adapter: str, loras: list[Lora], options: LoadOptions = DEFAULTS) -> UNetMotionModel:

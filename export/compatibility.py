@@ -1,9 +1,13 @@
 """Check from the configurations that the parts fit the base, before any long work starts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from . import checkpoints, configurations
 from .check import ExportError
+from .embeddings import Embedding, read_vectors
+from .loading import LoadOptions
+from .sources import quoted
 
 
 def per_level(value: int | list[int], config: dict[str, Any]) -> tuple[int, ...]:
@@ -75,6 +79,24 @@ def check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:
                 f"controlnet_{kind}", f"{source!r} does not fit the base: {name} is {theirs}, the base's {ours}"
             )
     return int(config["motion_max_seq_length"])
+
+
+def check_embeddings(embeddings: Sequence[Embedding], base: str, width: int, options: LoadOptions) -> None:
+    """Checks that textual inversions have the width of the text encoder of `base`, and tokens that are new to it.
+
+    Raises:
+        ExportError: a file is no textual inversion, a width differs, or a token exists already.
+    """
+    for item in embeddings:
+        theirs = read_vectors(item).vectors.shape[1]
+        if theirs != width:
+            raise ExportError(
+                "embedding",
+                f"{quoted(item.source)} is for another model: its vectors have {theirs} values, the base's {width}",
+                "give one for Stable Diffusion 1.5",
+            )
+    if embeddings:
+        checkpoints.load_tokenizer(base, options, embeddings)
 
 
 def scale_factor(vae: dict[str, Any]) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from .embeddings import read_vectors
+from .options import public_name
 from .original_formats import describe
 from .plan import ExportOptions, plan_jobs, read_parts
 from .source_check import open_sources
@@ -20,6 +22,10 @@ def dry_run(options: ExportOptions) -> Iterator[str]:
     parts = read_parts(options)
     for name, source in _sources(options):
         yield f"{name} {Path(source).name if Path(source).exists() else source}: {_kind(name, source)}"
+    for item in options.embeddings:
+        inversion = read_vectors(item)
+        count = f"{len(inversion.vectors)} vectors" if len(inversion.vectors) > 1 else "one vector"
+        yield f"embedding {public_name(item.source)}: a textual inversion of {count}, in prompts {inversion.token!r}"
     if is_file(options.base):
         yield f"base_config {options.base_config}: tokenizer and settings of the base"
     yield from parts.choices

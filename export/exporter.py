@@ -74,9 +74,8 @@ class _Exporter:
         parts = read_parts(options)
         for choice in parts.choices:
             self.on_choice(choice)
-        write_tokenizer(
-            checkpoints.load_tokenizer(options.base, options.loading), parts.max_tokens, self.folder / "tokenizer.json"
-        )
+        tokenizer = checkpoints.load_tokenizer(options.base, options.loading, options.embeddings)
+        write_tokenizer(tokenizer, parts.max_tokens, self.folder / "tokenizer.json")
         jobs = plan_jobs(parts)
         self.loaded = open_sources(jobs)
         records = {}

@@ -12,7 +12,8 @@ from torch import nn
 
 from ..runtime.errors import first_line
 from .check import ExportError
-from .lora_files import Layers, Lora, read_lora
+from .lora_files import Layers, Lora, LoraWeights, read_lora
+from .lora_names import KOHYA_PREFIX
 from .sources import quoted
 
 __all__ = ["Lora", "fuse"]
@@ -25,7 +26,7 @@ def fuse(model: nn.Module, part: Part, loras: list[Lora]) -> None:
     """Adds weight * alpha / rank * up @ down of each LoRA to the weights of `model`, in place.
 
     A DoRA (Liu et al. 2024, arXiv:2402.09353, eq. 5) in kohya's format moves the weights by `weight` of the way to
-    magnitude * (W + alpha / rank * up @ down) / norm.
+    magnitude * (W + alpha / rank * up @ down) / norm. For LoHa, LoKr and CP decomposition, see `lycoris.py`.
 
     Raises:
         ExportError: a LoRA cannot be read, has no weights for Stable Diffusion, or does not fit `model` with all its
@@ -37,12 +38,37 @@ def fuse(model: nn.Module, part: Part, loras: list[Lora]) -> None:
             _add(model, part, lora, weights.plain, f"lora_{index}", lora.weight)
         if weights.decomposed.has(part):
             named = _by_kohya_name(model, part)
-            targets = {name: named[name] for name in weights.magnitudes if name in named}
+            targets = {
+                name: named[name] for name in weights.magnitudes if name in named and name not in weights.factors
+            }
             before = {name: module.weight.detach().clone() for name, module in targets.items()}
             _add(model, part, lora, weights.decomposed, f"dora_{index}", 1.0)
             named = _by_kohya_name(model, part)
             for name, original in before.items():
                 _decompose(lora, name, named[name].weight, original, weights.magnitudes[name])
+        _add_factors(model, part, lora, weights)
+
+
+def _add_factors(model: nn.Module, part: Part, lora: Lora, weights: LoraWeights) -> None:
+    """Adds the layers of LoHa, LoKr and LoCon with CP decomposition.
+
+    Raises:
+        ExportError: a layer does not fit `model`.
+    """
+    given = {name: value for name, value in weights.factors.items() if name.startswith(KOHYA_PREFIX[part][:-1])}
+    named = _by_kohya_name(model, part) if given else {}
+    targets = {name: named[name] for name in given if isinstance(named.get(name), nn.Linear | nn.Conv2d)}
+    if len(targets) < len(given):
+        reason = f"{quoted(lora.source)}: only {len(targets)} of {len(given)} layers fit the {part} of the base"
+        raise ExportError("lora", reason)
+    for name, module in targets.items():
+        weight = module.weight.detach()
+        magnitude = weights.magnitudes.get(name)
+        change = given[name].change(lora.source, name, weight.shape)
+        original = None if magnitude is None else weight.clone()
+        weight += (lora.weight if magnitude is None else 1.0) * change
+        if magnitude is not None and original is not None:
+            _decompose(lora, name, weight, original, magnitude)
 
 
 def _add(model: nn.Module, part: Part, lora: Lora, layers: Layers, name: str, weight: float) -> None:

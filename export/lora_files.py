@@ -16,12 +16,14 @@ from .check import ExportError
 from .loading import attempt, quiet
 from .lora_names import (
     KOHYA,
+    KOHYA_PREFIX,
     check_pairs,
     diffusers_names,
     refuse_other_kinds,
     with_all_alphas,
     without_embeddings,
 )
+from .lycoris import Factors, peft_factors, split_factors
 from .published_models import lora_weight
 from .sources import SUFFIXES, cannot_load, find_file, is_file, quoted, read_weights
 
@@ -90,11 +92,13 @@ class LoraWeights:
         plain: layers whose product is added to the weights.
         decomposed: layers of a DoRA in kohya's format, whose sum with the weights is scaled by `magnitudes`.
         magnitudes: by kohya's names of the layers, such as `lora_unet_mid_block_attentions_0_proj_in`.
+        factors: layers of LoHa, LoKr and LoCon with CP decomposition, by kohya's names.
     """
 
     plain: Layers
     decomposed: Layers
     magnitudes: dict[str, torch.Tensor]
+    factors: dict[str, Factors]
 
 
 def read_lora(lora: Lora) -> LoraWeights:
@@ -109,6 +113,7 @@ def read_lora(lora: Lora) -> LoraWeights:
     tensors = diffusers_names(tensors)
     refuse_other_kinds(source, tensors)
     tensors = without_embeddings(source, tensors)
+    tensors, factors = split_factors(source, tensors)
     check_pairs(source, tensors)
     tensors = with_all_alphas(tensors)
     scales = {name.removesuffix(_DORA): tensors.pop(name) for name in list(tensors) if name.endswith(_DORA)}
@@ -116,8 +121,8 @@ def read_lora(lora: Lora) -> LoraWeights:
         raise ExportError("lora", f"{quoted(source)} is a DoRA in unknown names", "give it in kohya's or PEFT's format")
     decomposed = {name: value for name, value in tensors.items() if name.split(".")[0] in scales}
     plain = {name: value for name, value in tensors.items() if name not in decomposed}
-    weights = LoraWeights(_layers(source, plain, metadata), _layers(source, decomposed, None), scales)
-    if not weights.plain.tensors and not weights.decomposed.tensors:
+    weights = LoraWeights(_layers(source, plain, metadata), _layers(source, decomposed, None), scales, factors)
+    if not weights.plain.tensors and not weights.decomposed.tensors and not factors:
         raise ExportError("lora", f"{quoted(source)} has no weights for a Stable Diffusion UNet or text encoder")
     return weights
 
@@ -188,9 +193,13 @@ def _peft(path: str, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.
             "give the folder with both files",
         )
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    if config.get("peft_type", "LORA") != "LORA":
-        raise ExportError("lora", f"{quoted(path)} is a {config['peft_type']}, which is not supported")
     part = "unet" if any("_blocks." in name or "mid_block." in name for name in tensors) else "text_encoder"
+    kind = config.get("peft_type", "LORA")
+    if kind in ("LOHA", "LOKR"):
+        named = {name.removeprefix(_PEFT): value for name, value in tensors.items()}
+        return peft_factors(named, KOHYA_PREFIX[part], config), {}
+    if kind != "LORA":
+        raise ExportError("lora", f"{quoted(path)} is a {kind}, which is not supported")
     return (
         {f"{part}.{name.removeprefix(_PEFT)}": value for name, value in tensors.items()},
         {f"{part}.{name}": value for name, value in config.items() if name in _PEFT_SETTINGS},

@@ -13,16 +13,16 @@ from .sources import quoted
 _logger = logging.getLogger("sparsectrl_lcm")
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_")
 """How the names of kohya's trainer begin."""
+KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+"""With which of them the layers of a part begin."""
 _ADAPTER_NAME = re.compile(r"(\.lora_(?:[AB]|magnitude_vector))\.(?!weight$|bias$)[^.]+((?:\.(?:weight|bias))?)$")
 _EMBEDDINGS = "bundle_emb."
 _UNSUPPORTED = {
-    ".hada_": "a LoHa",
-    ".lokr_": "a LoKr",
-    ".lora_mid": "a LoCon with CP decomposition",
     ".oft_": "an OFT",
     ".glora": "a GLoRA",
     ".on_input": "an IA3",
     ".diff_": "a full difference (LyCORIS)",
+    ".w_norm": "a LyCORIS with norms",
 }
 _DOWN_UP = ((".lora_down.", ".lora_up."), (".lora_A.", ".lora_B."), (".down.", ".up."), ("_lora.down.", "_lora.up."))
 _PAIRS = (*_DOWN_UP, *((up, down) for down, up in _DOWN_UP))

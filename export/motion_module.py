@@ -1,7 +1,6 @@
 """Replace the motion modules of a bundle, or export motion modules as a graph of their own."""
 
 import gc
-from contextlib import suppress
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,82 +9,56 @@ from diffusers import MotionAdapter
 from diffusers.models.attention_processor import Attention
 
 from ..runtime.errors import BundleError, reason_of
-from ..runtime.format.manifest import Manifest, SchedulerRecord, read_manifest
+from ..runtime.format.manifest import Manifest, SchedulerRecord
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 from . import published_models
 from .check import ExportError, check, largest_error, open_session
 from .checkpoints import load_motion_adapter
-from .exporter import file_record, weights_file
+from .exporter import weights_file
 from .graph_specs import motion_module_spec
-from .onnx_file import TRANSPOSED, trace, write, write_tensors
+from .onnx_file import trace, write
 from .plan import public_name
 from .sources import quoted
+from .swap import AGAIN, open_swap
 from .temporal_transformer import TemporalNorm
 from .traced_modules import MotionModules
 
 
-def replace_motion_module(source: str, bundle: Path) -> Manifest:
-    """Replaces the motion-module weights of `bundle` by those of the adapter `source`, and updates the manifest.
+def replace_motion_module(
+    source: str, bundle: Path, output: Path | None = None, dry_run: bool = False
+) -> tuple[Manifest, list[str]]:
+    """Replaces the motion-module weights of `bundle` by those of the adapter `source`.
 
-    New files are written beside the old ones, and two renames at the end replace these. An error before the renames
-    leaves the bundle unchanged.
+    Args:
+        source: of the new motion modules.
+        bundle: the bundle's folder.
+        output: a new folder for the bundle with its new weights; None changes `bundle`.
+        dry_run: whether everything is checked and nothing written.
+
+    Returns:
+        The new manifest, and a line for each file of weights that is replaced.
 
     Raises:
         ExportError: the layers, shapes, heads or norms of the adapter differ from those of the exported one, or the
             bundle cannot be written.
         BundleError: `bundle` is not a bundle, or has no file of motion-module weights.
     """
-    manifest = read_manifest(bundle)
-    graph = manifest.graphs["unet"]
-    name = next((file for file in graph.weights if file.endswith(weights_file("unet", ".motion_modules."))), None)
-    if name is None:
-        raise BundleError("bundle", f"{str(bundle)!r} has no file of motion-module weights", "export the bundle again")
-    model = ir.load(bundle / graph.path)
-    places = [
-        (key, value.const_value)
-        for key, value in model.graph.initializers.items()
-        if isinstance(value.const_value, ir.ExternalTensor) and str(value.const_value.location) == Path(name).name
-    ]
-    places.sort(key=lambda item: item[1].offset or 0)
-    adapter = load_motion_adapter(source)
-    _check_norms(source, adapter, manifest)
-    weights = adapter.state_dict()
-    if weights.keys() != {key for key, _ in places}:
-        raise ExportError(
-            "motion_adapter", f"{source!r} and the bundle have different layers", "export the bundle again"
-        )
-    tensors = []
-    for key, place in places:
-        weight = weights[key].T if place.metadata_props.get(TRANSPOSED) else weights[key]
-        if tuple(weight.shape) != tuple(place.shape):
-            raise ExportError(
-                "motion_adapter",
-                f"{source!r}: {key} has shape {tuple(weight.shape)}, in the bundle {tuple(place.shape)}",
-                "export the bundle again",
-            )
-        tensors.append(ir.Tensor(weight.contiguous().numpy()))
-    _check_heads(source, adapter, model.graph)
-    del model
-    part, manifest_part = bundle / f"{name}.part", bundle / "manifest.json.part"
-    try:
-        write_tensors(part, tensors)
-        changed = manifest.model_copy(
-            update={
-                "sources": {**manifest.sources, "motion_adapter": public_name(source)},
-                "scheduler": _schedule(source, adapter, manifest),
-                "files": {**manifest.files, name: file_record(part)},
-            }
-        )
-        changed.write_part(bundle)
-        part.replace(bundle / name)
-        manifest_part.replace(bundle / "manifest.json")
-    except OSError as error:
-        raise ExportError("bundle", f"{str(bundle)!r} cannot be written: {reason_of(error)}") from error
-    finally:
-        for path in (part, manifest_part):
-            with suppress(OSError):
-                path.unlink()
-    return changed
+    with open_swap(bundle, output, dry_run) as swap:
+        graph = swap.manifest.graphs["unet"]
+        file = next((name for name in graph.weights if name.endswith(weights_file("unet", ".motion_modules."))), None)
+        if file is None:
+            raise BundleError("bundle", f"{str(bundle)!r} has no file of motion-module weights", AGAIN)
+        adapter = load_motion_adapter(source)
+        _check_norms(source, adapter, swap.manifest)
+        weights = adapter.state_dict()
+        if extra := sorted(weights.keys() - {name for name, _ in swap.weights("unet", file)}):
+            reason = f"{source!r} and the bundle have different layers: {extra[0]} is new"
+            raise ExportError("motion_adapter", reason, AGAIN)
+        _check_heads(source, adapter, ir.load(swap.folder / graph.path).graph)
+        swap.replace("unet", file, "motion_adapter", source, weights)
+        swap.scheduler = _schedule(source, adapter, swap.manifest)
+        swap.sources["motion_adapter"] = public_name(source)
+    return swap.changed(), swap.report
 
 
 def _check_norms(source: str, adapter: MotionAdapter, manifest: Manifest) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.format.manifest import TemporalNorm
+from .embeddings import Embedding
 from .loading import BASE_CONFIG, LoadOptions
 from .lora_files import Lora
 
@@ -18,6 +19,7 @@ class ExportOptions:
         motion_adapter: the motion modules of AnimateDiff.
         controlnets: SparseCtrl by kind, `scribble` or `rgb`.
         loras: fused into UNet and text encoder, in this order.
+        embeddings: textual inversions, added to tokenizer and text encoder in this order.
         vae: a VAE to use instead of the base's.
         tiny_decoder: an AutoencoderTiny, or a file in TAESD's own format; its decoder is exported besides the VAE's.
         temporal_norm: see the manifest's `TemporalNorm`; None takes that which the motion modules were trained with.
@@ -32,6 +34,7 @@ class ExportOptions:
     motion_adapter: str
     controlnets: dict[str, str] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
     vae: str | None = None
     tiny_decoder: str | None = None
     temporal_norm: TemporalNorm | None = None
@@ -59,7 +62,11 @@ class ExportOptions:
         loras = {
             f"lora_{index}": f"{public_name(lora.source)}={lora.weight:g}" for index, lora in enumerate(self.loras)
         }
-        return {key: public_name(source) for key, source in named.items()} | loras
+        embeddings = {
+            f"embedding_{index}": public_name(item.source) + (f"={item.token}" if item.token else "")
+            for index, item in enumerate(self.embeddings)
+        }
+        return {key: public_name(source) for key, source in named.items()} | loras | embeddings
 
 
 def public_name(source: str) -> str:

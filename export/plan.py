@@ -69,6 +69,7 @@ def read_parts(options: ExportOptions) -> Parts:
     schedule = published_models.schedule(options.motion_adapter, motion) | options.scheduler
     for lora in options.loras:
         read_lora(lora)
+    compatibility.check_embeddings(options.embeddings, options.base, int(text.hidden_size), options.loading)
     channels = tuple(unet["block_out_channels"])
     if options.tiny_decoder:
         compatibility.check_tiny_decoder(options.tiny_decoder, vae)
@@ -163,7 +164,7 @@ def _text_encoder(parts: Parts) -> Job:
 
     def build() -> nn.Module:
         return traced_modules.TextEncoder(
-            checkpoints.load_text_encoder(options.base, list(options.loras), options.loading)
+            checkpoints.load_text_encoder(options.base, list(options.loras), options.loading, options.embeddings)
         )
 
     spec = graph_specs.text_encoder_spec(parts.vocabulary, parts.max_tokens, parts.text_width, parts.text_layers)

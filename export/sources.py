@@ -95,7 +95,7 @@ def read_weights(field: str, source: str) -> Weights:
         ExportError: the file is missing, damaged, something other than weights, or has a value that is not finite.
     """
     path = find_file(field, source)
-    loaded, metadata = _read(field, source, path)
+    loaded, metadata = read_content(field, source, path)
     settings: dict[str, Any] = {}
     while isinstance(loaded, Mapping) and (
         key := next((k for k in WRAPPERS if isinstance(loaded.get(k), Mapping)), None)
@@ -111,8 +111,12 @@ def read_weights(field: str, source: str) -> Weights:
     return Weights(tensors, settings, metadata)
 
 
-def _read(field: str, source: str, path: Path) -> tuple[Any, dict[str, str]]:
-    """Returns the content of a file and its metadata."""
+def read_content(field: str, source: str, path: Path) -> tuple[Any, dict[str, str]]:
+    """Returns what was saved in a file, and its metadata. No code in it is run.
+
+    Raises:
+        ExportError: the file is damaged, or holds code.
+    """
     try:
         if is_safetensors(field, source, path):
             with safe_open(path, framework="pt") as file:

@@ -211,7 +211,7 @@ def _flatten(image: "Image.Image") -> "Image.Image":
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         flat = Image.alpha_composite(black, image).convert("RGB")
-        flat.info[_TRANSPARENT] = image.getchannel("A").getextrema()[0] < 255
+        flat.info[_TRANSPARENT] = bool(np.asarray(image.getchannel("A")).min() < 255)
         return flat
     return image.convert("RGB")
 

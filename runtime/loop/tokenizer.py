@@ -56,8 +56,10 @@ class ClipTokenizer:
         from tokenizers import Tokenizer
 
         self._tokenizer: Any = Tokenizer.from_file(str(path))
-        self.length: int = self._tokenizer.truncation["max_length"]
-        self._padding: int = self._tokenizer.padding["pad_id"]
+        truncation, padding = self._tokenizer.truncation, self._tokenizer.padding
+        assert truncation is not None and padding is not None, "every exported tokenizer has both"
+        self.length: int = truncation["max_length"]
+        self._padding: int = padding["pad_id"]
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._begin, self._end = self._tokenizer.encode("").ids

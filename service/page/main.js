@@ -12,7 +12,8 @@ let beginning = null;
 const LABELS = {
   prompt: "Prompt", negative_prompt: "Negative prompt", controlnet_type: "Keyframes",
   num_inference_steps: "Steps", guidance_scale: "Guidance", seed: "Seed", conditioning_scale: "Strength of keyframes",
-  control_guidance_start: "They guide from", control_guidance_end: "They guide to",
+  control_guidance_start: "Control starts at", control_guidance_end: "Control ends at",
+  clip_skip: "CLIP skip", normalize_scribbles: "Pale scribbles", prompt_weights: "Weights in prompts", long_prompts: "Long prompts",
 };
 for (const slot of [0, 1, 2]) {
   LABELS[`keyframe_${slot}_index`] = `Frame of keyframe ${slot + 1}`;

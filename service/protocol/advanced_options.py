@@ -1,6 +1,6 @@
 """Options of the pipeline that fal's endpoint lacks. An input has them in an object of its own, which fal ignores."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,11 @@ class AdvancedOptions(BaseModel):
     conditioning_scale: float = Field(1.0, ge=0, le=10, allow_inf_nan=False)
     control_guidance_start: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     control_guidance_end: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
+    clip_skip: int = Field(0, ge=0)
+    prompt_weights: bool = False
+    long_prompts: bool = False
+    normalize_scribbles: bool = False
+    resample: Literal["lanczos", "bilinear"] = "lanczos"
 
     def given(self) -> dict[str, Any]:
         """Returns the given options by name."""

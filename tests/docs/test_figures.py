@@ -89,11 +89,14 @@ def test_every_figure_of_speed_has_its_file() -> None:
     assert all((ROOT / "benchmarks/results" / name).is_file() for name in cited)
 
 
-FIDELITY = read("2026-11-29-fidelity.json")
+FIDELITY = read("2026-11-30-fidelity.json")
+RESIDUALS = FIDELITY["residuals by temporal norm"]
+RESAMPLE, EDGES = FIDELITY["scribbles"]["resample"], FIDELITY["scribbles"]["edges"]
 LEVELS = FIDELITY["levels of 255"]
 DEMO = read("2026-11-28-demo-model.json")
 BF16 = read("2026-11-27-compare-fp32-2cores.json")["contenders"]["openvino-bf16"]["difference"]
 EXPORT = read("2026-11-22-full-size-cpu.json")["export"]
+FILES, FOLDERS = (read("2026-11-30-export-formats.json")["rounds"][0][kind] for kind in ("files", "folders"))
 POLLING = {name: read(name) for name in ("2026-11-26-polling-2cores.json", "2026-11-24-polling-2threads.json")}
 WARM_UP = read(AVX512_BF16)["contenders"]["openvino-bf16"]["starts"][0]["warm_up"]
 GIB, MIB = 1024**3, 1024**2
@@ -102,6 +105,26 @@ CLAIMS = [
     ("fidelity.md", f"largest difference of a pixel is {LEVELS['scribble, temporal norm clip']['max']} (scribbles)"),
     ("fidelity.md", f"and {LEVELS['rgb, temporal norm clip']['max']} (pictures) of 255"),
     ("fidelity.md", f"up to {LEVELS['rgb, temporal norm clip']['max']}, 1.4 in the mean (demo model)"),
+    *(
+        (
+            "fidelity.md",
+            f"{before}{RESIDUALS['scribble'][place]:.0%}{between}{RESIDUALS['rgb'][place]:.0%}{after} at {place}",
+        )
+        for place, before, between, after in (
+            ("keyframes", "residuals: ", " (scribbles) and ", " (pictures)"),
+            ("other frames", "keyframes, ", " and ", ""),
+        )
+    ),
+    ("fidelity.md", f"{LEVELS['scribble, temporal norm frame, truncated']['mean']:.1f} levels in the mean, at most 1"),
+    (
+        "fidelity.md",
+        f"{RESAMPLE['keyframes']['mean']:.1f} levels in the mean and at most {RESAMPLE['keyframes']['max']}",
+    ),
+    ("fidelity.md", f"clips by {RESAMPLE['frames']['mean']:.3f} and at most {RESAMPLE['frames']['max']}"),
+    (
+        "fidelity.md",
+        f"from {EDGES['white']:.2f} to {EDGES['pale (70)']:.2f}; stretched, they are {EDGES['pale, stretched']:.2f}",
+    ),
     ("fidelity.md", f"{FIDELITY['noise']['equal']:.0%} of the values have the same bits"),
     ("fidelity.md", f"the others differ by at most {FIDELITY['noise']['largest']:.1e}".replace("e-07", "e-7")),
     ("fidelity.md", f"at most {BF16['max']}, {BF16['mean']:.2f} in the mean"),
@@ -114,6 +137,7 @@ CLAIMS = [
     ("cpu.md", f"as make 256x{executor.DECODE_PIXELS // 256} pixels"),
     ("cpu.md", f"at least {winograd.MIN_CHANNELS} channels"),
     ("export.md", f"took {EXPORT['seconds']:.0f} seconds and {EXPORT['peak_gb']:.1f} GB"),
+    ("export.md", f"{FILES['user_seconds'] / FOLDERS['user_seconds']:.2f} times the processor time of folders"),
     ("architecture.md", f"within {load_options.KEPT_BYTES // GIB} GiB"),
     ("gpu.md", f"within `kept_bytes` ({load_options.KEPT_BYTES // GIB} GiB for each clip size)"),
     ("gpu.md", f"The graphs of the last {captures.MAX_GRAPHS} kinds are kept"),
@@ -141,6 +165,17 @@ def test_frames_equal_to_within_one_level_were_measured() -> None:
     for name in ("scribble", "rgb"):
         assert LEVELS[f"{name}, temporal norm frame"]["max"] == 1
     assert all(size["difference"]["max"] == 1 for size in read("2026-11-22-full-size-cpu.json")["sizes"].values())
+
+
+def test_the_table_of_the_temporal_norm_is_that_of_the_results() -> None:
+    cases = read("2026-11-30-temporal-norm.json")["cases"]
+    header, *rows = next(rows for rows in tables((ROOT / "docs/fidelity.md").read_text()) if rows[0][0] == "request")
+    for cells, (case, scopes) in zip(rows, cases.items(), strict=True):
+        figures = [
+            f"{row['keyframes']['mean']:.1f} dB, {row['between']['mean']:.1f} dB, {row['path']['mean']:.0%}"
+            for row in scopes.values()
+        ]
+        assert [header, cells] == [["request", *scopes], [case, *figures]]
 
 
 def test_the_model_card_has_the_figures_of_the_results() -> None:

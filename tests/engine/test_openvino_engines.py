@@ -266,7 +266,8 @@ def test_the_cache_holds_weights_by_the_size_of_what_is_compiled(bundle: Path, m
     modes = []
     monkeypatch.setattr(openvino, "OpenVinoSession", lambda *given: modes.append(given[-1]["CACHE_MODE"]))
     for precision in ("bf16", "fp32"):
-        OpenVinoSessions(opened, precision).open("unet", {"frames": 1, "latent_height": 8, "latent_width": 8})
+        sizes = {"frames": 1, "tokens": 77, "latent_height": 8, "latent_width": 8}
+        OpenVinoSessions(opened, precision).open("unet", sizes)
     assert modes == ["OPTIMIZE_SPEED", "OPTIMIZE_SIZE"]
 
 

@@ -243,10 +243,9 @@ def test_names_with_equals_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 t = torch.ones
 SD2 = kohya(KOHYA.replace("1_to_q", "2_to_k"), WIDTH, 2 * TEXT_WIDTH)
 REFUSED = {
-    "is a LoHa": {f"{KOHYA}.hada_w1_a": t(64, 2), f"{KOHYA}.hada_w1_b": t(2, 64), f"{KOHYA}.alpha": t(())},
-    "is a LoKr": {f"{KOHYA}.lokr_w1": t(2, 2), f"{KOHYA}.lokr_w2": t(32, 32), f"{KOHYA}.alpha": t(())},
+    "is an OFT": {f"{KOHYA}.oft_blocks": t(4, 16, 16)},
+    "is a LyCORIS with norms": kohya(KOHYA) | {"lora_unet_mid_block_resnets_0_norm1.w_norm": t(64)},
     "is a full difference": {f"{KOHYA}.diff": t(64, 64), f"{KOHYA}.diff_b": t(64)},
-    "is a LoCon with CP decomposition": kohya(KOHYA) | {f"{KOHYA}.lora_mid.weight": t(4, 4, 3, 3)},
     "is for another model: .*attn2.to_k has 96 channels, the base's 48": kohya(
         KOHYA.replace("1_to_q", "2_to_k"), 64, 96
     ),

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from conftest import ROOT, Exported
 from diffusers import MotionAdapter
 from references import animatediff_pipeline, to_uint8
 from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, randomize, write_motion_adapter
+from sparsectrl_lcm.export import swap
 from sparsectrl_lcm.export.check import ExportError
 from sparsectrl_lcm.export.motion_module import export_standalone, replace_motion_module
 from sparsectrl_lcm.runtime import VideoPipeline
@@ -168,12 +171,21 @@ def test_the_same_attention_heads_are_taken(heads: int | tuple[int, ...], demo: 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("file", [WEIGHTS, "manifest.json"])
-def test_a_full_disk_leaves_the_bundle_as_it_was(file: str, demo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", [WEIGHTS, "manifest.json.part"])
+def test_a_full_disk_leaves_the_bundle_as_it_was(
+    file: str, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def full_disk(parent: Path, name: str) -> Iterator[Path]:
+        with staged_folder(parent, name) as folder:
+            (folder / "onnx").mkdir()
+            (folder / file).symlink_to("/dev/full")
+            yield folder
+
+    monkeypatch.setattr(swap, "staged_folder", full_disk)
     before = contents(demo)
-    (demo / f"{file}.part").symlink_to("/dev/full")
-    with pytest.raises(ExportError, match="bundle: .* cannot be written: No space left on device"):
+    with pytest.raises(ExportError, match="output: .* cannot be written: No space left on device"):
         replace_motion_module(write_adapter(tmp_path / "adapter", 4), demo)
     assert contents(demo) == before
-    assert not [path for path in demo.rglob("*") if path.suffix == ".part"]
+    assert not list(demo.glob(".*"))
     Bundle.load(demo)

@@ -15,6 +15,7 @@ from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, randomize
 from sparsectrl_lcm.export.check import ExportError
 from sparsectrl_lcm.export.checkpoints import load_motion_adapter
 from sparsectrl_lcm.export.dry_run import dry_run
+from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.lora_files import Lora
 from sparsectrl_lcm.export.motion_module import replace_motion_module
 from sparsectrl_lcm.export.plan import ExportOptions, Parts, read_parts
@@ -119,6 +120,20 @@ def test_a_dry_run_tells_what_is_set_by_itself(base: Path, tmp_path: Path) -> No
     assert any("16 frames, at most 24; temporal norm resnet-clip" in line for line in lines)
 
 
+def test_an_export_tells_what_is_set_by_itself(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the long work begins."""
+
+    def stop(jobs: object) -> None:
+        raise ExportError("export", "stopped")
+
+    monkeypatch.setattr("sparsectrl_lcm.export.exporter.open_sources", stop)
+    motion = write_motion(tmp_path / "AnimateLCM_sd15_t2v.ckpt", positions=False, middle=True)
+    told: list[str] = []
+    with pytest.raises(ExportError, match="stopped"):
+        export_bundle(ExportOptions(str(base), str(motion)), tmp_path / "bundle", on_choice=told.append)
+    assert told == ["original_inference_steps 100: the motion modules are AnimateLCM's"]
+
+
 @pytest.mark.parametrize(
     ("exported", "positions", "message"),
     [
@@ -146,10 +161,10 @@ def test_the_schedule_follows_a_swap(tmp_path: Path) -> None:
     settings = {"motion_num_attention_heads": 4, "motion_norm_num_groups": 8, "use_motion_mid_block": False}
     for name in ("AnimateLCM", "other"):
         adapter((32, 48, 64), **settings).save_pretrained(tmp_path / name)
-    assert replace_motion_module(str(tmp_path / "AnimateLCM"), bundle).scheduler.original_inference_steps == 100
-    assert replace_motion_module(str(tmp_path / "other"), bundle).scheduler.original_inference_steps == 50
+    assert replace_motion_module(str(tmp_path / "AnimateLCM"), bundle)[0].scheduler.original_inference_steps == 100
+    assert replace_motion_module(str(tmp_path / "other"), bundle)[0].scheduler.original_inference_steps == 50
     manifest = bundle / "manifest.json"
     manifest.write_text(
         manifest.read_text().replace('"original_inference_steps": 50', '"original_inference_steps": 40')
     )
-    assert replace_motion_module(str(tmp_path / "AnimateLCM"), bundle).scheduler.original_inference_steps == 40
+    assert replace_motion_module(str(tmp_path / "AnimateLCM"), bundle)[0].scheduler.original_inference_steps == 40

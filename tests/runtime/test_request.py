@@ -30,7 +30,7 @@ BAD = [
     ({"control_guidance_end": 1.1}, "control_guidance_end: 1.1 is not allowed; give a number from 0 to 1"),
     (
         {"control_guidance_start": 0.5, "control_guidance_end": 0.5},
-        "control_guidance_start: 0.5 is not below the end, 0.5",
+        "0.5 is not below the end, 0.5",
     ),
     ({"seed": -1}, "seed: -1 is not allowed; give a whole number from 0 to 18446744073709551615"),
     ({"seed": 2**64}, "seed"),

@@ -264,10 +264,14 @@ def test_advanced_options_are_sent_if_they_were_changed(page: Any, stub: Server)
     page.wait_for_selector("#video:not([hidden])")
     page.click("#advanced summary")
     page.fill("#conditioning_scale", "0.5")
+    page.check("#prompt_weights")
     page.click("#submit")
     page.wait_for_selector("#cancel:not([hidden])")
     page.wait_for_selector("#video:not([hidden])")
-    assert [given.get("sparsectrl_lcm") for given in sent] == [None, {"conditioning_scale": 0.5}]
+    assert [given.get("sparsectrl_lcm") for given in sent] == [
+        None,
+        {"conditioning_scale": 0.5, "prompt_weights": True},
+    ]
     page.fill("#conditioning_scale", "11")
     page.click("#advanced summary")
     page.click("#submit")
