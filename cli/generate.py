@@ -59,7 +59,7 @@ def generate(
     fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
-        str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime.")
+        str, typer.Option(help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime-cuda or onnxruntime.")
     ] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="Of the engines: fp16, bf16, fp32 or int8; by default the first that was built.")

@@ -11,7 +11,7 @@ from .progress import OnFrames, OnProgress
 from .request import ClipRequest, Keyframe
 
 if TYPE_CHECKING:  # imported when a bundle is loaded: `import sparsectrl_lcm` stays quick
-    from .backends import Executor
+    from .backend_interface import Executor
     from .format.bundle import Bundle
 
 

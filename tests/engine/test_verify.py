@@ -22,7 +22,7 @@ from sparsectrl_lcm.engine.verify.runners import RuntimeRunner
 from sparsectrl_lcm.engine.verify.saved_results import SavedResults
 from sparsectrl_lcm.engine.verify.verify import VerifyOptions, verify
 from sparsectrl_lcm.runtime import BackendError
-from sparsectrl_lcm.runtime.backends import Availability
+from sparsectrl_lcm.runtime.backend_interface import Availability
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, engine_layout
