@@ -164,7 +164,7 @@ BAD = [
     (["--size", "100x128"], "--size width: 100 is not allowed; give a multiple of 8"),
     (["--size", "large"], "--size: 'large' is not allowed; give WIDTHxHEIGHT"),
     (["--size", f"{'9' * 5000}x8"], "is not allowed; give WIDTHxHEIGHT"),
-    (["--frames", "99"], "--frames: 99 is not allowed; give a whole number from 1 to 32"),
+    (["--frames", "129"], "--frames: 129 is not allowed; give a whole number from 1 to 128"),
     (["--fps", "0"], "--fps: 0.0 is not allowed; give a number from 1 to 60"),
     (["--bundle", "/nowhere"], "bundle: '/nowhere' is not a folder"),
     (["--backend", "magic"], "backend: 'magic' is unknown"),
