@@ -4,7 +4,7 @@
 
 The demo model was trained with statistics of each frame. Here UNet and SparseCtrl take them over each frame or over the
 whole clip. Makes clips of scenes that training never saw, and compares them with the drawn clips that the keyframes
-come from. Takes half an hour on one core and writes a JSON file into benchmarks/results/.
+come from. Takes 20 minutes on one core and writes a JSON file into benchmarks/results/.
 """
 
 import argparse

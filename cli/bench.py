@@ -40,7 +40,7 @@ def bench(
     decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU; one per core by default.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
-    frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="1 to 128; the bundle's by default.")] = None,
     steps: Annotated[int, typer.Option(help="LCM steps, 1 to 12.")] = 4,
     guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; above 1 takes twice the work.")] = 1.0,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; in each the backends take turns.")] = 3,
@@ -131,7 +131,9 @@ def _contenders(
 
     for name in backends or ():
         find_backend(name)
-    clip = ClipSize(width=request.width, height=request.height, frames=request.frames)
+    sizes = bundle.manifest.sizes
+    frames = request.frames if request.frames <= sizes.max_frames else sizes.frames  # longer clips take windows
+    clip = ClipSize(width=request.width, height=request.height, frames=frames)
     names = list(dict.fromkeys(backends or [name for name in BACKENDS if can_run(bundle, name, precision, clip)]))
     if not names:
         raise BackendError(

@@ -21,7 +21,7 @@ def build(
         list[str] | None,
         typer.Option(metavar="WxH", help="TensorRT: size in pixels; the bundle's by default; repeatable."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(help="TensorRT: 1 to 32; the bundle's by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="TensorRT: frames of a clip; the bundle's by default.")] = None,
     keyframes: Annotated[
         int | None, typer.Option(help="TensorRT: most keyframes of a request; the bundle's by default, 3.")
     ] = None,

@@ -27,7 +27,7 @@ def generate(
     guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; above 1 takes twice the work.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="0 to 2^64 - 1; random by default.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
-    frames: Annotated[int | None, typer.Option(help="1 to 32; the bundle's by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="1 to 128; the bundle's by default.")] = None,
     normalize_scribbles: Annotated[
         bool, typer.Option("--normalize-scribbles", help="Stretch scribbles from black to white, for pale lines.")
     ] = False,
@@ -36,10 +36,10 @@ def generate(
     ] = "lanczos",
     decoder: Annotated[str, typer.Option(help="full, or tiny if exported with --tiny-decoder.")] = "full",
     conditioning_scale: Annotated[float, typer.Option(help="How strongly keyframes guide the clip, 0 to 10.")] = 1.0,
-    control_guidance_start: Annotated[
+    control_start: Annotated[
         float, typer.Option(help="Fraction of the steps, 0 to 1, from which keyframes guide the clip.")
     ] = 0.0,
-    control_guidance_end: Annotated[
+    control_end: Annotated[
         float, typer.Option(help="Fraction of the steps, 0 to 1, up to which keyframes guide the clip.")
     ] = 1.0,
     clip_skip: Annotated[int, typer.Option(help="Last layers of the text encoder to skip; 1 for many models.")] = 0,
@@ -49,10 +49,17 @@ def generate(
     long_prompts: Annotated[
         bool, typer.Option("--long-prompts", help="Read prompts beyond 77 tokens in chunks; on a CPU.")
     ] = False,
+    context_length: Annotated[
+        int | None,
+        typer.Option(help="Frames of a context window, 4 to 32; by default clips of up to 32 frames are in one piece."),
+    ] = None,
+    context_overlap: Annotated[
+        int | None, typer.Option(help="Frames that consecutive windows share at least; by default half of a window.")
+    ] = None,
     fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
-        str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime.")
+        str, typer.Option(help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime-cuda or onnxruntime.")
     ] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="Of the engines: fp16, bf16, fp32 or int8; by default the first that was built.")
@@ -84,11 +91,13 @@ def generate(
         normalize_scribbles=normalize_scribbles,
         resample=resample,
         conditioning_scale=conditioning_scale,
-        control_guidance_start=control_guidance_start,
-        control_guidance_end=control_guidance_end,
+        control_guidance_start=control_start,
+        control_guidance_end=control_end,
         clip_skip=clip_skip,
         prompt_weights=prompt_weights,
         long_prompts=long_prompts,
+        context_length=context_length,
+        context_overlap=context_overlap,
     )
     if normalize_scribbles and controlnet != "scribble":
         typer.echo("note: --normalize-scribbles is used only with --controlnet scribble", err=True)

@@ -7,6 +7,8 @@ from ..runtime.errors import BackendError, BundleError, InvalidRequest, SparseCt
 
 RENAMED = {
     "compute_capabilities": "compute_capability",
+    "control_guidance_end": "control_end",
+    "control_guidance_start": "control_start",
     "graphs": "graph",
     "guidance_scale": "guidance",
     "keyframe_slots": "keyframes",

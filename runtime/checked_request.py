@@ -1,13 +1,16 @@
 """Checks a request once; all later code relies on the checked values."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from secrets import randbits
 from typing import Any
 
 from .errors import InvalidRequest, shown
+from .field_checks import integer as _integer
+from .field_checks import number as _number
+from .field_checks import switch as _switch
+from .field_checks import text as _text
 from .format.clip_layout import TOKENS, ClipLayout, ClipSize, frames_decoded_at_a_time
 from .format.decoders import DECODERS
 from .format.manifest import MAX_SIDE, Manifest, Sizes
@@ -15,7 +18,17 @@ from .images import RESAMPLES, fit, had_transparency, load_picture, normalize_sc
 from .loop.noise import MAX_SEED
 from .loop.prompt_syntax import check_weights
 from .loop.schedule import controlled_steps
-from .request import MAX_CONDITIONING_SCALE, MAX_GUIDANCE, MAX_STEPS, ClipRequest, FittedKeyframe, Keyframe
+from .loop.windows import Windows, default_overlap, windows_of_steps
+from .request import (
+    MAX_CONDITIONING_SCALE,
+    MAX_FRAMES,
+    MAX_GUIDANCE,
+    MAX_STEPS,
+    MIN_CONTEXT_LENGTH,
+    ClipRequest,
+    FittedKeyframe,
+    Keyframe,
+)
 
 _logger = logging.getLogger("sparsectrl_lcm")
 
@@ -40,6 +53,8 @@ class CheckedRequest:
         prompt_weights: whether brackets in the prompts are weights.
         long_prompts: whether prompts may take several chunks of tokens.
         control_guidance_start, control_guidance_end: fractions of the steps between which keyframes guide the clip.
+        context_length: frames of a context window; None makes the clip in one piece.
+        context_overlap: frames that consecutive windows share at least.
     """
 
     prompt: str
@@ -59,6 +74,8 @@ class CheckedRequest:
     clip_skip: int = 0
     prompt_weights: bool = False
     long_prompts: bool = False
+    context_length: int | None = None
+    context_overlap: int = 0
 
     @property
     def controlled_steps(self) -> range:
@@ -87,35 +104,62 @@ class CheckedRequest:
         """Width, height and frames."""
         return ClipSize(width=self.width, height=self.height, frames=self.frames)
 
+    @property
+    def window_size(self) -> ClipSize:
+        """Width, height and frames of a context window: what the graphs run on at a time."""
+        return ClipSize(width=self.width, height=self.height, frames=self.context_length or self.frames)
+
+    def windows(self) -> tuple[Windows, ...]:
+        """The context windows of each step; one with all frames if the clip is made in one piece."""
+        places = [item.index for item in self.keyframes]
+        return windows_of_steps(self.frames, self.window_size.frames, self.context_overlap, places, self.steps)
+
+    @property
+    def keyframes_at_a_time(self) -> int:
+        """The most keyframes of any context window."""
+        places = [item.index for item in self.keyframes]
+        return max(window.count(places) for windows in self.windows() for window in windows)
+
     def layout(self, sizes: Sizes, decode_pixels: int, tokens: int = TOKENS) -> ClipLayout:
-        """The clip layout for the request's number of prompts and keyframes.
+        """The layout of a context window, for the request's number of prompts and the most keyframes of a window.
 
         Args:
             sizes: the bundle's sizes.
             decode_pixels: limit on the pixels that are decoded at a time.
             tokens: tokens of the prompt's embeddings.
         """
-        clip = self.clip_size
+        window = self.window_size
         return ClipLayout(
             sizes,
-            clip,
+            window,
             prompts=len(self.texts),
-            keyframes=len(self.keyframes),
-            decoded=frames_decoded_at_a_time(clip, decode_pixels),
+            keyframes=self.keyframes_at_a_time,
+            decoded=frames_decoded_at_a_time(window, decode_pixels),
             tokens=tokens,
         )
 
 
-def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
+def _one_piece(size: ClipSize) -> bool:
+    return True
+
+
+def check_request(
+    request: ClipRequest, manifest: Manifest, in_one_piece: Callable[[ClipSize], bool] = _one_piece
+) -> CheckedRequest:
     """Checks every field against the limits of `manifest`, and fits the keyframes to the clip's size.
 
     Keyframes that guide no step are checked and left out.
+
+    Args:
+        request: what is asked for.
+        manifest: the bundle's.
+        in_one_piece: whether the backend can make clips of a size without context windows.
 
     Raises:
         InvalidRequest: a value is not allowed; names the field, its value and what is allowed.
     """
     sizes, asked = manifest.sizes, request
-    frames = _integer("num_frames", _given(asked.num_frames, sizes.frames), 1, sizes.max_frames)
+    frames = _integer("num_frames", _given(asked.num_frames, sizes.frames), 1, max(sizes.max_frames, MAX_FRAMES))
     height = _side("height", _given(asked.height, sizes.height), sizes.multiple)
     width = _side("width", _given(asked.width, sizes.width), sizes.multiple)
     pictures = _keyframes(asked.keyframes, frames)
@@ -143,6 +187,7 @@ def check_request(request: ClipRequest, manifest: Manifest) -> CheckedRequest:
         check_weights("prompt", checked.prompt)
         check_weights("negative_prompt", checked.negative_prompt)
     _check_control(checked)
+    checked = _in_windows(checked, asked, sizes, in_one_piece)
     _check_pictures(asked)
     fitted = [_fitted(index, image, checked, asked) for index, image in pictures]
     whole = replace(checked, keyframes=tuple(fitted))  # last, since pictures take the longest
@@ -153,6 +198,25 @@ def _check_control(checked: CheckedRequest) -> None:
     start, end = checked.control_guidance_start, checked.control_guidance_end
     if start >= end:
         raise InvalidRequest("control_guidance_start", f"{start:g} is not below the end, {end:g}")
+
+
+def _in_windows(
+    checked: CheckedRequest, asked: ClipRequest, sizes: Sizes, in_one_piece: Callable[[ClipSize], bool]
+) -> CheckedRequest:
+    """The request with its context windows, if it needs them or asks for them."""
+    length, overlap = asked.context_length, asked.context_overlap
+    if length is not None:
+        length = _integer("context_length", length, MIN_CONTEXT_LENGTH, sizes.max_frames)
+    elif checked.frames > sizes.max_frames or not in_one_piece(checked.clip_size):
+        length = max(sizes.frames, min(MIN_CONTEXT_LENGTH, sizes.max_frames))
+    longest = checked.frames if length is None else length
+    if overlap is not None:
+        overlap = _integer("context_overlap", overlap, 0, longest - 1)
+    if length is None or length >= checked.frames:
+        return checked
+    return replace(
+        checked, context_length=length, context_overlap=default_overlap(length) if overlap is None else overlap
+    )
 
 
 def _keyframes_guide(checked: CheckedRequest) -> bool:
@@ -214,29 +278,6 @@ def _keyframes(keyframes: Any, frames: int) -> list[tuple[int, Any]]:
     return sorted(pictures.items(), key=lambda item: item[0])
 
 
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequest(name, f"{value!r} is not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest(name, f"{value!r} is not valid Unicode", "give text as UTF-8") from None
-    return value
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> int:
-    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
-    if number is None or not low <= number <= high:
-        raise InvalidRequest(name, f"{shown(value)} is not allowed", f"give a whole number from {low} to {high}")
-    return number
-
-
-def _switch(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidRequest(name, f"{shown(value)} is not allowed", "give True or False")
-    return value
-
-
 def _side(name: str, value: Any, multiple: int) -> int:
     high = MAX_SIDE - MAX_SIDE % multiple
     side = _integer(name, value, multiple, high)
@@ -251,10 +292,3 @@ def _decoder(manifest: Manifest, value: Any) -> str:
         tiny = "" if "tiny" in allowed else "; to get tiny, export the bundle with a tiny decoder"
         raise InvalidRequest("decoder", f"{value!r} is not in this bundle", f"allowed are {', '.join(allowed)}{tiny}")
     return value
-
-
-def _number(name: str, value: Any, high: float) -> float:
-    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
-    if not 0 <= number <= high:  # false for nan too
-        raise InvalidRequest(name, f"{shown(value)} is not allowed", f"give a number from 0 to {high:g}")
-    return float(number)

@@ -11,7 +11,7 @@ from .progress import OnFrames, OnProgress
 from .request import ClipRequest, Keyframe
 
 if TYPE_CHECKING:  # imported when a bundle is loaded: `import sparsectrl_lcm` stays quick
-    from .backends import Executor
+    from .backend_interface import Executor
     from .format.bundle import Bundle
 
 
@@ -95,6 +95,8 @@ class VideoPipeline:
         clip_skip: int = 0,
         prompt_weights: bool = False,
         long_prompts: bool = False,
+        context_length: int | None = None,
+        context_overlap: int | None = None,
         on_progress: OnProgress | None = None,
         on_frames: OnFrames | None = None,
     ) -> Clip:
@@ -111,7 +113,7 @@ class VideoPipeline:
                 above 1.
             seed: 0 to 2**64 - 1; None draws one at random. The noise is that of torch's CPU generator (within 4.8e-7).
             height, width: pixels, in multiples of 8; None takes the bundle's defaults.
-            num_frames: 1 to 32; None takes the bundle's default.
+            num_frames: 1 to 128; None takes the bundle's default.
             decoder: the decoder that makes the frames: `full` (the VAE's) or `tiny`, if the bundle has it.
             normalize_scribbles: whether to make scribbles grey and stretch them from black to white, for pale lines.
             resample: how keyframes of another size are resized: `lanczos` as in diffusers, or `bilinear` as in the
@@ -126,6 +128,11 @@ class VideoPipeline:
                 `[word]` for 1/1.1, `\\(` for a plain parenthesis. Embeddings are those of the library compel.
             long_prompts: whether longer prompts are read in chunks of 77 tokens, as compel does. Engines of GPUs take
                 one chunk.
+            context_length: frames of a context window, 4 to 32. Longer clips are made in windows of so many frames,
+                which are blended at each step. None makes the clip in one piece if it has at most 32 frames and the
+                backend has engines for so many, else in windows of the bundle's default number of frames.
+            context_overlap: frames that consecutive windows share at least, below the window's length; None takes half
+                of it. More overlap is smoother and slower.
             on_progress: called with a `Progress`; returning False cancels.
             on_frames: called with the index of the first frame and uint8 frames [n, H, W, 3], in order, as they are
                 decoded: in parts on a CPU, all at once on a GPU. They are views of the clip's frames: do not change
@@ -156,6 +163,8 @@ class VideoPipeline:
             clip_skip=clip_skip,
             prompt_weights=prompt_weights,
             long_prompts=long_prompts,
+            context_length=context_length,
+            context_overlap=context_overlap,
         )
         return self.run(request, on_progress, on_frames)
 
@@ -173,7 +182,7 @@ class VideoPipeline:
         """
         from .checked_request import check_request
 
-        checked = check_request(request, self.bundle.manifest)
+        checked = check_request(request, self.bundle.manifest, self.executor.in_one_piece)
         with self._lock:
             frames, timings = self.executor.run(checked, on_progress, on_frames)
         return Clip(frames=frames, seed=checked.seed, timings=timings, keyframes=checked.keyframes)

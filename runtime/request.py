@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 MAX_STEPS = 12
 MAX_GUIDANCE = 30.0
 MAX_CONDITIONING_SCALE = 10.0
+MAX_FRAMES = 128
+"""Frames of a clip that is made in context windows."""
+MIN_CONTEXT_LENGTH = 4
+"""Frames of a context window."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +58,8 @@ class ClipRequest:
     clip_skip: int = 0
     prompt_weights: bool = False
     long_prompts: bool = False
+    context_length: int | None = None
+    context_overlap: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

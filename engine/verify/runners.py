@@ -13,7 +13,7 @@ from polygraphy.common import TensorMetadata
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
-from ...runtime.backends import OpenGraph
+from ...runtime.backend_interface import OpenGraph
 from ...runtime.cpu.sessions import Array
 from ...runtime.errors import BackendError, reason_of
 from ...runtime.format.bundle import Bundle

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
-from ...runtime.backends import BACKENDS, Executor, availability, choose_backend, find_backend, open_executor
+from ...runtime.backend_interface import Executor
+from ...runtime.backends import BACKENDS, availability, choose_backend, find_backend, open_executor
 from ...runtime.errors import BackendError, InvalidRequest
 from ...runtime.example_requests import sample_requests, sample_size
 from ...runtime.format.bundle import Bundle

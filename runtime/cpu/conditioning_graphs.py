@@ -7,6 +7,7 @@ from ..format.manifest import Manifest
 from ..loop.conditioning import Conditioning, Residuals, frame_index, residual_inputs
 from ..loop.prompt_embeds import encode_prompts
 from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
+from ..loop.windows import parts_of
 from .sessions import Array, Sessions
 
 
@@ -23,17 +24,27 @@ def encode_prompt(
     return encode_prompts(prompts, tokenizer([""]), encode)
 
 
-def keyframe_feeds(sessions: Sessions, request: CheckedRequest) -> dict[str, Array]:
+def keyframe_feeds(sessions: Sessions, request: CheckedRequest, at_a_time: int) -> dict[str, Array]:
     """SparseCtrl's inputs that hold the keyframes.
 
     They are the distinct frames (each keyframe once, and a blank one), a mask that marks the keyframes among them, and
     for each frame of the clip the index of its distinct frame.
 
+    Args:
+        sessions: run the VAE's encoder.
+        request: the request.
+        at_a_time: number of pictures that the encoder takes.
+
     `scribble` takes uint8 pixels [U, H, W, 3]; `rgb` the mode of the VAE's posterior, [U, 4, H/8, W/8].
     """
     pictures: Array = np.stack([item.pixels for item in request.keyframes])  # [K, H, W, 3]
     if request.controlnet == "rgb":
-        (pictures,) = sessions.session("vae_encoder").run({"image": pictures})
+        encoder, parts = sessions.session("vae_encoder"), parts_of(len(pictures), at_a_time)
+        latents = [encoder.run({"image": pictures[part]})[0] for part in parts]
+        encoded = np.empty((len(pictures), *latents[0].shape[1:]), latents[0].dtype)
+        for part, values in zip(parts, latents, strict=True):
+            encoded[part] = values
+        pictures = encoded
     blank = len(pictures)
     conditioning = np.concatenate([pictures, np.zeros_like(pictures[:1])])
     mask = np.ones(blank + 1, np.float32)

@@ -17,10 +17,12 @@ from ..loop.conditioning import (
     cache_key,
     graphs_of,
     residual_bytes,
+    window_feeds,
 )
 from ..loop.noise import TorchGenerator
 from ..loop.schedule import Schedule, lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
+from ..loop.windows import Window, parts_of
 from ..progress import OnFrames, OnProgress, Stages
 from .conditioning_graphs import encode_prompt, keyframe_feeds, no_residuals, residuals_at
 from .sessions import Array, Sessions, split_feeds
@@ -53,6 +55,10 @@ class HostExecutor:
     def open_graph(self, graph: str, size: ClipSize) -> "HostGraph":
         """Opens one graph for clips of a size."""
         return HostGraph(self.sessions, self.manifest, graph, size)
+
+    def in_one_piece(self, size: ClipSize) -> bool:
+        """True: the graphs are opened for the frames of each request."""
+        return True
 
     def close(self) -> None:
         """Frees the graphs and all conditionings."""
@@ -98,13 +104,20 @@ class _Run:
         self.on_frames = on_frames
         self.prompts = executor.tokenizer.prompts(request)
         tokens = max(prompt.input_ids.size for prompt in self.prompts)
+        self.windows = request.windows()
         self.layout = request.layout(self.manifest.sizes, DECODE_PIXELS, tokens)
+        self.decoded = parts_of(request.frames, self.layout.decoded)
         steps = {"load": 1, "text": 1}
         if request.keyframes:
-            steps |= {"keyframes": 1, "control": len(request.controlled_steps)}
-        steps |= {"denoise": request.steps, "decode": self.layout.decoder_runs}
+            steps |= {"keyframes": 1, "control": self.control_runs}
+        steps |= {"denoise": sum(map(len, self.windows)), "decode": len(self.decoded)}
         self.stages = Stages(steps, on_progress)
         self.report: Callable[[str, int], None] = self.stages.report
+
+    @property
+    def control_runs(self) -> int:
+        """Number of SparseCtrl's runs: one for each window of each controlled step."""
+        return sum(len(self.windows[step]) for step in self.request.controlled_steps)
 
     def frames(self) -> tuple[Array, dict[str, float]]:
         with self.stages.timed("total"):
@@ -133,78 +146,123 @@ class _Run:
         conditioning = Conditioning(prompt_embeds, {})
         if request.keyframes:
             with self.stages.stage("keyframes"):
-                conditioning = replace(conditioning, feeds=keyframe_feeds(self.sessions, request))
+                conditioning = replace(
+                    conditioning, feeds=keyframe_feeds(self.sessions, request, self.layout.keyframes)
+                )
                 self.report("keyframes", 1)
-            needed = residual_bytes(self.manifest, self.layout, len(request.controlled_steps))
+            needed = residual_bytes(self.manifest, self.layout, self.control_runs)
             if cache.reserve(conditioning.nbytes + needed):
                 conditioning = replace(conditioning, residuals=self.residuals(schedule, conditioning))
         cache.put(key, conditioning)
         return conditioning
 
-    def residuals(self, schedule: Schedule, conditioning: Conditioning) -> tuple[Residuals, ...]:
-        """Runs SparseCtrl for all controlled steps, before the loop."""
-        residuals = []
-        controlled = self.request.controlled_steps
+    def residuals(self, schedule: Schedule, conditioning: Conditioning) -> tuple[tuple[Residuals, ...], ...]:
+        """Runs SparseCtrl for all windows of all controlled steps, before the loop."""
+        steps, done = [], 0
         with self.stages.stage("control"):
-            for step, timestep in enumerate(schedule.timesteps[controlled.start : controlled.stop], start=1):
-                residuals.append(residuals_at(self.sessions, self.manifest, self.request, conditioning, timestep))
-                self.report("control", step)
-        return tuple(residuals)
+            for step in self.request.controlled_steps:
+                windows = []
+                for window in self.windows[step]:
+                    windows.append(self.window_residuals(schedule.timesteps[step], window, conditioning))
+                    done += 1
+                    self.report("control", done)
+                steps.append(tuple(windows))
+        return tuple(steps)
 
-    def residuals_of(self, step: int, timestep: np.float32, conditioning: Conditioning) -> Residuals:
-        """The residuals of one step: kept, computed now if they take too much memory to keep, or zeros."""
+    def window_residuals(self, timestep: np.float32, window: Window, conditioning: Conditioning) -> Residuals:
+        """Runs SparseCtrl for one window."""
+        feeds = window_feeds(conditioning.feeds, window.frames, self.layout.keyframes)
+        part = replace(conditioning, feeds=feeds)
+        return residuals_at(self.sessions, self.manifest, self.request, part, timestep)
+
+    def residuals_of(self, step: int, place: int, timestep: np.float32, conditioning: Conditioning) -> Residuals:
+        """The residuals of a step's window: kept, computed now if they take too much memory to keep, or zeros."""
         controlled = self.request.controlled_steps
         if step not in controlled:
             return no_residuals(self.manifest)
         if conditioning.residuals is not None:
-            return conditioning.residuals[step - controlled.start]
+            return conditioning.residuals[step - controlled.start][place]
         with self.stages.timed("control"):
-            return residuals_at(self.sessions, self.manifest, self.request, conditioning, timestep)
+            return self.window_residuals(timestep, self.windows[step][place], conditioning)
 
     def denoise(self, schedule: Schedule, conditioning: Conditioning) -> Array:
         """The LCM loop; returns the denoised latents [F, 4, H/8, W/8]."""
         request = self.request
         generator = TorchGenerator(request.seed)
-        shape = self.layout.latent_shape
+        shape = replace(self.layout, clip=request.clip_size).latent_shape
         latents = generator.randn(shape)
         images: Array = latents[0]
-        last = request.steps - 1
+        last, done = request.steps - 1, 0
         self.report("denoise", 0)
-        for step, (timestep, coefficients) in enumerate(zip(schedule.timesteps, schedule.coefficients, strict=True)):
-            residuals = self.residuals_of(step, timestep, conditioning)
+        for step, coefficients in enumerate(schedule.coefficients):
+            prediction = self.predict(step, schedule.timesteps[step], latents, conditioning, done)
+            with self.stages.timed("denoise"):
+                noise = generator.randn(shape) if step < last else np.zeros(shape, np.float32)
+                latents, images = self.update(latents, prediction, noise, coefficients)
+            done += len(self.windows[step])
+            self.report("denoise", done)
+        return images
+
+    def predict(self, step: int, timestep: np.float32, latents: Array, conditioning: Conditioning, done: int) -> Array:
+        """The UNet's prediction [B, 4, F, H/8, W/8] at one step, blended from the step's windows.
+
+        Args:
+            step: the step, from 0.
+            timestep: its timestep.
+            latents: [1, 4, F, H/8, W/8].
+            conditioning: the clip's.
+            done: windows of the steps before.
+        """
+        windows = self.windows[step]
+        blended: Array = np.zeros((len(self.request.texts), *latents.shape[1:]), np.float32)
+        for place, window in enumerate(windows):
+            if place:
+                self.report("denoise", done + place)
+            residuals = self.residuals_of(step, place, timestep, conditioning)
             with self.stages.timed("denoise"):
                 (prediction,) = self.sessions.session("unet").run(
                     {
-                        "latents": latents,
+                        "latents": latents[:, :, window.frames],
                         "timestep": np.array([timestep]),
                         "prompt_embeds": conditioning.prompt_embeds,
-                        "conditioning_scale": np.array([request.conditioning_scale], np.float32),
+                        "conditioning_scale": np.array([self.request.conditioning_scale], np.float32),
                         **residuals,
                     }
                 )
-                latents, images = self.sessions.session("lcm_update").run(
-                    {
-                        "latents": latents,
-                        "negative": prediction[:1],
-                        "positive": prediction[-1:],
-                        "guidance_scale": np.array([request.guidance_scale], np.float32),
-                        "noise": generator.randn(shape) if step < last else np.zeros(shape, np.float32),
-                        "coefficients": coefficients,
-                    }
-                )
-            self.report("denoise", step + 1)
-        return images
+                if len(windows) == 1:
+                    return prediction
+                window.add(prediction, blended)
+        return blended
+
+    def update(self, latents: Array, prediction: Array, noise: Array, coefficients: Array) -> tuple[Array, Array]:
+        """Guidance and the LCM update; returns the next latents [1, 4, F, H/8, W/8] and the images [F, 4, H/8, W/8]."""
+        request = self.request
+        updated, images = np.empty_like(latents), np.empty_like(latents[0].swapaxes(0, 1))
+        for part in parts_of(request.frames, request.window_size.frames):
+            updated[:, :, part], images[part] = self.sessions.session("lcm_update").run(
+                {
+                    "latents": latents[:, :, part],
+                    "negative": prediction[:1, :, part],
+                    "positive": prediction[-1:, :, part],
+                    "guidance_scale": np.array([request.guidance_scale], np.float32),
+                    "noise": noise[:, :, part],
+                    "coefficients": coefficients,
+                }
+            )
+        return updated, images
 
     def decode(self, images: Array) -> Array:
         """Decodes the frames part by part; returns uint8 [F, H, W, 3]."""
         request = self.request
         session = self.sessions.session(request.decoder_graph)
         frames = np.empty((request.frames, request.height, request.width, 3), np.uint8)
+        told = 0
         with self.stages.stage("decode"):
-            for run, start in enumerate(range(0, request.frames, self.layout.decoded), start=1):
-                part = slice(start, start + self.layout.decoded)
-                (frames[part],) = session.run({"latents": images[part]})
+            for run, part in enumerate(self.decoded, start=1):
+                (decoded,) = session.run({"latents": images[part]})
+                frames[told : part.stop] = decoded[told - part.start :]
                 if self.on_frames is not None:
-                    self.on_frames(start, frames[part])
+                    self.on_frames(told, frames[told : part.stop])
+                told = part.stop
                 self.report("decode", run)
         return frames

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..backends import BACKENDS, any_machine, every_precision, no_notes, unbound_scope
+from ..backend_interface import any_machine, every_precision, no_notes, unbound_scope
+from ..backends import BACKENDS
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
 from ..format.engine_sets import find_set, set_name

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import BACKENDS, Availability, any_machine, unbound_scope
+from ..backend_interface import Availability, any_machine, unbound_scope
+from ..backends import BACKENDS
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
 from ..format.clip_layout import ONE_PROMPT

@@ -15,12 +15,14 @@ from ..format.clip_layout import ClipSize, engine_layout
 from ..format.weights import check_same_graphs
 from ..loop.conditioning import cache_key
 from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
+from ..loop.windows import parts_of
 from ..progress import OnFrames, OnProgress, Stages
 from .cuda import Cuda
 from .device_graph import DeviceGraph
 from .engine_interface import Loader
 from .program import Variant
 from .request_run import RequestRun
+from .windows_run import WindowsRun, window_runs
 from .workspace import Workspace
 
 MAX_SIZES = 2
@@ -109,6 +111,16 @@ class GpuExecutor:
         """Opens the engine of one graph, with buffers of its own."""
         return DeviceGraph(self.bundle, self._loader, self._cuda, graph, size)
 
+    def in_one_piece(self, size: ClipSize) -> bool:
+        """Whether there are engines for clips of this size."""
+        if size in self._workspaces:
+            return True
+        try:
+            self._loader.keyframe_slots(self.bundle, size, 0)
+        except BackendError:
+            return False
+        return True
+
     def close(self) -> None:
         """Frees all device memory; the next request allocates it again."""
         while self._workspaces:
@@ -150,7 +162,8 @@ class GpuExecutor:
                 weighted = any(prompt.weighted for prompt in prompts)
                 workspace, variant, key = self._prepare(request, weighted, least_memory)
                 stages.report("load", 1)
-            run = RequestRun(workspace, self._cuda, request, variant, stages)
+            kind = RequestRun if request.context_length is None else WindowsRun
+            run = kind(workspace, self._cuda, request, variant, stages)
             try:
                 frames = run.frames(self._tokenizer, prompts)
                 self.replayed = run.replayed if workspace.capturable else None
@@ -166,10 +179,11 @@ class GpuExecutor:
     ) -> tuple[Workspace, Variant, Hashable]:
         """The workspace of a request, its variant, and the key of its conditioning (None without keyframes)."""
         workspace = self._workspace(request)
-        variant = Variant(request.steps, len(request.texts), "none", request.decoder_graph, weighted=weighted)
+        runs, controlled = window_runs(request)
+        variant = Variant(runs, len(request.texts), "none", request.decoder_graph, weighted=weighted)
         if not request.keyframes:
             return workspace, variant, None
-        variant = replace(variant, controlled_steps=request.controlled_steps)
+        variant = replace(variant, controlled_steps=controlled)
         key = cache_key(request)
         if workspace.conditioning_area.recall(key):
             return workspace, replace(variant, source="kept"), key
@@ -185,13 +199,15 @@ class GpuExecutor:
 
     def _steps(self, request: CheckedRequest) -> dict[str, int]:
         """Units of work of each stage."""
-        keyframes = {"keyframes": 1, "control": len(request.controlled_steps)} if request.keyframes else {}
-        decoder_runs = engine_layout(self.bundle.manifest, request.clip_size).decoder_runs
-        return {"load": 1, "text": 1, **keyframes, "denoise": request.steps, "decode": decoder_runs}
+        runs, controlled = window_runs(request)
+        keyframes = {"keyframes": 1, "control": len(controlled)} if request.keyframes else {}
+        decoded = engine_layout(self.bundle.manifest, request.window_size).decoded
+        decoder_runs = len(parts_of(request.frames, decoded))
+        return {"load": 1, "text": 1, **keyframes, "denoise": runs, "decode": decoder_runs}
 
     def _workspace(self, request: CheckedRequest) -> Workspace:
-        """The workspace of the request's size, with its decoder open."""
-        size, keyframes = request.clip_size, len(request.keyframes)
+        """The workspace of the size of the request's windows, with its decoder open."""
+        size, keyframes = request.window_size, request.keyframes_at_a_time
         if size in self._workspaces and not self._workspaces[size].open_graphs:  # closed after a failure
             del self._workspaces[size]
         if size not in self._workspaces or keyframes > self._workspaces[size].keyframe_slots:

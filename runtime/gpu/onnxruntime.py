@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import BACKENDS, every_precision, no_notes, unbound_scope
+from ..backend_interface import every_precision, no_notes, unbound_scope
+from ..backends import BACKENDS
 from ..cpu import onnxruntime as onnxruntime_cpu
 from ..errors import BackendError, DeviceOutOfMemory, first_line
 from ..format.bundle import Bundle

@@ -105,7 +105,7 @@ def _conditioning(machine: Machine, variant: Variant) -> Iterator[tuple[str, int
         yield "keyframes", 1
         if not variant.stepwise:
             for done, step in enumerate(variant.controlled_steps, start=1):
-                _control(machine, variant, step)
+                control(machine, variant, step, step)
                 yield "control", done
 
 
@@ -138,8 +138,15 @@ def _after_first_prediction(machine: Machine, variant: Variant) -> Iterator[tupl
         yield "decode", run + 1
 
 
-def _control(machine: Machine, variant: Variant, step: int) -> None:
-    """Runs SparseCtrl at one step, for each prompt."""
+def control(machine: Machine, variant: Variant, step: int, run: int) -> None:
+    """Runs SparseCtrl at one step, for each prompt.
+
+    Args:
+        machine: runs the engines.
+        variant: of the request.
+        step: the step whose timestep it takes.
+        run: number of the run whose residuals it writes: the step, or one of its windows.
+    """
     for prompt in range(variant.prompts):
         machine.enqueue(
             f"controlnet_{variant.source}",
@@ -148,23 +155,28 @@ def _control(machine: Machine, variant: Variant, step: int) -> None:
             conditioning=machine.at("pictures" if variant.source == "scribble" else "conditioning"),
             conditioning_mask=machine.at("conditioning_mask"),
             frame_index=machine.at("frame_index"),
-            **{name: machine.residual(variant, step, prompt, name) for name in machine.residual_names},
+            **{name: machine.residual(variant, run, prompt, name) for name in machine.residual_names},
         )
 
 
 def _predict(machine: Machine, variant: Variant, step: int) -> None:
     """The UNet's prediction at one step, for each prompt; if residuals are not kept, SparseCtrl runs before it."""
     if variant.stepwise and step in variant.controlled_steps:
-        _control(machine, variant, step)
+        control(machine, variant, step, step)
+    predict(machine, variant, step, step, _latents(machine, step))
+
+
+def predict(machine: Machine, variant: Variant, step: int, run: int, latents: int) -> None:
+    """Runs the UNet at one step, for each prompt; the arguments are those of `control`, and the latents' address."""
     for prompt in range(variant.prompts):
         machine.enqueue(
             "unet",
-            latents=_latents(machine, step),
+            latents=latents,
             timestep=machine.at("timestep", step),
             prompt_embeds=machine.prompt_embeds(variant, prompt),
             conditioning_scale=machine.at("conditioning_scale"),
             prediction=machine.at("prediction", prompt),
-            **{name: machine.residual(variant, step, prompt, name) for name in machine.residual_names},
+            **{name: machine.residual(variant, run, prompt, name) for name in machine.residual_names},
         )
 
 

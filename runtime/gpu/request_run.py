@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
-from ..loop.conditioning import frame_index
 from ..loop.noise import TorchGenerator
 from ..loop.prompt_embeds import encode_prompts
 from ..loop.schedule import lcm_schedule
@@ -46,6 +46,8 @@ class RequestRun:
                 self.give_embeds(prompts, tokenizer([""]))
             with self.stages.timed("inputs"):
                 self.write_inputs(prompts)
+                if variant.computes_conditioning:
+                    self.write_keyframes(np.arange(self.request.frames))
                 first = "pictures" if variant.computes_conditioning else "input_ids"
                 workspace.inputs.copy_in(first, "coefficients", variant.steps - 1)
                 self.supply(noise_at_start(variant))
@@ -114,7 +116,7 @@ class RequestRun:
             self.stages.report("text", 1)
 
     def write_inputs(self, prompts: list[TokenizedPrompt]) -> None:
-        """Writes the request's inputs, except for its noise, to page-locked memory."""
+        """Writes the request's inputs, except for keyframes and noise, to page-locked memory."""
         request, inputs = self.request, self.workspace.inputs
         schedule = lcm_schedule(self.workspace.bundle.manifest.scheduler, request.steps)
         for index, prompt in enumerate(prompts):
@@ -126,13 +128,18 @@ class RequestRun:
         for step in range(request.steps):
             inputs.array("timestep", step)[:] = schedule.timesteps[step]
             inputs.array("coefficients", step)[:] = schedule.coefficients[step]
-        if self.variant.computes_conditioning:
-            pictures, mask = inputs.array("pictures"), inputs.array("conditioning_mask")
-            pictures[:] = 0
-            mask[:] = 0
-            for place, keyframe in enumerate(request.keyframes):
-                pictures[place], mask[place] = keyframe.pixels, 1
-            inputs.array("frame_index")[:] = frame_index(request, blank=len(mask) - 1)
+
+    def write_keyframes(self, frames: NDArray[np.int64]) -> None:
+        """Writes SparseCtrl's inputs for some frames of the clip, and their keyframes, to page-locked memory."""
+        inputs = self.workspace.inputs
+        pictures, mask, index = (inputs.array(name) for name in ("pictures", "conditioning_mask", "frame_index"))
+        pictures[:] = 0
+        mask[:] = 0
+        index[:] = len(mask) - 1
+        inside = [keyframe for keyframe in self.request.keyframes if keyframe.index in frames]
+        for place, keyframe in enumerate(inside):
+            pictures[place], mask[place] = keyframe.pixels, 1
+            index[frames == keyframe.index] = place
 
     def supply(self, noise: range) -> None:
         """Draws arrays of noise and copies them to the device. The device works on what was launched before."""

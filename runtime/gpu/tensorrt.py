@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..backends import BACKENDS, Availability, every_precision
+from ..backend_interface import Availability, every_precision
+from ..backends import BACKENDS
 from ..errors import BackendError
 from ..format.bundle import Bundle
 from ..format.clip_layout import ClipSize

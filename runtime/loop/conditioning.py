@@ -31,19 +31,19 @@ class Conditioning:
 
     Attributes:
         prompt_embeds: float32 [B, 77*K, D], K chunks of tokens; with guidance the negative prompt comes first.
-        feeds: SparseCtrl's inputs that hold the keyframes; empty without keyframes.
-        residuals: one entry for each controlled step, or None if each step computes its own.
+        feeds: SparseCtrl's inputs that hold the keyframes of the clip; empty without keyframes.
+        residuals: for each controlled step those of its windows, or None if each step computes its own.
     """
 
     prompt_embeds: Array
     feeds: dict[str, Array]
-    residuals: tuple[Residuals, ...] | None = None
+    residuals: tuple[tuple[Residuals, ...], ...] | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory of all its arrays."""
-        steps = [self.feeds, *(self.residuals or ())]
-        return self.prompt_embeds.nbytes + sum(array.nbytes for step in steps for array in step.values())
+        parts = [self.feeds, *(window for step in self.residuals or () for window in step)]
+        return self.prompt_embeds.nbytes + sum(array.nbytes for part in parts for array in part.values())
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ def cache_key(request: CheckedRequest) -> Hashable:
     """The values that the conditioning depends on: all except seed, decoder, and the scales of guidance and control."""
     pictures = tuple((item.index, sha256(item.pixels.tobytes()).digest()) for item in request.keyframes)
     negative = request.negative_prompt if request.guidance else None
-    size = (request.height, request.width, request.frames)
+    size = (request.height, request.width, request.frames, request.context_length, request.context_overlap)
     text = (request.prompt, negative, request.clip_skip, request.prompt_weights, request.long_prompts)
     return (text, pictures, request.controlnet, request.steps, request.controlled_steps, size)
 
@@ -112,7 +112,28 @@ def residual_inputs(manifest: Manifest) -> dict[str, tuple[Dimension, ...]]:
     return {item.name: item.shape for item in manifest.graphs["unet"].inputs if "residual" in item.name}
 
 
-def residual_bytes(manifest: Manifest, layout: ClipLayout, steps: int) -> int:
-    """Memory of the residuals of a number of steps, in fp32."""
+def window_feeds(feeds: dict[str, Array], frames: NDArray[np.int64], keyframes: int) -> dict[str, Array]:
+    """SparseCtrl's inputs for some frames of a clip.
+
+    Args:
+        feeds: the inputs for the whole clip.
+        frames: indices of the frames.
+        keyframes: pictures to feed besides the blank one. If fewer of the frames have a keyframe, the rest is blank.
+    """
+    index = feeds["frame_index"][frames]
+    blank = len(feeds["conditioning"]) - 1
+    inside = np.setdiff1d(index, [blank])
+    pictures = np.concatenate([inside, np.full(keyframes + 1 - len(inside), blank)])
+    places = np.full(blank + 1, keyframes, np.int64)
+    places[inside] = np.arange(len(inside))
+    return {
+        "conditioning": feeds["conditioning"][pictures],
+        "conditioning_mask": feeds["conditioning_mask"][pictures],
+        "frame_index": places[index],
+    }
+
+
+def residual_bytes(manifest: Manifest, layout: ClipLayout, runs: int) -> int:
+    """Memory of the residuals of a number of runs of SparseCtrl, in fp32."""
     shapes = layout.shapes("unet", manifest.graphs["unet"])
-    return 4 * steps * sum(prod(shapes[name]) for name in residual_inputs(manifest))
+    return 4 * runs * sum(prod(shapes[name]) for name in residual_inputs(manifest))

@@ -89,7 +89,7 @@ def test_the_command_line_and_python_agree(tmp_path: Path) -> None:
 
     picture = SCRIBBLES / "frame_08.png"
     arguments = ["--keyframe", f"-2={picture}", "--controlnet", "rgb", "--seed", 5, "--guidance", 2, "--steps", 2]
-    arguments += ["--conditioning-scale", 0.5, "--control-guidance-start", 0.5]
+    arguments += ["--conditioning-scale", 0.5, "--control-start", 0.5]
     arguments += ["--resample", "bilinear"]
     run(*GENERATE, *arguments, "--size", "96x64", "--frames", 5, "-o", "frames", cwd=tmp_path)
     frames = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "frames").iterdir())])
@@ -141,7 +141,7 @@ BAD = [
     (["--keyframe", "-17={}/good.png"], "--keyframe index: -17 is not allowed; give a whole number from -16 to 15"),
     (["--keyframe", "15={}/good.png", "--keyframe=-1={}/good.png"], "index 15 was given twice"),
     (["--conditioning-scale", "11"], "--conditioning-scale: 11.0 is not allowed; give a number from 0 to 10"),
-    (["--control-guidance-start", "1"], "--control-guidance-start: 1 is not below the end, 1"),
+    (["--control-start", "1"], "--control-start: 1 is not below the end, 1"),
     (["--keyframe", "first={}/good.png"], "--keyframe: 'first=.*' is not allowed; give INDEX=IMAGE"),
     (["--keyframe", "{}/good.png"], "give INDEX=IMAGE"),
     (["--keyframe", "3={}/good.png", "--keyframe", "3={}/good.png"], "index 3 was given twice"),

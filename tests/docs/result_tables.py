@@ -100,6 +100,17 @@ def cpp_rows(report: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(f'{row[stage]:.1f}' for stage in ('denoise', 'decode', 'total'))} |"
 
 
+def long_clip_rows(report: dict[str, Any]) -> Iterator[str]:
+    """`demo/long_clips.py`: the mean share on the path, the highest ratio of changes at seams to those elsewhere."""
+    yield "| | straight: on the path | seams | winding: on the path | seams |"
+    yield "|---|---|---|---|---|"
+    for name, row in report.items():
+        if isinstance(row, dict) and "straight" in row:
+            kinds = (row[kind] for kind in ("straight", "winding"))
+            cells = [f"{kind['on_path']:.1%} | {kind['highest_ratio']:.2f}" for kind in kinds]
+            yield f"| {name} | {' | '.join(cells)} |"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "2026-11-29-compare-bf16-epyc-avx512bf16.json": compare_rows,
     "2026-11-27-compare-2cores.json": compare_rows,

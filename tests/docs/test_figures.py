@@ -2,7 +2,7 @@
 
 import pytest
 from documents import PAGES, ROOT, links, tables
-from result_tables import TABLES, fastest_diffusers, read, table
+from result_tables import TABLES, fastest_diffusers, long_clip_rows, read, table
 from sparsectrl_lcm.benchmarks.harness.rounds import summarize
 from sparsectrl_lcm.engine import check
 from sparsectrl_lcm.engine.rewrites import winograd
@@ -14,6 +14,7 @@ from sparsectrl_lcm.runtime.gpu import executor as gpu_executor
 from sparsectrl_lcm.runtime.output import writers
 
 README = (ROOT / "README.md").read_text()
+LONG_CLIPS = "2026-11-30-long-clips.json"
 AVX512_BF16 = "2026-11-29-compare-bf16-epyc-avx512bf16.json"
 AMX = "2026-11-27-compare-2cores.json"
 AVX2 = "2026-11-28-compare-fp32-2cores.json"
@@ -70,6 +71,17 @@ def test_tables_of_benchmarks_are_those_of_the_results(name: str) -> None:
     assert f"(../benchmarks/results/{name})" in page
 
 
+def test_the_table_of_long_clips_is_that_of_the_results() -> None:
+    page, report = (ROOT / "docs/long_clips.md").read_text(), read(LONG_CLIPS)
+    assert "\n".join(long_clip_rows(report)) in page
+    assert f"(../benchmarks/results/{LONG_CLIPS})" in page
+    made = report["runtime"]["straight"]
+    assert made["lowest_on_path"] >= 0.95
+    assert made["highest_ratio"] <= 1.3
+    *peaks, last = (str(length["peak_mb"]) for length in report["lengths"].values())
+    assert f"{', '.join(peaks)} and {last} MB" in " ".join(page.split())
+
+
 def test_every_figure_of_speed_has_its_file() -> None:
     """Results that documents cite are committed, and benchmarks.md cites the file of each of its tables."""
     cited = {link.rpartition("/")[2] for page in PAGES for link in links(page) if "benchmarks/results/" in link}
@@ -77,7 +89,9 @@ def test_every_figure_of_speed_has_its_file() -> None:
     assert all((ROOT / "benchmarks/results" / name).is_file() for name in cited)
 
 
-FIDELITY = read("2026-11-29-fidelity.json")
+FIDELITY = read("2026-11-30-fidelity.json")
+RESIDUALS = FIDELITY["residuals by temporal norm"]
+RESAMPLE, EDGES = FIDELITY["scribbles"]["resample"], FIDELITY["scribbles"]["edges"]
 LEVELS = FIDELITY["levels of 255"]
 DEMO = read("2026-11-28-demo-model.json")
 BF16 = read("2026-11-27-compare-fp32-2cores.json")["contenders"]["openvino-bf16"]["difference"]
@@ -91,6 +105,26 @@ CLAIMS = [
     ("fidelity.md", f"largest difference of a pixel is {LEVELS['scribble, temporal norm clip']['max']} (scribbles)"),
     ("fidelity.md", f"and {LEVELS['rgb, temporal norm clip']['max']} (pictures) of 255"),
     ("fidelity.md", f"up to {LEVELS['rgb, temporal norm clip']['max']}, 1.4 in the mean (demo model)"),
+    *(
+        (
+            "fidelity.md",
+            f"{before}{RESIDUALS['scribble'][place]:.0%}{between}{RESIDUALS['rgb'][place]:.0%}{after} at {place}",
+        )
+        for place, before, between, after in (
+            ("keyframes", "residuals: ", " (scribbles) and ", " (pictures)"),
+            ("other frames", "keyframes, ", " and ", ""),
+        )
+    ),
+    ("fidelity.md", f"{LEVELS['scribble, temporal norm frame, truncated']['mean']:.1f} levels in the mean, at most 1"),
+    (
+        "fidelity.md",
+        f"{RESAMPLE['keyframes']['mean']:.1f} levels in the mean and at most {RESAMPLE['keyframes']['max']}",
+    ),
+    ("fidelity.md", f"clips by {RESAMPLE['frames']['mean']:.3f} and at most {RESAMPLE['frames']['max']}"),
+    (
+        "fidelity.md",
+        f"from {EDGES['white']:.2f} to {EDGES['pale (70)']:.2f}; stretched, they are {EDGES['pale, stretched']:.2f}",
+    ),
     ("fidelity.md", f"{FIDELITY['noise']['equal']:.0%} of the values have the same bits"),
     ("fidelity.md", f"the others differ by at most {FIDELITY['noise']['largest']:.1e}".replace("e-07", "e-7")),
     ("fidelity.md", f"at most {BF16['max']}, {BF16['mean']:.2f} in the mean"),

@@ -22,7 +22,7 @@ from sparsectrl_lcm.engine.verify.runners import RuntimeRunner
 from sparsectrl_lcm.engine.verify.saved_results import SavedResults
 from sparsectrl_lcm.engine.verify.verify import VerifyOptions, verify
 from sparsectrl_lcm.runtime import BackendError
-from sparsectrl_lcm.runtime.backends import Availability
+from sparsectrl_lcm.runtime.backend_interface import Availability
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, engine_layout
@@ -109,7 +109,7 @@ def test_another_backend_takes_the_requests_and_is_judged_where_it_is_missing(
 
 
 def test_a_transposed_residual_is_found(bundle: Bundle, saved: tuple[Path, Report], tmp_path: Path) -> None:
-    """The sum of the residual is computed early, but its result is used hundreds of nodes later."""
+    """The scaled residual is computed early, but its result is used hundreds of nodes later."""
     wrong = copy_of(bundle, tmp_path / "bundle")
     change(engines_of(wrong, "onnxruntime"), "unet", transpose("down_residual_2"))
     recording = Path(shutil.copytree(saved[0], tmp_path / "recording", ignore=shutil.ignore_patterns("runtime")))
@@ -118,7 +118,7 @@ def test_a_transposed_residual_is_found(bundle: Bundle, saved: tuple[Path, Repor
     assert report.failed_graphs == ("unet",)
     jump = report.jumps["unet"]
     assert jump is not None
-    assert (jump.operator, jump.takes) == ("Add", ("down_residual_2",))
+    assert (jump.operator, jump.takes) == ("Mul", ("conditioning_scale", "down_residual_2"))
     assert jump.before < 1e-4
     assert jump.error > 1e-2
 

@@ -15,6 +15,7 @@ from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, randomize
 from sparsectrl_lcm.export.check import ExportError
 from sparsectrl_lcm.export.checkpoints import load_motion_adapter
 from sparsectrl_lcm.export.dry_run import dry_run
+from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.lora_files import Lora
 from sparsectrl_lcm.export.motion_module import replace_motion_module
 from sparsectrl_lcm.export.plan import ExportOptions, Parts, read_parts
@@ -117,6 +118,20 @@ def test_a_dry_run_tells_what_is_set_by_itself(base: Path, tmp_path: Path) -> No
     assert "temporal norm resnet-clip: AnimateDiff v1 (24 positions, no middle block)" in lines
     assert "lora weight 0.8: AnimateLCM_sd15_t2v_lora.safetensors is AnimateLCM's" in lines
     assert any("16 frames, at most 24; temporal norm resnet-clip" in line for line in lines)
+
+
+def test_an_export_tells_what_is_set_by_itself(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the long work begins."""
+
+    def stop(jobs: object) -> None:
+        raise ExportError("export", "stopped")
+
+    monkeypatch.setattr("sparsectrl_lcm.export.exporter.open_sources", stop)
+    motion = write_motion(tmp_path / "AnimateLCM_sd15_t2v.ckpt", positions=False, middle=True)
+    told: list[str] = []
+    with pytest.raises(ExportError, match="stopped"):
+        export_bundle(ExportOptions(str(base), str(motion)), tmp_path / "bundle", on_choice=told.append)
+    assert told == ["original_inference_steps 100: the motion modules are AnimateLCM's"]
 
 
 @pytest.mark.parametrize(

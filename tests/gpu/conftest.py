@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from sparsectrl_lcm.runtime import VideoPipeline, backends
-from sparsectrl_lcm.runtime.backends import Executor, availability
+from sparsectrl_lcm.runtime.backend_interface import Executor
+from sparsectrl_lcm.runtime.backends import availability
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle

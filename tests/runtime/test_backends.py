@@ -18,7 +18,7 @@ import pytest
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.engine_writer import any_size_spec, engine_record
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest, SparseCtrlLcmError, VideoPipeline, backends, machine
-from sparsectrl_lcm.runtime.backends import Availability
+from sparsectrl_lcm.runtime.backend_interface import Availability
 from sparsectrl_lcm.runtime.cpu.openvino import version as openvino_version
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle

@@ -66,8 +66,8 @@ def test_without_a_cache_folder_a_bundle_still_loads(bundle: Path, monkeypatch: 
 
 
 CHANGES = [
-    (lambda m: m.update(version=3), "version 3, this release reads 2; upgrade sparsectrl-lcm"),
-    (lambda m: m.update(version=3, novelty={}), "version 3, .* upgrade"),
+    (lambda m: m.update(version=4), "version 4, this release reads 3; upgrade sparsectrl-lcm"),
+    (lambda m: m.update(version=4, novelty={}), "version 4, .* upgrade"),
     (lambda m: m.update(version=0), "version 0, .* export the bundle again"),
     (lambda m: m.update(version="x"), "not a valid manifest"),
     (lambda m: m.update(format="other"), "not a valid manifest"),

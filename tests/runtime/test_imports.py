@@ -27,6 +27,7 @@ EXCEPTIONS = {
     "runtime.cpu.openvino": "a build compares an engine as OpenVINO will run it",
     "runtime.cpu.sessions": "calibration observes the runs of its sessions",
     "runtime.backends": "the registry names precisions and builders",
+    "runtime.backend_interface": "verify runs requests and single graphs",
     "runtime.example_requests": "int8 is calibrated on them",
     "runtime.load_options": "verify opens engines as requests do",
     "runtime.gpu.engine_scope": "the version and device of an engine are part of its key",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.runtime import BackendError, VideoPipeline, backends
+from sparsectrl_lcm.runtime import BackendError, VideoPipeline, backend_interface, backends
 from sparsectrl_lcm.runtime.backends import BACKENDS, Backend, choose_backend
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec
@@ -37,6 +37,9 @@ class ToyExecutor:
     def run(self, request: Any, on_progress: Any, on_frames: Any = None) -> tuple[Any, dict[str, float]]:
         return np.full((request.frames, request.height, request.width, 3), 128, np.uint8), {"total": 0.0}
 
+    def in_one_piece(self, size: Any) -> bool:
+        return True
+
     def refit(self, weights: Bundle | None) -> None:
         raise AssertionError
 
@@ -50,9 +53,9 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     module, builder = ModuleType("toy"), ModuleType("toy")
     module.__dict__.update(
         find_version=lambda name: "1.2",
-        check_machine=backends.any_machine,
+        check_machine=backend_interface.any_machine,
         open_executor=lambda name, bundle, options: ToyExecutor(),
-        engine_scope=backends.unbound_scope,
+        engine_scope=backend_interface.unbound_scope,
         computes_in=lambda precision: True,
         notes=lambda found: ["made of grey"],
     )

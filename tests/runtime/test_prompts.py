@@ -53,6 +53,7 @@ def reference() -> Any:
     pipe = sparsectrl_pipeline(TRAINED, "scribble")
     normalize_per_frame(pipe.unet)
     normalize_per_frame(pipe.controlnet)
+    pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder  # diffusers looks for the last norm there
     return pipe
 
 

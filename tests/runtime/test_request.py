@@ -40,7 +40,7 @@ BAD = [
     ({"height": 100}, "height: 100 is not allowed; give a multiple of 8 from 8 to 2048"),
     ({"width": 4096}, "width"),
     ({"num_frames": 0}, "num_frames"),
-    ({"num_frames": 33}, "1 to 32"),
+    ({"num_frames": 129}, "1 to 128"),
     ({"decoder": "fast"}, "decoder: 'fast' is not in this bundle; allowed are full, tiny"),
     ({"clip_skip": 2}, "clip_skip: 2 is not allowed; give a whole number from 0 to 1"),
     ({"clip_skip": None}, "clip_skip"),

@@ -52,6 +52,17 @@ def test_frames_are_those_of_the_cpu_backend(precision: str) -> None:
         np.testing.assert_array_equal(plain, replayed)
 
 
+def test_a_long_clip_runs_on_the_engines_of_a_window() -> None:
+    long: dict[str, Any] = {"num_frames": 7, "context_length": FRAMES, "num_inference_steps": 2, "seed": 1}
+    long |= {"width": SIDE, "height": SIDE, "keyframes": keyframes((0, 6), SIDE)}
+    expected, made = (
+        pipeline.generate("a red circle moves", **long).frames
+        for pipeline in (VideoPipeline.load(None, "onnxruntime"), open_pipeline(precision="fp32"))
+    )
+    assert expected.std() > 10
+    assert np.abs(made.astype(int) - expected).max() <= 1
+
+
 def test_a_refit_gives_the_frames_of_the_other_bundle(tmp_path: Path) -> None:
     other = with_other_motion_module(demo_bundle(), tmp_path / "other")
     pipeline = open_pipeline(precision="fp32", refit=True)
