@@ -16,7 +16,7 @@ from torch import Tensor
 
 Attributes = Mapping[str, Any]
 Function = Callable[..., Any]
-ONNX_TYPES = {1: torch.float32, 2: torch.uint8, 7: torch.int64, 10: torch.float16, 16: torch.bfloat16}
+ONNX_TYPES = {1: torch.float32, 2: torch.uint8, 7: torch.int64, 9: torch.bool, 10: torch.float16, 16: torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ CASES: list[tuple[str, dict[str, Any], Inputs, Inputs]] = [
     *((name, {}, [values(2, 3), positive(2, 1)], []) for name in ("Add", "Div", "Max", "Min", "Mul", "Sub")),
     *((name, {}, [values(2, 3)], [number([2.5])]) for name in ("Add", "Div", "Mul")),
     ("Relu", {}, [values(4, 4)], []),
+    ("Equal", {}, [ints(0, 1, 0, 3)], [number(0, INTS)]),
+    ("Where", {}, [np.array([[True], [False]]), values(2, 3), values(1, 3)], []),
     ("Round", {}, [np.array([-1.5, -0.5, 0.5, 1.5, 2.4], np.float32)], []),
     *(("Cast", {"to": kind}, [10 * positive(3, 4)], []) for kind in (1, 2, 7, 10)),
     *(("Gelu", {"approximate": kind}, [values(3, 4)], []) for kind in ("none", "tanh")),
