@@ -123,7 +123,15 @@ def test_norms_of_other_ranks_are_left(tmp_path: Path) -> None:
 
 def feeds_of(bundle: Bundle, graph: str) -> dict[str, np.ndarray]:
     """Draws random inputs with two prompts, three frames and non-square images."""
-    sizes = {"batch": 2, "frames": 3, "images": 3, "distinct_frames": 4, "latent_height": 8, "latent_width": 16}
+    sizes = {
+        "batch": 2,
+        "frames": 3,
+        "images": 3,
+        "distinct_frames": 4,
+        "tokens": 9,
+        "latent_height": 8,
+        "latent_width": 16,
+    }
     feeds = random_inputs(bundle, graph)
     for item in bundle.graph(graph).inputs:
         if item.dtype == "float32" and len(item.shape) > 1:
