@@ -143,7 +143,7 @@ def overlapping_only(frames: int, length: int, overlap: int, keyframes: Sequence
 
 def spread_only(frames: int, length: int, overlap: int, keyframes: Sequence[int], steps: int) -> list[Windows]:
     """Spread windows at every step."""
-    return [spread_windows(frames, length, keyframes)] * steps
+    return [spread_windows(frames, length, overlap, keyframes)] * steps
 
 
 class FreeNoise(TorchGenerator):

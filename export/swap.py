@@ -181,7 +181,8 @@ def open_swap(bundle: Path, output: Path | None = None, dry_run: bool = False) -
                     output.rmdir()
                 staged.rename(output)
     except OSError as error:
-        raise ExportError("output", f"{quoted(str(place))} cannot be written: {reason_of(error)}") from error
+        field = "output" if output else "bundle"
+        raise ExportError(field, f"{quoted(str(place))} cannot be written: {reason_of(error)}") from error
 
 
 def _copy_others(folder: Path, manifest: Manifest, staged: Path) -> None:

@@ -24,22 +24,17 @@ def encode_prompt(
     return encode_prompts(prompts, tokenizer([""]), encode)
 
 
-def keyframe_feeds(sessions: Sessions, request: CheckedRequest, at_a_time: int) -> dict[str, Array]:
+def keyframe_feeds(sessions: Sessions, request: CheckedRequest) -> dict[str, Array]:
     """SparseCtrl's inputs that hold the keyframes.
 
     They are the distinct frames (each keyframe once, and a blank one), a mask that marks the keyframes among them, and
     for each frame of the clip the index of its distinct frame.
 
-    Args:
-        sessions: run the VAE's encoder.
-        request: the request.
-        at_a_time: number of pictures that the encoder takes.
-
     `scribble` takes uint8 pixels [U, H, W, 3]; `rgb` the mode of the VAE's posterior, [U, 4, H/8, W/8].
     """
     pictures: Array = np.stack([item.pixels for item in request.keyframes])  # [K, H, W, 3]
     if request.controlnet == "rgb":
-        encoder, parts = sessions.session("vae_encoder"), parts_of(len(pictures), at_a_time)
+        encoder, parts = sessions.session("vae_encoder"), parts_of(len(pictures), request.keyframes_at_a_time)
         latents = [encoder.run({"image": pictures[part]})[0] for part in parts]
         encoded = np.empty((len(pictures), *latents[0].shape[1:]), latents[0].dtype)
         for part, values in zip(parts, latents, strict=True):

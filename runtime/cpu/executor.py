@@ -146,9 +146,7 @@ class _Run:
         conditioning = Conditioning(prompt_embeds, {})
         if request.keyframes:
             with self.stages.stage("keyframes"):
-                conditioning = replace(
-                    conditioning, feeds=keyframe_feeds(self.sessions, request, self.layout.keyframes)
-                )
+                conditioning = replace(conditioning, feeds=keyframe_feeds(self.sessions, request))
                 self.report("keyframes", 1)
             needed = residual_bytes(self.manifest, self.layout, self.control_runs)
             if cache.reserve(conditioning.nbytes + needed):

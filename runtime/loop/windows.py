@@ -2,13 +2,12 @@
 
 The windows of the last steps are consecutive frames that overlap, with weights that fall towards their ends (FreeNoise,
 Qiu et al. 2023, arXiv:2310.15169, eq. 9). They alone would not know where the clip goes between distant keyframes. So
-the windows of the first steps, which decide the layout, are spread: each covers the whole span of up to
-`SPREAD_KEYFRAMES` keyframes, holds these keyframes, and every nth of the frames between them.
+the windows of the first steps, which decide the layout, are spread between keyframes: each covers the whole span of up
+to `SPREAD_KEYFRAMES` keyframes, holds these keyframes, and every nth of the frames between them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,41 +67,54 @@ def windows_of_steps(
     if frames <= length:
         whole = _shares([np.arange(frames)], [np.ones(frames)])
         return (whole,) * steps
-    spread, overlapping = spread_windows(frames, length, keyframes), overlapping_windows(frames, length, overlap)
+    spread = spread_windows(frames, length, overlap, keyframes)
+    overlapping = overlapping_windows(frames, length, overlap)
     first = steps // 2
     return (spread,) * first + (overlapping,) * (steps - first)
 
 
 def overlapping_windows(frames: int, length: int, overlap: int) -> Windows:
     """Consecutive frames: as few windows as share `overlap` frames or more, at even distances."""
-    count = -(-(frames - overlap) // (length - overlap))
-    starts = np.linspace(0, frames - length, count).round().astype(np.int64)
-    rise = np.arange(1, length + 1)
-    pyramid = np.minimum(rise, rise[::-1])
-    return _shares([start + np.arange(length) for start in starts], [pyramid] * count)
+    chosen = _consecutive(0, frames, length, overlap)
+    return _shares(chosen, [_pyramid(length)] * len(chosen))
 
 
-def spread_windows(frames: int, length: int, keyframes: Sequence[int]) -> Windows:
-    """Windows that cover several keyframes each, and together every frame."""
-    chosen: list[NDArray[np.int64]] = []
-    for first, last, inside in _spans(frames, keyframes):
-        chosen += _spread(first, last, length, frames, inside)
-    return _shares(chosen, [np.ones(length)] * len(chosen))
+def spread_windows(frames: int, length: int, overlap: int, keyframes: Sequence[int]) -> Windows:
+    """Windows that cover several keyframes each, and windows of consecutive frames before the first and after the last.
+
+    Only keyframes make spread windows agree. So a clip with fewer than two has `overlapping_windows`.
+    """
+    if len(keyframes) < 2:
+        return overlapping_windows(frames, length, overlap)
+    first, last = keyframes[0], keyframes[-1]
+    outside = _consecutive(0, max(first + 1, length), length, overlap) if first else []
+    if last < frames - 1:
+        outside += _consecutive(min(last, frames - length), frames, length, overlap)
+    starts = range(0, len(keyframes) - 1, SPREAD_KEYFRAMES - 1)
+    groups = [keyframes[start : start + SPREAD_KEYFRAMES] for start in starts]  # neighbours share a keyframe
+    spread = [window for group in groups for window in _spread(group, length, frames)]
+    weights = [_pyramid(length)] * len(outside) + [np.full(length, length / 2)] * len(spread)
+    return _shares([*outside, *spread], weights)
 
 
-def _spans(frames: int, keyframes: Sequence[int]) -> list[tuple[int, int, Sequence[int]]]:
-    """First frame, last frame and keyframes of each span; neighbouring spans share a keyframe."""
-    starts = range(0, max(len(keyframes) - 1, 1), SPREAD_KEYFRAMES - 1)
-    groups = [keyframes[start : start + SPREAD_KEYFRAMES] for start in starts]
-    bounds = [0, *(group[0] for group in groups[1:]), frames - 1]
-    return list(zip(bounds[:-1], bounds[1:], groups, strict=True))
+def _consecutive(first: int, stop: int, length: int, overlap: int) -> list[NDArray[np.int64]]:
+    """Windows of consecutive frames that cover `first` up to `stop`, at least `length` frames."""
+    count = -(-(stop - first - overlap) // (length - overlap))
+    starts = np.linspace(first, stop - length, count).round().astype(np.int64)
+    return [start + np.arange(length) for start in starts]
 
 
-def _spread(first: int, last: int, length: int, frames: int, keyframes: Sequence[int]) -> list[NDArray[np.int64]]:
-    """The windows of one span: its keyframes in each, and the other frames in turn."""
+def _pyramid(length: int) -> NDArray[np.float64]:
+    """1, 2, 3 and so on to the middle, and back."""
+    rise = np.arange(1, length + 1, dtype=np.float64)
+    return np.minimum(rise, rise[::-1])
+
+
+def _spread(keyframes: Sequence[int], length: int, frames: int) -> list[NDArray[np.int64]]:
+    """The windows of one group of keyframes: these in each, and the frames between them in turn."""
+    first, last = keyframes[0], keyframes[-1]
     if last - first < length:  # one window of consecutive frames, moved back if the clip ends before it
-        start = min(first, frames - length)
-        return [start + np.arange(length)]
+        return [min(first, frames - length) + np.arange(length)]
     others = np.setdiff1d(np.arange(first, last + 1), keyframes)
     each = length - len(keyframes)
     count = -(-len(others) // each)
@@ -112,7 +124,7 @@ def _spread(first: int, last: int, length: int, frames: int, keyframes: Sequence
     ]
 
 
-def _shares(frames: Sequence[NDArray[np.int64]], weights: Sequence[NDArray[Any]]) -> Windows:
+def _shares(frames: Sequence[NDArray[np.int64]], weights: Sequence[NDArray[np.float64]]) -> Windows:
     """Windows whose weights are scaled to add up to 1 in each frame."""
     total = np.zeros(1 + max(int(window[-1]) for window in frames))
     for window, weight in zip(frames, weights, strict=True):

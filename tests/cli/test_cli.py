@@ -90,7 +90,7 @@ def test_the_command_line_and_python_agree(tmp_path: Path) -> None:
     picture = SCRIBBLES / "frame_08.png"
     arguments = ["--keyframe", f"-2={picture}", "--controlnet", "rgb", "--seed", 5, "--guidance", 2, "--steps", 2]
     arguments += ["--conditioning-scale", 0.5, "--control-start", 0.5]
-    arguments += ["--resample", "bilinear"]
+    arguments += ["--resample", "bilinear", "--context-length", 4, "--context-overlap", 1]
     run(*GENERATE, *arguments, "--size", "96x64", "--frames", 5, "-o", "frames", cwd=tmp_path)
     frames = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "frames").iterdir())])
     size = {"width": 96, "height": 64, "num_frames": 5, "conditioning_scale": 0.5, "control_guidance_start": 0.5}
@@ -102,6 +102,8 @@ def test_the_command_line_and_python_agree(tmp_path: Path) -> None:
         guidance_scale=2,
         seed=5,
         resample="bilinear",
+        context_length=4,
+        context_overlap=1,
         **size,
     )
     assert (frames == clip.frames).all()
@@ -153,6 +155,7 @@ BAD = [
     (["--keyframe", "0={}/good.png", "--controlnet", "depth"], "--controlnet: 'depth' .* allowed are scribble, rgb"),
     (["--decoder", "fast"], "--decoder: 'fast' is not in this bundle; allowed are full, tiny"),
     (["--resample", "nearest"], "--resample: 'nearest' is not allowed; allowed are lanczos, bilinear"),
+    (["--frames", "64", "--context-overlap", "16"], "--context-overlap: 16 is not allowed; .* from 0 to 15"),
     (["--steps", "0"], "--steps: 0 is not allowed; give a whole number from 1 to 12"),
     (["--steps", "many"], "'--steps'"),
     (["--guidance", "nan"], "--guidance: nan is not allowed; give a number from 0 to 30"),
@@ -161,7 +164,7 @@ BAD = [
     (["--size", "100x128"], "--size width: 100 is not allowed; give a multiple of 8"),
     (["--size", "large"], "--size: 'large' is not allowed; give WIDTHxHEIGHT"),
     (["--size", f"{'9' * 5000}x8"], "is not allowed; give WIDTHxHEIGHT"),
-    (["--frames", "99"], "--frames: 99 is not allowed; give a whole number from 1 to 32"),
+    (["--frames", "129"], "--frames: 129 is not allowed; give a whole number from 1 to 128"),
     (["--fps", "0"], "--fps: 0.0 is not allowed; give a number from 1 to 60"),
     (["--bundle", "/nowhere"], "bundle: '/nowhere' is not a folder"),
     (["--backend", "magic"], "backend: 'magic' is unknown"),

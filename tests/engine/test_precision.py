@@ -271,10 +271,13 @@ def test_only_attention_of_transformers_is_fused() -> None:
 def test_sums_through_the_whole_network_in_fp32_bring_bf16_closer(sd15_like: Exported, tmp_path: Path) -> None:
     """Compares the root mean square error with and without the fp32 operators of OpenVINO's engines.
 
-    Residuals outweigh the values that the layers add to them.
+    Residuals outweigh the values that the layers add to them. SparseCtrl's are in bf16 already when they come in, so
+    that scaling them by 1 rounds nothing.
     """
     bundle = Bundle.load(sd15_like.bundle)
     feeds = check.random_inputs(bundle, "unet")
+    for name in [name for name in feeds if "residual" in name]:
+        feeds[name] = (convert(feeds[name], "bf16").astype(np.uint32) << 16).view(np.float32)
     (expected,) = check.run_portable(bundle.folder / bundle.graph("unet").path, feeds)
     errors = []
     for keep_fp32 in (lambda node: False, precision.is_residual_stream):

@@ -184,7 +184,7 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(
 
     monkeypatch.setattr(swap, "staged_folder", full_disk)
     before = contents(demo)
-    with pytest.raises(ExportError, match="output: .* cannot be written: No space left on device"):
+    with pytest.raises(ExportError, match="bundle: .* cannot be written: No space left on device"):
         replace_motion_module(write_adapter(tmp_path / "adapter", 4), demo)
     assert contents(demo) == before
     assert not list(demo.glob(".*"))

@@ -9,14 +9,17 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import SparseControlNetModel, UNet2DConditionModel
-from safetensors.torch import save_file
-from sparsectrl_lcm.benchmarks.random_checkpoints import randomize
+from safetensors.torch import load_file, save_file
+from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, randomize, write_checkpoints
 from sparsectrl_lcm.export.check import ExportError
 from sparsectrl_lcm.export.checkpoints import load_text_encoder, load_unet
 from sparsectrl_lcm.export.controlnet_swap import replace_controlnets
+from sparsectrl_lcm.export.embeddings import Embedding
+from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.lora_files import Lora
 from sparsectrl_lcm.export.lora_swap import replace_loras
 from sparsectrl_lcm.export.motion_module import replace_motion_module
+from sparsectrl_lcm.export.options import ExportOptions
 from sparsectrl_lcm.export.swap import Swap
 from sparsectrl_lcm.runtime import VideoPipeline
 from sparsectrl_lcm.runtime.errors import BundleError
@@ -81,8 +84,6 @@ def test_loras_are_fused_and_taken_out_again(demo: Path, style: Path, tmp_path: 
     files = {f"onnx/{name}.weights" for name in ("unet", "unet.motion", "text_encoder")}
     assert changed_files(demo, before) == {"manifest.json", *files}
     assert Bundle.load(demo).manifest.sources["lora_0"] == "style.safetensors=0.5"
-    from safetensors.torch import load_file
-
     factors = load_file(style)
     changes = {
         tuple(place.split()): 0.5
@@ -110,6 +111,41 @@ def test_loras_are_fused_and_taken_out_again(demo: Path, style: Path, tmp_path: 
         "a red star", num_frames=2, num_inference_steps=1, seed=1
     )
     assert (one.frames != two.frames).any()
+
+
+@pytest.mark.slow
+def test_a_changed_bundle_is_that_of_a_fresh_export(tmp_path: Path) -> None:
+    """Other motion modules, LoRAs and SparseCtrl, one after another: every file and the frames. Embeddings stay."""
+    arch = Architecture(channels=(16, 32), sample_size=8, control_channels=(8, 8))
+    parts = write_checkpoints(tmp_path / "first", arch)
+    others = write_checkpoints(tmp_path / "second", arch, seed=50)
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    factors = {f"{key}.hada_w{side}": 0.3 * torch.ones(32, 2) for side in ("1_a", "2_a")}
+    factors |= {f"{key}.hada_w{side}": 0.3 * torch.ones(2, 32) for side in ("1_b", "2_b")}
+    key = "lora_te_text_model_encoder_layers_0_mlp_fc2"
+    factors |= {f"{key}.lora_down.weight": torch.ones(2, 192), f"{key}.lora_up.weight": 0.1 * torch.ones(48, 2)}
+    save_file(factors, tmp_path / "style.safetensors")
+    lora = Lora(str(tmp_path / "style.safetensors"), 0.7)
+    save_file({"emb_params": torch.randn(2, 48)}, tmp_path / "Style.safetensors")
+    words = (Embedding(str(tmp_path / "Style.safetensors"), "bird"),)
+
+    def export(motion: Path, scribble: Path, loras: tuple[Lora, ...], name: str) -> Path:
+        options = ExportOptions(str(parts["base"]), str(motion), {"scribble": str(scribble)}, loras, words)
+        export_bundle(options, tmp_path / name)
+        return tmp_path / name
+
+    changed = export(parts["motion_adapter"], parts["scribble"], (), "changed")
+    fresh = export(others["motion_adapter"], others["scribble"], (lora,), "fresh")
+    replace_motion_module(str(others["motion_adapter"]), changed)
+    replace_controlnets(changed, {"scribble": str(others["scribble"])})
+    replace_loras(changed, [lora], str(parts["base"]), str(others["motion_adapter"]))
+    assert changed_files(changed, contents(fresh)) <= {"manifest.json"}
+    assert read_manifest(changed).sources == read_manifest(fresh).sources
+    one, two = (
+        VideoPipeline.load(bundle, "onnxruntime").generate("a bird", num_frames=2, num_inference_steps=1, seed=1)
+        for bundle in (changed, fresh)
+    )
+    np.testing.assert_array_equal(one.frames, two.frames)
 
 
 def sparsectrl(kind: str, folder: Path, seed: int, **changes: object) -> str:

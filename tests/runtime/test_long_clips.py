@@ -52,7 +52,7 @@ def test_frames_of_a_gpu_are_those_of_the_cpu(pipeline: VideoPipeline, graphs: P
         assert np.abs(runs[0].astype(int) - expected).max() <= 1, options
         np.testing.assert_array_equal(runs[0], runs[1])
     controls = machine.loader.enqueued.count("controlnet_rgb")
-    assert controls == (4 * 2 if kept_bytes else 4 * 2 * 2), "windows of the first step, for each prompt"
+    assert controls == (3 * 2 if kept_bytes else 3 * 2 * 2), "windows of the first step, for each prompt"
 
 
 def test_long_and_short_clips_leave_nothing_of_each_other() -> None:
@@ -84,7 +84,7 @@ def test_progress_and_frames_come_in_order(pipeline: VideoPipeline) -> None:
     )
     assert [first for first, _ in parts] == [*np.cumsum([0, *(len(frames) for _, frames in parts[:-1])])]
     assert (np.concatenate([frames for _, frames in parts]) == clip.frames).all()
-    for stage, steps in {"control": 3 + 5, "denoise": 3 + 5, "decode": 3}.items():
+    for stage, steps in {"control": 5 + 5, "denoise": 5 + 5, "decode": 3}.items():
         assert [item.step for item in seen if item.stage == stage] == list(range(steps + 1)), stage
     fractions = [item.fraction for item in seen]
     assert fractions == sorted(fractions)

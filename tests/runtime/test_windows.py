@@ -63,7 +63,7 @@ def test_consecutive_windows_share_the_overlap() -> None:
 
 def test_spread_windows_hold_the_keyframes_that_they_cover() -> None:
     keyframes = (0, 16, 32, 48, 63)
-    windows = spread_windows(64, 16, keyframes)
+    windows = spread_windows(64, 16, 8, keyframes)
     for window in windows:
         inside = [frame for frame in keyframes if window.frames[0] <= frame <= window.frames[-1]]
         assert window.count(keyframes) == len(inside) == SPREAD_KEYFRAMES
@@ -71,14 +71,23 @@ def test_spread_windows_hold_the_keyframes_that_they_cover() -> None:
     assert {(int(window.frames[0]), int(window.frames[-1])) for window in windows} == {(0, 32), (32, 63)}
 
 
-def test_spread_windows_reach_the_ends_of_the_clip() -> None:
-    for keyframes in ((), (30,), (20, 30), (10, 20, 30, 40)):
-        frames = np.concatenate([window.frames for window in spread_windows(64, 16, keyframes)])
-        assert (frames.min(), frames.max()) == (0, 63)
+def test_only_keyframes_spread_windows() -> None:
+    """Windows before the first keyframe, after the last, and in clips with fewer than two, are consecutive frames."""
+    for keyframes in ((), (30,)):
+        starts, expected = (
+            [int(window.frames[0]) for window in windows]
+            for windows in (spread_windows(64, 16, 8, keyframes), overlapping_windows(64, 16, 8))
+        )
+        assert starts == expected
+    windows = spread_windows(100, 16, 4, (20, 50))
+    apart = [window for window in windows if np.ptp(window.frames) > 15]
+    assert all((window.frames[0], window.frames[-1]) == (20, 50) for window in apart)
+    together = [int(window.frames[0]) for window in windows if np.ptp(window.frames) == 15]
+    assert together == [0, 5, 50, 61, 73, 84], "up to the first keyframe, and from the last"
 
 
 def test_keyframes_that_lie_close_take_consecutive_frames() -> None:
-    windows = spread_windows(20, 8, (0, 3, 6, 9, 12, 15, 19))
+    windows = spread_windows(20, 8, 4, (0, 3, 6, 9, 12, 15, 19))
     assert [window.frames.tolist() for window in windows] == [
         list(range(8)),
         list(range(6, 14)),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 Attributes = Mapping[str, Any]
 Function = Callable[..., Any]
-ONNX_TYPES = {1: torch.float32, 2: torch.uint8, 7: torch.int64, 10: torch.float16, 16: torch.bfloat16}
+ONNX_TYPES = {1: torch.float32, 2: torch.uint8, 7: torch.int64, 9: torch.bool, 10: torch.float16, 16: torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ for _name, _function in {
     "Add": torch.add,
     "Cos": torch.cos,
     "Div": lambda left, right: torch.div(left, right, rounding_mode=None if left.is_floating_point() else "trunc"),
+    "Equal": torch.eq,
     "Exp": torch.exp,
     "Max": torch.maximum,
     "Min": torch.minimum,
@@ -68,6 +69,7 @@ for _name, _function in {
     "Sqrt": torch.sqrt,
     "Sub": torch.sub,
     "Tanh": torch.tanh,
+    "Where": torch.where,
 }.items():
     _elementwise(_name, _function)
 

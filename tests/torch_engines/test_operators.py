@@ -42,6 +42,8 @@ CASES: list[tuple[str, dict[str, Any], Inputs, Inputs]] = [
     *((name, {}, [positive(2, 3)], []) for name in ("Cos", "Exp", "Reciprocal", "Sigmoid", "Sin", "Sqrt", "Tanh")),
     *((name, {}, [values(2, 3), positive(2, 1)], []) for name in ("Add", "Div", "Max", "Min", "Mul", "Sub")),
     *((name, {}, [values(2, 3)], [number([2.5])]) for name in ("Add", "Div", "Mul")),
+    ("Equal", {}, [ints(1, 2, 3)], [ints(2)]),
+    ("Where", {}, [values(3, 1) > 0, values(3, 4)], [number([2.5])]),
     ("Relu", {}, [values(4, 4)], []),
     ("Round", {}, [np.array([-1.5, -0.5, 0.5, 1.5, 2.4], np.float32)], []),
     *(("Cast", {"to": kind}, [10 * positive(3, 4)], []) for kind in (1, 2, 7, 10)),
