@@ -122,8 +122,8 @@ class VideoPipeline:
                 it. 0 is as without keyframes.
             control_guidance_start, control_guidance_end: the part of the steps that keyframes guide, as fractions 0 to
                 1. Step i of n is in it if i/n is at least the start and (i+1)/n at most the end.
-            clip_skip: last layers of the text encoder that are skipped, from 0 to all but one, as in diffusers: 1 takes
-                the result of the layer before the last, which many fine-tuned models want.
+            clip_skip: last layers of the text encoder that are skipped for the prompt, from 0 to all but one, as in
+                diffusers: 1 takes the result of the layer before the last, which many fine-tuned models want.
             prompt_weights: whether brackets in the prompts are weights from 0 to 10: `(word:1.3)`, `(word)` for 1.1,
                 `[word]` for 1/1.1, `\\(` for a plain parenthesis. Embeddings are those of the library compel.
             long_prompts: whether longer prompts are read in chunks of 77 tokens, as compel does. Engines of GPUs take

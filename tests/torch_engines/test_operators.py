@@ -45,6 +45,8 @@ CASES: list[tuple[str, dict[str, Any], Inputs, Inputs]] = [
     ("Equal", {}, [ints(1, 2, 3)], [ints(2)]),
     ("Where", {}, [values(3, 1) > 0, values(3, 4)], [number([2.5])]),
     ("Relu", {}, [values(4, 4)], []),
+    ("Equal", {}, [ints(0, 1, 0, 3)], [number(0, INTS)]),
+    ("Where", {}, [np.array([[True], [False]]), values(2, 3), values(1, 3)], []),
     ("Round", {}, [np.array([-1.5, -0.5, 0.5, 1.5, 2.4], np.float32)], []),
     *(("Cast", {"to": kind}, [10 * positive(3, 4)], []) for kind in (1, 2, 7, 10)),
     *(("Gelu", {"approximate": kind}, [values(3, 4)], []) for kind in ("none", "tanh")),
