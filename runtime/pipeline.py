@@ -128,9 +128,10 @@ class VideoPipeline:
                 `[word]` for 1/1.1, `\\(` for a plain parenthesis. Embeddings are those of the library compel.
             long_prompts: whether longer prompts are read in chunks of 77 tokens, as compel does. Engines of GPUs take
                 one chunk.
-            context_length: frames of a context window, 4 to 32. Longer clips are made in windows of so many frames,
-                which are blended at each step. None makes the clip in one piece if it has at most 32 frames and the
-                backend has engines for so many, else in windows of the bundle's default number of frames.
+            context_length: frames of a context window, 4 to the bundle's largest number (32 for v2 and v3, 24 for v1).
+                Longer clips are made in windows of so many frames, which are blended at each step. None makes the clip
+                in one piece if the bundle allows so many frames and the backend has engines for them, else in windows
+                of the bundle's default number of frames.
             context_overlap: frames that consecutive windows share at least, below the window's length; None takes half
                 of it. More overlap is smoother and slower.
             on_progress: called with a `Progress`; returning False cancels.
