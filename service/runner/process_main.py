@@ -37,7 +37,7 @@ from ...runtime import (
     SparseCtrlLcmError,
 )
 from ...runtime.errors import first_line, message
-from ...runtime.images import fit, load_picture
+from ...runtime.images import RESAMPLES, fit, load_picture
 from ...runtime.output.recording import Recording
 from .interface import REFUSALS, JobFailed
 
@@ -122,7 +122,10 @@ class Jobs:
 
     def _make(self, options: dict[str, Any], keyframes: list[tuple[int, str]], output: str) -> None:
         start = time.perf_counter()
-        pictures = [Keyframe(index, self._read(Path(path), place)) for place, (index, path) in enumerate(keyframes)]
+        resample = options.get("resample", RESAMPLES[0])
+        pictures = [
+            Keyframe(index, self._read(Path(path), place, resample)) for place, (index, path) in enumerate(keyframes)
+        ]
         with Recording(output, FPS) as recording:
 
             def on_frames(first: int, frames: NDArray[np.uint8]) -> None:
@@ -141,12 +144,12 @@ class Jobs:
         self._channel.say("step", stage=progress.stage, **done)
         return not self._channel.cancelled.is_set()
 
-    def _read(self, path: Path, place: int) -> NDArray[np.uint8]:
-        """Reads a keyframe in the clip's size [H, W, 3]. Frees the large original at once."""
+    def _read(self, path: Path, place: int, resample: str) -> NDArray[np.uint8]:
+        """Reads a keyframe and resizes it to the clip's size [H, W, 3]. Frees the large original at once."""
         with path.open("rb") as file:
             try:
                 picture = open_image(file, self._image_pixels)
-                return fit(load_picture(picture, "image"), self._sizes.width, self._sizes.height)
+                return fit(load_picture(picture, "image"), self._sizes.width, self._sizes.height, resample)
             except InvalidRequest as error:
                 raise JobFailed("invalid", str(error), keyframe=place) from None
 

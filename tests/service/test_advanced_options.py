@@ -1,15 +1,22 @@
 """Options that fal's endpoint lacks, in an object of their own."""
 
 from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from fakes.stub_pipeline import SIDE, StubPipeline
+from PIL import Image
 from sparsectrl_lcm.runtime import VideoPipeline
+from sparsectrl_lcm.runtime.images import fit
 from sparsectrl_lcm.service.protocol.advanced_options import KEY, AdvancedOptions
 from sparsectrl_lcm.service.protocol.clip_input import Input, parse_input
 from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.queue.dispatcher import _job_error
 from sparsectrl_lcm.service.runner import JobFailed
+from sparsectrl_lcm.service.runner.process_main import Jobs
 
 
 def test_given_options_reach_the_pipeline_and_the_store() -> None:
@@ -48,3 +55,23 @@ def test_wrong_options_are_named(given: Any, field: list[str], kind: str) -> Non
 def test_an_option_that_the_bundle_refuses_is_named() -> None:
     error = _job_error(JobFailed("invalid", "0.2 is before the start", field="control_guidance_end"), ())
     assert error.body["detail"][0]["loc"] == ["body", KEY, "control_guidance_end"]
+
+
+def test_the_runner_resizes_keyframes_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It resizes a picture when it reads it, so that a large one does not stay in memory."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3 * SIDE, 3 * SIDE, 3), np.uint8))
+    picture.save(tmp_path / "picture.png")
+    pipeline, taken = StubPipeline(None, "stub", None), []
+    generate = pipeline.generate
+
+    def remember(**options: Any) -> Any:
+        taken.append(options["keyframes"][0].image)
+        return generate(**options)
+
+    monkeypatch.setattr(pipeline, "generate", remember)
+    jobs = Jobs(pipeline, SimpleNamespace(say=lambda *_, **__: None, cancelled=SimpleNamespace(is_set=bool)), 10**6)
+    for options in ({}, {"resample": "bilinear"}):
+        jobs.make({"prompt": "a", **options}, [(0, str(tmp_path / "picture.png"))], str(tmp_path / "clip.mp4"))
+    assert (taken[0] == fit(picture, SIDE, SIDE)).all()
+    assert (taken[1] == fit(picture, SIDE, SIDE, "bilinear")).all()
+    assert (taken[0] != taken[1]).any()
