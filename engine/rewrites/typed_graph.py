@@ -63,13 +63,18 @@ def _read_hard_links(model: ir.Model) -> None:
     """
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).stat().st_nlink > 1:
+        if isinstance(tensor, ir.ExternalTensor) and _has_links(Path(tensor.path)):
             value.const_value = ir.LazyTensor(
                 partial(_read, tensor), dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name
             )
 
 
+def _has_links(path: Path) -> bool:
+    return path.exists() and path.stat().st_nlink > 1
+
+
 def _read(tensor: ir.ExternalTensor) -> ir.Tensor:
+    """Reads a weight from its file."""
     count = prod(tensor.shape.numpy())
     values = np.fromfile(tensor.path, tensor.dtype.numpy(), count, offset=tensor.offset or 0)
     return ir.Tensor(values.reshape(tensor.shape.numpy()), dtype=tensor.dtype)
