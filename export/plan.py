@@ -16,6 +16,8 @@ from .check import ExportError
 from .graph_specs import GraphSpec, Input
 from .lora_files import read_lora
 from .options import ExportOptions, public_name
+from .original_formats import read_base
+from .sources import is_file
 
 __all__ = ["ExportOptions", "Job", "Parts", "lcm_schedule", "plan_jobs", "public_name", "read_parts"]
 
@@ -56,6 +58,8 @@ def read_parts(options: ExportOptions) -> Parts:
     Raises:
         ExportError: a checkpoint cannot be read, or the parts do not fit together.
     """
+    if is_file(options.base):
+        read_base(options.base)  # before its settings are fetched
     unet = configurations.load_unet_config(options.base, options.loading)
     vae = configurations.load_vae_config(options.base, options.vae, options.loading)
     text = configurations.load_text_config(options.base, options.loading)

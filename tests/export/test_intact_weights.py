@@ -16,7 +16,7 @@ from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.graph_specs import GraphSpec
 from sparsectrl_lcm.export.loading import DEFAULTS, LoadOptions
 from sparsectrl_lcm.export.lora_files import Lora
-from sparsectrl_lcm.export.plan import ExportOptions
+from sparsectrl_lcm.export.plan import ExportOptions, read_parts
 
 ARCH = Architecture(channels=(32, 64), heads=8, motion_heads=8, groups=32, motion_mid_block=True)
 PARTS = {
@@ -196,6 +196,8 @@ def test_a_file_without_a_folder_in_its_name(root: Path, tmp_path: Path, monkeyp
     assert "'typo.ckpt': no such file" in refusal(lambda: loaders.load_motion_adapter("typo.ckpt"))
     for name in ("typo.safetensors", "./typo.safetensors"):
         assert f"{name}': no such file" in refusal(lambda name=name: loaders.load_unet(base, motion, [Lora(name)]))
+    options = ExportOptions("model.safetensors", motion, base_config="./not-there")
+    assert "'model.safetensors': it is damaged" in refusal(lambda: read_parts(options)), "before its settings are read"
 
 
 @pytest.mark.parametrize("part", PARTS)
