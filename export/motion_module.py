@@ -47,12 +47,12 @@ def replace_motion_module(
         graph = swap.manifest.graphs["unet"]
         file = next((name for name in graph.weights if name.endswith(weights_file("unet", ".motion_modules."))), None)
         if file is None:
-            raise BundleError("bundle", f"{str(bundle)!r} has no file of motion-module weights", AGAIN)
+            raise BundleError("bundle", f"{quoted(str(bundle))} has no file of motion-module weights", AGAIN)
         adapter = load_motion_adapter(source)
         _check_norms(source, adapter, swap.manifest)
         weights = adapter.state_dict()
         if extra := sorted(weights.keys() - {name for name, _ in swap.weights("unet", file)}):
-            reason = f"{source!r} and the bundle have different layers: {extra[0]} is new"
+            reason = f"{quoted(source)} and the bundle have different layers: {extra[0]} is new"
             raise ExportError("motion_adapter", reason, AGAIN)
         _check_heads(source, adapter, ir.load(swap.folder / graph.path).graph)
         swap.replace("unet", file, "motion_adapter", source, weights)
@@ -99,7 +99,7 @@ def _check_heads(source: str, adapter: MotionAdapter, graph: ir.Graph) -> None:
         if isinstance(module, Attention) and module.heads != heads.get(name):
             raise ExportError(
                 "motion_adapter",
-                f"{source!r}: {name} has {module.heads} attention heads, in the bundle {heads.get(name, 'none')}",
+                f"{quoted(source)}: {name} has {module.heads} attention heads, in the bundle {heads.get(name, 'none')}",
                 "export the bundle again",
             )
 

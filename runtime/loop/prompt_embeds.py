@@ -35,7 +35,9 @@ def encode_prompts(prompts: Sequence[TokenizedPrompt], empty: NDArray[np.int64],
     longest = max(len(prompt.input_ids) for prompt in prompts)
     runs = [(prompt.input_ids, np.ones_like(prompt.input_ids)) for prompt in prompts]
     for prompt in prompts:
-        runs += [(prompt.input_ids, _mask_without(prompt, first, last)) for first, last, _ in prompt.lowered]
+        for first, last, _ in prompt.lowered:
+            chunks = _chunks(prompt, first, last)  # the others are encoded already
+            runs.append((prompt.input_ids[chunks], _mask_without(prompt, first, last)[chunks]))
     if any(prompt.weighted or len(prompt.input_ids) < longest for prompt in prompts):
         runs.append((empty, np.ones_like(empty)))
     embeds = encode(np.concatenate([ids for ids, _ in runs]), np.concatenate([mask for _, mask in runs]))
@@ -44,10 +46,16 @@ def encode_prompts(prompts: Sequence[TokenizedPrompt], empty: NDArray[np.int64],
 
     rows = []
     for prompt, plain in zip(prompts, parts, strict=False):
-        whole = [plain, *(next(others) for _ in prompt.lowered)]
-        chunks = _weighted(prompt, whole, empty_embeds) if prompt.weighted else plain
-        rows.append(np.concatenate([*chunks, *[empty_embeds[0]] * (longest - len(chunks))]))
+        without = [next(others) for _ in prompt.lowered]
+        encoded = _weighted(prompt, plain, without, empty_embeds) if prompt.weighted else plain
+        rows.append(np.concatenate([*encoded, *[empty_embeds[0]] * (longest - len(encoded))]))
     return np.stack(rows)
+
+
+def _chunks(prompt: TokenizedPrompt, first: int, last: int) -> slice:
+    """The chunks that hold the tokens from `first` to `last`."""
+    length = prompt.input_ids.shape[1]
+    return slice(first // length, last // length + 1)
 
 
 def _mask_without(prompt: TokenizedPrompt, first: int, last: int) -> NDArray[np.int64]:
@@ -59,7 +67,7 @@ def _mask_without(prompt: TokenizedPrompt, first: int, last: int) -> NDArray[np.
     return mask
 
 
-def _weighted(prompt: TokenizedPrompt, embeds: list[Array], empty: Array) -> Array:
+def _weighted(prompt: TokenizedPrompt, plain: Array, without: list[Array], empty: Array) -> Array:
     """Applies the weights of a prompt.
 
     The embeddings move towards those of the prompt without each part of a weight w below 1: half of the way for 0.5,
@@ -67,10 +75,16 @@ def _weighted(prompt: TokenizedPrompt, embeds: list[Array], empty: Array) -> Arr
 
     Args:
         prompt: the prompt.
-        embeds: of the whole prompt, and of the prompt without each lowered part, each [K, 77, D].
+        plain: embeddings of the whole prompt, [K, 77, D].
+        without: for each lowered part those of its chunks without it, [k, 77, D].
         empty: of the empty prompt, [1, 77, D].
     """
-    shares = [1.0, *(tan((1 - max(weight, _SMALLEST)) * pi / 2) for *_, weight in prompt.lowered)]
-    mean = np.average(np.stack(embeds), axis=0, weights=shares)
+    shares = [tan((1 - max(weight, _SMALLEST)) * pi / 2) for *_, weight in prompt.lowered]
+    total = plain.astype(np.float64)
+    for (first, last, _), share, embeds in zip(prompt.lowered, shares, without, strict=True):
+        changed = plain.copy()
+        changed[_chunks(prompt, first, last)] = embeds
+        total += np.multiply(changed, share, dtype=np.float64)
+    mean = total / np.sum([1.0, *shares])
     weights = prompt.weights[:, :, None]
     return np.where(weights == 1, mean, empty + (mean - empty) * weights).astype(np.float32)
