@@ -51,7 +51,9 @@ def generate(
     ] = False,
     context_length: Annotated[
         int | None,
-        typer.Option(help="Frames of a context window, 4 to 32; by default clips of up to 32 frames are in one piece."),
+        typer.Option(
+            help="Frames of a context window, 4 to 32; by default clips of up to 32 frames are in one piece (v1: 24)."
+        ),
     ] = None,
     context_overlap: Annotated[
         int | None, typer.Option(help="Frames that consecutive windows share at least; by default half of a window.")

@@ -122,15 +122,16 @@ class VideoPipeline:
                 it. 0 is as without keyframes.
             control_guidance_start, control_guidance_end: the part of the steps that keyframes guide, as fractions 0 to
                 1. Step i of n is in it if i/n is at least the start and (i+1)/n at most the end.
-            clip_skip: last layers of the text encoder that are skipped, from 0 to all but one, as in diffusers: 1 takes
-                the result of the layer before the last, which many fine-tuned models want.
+            clip_skip: last layers of the text encoder that are skipped for the prompt, from 0 to all but one, as in
+                diffusers: 1 takes the result of the layer before the last, which many fine-tuned models want.
             prompt_weights: whether brackets in the prompts are weights from 0 to 10: `(word:1.3)`, `(word)` for 1.1,
                 `[word]` for 1/1.1, `\\(` for a plain parenthesis. Embeddings are those of the library compel.
             long_prompts: whether longer prompts are read in chunks of 77 tokens, as compel does. Engines of GPUs take
                 one chunk.
-            context_length: frames of a context window, 4 to 32. Longer clips are made in windows of so many frames,
-                which are blended at each step. None makes the clip in one piece if it has at most 32 frames and the
-                backend has engines for so many, else in windows of the bundle's default number of frames.
+            context_length: frames of a context window, 4 to the bundle's largest number (32 for v2 and v3, 24 for v1).
+                Longer clips are made in windows of so many frames, which are blended at each step. None makes the clip
+                in one piece if the bundle allows so many frames and the backend has engines for them, else in windows
+                of the bundle's default number of frames.
             context_overlap: frames that consecutive windows share at least, below the window's length; None takes half
                 of it. More overlap is smoother and slower.
             on_progress: called with a `Progress`; returning False cancels.

@@ -11,12 +11,10 @@ from ..loop.windows import parts_of
 from .sessions import Array, Sessions
 
 
-def encode_prompt(
-    sessions: Sessions, tokenizer: ClipTokenizer, prompts: list[TokenizedPrompt], clip_skip: int
-) -> Array:
+def encode_prompt(sessions: Sessions, tokenizer: ClipTokenizer, prompts: list[TokenizedPrompt]) -> Array:
     """The embeddings of the prompts, float32 [B, 77*K, D], where K are the chunks of the longest prompt."""
 
-    def encode(input_ids: Array, attention_mask: Array) -> Array:
+    def encode(input_ids: Array, attention_mask: Array, clip_skip: int) -> Array:
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "clip_skip": np.array([clip_skip], np.int64)}
         (prompt_embeds,) = sessions.session("text_encoder").run(feeds)
         return prompt_embeds

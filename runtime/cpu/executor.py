@@ -141,7 +141,7 @@ class _Run:
         """Computes the conditioning and keeps it under `key`."""
         cache, request = self.executor.cache, self.request
         with self.stages.stage("text"):
-            prompt_embeds = encode_prompt(self.sessions, self.executor.tokenizer, self.prompts, request.clip_skip)
+            prompt_embeds = encode_prompt(self.sessions, self.executor.tokenizer, self.prompts)
             self.report("text", 1)
         conditioning = Conditioning(prompt_embeds, {})
         if request.keyframes:

@@ -115,7 +115,7 @@ def encode_text(machine: Machine, prompt: int, prompt_embeds: int) -> None:
         "text_encoder",
         input_ids=machine.at("input_ids", prompt),
         attention_mask=machine.at("attention_mask"),
-        clip_skip=machine.at("clip_skip"),
+        clip_skip=machine.at("clip_skip", prompt),
         prompt_embeds=prompt_embeds,
     )
 

@@ -97,8 +97,9 @@ class RequestRun:
         inputs = self.workspace.inputs
         dtype = inputs.block.tensors[GIVEN_EMBEDS].dtype
 
-        def encode(input_ids: Array, attention_mask: Array) -> Array:
+        def encode(input_ids: Array, attention_mask: Array, clip_skip: int) -> Array:
             embeds = []
+            inputs.array("clip_skip")[:] = clip_skip
             for ids, mask in zip(input_ids, attention_mask, strict=True):
                 inputs.array("input_ids")[:], inputs.array("attention_mask")[:] = ids, mask
                 inputs.copy_in("input_ids", "clip_skip", 0)
@@ -109,7 +110,6 @@ class RequestRun:
             return np.concatenate(embeds)
 
         with self.stages.stage("text"):
-            inputs.array("clip_skip")[:] = self.request.clip_skip
             for index, values in enumerate(encode_prompts(prompts, empty, encode)):
                 inputs.array(GIVEN_EMBEDS, index)[:] = to_type(values, dtype)
             inputs.copy_in(GIVEN_EMBEDS, GIVEN_EMBEDS, len(prompts) - 1)
@@ -121,8 +121,8 @@ class RequestRun:
         schedule = lcm_schedule(self.workspace.bundle.manifest.scheduler, request.steps)
         for index, prompt in enumerate(prompts):
             inputs.array("input_ids", index)[:] = prompt.input_ids
+            inputs.array("clip_skip", index)[:] = prompt.clip_skip
         inputs.array("attention_mask")[:] = 1
-        inputs.array("clip_skip")[:] = request.clip_skip
         inputs.array("guidance_scale")[:] = request.guidance_scale
         inputs.array("conditioning_scale")[:] = request.conditioning_scale
         for step in range(request.steps):

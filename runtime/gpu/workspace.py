@@ -281,7 +281,7 @@ class Workspace:
         block.add("frame_index", (self.size.frames,), "int64")
         block.add("input_ids", (1, manifest.max_tokens), "int64", MAX_PROMPTS)
         block.add("attention_mask", (1, manifest.max_tokens), "int64")
-        block.add("clip_skip", (1,), "int64")
+        block.add("clip_skip", (1,), "int64", MAX_PROMPTS)
         block.add("guidance_scale", (1,), "float32")
         block.add("conditioning_scale", (1,), "float32")
         block.add("timestep", (1,), "float32", MAX_STEPS)

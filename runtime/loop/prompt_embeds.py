@@ -15,8 +15,9 @@ from .tokenizer import TokenizedPrompt
 
 Array = NDArray[Any]
 
-Encode = Callable[[NDArray[np.int64], NDArray[np.int64]], Array]
-"""Runs the text encoder on chunks: input_ids and attention_mask, int64 [N, 77], to embeddings [N, 77, D]."""
+Encode = Callable[[NDArray[np.int64], NDArray[np.int64], int], Array]
+"""Runs the text encoder on chunks: input_ids and attention_mask, int64 [N, 77], and clip_skip to embeddings [N, 77, D].
+"""
 _SMALLEST = 1e-5
 """Weights below this one count as this one: the weight of the prompt without a part would be infinite."""
 
@@ -24,32 +25,47 @@ _SMALLEST = 1e-5
 def encode_prompts(prompts: Sequence[TokenizedPrompt], empty: NDArray[np.int64], encode: Encode) -> Array:
     """The embeddings of prompts, float32 [B, 77*K, D], where K are the chunks of the longest prompt.
 
-    A shorter prompt is filled up with the embeddings of the empty one. Plain prompts take one call with their chunks
-    alone.
+    A shorter prompt is filled up with the embeddings of the empty one.
 
     Args:
         prompts: the prompts.
         empty: the tokens of an empty prompt, int64 [1, 77].
-        encode: called once with all chunks.
+        encode: called once for each value of `clip_skip`, for plain prompts with their chunks alone.
     """
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    runs = [(prompt.input_ids, np.ones_like(prompt.input_ids)) for prompt in prompts]
-    for prompt in prompts:
-        for first, last, _ in prompt.lowered:
-            chunks = _chunks(prompt, first, last)  # the others are encoded already
-            runs.append((prompt.input_ids[chunks], _mask_without(prompt, first, last)[chunks]))
-    if any(prompt.weighted or len(prompt.input_ids) < longest for prompt in prompts):
-        runs.append((empty, np.ones_like(empty)))
-    embeds = encode(np.concatenate([ids for ids, _ in runs]), np.concatenate([mask for _, mask in runs]))
-    parts = np.split(embeds, np.cumsum([len(ids) for ids, _ in runs])[:-1])
-    others, empty_embeds = iter(parts[len(prompts) :]), parts[-1]
+    embeds: dict[int, list[Array]] = {}
+    for clip_skip in dict.fromkeys(prompt.clip_skip for prompt in prompts):
+        runs = {
+            index: _runs(prompt, longest, empty)
+            for index, prompt in enumerate(prompts)
+            if prompt.clip_skip == clip_skip
+        }
+        ids, masks = zip(*(run for own in runs.values() for run in own), strict=True)
+        found = encode(np.concatenate(ids), np.concatenate(masks), clip_skip)
+        parts = iter(np.split(found, np.cumsum([len(chunks) for chunks in ids])[:-1]))
+        embeds |= {index: [next(parts) for _ in own] for index, own in runs.items()}
 
     rows = []
-    for prompt, plain in zip(prompts, parts, strict=False):
-        without = [next(others) for _ in prompt.lowered]
-        encoded = _weighted(prompt, plain, without, empty_embeds) if prompt.weighted else plain
-        rows.append(np.concatenate([*encoded, *[empty_embeds[0]] * (longest - len(encoded))]))
+    for index, prompt in enumerate(prompts):
+        plain, *others = embeds[index]
+        chunks = _weighted(prompt, plain, others[:-1], others[-1]) if prompt.weighted else plain
+        padding = [others[-1][0]] * (longest - len(chunks)) if others else []
+        rows.append(np.concatenate([*chunks, *padding]))
     return np.stack(rows)
+
+
+def _runs(
+    prompt: TokenizedPrompt, longest: int, empty: NDArray[np.int64]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The tokens and masks of a prompt, of its chunks without each lowered part, and of the empty one if needed."""
+    seen = np.ones_like(prompt.input_ids)
+    runs = [(prompt.input_ids, seen)]
+    for first, last, _ in prompt.lowered:
+        chunks = _chunks(prompt, first, last)
+        runs.append((prompt.input_ids[chunks], _mask_without(prompt, first, last)[chunks]))
+    if prompt.weighted or len(seen) < longest:
+        runs.append((empty, np.ones_like(empty)))
+    return runs
 
 
 def _chunks(prompt: TokenizedPrompt, first: int, last: int) -> slice:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,13 @@ class TokenizedPrompt:
         weights: of each token, float32 [K, 77].
         lowered: each part whose weight is below 1: its first and last token, counted through all chunks, and the
             weight.
+        clip_skip: last layers of the text encoder that are skipped.
     """
 
     input_ids: NDArray[np.int64]
     weights: NDArray[np.float32]
     lowered: tuple[tuple[int, int, float], ...] = ()
+    clip_skip: int = 0
 
     @property
     def weighted(self) -> bool:
@@ -72,10 +74,13 @@ class ClipTokenizer:
     def prompts(self, request: CheckedRequest) -> list[TokenizedPrompt]:
         """The prompts that the UNet sees; with guidance the negative prompt comes first.
 
+        As in diffusers, no layer is skipped for the negative prompt.
+
         Raises:
             InvalidRequest: a prompt is too long even for several chunks.
         """
         prompts = [self.tokenize(text, request.prompt_weights, request.long_prompts) for text in request.texts]
+        prompts[-1] = replace(prompts[-1], clip_skip=request.clip_skip)
         chunks = max(len(prompt.input_ids) for prompt in prompts)
         if chunks > MAX_CHUNKS:
             reason = f"a prompt takes {chunks} chunks of tokens"

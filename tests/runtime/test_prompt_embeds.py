@@ -1,6 +1,7 @@
 """Prompts with weights and of several chunks, against the library compel on the same text encoder."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,11 +42,12 @@ def ours(both: Both, prompts: list[str], clip_skip: int = 0, **options: bool) ->
     graph = TextEncoder(both.model)
 
     @torch.no_grad()
-    def encode(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def encode(ids: np.ndarray, mask: np.ndarray, clip_skip: int) -> np.ndarray:
         found: np.ndarray = graph(*map(torch.from_numpy, (ids, mask, np.array([clip_skip])))).numpy()
         return found
 
-    return encode_prompts([both.ours.tokenize(text, **options) for text in prompts], both.ours([""]), encode)
+    tokenized = [replace(both.ours.tokenize(text, **options), clip_skip=clip_skip) for text in prompts]
+    return encode_prompts(tokenized, both.ours([""]), encode)
 
 
 def compels(both: Both, prompts: list[str], **options: Any) -> np.ndarray:
@@ -125,8 +127,9 @@ def test_weights_across_chunks(both: Both) -> None:
 def test_plain_prompts_take_one_run_of_their_own_chunks_alone(both: Both) -> None:
     runs = []
 
-    def encode(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def encode(ids: np.ndarray, mask: np.ndarray, clip_skip: int) -> np.ndarray:
         runs.append((ids, mask))
+        assert clip_skip == 0
         return np.random.default_rng(0).standard_normal((*ids.shape, 5)).astype(np.float32)
 
     prompts = ["a (red:1.3) star", "night"]
@@ -141,7 +144,7 @@ def test_parts_with_low_weights_take_runs_of_their_own_chunks_alone(both: Both) 
     """Not of all chunks: a prompt of hundreds of such parts would take gigabytes."""
     runs = []
 
-    def encode(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def encode(ids: np.ndarray, mask: np.ndarray, clip_skip: int) -> np.ndarray:
         runs.append(len(ids))
         return np.random.default_rng(0).standard_normal((*ids.shape, 5)).astype(np.float32)
 

@@ -21,6 +21,7 @@ WEIGHTED = "a (red:1.4) [circle] moves (right:0.3) over a green ground"
 LONG = "a red circle moves right over a green ground. " * 11
 CASES: dict[str, dict[str, Any]] = {
     "skipped layer": {"prompt": WEIGHTED, "clip_skip": 1},
+    "skipped layer without guidance": {"prompt": WEIGHTED, "clip_skip": 1, "guidance_scale": 1},
     "weights": {"prompt": WEIGHTED, "prompt_weights": True},
     "long": {"prompt": LONG, "long_prompts": True},
 }
@@ -67,7 +68,7 @@ def test_frames_are_those_of_diffusers(name: str, host: VideoPipeline, reference
     expected = reference(
         **given,
         num_inference_steps=2,
-        guidance_scale=2.0,
+        guidance_scale=float(options.get("guidance_scale", 2)),
         conditioning_frames=pictures(1, 64, 64),
         controlnet_frame_indices=[1],
         num_frames=4,
@@ -78,7 +79,8 @@ def test_frames_are_those_of_diffusers(name: str, host: VideoPipeline, reference
     ).frames[0]
     clip = generate(host, **options)
     assert difference(clip, to_uint8(expected)) <= 1
-    assert difference(clip, generate(host, prompt=options["prompt"])) > 1, "the option changes the clip"
+    others = {"prompt": options["prompt"], "guidance_scale": options.get("guidance_scale", 2)}
+    assert difference(clip, generate(host, **others)) > 1, "the option changes the clip"
     assert difference(clip, generate(host, **options)) == 0, "kept for the same options"
 
 
@@ -90,6 +92,7 @@ def test_frames_on_a_gpu_are_those_of_the_host(host: VideoPipeline) -> None:
     weights, skip = CASES["weights"], CASES["skipped layer"]
     requests = [weights, {**weights, "seed": 4}, weights, skip, {**weights, **skip}]
     requests += [{"prompt": WEIGHTED}, {**weights, "guidance_scale": 1, "keyframes": ()}]
+    requests += [{**weights, "num_frames": 6, "context_length": 4, "context_overlap": 2}]
     for options in requests:
         clips = [generate(pipeline, **options) for pipeline in (device, host)]
         assert difference(*clips) <= 1, options
