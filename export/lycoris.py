@@ -59,9 +59,9 @@ class Factors:
     def _scale(self, rank: int | None) -> float:
         """Returns what the product is multiplied by."""
         if "scale" in self.tensors:
-            return self.tensors["scale"].item()
+            return float(self.tensors["scale"].item())
         alpha = self.tensors.get("alpha")
-        return 1.0 if rank is None or alpha is None else alpha.item() / rank
+        return 1.0 if rank is None or alpha is None else float(alpha.item() / rank)
 
     def _product(self) -> tuple[torch.Tensor, int | None]:
         """Returns the change before scaling, and the rank that alpha is divided by; None if alpha does not count."""

@@ -118,6 +118,19 @@ def _attention_heads(graph: ir.Graph) -> dict[str, int]:
     return heads
 
 
+def check_standalone(temporal_norm: TemporalNorm, output: Path) -> None:
+    """Checks the options of a graph of its own.
+
+    Raises:
+        ExportError: `temporal_norm` is not for such a graph, or `output` is not named `*.onnx`.
+    """
+    if temporal_norm not in ("frame", "clip"):
+        raise ExportError("temporal_norm", f"{temporal_norm!r} is not for --standalone", "choose frame or clip")
+    if output.suffix != ".onnx":
+        reason = f"{quoted(str(output))} is not the name of a graph"
+        raise ExportError("standalone", reason, "give a name that ends in .onnx")
+
+
 def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) -> float:
     """Writes the motion modules as one graph with an input and an output per block; returns its largest error.
 
@@ -125,10 +138,7 @@ def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) ->
         ExportError: `temporal_norm` is unknown, `output` is not named `*.onnx` or cannot be written, the adapter cannot
             be loaded, or the graph differs from torch.
     """
-    if temporal_norm not in ("frame", "clip"):
-        raise ExportError("temporal_norm", f"{temporal_norm!r} is unknown", "choose frame or clip")
-    if output.suffix != ".onnx":
-        raise ExportError("standalone", f"{str(output)!r} is not the name of a graph", "give a name that ends in .onnx")
+    check_standalone(temporal_norm, output)
     module = MotionModules(load_motion_adapter(source), temporal_norm).eval().requires_grad_(False)
     spec = motion_module_spec([(name, block.proj_in.in_features) for name, block in module.blocks()])
     symbols = {str(size) for item in spec.inputs for size in item.shape if isinstance(size, str)}

@@ -103,4 +103,5 @@ def _weighted(prompt: TokenizedPrompt, plain: Array, without: list[Array], empty
         total += np.multiply(changed, share, dtype=np.float64)
     mean = total / np.sum([1.0, *shares])
     weights = prompt.weights[:, :, None]
-    return np.where(weights == 1, mean, empty + (mean - empty) * weights).astype(np.float32)
+    scaled: Array = np.where(weights == 1, mean, empty + (mean - empty) * weights).astype(np.float32)
+    return scaled

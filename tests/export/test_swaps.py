@@ -261,6 +261,23 @@ def test_links_into_a_hub_cache_are_left_alone(demo: Path, tmp_path: Path) -> No
     assert not (Bundle.load(tmp_path / "new").folder / "tokenizer.json").is_symlink()
 
 
+def test_a_graph_of_its_own_is_checked_before_the_bundle_changes(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, command = contents(demo), ["export", "motion-module", "--motion-adapter", MOTION]
+    assert cli.run([*command, str(demo), "--standalone", str(tmp_path / "motion.weights")]) == 2
+    assert "--standalone: " in capsys.readouterr().err
+    assert cli.run([*command, str(demo), "--standalone", "motion.onnx", "--temporal-norm", "resnet-clip"]) == 2
+    assert "resnet-clip" in capsys.readouterr().err
+    assert cli.run([*command, "--standalone", "motion.onnx", "-o", str(tmp_path / "new")]) == 2
+    assert "there is no BUNDLE to write" in capsys.readouterr().err
+    assert cli.run([*command, "--standalone", str(tmp_path / "motion.onnx"), "--dry-run"]) == 0
+    assert "would write " in capsys.readouterr().out
+    assert cli.run(["export", "motion-module", "--motion-adapter", "./x", "--standalone", "x.onnx", "--dry-run"]) == 2
+    assert contents(demo) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo"]
+
+
 def test_the_commands_say_what_they_did(demo: Path, style: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And they build the engines of ONNX Runtime again if the bundle has some."""
     arguments = ["export", "lora", str(demo), "--lora", f"{style}=0.5", "--base", BASE, "--motion-adapter", MOTION]
