@@ -104,8 +104,13 @@ def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bun
     return [name for name, record in table.root.items() if record.path in changed]
 
 
-def check_files(bundle: Bundle, paths: Iterable[str]) -> None:
+def check_files(bundle: Bundle, paths: Iterable[str], field: str = "refit") -> None:
     """Verifies files of a bundle again, since another motion module may have replaced one.
+
+    Args:
+        bundle: the bundle.
+        paths: names of the files.
+        field: of the error.
 
     Raises:
         BackendError: a file is missing or differs.
@@ -113,5 +118,5 @@ def check_files(bundle: Bundle, paths: Iterable[str]) -> None:
     if difference := first_difference(bundle.folder, {path: bundle.manifest.files[path] for path in paths}):
         name, what = difference
         raise BackendError(
-            "refit", f"{name!r} in {str(bundle.folder)!r} {what} since the bundle was loaded", "load it again"
+            field, f"{name!r} in {str(bundle.folder)!r} {what} since the bundle was loaded", "load it again"
         )
