@@ -37,14 +37,22 @@ def motion_module(
     """
     if bundle is None and standalone is None:
         raise InvalidRequest("export motion-module", "nothing to write", "give BUNDLE, --standalone or both")
+    if bundle is None and output is not None:
+        raise InvalidRequest("output", "there is no BUNDLE to write", "give BUNDLE, or --standalone alone")
     need_export_extra()
-    from ..export.motion_module import export_standalone, replace_motion_module
+    from ..export.checkpoints import load_motion_adapter
+    from ..export.motion_module import check_standalone, export_standalone, replace_motion_module
 
+    if standalone is not None:
+        check_standalone(temporal_norm.value, standalone)
     if bundle is not None:
         before = _manifest(bundle)
         manifest, lines = replace_motion_module(motion_adapter, bundle, output, dry_run)
         _finish(bundle, before, manifest, lines, output, dry_run)
-    if standalone is not None and not dry_run:
+    if standalone is not None and dry_run:
+        load_motion_adapter(motion_adapter)
+        typer.echo(f"would write {standalone}")
+    elif standalone is not None:
         error = export_standalone(motion_adapter, temporal_norm.value, standalone)
         typer.echo(f"{standalone}: largest error {error:.1e} (relative)")
 

@@ -24,15 +24,14 @@ def check_unet(base: str, unet: dict[str, Any], vae: dict[str, Any]) -> None:
     if unet["in_channels"] != vae["latent_channels"]:
         raise ExportError(
             "base",
-            f"{base!r} takes {unet['in_channels']} channels (as inpainting models do), "
+            f"{quoted(base)} takes {unet['in_channels']} channels (as inpainting models do), "
             f"but its VAE gives {vae['latent_channels']}",
             "use a text-to-image checkpoint",
         )
     if unet["time_cond_proj_dim"]:
         raise ExportError(
             "base",
-            f"{base!r} is distilled for LCM (its UNet embeds the guidance: time_cond_proj_dim is "
-            f"{unet['time_cond_proj_dim']})",
+            f"{quoted(base)} is distilled for LCM: time_cond_proj_dim is {unet['time_cond_proj_dim']}",
             "use the undistilled base, and pass the LCM-LoRA as a LoRA",
         )
 
@@ -46,14 +45,14 @@ def check_motion_adapter(source: str, unet: dict[str, Any]) -> dict[str, Any]:
     adapter = configurations.load_motion_config(source)
     if adapter["conv_in_channels"]:
         raise ExportError(
-            "motion_adapter", f"{source!r} is a PIA adapter, which takes an image", "use an AnimateDiff adapter"
+            "motion_adapter", f"{quoted(source)} is a PIA adapter, which takes an image", "use an AnimateDiff adapter"
         )
     theirs = per_level(adapter["block_out_channels"], adapter), per_level(adapter["motion_layers_per_block"], adapter)
     ours = per_level(unet["block_out_channels"], unet), per_level(unet["layers_per_block"], unet)
     if theirs != ours:
         raise ExportError(
             "motion_adapter",
-            f"{source!r} does not fit the base: its channels and layers are {theirs}, the base's {ours}",
+            f"{quoted(source)} does not fit the base: its channels and layers are {theirs}, the base's {ours}",
         )
     return adapter
 
@@ -68,15 +67,16 @@ def check_controlnet(kind: str, source: str, unet: dict[str, Any]) -> int:
     if config["use_simplified_condition_embedding"] != (kind == "rgb"):
         other = "scribble" if kind == "rgb" else "rgb"
         raise ExportError(
-            f"controlnet_{kind}", f"{source!r} is a SparseCtrl for {other}", f"pass it as controlnet_{other}"
+            f"controlnet_{kind}", f"{quoted(source)} is a SparseCtrl for {other}", f"pass it as controlnet_{other}"
         )
     if config["global_pool_conditions"]:
-        raise ExportError(f"controlnet_{kind}", f"{source!r} pools its conditions globally, which is not supported")
+        reason = f"{quoted(source)} pools its conditions globally, which is not supported"
+        raise ExportError(f"controlnet_{kind}", reason)
     for name in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
         theirs, ours = per_level(config[name], config), per_level(unet[name], unet)
         if theirs != ours:
             raise ExportError(
-                f"controlnet_{kind}", f"{source!r} does not fit the base: {name} is {theirs}, the base's {ours}"
+                f"controlnet_{kind}", f"{quoted(source)} does not fit the base: {name} is {theirs}, the base's {ours}"
             )
     return int(config["motion_max_seq_length"])
 
@@ -117,5 +117,6 @@ def check_tiny_decoder(source: str, vae: dict[str, Any]) -> None:
     if theirs != ours:
         raise ExportError(
             "tiny_decoder",
-            f"{source!r} does not fit the base: its latent channels, scale and colours are {theirs}, the VAE's {ours}",
+            f"{quoted(source)} does not fit the base: its latent channels, scale and colours are {theirs}, "
+            f"the VAE's {ours}",
         )

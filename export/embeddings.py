@@ -78,7 +78,7 @@ def read_vectors(embedding: Embedding) -> Inversion:
     path = find_file(FIELD, _file_of(source))
     content, _ = read_content(FIELD, source, path)
     token, vectors = _token_and_vectors(source, content)
-    token = embedding.token or token or path.stem
+    token = embedding.token or (token or "").strip() or path.stem
     vectors = vectors.detach().float()
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     if vectors.ndim != 2 or not vectors.numel():

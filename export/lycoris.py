@@ -44,16 +44,24 @@ class Factors:
         """
         try:
             product, rank = self._product()
-            change = product.reshape(shape)
+            if len(product) != shape[0]:  # as many values in another order would be reshaped, too
+                raise ValueError
+            change = product.reshape(shape) * self._scale(rank)
         except KeyError as error:
             raise ExportError("lora", f"{quoted(source)} lacks {name}.{error.args[0]}"[:190]) from None
-        except RuntimeError:
+        except ZeroDivisionError:
+            raise ExportError("lora", f"{quoted(source)} has rank 0 at {name[-40:]}") from None
+        except (RuntimeError, ValueError, IndexError, TypeError):
             reason = f"{quoted(source)} is for another model: {name[-40:]} does not have the shape {tuple(shape)}"
             raise ExportError("lora", reason) from None
+        return change
+
+    def _scale(self, rank: int | None) -> float:
+        """Returns what the product is multiplied by."""
         if "scale" in self.tensors:
-            return change * self.tensors["scale"].item()
+            return float(self.tensors["scale"].item())
         alpha = self.tensors.get("alpha")
-        return change if rank is None or alpha is None else change * (alpha.item() / rank)
+        return 1.0 if rank is None or alpha is None else float(alpha.item() / rank)
 
     def _product(self) -> tuple[torch.Tensor, int | None]:
         """Returns the change before scaling, and the rank that alpha is divided by; None if alpha does not count."""

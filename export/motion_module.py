@@ -47,12 +47,12 @@ def replace_motion_module(
         graph = swap.manifest.graphs["unet"]
         file = next((name for name in graph.weights if name.endswith(weights_file("unet", ".motion_modules."))), None)
         if file is None:
-            raise BundleError("bundle", f"{str(bundle)!r} has no file of motion-module weights", AGAIN)
+            raise BundleError("bundle", f"{quoted(str(bundle))} has no file of motion-module weights", AGAIN)
         adapter = load_motion_adapter(source)
         _check_norms(source, adapter, swap.manifest)
         weights = adapter.state_dict()
         if extra := sorted(weights.keys() - {name for name, _ in swap.weights("unet", file)}):
-            reason = f"{source!r} and the bundle have different layers: {extra[0]} is new"
+            reason = f"{quoted(source)} and the bundle have different layers: {extra[0]} is new"
             raise ExportError("motion_adapter", reason, AGAIN)
         _check_heads(source, adapter, ir.load(swap.folder / graph.path).graph)
         swap.replace("unet", file, "motion_adapter", source, weights)
@@ -99,7 +99,7 @@ def _check_heads(source: str, adapter: MotionAdapter, graph: ir.Graph) -> None:
         if isinstance(module, Attention) and module.heads != heads.get(name):
             raise ExportError(
                 "motion_adapter",
-                f"{source!r}: {name} has {module.heads} attention heads, in the bundle {heads.get(name, 'none')}",
+                f"{quoted(source)}: {name} has {module.heads} attention heads, in the bundle {heads.get(name, 'none')}",
                 "export the bundle again",
             )
 
@@ -118,6 +118,19 @@ def _attention_heads(graph: ir.Graph) -> dict[str, int]:
     return heads
 
 
+def check_standalone(temporal_norm: TemporalNorm, output: Path) -> None:
+    """Checks the options of a graph of its own.
+
+    Raises:
+        ExportError: `temporal_norm` is not for such a graph, or `output` is not named `*.onnx`.
+    """
+    if temporal_norm not in ("frame", "clip"):
+        raise ExportError("temporal_norm", f"{temporal_norm!r} is not for --standalone", "choose frame or clip")
+    if output.suffix != ".onnx":
+        reason = f"{quoted(str(output))} is not the name of a graph"
+        raise ExportError("standalone", reason, "give a name that ends in .onnx")
+
+
 def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) -> float:
     """Writes the motion modules as one graph with an input and an output per block; returns its largest error.
 
@@ -125,10 +138,7 @@ def export_standalone(source: str, temporal_norm: TemporalNorm, output: Path) ->
         ExportError: `temporal_norm` is unknown, `output` is not named `*.onnx` or cannot be written, the adapter cannot
             be loaded, or the graph differs from torch.
     """
-    if temporal_norm not in ("frame", "clip"):
-        raise ExportError("temporal_norm", f"{temporal_norm!r} is unknown", "choose frame or clip")
-    if output.suffix != ".onnx":
-        raise ExportError("standalone", f"{str(output)!r} is not the name of a graph", "give a name that ends in .onnx")
+    check_standalone(temporal_norm, output)
     module = MotionModules(load_motion_adapter(source), temporal_norm).eval().requires_grad_(False)
     spec = motion_module_spec([(name, block.proj_in.in_features) for name, block in module.blocks()])
     symbols = {str(size) for item in spec.inputs for size in item.shape if isinstance(size, str)}

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +14,7 @@ from torch import nn
 from ..runtime.errors import BundleError, reason_of
 from ..runtime.format.bundle import bundle_folder
 from ..runtime.format.manifest import FileRecord, GraphRecord, Manifest, SchedulerRecord, read_manifest
-from ..runtime.format.replacement import replace_files
+from ..runtime.format.replacement import only_replacement, replace_files
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
 from .check import ExportError
 from .exporter import file_record
@@ -91,7 +91,7 @@ class Swap:
             same: whether the weights must be those of the bundle but for LoRAs, which leave the norms alone.
 
         Raises:
-            ExportError: a weight is missing or has another shape, or the norms differ.
+            ExportError: a weight is missing, has another shape or values that are not finite, or the norms differ.
         """
         places = self.weights(graph, file)
         for name, place in places:
@@ -105,6 +105,9 @@ class Swap:
             if norm and not torch.equal(self.read(file, place), weights[name].detach()):
                 reason = f"{quoted(source)} is not what the bundle was exported from: {name} differs"
                 raise ExportError(field, reason, f"give its {field}")
+            if not torch.isfinite(weights[name]).all():
+                cause = "with its LoRAs, " if same else ""
+                raise ExportError(field, f"{quoted(source)}: {cause}{name} has values that are NaN or infinite"[:190])
         size = self.manifest.files[file].bytes
         self.report.append(f"{file}: {len(places)} weights, {size / 1e6:.1f} MB")
         if self.staged is None:
@@ -171,18 +174,30 @@ def open_swap(bundle: Path, output: Path | None = None, dry_run: bool = False) -
             swap = Swap(folder, manifest, staged)
             yield swap
             swap.changed().write(staged)
-            if read_manifest(folder) != manifest:
-                raise ExportError("bundle", f"{quoted(str(folder))} was changed meanwhile", "run the command again")
-            if output is None:
-                replace_files(staged, folder)
-            else:
-                _copy_others(folder, manifest, staged)
-                if output.exists():
-                    output.rmdir()
-                staged.rename(output)
+            with only_replacement(folder) if output is None else nullcontext():
+                _finish(swap, staged, output)
     except OSError as error:
         field = "output" if output else "bundle"
         raise ExportError(field, f"{quoted(str(place))} cannot be written: {reason_of(error)}") from error
+
+
+def _finish(swap: Swap, staged: Path, output: Path | None) -> None:
+    """Moves the new files into the bundle, or to `output` with copies of the others.
+
+    Raises:
+        ExportError: another process has changed the bundle meanwhile.
+    """
+    folder, manifest = swap.folder, swap.manifest
+    if output is not None:
+        _copy_others(folder, manifest, staged)
+    if read_manifest(folder) != manifest:
+        raise ExportError("bundle", f"{quoted(str(folder))} was changed meanwhile", "run the command again")
+    if output is None:
+        replace_files(staged, folder)
+        return
+    if output.exists():
+        output.rmdir()
+    staged.rename(output)
 
 
 def _copy_others(folder: Path, manifest: Manifest, staged: Path) -> None:

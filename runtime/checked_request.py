@@ -255,9 +255,10 @@ def _given(value: int | None, default: int) -> Any:
 
 def _controlnet(manifest: Manifest, value: Any, with_keyframes: bool) -> str | None:
     """The kind of the keyframes. Without keyframes any known kind is accepted, even one that the bundle lacks."""
-    if value not in manifest.controlnets and (with_keyframes or value not in ("scribble", "rgb")):
+    kinds = manifest.controlnets if with_keyframes else (*manifest.controlnets, "scribble", "rgb")
+    if not isinstance(value, str) or value not in kinds:
         allowed = ", ".join(manifest.controlnets) or "none: this bundle was exported without SparseCtrl"
-        raise InvalidRequest("controlnet", f"{value!r} is not in this bundle", f"allowed are {allowed}")
+        raise InvalidRequest("controlnet", f"{shown(value)} is not in this bundle", f"allowed are {allowed}")
     return value if with_keyframes else None
 
 
@@ -290,5 +291,6 @@ def _decoder(manifest: Manifest, value: Any) -> str:
     allowed = manifest.decoders
     if not isinstance(value, str) or value not in allowed:
         tiny = "" if "tiny" in allowed else "; to get tiny, export the bundle with a tiny decoder"
-        raise InvalidRequest("decoder", f"{value!r} is not in this bundle", f"allowed are {', '.join(allowed)}{tiny}")
+        remedy = f"allowed are {', '.join(allowed)}{tiny}"
+        raise InvalidRequest("decoder", f"{shown(value)} is not in this bundle", remedy)
     return value

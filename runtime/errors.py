@@ -61,12 +61,18 @@ class Cancelled(SparseCtrlLcmError):
     """The caller's `on_progress` asked to stop."""
 
 
+_SHOWN = 80
+"""Characters of a value that an error message shows."""
+
+
 def shown(value: object) -> str:
-    """A value as error messages show it."""
+    """A value as error messages show it, cut if it is long."""
     try:
-        return repr(value)
+        text = repr(value[:_SHOWN] if isinstance(value, str | bytes) else value)
     except ValueError:  # Python does not print integers of more than 4,300 digits
         return "a number of thousands of digits"
+    cut = len(text) > _SHOWN or (isinstance(value, str | bytes) and len(value) > _SHOWN)
+    return f"{' '.join(text[:_SHOWN].split())}..." if cut else " ".join(text.split())
 
 
 def first_line(error: BaseException) -> str:

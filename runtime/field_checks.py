@@ -9,11 +9,11 @@ from .errors import InvalidRequest, shown
 def text(name: str, value: Any) -> str:
     """The value, if it is text in valid Unicode."""
     if not isinstance(value, str):
-        raise InvalidRequest(name, f"{value!r} is not text")
+        raise InvalidRequest(name, f"{shown(value)} is not text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidRequest(name, f"{value!r} is not valid Unicode", "give text as UTF-8") from None
+        raise InvalidRequest(name, f"{shown(value)} is not valid Unicode", "give text as UTF-8") from None
     return value
 
 

@@ -25,6 +25,8 @@ MOSTLY_WHITE = 0.5
 """A scribble is white lines on black; if more of it is white than this share, it was probably drawn in black."""
 PALE = 128
 """A scribble whose brightest pixel is below this level has lines that the model was not trained on."""
+_SHOWN = 100
+"""Characters of a path that errors show, from its end."""
 _TRANSPARENT = "sparsectrl_lcm transparent"
 """Key in the `info` of a loaded picture that had transparent parts."""
 
@@ -218,5 +220,6 @@ def _flatten(image: "Image.Image") -> "Image.Image":
 
 def _describe(source: Any) -> str:
     if isinstance(source, str | PathLike):
-        return repr(str(source))
+        path = str(source)
+        return repr(path if len(path) <= _SHOWN else f"...{path[-_SHOWN:]}")
     return "the data" if isinstance(source, bytes | bytearray | memoryview) else f"the {type(source).__name__}"

@@ -197,7 +197,7 @@ class VideoPipeline:
 
         Raises:
             BundleError: the bundle is missing or damaged.
-            BackendError: the architectures differ, or the engines were built without refit.
+            BackendError: the architectures, tokenizers or schedules differ, or the engines were built without refit.
         """
         from .format.bundle import Bundle
 

@@ -13,6 +13,7 @@ from ..backends import BACKENDS
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
 from ..format.engine_sets import find_set, set_name
+from ..format.weights import check_files
 from ..load_options import LoadOptions
 from .executor import HostExecutor
 from .sessions import Array
@@ -89,7 +90,9 @@ class OnnxRuntimeSessions:
     def _open(self, graph: str) -> "OnnxRuntimeSession":
         import onnxruntime
 
-        bundle, path = self._bundle, self._bundle.folder / self._bundle.graph(graph).path
+        bundle, record = self._bundle, self._bundle.graph(graph)
+        path = bundle.folder / record.path
+        check_files(bundle, (record.path, *record.weights), "bundle")
         engines = find_set(bundle.folder, self.backend, set_name("fp32"))
         built = engines is not None and graph in engines.index.engines
         engine = engines.open(bundle.manifest, graph, onnxruntime.__version__) if engines and built else path

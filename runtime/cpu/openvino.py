@@ -16,6 +16,7 @@ from ..format.bundle import Bundle
 from ..format.clip_layout import ONE_PROMPT
 from ..format.engine_sets import EngineSet, find_set, set_name
 from ..format.manifest import GraphRecord, resolve_shape
+from ..format.weights import check_files
 from ..load_options import LoadOptions
 from ..operating_system import forget_mapped_files
 from .compiled_cache import cache_folder, trim
@@ -87,6 +88,7 @@ class OpenVinoSessions:
             path = self._engines.open(self._bundle.manifest, graph, version())
             return path, self.precision, sum(file.bytes for file in engine.files.values())
         record = self._bundle.graph(graph)
+        check_files(self._bundle, (record.path, *record.weights), "bundle")
         size = sum(self._bundle.manifest.files[name].bytes for name in (record.path, *record.weights))
         return self._bundle.folder / record.path, "fp32", size
 

@@ -5,11 +5,35 @@ then they are moved into place, the manifest last. Whoever reads the bundle next
 was killed in between.
 """
 
-import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 _DECIDED = ".replacement"
+_LOCK = ".replacement.lock"
+
+
+@contextmanager
+def only_replacement(bundle: Path) -> Iterator[None]:
+    """Makes other processes wait that want to replace files of a bundle.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    lock = FileLock(bundle / _LOCK)
+    try:
+        lock.acquire()
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is locked; Windows cannot
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def replace_files(staged: Path, bundle: Path) -> None:
@@ -29,4 +53,12 @@ def finish_replacement(bundle: Path) -> None:
     for path in (*files, manifest):
         with suppress(FileNotFoundError):  # moved by another process
             path.replace(bundle / path.relative_to(decided))
-    shutil.rmtree(decided, ignore_errors=True)
+    for folder in sorted((path for path in decided.rglob("*") if path.is_dir()), reverse=True):
+        _remove_empty(folder)
+    _remove_empty(decided)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a folder, unless files of the next replacement lie in it by now."""
+    with suppress(OSError):
+        folder.rmdir()

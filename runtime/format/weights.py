@@ -67,7 +67,8 @@ def check_same_graphs(base: Bundle, wanted: Bundle) -> None:
     """Checks that the weights of `wanted` fit into the engines of `base`.
 
     Raises:
-        BackendError: the graphs of the two bundles differ.
+        BackendError: graphs, tokenizers or schedules of the two bundles differ: weights alone would give other clips
+            than `wanted` does.
     """
     for graph, record in base.manifest.graphs.items():
         theirs = wanted.manifest.graphs.get(graph)
@@ -78,6 +79,10 @@ def check_same_graphs(base: Bundle, wanted: Bundle) -> None:
                 f"{graph!r} of {str(wanted.folder)!r} is not the same graph as that of {str(base.folder)!r}",
                 "take a bundle of the same architecture and release",
             )
+    tokenizers = {item.manifest.files[item.manifest.tokenizer].sha256 for item in (base, wanted)}
+    if len(tokenizers) > 1 or base.manifest.scheduler != wanted.manifest.scheduler:
+        differs = "tokenizer" if len(tokenizers) > 1 else "schedule"
+        raise BackendError("refit", f"{str(wanted.folder)!r} has another {differs}", "load that bundle instead")
 
 
 def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bundle) -> list[str]:
@@ -99,8 +104,13 @@ def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bun
     return [name for name, record in table.root.items() if record.path in changed]
 
 
-def check_files(bundle: Bundle, paths: Iterable[str]) -> None:
+def check_files(bundle: Bundle, paths: Iterable[str], field: str = "refit") -> None:
     """Verifies files of a bundle again, since another motion module may have replaced one.
+
+    Args:
+        bundle: the bundle.
+        paths: names of the files.
+        field: of the error.
 
     Raises:
         BackendError: a file is missing or differs.
@@ -108,5 +118,5 @@ def check_files(bundle: Bundle, paths: Iterable[str]) -> None:
     if difference := first_difference(bundle.folder, {path: bundle.manifest.files[path] for path in paths}):
         name, what = difference
         raise BackendError(
-            "refit", f"{name!r} in {str(bundle.folder)!r} {what} since the bundle was loaded", "load it again"
+            field, f"{name!r} in {str(bundle.folder)!r} {what} since the bundle was loaded", "load it again"
         )

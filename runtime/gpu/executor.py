@@ -90,7 +90,7 @@ class GpuExecutor:
         """Gives the engines the weights of another bundle of the same architecture; None restores their own.
 
         Raises:
-            BackendError: the architectures differ, or the engines were built without refit.
+            BackendError: the architectures, tokenizers or schedules differ, or the engines were built without refit.
         """
         wanted = weights or self.bundle
         check_same_graphs(self.bundle, wanted)

@@ -48,7 +48,7 @@ def encode_prompts(prompts: Sequence[TokenizedPrompt], empty: NDArray[np.int64],
     rows = []
     for index, prompt in enumerate(prompts):
         plain, *others = embeds[index]
-        chunks = _weighted(prompt, [plain, *others[:-1]], others[-1]) if prompt.weighted else plain
+        chunks = _weighted(prompt, plain, others[:-1], others[-1]) if prompt.weighted else plain
         padding = [others[-1][0]] * (longest - len(chunks)) if others else []
         rows.append(np.concatenate([*chunks, *padding]))
     return np.stack(rows)
@@ -57,13 +57,21 @@ def encode_prompts(prompts: Sequence[TokenizedPrompt], empty: NDArray[np.int64],
 def _runs(
     prompt: TokenizedPrompt, longest: int, empty: NDArray[np.int64]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The tokens and masks of a prompt: as it is, without each lowered part, and empty if that is needed."""
+    """The tokens and masks of a prompt, of its chunks without each lowered part, and of the empty one if needed."""
     seen = np.ones_like(prompt.input_ids)
     runs = [(prompt.input_ids, seen)]
-    runs += [(prompt.input_ids, _mask_without(prompt, first, last)) for first, last, _ in prompt.lowered]
+    for first, last, _ in prompt.lowered:
+        chunks = _chunks(prompt, first, last)
+        runs.append((prompt.input_ids[chunks], _mask_without(prompt, first, last)[chunks]))
     if prompt.weighted or len(seen) < longest:
         runs.append((empty, np.ones_like(empty)))
     return runs
+
+
+def _chunks(prompt: TokenizedPrompt, first: int, last: int) -> slice:
+    """The chunks that hold the tokens from `first` to `last`."""
+    length = prompt.input_ids.shape[1]
+    return slice(first // length, last // length + 1)
 
 
 def _mask_without(prompt: TokenizedPrompt, first: int, last: int) -> NDArray[np.int64]:
@@ -75,7 +83,7 @@ def _mask_without(prompt: TokenizedPrompt, first: int, last: int) -> NDArray[np.
     return mask
 
 
-def _weighted(prompt: TokenizedPrompt, embeds: list[Array], empty: Array) -> Array:
+def _weighted(prompt: TokenizedPrompt, plain: Array, without: list[Array], empty: Array) -> Array:
     """Applies the weights of a prompt.
 
     The embeddings move towards those of the prompt without each part of a weight w below 1: half of the way for 0.5,
@@ -83,10 +91,17 @@ def _weighted(prompt: TokenizedPrompt, embeds: list[Array], empty: Array) -> Arr
 
     Args:
         prompt: the prompt.
-        embeds: of the whole prompt, and of the prompt without each lowered part, each [K, 77, D].
+        plain: embeddings of the whole prompt, [K, 77, D].
+        without: for each lowered part those of its chunks without it, [k, 77, D].
         empty: of the empty prompt, [1, 77, D].
     """
-    shares = [1.0, *(tan((1 - max(weight, _SMALLEST)) * pi / 2) for *_, weight in prompt.lowered)]
-    mean = np.average(np.stack(embeds), axis=0, weights=shares)
+    shares = [tan((1 - max(weight, _SMALLEST)) * pi / 2) for *_, weight in prompt.lowered]
+    total = plain.astype(np.float64)
+    for (first, last, _), share, embeds in zip(prompt.lowered, shares, without, strict=True):
+        changed = plain.copy()
+        changed[_chunks(prompt, first, last)] = embeds
+        total += np.multiply(changed, share, dtype=np.float64)
+    mean = total / np.sum([1.0, *shares])
     weights = prompt.weights[:, :, None]
-    return np.where(weights == 1, mean, empty + (mean - empty) * weights).astype(np.float32)
+    scaled: Array = np.where(weights == 1, mean, empty + (mean - empty) * weights).astype(np.float32)
+    return scaled

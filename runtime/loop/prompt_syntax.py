@@ -5,6 +5,8 @@ number. They may be nested. A backslash before a bracket or a backslash makes it
 """
 
 import re
+from collections.abc import Mapping
+from math import isclose
 from typing import NamedTuple
 
 from ..errors import InvalidRequest, shown
@@ -36,27 +38,43 @@ def parse_weights(prompt: str) -> list[Fragment]:
 
     Source: the syntax of AUTOMATIC1111's stable-diffusion-webui.
     """
+    pieces = list(_PIECE.finditer(prompt))
+    factors = _factors(pieces)
     found: list[Fragment] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}  # for each open bracket, the number of fragments before it
-
-    def close(bracket: str, factor: float) -> None:
-        start = opened[bracket].pop()
-        found[start:] = [Fragment(text, weight * factor) for text, weight in found[start:]]
-
-    for piece in _PIECE.finditer(prompt):
+    inside: dict[str, list[float]] = {"(": [1.0], "[": [1.0]}  # the product of the open brackets' factors, after each
+    opened = dict.fromkeys(FACTORS, 0)
+    for place, piece in enumerate(pieces):
         text = piece[0]
         if piece["opening"]:
-            opened[text].append(len(found))
-        elif piece["weight"] and opened["("]:
-            close("(", float(piece["weight"]))
-        elif piece["closing"] and opened[_OPENING[text]]:
-            close(_OPENING[text], FACTORS[_OPENING[text]])
+            opened[text] += 1
+            inside[text].append(inside[text][-1] * factors[place])
+        elif bracket := _closed(piece, opened):
+            opened[bracket] -= 1
+            inside[bracket].pop()
         else:
-            found.append(Fragment(piece["escaped"] or text, 1.0))
-    for bracket, factor in FACTORS.items():
-        while opened[bracket]:
-            close(bracket, factor)
+            found.append(Fragment(piece["escaped"] or text, inside["("][-1] * inside["["][-1]))
     return _joined(found)
+
+
+def _factors(pieces: list[re.Match[str]]) -> dict[int, float]:
+    """What each opening bracket multiplies the weight by, by its place among the pieces."""
+    factors: dict[int, float] = {}
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    for place, piece in enumerate(pieces):
+        if piece["opening"]:
+            opened[piece[0]].append(place)
+            factors[place] = FACTORS[piece[0]]
+        elif bracket := _closed(piece, opened):
+            start = opened[bracket].pop()
+            if piece["weight"]:
+                factors[start] = float(piece["weight"])
+    return factors
+
+
+def _closed(piece: re.Match[str], opened: Mapping[str, object]) -> str | None:
+    """The kind of bracket that a piece closes, if one is open; None for text."""
+    bracket = "(" if piece["weight"] else _OPENING.get(piece["closing"] or "")
+    return bracket if bracket is not None and opened[bracket] else None
 
 
 def check_weights(field: str, prompt: str) -> None:
@@ -72,7 +90,7 @@ def _joined(fragments: list[Fragment]) -> list[Fragment]:
     """Joins neighbours of the same weight."""
     joined: list[Fragment] = []
     for text, weight in fragments:
-        if joined and joined[-1].weight == weight:
+        if joined and isclose(joined[-1].weight, weight):
             joined[-1] = Fragment(joined[-1].text + text, weight)
         else:
             joined.append(Fragment(text, weight))

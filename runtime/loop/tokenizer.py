@@ -145,6 +145,8 @@ class ClipTokenizer:
         for fragment, part in zip(fragments, encoded, strict=True):
             if kept < len(part.ids):
                 dropped += fragment.text[part.offsets[kept][0] if kept else 0 :]
+            elif dropped:  # spaces between parts are no tokens
+                dropped += fragment.text
             kept = max(kept - len(part.ids), 0)
         dropped = dropped.strip()
         shown = dropped if len(dropped) <= _SHOWN else f"{dropped[:_SHOWN]}..."

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 KEY = "sparsectrl_lcm"
 """The input's key for the advanced options."""
+MAX_CLIP_SKIP = 100
+"""More layers than any text encoder has. The bundle's own limit counts when the clip is made."""
 
 
 class AdvancedOptions(BaseModel):
@@ -16,7 +18,7 @@ class AdvancedOptions(BaseModel):
     conditioning_scale: float = Field(1.0, ge=0, le=10, allow_inf_nan=False)
     control_guidance_start: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     control_guidance_end: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
-    clip_skip: int = Field(0, ge=0)
+    clip_skip: int = Field(0, ge=0, le=MAX_CLIP_SKIP)
     prompt_weights: bool = False
     long_prompts: bool = False
     normalize_scribbles: bool = False

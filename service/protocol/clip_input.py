@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from .advanced_options import AdvancedOptions
+from .advanced_options import KEY, AdvancedOptions
 from .errors import ServiceError, field_detail
 
 KEYFRAMES = (0, 1, 2)
@@ -16,6 +17,8 @@ LAST = 15
 """Index of the last frame."""
 MOST_VALUES = 20_000
 """Most values in one body, counted by brackets and commas: more than any prompt has, and parsed in milliseconds."""
+MOST_DETAILS = 20
+"""Most wrong fields that a response lists: an object may have thousands of unknown keys."""
 MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 """Seeds that torch's generators accept. A negative seed means the seed plus 2**64."""
 
@@ -122,12 +125,13 @@ def parse_input(value: Mapping[str, Any], prompt_characters: int) -> Input:
         prompt_characters: longest prompt.
 
     Raises:
-        ServiceError: 422 that lists every wrong field.
+        ServiceError: 422 that lists the wrong fields.
     """
     try:
         parsed = Input.model_validate(dict(value))
     except ValidationError as error:
-        raise ServiceError(422, [_detail(dict(item)) for item in error.errors(include_url=False)]) from None
+        found = error.errors(include_url=False)[:MOST_DETAILS]
+        raise ServiceError(422, [_detail(dict(item)) for item in found]) from None
     wrong = []
     for name in ("prompt", "negative_prompt"):
         if not _is_unicode(getattr(parsed, name)):
@@ -135,6 +139,10 @@ def parse_input(value: Mapping[str, Any], prompt_characters: int) -> Input:
         if len(getattr(parsed, name)) > prompt_characters:
             message = f"String should have at most {prompt_characters} characters"
             wrong.append(field_detail(name, message, "string_too_long", {"max_length": prompt_characters}))
+    start, end = parsed.sparsectrl_lcm.control_guidance_start, parsed.sparsectrl_lcm.control_guidance_end
+    if start >= end:
+        message = f"Input should be less than control_guidance_end ({end:g})"
+        wrong.append(field_detail(f"{KEY}.control_guidance_start", message, "less_than", {"lt": end}, start))
     taken: dict[int, int] = {}
     for slot, frame, _ in parsed.keyframes():
         if frame in taken:
@@ -152,7 +160,7 @@ def _detail(error: dict[str, Any]) -> dict[str, Any]:
         name: value for name, value in error.get("ctx", {}).items() if isinstance(value, str | int | float)
     }
     if kind == "one_of":
-        context = {"expected": ["scribble", "rgb"]}
+        context = {"expected": re.findall("'(.+?)'", str(context.get("expected", "")))}
     value = error.get("input")
     field = ".".join(str(part) for part in error["loc"]) or None
     odd = kind in ("missing", "string_unicode") or (isinstance(value, float) and not math.isfinite(value))

@@ -146,6 +146,13 @@ def test_tokens_that_meet_and_names_that_are_wrong(base: str, files: dict[str, P
         read_vectors(Embedding("./x"))
 
 
+@pytest.mark.parametrize("token", ["", " ", "\n"])
+def test_a_blank_token_is_that_of_the_files_name(token: str, tmp_path: Path) -> None:
+    """It would stand for the spaces of every prompt."""
+    torch.save({token: torch.ones(1, WIDTH)}, tmp_path / "star.pt")
+    assert read_vectors(Embedding(str(tmp_path / "star.pt"))).token == "star"
+
+
 def test_a_dry_run_tells_tokens_and_vectors(base: str, motion: str, files: dict[str, Path]) -> None:
     embeddings = (Embedding(str(files["badhand.pt"]), "hand"), Embedding(str(files["learned_embeds.bin"])))
     options = ExportOptions(base, motion, embeddings=embeddings)

@@ -24,7 +24,7 @@ from sparsectrl_lcm.export.swap import Swap
 from sparsectrl_lcm.runtime import VideoPipeline
 from sparsectrl_lcm.runtime.errors import BundleError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.manifest import read_manifest
+from sparsectrl_lcm.runtime.format.manifest import Manifest, read_manifest
 
 from sparsectrl_lcm import cli
 
@@ -192,6 +192,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(demo: Path, style: Pat
         replace_loras(demo, [Lora(str(style))], str(other), MOTION)
     with pytest.raises(ExportError, match="base: the bundle does not hold where 'base' lies; give it with --base"):
         replace_loras(demo, [])
+    with pytest.raises(ExportError, match=r": with its LoRAs, .* has values that are NaN or infinite"):
+        replace_loras(demo, [Lora(str(style), 1e39)], BASE, MOTION)
     with pytest.raises(BundleError, match="is not a folder"):
         replace_loras(tmp_path / "nothing", [], BASE, MOTION)
     with pytest.raises(ExportError, match="output: .* exists and is not an empty folder"):
@@ -229,6 +231,25 @@ def test_a_bundle_that_changes_meanwhile_is_left_alone(demo: Path, monkeypatch: 
     assert read_manifest(demo).sources == {"base": "another"}
 
 
+def test_a_copy_of_a_bundle_that_changes_meanwhile_is_not_written(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files would be those of two bundles."""
+    from sparsectrl_lcm.export import swap
+
+    copy = swap._copy_others
+
+    def copy_slowly(folder: Path, manifest: Manifest, staged: Path) -> None:
+        copy(folder, manifest, staged)
+        manifest.model_copy(update={"sources": {"base": "another"}}).write(folder)
+
+    monkeypatch.setattr(swap, "_copy_others", copy_slowly)
+    with pytest.raises(ExportError, match="was changed meanwhile; run the command again"):
+        replace_motion_module(MOTION, demo, output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_links_into_a_hub_cache_are_left_alone(demo: Path, tmp_path: Path) -> None:
     blob = tmp_path / "blobs" / "1"
     blob.parent.mkdir()
@@ -238,6 +259,23 @@ def test_links_into_a_hub_cache_are_left_alone(demo: Path, tmp_path: Path) -> No
         replace_motion_module(MOTION, demo)
     replace_motion_module(MOTION, demo, output=tmp_path / "new")
     assert not (Bundle.load(tmp_path / "new").folder / "tokenizer.json").is_symlink()
+
+
+def test_a_graph_of_its_own_is_checked_before_the_bundle_changes(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, command = contents(demo), ["export", "motion-module", "--motion-adapter", MOTION]
+    assert cli.run([*command, str(demo), "--standalone", str(tmp_path / "motion.weights")]) == 2
+    assert "--standalone: " in capsys.readouterr().err
+    assert cli.run([*command, str(demo), "--standalone", "motion.onnx", "--temporal-norm", "resnet-clip"]) == 2
+    assert "resnet-clip" in capsys.readouterr().err
+    assert cli.run([*command, "--standalone", "motion.onnx", "-o", str(tmp_path / "new")]) == 2
+    assert "there is no BUNDLE to write" in capsys.readouterr().err
+    assert cli.run([*command, "--standalone", str(tmp_path / "motion.onnx"), "--dry-run"]) == 0
+    assert "would write " in capsys.readouterr().out
+    assert cli.run(["export", "motion-module", "--motion-adapter", "./x", "--standalone", "x.onnx", "--dry-run"]) == 2
+    assert contents(demo) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo"]
 
 
 def test_the_commands_say_what_they_did(demo: Path, style: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,11 @@
 """The GPU loop on an emulated device: the CPU backend's frames, the order of CUDA calls, and faults."""
 
 import gc
+import json
 import logging
 from collections.abc import Iterator
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -523,6 +525,25 @@ def test_refit_needs_the_same_architecture(demo: SimpleNamespace, sd15_like: Exp
     demo.pipeline.generate("a boat", seed=1)
     with pytest.raises(BackendError, match="is not the same graph .* same architecture"):
         demo.pipeline.refit(sd15_like.bundle)
+
+
+@pytest.mark.parametrize("what", ["schedule", "tokenizer"])
+def test_refit_needs_the_same_schedule_and_tokenizer(what: str, demo: SimpleNamespace, tmp_path: Path) -> None:
+    """AnimateLCM's motion module has a schedule of its own, a textual inversion words of its own."""
+    from bundles import with_other_motion_module
+
+    other = with_other_motion_module(demo.bundle.folder, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    if what == "schedule":
+        manifest["scheduler"]["original_inference_steps"] = 100
+    else:
+        changed = (other / "tokenizer.json").read_bytes() + b" "
+        (other / "tokenizer.json").write_bytes(changed)
+        manifest["files"]["tokenizer.json"] = {"sha256": sha256(changed).hexdigest(), "bytes": len(changed)}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    demo.loader.tables["unet"] = weight_table(demo.bundle, "unet")
+    with pytest.raises(BackendError, match=f"has another {what}; load that bundle instead"):
+        demo.pipeline.refit(other)
 
 
 def test_a_refit_that_fails_leaves_the_old_weights(demo: SimpleNamespace, tmp_path: Path) -> None:

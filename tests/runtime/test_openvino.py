@@ -162,6 +162,16 @@ def test_what_was_compiled_is_kept_for_the_same_weights_only(
     np.testing.assert_allclose(encode(OpenVinoSessions(bundle)), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [OnnxRuntimeSessions, OpenVinoSessions])
+def test_graphs_are_not_opened_with_weights_that_came_later(kind: Any, demo: Path) -> None:
+    """A pipeline opens graphs as requests need them; it must not mix the weights of two bundles."""
+    sessions = kind(Bundle.load(demo))
+    replace_weights(demo, "onnx/text_encoder.weights")
+    with pytest.raises(SparseCtrlLcmError, match="^bundle: .* since the bundle was loaded; load it again") as error:
+        sessions.open("text_encoder", {"batch": 2})
+    assert "\n" not in str(error.value)
+
+
 def test_without_a_cache_folder_nothing_is_kept(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))  # as with a home that cannot be written

@@ -140,6 +140,22 @@ def test_plain_prompts_take_one_run_of_their_own_chunks_alone(both: Both) -> Non
     assert (mask == 1).all()
 
 
+def test_parts_with_low_weights_take_runs_of_their_own_chunks_alone(both: Both) -> None:
+    """Not of all chunks: a prompt of hundreds of such parts would take gigabytes."""
+    runs = []
+
+    def encode(ids: np.ndarray, mask: np.ndarray, clip_skip: int) -> np.ndarray:
+        runs.append(len(ids))
+        return np.random.default_rng(0).standard_normal((*ids.shape, 5)).astype(np.float32)
+
+    prompt = both.ours.tokenize("a red circle. (blue:0.5) star. " * 40, weighted=True, long=True)
+    chunks, inside = len(prompt.input_ids), {first // 77 == last // 77 for first, last, _ in prompt.lowered}
+    assert chunks > 3
+    assert inside == {True}
+    encode_prompts([prompt], both.ours([""]), encode)
+    assert runs == [chunks + 40 + 1]
+
+
 def test_a_prompt_that_is_cut_is_told_once(both: Both, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     write_tokenizer(both.tokenizer, 77, tmp_path / "tokenizer.json")
     tokenize = ClipTokenizer(tmp_path / "tokenizer.json").tokenize
@@ -149,8 +165,10 @@ def test_a_prompt_that_is_cut_is_told_once(both: Both, caplog: pytest.LogCapture
             read(long)
         tokenize("a red circle " * 25)
         tokenize("(a red circle:1.1) " * 25 + "[blue Star] \\(sea\\)", weighted=True)
+        tokenize("(a red circle:1.1) " * 25 + "[blue] (Star) [sea]", weighted=True)
     remedy = "is dropped; long_prompts keeps it"
     assert caplog.messages == [
         f"a prompt is cut to 77 tokens: 'Snow, (at night)' {remedy}",
         f"a prompt is cut to 77 tokens: 'blue Star (sea)' {remedy}",
+        f"a prompt is cut to 77 tokens: 'blue Star sea' {remedy}",
     ]

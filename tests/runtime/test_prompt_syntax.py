@@ -1,5 +1,8 @@
 """Weights in prompts."""
 
+import time
+from math import inf
+
 import pytest
 from sparsectrl_lcm.runtime.loop.prompt_syntax import parse_weights
 
@@ -17,6 +20,8 @@ CASES: list[tuple[str, list[tuple[str, float]]]] = [
     ("time: 12:30)", [("time: 12:30)", 1)]),
     ("a (red ball", [("a ", 1), ("red ball", UP)]),
     ("a red] ball :1.2)", [("a red] ball :1.2)", 1)]),
+    ("(a [b) c] d", [("a ", UP), ("b", 1), (" c", DOWN), (" d", 1)]),
+    ("[(:2)(()])", []),
     ("(red)(ball) (off:0)", [("redball", UP), (" ", 1), ("off", 0)]),
 ]
 
@@ -26,3 +31,11 @@ def test_fragments_and_their_weights(prompt: str, expected: list[tuple[str, floa
     found = parse_weights(prompt)
     assert [text for text, _ in found] == [text for text, _ in expected]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])
+
+
+def test_thousands_of_brackets_take_no_time() -> None:
+    begun = time.process_time()
+    (*_, last) = parse_weights("(a" * 20_000)
+    assert last.weight == inf
+    assert len(parse_weights("([a" * 10_000 + ")]" * 10_000)) < 30_000
+    assert time.process_time() - begun < 5, "seconds; they grow with the length, not with its square"

@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.format.replacement import replace_files
+from sparsectrl_lcm.runtime.format.replacement import finish_replacement, only_replacement, replace_files
 
 FILES = ("onnx/text_encoder.weights", "onnx/lcm_update.onnx", "onnx/unet.motion.weights")
 
@@ -74,4 +75,43 @@ def test_a_killed_replacement_leaves_all_old_or_all_new_files(step: int, bundle:
     Bundle.load(bundle)
     shutil.rmtree(staged, ignore_errors=True)
     assert contents(bundle) == (old if step == 0 else new)
+    assert not list(bundle.glob(".*"))
+
+
+def test_processes_replace_files_one_after_the_other(bundle: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, order = context.Event(), context.Queue()
+
+    def work() -> None:
+        ready.set()
+        with only_replacement(bundle):
+            order.put("second")
+
+    process = context.Process(target=work)
+    with only_replacement(bundle):
+        process.start()
+        ready.wait()
+        time.sleep(0.2)
+        order.put("first")
+        time.sleep(0.1)  # the queue has a thread of its own
+    process.join()
+    assert [order.get(), order.get()] == ["first", "second"]
+    assert not list(bundle.glob(".*"))
+
+
+def test_files_that_come_while_another_process_tidies_up_stay(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next replacement may take the name of the folder between the last move and the removal."""
+    staged, move = stage(bundle), Path.replace
+
+    def late(self: Path, target: Path) -> Path:
+        moved = move(self, target)
+        if self.name == "manifest.json":
+            (self.parent / "onnx" / "later.weights").write_bytes(b"new")
+        return moved
+
+    monkeypatch.setattr(Path, "replace", late)
+    replace_files(staged, bundle)
+    monkeypatch.undo()
+    finish_replacement(bundle)
+    assert (bundle / "onnx" / "later.weights").read_bytes() == b"new"
     assert not list(bundle.glob(".*"))

@@ -1,6 +1,8 @@
 """The values that a request may have, and the one-line errors for others."""
 
+from dataclasses import fields as fields_of
 from inspect import signature
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +74,30 @@ def test_bad_fields_are_named(pipeline: VideoPipeline, fields: dict[str, object]
     with pytest.raises(InvalidRequest, match=message) as error:
         pipeline.generate(**{"prompt": "a boat", **fields})
     assert "\n" not in str(error.value)
+
+
+LONG = ["x" * 5000, b"x" * 5000, ["a"] * 900, {"a": "b" * 900}, 10**400, np.zeros(500), "a\n" * 900]
+
+
+@pytest.mark.parametrize("value", LONG, ids=[type(value).__name__ for value in LONG])
+@pytest.mark.parametrize("field", [item.name for item in fields_of(ClipRequest) if item.name != "keyframes"])
+def test_long_values_are_cut_in_errors(pipeline: VideoPipeline, field: str, value: Any) -> None:
+    """Whatever the value, the error is one line that names the field."""
+    if isinstance(value, str) and "prompt" in field and field not in ("prompt_weights", "long_prompts"):
+        value = "\ud800" * 900  # other text is allowed
+    with pytest.raises(InvalidRequest) as error:
+        check_request(ClipRequest(**{"prompt": "a", field: value}), pipeline.bundle.manifest)
+    message = str(error.value)
+    assert message.startswith(f"{field}: ")
+    assert len(message) < 200
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("keyframe", [Keyframe(10**400, PICTURE), Keyframe(0, "x" * 5000), Keyframe(0, "x/" * 900)])
+def test_long_keyframes_are_cut_in_errors(pipeline: VideoPipeline, keyframe: Keyframe) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        check_request(ClipRequest("a", [keyframe]), pipeline.bundle.manifest)
+    assert len(str(error.value)) < 200
 
 
 def test_numpy_numbers_are_numbers(pipeline: VideoPipeline) -> None:

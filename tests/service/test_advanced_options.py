@@ -12,7 +12,7 @@ from PIL import Image
 from sparsectrl_lcm.runtime import VideoPipeline
 from sparsectrl_lcm.runtime.images import fit
 from sparsectrl_lcm.service.protocol.advanced_options import KEY, AdvancedOptions
-from sparsectrl_lcm.service.protocol.clip_input import Input, parse_input
+from sparsectrl_lcm.service.protocol.clip_input import MOST_DETAILS, Input, parse_input
 from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.queue.dispatcher import _job_error
 from sparsectrl_lcm.service.runner import JobFailed
@@ -42,6 +42,10 @@ def test_every_option_has_the_name_and_default_of_the_pipeline() -> None:
         ({"conditioning_scale": float("nan")}, ["conditioning_scale"], "finite_number"),
         ({"control_guidance_end": "late"}, ["control_guidance_end"], "float_parsing"),
         ({"conditioning": 1}, ["conditioning"], "extra_forbidden"),
+        ({"clip_skip": 10**400}, ["clip_skip"], "less_than_equal"),
+        ({"control_guidance_start": 0.5, "control_guidance_end": 0.5}, ["control_guidance_start"], "less_than"),
+        ({"control_guidance_start": 1}, ["control_guidance_start"], "less_than"),
+        (None, [], "model_type"),
         (3, [], "model_type"),
     ],
 )
@@ -50,6 +54,21 @@ def test_wrong_options_are_named(given: Any, field: list[str], kind: str) -> Non
         parse_input({"prompt": "a", KEY: given}, 100)
     (detail,) = error.value.body["detail"]
     assert (detail["loc"], detail["type"]) == (["body", KEY, *field], kind)
+
+
+def test_a_wrong_choice_lists_the_right_ones() -> None:
+    with pytest.raises(ServiceError) as error:
+        parse_input({"prompt": "a", "controlnet_type": "x", KEY: {"resample": "nearest"}}, 100)
+    assert [detail["ctx"]["expected"] for detail in error.value.body["detail"]] == [
+        ["scribble", "rgb"],
+        ["lanczos", "bilinear"],
+    ]
+
+
+def test_thousands_of_unknown_options_give_a_short_response() -> None:
+    with pytest.raises(ServiceError) as error:
+        parse_input({"prompt": "a", KEY: {f"option_{number}": 1 for number in range(5000)}}, 100)
+    assert len(error.value.body["detail"]) == MOST_DETAILS
 
 
 def test_an_option_that_the_bundle_refuses_is_named() -> None:
