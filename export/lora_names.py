@@ -19,7 +19,7 @@ _ADAPTER_NAME = re.compile(r"(\.lora_(?:[AB]|magnitude_vector))\.(?!weight$|bias
 _EMBEDDINGS = "bundle_emb."
 _UNSUPPORTED = {
     ".oft_": "an OFT",
-    ".glora": "a GLoRA",
+    ".a1.weight": "a GLoRA",
     ".on_input": "an IA3",
     ".diff_": "a full difference (LyCORIS)",
     ".w_norm": "a LyCORIS with norms",

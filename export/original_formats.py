@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from .check import ExportError
 from .loading import unfilled
-from .published_models import ANIMATELCM_POSITIONS
+from .published_models import ANIMATELCM_POSITIONS, COMPUTED_POSITIONS
 from .sources import Weights, fill, quoted, read_weights
 
 _POSITIONS = re.compile(r"(.*\.transformer_blocks\.\d+)\.attention_blocks\.(\d+)\.pos_encoder\.(?:pe|pos_encoding)")
@@ -120,6 +120,7 @@ def _motion_config(field: str, source: str, tensors: dict[str, torch.Tensor]) ->
         "motion_max_seq_length": _positions(tensors, ANIMATELCM_POSITIONS if middle else 32),
         "use_motion_mid_block": bool(middle),
         "conv_in_channels": tensors["conv_in.weight"].shape[1] if "conv_in.weight" in tensors else None,
+        COMPUTED_POSITIONS: not _has_positions(tensors),
     }
 
 
@@ -136,9 +137,13 @@ def _positions(tensors: dict[str, torch.Tensor], absent: int = 32) -> int:
     return next((value.shape[1] for key, value in tensors.items() if key.endswith(".pos_embed.pe")), absent)
 
 
+def _has_positions(tensors: dict[str, torch.Tensor]) -> bool:
+    return any(key.endswith(".pos_embed.pe") for key in tensors)
+
+
 def _with_positions(field: str, source: str, model: nn.Module, tensors: dict[str, torch.Tensor]) -> Any:
     """Fills a model; positions that the file lacks are the sines that the model computes."""
-    if not any(key.endswith(".pos_embed.pe") for key in tensors):
+    if not _has_positions(tensors):
         tensors |= {key: value for key, value in model.state_dict().items() if key.endswith(".pos_embed.pe")}
     fill(field, source, model, tensors)
     return model.eval()

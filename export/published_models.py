@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ANIMATELCM_POSITIONS = 64
 """AnimateLCM's motion module in its own format holds no positions: its code computes the sines of as many."""
+COMPUTED_POSITIONS = "_computed_positions"
+"""A setting of motion modules from a file in their own format: whether the file holds no positions."""
 ANIMATELCM_STEPS = 100
 """`original_inference_steps` of AnimateLCM."""
 LCM_STEPS = 50
@@ -38,8 +40,11 @@ def temporal_norm(motion: Mapping[str, Any]) -> TemporalNorm:
 
 
 def is_animatelcm(source: str, motion: Mapping[str, Any]) -> bool:
-    """Whether motion modules are AnimateLCM's, by their name, or by 64 positions and a middle block."""
-    built_so = motion["use_motion_mid_block"] and motion["motion_max_seq_length"] == ANIMATELCM_POSITIONS
+    """Whether motion modules are AnimateLCM's, by their name, or by a file with a middle block and without positions.
+
+    64 positions tell nothing: those of LongAnimateDiff have as many, and AnimateLCM's in diffusers format have 32.
+    """
+    built_so = motion["use_motion_mid_block"] and motion.get(COMPUTED_POSITIONS, False)
     return built_so or is_named_animatelcm(source)
 
 

@@ -53,7 +53,7 @@ def _prepare(model: nn.Module, temporal_norm: TemporalNorm) -> None:
 
 
 class SparseCtrl(nn.Module):
-    """SparseCtrl: the residuals of all frames, computed from at most four distinct frames (keyframes and a blank).
+    """SparseCtrl: the residuals of all frames, computed from distinct frames: the keyframes and a blank one.
 
     SparseCtrl (Guo et al. 2023, arXiv:2311.16933) sets its latent input to zero, so its input convolution reduces to
     the bias, and all frames without a keyframe are equal until the first temporal layer. The layers before that one

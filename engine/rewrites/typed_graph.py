@@ -1,8 +1,11 @@
 """Makes the typed graph that a backend builds from a portable graph: fusions, types, weights by name."""
 
 from collections.abc import Callable
+from functools import partial
+from math import prod
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from ...runtime.format.bundle import Bundle
@@ -46,10 +49,35 @@ def typed_graph(
         islands: whether a node stays in fp32, besides those that always do.
     """
     model = ir.load(bundle.folder / bundle.graph(graph).path)
+    _read_hard_links(model)
     fuse(model)
     assign_types(model, precision, islands)
     model.ir_version = IR_VERSION
     return model
+
+
+def _read_hard_links(model: ir.Model) -> None:
+    """Reads weights in hard-linked files without onnx-ir, which refuses them.
+
+    A bundle in a hub's cache is used through hard links; its files have been compared with their checksums.
+    """
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and _has_links(Path(tensor.path)):
+            value.const_value = ir.LazyTensor(
+                partial(_read, tensor), dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name
+            )
+
+
+def _has_links(path: Path) -> bool:
+    return path.exists() and path.stat().st_nlink > 1
+
+
+def _read(tensor: ir.ExternalTensor) -> ir.Tensor:
+    """Reads a weight from its file."""
+    count = prod(tensor.shape.numpy())
+    values = np.fromfile(tensor.path, tensor.dtype.numpy(), count, offset=tensor.offset or 0)
+    return ir.Tensor(values.reshape(tensor.shape.numpy()), dtype=tensor.dtype)
 
 
 def write_typed(model: ir.Model, path: Path) -> None:

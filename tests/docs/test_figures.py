@@ -101,6 +101,13 @@ FILES, FOLDERS = (sum(each[kind]["user_seconds"] for each in ROUNDS) for kind in
 POLLING = {name: read(name) for name in ("2026-11-26-polling-2cores.json", "2026-11-24-polling-2threads.json")}
 WARM_UP = read(AVX512_BF16)["contenders"]["openvino-bf16"]["starts"][0]["warm_up"]
 GIB, MIB = 1024**3, 1024**2
+
+
+def processor_seconds(run: dict[str, float]) -> float:
+    """Of the process and of the system for it."""
+    return run["user_seconds"] + run["system_seconds"]
+
+
 CLAIMS = [
     # page, text that it contains
     ("fidelity.md", f"largest difference of a pixel is {LEVELS['scribble, temporal norm clip']['max']} (scribbles)"),

@@ -244,6 +244,8 @@ t = torch.ones
 SD2 = kohya(KOHYA.replace("1_to_q", "2_to_k"), WIDTH, 2 * TEXT_WIDTH)
 REFUSED = {
     "is an OFT": {f"{KOHYA}.oft_blocks": t(4, 16, 16)},
+    "is a GLoRA": {f"{KOHYA}.{name}.weight": t(4, 4) for name in ("a1", "a2", "b1", "b2")},
+    "is an IA3": {f"{KOHYA}.weight": t(64), f"{KOHYA}.on_input": t(())},
     "is a LyCORIS with norms": kohya(KOHYA) | {"lora_unet_mid_block_resnets_0_norm1.w_norm": t(64)},
     "is a full difference": {f"{KOHYA}.diff": t(64, 64), f"{KOHYA}.diff_b": t(64)},
     "is for another model: .*attn2.to_k has 96 channels, the base's 48": kohya(

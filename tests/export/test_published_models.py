@@ -82,18 +82,27 @@ def test_animatelcm_in_its_own_file(base: Path, tmp_path: Path) -> None:
     [
         ("wangfuyun/AnimateLCM", True, 32, 100),
         ("models--wangfuyun--AnimateLCM/snapshots/c0ffee", True, 32, 100),
-        ("renamed", True, 64, 100),
+        ("longanimatediff-32", True, 64, 50),
         ("AnimateLCM/mm_sd_v15_v2", True, 32, 50),
     ],
 )
 def test_animatelcm_under_other_names(
     name: str, middle: bool, count: int, steps: int, base: Path, tmp_path: Path
 ) -> None:
-    """As a folder in diffusers format, whose settings are those of v2, by its name; by 64 positions under any name."""
+    """In diffusers format its settings are those of v2, so its name tells. LongAnimateDiff's has 64 positions."""
     folder = tmp_path / name
     adapter(use_motion_mid_block=middle, motion_max_seq_length=count).save_pretrained(folder)
     for source in (folder, folder / "diffusion_pytorch_model.safetensors"):
         assert parts_of(base, source).scheduler.original_inference_steps == steps
+
+
+@pytest.mark.parametrize(("positions", "middle", "steps"), [(False, True, 100), (True, True, 50), (False, False, 50)])
+def test_animatelcm_in_its_own_file_under_another_name(
+    positions: bool, middle: bool, steps: int, base: Path, tmp_path: Path
+) -> None:
+    """No other published file with a middle block lacks the positions; LongAnimateDiff's holds 64."""
+    motion = write_motion(tmp_path / "renamed.ckpt", positions, middle, count=64)
+    assert parts_of(base, motion).scheduler.original_inference_steps == steps
 
 
 def test_the_weight_of_animatelcms_lora() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sparsectrl_lcm.engine.build import build
+from sparsectrl_lcm.engine.rewrites.typed_graph import typed_graph, write_typed
 from sparsectrl_lcm.runtime import BundleError, VideoPipeline
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
@@ -45,6 +46,17 @@ def test_engines_can_be_built(snapshot: Path) -> None:
     again = Bundle.load(snapshot)
     assert (again.folder / "engines" / "onnxruntime").is_dir()
     assert not (snapshot / "engines").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_typed_graphs_have_the_same_weights(precision: str, snapshot: Path, tmp_path: Path) -> None:
+    """Those of OpenVINO, TensorRT and ONNX Runtime on CUDA; onnx-ir itself refuses to read hard links."""
+    for name, bundle in (("linked", Bundle.load(snapshot)), ("plain", Bundle.load())):
+        (tmp_path / name).mkdir()
+        write_typed(typed_graph(bundle, "vae_encoder", precision), tmp_path / name / "vae_encoder.onnx")
+    linked, plain = (tmp_path / name / "vae_encoder.weights" for name in ("linked", "plain"))
+    assert plain.stat().st_size > 1024
+    assert linked.read_bytes() == plain.read_bytes()
 
 
 def test_links_take_no_space_and_follow_changes(snapshot: Path) -> None:
