@@ -92,7 +92,7 @@ class OnnxRuntimeSessions:
 
         bundle, record = self._bundle, self._bundle.graph(graph)
         path = bundle.folder / record.path
-        check_files(bundle, (record.path, *record.weights), "bundle")
+        check_files(bundle, record.weights, "bundle")
         engines = find_set(bundle.folder, self.backend, set_name("fp32"))
         built = engines is not None and graph in engines.index.engines
         engine = engines.open(bundle.manifest, graph, onnxruntime.__version__) if engines and built else path

@@ -88,7 +88,7 @@ class OpenVinoSessions:
             path = self._engines.open(self._bundle.manifest, graph, version())
             return path, self.precision, sum(file.bytes for file in engine.files.values())
         record = self._bundle.graph(graph)
-        check_files(self._bundle, (record.path, *record.weights), "bundle")
+        check_files(self._bundle, record.weights, "bundle")
         size = sum(self._bundle.manifest.files[name].bytes for name in (record.path, *record.weights))
         return self._bundle.folder / record.path, "fp32", size
 
