@@ -19,6 +19,7 @@ _CORES = ("hada_t1", "hada_t2")
 _LOCON = ("lora_up.weight", "lora_mid.weight", "lora_down.weight")
 _KNOWN = {*_W1, *_W2, *_LOHA, *_CORES, *_LOCON, "alpha", "scale"}
 _MARKS = (".hada_", ".lokr_", ".lora_mid.")
+_ORIGINAL_BLOCKS = ("_input_blocks_", "_middle_block_", "_output_blocks_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,15 @@ def split_factors(
     """Returns the tensors of other layers, and the layers that have factors of LyCORIS by their names.
 
     Raises:
-        ExportError: a layer has an unknown factor, or names that are not kohya's.
+        ExportError: a layer has an unknown factor, or names that are not kohya's with diffusers' layers.
     """
     layers = {name.partition(".")[0] for name in tensors if any(mark in name for mark in _MARKS)}
     if "" in layers or any(not layer.startswith("lora_") for layer in layers):
         reason = f"{quoted(source)} is a LyCORIS in unknown names"
         raise ExportError("lora", reason, "give it in kohya's or PEFT's format")
+    if any(block in layer for layer in layers for block in _ORIGINAL_BLOCKS):
+        reason = f"{quoted(source)} is a LyCORIS in the names of the original UNet, which is not supported"
+        raise ExportError("lora", reason, "give it in diffusers' names")
     found: dict[str, dict[str, torch.Tensor]] = {layer: {} for layer in sorted(layers)}
     others = {}
     for name, value in tensors.items():

@@ -191,6 +191,7 @@ REFUSED = {
     "only 0 of 1 layers fit the unet": {"lora_unet_x.lokr_w1": torch.ones(2, 2), "lora_unet_x.lokr_w2": torch.ones(2)},
     "hada_w3, which is not supported": {f"{K}.hada_w3": torch.ones(2, 2)},
     "is a LyCORIS in unknown names": {"x.hada_w1_a": torch.ones(2, 2)},
+    "is a LyCORIS in the names of the original": {"lora_unet_input_blocks_1_1_proj_in.hada_w1_a": torch.ones(2, 2)},
 }
 
 
