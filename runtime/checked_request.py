@@ -196,6 +196,8 @@ def check_request(
 
 def _check_control(checked: CheckedRequest) -> None:
     start, end = checked.control_guidance_start, checked.control_guidance_end
+    if start >= end and start == 0:
+        raise InvalidRequest("control_guidance_end", f"{end:g} is not above the start, {start:g}")
     if start >= end:
         raise InvalidRequest("control_guidance_start", f"{start:g} is not below the end, {end:g}")
 

@@ -68,7 +68,8 @@ function seed(text) {
 const wrong = (message, ...fields) => Object.assign(new Error(message), { fields });
 
 function fail(error) {
-  const lines = error.details?.map(({ field, message }) => field === "body" ? message : `${LABELS[field] ?? field}: ${message}`);
+  const lines = error.details?.map(({ field, message }) =>
+    field === "body" ? message : `${LABELS[field] ?? field}: ${message.replace(/^(sparsectrl_lcm\.)?\w+: /, "")}`);
   $("error").textContent = lines?.length ? lines.join("\n") : error.message;
   $("error").hidden = false;
   const names = error.status === 401 ? ["key"] : error.fields ?? [];

@@ -12,7 +12,7 @@ import fal_client
 
 result = fal_client.subscribe(
     "${APP}",
-    ${text.replace(/"seed": "(-?\d+)"/, '"seed": $1')},
+    ${text.replace(/"seed": "(-?\d+)"/, '"seed": $1').replace(/: true(,?)$/gm, ": True$1")},
 )
 print(result["video"]["url"])
 `;

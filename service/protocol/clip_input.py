@@ -22,7 +22,7 @@ MOST_DETAILS = 20
 MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 """Seeds that torch's generators accept. A negative seed means the seed plus 2**64."""
 
-KINDS = {"literal_error": "one_of", "int_parsing_size": "int_parsing"}
+KINDS = {"literal_error": "one_of", "int_parsing_size": "int_parsing", "model_type": "dict_type"}
 """pydantic's error types that have another name in fal's protocol."""
 
 
@@ -52,12 +52,17 @@ class Input(BaseModel):
     keyframe_1_image_url: str | None = Field(None, description="URL or data URI of the second keyframe.")
     keyframe_2_index: int = Field(0, ge=0, le=LAST, description="The frame of the third keyframe.", examples=[15])
     keyframe_2_image_url: str | None = Field(None, description="URL or data URI of the third keyframe.")
-    sparsectrl_lcm: SkipJsonSchema[AdvancedOptions] = AdvancedOptions()
+    sparsectrl_lcm: SkipJsonSchema[AdvancedOptions | None] = None
 
     def keyframes(self) -> list[tuple[int, int, str]]:
         """Returns slot, frame and URL of the given keyframes. An empty URL means none."""
         given = ((slot, getattr(self, f"keyframe_{slot}_image_url")) for slot in KEYFRAMES)
         return [(slot, getattr(self, f"keyframe_{slot}_index"), url) for slot, url in given if url]
+
+    @property
+    def advanced(self) -> AdvancedOptions:
+        """The options that fal lacks."""
+        return self.sparsectrl_lcm or AdvancedOptions()
 
     def stored(self) -> dict[str, Any]:
         """Returns the given fields as JSON values, from which `model_validate` makes this input again."""
@@ -72,7 +77,7 @@ class Input(BaseModel):
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
             "seed": None if self.seed is None else self.seed % 2**64,
-            **self.sparsectrl_lcm.given(),
+            **self.advanced.given(),
         }
 
 
@@ -139,7 +144,7 @@ def parse_input(value: Mapping[str, Any], prompt_characters: int) -> Input:
         if len(getattr(parsed, name)) > prompt_characters:
             message = f"String should have at most {prompt_characters} characters"
             wrong.append(field_detail(name, message, "string_too_long", {"max_length": prompt_characters}))
-    start, end = parsed.sparsectrl_lcm.control_guidance_start, parsed.sparsectrl_lcm.control_guidance_end
+    start, end = parsed.advanced.control_guidance_start, parsed.advanced.control_guidance_end
     if start >= end:
         message = f"Input should be less than control_guidance_end ({end:g})"
         wrong.append(field_detail(f"{KEY}.control_guidance_start", message, "less_than", {"lt": end}, start))
@@ -156,6 +161,7 @@ def parse_input(value: Mapping[str, Any], prompt_characters: int) -> Input:
 
 def _detail(error: dict[str, Any]) -> dict[str, Any]:
     kind = KINDS.get(error["type"], error["type"])
+    message = "Input should be a valid dictionary" if kind == "dict_type" else error["msg"]
     context: dict[str, Any] = {
         name: value for name, value in error.get("ctx", {}).items() if isinstance(value, str | int | float)
     }
@@ -165,7 +171,7 @@ def _detail(error: dict[str, Any]) -> dict[str, Any]:
     field = ".".join(str(part) for part in error["loc"]) or None
     odd = kind in ("missing", "string_unicode") or (isinstance(value, float) and not math.isfinite(value))
     shown = value if isinstance(value, str | int | float) and not odd else None
-    return field_detail(field, error["msg"], kind, context, shown)
+    return field_detail(field, message, kind, {} if kind == "dict_type" else context, shown)
 
 
 def _is_unicode(text: str) -> bool:

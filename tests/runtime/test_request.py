@@ -29,6 +29,7 @@ BAD = [
     ({"conditioning_scale": -0.5}, "conditioning_scale: -0.5 is not allowed"),
     ({"conditioning_scale": None}, "conditioning_scale: None is not allowed"),
     ({"control_guidance_start": -0.1}, "control_guidance_start: -0.1 is not allowed; give a number from 0 to 1"),
+    ({"control_guidance_end": 0}, "control_guidance_end: 0 is not above the start, 0"),
     ({"control_guidance_end": 1.1}, "control_guidance_end: 1.1 is not allowed; give a number from 0 to 1"),
     (
         {"control_guidance_start": 0.5, "control_guidance_end": 0.5},

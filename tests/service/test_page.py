@@ -272,6 +272,8 @@ def test_advanced_options_are_sent_if_they_were_changed(page: Any, stub: Server)
         None,
         {"conditioning_scale": 0.5, "prompt_weights": True},
     ]
+    page.click("#code summary")
+    assert '"prompt_weights": True' in page.inner_text("#python")
     page.fill("#conditioning_scale", "11")
     page.click("#advanced summary")
     page.click("#submit")
