@@ -17,6 +17,8 @@ class TemporalNorm(StrEnum):
     resnet_clip = "resnet-clip"
 
 
+Variant = Annotated[str | None, typer.Option(metavar="NAME", help="Which weights of a folder to take, such as fp16.")]
+
 app = typer.Typer(
     help="Turn checkpoints into a bundle of ONNX graphs.", invoke_without_command=True, rich_markup_mode=None
 )
@@ -77,9 +79,7 @@ def export(
             metavar="DIR|HUB", help="For a base in one file: where its tokenizer and settings come from; SD 1.5's."
         ),
     ] = None,
-    variant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which weights of a folder to take, such as fp16.")
-    ] = None,
+    variant: Variant = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all sources, say what they are, write nothing.")
     ] = False,

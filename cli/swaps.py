@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import InvalidRequest
-from .export import TemporalNorm, need_export_extra
+from .export import TemporalNorm, Variant, need_export_extra
 
 if TYPE_CHECKING:
     from ..runtime.format.manifest import Manifest
@@ -16,7 +16,6 @@ Output = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what changes, write nothing.")]
 Bundle = Annotated[Path, typer.Argument(help="A folder from `export`.")]
-Variant = Annotated[str | None, typer.Option(metavar="NAME", help="Which weights of a folder to take, such as fp16.")]
 
 
 def motion_module(

@@ -16,6 +16,7 @@ from ..runtime.format.bundle import bundle_folder
 from ..runtime.format.manifest import FileRecord, GraphRecord, Manifest, SchedulerRecord, read_manifest
 from ..runtime.format.replacement import only_replacement, replace_files
 from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
+from ..runtime.format.weights import read_weight
 from .check import ExportError
 from .exporter import file_record
 from .onnx_file import TRANSPOSED, write_tensors
@@ -72,9 +73,8 @@ class Swap:
 
     def read(self, file: str, place: ir.ExternalTensor) -> torch.Tensor:
         """Returns a weight of the bundle, as its checkpoint has it."""
-        count = int(np.prod(tuple(place.shape), dtype=np.int64))
-        values = np.fromfile(self.folder / file, place.dtype.numpy(), count, offset=place.offset or 0)
-        weight = torch.from_numpy(values.reshape(tuple(place.shape)))
+        values = read_weight(self.folder / file, place.dtype.numpy(), place.offset or 0, place.shape.numpy())
+        weight = torch.from_numpy(values)
         return weight.T if place.metadata_props.get(TRANSPOSED) else weight
 
     def replace(

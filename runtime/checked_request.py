@@ -233,9 +233,7 @@ def _check_pictures(asked: ClipRequest) -> None:
     if not isinstance(asked.resample, str) or asked.resample not in RESAMPLES:
         allowed = f"allowed are {', '.join(RESAMPLES)}"
         raise InvalidRequest("resample", f"{shown(asked.resample)} is not allowed", allowed)
-    if not isinstance(asked.normalize_scribbles, bool):
-        reason = f"{shown(asked.normalize_scribbles)} is not allowed"
-        raise InvalidRequest("normalize_scribbles", reason, "give True or False")
+    _switch("normalize_scribbles", asked.normalize_scribbles)
 
 
 def _fitted(index: int, image: Any, checked: CheckedRequest, asked: ClipRequest) -> FittedKeyframe:

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from math import prod
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from ...runtime.format.bundle import Bundle
-from ...runtime.format.weights import WeightRecord, WeightTable
+from ...runtime.format.weights import WeightRecord, WeightTable, read_weight
 from .attention import DECOMPOSABLE, fuse_attention, is_spatial_attention, is_transformer_attention
 from .group_norm import fuse_group_norm
 from .precision import Islands, assign_types
@@ -75,9 +73,8 @@ def _has_links(path: Path) -> bool:
 
 def _read(tensor: ir.ExternalTensor) -> ir.Tensor:
     """Reads a weight from its file."""
-    count = prod(tensor.shape.numpy())
-    values = np.fromfile(tensor.path, tensor.dtype.numpy(), count, offset=tensor.offset or 0)
-    return ir.Tensor(values.reshape(tensor.shape.numpy()), dtype=tensor.dtype)
+    values = read_weight(tensor.path, tensor.dtype.numpy(), tensor.offset or 0, tensor.shape.numpy())
+    return ir.Tensor(values, dtype=tensor.dtype)
 
 
 def write_typed(model: ir.Model, path: Path) -> None:

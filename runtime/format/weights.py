@@ -1,6 +1,7 @@
 """Weights of a bundle, read by name from its files in an engine's precision."""
 
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ class WeightTable(RootModel[dict[str, WeightRecord]]):
         count = int(np.prod(record.shape, dtype=np.int64))
         values = np.memmap(bundle.folder / record.path, np.float32, "r", record.offset, (count,))
         return convert(np.asarray(values), record.precision).reshape(record.shape)
+
+
+def read_weight(path: str | Path, dtype: Any, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A weight in an external-data file: the values of a numpy type from this byte on."""
+    return np.fromfile(path, dtype, prod(shape), offset=offset).reshape(shape)
 
 
 def weight_table_path(engine: Path) -> Path:
