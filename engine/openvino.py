@@ -6,6 +6,7 @@ itself, it would round the values that carry the error, above all the residual s
 
 import gc
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,21 @@ from ..runtime.cpu.openvino import (
     version,
 )
 from ..runtime.errors import BackendError
-from ..runtime.example_requests import run_samples
 from ..runtime.format.build_options import BuildOptions, OnBuildProgress
 from ..runtime.format.bundle import Bundle
 from ..runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
+from ..runtime.format.manifest import GraphRecord
 from . import comparison
-from .calibration import ObservedGraph, ObservingSessions
 from .check import random_inputs, run_portable
 from .engine_writer import SetBuild, any_size_spec, engine_record, write_set
+from .quantization.layers import belongs_to
+from .quantization.number_formats import INT8
+from .quantization.observer import Statistics, observe_samples
+from .quantization.quantize_dequantize import quantize
 from .rewrites.attention import fuse_attention, is_transformer_attention
 from .rewrites.channels_last import norm_by_channels, turn_motion_modules
 from .rewrites.exact_simplifications import split_gated_units
 from .rewrites.precision import is_residual_stream
-from .rewrites.quantization import belongs_to, quantize
 from .rewrites.typed_graph import typed_graph, write_typed
 from .rewrites.upsampling import fold_upsampling
 from .rewrites.winograd import filter_convolutions
@@ -67,7 +70,8 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
         in_int8 = precision == "int8" and graph.startswith(IN_INT8)
         if in_int8 and not ranges:
             report("measuring activation ranges on sample requests", 0.0)
-            ranges.update(calibrate(bundle, folder, types))
+            found = calibrate(bundle, folder, types)
+            ranges.update({name: {layer: seen.largest for layer, seen in of.items()} for name, of in found.items()})
         report("writing", 0.0)
         path = folder / f"{graph}.onnx"
         filtered = types == "fp32" and graph.startswith(FILTERED) and not in_int8
@@ -87,31 +91,24 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
     return write_set(bundle, SetBuild(index, graphs, spec, make, made_with), options, on_progress)
 
 
-def calibrate(bundle: Bundle, folder: Path, precision: str) -> dict[str, dict[str, float]]:
-    """Returns the largest input magnitude of each matrix layer over the sample requests, by graph and layer.
+def calibrate(bundle: Bundle, folder: Path, precision: str) -> dict[str, dict[str, Statistics]]:
+    """Returns what comes into each matrix layer in the sample requests, by graph and layer.
 
     Args:
         bundle: the bundle.
         folder: holds the observed graphs while the requests run.
         precision: of the observed graphs.
     """
-    observed = {}
-    for graph in bundle.manifest.graphs:
-        if graph.startswith(IN_INT8):
-            path, model = folder / f"{graph}.observed.onnx", _typed(bundle, graph, precision, {})
-            observed[graph] = (path, ObservedGraph(model))
-            write_typed(model, path)
-            del model
-            gc.collect()
-    sessions = ObservingSessions(bundle, observed, OpenVinoSessions(bundle, "fp32"), precision)
-    try:
-        run_samples(bundle, sessions)
-    finally:
-        sessions.close()
-    for path, _ in observed.values():
-        path.unlink()
-        path.with_suffix(".weights").unlink(missing_ok=True)
-    return {graph: seen.ranges() for graph, (_, seen) in observed.items()}
+
+    def open_session(path: Path, record: GraphRecord, shapes: Mapping[str, tuple[int, ...]]) -> OpenVinoSession:
+        return OpenVinoSession(path, record, shapes, "CPU", compile_options("CPU", precision))
+
+    models = {
+        graph: partial(_typed, bundle, graph, precision, {})
+        for graph in bundle.manifest.graphs
+        if graph.startswith(IN_INT8)
+    }
+    return observe_samples(bundle, folder, models, OpenVinoSessions(bundle, "fp32"), open_session)
 
 
 def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str, float]:
@@ -160,5 +157,5 @@ def _typed(bundle: Bundle, graph: str, precision: str, ranges: Mapping[str, floa
     model = typed_graph(
         bundle, graph, precision, rewrite, lambda node: is_residual_stream(node) or belongs_to(node, ranges)
     )
-    quantize(model, ranges)
+    quantize(model, ranges, INT8)
     return model
