@@ -12,7 +12,6 @@ goes on where it stopped. Name a new file after a change of the code.
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,8 @@ def main() -> None:
         if options.rows:
             add_rows(options.rows, [row])
     rows = [row for row in rows if row["request"] < options.requests]
-    report = report_head(f"python {' '.join(sys.argv)}", PACKAGES) | {"requests": options.requests}
+    command = f"python demo/precisions.py {' '.join(options.precisions)} --requests {options.requests}"
+    report = report_head(command, PACKAGES) | {"requests": options.requests}
     report |= {name: summary(rows, name) for name in (REFERENCE, *makers)}
     text = json.dumps(report, indent=2)
     if options.json:
