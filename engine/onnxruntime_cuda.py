@@ -43,6 +43,13 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
     return write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), spec, make), options, on_progress)
 
 
+def emulated_graph(bundle: Bundle, graph: str, precision: str) -> ir.Model:
+    """Returns the typed graph of an engine in operators that ONNX Runtime's CPU provider has."""
+    model = typed_graph(bundle, graph, precision, fuse)
+    define_group_norms(model)
+    return model
+
+
 def _check(bundle: Bundle, graph: str, precision: str, path: Path) -> dict[str, float]:
     """`check_precision` of a graph whose group norms this computer cannot run as they are."""
     model = ir.load(path)
