@@ -21,8 +21,6 @@ from ...runtime.gpu.engine_scope import device_scope, version_scope
 from ...runtime.gpu.tensorrt_library import RTX, Library, compute_capabilities, load_library
 from ..check import check_precision
 from ..engine_writer import SetBuild, engine_record, write_set
-from ..rewrites.attention_steps import write_out_attention
-from ..rewrites.precision import DTYPES
 from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
 from ..rewrites.upsampling import drop_empty_cuts
 from .build_progress import BuildControl, interruptible, make_progress_monitor
@@ -100,13 +98,6 @@ def _device(library: Library, options: BuildOptions) -> Device | None:
         if options.refit or options.strip_weights:
             raise BackendError("backend", error.reason, "refit and strip_weights need a GPU at the build") from None
         return None
-
-
-def emulated_graph(bundle: Bundle, graph: str, precision: str) -> ir.Model:
-    """Returns the typed graph of an engine in operators that ONNX Runtime's CPU provider has."""
-    model = typed_graph(bundle, graph, precision)
-    write_out_attention(model, DTYPES[precision])
-    return model
 
 
 class _Build:
