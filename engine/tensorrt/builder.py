@@ -171,8 +171,6 @@ class _Build:
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph for the parser; returns its weights if they have to be refittable."""
         model = typed_graph(self.bundle, graph, str(self.options.precision), self.fuse)
-        if self.adds_in_fp32:
-            accumulate_in_fp32(model)
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None
@@ -184,10 +182,13 @@ class _Build:
         return options.precision == "fp16" and not (options.fp16_sums or options.refit or options.strip_weights)
 
     def fit_source(self, source: Path) -> None:
-        """Drops from the typed graph what it does not need at this size."""
+        """Drops from the typed graph what it does not need at this size, and asks for fp32 sums."""
         model = ir.load(source)
         *_, height, width = engine_layout(self.bundle.manifest, self.size).latent_shape
-        if drop_empty_cuts(model, height, width):
+        changed = drop_empty_cuts(model, height, width)
+        if self.adds_in_fp32:
+            changed = bool(accumulate_in_fp32(model)) or changed
+        if changed:
             ir.save(model, source)  # shares the weights
 
     def spec(self, graph: str) -> EngineSpec:
