@@ -39,7 +39,7 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
     Args:
         bundle: the bundle.
         graph: name of the graph.
-        precision: fp16 or bf16.
+        precision: fp16, bf16 or fp8.
         typed: the typed graph; files may be written beside it.
 
     Returns:
@@ -172,7 +172,7 @@ def _result_types(node: ir.Node, types: dict[ir.Value, ir.DataType]) -> list[tup
     if node.op_type == "Cast":
         target = ir.DataType(node.attributes["to"].as_int())
         return [(node.outputs[0], target)] if target in _LOW else []
-    if node.op_type == "Shape":
+    if node.op_type in ("Shape", "QuantizeLinear"):  # 8-bit numbers are rounded by the operator itself
         return []
     dtype = next((types[value] for value in node.inputs if value in types), None)
     return [(output, dtype) for output in node.outputs] if dtype is not None else []

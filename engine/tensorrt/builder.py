@@ -24,6 +24,7 @@ from ..engine_writer import SetBuild, engine_record, write_set
 from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
 from ..rewrites.upsampling import drop_empty_cuts
 from .build_progress import BuildControl, interruptible, make_progress_monitor
+from .fp8 import AROUND_FP8, FP8, Ranges, calibrate, check_fp8, in_fp8, to_fp8
 from .kernels import kernels_of_log
 from .layer_report import kernels_of_plan, summarize
 from .timing_cache import TimingCache
@@ -61,6 +62,8 @@ def build(
     for capability in options.compute_capabilities:
         _compute_capability(library.module, capability)
     device = device or _device(library, options)
+    if options.precision == FP8:
+        check_fp8(options, device)
     bundle = bundle.with_keyframe_slots(options.keyframe_slots)
     index = EngineIndex(
         backend=backend,
@@ -70,7 +73,11 @@ def build(
         engines={},
     )
     job = _Build(bundle, size, options, library, device)
-    return write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), job.spec, job.engine), options, on_progress)
+    made_with: dict[str, object] = {}
+    if options.precision == FP8:  # the ranges come from requests through all graphs
+        made_with["requests"] = [graph_checksums(bundle.manifest, graph) for graph in bundle.manifest.graphs]
+    graphs = list(bundle.manifest.graphs)
+    return write_set(bundle, SetBuild(index, graphs, job.spec, job.engine, made_with), options, on_progress)
 
 
 def _check_options(rtx: bool, options: BuildOptions) -> None:
@@ -117,6 +124,7 @@ class _Build:
         self.library = library
         self.device = device
         self.timing_cache = TimingCache(bundle.folder, library, device)
+        self.ranges: dict[str, Ranges] = {}
 
     def fuse(self, model: ir.Model) -> None:
         """Fuses what TensorRT has operators for, except attention over a single frame: TensorRT-RTX refuses that."""
@@ -128,6 +136,10 @@ class _Build:
         measured: dict[str, Any] = {}
         source = folder / f"{graph}.onnx"
         path = folder / f"{graph}.engine"
+        if precision == FP8 and in_fp8(graph) and not self.ranges:
+            report("measuring activation ranges on sample requests", 0.0)
+            self.ranges = calibrate(self.bundle, folder, self.options.graphs or list(self.bundle.manifest.graphs))
+            gc.collect()
         report("reading weights", 0.0)
         table = self.write_source(graph, source)
         gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
@@ -165,7 +177,9 @@ class _Build:
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph for the parser; returns its weights if they have to be refittable."""
-        model = typed_graph(self.bundle, graph, str(self.options.precision), self.fuse)
+        precision = str(self.options.precision)
+        model = typed_graph(self.bundle, graph, AROUND_FP8 if precision == FP8 else precision, self.fuse)
+        to_fp8(model, self.ranges.get(graph, {}))
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None
