@@ -43,13 +43,12 @@ class TemporalTransformer(nn.Module):
     ) -> torch.Tensor:
         """Maps [B*F, C, h, w] to the same shape; the diffusers blocks pass the arguments in this order."""
         _, channels, height, width = hidden_states.shape
-        states = hidden_states.reshape(-1, num_frames, channels, height * width)  # [B, F, C, h*w]
+        layout = (-1, num_frames, channels, height * width)
         if self.over_clip:
-            states = self.norm(states.transpose(1, 2))  # [B, C, F, h*w]
+            states = self.norm(hidden_states.reshape(layout).transpose(1, 2))  # [B, C, F, h*w]
             states = states.permute(0, 3, 2, 1)
-        else:
-            states = self.norm(states.flatten(0, 1)).reshape(states.shape)
-            states = states.permute(0, 3, 1, 2)
+        else:  # before frames and pixels change places: the norm is then one of images like any other
+            states = self.norm(hidden_states).reshape(layout).permute(0, 3, 1, 2)
         states = self.proj_in(states.flatten(0, 1))  # [B*h*w, F, C]
         for block in self.transformer_blocks:
             states = block(states)

@@ -68,7 +68,8 @@ def _turn_entrance(graph: ir.Graph, entrance: ir.Node, module: str) -> ir.Value:
     head = rewriting.norm.split
     while ((earlier := producer(head.inputs[0])).name or "").startswith(f"{module}/"):
         head = earlier
-    source, layout = head.inputs  # [-1, F, C, H*W]
+    source = head.inputs[0]
+    layout = (head if over_clip else before).inputs[1]  # [-1, F, C, H*W]
     assert source is not None
     statistics = rewriting.statistics(source)
     if over_clip:

@@ -32,12 +32,12 @@ def fuse_nhwc_group_norms(model: ir.Model) -> int:
         if not has_kernel(channels, norm.groups):
             continue
         rewriting = Rewriting(model.graph, (instance.name or "").replace("InstanceNormalization", OPERATOR))
-        if is_of_images(instance):
+        if turned := _turned(shifted):
+            rewriting.replace(turned, _normalized_clip(rewriting, norm, producer(turned.inputs[0]).inputs[1]))
+        elif is_of_images(instance):
             silu = _silu(shifted.outputs[0])
             normalized = _normalized(rewriting, norm, norm.split.inputs[0], silu is not None)
             rewriting.replace(silu or shifted, rewriting.op("Transpose", normalized, perm=_BEFORE_PIXELS))
-        elif turned := _turned(shifted):
-            rewriting.replace(turned, _normalized_clip(rewriting, norm))
         else:
             rewriting.replace(shifted, _normalized_rows(rewriting, norm))
         count += 1
@@ -75,11 +75,9 @@ def _turned(shifted: ir.Node) -> ir.Node | None:
     return after[0] if [node.op_type for node in after] == ["Transpose"] else None
 
 
-def _normalized_clip(rewriting: Rewriting, norm: GroupNorm) -> ir.Value:
-    """Returns [B, H*W, F, C] of a motion module, whose frames are normalized as images."""
-    clip = producer(producer(norm.split.inputs[0]).inputs[0])
-    source, layout = clip.inputs  # [B*F, C, H, W]; [-1, F, C, H*W]
-    normalized = _normalized(rewriting, norm, source, silu=False)
+def _normalized_clip(rewriting: Rewriting, norm: GroupNorm, layout: ir.Value | None) -> ir.Value:
+    """Returns [B, H*W, F, C] of a motion module, whose frames are normalized as images; `layout` is [-1, F, C, H*W]."""
+    normalized = _normalized(rewriting, norm, norm.split.inputs[0], silu=False)
     rows = rewriting.op("Reshape", normalized, rewriting.picked(layout, 0, 1, 3, 2))
     return rewriting.op("Transpose", rows, perm=[0, 2, 1, 3])
 
