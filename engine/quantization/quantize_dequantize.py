@@ -82,7 +82,7 @@ def _division(graph: ir.Graph, node: ir.Node, divisors: NDArray[np.float32], nam
 
 def _factors(node: ir.Node, divisors: NDArray[np.float32]) -> NDArray[np.floating]:
     """Returns what the C channels of a layer's input are multiplied by, [C], in the type of the layer."""
-    return _in(_type(layer_weight(node)), 1 / divisors)
+    return _in(_type(layer_weight(node)), np.asarray(1 / divisors, np.float32))
 
 
 def _weight(graph: ir.Graph, node: ir.Node, numbers: NumberFormat, divisors: NDArray[np.float32] | None) -> ir.Value:
@@ -92,11 +92,12 @@ def _weight(graph: ir.Graph, node: ir.Node, numbers: NumberFormat, divisors: NDA
     assert source is not None
     shape = [int(size) for size in source.shape]
 
+    factors = np.ones(1, np.float32)
+    if divisors is not None:
+        factors = _along(_factors(node, divisors).astype(np.float32), input_axis(node), len(shape))
+
     def values() -> NDArray[np.float32]:
-        exact = source.numpy().astype(np.float32)
-        if divisors is None:
-            return exact
-        return exact / _along(_factors(node, divisors).astype(np.float32), input_axis(node), len(shape))
+        return np.asarray(source.numpy().astype(np.float32) / factors)
 
     def scale(exact: NDArray[np.float32]) -> NDArray[np.floating]:
         others = tuple(index for index in range(len(shape)) if index != axis)

@@ -18,12 +18,14 @@ from ...runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec,
 from ...runtime.format.weights import WeightTable, weight_table_path
 from ...runtime.gpu.device import Device, probe
 from ...runtime.gpu.engine_scope import device_scope, version_scope
-from ...runtime.gpu.tensorrt_library import RTX, Library, compute_capabilities, load_library
+from ...runtime.gpu.tensorrt_library import RTX, Library, load_library
 from ..check import check_precision
 from ..engine_writer import SetBuild, engine_record, write_set
+from ..rewrites.accumulation import accumulate_in_fp32
 from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
-from ..rewrites.upsampling import drop_empty_cuts
+from ..rewrites.upsampling import drop_empty_cuts, smallest_with_equal_cuts, transpose_upsampling
 from .build_progress import BuildControl, interruptible, make_progress_monitor
+from .configuration import compute_capability, configure, strongly_typed
 from .fp8 import AROUND_FP8, FP8, Ranges, calibrate, check_fp8, in_fp8, to_fp8
 from .kernels import kernels_of_log
 from .layer_report import kernels_of_plan, summarize
@@ -60,7 +62,7 @@ def build(
     _check_options(backend == RTX, options)
     library = library or load_library(backend)
     for capability in options.compute_capabilities:
-        _compute_capability(library.module, capability)
+        compute_capability(library.module, capability)
     device = device or _device(library, options)
     if options.precision == FP8:
         check_fp8(options, device)
@@ -85,6 +87,10 @@ def _check_options(rtx: bool, options: BuildOptions) -> None:
     if not rtx and options.compute_capabilities:
         raise InvalidRequest(
             "compute_capabilities", "only for tensorrt-rtx", "tensorrt builds for the GPU of this machine"
+        )
+    if options.transposed_upsampling and (options.refit or options.strip_weights):
+        raise InvalidRequest(
+            "transposed_upsampling", "its weights are not those of the bundle", "leave out refit and strip_weights"
         )
     if rtx and options.hardware_compatibility != "none":
         raise InvalidRequest("hardware_compatibility", "only for tensorrt", "give tensorrt-rtx compute capabilities")
@@ -128,7 +134,23 @@ class _Build:
 
     def fuse(self, model: ir.Model) -> None:
         """Fuses what TensorRT has operators for, except attention over a single frame: TensorRT-RTX refuses that."""
+        if self.options.transposed_upsampling:
+            drop_empty_cuts(model, *self.latent_sides)
+            transpose_upsampling(model)
         fuse_for_tensorrt(model, temporal=self.size.frames > 1)
+
+    @property
+    def latent_sides(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        *_, height, width = engine_layout(self.bundle.manifest, self.size).latent_shape
+        return height, width
+
+    def checked_size(self, graph: str) -> ClipSize:
+        """A small size that a typed graph takes whose cuts were dropped for the engine's size."""
+        model = ir.load(self.bundle.folder / self.bundle.graph(graph).path)
+        sizes = self.bundle.manifest.sizes
+        height, width = (sizes.vae_scale_factor * smallest_with_equal_cuts(model, side) for side in self.latent_sides)
+        return ClipSize(width=width, height=height, frames=min(4, sizes.max_frames))
 
     def engine(self, graph: str, folder: Path, report: OnBuildProgress) -> EngineRecord:
         """Builds one graph in a folder; returns its record."""
@@ -145,7 +167,8 @@ class _Build:
         gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
         if self.options.check and precision != "fp32":
             report(f"comparing {precision} with fp32", 0.1)
-            measured["errors"] = check_precision(self.bundle, graph, precision, source)
+            size = self.checked_size(graph) if self.options.transposed_upsampling else None
+            measured["errors"] = check_precision(self.bundle, graph, precision, source, size)
             gc.collect()
         self.fit_source(source)  # after the comparison, which takes a size of its own
         start = time.perf_counter()
@@ -170,7 +193,11 @@ class _Build:
         rtx = self.library.is_rtx
         try:
             kernels = kernels_of_log(self.library.logger.layers) if rtx else kernels_of_plan(self.library, plan)
-            return summarize(kernels).model_dump(mode="json")
+            found = summarize(kernels)
+            if found.fp16_sums and not self.options.fp16_sums:
+                count, longest = len(found.fp16_sums), found.fp16_sums[0]
+                _logger.warning("%s: %d kernels add fp16 products in fp16, such as %s", graph, count, longest)
+            return found.model_dump(mode="json")
         except Exception as error:
             _logger.warning("there is no report of the layers of %r: %s", graph, reason_of(error))
             return {}
@@ -180,15 +207,22 @@ class _Build:
         precision = str(self.options.precision)
         model = typed_graph(self.bundle, graph, AROUND_FP8 if precision == FP8 else precision, self.fuse)
         to_fp8(model, self.ranges.get(graph, {}))
+        if self.adds_in_fp32:
+            accumulate_in_fp32(model)
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None
 
+    @property
+    def adds_in_fp32(self) -> bool:
+        """Whether fp16 layers ask for fp32 sums. A weight that can be refitted has no cast before it."""
+        options = self.options
+        return options.precision == "fp16" and not (options.fp16_sums or options.refit or options.strip_weights)
+
     def fit_source(self, source: Path) -> None:
         """Drops from the typed graph what it does not need at this size."""
         model = ir.load(source)
-        *_, height, width = engine_layout(self.bundle.manifest, self.size).latent_shape
-        if drop_empty_cuts(model, height, width):
+        if drop_empty_cuts(model, *self.latent_sides):
             ir.save(model, source)  # shares the weights
 
     def spec(self, graph: str) -> EngineSpec:
@@ -220,7 +254,7 @@ class _Build:
         trt, logger = self.library.module, self.library.logger
         self.library.forget_errors()
         builder = trt.Builder(logger)
-        network = builder.create_network(_strongly_typed(trt))
+        network = builder.create_network(strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(source)):
             if not parser.num_errors:
@@ -243,51 +277,3 @@ class _Build:
         plan = builder.build_serialized_network(network, config)
         self.timing_cache.detach(config)
         return plan
-
-
-def configure(trt: Any, config: Any, rtx: bool, options: BuildOptions) -> None:
-    """Sets the options in TensorRT's builder configuration."""
-    config.builder_optimization_level = options.optimization_level
-    config.max_aux_streams = options.aux_streams
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layer names, for `inspect`
-    if options.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
-    if not options.tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
-    if options.refit or options.strip_weights:
-        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)  # only the marked weights; constants may be folded
-    if options.strip_weights:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if rtx:
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # so that a run can be captured
-        capabilities = options.sorted_capabilities
-        config.num_compute_capabilities = len(capabilities)
-        for index, capability in enumerate(capabilities):
-            config.set_compute_capability(_compute_capability(trt, capability), index)
-    else:
-        levels = trt.HardwareCompatibilityLevel
-        config.hardware_compatibility_level = {
-            "none": levels.NONE,
-            "same-compute-capability": levels.SAME_COMPUTE_CAPABILITY,
-            "ampere-plus": levels.AMPERE_PLUS,
-        }[options.hardware_compatibility]
-
-
-def _strongly_typed(trt: Any) -> int:
-    """The flag of a network that keeps the types of the graph; TensorRT 11 has no other kind."""
-    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-
-
-def _compute_capability(trt: Any, text: str) -> Any:
-    """Returns ComputeCapability.SM89 for 8.9.
-
-    Raises:
-        InvalidRequest: TensorRT-RTX does not support it.
-    """
-    known = compute_capabilities(trt)
-    if text not in known:
-        allowed = ", ".join(sorted(known, key=float))
-        raise InvalidRequest("compute_capabilities", f"{text!r} is not supported", f"allowed are {allowed}")
-    return known[text]
