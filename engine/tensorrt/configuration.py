@@ -27,7 +27,7 @@ def configure(trt: Any, config: Any, rtx: bool, options: BuildOptions) -> None:
         capabilities = options.sorted_capabilities
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
-            config.setcompute_capability(compute_capability(trt, capability), index)
+            config.set_compute_capability(compute_capability(trt, capability), index)
     else:
         levels = trt.HardwareCompatibilityLevel
         config.hardware_compatibility_level = {
