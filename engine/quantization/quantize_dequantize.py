@@ -80,7 +80,7 @@ def _division(graph: ir.Graph, node: ir.Node, divisors: NDArray[np.float32], nam
 
 def _factors(node: ir.Node, divisors: NDArray[np.float32]) -> NDArray[np.floating]:
     """Returns what the C channels of a layer's input are multiplied by, [C], in the type of the layer."""
-    return _in(_type(layer_weight(node)), 1 / divisors)
+    return _in(_type(layer_weight(node)), np.reciprocal(divisors))
 
 
 def _weight(graph: ir.Graph, node: ir.Node, numbers: NumberFormat, divisors: NDArray[np.float32] | None) -> ir.Value:
