@@ -69,6 +69,13 @@ def build(
         list[str] | None,
         typer.Option(metavar="X.Y", help="tensorrt-rtx: build only for this one, such as 8.9; repeatable."),
     ] = None,
+    transposed_upsampling: Annotated[
+        bool,
+        typer.Option(
+            "--transposed-upsampling",
+            help="TensorRT: one transposed convolution per upsampler, 4 products instead of 9. Not measured on a GPU.",
+        ),
+    ] = False,
     keep_source: Annotated[
         bool,
         typer.Option(
@@ -106,6 +113,7 @@ def build(
             version_compatible=version_compatible,
             hardware_compatibility=hardware_compatibility,
             compute_capabilities=tuple(compute_capability or ()),
+            transposed_upsampling=transposed_upsampling,
             keep_source=keep_source,
         )
         for width, height in sizes
