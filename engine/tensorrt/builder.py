@@ -21,6 +21,7 @@ from ...runtime.gpu.engine_scope import device_scope, version_scope
 from ...runtime.gpu.tensorrt_library import RTX, Library, compute_capabilities, load_library
 from ..check import check_precision
 from ..engine_writer import SetBuild, engine_record, write_set
+from ..rewrites.accumulation import accumulate_in_fp32
 from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
 from ..rewrites.upsampling import drop_empty_cuts, smallest_with_equal_cuts, transpose_upsampling
 from .build_progress import BuildControl, interruptible, make_progress_monitor
@@ -179,7 +180,11 @@ class _Build:
         rtx = self.library.is_rtx
         try:
             kernels = kernels_of_log(self.library.logger.layers) if rtx else kernels_of_plan(self.library, plan)
-            return summarize(kernels).model_dump(mode="json")
+            found = summarize(kernels)
+            if found.fp16_sums and not self.options.fp16_sums:
+                count, longest = len(found.fp16_sums), found.fp16_sums[0]
+                _logger.warning("%s: %d kernels add fp16 products in fp16, such as %s", graph, count, longest)
+            return found.model_dump(mode="json")
         except Exception as error:
             _logger.warning("there is no report of the layers of %r: %s", graph, reason_of(error))
             return {}
@@ -187,9 +192,17 @@ class _Build:
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph for the parser; returns its weights if they have to be refittable."""
         model = typed_graph(self.bundle, graph, str(self.options.precision), self.fuse)
+        if self.adds_in_fp32:
+            accumulate_in_fp32(model)
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None
+
+    @property
+    def adds_in_fp32(self) -> bool:
+        """Whether fp16 layers ask for fp32 sums. A weight that can be refitted has no cast before it."""
+        options = self.options
+        return options.precision == "fp16" and not (options.fp16_sums or options.refit or options.strip_weights)
 
     def fit_source(self, source: Path) -> None:
         """Drops from the typed graph what it does not need at this size."""

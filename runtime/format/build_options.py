@@ -41,6 +41,7 @@ class BuildOptions:
         aux_streams: streams besides the main one; 0 gives the simplest CUDA graph.
         workspace: scratch memory of the kernels in GiB; None allows all of the device's memory.
         tf32: allow fp32 products to round their inputs to TF32, which has the mantissa of fp16.
+        fp16_sums: allow products of fp16 to be added in fp16: faster on GeForce, less exact.
         refit: allow the weights to be replaced later. This may cost speed.
         strip_weights: leave the weights out; loading the engine reads them from the bundle.
         version_compatible: the engine also runs on later releases of the same major version.
@@ -65,6 +66,7 @@ class BuildOptions:
     aux_streams: int = 0
     workspace: float | None = None
     tf32: bool = False
+    fp16_sums: bool = False
     refit: bool = False
     strip_weights: bool = False
     version_compatible: bool = False
