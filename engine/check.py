@@ -101,6 +101,7 @@ def round_results(model: ir.Model) -> list[ir.Value]:
                 types[rounded[-1]] = dtype
         if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) in _LOW:
             node.attributes["to"] = ir.AttrInt64("to", int(_FLOAT))
+            node.outputs[0].dtype = _FLOAT
     for value in graph.outputs:
         if value.dtype in _LOW:
             value.dtype = _FLOAT
