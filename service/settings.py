@@ -74,11 +74,11 @@ class Settings:
 
     queue_port: int | None = None
     tls_port: int | None = None
-    body_bytes: int = 32 * MIB
+    body_bytes: int = 12 * MIB
     upload_bytes: int = 512 * MIB
     part_bytes: int = 128 * MIB
     image_bytes: int = 20 * MIB
-    image_pixels: int = 50_000_000
+    image_pixels: int = 16_000_000
     prompt_characters: int = 10_000
     key_queue: int = 1000
     queue: int = 10_000
