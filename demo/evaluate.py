@@ -1,10 +1,9 @@
 """Evaluates the demo model through the runtime, on requests that training never saw.
 
-    python demo/evaluate.py [--bundle DIR] [--backend NAME] [--requests 200] [--also PRECISION] [--json FILE]
+    python demo/evaluate.py [--bundle DIR] [--backend NAME] [--precision NAME] [--requests 200] [--json FILE]
 
 `--undistilled FOLDER`, the folder of a training from scratch, also evaluates the model before its distillation, with 25
-DDIM steps. `--also PRECISION` also evaluates the backend's engines of that precision, and compares their frames with
-the first ones.
+DDIM steps. `precisions.py` compares the frames of precisions.
 """
 
 import argparse
@@ -12,7 +11,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -80,18 +78,12 @@ def evaluate(make: Make, requests: int) -> Figures:
         world = scene(HELD_OUT_SEED + number)
         truth = clip(world)
         drawn, painted, free = (make(world, kind, number) for kind in ("scribble", "rgb", None))
-        colour, kind = judged(drawn, world)
         motions.append(world.motion)
         rows.append(
             Figures(
-                scribble_f1=mean(edge_f1(drawn[index], truth[index]) for index in KEYFRAMES),
                 free_f1=mean(edge_f1(free[index], truth[index]) for index in KEYFRAMES),
                 rgb_psnr=mean(psnr(painted[index], truth[index]) for index in KEYFRAMES),
-                prompt=float(colour and kind),
-                colour=float(colour),
-                kind=float(kind),
-                on_path=on_path(drawn, truth, world),
-                flicker=flicker(drawn, still_ground(truth)),
+                **with_scribbles(drawn, world),
             )
         )
     means = {name: mean(getattr(row, name) for row in rows) for name in MEANS}
@@ -102,13 +94,18 @@ def evaluate(make: Make, requests: int) -> Figures:
     return Figures(**means, prompt_by_motion=by_motion)
 
 
-def nearness(make: Make, reference: Make, requests: int) -> float:
-    """Returns the mean PSNR in dB between the frames of two makers, for the same requests with scribbles."""
-    found = []
-    for number in track(range(requests), "frames"):
-        world = scene(HELD_OUT_SEED + number)
-        found.append(psnr(make(world, "scribble", number), reference(world, "scribble", number)))
-    return mean(found)
+def with_scribbles(drawn: Frames, world: Scene) -> dict[str, float]:
+    """Returns the figures of one clip that was made with scribbles, by their names in `Figures`."""
+    truth = clip(world)
+    colour, kind = judged(drawn, world)
+    return {
+        "scribble_f1": mean(edge_f1(drawn[index], truth[index]) for index in KEYFRAMES),
+        "prompt": float(colour and kind),
+        "colour": float(colour),
+        "kind": float(kind),
+        "on_path": on_path(drawn, truth, world),
+        "flicker": flicker(drawn, still_ground(truth)),
+    }
 
 
 def mean(values: Iterable[float]) -> float:
@@ -151,15 +148,10 @@ def main() -> None:
     parser.add_argument("--precision")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--undistilled", type=Path)
-    parser.add_argument("--also", metavar="PRECISION")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     pipeline = VideoPipeline.load(options.bundle, backend=options.backend, precision=options.precision)
-    first, also = cache(with_runtime(pipeline)), None  # keeps clips for comparison: 2.4 MB per request
-    makers: dict[str, Make] = {"4 steps": first}
-    if options.also:
-        other = VideoPipeline.load(options.bundle, backend=options.backend, precision=options.also)
-        also = makers[f"4 steps, {options.also}"] = cache(with_runtime(other))
+    makers = {"4 steps": with_runtime(pipeline)}
     if options.undistilled:
         from undistilled import with_ddim
 
@@ -168,8 +160,6 @@ def main() -> None:
     report |= {"backend": pipeline.backend, "precision": pipeline.precision, "requests": options.requests}
     for name, make in makers.items():
         report[name] = asdict(evaluate(make, options.requests))
-        if make is also:
-            report[name]["psnr_to_first"] = nearness(make, first, options.requests)
         if options.json:  # after each maker, in case the next is interrupted
             options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))

@@ -1,6 +1,7 @@
 """Engines for ONNX Runtime's CUDA provider: typed graphs with fused attention and group norms, for any size."""
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -41,6 +42,17 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
 
     index = EngineIndex(backend=backend, precision=precision, engines={})
     return write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), spec, make), options, on_progress)
+
+
+def emulated_graphs(bundle: Bundle, precision: str) -> Callable[[str], ir.Model]:
+    """Returns a function that makes the graph of an engine, given its name. See `engine.emulated_sessions`."""
+
+    def make(graph: str) -> ir.Model:
+        model = typed_graph(bundle, graph, precision, fuse)
+        define_group_norms(model)
+        return model
+
+    return make
 
 
 def _check(bundle: Bundle, graph: str, precision: str, path: Path) -> dict[str, float]:

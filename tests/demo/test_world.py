@@ -83,14 +83,6 @@ def test_other_clips_have_poor_figures() -> None:
     assert figures.scribble_f1 < 0.35 and figures.on_path < 0.3 and figures.rgb_psnr < 20 and figures.prompt < 0.3
 
 
-def test_nearness_is_that_of_the_frames_of_the_same_requests() -> None:
-    def darker(world: Scene, kind: str | None, seed: int) -> np.ndarray:
-        return drawing.clip(world) - 1
-
-    found = evaluate.nearness(darker, lambda world, kind, seed: drawing.clip(world), 2)
-    assert found == pytest.approx(20 * np.log10(255))
-
-
 def test_edges_within_two_pixels_are_met() -> None:
     frame = drawing.frame(scene(3), 0)
     for shift, met in ((1, True), (2, True), (5, False)):

@@ -1,0 +1,39 @@
+"""The numbers that a quantized layer multiplies: a scale times an integer, or times a small float."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class NumberFormat:
+    """A symmetric format of 8 bits.
+
+    Attributes:
+        name: the precision's name; also the suffix of quantized values.
+        dtype: the type in the graph.
+        largest: the largest magnitude, which the scale maps the range to.
+    """
+
+    name: str
+    dtype: ir.DataType
+    largest: float
+
+    def scale(self, magnitude: Any) -> NDArray[np.float32]:
+        """Returns the scale that maps these magnitudes, of any shape, to the largest number."""
+        return np.asarray(np.maximum(magnitude, _SMALLEST) / self.largest, np.float32)
+
+    def round(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Rounds values, already divided by their scale, to the nearest number; larger ones become the largest."""
+        limited = np.clip(values, -self.largest, self.largest)
+        return np.asarray(np.rint(limited) if self.dtype == ir.DataType.INT8 else limited, self.dtype.numpy())
+
+
+_SMALLEST = 1e-6
+INT8 = NumberFormat("int8", ir.DataType.INT8, 127.0)
+"""Symmetric integers from -127 to 127 (Jacob et al. 2018, arXiv:1712.05877; arXiv:2004.09602)."""
+E4M3 = NumberFormat("fp8", ir.DataType.FLOAT8E4M3FN, 448.0)
+"""Floats with 4 bits of exponent, 3 of mantissa and no infinity (Micikevicius et al. 2022, arXiv:2209.05433)."""

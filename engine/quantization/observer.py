@@ -1,0 +1,244 @@
+"""Observes the inputs of matrix layers while the sample requests run, on any library that runs ONNX graphs."""
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...runtime.cpu.onnxruntime import OnnxRuntimeSession
+from ...runtime.cpu.sessions import Array, Session, Sessions
+from ...runtime.example_requests import run_samples
+from ...runtime.format.bundle import Bundle
+from ...runtime.format.clip_layout import ONE_PROMPT, ClipSize
+from ...runtime.format.decoders import DECODERS
+from ...runtime.format.manifest import GraphRecord, TensorRecord, resolve_shape
+from ..rewrites.node_helpers import Rewriting
+from ..rewrites.typed_graph import write_typed
+from .layers import input_axis, layer_input, quantizable, weight_shape
+
+CHANNELS = "observed_channels"
+ROWS = "observed_rows"
+ROWS_PER_RUN = 32
+MAX_RUNS = 32
+"""Runs whose rows are kept: at most 1024 rows for each layer, from all parts of the requests."""
+
+OpenSession = Callable[[Path, GraphRecord, Mapping[str, tuple[int, ...]]], Session]
+"""Opens an observed graph, given its file, its inputs and outputs, and the shapes of its inputs for one prompt."""
+
+
+def open_on_onnxruntime(path: Path, record: GraphRecord, shapes: Mapping[str, tuple[int, ...]]) -> Session:
+    """Opens a graph on ONNX Runtime's CPU provider."""
+    return OnnxRuntimeSession(path, weights=path.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What came into a layer.
+
+    Attributes:
+        channels: the largest magnitude of each of the C input channels, fp32 [C].
+        rows: a sample of N positions, fp32 [N, C].
+    """
+
+    channels: NDArray[np.float32]
+    rows: NDArray[np.float32]
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of all."""
+        return float(self.channels.max())
+
+
+class ObservedGraph:
+    """A graph with further outputs: statistics of the inputs of its matrix layers.
+
+    Args:
+        model: a portable or typed graph; it is changed in place.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._layers: dict[str, str] = {}
+        sources: dict[str, tuple[ir.Value, ir.Node]] = {}
+        for node in quantizable(model):
+            source = layer_input(node)
+            self._layers[str(node.name)] = str(source.name)
+            sources.setdefault(str(source.name), (source, node))
+        self._sizes = {name: weight_shape(node)[input_axis(node)] for name, (_, node) in sources.items()}
+        self._seen = {name: np.zeros(size, np.float32) for name, size in self._sizes.items()}
+        self._rows: dict[str, list[Array]] = {name: [] for name in sources}
+        self._runs, self._every = 0, 1
+        _add_outputs(model.graph, list(sources.values()))
+
+    @property
+    def outputs(self) -> tuple[TensorRecord, ...]:
+        """The further outputs of one run: channels [sum of C] and rows [sum of N x C] of all sources."""
+        size = sum(self._sizes.values())
+        return (
+            TensorRecord(name=CHANNELS, dtype="float32", shape=(size,)),
+            TensorRecord(name=ROWS, dtype="float32", shape=(ROWS_PER_RUN * size,)),
+        )
+
+    def see(self, channels: Array, rows: Array) -> None:
+        """Adds the further outputs of one run, one after another for each prompt."""
+        size = sum(self._sizes.values())
+        for seen, sampled in zip(channels.reshape(-1, size), rows.reshape(-1, ROWS_PER_RUN * size), strict=True):
+            self._see(seen, sampled)
+
+    def _see(self, channels: Array, rows: Array) -> None:
+        kept = self._runs % self._every == 0
+        self._runs += 1
+        start = 0
+        for name, size in self._sizes.items():
+            end = start + size
+            np.maximum(self._seen[name], channels[start:end], out=self._seen[name])
+            if kept:
+                self._rows[name].append(rows[ROWS_PER_RUN * start : ROWS_PER_RUN * end].reshape(ROWS_PER_RUN, size))
+            start = end
+        if kept and self._sizes and len(next(iter(self._rows.values()))) > MAX_RUNS:
+            self._rows = {name: runs[::2] for name, runs in self._rows.items()}
+            self._every *= 2
+
+    def statistics(self) -> dict[str, Statistics]:
+        """Returns the statistics so far by the layer's name, without layers that did not run or saw only zeros."""
+        return {
+            layer: Statistics(self._seen[source], np.concatenate(self._rows[source]))
+            for layer, source in self._layers.items()
+            if self._seen[source].any()
+        }
+
+
+def _add_outputs(graph: ir.Graph, sources: list[tuple[ir.Value, ir.Node]]) -> None:
+    """Adds both outputs of `ObservedGraph` to a graph."""
+    golden = np.modf(np.arange(1, ROWS_PER_RUN + 1) * (np.sqrt(5) - 1) / 2)[0]  # spread evenly, no multiples of a row
+    added = Rewriting(graph, "observed")
+    places, unit = added.integers(*np.rint(golden * _UNIT).astype(int)), added.integers(_UNIT)
+    first, whole = added.integers(0), added.integers(-1)
+    channels, rows = [], []
+    for source, layer in sources:
+        size = weight_shape(layer)[input_axis(layer)]
+        value = source
+        if layer.op_type == "Conv":  # [N, C, ...] -> [N, ..., C]
+            rank = len(weight_shape(layer))
+            value = added.op("Transpose", value, perm=[0, *range(2, rank), 1])
+        flat = added.op("Reshape", value, added.integers(-1, size))
+        largest = added.op("ReduceMax", added.op("Abs", flat), first, keepdims=0)
+        channels.append(added.op("Cast", largest, to=int(ir.DataType.FLOAT)))
+        count = added.op("Gather", added.op("Shape", flat), first, axis=0)
+        chosen = added.op("Gather", flat, added.op("Div", added.op("Mul", places, count), unit), axis=0)
+        rows.append(added.op("Cast", added.op("Reshape", chosen, whole), to=int(ir.DataType.FLOAT)))
+    for name, parts in ((CHANNELS, channels), (ROWS, rows)):
+        joined = added.join(*parts) if parts else added.constant(np.zeros(0, np.float32))
+        result = added.op("Identity", joined)
+        result.name, result.type = name, ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs.append(result)
+    graph.extend(added.nodes)
+    for value in graph.outputs[-2:]:
+        value.shape = ir.Shape([sum(weight_shape(layer)[input_axis(layer)] for _, layer in sources)])
+    graph.outputs[-1].shape = ir.Shape([ROWS_PER_RUN * prod(map(int, graph.outputs[-2].shape or ()))])
+
+
+_UNIT = 2**20
+"""Denominator of the places of the sampled rows."""
+
+
+class ObservingSessions:
+    """Runs the observed graphs, and the other graphs of a bundle through other sessions.
+
+    Args:
+        bundle: the bundle.
+        observed: for each graph name, the file of the observed graph and the graph.
+        open_session: opens an observed graph.
+        others: the sessions of the graphs that are not observed.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        observed: Mapping[str, tuple[Path, ObservedGraph]],
+        open_session: OpenSession,
+        others: Sessions,
+    ) -> None:
+        self.backend = others.backend
+        self.precision = others.precision
+        self._bundle = bundle
+        self._observed = observed
+        self._open = open_session
+        self._others = others
+        self._sessions: dict[str, _ObservingSession] = {}
+
+    def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
+        """Opens a graph for these sizes; an observed graph takes one prompt at a time."""
+        if graph not in self._observed:
+            self._others.open(graph, dimensions)
+        elif graph not in self._sessions:
+            path, observed = self._observed[graph]
+            record = self._bundle.graph(graph)
+            shapes = {item.name: resolve_shape(item.shape, {**dimensions, **ONE_PROMPT}) for item in record.inputs}
+            record = record.model_copy(update={"outputs": (*record.outputs, *observed.outputs)})
+            self._sessions[graph] = _ObservingSession(self._open(path, record, shapes), observed)
+
+    def session(self, graph: str) -> Session:
+        """Returns the session of an opened graph."""
+        return self._sessions[graph] if graph in self._sessions else self._others.session(graph)
+
+    def close(self) -> None:
+        """Frees all sessions."""
+        self._sessions.clear()
+        self._others.close()
+
+
+class _ObservingSession:
+    def __init__(self, session: Session, observed: ObservedGraph) -> None:
+        self._session = session
+        self._observed = observed
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        *outputs, channels, rows = self._session.run(feeds)
+        self._observed.see(channels, rows)
+        return outputs
+
+
+def observe_samples(
+    bundle: Bundle,
+    folder: Path,
+    models: Mapping[str, Callable[[], ir.Model]],
+    others: Sessions,
+    open_session: OpenSession = open_on_onnxruntime,
+    size: ClipSize | None = None,
+) -> dict[str, dict[str, Statistics]]:
+    """Runs the sample requests; returns what came into each matrix layer, by graph and layer.
+
+    Args:
+        bundle: the bundle.
+        folder: holds the observed graphs while the requests run.
+        models: makes each graph to observe, portable or typed. If a decoder is among them, frames are decoded too.
+        others: run the other graphs; they are closed.
+        open_session: opens the observed graphs.
+        size: of the clips; None takes `example_requests.sample_size`.
+    """
+    observed = {}
+    for graph, make in models.items():
+        path, model = folder / f"{graph}.observed.onnx", make()
+        observed[graph] = (path, ObservedGraph(model))
+        write_typed(model, path)
+        del model
+        gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
+    sessions = ObservingSessions(bundle, observed, open_session, others)
+    decodes = not set(DECODERS.values()).isdisjoint(models)
+    try:
+        run_samples(bundle, sessions, size, _ignore if decodes else None)
+    finally:
+        sessions.close()
+        for path, _ in observed.values():
+            path.unlink(missing_ok=True)
+            path.with_suffix(".weights").unlink(missing_ok=True)
+    return {graph: seen.statistics() for graph, (_, seen) in observed.items()}
+
+
+def _ignore(frames: Array) -> None:
+    """Takes the frames of a clip, which only had to be decoded."""
