@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the folders that hold the parts import this file
     from .settings import Settings
     from .store import SqlStore
 
-LARGE_BODIES = 4
+LARGE_BODIES = 2
 """How many large bodies may be in memory at once."""
 
 

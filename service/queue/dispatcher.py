@@ -18,7 +18,7 @@ from ..protocol.advanced_options import KEY, AdvancedOptions
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
 from ..runner import JobFailed, Made, Preview, RunnerLost, Step
 from ..store import Outcome
-from .job_preparation import Preparation, Preparations, Prepared
+from .job_preparation import Preparation, Preparations, Prepared, keyframe_error
 from .request_states import View
 
 AHEAD = 3
@@ -250,7 +250,7 @@ def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:
     if error.kind == "failed":
         return model_error(500, "internal_server_error", "The clip could not be made")
     if error.keyframe is not None:
-        return field_error(f"keyframe_{slots[error.keyframe]}_image_url", error.message, "image_load_error")
+        return keyframe_error(error, slots)
     if error.field is None:
         return field_error("prompt", error.message, "value_error")
     field = INPUT_FIELDS.get(error.field, error.field)

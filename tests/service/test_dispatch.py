@@ -20,6 +20,7 @@ from sparsectrl_lcm.service.queue.dispatcher import Dispatcher
 from sparsectrl_lcm.service.queue.request_states import Board, View
 from sparsectrl_lcm.service.queue.submission import accept
 from sparsectrl_lcm.service.runner import Job, JobFailed, Made, RunnerLost
+from sparsectrl_lcm.service.runner.picture_reader import PictureReader
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import NewRequest, Outcome, SqlStore, tables
@@ -262,8 +263,13 @@ def test_many_slow_keyframes_hold_up_no_other_key(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("data_uris", [0, 2])
-def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int) -> None:
+def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory holds neither the bytes that have arrived nor the data URIs of the same input."""
+
+    async def read(*_: Any) -> None:
+        """The files are no pictures."""
+
+    monkeypatch.setattr(PictureReader, "read", read)
     large, sent = 16 * 2**20, 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
