@@ -1,6 +1,7 @@
 """Requests inside a server with a stand-in runner and a store that fails on demand."""
 
 import asyncio
+import errno
 import json
 import threading
 import time
@@ -71,6 +72,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(dispatch, "READY_SECONDS", 0.02)
     monkeypatch.setattr(board_module, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(dispatch, "FIRST_WAIT", 0.02)
 
 
 def serving(
@@ -324,6 +326,39 @@ def test_what_was_cancelled_as_its_clip_was_stored_ends_so(tmp_path: Path, monke
         outcome = await ended(service, "a")
         assert (outcome.status, outcome.error_type) == (499, "client_cancelled")
         assert counted(service) == {"499": 1}
+
+    serving(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OperationalError("INSERT", {}, Exception("the database system is shutting down")),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("the object store is away"),
+    ],
+    ids=["database", "full", "objects"],
+)
+def test_a_clip_is_stored_once_the_stores_work_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    async def scenario(service: Service, runner: StandIn) -> None:
+        method = "add_file" if isinstance(failure, OperationalError) else "put"
+        owner: Any = service.store if method == "add_file" else service.files
+        real, left = getattr(owner, method), [3]
+
+        def fails(*given: Any, **named: Any) -> Any:
+            if left[0]:
+                left[0] -= 1
+                raise failure
+            return real(*given, **named)
+
+        monkeypatch.setattr(owner, method, fails)
+        await submit(service, "a")
+        outcome = await ended(service, "a")
+        assert (outcome.status, left, runner.order) == (200, [0], ["a"])  # and the clip is made once
+        objects = [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
+        assert [path.read_bytes() for path in objects] == [b"clip"]
 
     serving(tmp_path, scenario)
 
