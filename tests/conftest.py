@@ -3,6 +3,7 @@
 Tests run with one exported architecture and with the demo bundle; with --slow, with a second architecture too.
 """
 
+import gc
 import hashlib
 import os
 import signal
@@ -81,6 +82,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if worker is None or collects_all(worker["workerid"], worker["workercount"]):
         return None
     return True if imports_torch(collection_path) else None
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the imported modules stay; each later collection of garbage would walk through all of them
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
