@@ -46,6 +46,9 @@ def build(
     tf32: Annotated[
         bool, typer.Option("--tf32", help="TensorRT: fp32 products may round their inputs to TF32.")
     ] = False,
+    fp16_sums: Annotated[
+        bool, typer.Option("--fp16-sums", help="TensorRT: products of fp16 may be added in fp16: faster on GeForce.")
+    ] = False,
     refit: Annotated[
         bool, typer.Option("--refit", help="TensorRT: weights can be replaced later. The build then needs a GPU.")
     ] = False,
@@ -69,6 +72,13 @@ def build(
         list[str] | None,
         typer.Option(metavar="X.Y", help="tensorrt-rtx: build only for this one, such as 8.9; repeatable."),
     ] = None,
+    transposed_upsampling: Annotated[
+        bool,
+        typer.Option(
+            "--transposed-upsampling",
+            help="TensorRT: an upsampler is one transposed convolution, 4 products instead of 9. Not measured yet.",
+        ),
+    ] = False,
     keep_source: Annotated[
         bool,
         typer.Option(
@@ -101,11 +111,13 @@ def build(
             aux_streams=aux_streams,
             workspace=workspace,
             tf32=tf32,
+            fp16_sums=fp16_sums,
             refit=refit,
             strip_weights=strip_weights,
             version_compatible=version_compatible,
             hardware_compatibility=hardware_compatibility,
             compute_capabilities=tuple(compute_capability or ()),
+            transposed_upsampling=transposed_upsampling,
             keep_source=keep_source,
         )
         for width, height in sizes

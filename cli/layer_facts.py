@@ -18,6 +18,8 @@ def layer_facts(report: dict[str, Any]) -> list[str]:
         facts.append(f"{fused} of {fused + split} attentions fused")
     if layers.norms:
         facts.append(f"{len(layers.fp32_norms)} of {layers.norms} norms write fp32")
+    if layers.fp16_sums:
+        facts.append(f"{len(layers.fp16_sums)} with fp16 sums")
     if layers.bytes_moved is not None:
         facts.append(f"{size_of(layers.bytes_moved)} moved")
     return facts
@@ -37,3 +39,4 @@ def layer_details(report: dict[str, Any]) -> Iterator[str]:
         yield "kernels: " + ", ".join(f"{count} {kind}" for kind, count in layers.layers.items())
         yield from (f"attention in several kernels: {module}" for module in layers.split_attention)
         yield from (f"norm that writes fp32: {norm}" for norm in layers.fp32_norms)
+        yield from (f"kernel that adds fp16 products in fp16: {kernel}" for kernel in layers.fp16_sums)

@@ -33,9 +33,9 @@ Row = dict[str, Any]
 
 
 def open_pipeline(bundle: Bundle, name: str, threads: int | None) -> VideoPipeline:
-    """Opens the engines of a CPU backend, or emulates those of a GPU backend; `name` is BACKEND:PRECISION."""
+    """Opens the engines of a CPU backend, or emulates those of a GPU; `name` is BACKEND:PRECISION."""
     backend, _, precision = name.partition(":")
-    if find_backend(backend).on_gpu:
+    if find_backend(backend).emulation:
         return VideoPipeline(bundle, HostExecutor(bundle, EmulatedSessions(bundle, backend, precision, threads), 0))
     return VideoPipeline.load(bundle.folder, backend=backend, precision=precision, threads=threads, kept_bytes=0)
 

@@ -33,7 +33,9 @@ _FLOAT = ir.DataType.FLOAT
 Feeds = dict[str, NDArray[Any]]
 
 
-def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> dict[str, float]:
+def check_precision(
+    bundle: Bundle, graph: str, precision: str, typed: Path, size: ClipSize | None = None
+) -> dict[str, float]:
     """Compares a typed graph with the portable one on random inputs of a small size.
 
     Args:
@@ -41,6 +43,7 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
         graph: name of the graph.
         precision: fp16 or bf16.
         typed: the typed graph; files may be written beside it.
+        size: of the inputs; see `random_inputs`.
 
     Returns:
         For each output the largest error relative to its largest value; for uint8 frames the mean error in levels.
@@ -48,7 +51,7 @@ def check_precision(bundle: Bundle, graph: str, precision: str, typed: Path) -> 
     Raises:
         BackendError: a result within the graph overflows, as it is or with incoming activations scaled up by 30.
     """
-    feeds = random_inputs(bundle, graph)
+    feeds = random_inputs(bundle, graph, size=size)
     (expected,) = run_portable(bundle.folder / bundle.graph(graph).path, feeds)
     rounded = typed.with_suffix(".rounded.onnx")
     try:

@@ -4,7 +4,7 @@ Products accumulate in fp32. Each operator rounds its result, also where an engi
 only once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,15 +21,15 @@ from ..runtime.format.bundle import Bundle
 from .check import onnxruntime_errors, round_results
 from .rewrites.typed_graph import write_typed
 
-_FLOAT = ir.DataType.FLOAT
-_NOT_EMULATED = "has no typed graphs that ONNX Runtime's CPU provider can run"
 
+class Emulation(Protocol):
+    """The interface of a module of `engine` that emulates a backend's engines."""
 
-class _TypedGraphs(Protocol):
-    """The function of a builder's module that this module calls."""
+    def emulated_graphs(self, bundle: Bundle, precision: str) -> Callable[[str], ir.Model]:
+        """Returns a function that makes the typed graph of an engine, given its name.
 
-    def emulated_graph(self, bundle: Bundle, graph: str, precision: str) -> ir.Model:
-        """Returns the typed graph of an engine in operators that ONNX Runtime's CPU provider has."""
+        Its operators are those that ONNX Runtime's CPU provider has.
+        """
 
 
 class EmulatedSessions:
@@ -42,21 +42,20 @@ class EmulatedSessions:
         threads: threads on the CPU; None takes one per core.
 
     Raises:
-        BackendError: the backend is unknown or runs on a CPU, or does not have the precision.
+        BackendError: the backend is unknown or not emulated, or does not have the precision.
     """
 
     def __init__(self, bundle: Bundle, backend: str, precision: str, threads: int | None = None) -> None:
         record = find_backend(backend)
-        builder = import_module(f".{record.builder}", __package__)
-        if not hasattr(builder, "emulated_graph"):
-            raise BackendError("backend", f"{backend} {_NOT_EMULATED}", "load its engines instead")
+        if record.emulation is None:
+            raise BackendError("backend", f"{backend} is not emulated", "load its engines instead")
         if precision not in record.precisions:
             allowed = ", ".join(record.precisions)
             raise BackendError("precision", f"{precision!r} is unknown to {backend}", f"allowed are {allowed}")
         self.backend = backend
         self.precision = precision
-        self._builder = cast(_TypedGraphs, builder)
-        self._bundle = bundle
+        module = cast(Emulation, import_module(f".{record.emulation}", __package__))
+        self._make = module.emulated_graphs(bundle, precision)
         self._threads = threads
         self._folder = TemporaryDirectory()
         self._sessions: dict[str, EmulatedSession] = {}
@@ -64,9 +63,8 @@ class EmulatedSessions:
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
         """Opens a graph for any size. It stays open for later requests."""
         if graph not in self._sessions:
-            model = self._builder.emulated_graph(self._bundle, graph, self.precision)
             path = Path(self._folder.name) / f"{graph}.onnx"
-            self._sessions[graph] = EmulatedSession(model, path, self._threads)
+            self._sessions[graph] = EmulatedSession(self._make(graph), path, self._threads)
 
     def session(self, graph: str) -> "EmulatedSession":
         """The session of an open graph."""

@@ -1,6 +1,7 @@
 """Engines for ONNX Runtime's CUDA provider: typed graphs with fused attention and group norms, for any size."""
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -43,11 +44,15 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
     return write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), spec, make), options, on_progress)
 
 
-def emulated_graph(bundle: Bundle, graph: str, precision: str) -> ir.Model:
-    """Returns the typed graph of an engine in operators that ONNX Runtime's CPU provider has."""
-    model = typed_graph(bundle, graph, precision, fuse)
-    define_group_norms(model)
-    return model
+def emulated_graphs(bundle: Bundle, precision: str) -> Callable[[str], ir.Model]:
+    """Returns a function that makes the graph of an engine, given its name. See `engine.emulated_sessions`."""
+
+    def make(graph: str) -> ir.Model:
+        model = typed_graph(bundle, graph, precision, fuse)
+        define_group_norms(model)
+        return model
+
+    return make
 
 
 def _check(bundle: Bundle, graph: str, precision: str, path: Path) -> dict[str, float]:

@@ -41,6 +41,7 @@ class Backend:
         build_needs_library: whether its library has to be installed for a build; other builders check what they need.
         built_at_export: whether `export` builds its engines.
         library_runner: the module of `engine` that runs its engines without this runtime, for `verify`.
+        emulation: the module of `engine` that emulates its engines on the CPU (`Emulation` in emulated_sessions.py).
     """
 
     name: str
@@ -56,6 +57,7 @@ class Backend:
     build_needs_library: bool = False
     built_at_export: bool = False
     library_runner: str | None = None
+    emulation: str | None = None
 
     @property
     def implementation(self) -> Implementation:
@@ -145,6 +147,7 @@ _RECORDS = (
         build_options=TENSORRT_OPTIONS,
         load_options=("cuda_graphs",),
         library_runner="tensorrt.plan_runner",
+        emulation="tensorrt.emulation",
     ),
     Backend(
         name="tensorrt-rtx",
@@ -158,6 +161,7 @@ _RECORDS = (
         build_options=TENSORRT_OPTIONS,
         load_options=("cuda_graphs",),
         library_runner="tensorrt.plan_runner",
+        emulation="tensorrt.emulation",
     ),
     Backend(
         name="onnxruntime-cuda",
@@ -169,6 +173,7 @@ _RECORDS = (
         builder="onnxruntime_cuda",
         packages=("onnxruntime-gpu",),
         load_options=("cuda_graphs",),
+        emulation="onnxruntime_cuda",
     ),
     Backend(
         name="openvino",

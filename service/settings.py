@@ -37,6 +37,8 @@ class Settings:
         key_queue: most waiting requests of one key.
         queue: most waiting requests in total.
         fetch_seconds, fetch_redirects: limits for the download of a keyframe.
+        connections, address_connections: most connections of a listener at once, in total and of one address. When
+            full, the one that has been idle longest ends.
         header_seconds: longest time for the head of an HTTP request to arrive.
         body_seconds: longest silence within a body.
         step_seconds: longest silence of the runner during a job; after that it counts as hung.
@@ -82,6 +84,8 @@ class Settings:
     queue: int = 10_000
     fetch_seconds: float = 20.0
     fetch_redirects: int = 3
+    connections: int = 2000
+    address_connections: int = 1000
     header_seconds: float = 20.0
     body_seconds: float = 30.0
     step_seconds: float = 600.0

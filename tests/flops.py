@@ -29,6 +29,8 @@ def _flops(args: dict[str, Any]) -> int:
     match args["op_name"]:
         case "Conv":
             return 2 * prod(output) * prod(shapes[1][1:])
+        case "ConvTranspose":
+            return 2 * prod(shapes[0]) * prod(shapes[1][1:])
         case "MatMul" | "Gemm":
             return 2 * prod(output) * shapes[0][-1]
     return 0

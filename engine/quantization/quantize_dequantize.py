@@ -90,11 +90,12 @@ def _weight(graph: ir.Graph, node: ir.Node, numbers: NumberFormat, divisors: NDA
     assert source is not None
     shape = [int(size) for size in source.shape]
 
+    factors = np.ones(1, np.float32)
+    if divisors is not None:
+        factors = _along(_factors(node, divisors).astype(np.float32), input_axis(node), len(shape))
+
     def values() -> NDArray[np.float32]:
-        exact = source.numpy().astype(np.float32)
-        if divisors is None:
-            return exact
-        return exact / _along(_factors(node, divisors).astype(np.float32), input_axis(node), len(shape))
+        return np.asarray(source.numpy().astype(np.float32) / factors)
 
     def scale(exact: NDArray[np.float32]) -> NDArray[np.floating]:
         others = tuple(index for index in range(len(shape)) if index != axis)

@@ -21,10 +21,9 @@ from ...runtime.gpu.engine_scope import device_scope, version_scope
 from ...runtime.gpu.tensorrt_library import RTX, Library, compute_capabilities, load_library
 from ..check import check_precision
 from ..engine_writer import SetBuild, engine_record, write_set
-from ..rewrites.attention_steps import write_out_attention
-from ..rewrites.precision import DTYPES
+from ..rewrites.accumulation import accumulate_in_fp32
 from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
-from ..rewrites.upsampling import drop_empty_cuts
+from ..rewrites.upsampling import drop_empty_cuts, smallest_with_equal_cuts, transpose_upsampling
 from .build_progress import BuildControl, interruptible, make_progress_monitor
 from .kernels import kernels_of_log
 from .layer_report import kernels_of_plan, summarize
@@ -81,6 +80,10 @@ def _check_options(rtx: bool, options: BuildOptions) -> None:
         raise InvalidRequest(
             "compute_capabilities", "only for tensorrt-rtx", "tensorrt builds for the GPU of this machine"
         )
+    if options.transposed_upsampling and (options.refit or options.strip_weights):
+        raise InvalidRequest(
+            "transposed_upsampling", "its weights are not those of the bundle", "leave out refit and strip_weights"
+        )
     if rtx and options.hardware_compatibility != "none":
         raise InvalidRequest("hardware_compatibility", "only for tensorrt", "give tensorrt-rtx compute capabilities")
     if rtx and options.version_compatible:
@@ -100,13 +103,6 @@ def _device(library: Library, options: BuildOptions) -> Device | None:
         if options.refit or options.strip_weights:
             raise BackendError("backend", error.reason, "refit and strip_weights need a GPU at the build") from None
         return None
-
-
-def emulated_graph(bundle: Bundle, graph: str, precision: str) -> ir.Model:
-    """Returns the typed graph of an engine in operators that ONNX Runtime's CPU provider has."""
-    model = typed_graph(bundle, graph, precision)
-    write_out_attention(model, DTYPES[precision])
-    return model
 
 
 class _Build:
@@ -129,7 +125,23 @@ class _Build:
 
     def fuse(self, model: ir.Model) -> None:
         """Fuses what TensorRT has operators for, except attention over a single frame: TensorRT-RTX refuses that."""
+        if self.options.transposed_upsampling:
+            drop_empty_cuts(model, *self.latent_sides)
+            transpose_upsampling(model)
         fuse_for_tensorrt(model, temporal=self.size.frames > 1)
+
+    @property
+    def latent_sides(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        *_, height, width = engine_layout(self.bundle.manifest, self.size).latent_shape
+        return height, width
+
+    def checked_size(self, graph: str) -> ClipSize:
+        """A small size that a typed graph takes whose cuts were dropped for the engine's size."""
+        model = ir.load(self.bundle.folder / self.bundle.graph(graph).path)
+        sizes = self.bundle.manifest.sizes
+        height, width = (sizes.vae_scale_factor * smallest_with_equal_cuts(model, side) for side in self.latent_sides)
+        return ClipSize(width=width, height=height, frames=min(4, sizes.max_frames))
 
     def engine(self, graph: str, folder: Path, report: OnBuildProgress) -> EngineRecord:
         """Builds one graph in a folder; returns its record."""
@@ -142,7 +154,8 @@ class _Build:
         gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
         if self.options.check and precision != "fp32":
             report(f"comparing {precision} with fp32", 0.1)
-            measured["errors"] = check_precision(self.bundle, graph, precision, source)
+            size = self.checked_size(graph) if self.options.transposed_upsampling else None
+            measured["errors"] = check_precision(self.bundle, graph, precision, source, size)
             gc.collect()
         self.fit_source(source)  # after the comparison, which takes a size of its own
         start = time.perf_counter()
@@ -167,7 +180,11 @@ class _Build:
         rtx = self.library.is_rtx
         try:
             kernels = kernels_of_log(self.library.logger.layers) if rtx else kernels_of_plan(self.library, plan)
-            return summarize(kernels).model_dump(mode="json")
+            found = summarize(kernels)
+            if found.fp16_sums and not self.options.fp16_sums:
+                count, longest = len(found.fp16_sums), found.fp16_sums[0]
+                _logger.warning("%s: %d kernels add fp16 products in fp16, such as %s", graph, count, longest)
+            return found.model_dump(mode="json")
         except Exception as error:
             _logger.warning("there is no report of the layers of %r: %s", graph, reason_of(error))
             return {}
@@ -175,15 +192,22 @@ class _Build:
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph for the parser; returns its weights if they have to be refittable."""
         model = typed_graph(self.bundle, graph, str(self.options.precision), self.fuse)
+        if self.adds_in_fp32:
+            accumulate_in_fp32(model)
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None
 
+    @property
+    def adds_in_fp32(self) -> bool:
+        """Whether fp16 layers ask for fp32 sums. A weight that can be refitted has no cast before it."""
+        options = self.options
+        return options.precision == "fp16" and not (options.fp16_sums or options.refit or options.strip_weights)
+
     def fit_source(self, source: Path) -> None:
         """Drops from the typed graph what it does not need at this size."""
         model = ir.load(source)
-        *_, height, width = engine_layout(self.bundle.manifest, self.size).latent_shape
-        if drop_empty_cuts(model, height, width):
+        if drop_empty_cuts(model, *self.latent_sides):
             ir.save(model, source)  # shares the weights
 
     def spec(self, graph: str) -> EngineSpec:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 _KERNEL = re.compile(
-    r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>\w+), Inputs: \[(?P<Inputs>.*?)\], Constants: \[.*?\], "
-    r"Outputs: \[(?P<Outputs>.*?)\], TacticName: (?P<TacticName>.*?), StreamId: .*?(?:, Metadata: (?P<Metadata>.*))?"
+    r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>\w+), Inputs: \[(?P<Inputs>.*?)\], "
+    r"Constants: \[(?P<Constants>.*?)\], Outputs: \[(?P<Outputs>.*?)\], "
+    r"TacticName: (?P<TacticName>.*?), StreamId: .*?(?:, Metadata: (?P<Metadata>.*))?"
 )
 _TENSOR = re.compile(r"{ Name: (?P<Name>.*?), Dimensions: \[(?P<Dimensions>[\d,]*)\].*?, Datatype: (?P<Datatype>\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
@@ -68,6 +69,7 @@ class Kernel:
         inputs: the activations that it reads; weights are not among them.
         outputs: the activations that it writes.
         nodes: the names of the ONNX nodes that it computes.
+        constants: weights and other constants that it reads.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Kernel:
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
     nodes: tuple[str, ...] = ()
+    constants: tuple[Tensor, ...] = ()
 
     @property
     def bytes_moved(self) -> int:
@@ -93,7 +96,7 @@ def kernels_of_log(text: str) -> list[Kernel]:
     found = []
     for match in filter(None, map(_KERNEL.fullmatch, text.splitlines())):
         fields: dict[str, Any] = match.groupdict(default="")
-        for name in ("Inputs", "Outputs"):
+        for name in ("Inputs", "Constants", "Outputs"):
             fields[name] = [tensor.groupdict() for tensor in _TENSOR.finditer(fields[name])]
         found.append(_kernel(fields))
     return found
@@ -109,8 +112,18 @@ def _kernel(layer: Any) -> Kernel:
         tactic=str(layer.get("TacticName", "")),
         inputs=_tensors(layer.get("Inputs", ())),
         outputs=_tensors(layer.get("Outputs", ())),
+        constants=_tensors(layer.get("Constants", ())) or _weights(layer),
         nodes=tuple(_NODE.findall(str(layer.get("Metadata", "")))),
     )
+
+
+def _weights(layer: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The weights of a convolution of TensorRT, described by their number: [output channels, all others]."""
+    weights, channels = layer.get("Weights"), layer.get("OutMaps")
+    if not isinstance(weights, dict) or not channels:
+        return ()
+    shape = (int(channels), int(weights.get("Count", 0)) // int(channels))
+    return (Tensor("weights", shape, str(weights.get("Type", ""))),)
 
 
 def _tensors(described: Iterable[dict[str, Any]]) -> tuple[Tensor, ...]:

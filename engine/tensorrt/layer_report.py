@@ -7,11 +7,18 @@ from typing import Any
 
 from ...runtime.format.layer_report import AttentionCounts, LayerReport
 from ...runtime.gpu.tensorrt_library import Library
+from .kernel_work import work_of
 from .kernels import Kernel, kernels_of_inspector
 
 _KINDS = {"spatial": ".attentions.", "temporal": ".motion_modules."}
 """The words in the names of an attention's nodes, by kind of transformer."""
 _ATTENTION = re.compile(r"[^\s\[\]+:]*\.attn\d+(?=[./]|$)")
+_FP16_SUMS = re.compile(
+    r"(?<![a-z0-9])h(884|1688|16816|\d+x\d+x\d+)(?![0-9])"  # cutlass and cuDNN: h for half, s for fp32
+    r"|(?<![a-z0-9])f16f16_f16f16_f16(?![0-9])"  # xmma: operands, results, sums
+    r"|(?<![a-z0-9])f16_f16_f16_(void|f16)(?![0-9])"  # cutlass 3: both operands, sums, results
+)
+"""Words in the names of implementations that add products of fp16 in fp16."""
 _NORM = re.compile(r"(?:Group|Instance|Layer)Normalization(?:_\d+)?$")
 
 
@@ -43,6 +50,8 @@ def summarize(kernels: Sequence[Kernel]) -> LayerReport:
         norms=len(norms),
         fp32_norms=tuple(sorted(norms & {node for kernel in kernels if _writes_fp32(kernel) for node in kernel.nodes})),
         bytes_moved=sum(kernel.bytes_moved for kernel in kernels) or None,
+        fp16_sums=tuple(sorted(kernel.name for kernel in kernels if _adds_in_fp16(kernel))),
+        work=work_of(kernel for kernel in kernels if kernel.inputs or kernel.outputs),
     )
 
 
@@ -75,6 +84,11 @@ def _is_fused(kernel: Kernel) -> bool:
 def _is_softmax(kernel: Kernel) -> bool:
     """Whether a kernel is a separate softmax, also by the names of kernels that TensorRT's compiler generates."""
     return bool(re.search(r"softmax|maxr?subexp", f"{kernel.kind} {kernel.name}".lower()))
+
+
+def _adds_in_fp16(kernel: Kernel) -> bool:
+    """Whether an implementation adds fp16 products in fp16. TensorRT-RTX chooses it at run time and does not tell."""
+    return bool(_FP16_SUMS.search(kernel.tactic.lower()))
 
 
 def _writes_fp32(kernel: Kernel) -> bool:

@@ -41,11 +41,14 @@ class BuildOptions:
         aux_streams: streams besides the main one; 0 gives the simplest CUDA graph.
         workspace: scratch memory of the kernels in GiB; None allows all of the device's memory.
         tf32: allow fp32 products to round their inputs to TF32, which has the mantissa of fp16.
+        fp16_sums: allow products of fp16 to be added in fp16: faster on GeForce, less exact.
         refit: allow the weights to be replaced later. This may cost speed.
         strip_weights: leave the weights out; loading the engine reads them from the bundle.
         version_compatible: the engine also runs on later releases of the same major version.
         hardware_compatibility: none, same-compute-capability or ampere-plus.
         compute_capabilities: such as 8.9 and 12.0; empty for all that the backend supports.
+        transposed_upsampling: compute a doubling and its convolution as one transposed convolution: 4 products for
+            each output instead of 9.
         keep_source: leave the typed ONNX graph, which the library compiled, beside each engine.
 
     Raises:
@@ -63,11 +66,13 @@ class BuildOptions:
     aux_streams: int = 0
     workspace: float | None = None
     tf32: bool = False
+    fp16_sums: bool = False
     refit: bool = False
     strip_weights: bool = False
     version_compatible: bool = False
     hardware_compatibility: str = "none"
     compute_capabilities: tuple[str, ...] = ()
+    transposed_upsampling: bool = False
     keep_source: bool = False
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """What a TensorRT engine is made of: the part of its record that `inspect` and the benchmarks show."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 
@@ -14,6 +14,22 @@ class AttentionCounts(Record):
     """Attentions in one kernel, which never writes the score matrix."""
     split: int
     """Attentions in several kernels."""
+
+
+class KernelGroup(Record):
+    """Kernels of an engine that do the same amount of the same work."""
+
+    operation: Literal["product", "convolution", "attention", "other"]
+    precision: str
+    """Type of the operands, such as fp16 or fp8; that of the largest input for other operations."""
+    count: int
+    """Number of these kernels."""
+    flops: int = 0
+    """Operations of one kernel: 2 for each product that a sum adds; 0 for other operations."""
+    head: int = 0
+    """Size of an attention's heads."""
+    bytes: int
+    """Bytes of activations and weights that one kernel reads and writes, each tensor once."""
 
 
 class LayerReport(Record):
@@ -31,6 +47,10 @@ class LayerReport(Record):
     """Normalisations of which a kernel writes a tensor as large as its input in fp32."""
     bytes_moved: int | None = None
     """Bytes of activations that the kernels read and write in one run; None if TensorRT did not give the tensors."""
+    fp16_sums: tuple[str, ...] = ()
+    """Names of kernels that add their products in fp16, as far as the names of their implementations tell."""
+    work: tuple[KernelGroup, ...] = ()
+    """What the kernels compute and move, for `benchmarks/roofline.py`."""
 
     @classmethod
     def of(cls, report: dict[str, Any]) -> Self | None:

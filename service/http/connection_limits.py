@@ -7,8 +7,14 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from .connections import Connections
+
 HEAD_BYTES = 64 * 1024
 """Most bytes in a row outside a body: a head, the lines between chunks, trailers."""
+WAITING_REQUESTS = 16
+"""With so many requests waiting on a connection for an earlier one's answer, nothing more is read from it."""
+SLICE_BYTES, BODY_SLICE_BYTES = 256, 4096
+"""Bytes that the parser gets at once, outside and inside a body: a slice may hold a request per 18 bytes."""
 LINGER_SECONDS = 3.0
 """After an early answer, the server drops what the client still sends for this long, so that it can read the answer."""
 
@@ -35,30 +41,37 @@ class BoundedProtocol(HttpToolsProtocol):
 
     header_seconds: ClassVar[float] = 20.0
     write_seconds: ClassVar[float] = 60.0
-    most_connections: ClassVar[int] = 2_000
+    open_connections: ClassVar[Connections] = Connections(2_000, 1_000)
 
     @classmethod
     def bounded(
-        cls, header_seconds: float, write_seconds: float = 60.0, most_connections: int = 2_000
+        cls,
+        header_seconds: float,
+        write_seconds: float = 60.0,
+        most_connections: int = 2_000,
+        most_of_address: int = 1_000,
     ) -> type["BoundedProtocol"]:
         """Returns the protocol with its limits.
 
         Args:
             header_seconds: longest time for the head of a request to arrive.
             write_seconds: longest time for which a client may read nothing of an answer.
-            most_connections: most connections of one listener at once. Further ones get a 503.
+            most_connections: most connections of one listener at once. A further one ends the one that has been idle
+                longest, and gets a 503 if none is idle.
+            most_of_address: the same for the connections of one address.
         """
         bounds = {"header_seconds": header_seconds, "write_seconds": write_seconds}
-        return type("Bounded", (cls,), bounds | {"most_connections": most_connections})
+        return type("Bounded", (cls,), bounds | {"open_connections": Connections(most_connections, most_of_address)})
 
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
         self._head_bytes = 0
         self._in_head = True
+        self._held = b""
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         super().connection_made(_LimitedTransport(transport, self))  # type: ignore[arg-type]
-        if len(self.connections) > self.most_connections:
+        if not self.open_connections.add(self, self.client[0] if self.client else None):
             self.transport.write(_BUSY)
             self.transport.close()
         self._arm()
@@ -66,18 +79,18 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
         self._disarm()
+        self.open_connections.remove(self)
         self.resume_writing()
         super().connection_lost(exc)
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived."""
+        self._held += data
+        self._parse_held()
         if self.transport.is_closing():
             return
-        self._head_bytes += len(data)
-        super().data_received(data)
-        if self._head_bytes > HEAD_BYTES:
-            self.transport.abort()
-        elif self._waits and self.timeout_keep_alive_task is None and self._timer is None:
+        if self._waits and self.timeout_keep_alive_task is None and self._timer is None:
             self._arm()  # bytes that do not begin a request, such as empty lines
 
     def on_message_begin(self) -> None:
@@ -95,6 +108,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """The head of a request is complete."""
         self._in_head = False
         self._disarm()
+        self.open_connections.touch(self)
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.send = _closing_if_early(self.cycle)  # type: ignore[assignment, method-assign]
@@ -108,6 +122,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """The body of a request is complete."""
         self._head_bytes = 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request is answered."""
+        self.open_connections.touch(self)
+        super().on_response_complete()
+        self._parse_held()
 
     def pause_writing(self) -> None:
         """The client reads the answer more slowly than it is written."""
@@ -126,6 +146,39 @@ class BoundedProtocol(HttpToolsProtocol):
     def unfinished(self) -> bool:
         """Whether a part of the last request is still missing."""
         return self.cycle is None or (not self.pipeline and self.cycle.more_body)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered, or the client reads nothing of an answer."""
+        return self._waits or self.flow.write_paused
+
+    def give_way(self) -> None:
+        """Ends the connection at once."""
+        self.transport.abort()
+
+    @property
+    def holds(self) -> bool:
+        """Whether bytes wait until earlier requests are answered. Nothing is read meanwhile."""
+        return bool(self._held)
+
+    def _parse_held(self) -> None:
+        """Parses what has arrived, until too many requests wait."""
+        data, start = memoryview(self._held), 0
+        while start < len(data) and len(self.pipeline) < WAITING_REQUESTS and not self.transport.is_closing():
+            in_body = not self._in_head and self.cycle is not None and self.cycle.more_body
+            part = data[start : start + (BODY_SLICE_BYTES if in_body else SLICE_BYTES)]
+            start += len(part)
+            self._head_bytes += len(part)
+            super().data_received(part)  # type: ignore[arg-type]
+            if self._head_bytes > HEAD_BYTES:
+                self.transport.abort()
+        self._held = bytes(data[start:])
+        if self.transport.is_closing():
+            self._held = b""
+        if self._held:
+            self.transport.pause_reading()
+        elif not self.flow.read_paused:
+            self.transport.resume_reading()
 
     @property
     def _waits(self) -> bool:
@@ -155,6 +208,10 @@ class _LimitedTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def resume_reading(self) -> None:
+        if not self._protocol.holds:
+            self._transport.resume_reading()
 
     def is_closing(self) -> bool:
         return self._closing or self._transport.is_closing()

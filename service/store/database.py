@@ -27,7 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from ...runtime.errors import InvalidRequest, first_line
-from . import tables
+from .schema import upgrade
 
 T = TypeVar("T")
 THREADS = 4
@@ -41,7 +41,7 @@ class Database:
         url: SQLAlchemy URL. One server at a time may use SQLite, several may share PostgreSQL.
 
     Raises:
-        InvalidRequest: the URL is invalid or of another kind, or its driver is not installed.
+        InvalidRequest: the URL is invalid or of another kind, its driver is not installed, or as `schema.upgrade`.
         SQLAlchemyError: the database cannot be reached or written.
     """
 
@@ -51,9 +51,9 @@ class Database:
         self._writer = threading.Lock()  # SQLite allows one writer; threads wait here instead of polling
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         with self._write() as connection:
-            if self.shared:  # servers that start together create the tables one after the other
+            if self.shared:  # servers that start together upgrade one after the other
                 connection.execute(select(func.pg_advisory_xact_lock(7_360_114)))
-            tables.metadata.create_all(connection)
+            upgrade(connection)
 
     def close(self) -> None:
         """Ends threads and connections."""

@@ -17,6 +17,7 @@ LAYERS = LayerReport(
     norms=20,
     fp32_norms=("mid_block.resnets.0.norm1/GroupNormalization_7",),
     bytes_moved=10_185_594_624,
+    fp16_sums=("conv1_myl0_4",),
 )
 
 
@@ -37,7 +38,9 @@ def test_build_says_what_the_engines_are_made_of(
 ) -> None:
     _report(built[1])
     lines = {line.partition(":")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines["unet"].endswith("78 kernels, 7 of 8 attentions fused, 1 of 20 norms write fp32, 10.2 GB moved")
+    assert lines["unet"].endswith(
+        "78 kernels, 7 of 8 attentions fused, 1 of 20 norms write fp32, 1 with fp16 sums, 10.2 GB moved"
+    )
     assert lines["text_encoder"].endswith("2 kernels, 0.000128 MB moved")
 
 

@@ -111,6 +111,17 @@ def long_clip_rows(report: dict[str, Any]) -> Iterator[str]:
             yield f"| {name} | {' | '.join(cells)} |"
 
 
+def quality_rows(report: dict[str, Any]) -> Iterator[str]:
+    """`demo/precisions.py`: shares of requests with the requested colour and shape, PSNR to fp32 in dB."""
+    yield "| engines | colour | shape | PSNR, mean | PSNR, lowest of a request |"
+    yield "|---|---|---|---|---|"
+    for name, row in report.items():
+        if isinstance(row, dict) and "colour" in row:
+            backend, precision = name.split(":")
+            found = f"{row['psnr']:.1f} dB | {row['worst_psnr']:.1f} dB" if "psnr" in row else "- | -"
+            yield f"| `{backend}` {precision} | {row['colour']:.1%} | {row['kind']:.1%} | {found} |"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
     "2026-11-29-compare-bf16-epyc-avx512bf16.json": compare_rows,
     "2026-11-27-compare-2cores.json": compare_rows,

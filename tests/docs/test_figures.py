@@ -2,7 +2,7 @@
 
 import pytest
 from documents import PAGES, ROOT, links, tables
-from result_tables import TABLES, fastest_diffusers, long_clip_rows, read, table
+from result_tables import TABLES, fastest_diffusers, long_clip_rows, quality_rows, read, table
 from sparsectrl_lcm.benchmarks.harness.rounds import summarize
 from sparsectrl_lcm.engine import check
 from sparsectrl_lcm.engine.rewrites import winograd
@@ -14,6 +14,7 @@ from sparsectrl_lcm.runtime.gpu import executor as gpu_executor
 from sparsectrl_lcm.runtime.output import writers
 
 README = (ROOT / "README.md").read_text()
+PRECISIONS = "2026-11-30-precisions.json"
 LONG_CLIPS = "2026-11-30-long-clips.json"
 AVX512_BF16 = "2026-11-29-compare-bf16-epyc-avx512bf16.json"
 AMX = "2026-11-27-compare-2cores.json"
@@ -69,6 +70,18 @@ def test_tables_of_benchmarks_are_those_of_the_results(name: str) -> None:
     page = (ROOT / "docs/benchmarks.md").read_text()
     assert table(name) in page, f"the table of {name} should be:\n{table(name)}"
     assert f"(../benchmarks/results/{name})" in page
+
+
+def test_the_table_of_precisions_is_that_of_the_results() -> None:
+    page, report = (ROOT / "docs/gpu.md").read_text(), read(PRECISIONS)
+    assert "\n".join(quality_rows(report)) in page
+    assert f"(../benchmarks/results/{PRECISIONS})" in page
+    bounds = {"fp16": (0.005, 50), "bf16": (0.005, 40), "fp8": (0.02, 35), "int8": (0.01, 42)}
+    for name, row in report.items():
+        if isinstance(row, dict) and "psnr" in row:
+            share, psnr = bounds[name.partition(":")[2]]
+            assert row["psnr"] >= psnr, name
+            assert all(abs(difference) <= share + 1e-9 for difference in row["difference"].values()), name
 
 
 def test_the_table_of_long_clips_is_that_of_the_results() -> None:

@@ -105,7 +105,7 @@ def test_a_request_runs_on_emulated_engines(bf16: EmulatedSessions) -> None:
 
 
 def test_a_cpu_backend_is_not_emulated() -> None:
-    with pytest.raises(BackendError, match="openvino has no typed graphs"):
+    with pytest.raises(BackendError, match="openvino is not emulated"):
         EmulatedSessions(Bundle.load(), "openvino", "bf16")
     with pytest.raises(BackendError, match="'int8' is unknown to tensorrt"):
         EmulatedSessions(Bundle.load(), "tensorrt", "int8")

@@ -41,6 +41,8 @@ def test_layers_are_counted_by_type() -> None:
         "norms": 0,
         "fp32_norms": [],
         "bytes_moved": None,
+        "fp16_sums": [],
+        "work": [],
     }
 
 
@@ -197,6 +199,95 @@ def test_the_log_of_tensorrt_rtx_has_kernels_norms_and_bytes(words: str, size: i
     norm = 64 * 4 + 8192 * 2 + 6144 * 4 + 8192 * size
     assert report.bytes_moved == norm + 2 * (256 * 32 + 256 * 64), "a tensor that a kernel takes twice is read once"
     assert LayerReport.of({"seconds": 1.0, **report.model_dump(mode="json")}) == report
+
+
+@pytest.mark.parametrize(
+    ("tactic", "fp16"),
+    [
+        ("sm80_xmma_gemm_f16f16_f16f16_f16_tn_n_tilesize128x128x32_stage4_tensor16x8x16", True),
+        ("sm80_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x32_stage4_tensor16x8x16", False),
+        ("sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_nhwc_tilesize256x128x32", True),
+        ("sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x64x64", False),
+        ("ampere_h16816gemm_128x128_ldg8_stages_32x5_nn", True),
+        ("ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_32x5_nn", False),
+        ("cutlass3x_sm90_tensorop_h64x128x16gemm_f16_f16_f16_f16_f16_128x128x64", True),
+        ("cutlass3x_sm90_tensorop_s64x128x16gemm_f16_f16_f32_f16_f16_128x128x64", False),
+        ("sm80_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x32", False),
+        ("__myl_ReshTran_0xf16f16f16", False),
+        ("", False),
+    ],
+)
+def test_kernels_that_add_in_fp16_are_named(tactic: str, fp16: bool) -> None:
+    """By the names of cutlass, cuDNN and xmma, which full TensorRT gives; those of TensorRT-RTX say nothing."""
+    report = summarize([kernel("scores_myl0_6", "gemm", tactic, f"{SPATIAL}.attn1.to_q/MatMul")])
+    assert report["fp16_sums"] == (["scores_myl0_6"] if fp16 else [])
+
+
+def layer(name: str, kind: str, inputs: list[str], constants: list[str], outputs: list[str], words: str) -> str:
+    """Returns a line of the log of TensorRT-RTX; the type of inputs and constants is `words`."""
+    before, weights = (
+        ", ".join(tensor(f"x{place}", shape, words) for place, shape in enumerate(shapes))
+        for shapes in (inputs, constants)
+    )
+    after = ", ".join(tensor(f"y{place}", shape, "Half") for place, shape in enumerate(outputs))
+    constants = ", ".join(filter(None, (weights, tensor("alpha", "1", "Float"))))
+    return (
+        f"Name: {name}, LayerType: {kind}, Inputs: [ {before}], Constants: [ {constants}], "
+        f"Outputs: [ {after}], TacticName: , StreamId: 0, Metadata: [ONNX Layer: a]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "operation", "precision", "flops"),
+    [
+        (("a.to_q/MatMul_myl0_4", "gemm", ["256,32"], ["32,64"], ["256,64"], "Half"), "product", "fp16", 256 * 32 * 64),
+        (("q+k+v", "gemm", ["256,32"], ["3,32,32"], ["3,256,32"], "Half"), "product", "fp16", 256 * 32 * 96),
+        (("proj_in", "gemm", ["4,32,64"], ["1,32,48"], ["4,48,64"], "Half"), "product", "fp16", 4 * 64 * 32 * 48),
+        (("scores", "gemm", ["8,64,32", "8,32,16"], [], ["8,64,16"], "Half"), "product", "fp16", 8 * 64 * 32 * 16),
+        (
+            ("__myl_FcAddAdd_myl0_4", "runtime_fusion", ["256,32", "256,128"], ["1,32", "128,32"], ["256,32"], "FP8"),
+            "product",
+            "fp8",
+            256 * 128 * 32,
+        ),
+        (
+            (
+                "decoder.conv_in/Conv_9_myl0_2",
+                "correlation",
+                ["8,4,6,6"],
+                ["16,4,3,3", "1,16,1,1"],
+                ["8,16,6,6"],
+                "FP8",
+            ),
+            "convolution",
+            "fp8",
+            8 * 16 * 36 * 4 * 9,
+        ),
+        (
+            ("upsamplers.0", "deconv", ["8,4,6,6"], ["4,16,4,4"], ["8,16,12,12"], "Half"),
+            "convolution",
+            "fp16",
+            8 * 36 * 4 * 16 * 16,
+        ),
+        (
+            ("_gemm_mha_v2_myl0_26", "kgen", ["32,64,40", "32,40,77", "32,77,40"], [], ["32,64,40"], "Half"),
+            "attention",
+            "fp16",
+            2 * 32 * 64 * 77 * 40,
+        ),
+        (("__myl_SiluGnor_myl0_7", "kgen", ["8,64"], ["8,64"], ["8,64"], "Float"), "other", "fp32", 0),
+    ],
+)
+def test_the_work_of_a_kernel(line: Any, operation: str, precision: str, flops: int) -> None:
+    """Two operations for each product that is added, counted from the sides of the operands by hand."""
+    (found,) = layer_report.summarize(kernels_of_log(layer(*line))).work
+    assert (found.operation, found.precision, found.count, found.flops) == (operation, precision, 1, 2 * flops)
+
+
+def test_equal_kernels_are_one_group_with_the_bytes_of_one() -> None:
+    line = layer("a_myl0_4", "gemm", ["256,32"], ["32,64"], ["256,64"], "Half")
+    (found,) = layer_report.summarize(kernels_of_log(f"{line}\n{line.replace('a_myl0_4', 'b_myl0_9')}")).work
+    assert (found.count, found.bytes) == (2, 2 * (256 * 32 + 32 * 64 + 256 * 64) + 4)
 
 
 def test_records_of_other_engines_have_no_layer_report() -> None:

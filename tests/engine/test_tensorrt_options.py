@@ -154,3 +154,26 @@ def test_version_compatibility_is_refused_for_tensorrt_rtx(bundle: Path) -> None
     with pytest.raises(InvalidRequest, match="version_compatible: only for tensorrt"):
         Workshop("rtx-1.7").build(bundle, version_compatible=True)
     assert not (bundle / "engines").exists()
+
+
+@pytest.mark.parametrize("option", ["refit", "strip_weights"])
+def test_weights_of_transposed_upsamplers_cannot_be_replaced(option: str, bundle: Path) -> None:
+    """They are sums of the bundle's weights, which no refit would find by name."""
+    with pytest.raises(InvalidRequest, match="transposed_upsampling: .* leave out refit and strip_weights"):
+        Workshop("11.4").build(bundle, transposed_upsampling=True, **{option: True})
+    assert not (bundle / "engines").exists()
+
+
+def test_transposed_upsampling_is_off_unless_asked_for(bundle: Path) -> None:
+    """The engine's key tells both kinds apart, and so does the graph that the library parses."""
+    built = {}
+    for transposed in (False, True):
+        index = Workshop("rtx-1.7").build(
+            bundle, graphs=("vae_decoder",), transposed_upsampling=transposed, keep_source=True
+        )
+        engine = index.engines["vae_decoder"]
+        (source,) = (bundle / "engines").rglob("vae_decoder.onnx")
+        operators = [node.op_type for node in ir.load(source).graph]
+        assert ("ConvTranspose" in operators, "Resize" in operators) == (transposed, not transposed)
+        built[transposed] = engine.key
+    assert built[False] != built[True]

@@ -1,6 +1,7 @@
 """What TensorRT-RTX makes of a UNet's first two levels at true width, from the log of its builder; needs no GPU."""
 
 import pytest
+from sparsectrl_lcm.engine.rewrites.accumulation import accumulate_in_fp32
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
 from sparsectrl_lcm.engine.rewrites.typed_graph import IR_VERSION, fuse_for_tensorrt, write_typed
 from sparsectrl_lcm.engine.tensorrt.builder import configure
@@ -10,13 +11,17 @@ from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.gpu.tensorrt_library import load_library
 from true_width import ATTENTIONS, GROUP_NORMS, true_width_graph
 
+LONG_SUMS = 49
+"""Products and 3x3 convolutions of the graph; its others are projections of the timestep, and 1x1 convolutions."""
+
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
-    """The kernels of the typed graph in fp16."""
+    """The kernels of the typed graph in fp16, whose long sums are asked for in fp32."""
     model, path = true_width_graph(), tmp_path_factory.mktemp("typed") / "unet.onnx"
     fuse_for_tensorrt(model)
     assign_types(model, "fp16")
+    assert accumulate_in_fp32(model) == LONG_SUMS
     model.ir_version = IR_VERSION
     write_typed(model, path)
     library = load_library("tensorrt-rtx")
@@ -58,3 +63,12 @@ def test_no_large_fp32_tensor_leaves_a_group_norm(kernels: list[Kernel]) -> None
 def test_the_kernels_move_no_more_than_they_did(kernels: list[Kernel]) -> None:
     """Bytes that a GPU reads and writes decide the time of most kernels; a change of the graph changes this figure."""
     assert summarize(kernels).bytes_moved == pytest.approx(9_220_900_608, rel=0.02)
+
+
+def test_products_that_ask_for_fp32_sums_read_and_write_fp16(kernels: list[Kernel]) -> None:
+    """The casts are part of the kernels, and q, k and v stay one product."""
+    layers = [kernel for kernel in kernels if kernel.kind in ("gemm", "correlation")]
+    merged = [kernel for kernel in layers if "to_q" in kernel.name and "to_v" in kernel.name]
+    assert len(layers) >= 19
+    assert len(merged) == 6, "q, k and v of two spatial and four temporal self-attentions"
+    assert not [kernel.name for kernel in layers for tensor in kernel.inputs + kernel.outputs if tensor.is_fp32]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 from sparsectrl_lcm.service.http.connection_limits import HEAD_BYTES, LINGER_SECONDS, BoundedProtocol
+from sparsectrl_lcm.service.http.listeners import Listener
 from sparsectrl_lcm.service.http.tls_certificates import local_certificate
 
 SECONDS = 0.5
@@ -35,14 +36,16 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextmanager
-def served(tls: tuple[Path, Path] | None = None, send_buffer: int = 0, **bounds: Any) -> Iterator[int]:
+def served(
+    tls: tuple[Path, Path] | None = None, send_buffer: int = 0, listener: Listener | None = None, **bounds: Any
+) -> Iterator[int]:
     protocol = BoundedProtocol.bounded(**{"header_seconds": SECONDS, "write_seconds": SECONDS, **bounds})
     files = {} if tls is None else {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]}
     config = uvicorn.Config(
         app, loop="asyncio", http=protocol, ws="none", lifespan="off", log_config=None, timeout_keep_alive=1, **files
     )
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as bound:
+    with socket.create_server(("127.0.0.1", 0)) if listener is None else listener.bind() as bound:
         if send_buffer:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         thread = threading.Thread(target=server.run, args=([bound],))
@@ -206,6 +209,8 @@ def test_the_end_of_an_answer_may_take_its_time(tmp_path: Path) -> None:
 def test_connections_are_counted() -> None:
     with served(header_seconds=20.0, most_connections=3) as port:
         held = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+        for sock in held:  # being answered, so that none gives way
+            sock.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
         time.sleep(0.2)
         with socket.create_connection(("127.0.0.1", port)) as sock:
             assert b" 503 " in seconds_until_closed(sock)[1]
