@@ -93,11 +93,14 @@ class _Walk:
         flops = elements = 0
         for node in self.nodes:
             self.visit(node)
-            if node.op_type not in ("Conv", "MatMul", "Gemm"):
+            if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
                 continue
             result, left, right = (self.shape(name) for name in (node.output[0], *node.input[:2]))
             elements += prod(result) + prod(left) + prod(right)
-            flops += 2 * prod(result) * (prod(right[1:]) if node.op_type == "Conv" else left[-1])
+            if node.op_type == "ConvTranspose":  # each element of the input is multiplied by a whole kernel
+                flops += 2 * prod(left) * prod(right[1:])
+            else:
+                flops += 2 * prod(result) * (prod(right[1:]) if node.op_type == "Conv" else left[-1])
         return Work(flops, elements)
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -2,9 +2,10 @@
 
     python benchmarks/tensorrt_build.py --size 512x512 --precision fp16 --precision fp32
     python benchmarks/tensorrt_build.py --precision fp16 --graph unet --no-check
+    python benchmarks/tensorrt_build.py --bundle realistic-vision --precision fp16 --transposed-upsampling
 
-Uses a full-size bundle with random weights in --cache, which is made if missing. The engines in that bundle stay as
-they are. Builds each precision in a separate process. Prints two tables and writes them as JSON into
+Uses a full-size bundle with random weights in --cache, which is made if missing, or your --bundle. The engines in that
+bundle stay as they are. Builds each precision in a separate process. Prints two tables and writes them as JSON into
 benchmarks/results/.
 """
 
@@ -63,15 +64,15 @@ class MemoryByGraph:
                 self.peaks[self.graph] = max(self.peaks.get(self.graph, 0.0), process.memory_info().rss / 1e9)
 
 
-def build_all(bundle: Path, precision: str, size: str, check: bool, graphs: list[str]) -> dict[str, Any]:
-    """Builds the engines of a bundle, or of some graphs. Returns a row for each graph."""
+def build_all(bundle: Path, precision: str, size: str, **options: Any) -> dict[str, Any]:
+    """Builds the engines of a bundle with `options` of `BuildOptions`. Returns a row for each graph."""
     from sparsectrl_lcm.engine.build import build
     from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 
     width, height = map(int, size.split("x"))
     memory = MemoryByGraph()
-    options = BuildOptions(width, height, FRAMES, precision, check, tuple(graphs))
-    index = build(bundle, BACKEND, options, memory.progress).index
+    built = BuildOptions(width, height, FRAMES, precision=precision, **options)
+    index = build(bundle, BACKEND, built, memory.progress).index
     rows = memory.end()
     for graph, record in index.engines.items():
         rows[graph]["build_seconds"] = record.report["seconds"]
@@ -93,6 +94,7 @@ def kernel_columns(report: dict[str, Any]) -> dict[str, Any]:
         "split_attentions": layers.split_attention,
         "norms": layers.norms,
         "fp32_norms": len(layers.fp32_norms),
+        "fp32_group_norms": sum("GroupNormalization" in name for name in layers.fp32_norms),
         "gb_moved": (layers.bytes_moved or 0) / 1e9,
     }
 
@@ -102,31 +104,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=clip_size, default="512x512", help="WIDTHxHEIGHT; default: 512x512")
     parser.add_argument(
-        "--precision", action="append", choices=["fp16", "bf16", "fp32"], help="repeatable; default: fp16, fp32"
+        "--precision", action="append", choices=["fp16", "bf16", "fp32", "fp8"], help="repeatable; default: fp16, fp32"
     )
     parser.add_argument("--graph", action="append", default=[], help="build only this graph; repeatable")
     parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"), help="folder of the bundle")
+    parser.add_argument("--bundle", type=Path, help="build this bundle instead of the one with random weights")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison with fp32")
+    parser.add_argument("--transposed-upsampling", action="store_true", help="as in `sparsectrl-lcm build`")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        bundle = options.cache / "bundle"
-        print(json.dumps(build_all(bundle, options.child, options.size, not options.no_check, options.graph)))
+        chosen = {"check": not options.no_check, "graphs": tuple(options.graph)}
+        chosen["transposed_upsampling"] = options.transposed_upsampling
+        print(json.dumps(build_all(options.bundle, options.child, options.size, **chosen)))
         return
-    prepare(options.cache)
+    if options.bundle is None:
+        prepare(options.cache)
+    source = options.bundle or options.cache / "bundle"
     results = {}
     for precision in options.precision or ["fp16", "fp32"]:
-        with tempfile.TemporaryDirectory(dir=options.cache) as folder:
+        with tempfile.TemporaryDirectory(dir=source.parent) as folder:
             shutil.copytree(
-                options.cache / "bundle",
+                source,
                 Path(folder) / "bundle",
                 ignore=shutil.ignore_patterns("engines"),  # no hard links: onnx_ir does not read weights through them
             )
             command = [sys.executable, __file__, "--child", precision, "--size", options.size]
-            command += ["--cache", folder, *(["--no-check"] if options.no_check else [])]
+            command += ["--bundle", str(Path(folder) / "bundle"), *(["--no-check"] if options.no_check else [])]
+            command += ["--transposed-upsampling"] if options.transposed_upsampling else []
             command += [word for graph in options.graph for word in ("--graph", graph)]
             results[precision] = run(command)
-    path = write_report(options.size, results)
+    path = write_report(options.size, results, options.transposed_upsampling)
     print_table(results)
     print_kernels(results)
     print(f"\nwritten to {path}")
@@ -142,12 +150,12 @@ def run(command: list[str]) -> dict[str, Any]:
     return dict(json.loads(output)) if process.returncode == 0 else {"failed": process.returncode}
 
 
-def write_report(size: str, results: dict[str, Any]) -> Path:
+def write_report(size: str, results: dict[str, Any], transposed: bool) -> Path:
     """Writes the results with machine, versions and commit. Returns the file."""
     packages = ("tensorrt-rtx-cu13-bindings", "onnx-ir", "onnxruntime", "numpy", "sparsectrl-lcm")
     head = report_head(reports.command(), packages)
     report = head | {"size": f"{size}x{FRAMES}", "builds": results}
-    path = reports.results_file("tensorrt-rtx-build-cpu")
+    path = reports.results_file("tensorrt-rtx-build-cpu" + ("-transposed" if transposed else ""))
     path.write_text(json.dumps(report, indent=2) + "\n")
     return path
 

@@ -28,7 +28,7 @@ def build(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="GPU: fp16 (default), fp32, or bf16 with TensorRT. "
+            help="GPU: fp16 (default), fp32, or bf16 and fp8 with TensorRT. "
             "openvino: bf16 if the processor computes in it, else fp32; or int8."
         ),
     ] = None,
@@ -72,6 +72,13 @@ def build(
         list[str] | None,
         typer.Option(metavar="X.Y", help="tensorrt-rtx: build only for this one, such as 8.9; repeatable."),
     ] = None,
+    transposed_upsampling: Annotated[
+        bool,
+        typer.Option(
+            "--transposed-upsampling",
+            help="TensorRT: one transposed convolution per upsampler, 4 products instead of 9. Not measured on a GPU.",
+        ),
+    ] = False,
     keep_source: Annotated[
         bool,
         typer.Option(
@@ -110,6 +117,7 @@ def build(
             version_compatible=version_compatible,
             hardware_compatibility=hardware_compatibility,
             compute_capabilities=tuple(compute_capability or ()),
+            transposed_upsampling=transposed_upsampling,
             keep_source=keep_source,
         )
         for width, height in sizes

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from ..runtime.errors import BackendError, SparseCtrlLcmError, first_line
 
 NEEDS = (
+    "alembic",
     "cryptography",
     "fastapi",
     "fsspec",

@@ -3,9 +3,9 @@
 Tests run with one exported architecture and with the demo bundle; with --slow, with a second architecture too.
 """
 
+import gc
 import hashlib
 import os
-import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scheduling import collects_all, imports_torch
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,6 +33,7 @@ class Exported:
 
 LONG = (
     "runtime/test_pipeline.py",  # exports
+    "export",
     "service/test_storage_routes.py",
     "service/test_runner.py",
     "engine/test_tensorrt_rtx.py",
@@ -43,13 +45,10 @@ LONG = (
     "runtime/test_openvino.py",
     "engine/test_onnxruntime_cuda.py",
     "runtime/test_gpu_executor.py",
-    "export",
     "torch_engines",
     "docs/test_blocks.py",
 )
 """Files and folders that start first, so that no long file runs alone at the end; those in need of the export later."""
-SEPARATE = ("runtime/test_gpu_executor.py", "cli/test_cli.py")
-"""Long files whose tests share no slow fixture; their tests are spread over the workers."""
 TOO_LONG = (
     "engine/test_tensorrt_rtx.py",
     "engine/test_openvino_engines.py",
@@ -61,8 +60,6 @@ TOO_LONG = (
     "test_frames_of_fp16_are_within_three_levels",
 )
 """Files and tests that take longer than `--fast` allows."""
-HEAVY = re.compile(r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|sparsectrl_lcm\.export)\b")
-"""Imports that take too long for `--fast`."""
 _fast = False
 
 
@@ -77,10 +74,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    if not config.getoption("--fast") or collection_path.suffix != ".py":
+    if collection_path.suffix != ".py":
         return None
-    heavy = collection_path.as_posix().endswith(TOO_LONG) or HEAVY.search(collection_path.read_text())
-    return True if heavy else None
+    if config.getoption("--fast"):
+        return True if collection_path.as_posix().endswith(TOO_LONG) or imports_torch(collection_path) else None
+    worker = getattr(config, "workerinput", None)
+    if worker is None or collects_all(worker["workerid"], worker["workercount"]):
+        return None
+    return True if imports_torch(collection_path) else None
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the imported modules stay; each later collection of garbage would walk through all of them
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -99,16 +104,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Sends all tests of a file to one worker, those for each exported architecture apart."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            path, _, test = nodeid.partition("::")
-            if path.removeprefix("tests/") in SEPARATE:
-                return nodeid
-            words = re.split(r"[-\[\]]", test)
-            return " ".join([path, *(name for name in ("sd15_like", "other") if name in words)])
+    from scheduling import Scheduling
 
     return Scheduling(config, log)
 

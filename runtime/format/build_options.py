@@ -47,6 +47,8 @@ class BuildOptions:
         version_compatible: the engine also runs on later releases of the same major version.
         hardware_compatibility: none, same-compute-capability or ampere-plus.
         compute_capabilities: such as 8.9 and 12.0; empty for all that the backend supports.
+        transposed_upsampling: compute a doubling and its convolution as one transposed convolution: 4 products for
+            each output instead of 9.
         keep_source: leave the typed ONNX graph, which the library compiled, beside each engine.
 
     Raises:
@@ -70,6 +72,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatibility: str = "none"
     compute_capabilities: tuple[str, ...] = ()
+    transposed_upsampling: bool = False
     keep_source: bool = False
 
     def __post_init__(self) -> None:

@@ -206,20 +206,21 @@ class Requests(Database):
         """Deletes requests that ended before `before`, or before `private_before` if they asked for no storage.
 
         Returns:
-            The ids of the deleted requests, at most 500.
+            The ids of the deleted requests, at most 500 of each kind.
         """
-        old = (requests.c.state == "done") & or_(
-            requests.c.finished_at < before, ~requests.c.keep_io & (requests.c.finished_at < private_before)
-        )
+        kept = requests.c.keep_io & (requests.c.finished_at < before)  # null unless a request has ended
+        private = ~requests.c.keep_io & (requests.c.finished_at < max(before, private_before))
         with self._write() as connection:
-            ids = list(connection.execute(select(requests.c.id).where(old).limit(500)).scalars())
+            ids: set[str] = set()
+            for kind in (kept, private):  # each has its own index
+                ids.update(connection.execute(select(requests.c.id).where(kind).limit(500)).scalars())
             for table, column in (
                 (logs, logs.c.request_id),
                 (webhooks, webhooks.c.request_id),
                 (requests, requests.c.id),
             ):
                 connection.execute(delete(table).where(column.in_(ids)))
-        return ids
+        return list(ids)
 
     def counts(self) -> dict[str, int]:
         """Returns the number of `queued` and `running` requests."""

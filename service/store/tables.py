@@ -1,4 +1,7 @@
-"""The tables. JSON is stored as ASCII text, so that every database accepts what any client sent."""
+"""The tables of the newest schema. JSON is stored as ASCII text, so that every database accepts what any client sent.
+
+Each change here needs a new file in `migrations`, which makes the same change to databases that exist.
+"""
 
 import json
 from typing import Any
@@ -78,6 +81,8 @@ Index(
     sqlite_where=unstarted,
     postgresql_where=unstarted,
 )
+for _name, _kind in (("kept", requests.c.keep_io), ("private", ~requests.c.keep_io)):  # for removing old requests
+    Index(f"{_name}_requests_by_end", requests.c.finished_at, sqlite_where=_kind, postgresql_where=_kind)
 
 logs = Table(
     "logs",

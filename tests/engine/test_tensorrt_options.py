@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from fakes.tensorrt_builds import RELEASES, TENSORRT, Workshop, fake, small_copy
 from fakes.tensorrt_fakes import FakeModule
-from sparsectrl_lcm.engine.tensorrt.builder import configure
+from sparsectrl_lcm.engine.tensorrt.configuration import configure
 from sparsectrl_lcm.runtime.errors import InvalidRequest, SparseCtrlLcmError
 from sparsectrl_lcm.runtime.format.build_options import HARDWARE_COMPATIBILITY, BuildOptions
 
@@ -154,3 +155,22 @@ def test_version_compatibility_is_refused_for_tensorrt_rtx(bundle: Path) -> None
     with pytest.raises(InvalidRequest, match="version_compatible: only for tensorrt"):
         Workshop("rtx-1.7").build(bundle, version_compatible=True)
     assert not (bundle / "engines").exists()
+
+
+@pytest.mark.parametrize("option", ["refit", "strip_weights"])
+def test_weights_of_transposed_upsamplers_cannot_be_replaced(option: str, bundle: Path) -> None:
+    """They are sums of the bundle's weights, which no refit would find by name."""
+    with pytest.raises(InvalidRequest, match="transposed_upsampling: .* leave out refit and strip_weights"):
+        Workshop("11.4").build(bundle, transposed_upsampling=True, **{option: True})
+    assert not (bundle / "engines").exists()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_transposed_upsampling_is_off_unless_asked_for(transposed: bool, bundle: Path) -> None:
+    index = Workshop("rtx-1.7").build(
+        bundle, graphs=("vae_decoder",), keep_source=True, **({"transposed_upsampling": True} if transposed else {})
+    )
+    (source,) = (bundle / "engines").rglob("vae_decoder.onnx")
+    operators = {node.op_type for node in ir.load(source).graph}
+    assert ("ConvTranspose" in operators, "Resize" in operators) == (transposed, not transposed)
+    assert index.engines["vae_decoder"].spec.flags.get("transposed_upsampling", False) is transposed  # part of the key

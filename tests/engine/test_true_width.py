@@ -4,7 +4,7 @@ import pytest
 from sparsectrl_lcm.engine.rewrites.accumulation import accumulate_in_fp32
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
 from sparsectrl_lcm.engine.rewrites.typed_graph import IR_VERSION, fuse_for_tensorrt, write_typed
-from sparsectrl_lcm.engine.tensorrt.builder import configure
+from sparsectrl_lcm.engine.tensorrt.configuration import configure
 from sparsectrl_lcm.engine.tensorrt.kernels import Kernel, kernels_of_log
 from sparsectrl_lcm.engine.tensorrt.layer_report import summarize
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from fakes.missing_programs import missing  # noqa: F401
+from fakes.postgresql_server import postgresql
 
 if TYPE_CHECKING:
     from .test_webhooks import Receiver
@@ -160,6 +162,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for server in started(tmp_path_factory.mktemp("demo"), backend="onnxruntime"):
         server.wait()
         yield server
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[str]:
+    """The URL of a PostgreSQL server, which all tests share."""
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path has to be short
+        yield from postgresql(Path(folder))
 
 
 @pytest.fixture

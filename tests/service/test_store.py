@@ -1,6 +1,5 @@
 """The store, on SQLite and on a real PostgreSQL."""
 
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -10,19 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes.postgresql_server import postgresql
 from sparsectrl_lcm.service.store import FileRow, LogRow, NewRequest, Outcome, QueueFull, RequestRow, SqlStore, tables
 from sqlalchemy import select
 
 from .conftest import started
 
 DONE = Outcome(200, {"seed": 1}, seconds=1.5)
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:  # a socket's path has to be short
-        yield from postgresql(Path(folder))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
