@@ -255,7 +255,7 @@ def test_an_address_that_is_taken(capfd: pytest.CaptureFixture[str], tmp_path: P
 def test_what_only_the_runner_finds_out(tmp_path: Path, port: str) -> None:
     command = ["serve", "--data", str(tmp_path), "--port", port, "--backend", "onnxruntime", "--precision", "fp8"]
     done = subprocess.run([*PROGRAM, *command], capture_output=True, text=True, timeout=60, check=False)
-    wanted = "error: --precision: onnxruntime computes in fp32 on the CPU; leave it out\n"
+    wanted = "error: --precision: onnxruntime computes in fp32 on the CPU; 'fp8' is for tensorrt, tensorrt-rtx\n"
     assert (done.returncode, done.stderr) == (2, wanted)
 
 
