@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=clip_size, default="512x512", help="WIDTHxHEIGHT; default: 512x512")
     parser.add_argument(
-        "--precision", action="append", choices=["fp16", "bf16", "fp32"], help="repeatable; default: fp16, fp32"
+        "--precision", action="append", choices=["fp16", "bf16", "fp32", "fp8"], help="repeatable; default: fp16, fp32"
     )
     parser.add_argument("--graph", action="append", default=[], help="build only this graph; repeatable")
     parser.add_argument("--cache", type=Path, default=Path(".cache/full-size"), help="folder of the bundle")

@@ -28,7 +28,7 @@ def build(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="GPU: fp16 (default), fp32, or bf16 with TensorRT. "
+            help="GPU: fp16 (default), fp32, or bf16 and fp8 with TensorRT. "
             "openvino: bf16 if the processor computes in it, else fp32; or int8."
         ),
     ] = None,
@@ -76,7 +76,7 @@ def build(
         bool,
         typer.Option(
             "--transposed-upsampling",
-            help="TensorRT: an upsampler is one transposed convolution, 4 products instead of 9. Not measured yet.",
+            help="TensorRT: one transposed convolution per upsampler, 4 products instead of 9. Not measured on a GPU.",
         ),
     ] = False,
     keep_source: Annotated[

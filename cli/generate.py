@@ -64,7 +64,8 @@ def generate(
         str, typer.Option(help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime-cuda or onnxruntime.")
     ] = "auto",
     precision: Annotated[
-        str | None, typer.Option(help="Of the engines: fp16, bf16, fp32 or int8; by default the first that was built.")
+        str | None,
+        typer.Option(help="Of the engines: fp16, bf16, fp32, fp8 or int8; default: the first that was built."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="For openvino: CPU (default), GPU or NPU.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU; one per core by default.")] = None,

@@ -41,7 +41,7 @@ def check_precision(
     Args:
         bundle: the bundle.
         graph: name of the graph.
-        precision: fp16 or bf16.
+        precision: fp16, bf16 or fp8.
         typed: the typed graph; files may be written beside it.
         size: of the inputs; see `random_inputs`.
 
@@ -101,6 +101,7 @@ def round_results(model: ir.Model) -> list[ir.Value]:
                 types[rounded[-1]] = dtype
         if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) in _LOW:
             node.attributes["to"] = ir.AttrInt64("to", int(_FLOAT))
+            node.outputs[0].dtype = _FLOAT
     for value in graph.outputs:
         if value.dtype in _LOW:
             value.dtype = _FLOAT
@@ -175,7 +176,7 @@ def _result_types(node: ir.Node, types: dict[ir.Value, ir.DataType]) -> list[tup
     if node.op_type == "Cast":
         target = ir.DataType(node.attributes["to"].as_int())
         return [(node.outputs[0], target)] if target in _LOW else []
-    if node.op_type == "Shape":
+    if node.op_type in ("Shape", "QuantizeLinear"):  # 8-bit numbers are rounded by the operator itself
         return []
     dtype = next((types[value] for value in node.inputs if value in types), None)
     return [(output, dtype) for output in node.outputs] if dtype is not None else []

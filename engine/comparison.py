@@ -68,6 +68,7 @@ BOUNDS = {
     "fp32": Bounds(largest=1e-3, quantile=2e-4, cosine=0.999999, levels=0.1, psnr=50.0),
     "fp16": Bounds(largest=1e-2, quantile=4e-3, cosine=0.9999, levels=3.0, psnr=30.0),
     "bf16": Bounds(largest=5e-2, quantile=2e-2, cosine=0.999, levels=3.0, psnr=30.0),
+    "fp8": Bounds(largest=0.3, quantile=0.15, cosine=0.99, levels=8.0, psnr=22.0),
     "int8": Bounds(largest=0.2, quantile=0.1, cosine=0.99, levels=6.0, psnr=25.0),
 }
 """By precision. They hold for outputs of single graphs, for frames of a decoder and for whole clips."""

@@ -139,7 +139,7 @@ _RECORDS = (
     Backend(
         name="tensorrt",
         on_gpu=True,
-        precisions=("fp16", "bf16", "fp32"),
+        precisions=("fp16", "bf16", "fp32", "fp8"),
         install="pip install 'tensorrt>=10.16,<12' cuda-bindings onnx-ir",
         module="gpu.tensorrt",
         builder="tensorrt.builder",
@@ -152,7 +152,7 @@ _RECORDS = (
     Backend(
         name="tensorrt-rtx",
         on_gpu=True,
-        precisions=("fp16", "bf16", "fp32"),
+        precisions=("fp16", "bf16", "fp32", "fp8"),
         install="pip install onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 "
         "tensorrt-rtx-cu13-bindings==1.7.1.116 cuda-bindings onnx-ir",
         module="gpu.tensorrt",

@@ -19,6 +19,10 @@ MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP", "TIFF")
 """Formats of files, by Pillow's names. Others are refused unread: Pillow hands some, such as EPS, to other programs."""
+MAX_SCANS = 100
+"""Most scans of a progressive JPEG; encoders write about ten."""
+_SCAN = b"\xff\xda"
+"""Begins a scan of a JPEG; the data in it never holds these bytes."""
 RESAMPLES = ("lanczos", "bilinear")
 """How pictures of another size are resized, by Pillow's and diffusers' names."""
 MOSTLY_WHITE = 0.5
@@ -46,7 +50,7 @@ def load_picture(source: Any, field: str) -> "Image.Image":
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # a file can cause one warning for each of its EXIF tags
             if isinstance(source, bytes | bytearray | memoryview):
                 with Image.open(io.BytesIO(source), formats=_formats()) as image:
                     return _decode(image, field)
@@ -159,8 +163,22 @@ def _decode(image: "Image.Image", field: str) -> "Image.Image":
         raise InvalidRequest(
             field, f"the image has {width}x{height} pixels", f"allowed are {MAX_PIXELS // 1_000_000} million"
         )
+    _check_scans(image, field)
     image.load()
     return _flatten(ImageOps.exif_transpose(image))
+
+
+def _check_scans(image: "Image.Image", field: str) -> None:
+    """Refuses JPEGs with too many scans: each takes 75 bytes of the file and passes over all pixels."""
+    file = getattr(image, "fp", None)
+    if image.format not in ("JPEG", "MPO") or file is None or file.closed:
+        return
+    position = file.tell()
+    file.seek(0)
+    scans = file.read().count(_SCAN)
+    file.seek(position)
+    if scans > MAX_SCANS:
+        raise InvalidRequest(field, f"the JPEG has {scans} scans", f"allowed are {MAX_SCANS}; save it again")
 
 
 def _from_memory(source: Any, field: str) -> "Image.Image":

@@ -1,6 +1,7 @@
 """All components of a running service in one object, which routes and workers share."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # the folders that hold the parts import this file
     from .settings import Settings
     from .store import SqlStore
 
-LARGE_BODIES = 4
+LARGE_BODIES = 2
 """How many large bodies may be in memory at once."""
 
 
@@ -35,6 +36,7 @@ class Service:
         signer: signs webhooks.
         metrics: counts and times for Prometheus.
         secret: 32 bytes that sign tokens, the same on every start.
+        answered_at: when the store last did the dispatcher's periodic work, as `time.monotonic`.
         draining: true while the server shuts down. It then begins nothing more.
         large_bodies: a task holds it while it has a large body in memory.
     """
@@ -48,6 +50,7 @@ class Service:
     signer: "Signer"
     metrics: "Metrics"
     secret: bytes
+    answered_at: float = field(default_factory=time.monotonic)
     draining: bool = False
     large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_BODIES))
 

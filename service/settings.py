@@ -33,6 +33,7 @@ class Settings:
         body_bytes: largest JSON body.
         upload_bytes, part_bytes: largest uploaded file, and part of one.
         image_bytes, image_pixels: largest keyframe.
+        image_seconds: longest time to read the keyframes of a request.
         prompt_characters: longest prompt.
         key_queue: most waiting requests of one key.
         queue: most waiting requests in total.
@@ -74,11 +75,12 @@ class Settings:
 
     queue_port: int | None = None
     tls_port: int | None = None
-    body_bytes: int = 32 * MIB
+    body_bytes: int = 12 * MIB
     upload_bytes: int = 512 * MIB
     part_bytes: int = 128 * MIB
     image_bytes: int = 20 * MIB
-    image_pixels: int = 50_000_000
+    image_pixels: int = 16_000_000
+    image_seconds: float = 20.0
     prompt_characters: int = 10_000
     key_queue: int = 1000
     queue: int = 10_000

@@ -13,6 +13,7 @@ def count_flops(path: Path, feeds: dict[str, np.ndarray], folder: Path) -> int:
     """Counts 2 per multiply-add of convolutions and matrix products, as torch's FlopCounterMode does."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # packed weights have no shape in the profile
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from .layers import input_axis, layer_input, layer_weight, output_axis, quantizable, weight_shape
 from .number_formats import NumberFormat
 
+_SMALLEST_FP16 = float(np.finfo(np.float16).tiny)
+
 
 def quantize(
     model: ir.Model,
@@ -80,7 +82,7 @@ def _division(graph: ir.Graph, node: ir.Node, divisors: NDArray[np.float32], nam
 
 def _factors(node: ir.Node, divisors: NDArray[np.float32]) -> NDArray[np.floating]:
     """Returns what the C channels of a layer's input are multiplied by, [C], in the type of the layer."""
-    return _in(_type(layer_weight(node)), 1 / divisors)
+    return _in(_type(layer_weight(node)), np.asarray(1 / divisors, np.float32))
 
 
 def _weight(graph: ir.Graph, node: ir.Node, numbers: NumberFormat, divisors: NDArray[np.float32] | None) -> ir.Value:
@@ -134,8 +136,8 @@ def _type(weight: ir.Value) -> ir.DataType:
 
 
 def _in(floats: ir.DataType, scale: NDArray[np.float32]) -> NDArray[np.floating]:
-    """Returns a scale in a type."""
-    return scale.astype(floats.numpy())
+    """Returns a scale in a type; in fp16 at least the smallest number of full precision."""
+    return np.maximum(scale, _SMALLEST_FP16 if floats == ir.DataType.FLOAT16 else 0).astype(floats.numpy())
 
 
 def _initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:

@@ -16,7 +16,7 @@ from .observer import Statistics
 
 Floats = NDArray[np.float32]
 
-STRENGTH = 0.4
+STRENGTH = 0.3
 """The paper's alpha: 0 moves nothing, 1 makes all channels of the activation equally large."""
 _SMALLEST = 1e-5
 """Share of the largest channel; smaller ones count as this, so that an empty channel gets a finite factor."""
@@ -71,4 +71,4 @@ def _largest_by_input(node: ir.Node) -> Floats:
     assert tensor is not None
     weight = tensor.numpy()
     others = tuple(axis for axis in range(weight.ndim) if axis != input_axis(node))
-    return np.abs(weight).max(axis=others).astype(np.float32)
+    return np.asarray(np.abs(weight).max(axis=others), np.float32)

@@ -55,7 +55,7 @@ def sum_length(node: ir.Node) -> int:
 
 def _long_sums(graph: ir.Graph, shortest: int) -> Iterator[ir.Node]:
     for node in graph:
-        if sum_length(node) >= shortest and node.inputs[1].const_value.dtype == _LOW:  # type: ignore[union-attr]
+        if sum_length(node) >= shortest and node.inputs[1].const_value.dtype == _LOW:
             yield node
 
 

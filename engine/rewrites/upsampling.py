@@ -136,7 +136,7 @@ def _spread_weight(graph: ir.Graph, value: ir.Value | None) -> ir.Value:
 
 def smallest_with_equal_cuts(model: ir.Model, side: int) -> int:
     """The smallest side of latents, at least 4, that is cut at the same doublings of a graph as `side`."""
-    period = 2 ** sum(doubling.cut is not None for doubling in find_doublings(model))
+    period: int = 2 ** sum(doubling.cut is not None for doubling in find_doublings(model))
     return side % period + period * max(ceil_div(4 - side % period, period), 0)
 
 

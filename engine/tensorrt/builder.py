@@ -18,13 +18,15 @@ from ...runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec,
 from ...runtime.format.weights import WeightTable, weight_table_path
 from ...runtime.gpu.device import Device, probe
 from ...runtime.gpu.engine_scope import device_scope, version_scope
-from ...runtime.gpu.tensorrt_library import RTX, Library, compute_capabilities, load_library
+from ...runtime.gpu.tensorrt_library import RTX, Library, load_library
 from ..check import check_precision
 from ..engine_writer import SetBuild, engine_record, write_set
 from ..rewrites.accumulation import accumulate_in_fp32
 from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
 from ..rewrites.upsampling import drop_empty_cuts, smallest_with_equal_cuts, transpose_upsampling
 from .build_progress import BuildControl, interruptible, make_progress_monitor
+from .configuration import compute_capability, configure, strongly_typed
+from .fp8 import AROUND_FP8, FP8, Ranges, calibrate, check_fp8, in_fp8, to_fp8
 from .kernels import kernels_of_log
 from .layer_report import kernels_of_plan, summarize
 from .timing_cache import TimingCache
@@ -60,8 +62,10 @@ def build(
     _check_options(backend == RTX, options)
     library = library or load_library(backend)
     for capability in options.compute_capabilities:
-        _compute_capability(library.module, capability)
+        compute_capability(library.module, capability)
     device = device or _device(library, options)
+    if options.precision == FP8:
+        check_fp8(options, device)
     bundle = bundle.with_keyframe_slots(options.keyframe_slots)
     index = EngineIndex(
         backend=backend,
@@ -71,7 +75,11 @@ def build(
         engines={},
     )
     job = _Build(bundle, size, options, library, device)
-    return write_set(bundle, SetBuild(index, list(bundle.manifest.graphs), job.spec, job.engine), options, on_progress)
+    made_with: dict[str, object] = {}
+    if options.precision == FP8:  # the ranges come from requests through all graphs
+        made_with["requests"] = [graph_checksums(bundle.manifest, graph) for graph in bundle.manifest.graphs]
+    graphs = list(bundle.manifest.graphs)
+    return write_set(bundle, SetBuild(index, graphs, job.spec, job.engine, made_with), options, on_progress)
 
 
 def _check_options(rtx: bool, options: BuildOptions) -> None:
@@ -122,6 +130,7 @@ class _Build:
         self.library = library
         self.device = device
         self.timing_cache = TimingCache(bundle.folder, library, device)
+        self.ranges: dict[str, Ranges] = {}
 
     def fuse(self, model: ir.Model) -> None:
         """Fuses what TensorRT has operators for, except attention over a single frame: TensorRT-RTX refuses that."""
@@ -149,6 +158,10 @@ class _Build:
         measured: dict[str, Any] = {}
         source = folder / f"{graph}.onnx"
         path = folder / f"{graph}.engine"
+        if precision == FP8 and in_fp8(graph) and not self.ranges:
+            report("measuring activation ranges on sample requests", 0.0)
+            self.ranges = calibrate(self.bundle, folder, self.options.graphs or list(self.bundle.manifest.graphs))
+            gc.collect()
         report("reading weights", 0.0)
         table = self.write_source(graph, source)
         gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
@@ -191,9 +204,9 @@ class _Build:
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph for the parser; returns its weights if they have to be refittable."""
-        model = typed_graph(self.bundle, graph, str(self.options.precision), self.fuse)
-        if self.adds_in_fp32:
-            accumulate_in_fp32(model)
+        precision = str(self.options.precision)
+        model = typed_graph(self.bundle, graph, AROUND_FP8 if precision == FP8 else precision, self.fuse)
+        to_fp8(model, self.ranges.get(graph, {}))
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None
@@ -205,9 +218,12 @@ class _Build:
         return options.precision == "fp16" and not (options.fp16_sums or options.refit or options.strip_weights)
 
     def fit_source(self, source: Path) -> None:
-        """Drops from the typed graph what it does not need at this size."""
+        """Drops from the typed graph what it does not need at this size, and asks for fp32 sums."""
         model = ir.load(source)
-        if drop_empty_cuts(model, *self.latent_sides):
+        changed = drop_empty_cuts(model, *self.latent_sides)
+        if self.adds_in_fp32:
+            changed = bool(accumulate_in_fp32(model)) or changed
+        if changed:
             ir.save(model, source)  # shares the weights
 
     def spec(self, graph: str) -> EngineSpec:
@@ -239,7 +255,7 @@ class _Build:
         trt, logger = self.library.module, self.library.logger
         self.library.forget_errors()
         builder = trt.Builder(logger)
-        network = builder.create_network(_strongly_typed(trt))
+        network = builder.create_network(strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(source)):
             if not parser.num_errors:
@@ -262,51 +278,3 @@ class _Build:
         plan = builder.build_serialized_network(network, config)
         self.timing_cache.detach(config)
         return plan
-
-
-def configure(trt: Any, config: Any, rtx: bool, options: BuildOptions) -> None:
-    """Sets the options in TensorRT's builder configuration."""
-    config.builder_optimization_level = options.optimization_level
-    config.max_aux_streams = options.aux_streams
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layer names, for `inspect`
-    if options.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
-    if not options.tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
-    if options.refit or options.strip_weights:
-        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)  # only the marked weights; constants may be folded
-    if options.strip_weights:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if rtx:
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # so that a run can be captured
-        capabilities = options.sorted_capabilities
-        config.num_compute_capabilities = len(capabilities)
-        for index, capability in enumerate(capabilities):
-            config.set_compute_capability(_compute_capability(trt, capability), index)
-    else:
-        levels = trt.HardwareCompatibilityLevel
-        config.hardware_compatibility_level = {
-            "none": levels.NONE,
-            "same-compute-capability": levels.SAME_COMPUTE_CAPABILITY,
-            "ampere-plus": levels.AMPERE_PLUS,
-        }[options.hardware_compatibility]
-
-
-def _strongly_typed(trt: Any) -> int:
-    """The flag of a network that keeps the types of the graph; TensorRT 11 has no other kind."""
-    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-
-
-def _compute_capability(trt: Any, text: str) -> Any:
-    """Returns ComputeCapability.SM89 for 8.9.
-
-    Raises:
-        InvalidRequest: TensorRT-RTX does not support it.
-    """
-    known = compute_capabilities(trt)
-    if text not in known:
-        allowed = ", ".join(sorted(known, key=float))
-        raise InvalidRequest("compute_capabilities", f"{text!r} is not supported", f"allowed are {allowed}")
-    return known[text]

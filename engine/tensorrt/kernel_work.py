@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from ...runtime.format.layer_report import KernelGroup
@@ -45,14 +45,14 @@ def operation_of(kernel: Kernel) -> Operation:
 def _work(kernel: Kernel) -> KernelGroup:
     """The work of one kernel, as a group of one."""
     operation = operation_of(kernel)
-    flops = {"attention": _attention, "convolution": _convolution, "product": _product, "other": lambda kernel: 0}
+    count = _COUNTS.get(operation)
     head = kernel.outputs[0].shape[-1] if operation == "attention" and kernel.outputs else 0
     weights = sum(tensor.bytes for tensor in set(kernel.constants))
     return KernelGroup(
         operation=operation,
         precision=_precision(kernel, operation),
         count=1,
-        flops=flops[operation](kernel),
+        flops=count(kernel) if count else 0,
         head=head,
         bytes=kernel.bytes_moved + weights,
     )
@@ -89,6 +89,13 @@ def _product(kernel: Kernel) -> int:
         batch = math.prod(result.shape[:-2])
         return 2 * math.isqrt(left.elements * right.elements * result.elements // batch)
     return max(2 * math.isqrt(size * weight.elements * result.elements) for size in _operands(kernel, weight, result))
+
+
+_COUNTS: dict[Operation, Callable[[Kernel], int]] = {
+    "attention": _attention,
+    "convolution": _convolution,
+    "product": _product,
+}
 
 
 def _operands(kernel: Kernel, weight: Tensor, result: Tensor) -> Iterator[int]:

@@ -21,6 +21,15 @@ class Device:
         return f"{self.name} (compute capability {self.compute_capability})"
 
 
+FP8_SINCE = 8.9
+"""The first compute capability with products of fp8: Ada, then Hopper and Blackwell."""
+
+
+def computes_in_fp8(compute_capability: str) -> bool:
+    """Whether GPUs of this compute capability multiply fp8."""
+    return float(compute_capability) >= FP8_SINCE
+
+
 def probe(api: Any = None) -> Device:
     """Device 0.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..backend_interface import Availability, every_precision
+from ..backend_interface import Availability
 from ..backends import BACKENDS
 from ..errors import BackendError
 from ..format.bundle import Bundle
@@ -64,7 +64,12 @@ def engine_scope(name: str, spec: EngineSpec, version: str) -> tuple[str, str]:
     return version_scope(version, spec.flags, spec.version), device_scope(name, device.probe(), spec.flags)
 
 
-computes_in = every_precision
+def computes_in(precision: str) -> bool:
+    """Whether this precision may be chosen if the user names none: fp8 only if the GPU computes in it."""
+    try:
+        return precision != "fp8" or device.computes_in_fp8(device.probe().compute_capability)
+    except BackendError:  # no GPU: any engine may be listed
+        return True
 
 
 def notes(found: Availability) -> Iterable[str]:
@@ -100,6 +105,8 @@ class TensorRtLoader:
         engines = self._set(bundle, size)
         record = engines.index.engines.get(graph)
         flags = record.spec.flags if record else {}
+        if engines.index.precision == "fp8" and not device.computes_in_fp8(self._gpu.compute_capability):
+            raise BackendError("precision", f"{self._gpu} does not compute in fp8", "build and load fp16 engines")
         version = version_scope(self._library.version, flags, record.spec.version if record else None)
         inputs = {item.name: shapes[item.name] for item in bundle.graph(graph).inputs}
         bound_to = device_scope(self.backend, self._gpu, flags)

@@ -12,6 +12,7 @@ from urllib.parse import urljoin
 import httpcore
 import httpx
 
+from .bounded_heads import BoundedHead, BoundedHeads
 from .public_addresses import AddressRefused, Allowed, GuardedBackend, Resolve, is_public, resolve
 
 MAX_URL = 2048
@@ -186,7 +187,7 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, certificates: ssl.SSLContext, backend: GuardedBackend) -> None:
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=certificates, max_connections=100, keepalive_expiry=5.0, network_backend=backend
+            ssl_context=certificates, max_connections=100, keepalive_expiry=5.0, network_backend=BoundedHeads(backend)
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -211,6 +212,9 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
                     extensions=request.extensions,
                 )
             )
+        stream = response.extensions.get("network_stream")
+        if isinstance(stream, BoundedHead):
+            stream.head_read()
         # httpx would keep cookies, and it fails on an invalid location even if it does not follow redirects
         headers = httpx.Headers([one for one in response.headers if one[0].lower() != b"set-cookie"])
         extensions = dict(response.extensions)

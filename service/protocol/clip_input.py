@@ -139,11 +139,13 @@ def parse_input(value: Mapping[str, Any], prompt_characters: int) -> Input:
         raise ServiceError(422, [_detail(dict(item)) for item in found]) from None
     wrong = []
     for name in ("prompt", "negative_prompt"):
-        if not _is_unicode(getattr(parsed, name)):
-            wrong.append(field_detail(name, "Input should be valid Unicode", "string_unicode"))
         if len(getattr(parsed, name)) > prompt_characters:
             message = f"String should have at most {prompt_characters} characters"
             wrong.append(field_detail(name, message, "string_too_long", {"max_length": prompt_characters}))
+    urls = [f"keyframe_{slot}_image_url" for slot, *_ in parsed.keyframes()]
+    for name in ("prompt", "negative_prompt", *urls):
+        if not _is_unicode(getattr(parsed, name)):
+            wrong.append(field_detail(name, "Input should be valid Unicode", "string_unicode"))
     start, end = parsed.advanced.control_guidance_start, parsed.advanced.control_guidance_end
     if start >= end:
         message = f"Input should be less than control_guidance_end ({end:g})"
@@ -175,7 +177,11 @@ def _detail(error: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()  # in C: a loop in Python would block the server for seconds
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _no_constant(name: str) -> Any:

@@ -12,14 +12,15 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from ...runtime.errors import first_line
 from ..components import Service
 from ..objects.stored_files import file_url, keep_file
 from ..protocol.advanced_options import KEY, AdvancedOptions
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
 from ..runner import JobFailed, Made, Preview, RunnerLost, Step
 from ..store import Outcome
-from .job_preparation import Preparation, Preparations, Prepared
-from .request_states import View
+from .job_preparation import Preparation, Preparations, Prepared, keyframe_error
+from .request_states import FIRST_WAIT, LONGEST_WAIT, STORE_FAILURES, View
 
 AHEAD = 3
 """How many requests are prepared before their turn. Slow ones let the next ones pass."""
@@ -61,10 +62,11 @@ class Dispatcher:
         """Begins nothing more, waits for running requests and puts the rest back into the queue. May be repeated."""
         self.service.draining = True
         self._board.arrived.set()
+        end = time.monotonic() + seconds
         if self._claimer is not None:
             await asyncio.wait({self._claimer}, timeout=seconds)
         if self._claimed:
-            await asyncio.wait(self._claimed, timeout=seconds)
+            await asyncio.wait(self._claimed, timeout=max(0.0, end - time.monotonic()))
         tasks = [task for task in (self._claimer, self._ticker, *self._claimed) if task is not None]
         for task in tasks:
             task.cancel()
@@ -190,7 +192,7 @@ class Dispatcher:
             self._leave_runner(view)
         for stage, seconds in made.timings.items():
             self.service.metrics.stages.labels(stage).observe(seconds)
-        video = await asyncio.to_thread(self._store_clip, view, prepared.job.output)
+        video = await self._keep_clip(view, prepared.job.output)
         seed = made.seed if prepared.seed is None else prepared.seed
         self._board.log(view, _summary(made), "INFO", {"fraction": "1"})
         return Outcome(200, {"video": video, "seed": seed}, seconds=round(made.seconds, 4))
@@ -204,6 +206,20 @@ class Dispatcher:
                 self._board.log(view, f"{event.stage} {event.step}/{event.steps}", "INFO", labels)
 
         return listen
+
+    async def _keep_clip(self, view: View, clip: Path) -> dict[str, Any]:
+        """Stores a clip. Retries while the database or the object store fails or is full: the clip is made."""
+        wait = FIRST_WAIT
+        while True:
+            try:
+                return await asyncio.to_thread(self._store_clip, view, clip)
+            except (*STORE_FAILURES, OSError, ServiceError) as error:
+                if not clip.exists() or (isinstance(error, ServiceError) and error.status != 507):
+                    raise
+                extra = {"request_id": view.row.id, "seconds": wait}
+                log.warning("a clip could not be stored, and is tried again: %s", first_line(error), extra=extra)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
 
     def _store_clip(self, view: View, clip: Path) -> dict[str, Any]:
         row = view.row
@@ -224,11 +240,15 @@ class Dispatcher:
         )
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            any_failed = False
             for duty in duties:
                 try:
                     await duty()
                 except Exception:
+                    any_failed = True
                     log.exception("the store failed")
+            if not any_failed:
+                self.service.answered_at = time.monotonic()
 
     async def _renew(self) -> None:
         for request_id in await self._board.renew(self.service.settings.lease_seconds):
@@ -250,7 +270,7 @@ def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:
     if error.kind == "failed":
         return model_error(500, "internal_server_error", "The clip could not be made")
     if error.keyframe is not None:
-        return field_error(f"keyframe_{slots[error.keyframe]}_image_url", error.message, "image_load_error")
+        return keyframe_error(error, slots)
     if error.field is None:
         return field_error("prompt", error.message, "value_error")
     field = INPUT_FIELDS.get(error.field, error.field)

@@ -10,13 +10,22 @@ from secrets import token_hex
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from ...runtime.images import RESAMPLES
 from ..components import Service
 from ..network.keyframe_urls import save_keyframe
+from ..protocol.errors import ServiceError, field_error
 from ..protocol.urls import QUEUE_PREFIX
-from ..runner import Job
+from ..runner import Job, JobFailed
+from ..runner.picture_reader import PictureReader
 
 PASS_SECONDS = 0.3
 """A preparation that takes longer is slow: the requests behind it no longer wait for it."""
+
+
+def keyframe_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:
+    """Returns the error that the caller gets for a keyframe. `slots` are the keyframes' slots in the input."""
+    assert error.keyframe is not None
+    return field_error(f"keyframe_{slots[error.keyframe]}_image_url", error.message, "image_load_error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,7 @@ class Preparations:
     def __init__(self, service: Service, ended: asyncio.Event) -> None:
         self._service = service
         self._ended = ended
+        self._pictures = PictureReader(service.settings.image_pixels, service.settings.image_seconds)
         self._of_request: dict[str, Preparation] = {}
 
     def __len__(self) -> int:
@@ -111,12 +121,14 @@ class Preparations:
         for request_id, key_id in requests.items():
             if request_id not in self._of_request:
                 folder = self._service.settings.work / f"job-{token_hex(8)}"
-                task = asyncio.create_task(_prepare(self._service, request_id, folder))
+                task = asyncio.create_task(_prepare(self._service, self._pictures, request_id, key_id, folder))
                 task.add_done_callback(lambda _: self._ended.set())
                 self._of_request[request_id] = Preparation(key_id, folder, task, time.monotonic())
 
 
-async def _prepare(service: Service, request_id: str, folder: Path) -> Prepared | None:
+async def _prepare(
+    service: Service, pictures: PictureReader, request_id: str, key_id: str, folder: Path
+) -> Prepared | None:
     found = await service.board.input_of(request_id)
     if found is None:
         return None
@@ -137,5 +149,13 @@ async def _prepare(service: Service, request_id: str, folder: Path) -> Prepared 
             del found, given  # data URIs are large, and the other keyframes may be slow
     except ExceptionGroup as errors:  # the first error cancels the others
         raise errors.exceptions[0] from None
+    if fetched:
+        about = service.runner.about
+        size = (about["width"], about["height"]) if about else None
+        files = [path for _, path in (task.result() for task in fetched)]
+        try:
+            await pictures.read(key_id, files, size, options.get("resample", RESAMPLES[0]))
+        except JobFailed as error:
+            raise keyframe_error(error, slots) from None
     job = Job(request_id, options, tuple(task.result() for task in fetched), folder / "clip.mp4")
     return Prepared(job, seed, slots)

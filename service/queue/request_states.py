@@ -24,6 +24,8 @@ ORDER_SECONDS = 0.2
 """Longest age of the order of the queue."""
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
 """First and longest wait, in seconds, before a failed store is tried again; the wait doubles."""
+STORE_FAILURES = (OperationalError, InterfaceError, PoolTimeout)
+"""Errors of a database that may work again later."""
 
 log = logging.getLogger("sparsectrl_lcm.service")
 
@@ -279,7 +281,7 @@ class Board:
                 try:
                     async with self._writing:
                         return await self._store.call(write, self._unwritten(view))
-                except (OperationalError, InterfaceError, PoolTimeout) as error:
+                except STORE_FAILURES as error:
                     extra: dict[str, Any] = {"request_id": view.row.id, "seconds": wait}
                     log.warning("the store failed, and is tried again (%s): %s", what, error, extra=extra)
                 await asyncio.sleep(wait)

@@ -77,23 +77,30 @@ async def _given_input(service: Service, request: Request) -> AsyncIterator[dict
         yield parse_json(await read_body(service, request, limit))
     else:
         async with received(service, request, limit) as body, service.large_bodies:
-            yield parse_json(await asyncio.to_thread(body.path.read_bytes))
+            yield await asyncio.to_thread(lambda: parse_json(body.path.read_bytes()))
 
 
 async def _submit(service: Service, request: Request, new: NewRequest, given: dict[str, Any]) -> None:
     settings = service.settings
     limit = min(settings.queue, _limit(request.query_params.get("fal_max_queue_length"), settings.queue))
     outcome = None
+    wrong = None
     try:
-        new = dataclasses.replace(new, input=parse_input(given, settings.prompt_characters).stored())
+        if _is_small(request):
+            parsed = parse_input(given, settings.prompt_characters)
+        else:
+            parsed = await asyncio.to_thread(parse_input, given, settings.prompt_characters)
+        new = dataclasses.replace(new, input=parsed.stored())
     except ServiceError as error:
+        wrong, outcome = error, failed(error)
         if new.kind == "run":
-            raise
-        outcome = failed(error)
+            new = dataclasses.replace(new, webhook=None)
     try:
         await service.board.submit(new, limit=limit, key_limit=settings.key_queue, outcome=outcome)
     except QueueFull as error:
         raise ServiceError(429, str(error), "queue_full") from None
+    if wrong is not None and new.kind == "run":  # stored nevertheless, since it counts among the key's `key_unstarted`
+        raise wrong
     service.metrics.submitted.labels(new.kind).inc()
 
 

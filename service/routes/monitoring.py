@@ -1,11 +1,15 @@
 """Health, readiness and metrics, for operators of the service."""
 
+import time
+
 from fastapi import APIRouter
 from fastapi.responses import Response
 
 from ..components import CurrentService
 from ..protocol.responses import Json
 
+STALE_SECONDS = 5.0
+"""Longest time without periodic work, which happens each second, before the server counts as not ready."""
 router = APIRouter()
 
 
@@ -17,9 +21,14 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(service: CurrentService) -> Response:
-    """Returns 200 if a model is loaded and requests are accepted. Needs no key, so it shows no paths or process ids."""
+    """Returns 200 if a model is loaded, the database answers and requests are accepted.
+
+    Needs no key, so it shows no paths or process ids.
+    """
     if service.draining:
         return Json({"status": "draining"}, 503)
+    if time.monotonic() - service.answered_at > STALE_SECONDS:
+        return Json({"status": "failed", "problem": "the database does not answer"}, 503)
     if not service.runner.ready:
         problem = service.runner.problem
         return Json({"status": "failed", "problem": problem} if problem else {"status": "loading"}, 503)

@@ -40,11 +40,10 @@ from ...runtime.errors import first_line, message
 from ...runtime.images import RESAMPLES, fit, load_picture
 from ...runtime.output.recording import Recording
 from .interface import REFUSALS, JobFailed
+from .picture_main import open_image
 
 FPS = 8
 PREVIEW_SIDE = 256
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP")
-"""Formats of keyframes. Pillow reads others too, some of which run external programs."""
 
 
 class Channel:
@@ -152,25 +151,6 @@ class Jobs:
                 return fit(load_picture(picture, "image"), self._sizes.width, self._sizes.height, resample)
             except InvalidRequest as error:
                 raise JobFailed("invalid", str(error), keyframe=place) from None
-
-
-def open_image(file: Any, max_pixels: int) -> Image.Image:
-    """Opens an image file and reads its header. The pixels stay compressed.
-
-    Raises:
-        InvalidRequest: the file is not an image, has a format not in `FORMATS`, or has too many pixels.
-    """
-    Image.init()
-    try:
-        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
-    except Image.DecompressionBombError:
-        raise InvalidRequest("image", "too many pixels", f"allowed are {max_pixels:,}") from None
-    except Exception:  # damaged files make parsers raise errors of many classes
-        raise InvalidRequest("image", "cannot be read", f"give a whole image as {', '.join(FORMATS)}") from None
-    if image.width * image.height > max_pixels:
-        size = f"{image.width}x{image.height}"
-        raise InvalidRequest("image", f"{size} has too many pixels", f"allowed are {max_pixels:,}")
-    return image
 
 
 def preview(frame: NDArray[np.uint8]) -> bytes:

@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ...runtime.errors import InvalidRequest, first_line
 from .schema import upgrade
@@ -32,6 +33,8 @@ from .schema import upgrade
 T = TypeVar("T")
 THREADS = 4
 """How many threads run the calls of the event loop."""
+CALL_SECONDS = 15.0
+"""Longest wait of the event loop for a call, with the wait for a thread."""
 
 
 class Database:
@@ -51,19 +54,33 @@ class Database:
         self._writer = threading.Lock()  # SQLite allows one writer; threads wait here instead of polling
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         with self._write() as connection:
-            if self.shared:  # servers that start together upgrade one after the other
-                connection.execute(select(func.pg_advisory_xact_lock(7_360_114)))
+            if not self.shared:
+                upgrade(connection)
+                return
+            from . import postgresql
+
+            bounded: Any = connection.connection.driver_connection
+            usual, bounded.bound = bounded.bound, postgresql.UPGRADE_SECONDS
+            connection.execute(select(func.pg_advisory_xact_lock(7_360_114)))  # servers may start together
             upgrade(connection)
+            bounded.bound = usual
 
     def close(self) -> None:
-        """Ends threads and connections."""
-        self._threads.shutdown()
+        """Ends threads and connections. Calls that have not begun are cancelled."""
+        self._threads.shutdown(cancel_futures=True)
         self.engine.dispose()
 
     async def call(self, method: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-        """Runs a method of the store in one of its threads, for callers on the event loop."""
+        """Runs a method of the store in one of its threads, for callers on the event loop.
+
+        Raises:
+            sqlalchemy.exc.TimeoutError: there was no answer for `CALL_SECONDS`. The method may still do its work.
+        """
         run = asyncio.get_running_loop().run_in_executor
-        return await run(self._threads, lambda: method(*arguments, **keywords))
+        try:
+            return await asyncio.wait_for(run(self._threads, lambda: method(*arguments, **keywords)), CALL_SECONDS)
+        except TimeoutError:
+            raise PoolTimeout(f"the database did not answer for {CALL_SECONDS:g} s") from None
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
@@ -102,11 +119,14 @@ def _engine(url: str) -> Engine:
         raise InvalidRequest("database", f"{kind}:// is not supported", remedy)
     if kind == "postgresql":
         try:
-            return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=8)
+            engine = create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=8)
+            from . import postgresql  # needs psycopg
         except ImportError as error:
             reason = f"postgresql:// needs psycopg ({first_line(error)})"
             install = "run: pip install 'sparsectrl-lcm[service,postgresql]'"
             raise InvalidRequest("database", reason, install) from None
+        event.listen(engine, "do_connect", lambda _dialect, _record, given, named: postgresql.connect(given, named))
+        return engine
     if parsed.database and parsed.database != ":memory:":
         _make_private(Path(parsed.database))
     engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=8)

@@ -69,4 +69,5 @@ def test_inspect_lists_what_is_not_ideal(built: tuple[Path, EngineIndex], capsys
         "unet: kernels: 66 kgen, 12 gemm",
         "unet: attention in several kernels: down_blocks.0.attentions.0.transformer_blocks.0.attn2",
         "unet: norm that writes fp32: mid_block.resnets.0.norm1/GroupNormalization_7",
+        "unet: kernel that adds fp16 products in fp16: conv1_myl0_4",
     ]

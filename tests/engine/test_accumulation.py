@@ -1,12 +1,15 @@
 """The pattern that asks TensorRT for fp32 sums of fp16 products."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from sparsectrl_lcm.engine.rewrites.accumulation import accumulate_in_fp32
+from sparsectrl_lcm.engine.check import round_results, run_portable
+from sparsectrl_lcm.engine.rewrites.accumulation import LONG_SUM, accumulate_in_fp32
 
 LENGTH = 512
 
@@ -87,3 +90,20 @@ def test_other_types_and_short_sums_stay_as_they_are(dtype: type, shortest: int)
     model, count = rewritten(graph(dtype), shortest)
     assert count == 0
     assert [node.op_type for node in model.graph.node] == [node.op_type for node in graph(dtype).graph.node]
+
+
+def test_a_graph_with_casts_around_its_sums_can_be_checked(tmp_path: Path) -> None:
+    """The casts declare the type of their results, which becomes fp32 when the check rounds them itself."""
+    low = ir.TensorType(ir.DataType.FLOAT16)
+    x = ir.Value(name="x", type=low, shape=ir.Shape([2, LONG_SUM]))
+    weight = ir.Value(name="w", const_value=ir.tensor(np.ones((LONG_SUM, 3), np.float16), name="w"))
+    product = ir.node("MatMul", [x, weight], name="product")
+    result = ir.node("Neg", [product.outputs[0]], name="result")
+    product.outputs[0].name, result.outputs[0].name, result.outputs[0].type = "p", "y", low
+    graph = ir.Graph([x], result.outputs, nodes=[product, result], initializers=[weight], opset_imports={"": 20})
+    model = ir.Model(graph, ir_version=10)
+    assert accumulate_in_fp32(model) == 1
+    round_results(model)
+    ir.save(model, tmp_path / "rounded.onnx")
+    (outputs,) = run_portable(tmp_path / "rounded.onnx", {"x": np.ones((2, LONG_SUM), np.float32)})
+    np.testing.assert_array_equal(outputs["y"], np.full((2, 3), -LONG_SUM))

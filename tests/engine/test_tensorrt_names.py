@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 PRODUCT = [
     *(
         f"engine/tensorrt/{name}.py"
-        for name in ("builder", "build_progress", "timing_cache", "layer_report", "kernels")
+        for name in ("builder", "configuration", "build_progress", "timing_cache", "layer_report", "kernels")
     ),
     *(f"runtime/format/{name}.py" for name in ("build_options", "engine_keys", "engine_sets", "weights")),
     "engine/rewrites/typed_graph.py",

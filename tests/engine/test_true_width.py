@@ -4,7 +4,7 @@ import pytest
 from sparsectrl_lcm.engine.rewrites.accumulation import accumulate_in_fp32
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
 from sparsectrl_lcm.engine.rewrites.typed_graph import IR_VERSION, fuse_for_tensorrt, write_typed
-from sparsectrl_lcm.engine.tensorrt.builder import configure
+from sparsectrl_lcm.engine.tensorrt.configuration import configure
 from sparsectrl_lcm.engine.tensorrt.kernels import Kernel, kernels_of_log
 from sparsectrl_lcm.engine.tensorrt.layer_report import summarize
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
@@ -68,7 +68,8 @@ def test_the_kernels_move_no_more_than_they_did(kernels: list[Kernel]) -> None:
 def test_products_that_ask_for_fp32_sums_read_and_write_fp16(kernels: list[Kernel]) -> None:
     """The casts are part of the kernels, and q, k and v stay one product."""
     layers = [kernel for kernel in kernels if kernel.kind in ("gemm", "correlation")]
-    merged = [kernel for kernel in layers if "to_q" in kernel.name and "to_v" in kernel.name]
+    parts = [{node.rpartition("/")[0].rpartition(".")[2] for node in kernel.nodes} for kernel in layers]
+    merged = [names for names in parts if {"to_q", "to_k", "to_v"} <= names]
     assert len(layers) >= 19
     assert len(merged) == 6, "q, k and v of two spatial and four temporal self-attentions"
     assert not [kernel.name for kernel in layers for tensor in kernel.inputs + kernel.outputs if tensor.is_fp32]

@@ -88,14 +88,16 @@ def test_answers_are_sent_at_once() -> None:
     """Without TCP_NODELAY, the second packet of each answer on a kept connection waits for 40 ms."""
     with Listener("127.0.0.1", 0).bind() as bound:
         assert bound.proto == socket.IPPROTO_TCP  # asyncio sets TCP_NODELAY if the protocol is named
-    with served(header_seconds=20.0, listener=Listener("127.0.0.1", 0)) as port:
-        with socket.create_connection(("127.0.0.1", port)) as sock:
-            seconds = []
-            for _ in range(10):
-                start = time.perf_counter()
-                sock.sendall(REQUEST)
-                got = b""
-                while not re.search(rb"\r\n\r\n.", got):
-                    got += sock.recv(1000)
-                seconds.append(time.perf_counter() - start)
+    with (
+        served(header_seconds=20.0, listener=Listener("127.0.0.1", 0)) as port,
+        socket.create_connection(("127.0.0.1", port)) as sock,
+    ):
+        seconds = []
+        for _ in range(10):
+            start = time.perf_counter()
+            sock.sendall(REQUEST)
+            got = b""
+            while not re.search(rb"\r\n\r\n.", got):
+                got += sock.recv(1000)
+            seconds.append(time.perf_counter() - start)
     assert sorted(seconds)[5] < 0.02

@@ -1,6 +1,7 @@
 """Requests inside a server with a stand-in runner and a store that fails on demand."""
 
 import asyncio
+import errno
 import json
 import threading
 import time
@@ -20,6 +21,7 @@ from sparsectrl_lcm.service.queue.dispatcher import Dispatcher
 from sparsectrl_lcm.service.queue.request_states import Board, View
 from sparsectrl_lcm.service.queue.submission import accept
 from sparsectrl_lcm.service.runner import Job, JobFailed, Made, RunnerLost
+from sparsectrl_lcm.service.runner.picture_reader import PictureReader
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import NewRequest, Outcome, SqlStore, tables
@@ -70,6 +72,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(dispatch, "READY_SECONDS", 0.02)
     monkeypatch.setattr(board_module, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(dispatch, "FIRST_WAIT", 0.02)
 
 
 def serving(
@@ -262,8 +265,13 @@ def test_many_slow_keyframes_hold_up_no_other_key(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("data_uris", [0, 2])
-def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int) -> None:
+def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory holds neither the bytes that have arrived nor the data URIs of the same input."""
+
+    async def read(*_: Any) -> None:
+        """The files are no pictures."""
+
+    monkeypatch.setattr(PictureReader, "read", read)
     large, sent = 16 * 2**20, 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -318,6 +326,39 @@ def test_what_was_cancelled_as_its_clip_was_stored_ends_so(tmp_path: Path, monke
         outcome = await ended(service, "a")
         assert (outcome.status, outcome.error_type) == (499, "client_cancelled")
         assert counted(service) == {"499": 1}
+
+    serving(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OperationalError("INSERT", {}, Exception("the database system is shutting down")),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("the object store is away"),
+    ],
+    ids=["database", "full", "objects"],
+)
+def test_a_clip_is_stored_once_the_stores_work_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    async def scenario(service: Service, runner: StandIn) -> None:
+        method = "add_file" if isinstance(failure, OperationalError) else "put"
+        owner: Any = service.store if method == "add_file" else service.files
+        real, left = getattr(owner, method), [3]
+
+        def fails(*given: Any, **named: Any) -> Any:
+            if left[0]:
+                left[0] -= 1
+                raise failure
+            return real(*given, **named)
+
+        monkeypatch.setattr(owner, method, fails)
+        await submit(service, "a")
+        outcome = await ended(service, "a")
+        assert (outcome.status, left, runner.order) == (200, [0], ["a"])  # and the clip is made once
+        objects = [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
+        assert [path.read_bytes() for path in objects] == [b"clip"]
 
     serving(tmp_path, scenario)
 

@@ -694,3 +694,16 @@ def test_certificates_are_checked_for_the_name(tmp_path: Path, connected: list[s
     asyncio.run(run())
     assert asked == ["keyframes.test", "other.test", "keyframes.test"]
     assert set(connected) == {PUBLIC}
+
+
+def test_a_host_that_never_ends_its_interim_responses_is_left() -> None:
+    async def endless(writer: Writer) -> None:
+        for _ in range(1000):
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+            await writer.drain()
+        writer.write(ok(b"late"))
+
+    with pytest.raises(FetchError, match="does not speak HTTP"):
+        fetched(endless)
+    body = b"abc" * 300_000
+    assert fetched(b"HTTP/1.1 100 Continue\r\n\r\n" * 100 + ok(body), limit_bytes=10**6)[0] == body

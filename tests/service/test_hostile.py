@@ -11,9 +11,13 @@ import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import httpx
 import pytest
+from sparsectrl_lcm.service.network.keyframe_urls import _data_of
+from sparsectrl_lcm.service.protocol.clip_input import parse_input
+from sparsectrl_lcm.service.protocol.errors import ServiceError
 
 from .conftest import APP, Server, started
 
@@ -141,6 +145,40 @@ def test_bombs_are_no_keyframes(stub: Server, client: httpx.Client) -> None:
         if answer.status_code == 422:
             assert answer.json()["detail"][0]["loc"] == ["body", "keyframe_2_image_url"]
         assert time.monotonic() - start < 10
+
+
+def test_a_long_prompt_is_refused_by_its_length_alone() -> None:
+    text = "a" * 2**22 + "\ud800"
+    start = time.perf_counter()
+    with pytest.raises(ServiceError) as refused:
+        parse_input({"prompt": text, "negative_prompt": text}, 100)
+    assert time.perf_counter() - start < 0.2
+    assert [detail["type"] for detail in refused.value.body["detail"] if "length" in str(detail)] == [
+        "string_too_long"
+    ] * 2
+
+
+def test_a_percent_encoded_data_uri_is_read_at_once() -> None:
+    data = bytes(range(256)) * 2000
+    odd = ["a%", "%4", "%%41", "%zz%41%", "%e9%E9", "", "%41"]
+    text = "".join(f"%{byte:02x}" for byte in data)
+    start = time.process_time()
+    assert _data_of("data:," + text) == data
+    seconds, start = time.process_time() - start, time.process_time()
+    assert unquote_to_bytes(text) == data
+    assert seconds < (time.process_time() - start) / 2
+    assert [_data_of("data:," + text) for text in odd] == [unquote_to_bytes(text) for text in odd]
+
+
+def test_wrong_runs_count_against_their_key(tmp_path: Path) -> None:
+    for server in started(tmp_path, pipeline="stub_pipeline:load", key_unstarted=2):
+        with httpx.Client(headers=server.headers()) as client:
+            run = f"{server.url}/{APP}"
+            assert [client.post(run, json={}).status_code for _ in range(4)] == [422, 422, 429, 429]
+            surrogate = {"prompt": "a", "keyframe_0_image_url": "http://127.0.0.1/files/\ud800/\ud800"}
+            other = server.headers(server.new_key("other"))
+            answer = client.post(run, content=json.dumps(surrogate), headers=other)
+            assert (answer.status_code, answer.json()["detail"][0]["type"]) == (422, "string_unicode")
 
 
 def test_keys(stub: Server, client: httpx.Client) -> None:

@@ -1,5 +1,7 @@
 """Indexes for removing old requests, so that the sweep does not read the whole history each minute."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -13,5 +15,5 @@ def upgrade() -> None:
         ("kept_requests_by_end", "keep_io = 1", "keep_io"),
         ("private_requests_by_end", "keep_io = 0", "NOT keep_io"),
     ):
-        where = {"sqlite_where": sa.text(sqlite), "postgresql_where": sa.text(postgresql)}
+        where: dict[str, Any] = {"sqlite_where": sa.text(sqlite), "postgresql_where": sa.text(postgresql)}
         op.create_index(name, "requests", ["finished_at"], **where)

@@ -1,0 +1,72 @@
+"""The program that reads keyframes in a process of its own, so that a hostile file can take neither server nor runner.
+
+`python -m sparsectrl_lcm.service.runner.picture_main ORDER` takes JSON with `files`, `max_pixels`, `width`, `height`
+and `resample`. It replaces each file by a PNG in the clip's size, or in its own if `width` is null. Before each file it
+prints its place, and at the end `done` or, after the first file that is no image, the reason.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...runtime import InvalidRequest
+from ...runtime.images import fit, load_picture
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP")
+"""Formats of keyframes. Pillow reads others too, some of which run external programs."""
+
+
+def open_image(file: Any, max_pixels: int) -> Image.Image:
+    """Opens an image file and reads its header. The pixels stay compressed.
+
+    Raises:
+        InvalidRequest: the file is not an image, has a format not in `FORMATS`, or has too many pixels.
+    """
+    Image.init()
+    try:
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError:
+        raise InvalidRequest("image", "too many pixels", f"allowed are {max_pixels:,}") from None
+    except Exception:  # damaged files make parsers raise errors of many classes
+        raise InvalidRequest("image", "cannot be read", f"give a whole image as {', '.join(FORMATS)}") from None
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        raise InvalidRequest("image", f"{size} has too many pixels", f"allowed are {max_pixels:,}")
+    return image
+
+
+def replace(path: Path, max_pixels: int, width: int | None, height: int | None, resample: str) -> None:
+    """Replaces a file by a PNG of its picture.
+
+    Raises:
+        InvalidRequest: the file is not an image that is allowed.
+    """
+    with path.open("rb") as file:
+        picture = load_picture(open_image(file, max_pixels), "image")
+    if width is not None and height is not None:
+        picture = Image.fromarray(fit(picture, width, height, resample))
+    made = path.with_name(path.name + ".png")
+    picture.save(made, "PNG", compress_level=1, exif=b"", icc_profile=None)
+    made.replace(path)
+
+
+def main() -> None:
+    """Reads the files of the order."""
+    if sys.platform != "win32":
+        os.nice(10)
+    order: dict[str, Any] = json.loads(sys.argv[1])
+    for place, path in enumerate(order.pop("files")):
+        print(json.dumps({"place": place}), flush=True)
+        try:
+            replace(Path(path), **order)
+        except InvalidRequest as error:
+            return print(json.dumps({"place": place, "wrong": str(error)}))
+    print(json.dumps({"done": True}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Reads keyframes in processes of their own, with a limit of time."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from .interface import JobFailed
+
+AT_ONCE = 2
+"""Most processes at once; a key has one."""
+
+
+class PictureReader:
+    """Turns keyframe files into PNGs in the clip's size.
+
+    Args:
+        max_pixels: pixels of the largest file.
+        seconds: longest time for the files of one request.
+    """
+
+    def __init__(self, max_pixels: int, seconds: float) -> None:
+        self._max_pixels = max_pixels
+        self._seconds = seconds
+        self._free = asyncio.Semaphore(AT_ONCE)
+        self._of_key: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def read(self, key_id: str, files: Sequence[Path], size: tuple[int, int] | None, resample: str) -> None:
+        """Replaces the files. Cancelling the task ends the process at once.
+
+        Args:
+            key_id: the API key, so that one key does not take all processes.
+            files: of one request.
+            size: width and height of the clip; None if no model is loaded yet, so that the pictures keep theirs.
+            resample: as `runtime.images.fit` takes it.
+
+        Raises:
+            JobFailed: invalid; `keyframe` is the place of the file that is no image or takes too long.
+        """
+        width, height = size or (None, None)
+        order = {"files": [str(file) for file in files], "max_pixels": self._max_pixels}
+        order |= {"width": width, "height": height, "resample": resample}
+        of_key = self._of_key.setdefault(key_id, asyncio.Lock())
+        async with of_key, self._free:
+            last = await self._run(json.dumps(order))
+        if "done" not in last:
+            late = f"takes longer than {self._seconds:g} seconds to read"
+            raise JobFailed("invalid", last.get("wrong", f"image: {late}"), keyframe=last.get("place", 0))
+
+    async def _run(self, order: str) -> dict[str, Any]:
+        """Returns the last message of a process."""
+        last: dict[str, Any] = {}
+        command = (sys.executable, "-P", "-m", f"{__package__}.picture_main", order)
+        process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
+        assert process.stdout is not None
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds):
+                    async for line in process.stdout:
+                        last = json.loads(line)
+                    if "done" not in last:  # it ended by itself
+                        last.setdefault("wrong", "image: cannot be read")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await asyncio.shield(process.wait())
+        return last

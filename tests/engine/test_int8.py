@@ -1,0 +1,110 @@
+"""The error of int8 layers against exact products, and which layers are left out."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from sparsectrl_lcm.engine import openvino
+from sparsectrl_lcm.engine.check import run_portable
+from sparsectrl_lcm.engine.quantization.layers import quantizable
+from sparsectrl_lcm.engine.quantization.number_formats import INT8
+from sparsectrl_lcm.engine.quantization.observer import CHANNELS, ROWS, ObservedGraph, Statistics
+from sparsectrl_lcm.engine.quantization.quantize_dequantize import quantize
+from sparsectrl_lcm.engine.quantization.smoothing import smooth
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+
+CHANNELS_IN, CHANNELS_OUT, ROUNDS = 64, 48, 3
+RANDOM = np.random.default_rng(0)
+UNEVEN = np.where(np.arange(CHANNELS_IN) % 16 == 5, 30.0, 1.0).astype(np.float32)
+"""Sizes of the input channels: four are 30 times as large as the others."""
+
+
+def layer(operator: str) -> ir.Model:
+    """A graph of one product or one 3x3 convolution with random weights."""
+    shape = [CHANNELS_IN, CHANNELS_OUT] if operator == "MatMul" else [CHANNELS_OUT, CHANNELS_IN, 3, 3]
+    array = np.random.default_rng(1).standard_normal(shape, np.float32)
+    weight = ir.Value(name="layer.weight", const_value=ir.tensor(array, name="layer.weight"))
+    sizes = [None, CHANNELS_IN] if operator == "MatMul" else [None, CHANNELS_IN, 5, 5]
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(sizes))
+    node = ir.node(operator, [x, weight], name=f"layer/{operator}")
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 21}, name="unet")
+    return ir.Model(graph, ir_version=10)
+
+
+def inputs(operator: str, size: float) -> np.ndarray:
+    """Random values with channels of uneven sizes."""
+    rows = RANDOM.standard_normal((64, CHANNELS_IN), np.float32) * UNEVEN * size
+    return rows if operator == "MatMul" else np.repeat(np.repeat(rows[:, :, None, None], 5, 2), 5, 3)
+
+
+def result(model: ir.Model, path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
+    ir.save(model, path)
+    return run_portable(path, {"x": x})[0]
+
+
+def error_of_int8(operator: str, folder: Path, smoothed: bool) -> float:
+    """The relative error (root mean square) of an int8 layer that saw requests of several sizes, largest first."""
+    model, batches = layer(operator), [inputs(operator, 1 / (1 + index)) for index in range(ROUNDS)]
+    observed = ObservedGraph(model)
+    for batch in batches:
+        seen = result(model, folder / "observed.onnx", batch)
+        observed.see(seen[CHANNELS], seen[ROWS])
+    statistics, rounded = observed.statistics(), layer(operator)
+    if smoothed:
+        found = smooth(rounded, statistics)
+        magnitudes = {name: each.magnitude for name, each in found.items()}
+        assert quantize(rounded, magnitudes, INT8, {name: each.divisors for name, each in found.items()}) == 1
+    else:
+        assert quantize(rounded, {name: each.largest for name, each in statistics.items()}, INT8) == 1
+    exact = result(layer(operator), folder / "exact.onnx", batches[0])["y"]
+    actual = result(rounded, folder / "rounded.onnx", batches[0])["y"]
+    return float(np.sqrt(np.square(actual - exact).mean() / np.square(exact).mean()))
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Conv"])
+def test_int8_has_eight_bits_and_smoothing_makes_it_better(operator: str, tmp_path: Path) -> None:
+    """With 4 bits the error would be 0.2, and with the range of the smallest request 0.4."""
+    plain, smoothed = (error_of_int8(operator, tmp_path, smoothing) for smoothing in (False, True))
+    assert 0.02 < plain < 0.035
+    assert smoothed < 0.7 * plain
+
+
+def test_layers_with_the_same_input_share_its_division(tmp_path: Path) -> None:
+    """The largest weight of both decides; a channel that is always zero gets a finite divisor."""
+    model = layer("MatMul")
+    first = next(iter(model.graph))
+    array = 5 * np.random.default_rng(2).standard_normal((CHANNELS_IN, CHANNELS_OUT), np.float32)
+    weight = ir.Value(name="other.weight", const_value=ir.tensor(array, name="other.weight"))
+    model.graph.register_initializer(weight)
+    second = ir.node("MatMul", [first.inputs[0], weight], name="other/MatMul")
+    model.graph.append(second)
+    channels = np.where(np.arange(CHANNELS_IN) == 7, 0, UNEVEN).astype(np.float32)
+    seen = Statistics(channels, np.zeros((1, CHANNELS_IN), np.float32))
+    found = smooth(model, {"layer/MatMul": seen, "other/MatMul": seen}, strength=0.5)
+    assert found["layer/MatMul"] is found["other/MatMul"]
+    divisors = found["other/MatMul"].divisors
+    assert np.isfinite(divisors).all()
+    others = channels > 0
+    expected = np.sqrt(channels / np.abs(array).max(axis=1))[others]  # SmoothQuant, equation 4
+    assert np.allclose(divisors[others] / divisors[0], expected / expected[0], rtol=1e-5)
+    assert quantize(model, dict.fromkeys(found, 1.0), INT8, {name: each.divisors for name, each in found.items()}) == 2
+    assert sum(node.op_type == "Mul" for node in model.graph) == 1
+
+
+def test_layers_on_a_residual_stream_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, seen = Bundle.load(demo_bundle()), Statistics(np.ones(1, np.float32), np.ones((1, 1), np.float32))
+    graphs = {
+        graph: [str(node.name) for node in quantizable(ir.load(bundle.folder / bundle.graph(graph).path))]
+        for graph in ("unet", "controlnet_scribble")
+    }
+    everything = {graph: dict.fromkeys(layers, seen) for graph, layers in graphs.items()}
+    monkeypatch.setattr(openvino, "observe_samples", lambda *_: everything)
+    monkeypatch.setattr(openvino, "OpenVinoSessions", lambda *_: None)
+    kept = openvino.calibrate(bundle, tmp_path, "fp32")
+    for graph, layers in graphs.items():
+        parts = ("conv_shortcut", "downsamplers", "controlnet_down_blocks", "controlnet_mid_block")
+        left = [layer for layer in layers if any(part in layer for part in parts)]
+        assert left
+        assert set(kept[graph]) == set(layers) - set(left), graph

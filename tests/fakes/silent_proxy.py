@@ -1,0 +1,55 @@
+"""A TCP proxy to a server on a local socket. It can fall silent without closing a connection."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+class Proxy:
+    """Forwards bytes until `freeze`. Afterwards it still accepts connections and reads, but sends nothing."""
+
+    port = 0
+
+    def __init__(self) -> None:
+        self._frozen = threading.Event()
+
+    def freeze(self) -> None:
+        self._frozen.set()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if not self._frozen.is_set():
+                writer.write(data)
+        if not self._frozen.is_set():
+            writer.close()
+
+    async def serve(self, path: str, ready: threading.Event, stop: asyncio.Event) -> None:
+        async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            away, back = await asyncio.open_unix_connection(path)
+            with suppress(ConnectionError):
+                await asyncio.gather(self._pass_on(reader, back), self._pass_on(away, writer))
+
+        server = await asyncio.start_server(joined, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        ready.set()
+        await stop.wait()
+        server.close()
+
+
+@contextmanager
+def silent_proxy(path: str) -> Iterator[Proxy]:
+    proxy, ready, stop, loop = Proxy(), threading.Event(), asyncio.Event(), asyncio.new_event_loop()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(proxy.serve(path, ready, stop)), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.close()

@@ -1,0 +1,82 @@
+"""Keyframes that take long to read, or fill the log: a process of its own reads them, in a limited time."""
+
+import asyncio
+import io
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sparsectrl_lcm.runtime.errors import InvalidRequest
+from sparsectrl_lcm.runtime.images import MAX_SCANS, load_picture
+from sparsectrl_lcm.service.runner.interface import JobFailed
+from sparsectrl_lcm.service.runner.picture_reader import PictureReader
+
+
+def jpeg(scans: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    made = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(made, "JPEG", progressive=True)
+    data = made.getvalue()[:-2]
+    last = data[data.rindex(b"\xff\xda") :]
+    return data + last * (scans - data.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+def test_a_jpeg_has_few_scans() -> None:
+    assert load_picture(jpeg(MAX_SCANS), "image").size == (64, 64)
+    with pytest.raises(InvalidRequest, match=f"{MAX_SCANS + 1} scans"):
+        load_picture(jpeg(MAX_SCANS + 1), "image")
+
+
+def test_exif_tags_cause_no_warnings() -> None:
+    count = 50
+    tags = b"".join(tag.to_bytes(2, "big") + b"\0\x02\xff\xff\xff\xff\0\0\0\x09" for tag in range(1000, 1000 + count))
+    made = io.BytesIO()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + count.to_bytes(2, "big") + tags + bytes(4)
+    Image.new("RGB", (8, 8)).save(made, "PNG", exif=exif)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_picture(made.getvalue(), "image")
+    assert not caught
+
+
+def read(files: list[Path], seconds: float, pixels: int = 10**6) -> None:
+    asyncio.run(PictureReader(pixels, seconds).read("key", files, (32, 16), "lanczos"))
+
+
+def test_pictures_are_replaced_in_the_clips_size(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a", "b")]
+    for file, format in zip(files, ("PNG", "JPEG"), strict=True):
+        Image.new("RGB", (64, 32), (9, 200, 9)).save(file, format)
+    read(files, 20)
+    for file in files:
+        picture = Image.open(file)
+        assert (picture.format, picture.size) == ("PNG", (32, 16))
+        assert np.abs(np.asarray(picture).astype(int) - (9, 200, 9)).max() <= 3
+    files[1].write_bytes(b"no image")
+    with pytest.raises(JobFailed, match="cannot be read") as failed:
+        read(files, 20)
+    assert (failed.value.kind, failed.value.keyframe) == ("invalid", 1)
+    Image.new("RGB", (64, 32)).save(files[0], "PNG")
+    with pytest.raises(JobFailed, match="64x32 has too many pixels"):
+        read(files, 20, pixels=100)
+
+
+def test_a_picture_that_takes_too_long_is_left(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    Image.new("RGB", (64, 32)).save(file, "PNG")
+    with pytest.raises(JobFailed, match=r"takes longer than 0\.01 seconds"):
+        read([file], 0.01)
+
+    async def cancelled() -> float:
+        task = asyncio.create_task(PictureReader(10**6, 20).read("key", [file], None, "lanczos"))
+        await asyncio.sleep(0.05)
+        start = time.monotonic()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return time.monotonic() - start
+
+    assert asyncio.run(cancelled()) < 1
+    assert Image.open(file).size == (64, 32)

@@ -1,0 +1,53 @@
+"""PostgreSQL that falls silent: calls end, readiness tells it, and the server can be stopped."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.silent_proxy import silent_proxy
+from sparsectrl_lcm.service.queue import dispatcher as dispatch
+from sparsectrl_lcm.service.routes import monitoring
+from sparsectrl_lcm.service.server import open_service, running
+from sparsectrl_lcm.service.settings import Settings
+from sparsectrl_lcm.service.store import database as database_module
+from sparsectrl_lcm.service.store import postgresql
+from sqlalchemy.exc import SQLAlchemyError
+
+from .test_dispatch import StandIn, submit
+
+
+def test_a_silent_database_holds_up_nothing_for_ever(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql.BoundedConnection, "bound", 1.0)
+    monkeypatch.setattr(database_module, "CALL_SECONDS", 2.0)
+    monkeypatch.setattr(postgresql, "CONNECT_SECONDS", 2)
+    monkeypatch.setattr(dispatch, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(monitoring, "STALE_SECONDS", 1.0)
+    folder = database.partition("host=")[2]
+
+    async def ready(service: Any) -> tuple[int, Any]:
+        answer = await monitoring.readyz(service)
+        return answer.status_code, json.loads(bytes(answer.body))
+
+    async def main(port: int, freeze: Any) -> None:
+        url = f"postgresql://test@127.0.0.1:{port}/postgres"
+        service = open_service(Settings(tmp_path, database=url, drain_seconds=1.0), StandIn())
+        async with running(service):
+            await submit(service, "before")
+            assert (await ready(service))[0] == 200
+            freeze()
+            start = time.monotonic()
+            calls = [service.board.counts(), submit(service, "after"), *(service.board.counts() for _ in range(20))]
+            failures = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(failure, SQLAlchemyError) for failure in failures), failures
+            assert time.monotonic() - start < 4
+            assert await ready(service) == (503, {"status": "failed", "problem": "the database does not answer"})
+            start = time.monotonic()
+        assert time.monotonic() - start < 10
+
+    with silent_proxy(f"{folder}/.s.PGSQL.5432") as proxy:
+        asyncio.run(asyncio.wait_for(main(proxy.port, proxy.freeze), 40))
