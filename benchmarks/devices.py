@@ -44,7 +44,7 @@ class Device:
             precision: type of the operands.
             fp16_sums: whether products of fp16 are added in fp16.
         """
-        rates = {"fp8": self.fp8, "int8": self.fp8, "fp32": self.fp32}
+        rates = {"fp8": self.fp8, "fp32": self.fp32}
         if precision == "fp16" and fp16_sums:
             return self.fp16_sums * self.product_share
         return rates.get(precision, self.fp16) * self.product_share

@@ -47,10 +47,10 @@ def run_samples(
             executor.run(request, lambda done: done.stage != "denoise" or done.step < done.steps)
 
 
-def sample_size(bundle: Bundle) -> ClipSize:
-    """The bundle's clip size, but with sides of at most `MAX_SIDE`."""
+def sample_size(bundle: Bundle, max_side: int = MAX_SIDE) -> ClipSize:
+    """The bundle's clip size, but with sides of at most `max_side` pixels."""
     sizes = bundle.manifest.sizes
-    width, height = (min(side, MAX_SIDE - MAX_SIDE % sizes.multiple) for side in (sizes.width, sizes.height))
+    width, height = (min(side, max_side - max_side % sizes.multiple) for side in (sizes.width, sizes.height))
     return ClipSize(width=width, height=height, frames=sizes.frames)
 
 

@@ -3,7 +3,6 @@
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,6 @@ from ..rewrites.typed_graph import write_typed
 from .layers import input_axis, layer_input, quantizable, weight_shape
 
 CHANNELS = "observed_channels"
-ROWS = "observed_rows"
-ROWS_PER_RUN = 32
-MAX_RUNS = 32
-"""Runs whose rows are kept: at most 1024 rows for each layer, from all parts of the requests."""
 
 OpenSession = Callable[[Path, GraphRecord, Mapping[str, tuple[int, ...]]], Session]
 """Opens an observed graph, given its file, its inputs and outputs, and the shapes of its inputs for one prompt."""
@@ -42,11 +37,9 @@ class Statistics:
 
     Attributes:
         channels: the largest magnitude of each of the C input channels, fp32 [C].
-        rows: a sample of N positions, fp32 [N, C].
     """
 
     channels: NDArray[np.float32]
-    rows: NDArray[np.float32]
 
     @property
     def largest(self) -> float:
@@ -55,7 +48,7 @@ class Statistics:
 
 
 class ObservedGraph:
-    """A graph with further outputs: statistics of the inputs of its matrix layers.
+    """A graph with a further output: statistics of the inputs of its matrix layers.
 
     Args:
         model: a portable or typed graph; it is changed in place.
@@ -70,55 +63,33 @@ class ObservedGraph:
             sources.setdefault(str(source.name), (source, node))
         self._sizes = {name: weight_shape(node)[input_axis(node)] for name, (_, node) in sources.items()}
         self._seen = {name: np.zeros(size, np.float32) for name, size in self._sizes.items()}
-        self._rows: dict[str, list[Array]] = {name: [] for name in sources}
-        self._runs, self._every = 0, 1
-        _add_outputs(model.graph, list(sources.values()))
+        _add_output(model.graph, list(sources.values()))
 
     @property
-    def outputs(self) -> tuple[TensorRecord, ...]:
-        """The further outputs of one run: channels [sum of C] and rows [sum of N x C] of all sources."""
-        size = sum(self._sizes.values())
-        return (
-            TensorRecord(name=CHANNELS, dtype="float32", shape=(size,)),
-            TensorRecord(name=ROWS, dtype="float32", shape=(ROWS_PER_RUN * size,)),
-        )
+    def output(self) -> TensorRecord:
+        """The further output of one run: the channels of all sources, fp32 [sum of C]."""
+        return TensorRecord(name=CHANNELS, dtype="float32", shape=(sum(self._sizes.values()),))
 
-    def see(self, channels: Array, rows: Array) -> None:
-        """Adds the further outputs of one run, one after another for each prompt."""
-        size = sum(self._sizes.values())
-        for seen, sampled in zip(channels.reshape(-1, size), rows.reshape(-1, ROWS_PER_RUN * size), strict=True):
-            self._see(seen, sampled)
-
-    def _see(self, channels: Array, rows: Array) -> None:
-        kept = self._runs % self._every == 0
-        self._runs += 1
-        start = 0
-        for name, size in self._sizes.items():
-            end = start + size
-            np.maximum(self._seen[name], channels[start:end], out=self._seen[name])
-            if kept:
-                self._rows[name].append(rows[ROWS_PER_RUN * start : ROWS_PER_RUN * end].reshape(ROWS_PER_RUN, size))
-            start = end
-        if kept and self._sizes and len(next(iter(self._rows.values()))) > MAX_RUNS:
-            self._rows = {name: runs[::2] for name, runs in self._rows.items()}
-            self._every *= 2
+    def see(self, channels: Array) -> None:
+        """Adds the further output of one run, one after another for each prompt."""
+        for run in channels.reshape(-1, max(1, sum(self._sizes.values()))):
+            start = 0
+            for name, size in self._sizes.items():
+                np.maximum(self._seen[name], run[start : start + size], out=self._seen[name])
+                start += size
 
     def statistics(self) -> dict[str, Statistics]:
         """Returns the statistics so far by the layer's name, without layers that did not run or saw only zeros."""
         return {
-            layer: Statistics(self._seen[source], np.concatenate(self._rows[source]))
-            for layer, source in self._layers.items()
-            if self._seen[source].any()
+            layer: Statistics(self._seen[source]) for layer, source in self._layers.items() if self._seen[source].any()
         }
 
 
-def _add_outputs(graph: ir.Graph, sources: list[tuple[ir.Value, ir.Node]]) -> None:
-    """Adds both outputs of `ObservedGraph` to a graph."""
-    golden = np.modf(np.arange(1, ROWS_PER_RUN + 1) * (np.sqrt(5) - 1) / 2)[0]  # spread evenly, no multiples of a row
+def _add_output(graph: ir.Graph, sources: list[tuple[ir.Value, ir.Node]]) -> None:
+    """Adds the output of `ObservedGraph` to a graph."""
     added = Rewriting(graph, "observed")
-    places, unit = added.integers(*np.rint(golden * _UNIT).astype(int)), added.integers(_UNIT)
-    first, whole = added.integers(0), added.integers(-1)
-    channels, rows = [], []
+    first = added.integers(0)
+    channels = []
     for source, layer in sources:
         size = weight_shape(layer)[input_axis(layer)]
         value = source
@@ -128,22 +99,12 @@ def _add_outputs(graph: ir.Graph, sources: list[tuple[ir.Value, ir.Node]]) -> No
         flat = added.op("Reshape", value, added.integers(-1, size))
         largest = added.op("ReduceMax", added.op("Abs", flat), first, keepdims=0)
         channels.append(added.op("Cast", largest, to=int(ir.DataType.FLOAT)))
-        count = added.op("Gather", added.op("Shape", flat), first, axis=0)
-        chosen = added.op("Gather", flat, added.op("Div", added.op("Mul", places, count), unit), axis=0)
-        rows.append(added.op("Cast", added.op("Reshape", chosen, whole), to=int(ir.DataType.FLOAT)))
-    for name, parts in ((CHANNELS, channels), (ROWS, rows)):
-        joined = added.join(*parts) if parts else added.constant(np.zeros(0, np.float32))
-        result = added.op("Identity", joined)
-        result.name, result.type = name, ir.TensorType(ir.DataType.FLOAT)
-        graph.outputs.append(result)
+    joined = added.join(*channels) if channels else added.constant(np.zeros(0, np.float32))
+    result = added.op("Identity", joined)
+    result.name, result.type = CHANNELS, ir.TensorType(ir.DataType.FLOAT)
+    result.shape = ir.Shape([sum(weight_shape(layer)[input_axis(layer)] for _, layer in sources)])
     graph.extend(added.nodes)
-    for value in graph.outputs[-2:]:
-        value.shape = ir.Shape([sum(weight_shape(layer)[input_axis(layer)] for _, layer in sources)])
-    graph.outputs[-1].shape = ir.Shape([ROWS_PER_RUN * prod(map(int, graph.outputs[-2].shape or ()))])
-
-
-_UNIT = 2**20
-"""Denominator of the places of the sampled rows."""
+    graph.outputs.append(result)
 
 
 class ObservingSessions:
@@ -179,7 +140,7 @@ class ObservingSessions:
             path, observed = self._observed[graph]
             record = self._bundle.graph(graph)
             shapes = {item.name: resolve_shape(item.shape, {**dimensions, **ONE_PROMPT}) for item in record.inputs}
-            record = record.model_copy(update={"outputs": (*record.outputs, *observed.outputs)})
+            record = record.model_copy(update={"outputs": (*record.outputs, observed.output)})
             self._sessions[graph] = _ObservingSession(self._open(path, record, shapes), observed)
 
     def session(self, graph: str) -> Session:
@@ -198,8 +159,8 @@ class _ObservingSession:
         self._observed = observed
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        *outputs, channels, rows = self._session.run(feeds)
-        self._observed.see(channels, rows)
+        *outputs, channels = self._session.run(feeds)
+        self._observed.see(channels)
         return outputs
 
 

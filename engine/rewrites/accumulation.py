@@ -1,8 +1,9 @@
 """Asks TensorRT to add the products of fp16 layers in fp32.
 
 TensorRT may sum fp16 products in fp16 and chooses by speed alone. A layer whose operands are cast to fp32 just before
-it, and whose result is cast back just after it, has to be summed in fp32. TensorRT makes one kernel of casts and
-layer, which still reads and writes fp16 (NVIDIA's Torch-TensorRT relies on this pattern: `use_fp32_acc`). A bias
+it, and whose result is cast back just after it, has to be summed in fp32. TensorRT-RTX makes one kernel of casts and
+layer, which still reads and writes fp16 (NVIDIA's Torch-TensorRT relies on this pattern for products: `use_fp32_acc`).
+Whether TensorRT does the same with convolutions needs a GPU to see; a build warns if they became fp32. A bias
 within the pattern belongs to a convolution. That of a product has to follow the cast back: otherwise the whole product
 is computed in fp32.
 """
@@ -24,7 +25,7 @@ def accumulate_in_fp32(model: ir.Model, shortest: int = LONG_SUM) -> int:
     Each layer has casts of its own: around a shared one TensorRT writes the activation in fp32. These layers stay as
     they are: sums shorter than `shortest`, products of two activations, `Gemm`, which has its bias within and computes
     the embedding of one timestep, and convolutions of single pixels, which TensorRT-RTX 1.7 then gives fp32 inputs.
-    bf16 and fp8 are always added in fp32.
+    bf16 is always added in fp32. Layers in fp8 are left to TensorRT, whose kernels for them are named in no report.
 
     Args:
         model: a typed graph in fp16.
@@ -43,13 +44,20 @@ def accumulate_in_fp32(model: ir.Model, shortest: int = LONG_SUM) -> int:
 
 
 def sum_length(node: ir.Node) -> int:
-    """How many products each result of a MatMul or a Conv of several pixels adds; 0 without a constant weight."""
+    """How many products each result of a layer adds; 0 without a constant weight, and for other operators.
+
+    Counted are MatMul, Conv of several pixels, and ConvTranspose, of whose kernel [inputs, outputs, ...] each result
+    takes every stride-th row and column.
+    """
     weight = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    if weight is None or node.op_type not in ("MatMul", "Conv"):
+    if weight is None or node.op_type not in ("MatMul", "Conv", "ConvTranspose"):
         return 0
     sides = weight.shape.numpy()
     if node.op_type == "MatMul":
         return int(sides[-2]) if len(sides) > 1 else 0
+    if node.op_type == "ConvTranspose":
+        strides = node.attributes["strides"].as_ints() if "strides" in node.attributes else (1,)
+        return int(math.prod(sides) // sides[1] // math.prod(strides))
     return 0 if math.prod(sides[2:]) == 1 else int(math.prod(sides[1:]))
 
 

@@ -33,6 +33,9 @@ from .timing_cache import TimingCache
 
 _logger = logging.getLogger("sparsectrl_lcm")
 
+MUCH_FP32 = 0.25
+"""Part of an engine's products in fp32 that a build warns of. At full size TensorRT-RTX makes it 0.0002 at most."""
+
 
 def build(
     bundle: Bundle,
@@ -197,6 +200,9 @@ class _Build:
             if found.fp16_sums and not self.options.fp16_sums:
                 count, longest = len(found.fp16_sums), found.fp16_sums[0]
                 _logger.warning("%s: %d kernels add fp16 products in fp16, such as %s", graph, count, longest)
+            if self.adds_in_fp32 and found.fp32_share > MUCH_FP32:
+                part = f"{found.fp32_share:.0%}"
+                _logger.warning("%s: %s of the products became fp32, which is slow: try --fp16-sums", graph, part)
             return found.model_dump(mode="json")
         except Exception as error:
             _logger.warning("there is no report of the layers of %r: %s", graph, reason_of(error))
@@ -213,9 +219,10 @@ class _Build:
 
     @property
     def adds_in_fp32(self) -> bool:
-        """Whether fp16 layers ask for fp32 sums. A weight that can be refitted has no cast before it."""
+        """Whether fp16 layers ask for fp32 sums, also beside fp8. A weight that can be refitted has no cast."""
         options = self.options
-        return options.precision == "fp16" and not (options.fp16_sums or options.refit or options.strip_weights)
+        left = options.fp16_sums or options.refit or options.strip_weights
+        return options.precision in ("fp16", FP8) and not left
 
     def fit_source(self, source: Path) -> None:
         """Drops from the typed graph what it does not need at this size, and asks for fp32 sums."""

@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from ...runtime.cpu.onnxruntime import OnnxRuntimeSessions
 from ...runtime.errors import BackendError, InvalidRequest
+from ...runtime.example_requests import sample_size
 from ...runtime.format.build_options import BuildOptions
 from ...runtime.format.bundle import Bundle
-from ...runtime.format.clip_layout import ClipSize
 from ...runtime.gpu.device import FP8_SINCE, Device, computes_in_fp8
 from ..quantization.number_formats import E4M3
 from ..quantization.observer import observe_samples
@@ -68,9 +68,7 @@ def calibrate(bundle: Bundle, folder: Path, graphs: Collection[str]) -> dict[str
         graphs: those to measure.
     """
     models = {graph: partial(ir.load, bundle.folder / bundle.graph(graph).path) for graph in graphs if in_fp8(graph)}
-    sizes = bundle.manifest.sizes
-    width, height = (min(side, MAX_SIDE - MAX_SIDE % sizes.multiple) for side in (sizes.width, sizes.height))
-    size = ClipSize(width=width, height=height, frames=sizes.frames)
+    size = sample_size(bundle, MAX_SIDE)
     found = observe_samples(bundle, folder, models, OnnxRuntimeSessions(bundle), size=size)
     return {graph: {layer: HEADROOM * seen.largest for layer, seen in of.items()} for graph, of in found.items()}
 

@@ -61,6 +61,13 @@ class LayerReport(Record):
             return None
 
     @property
+    def fp32_share(self) -> float:
+        """The part of the operations of products and convolutions that have fp32 operands, 0 to 1."""
+        groups = [group for group in self.work if group.operation in ("product", "convolution")]
+        slow = sum(group.flops * group.count for group in groups if group.precision == "fp32")
+        return slow / max(1, sum(group.flops * group.count for group in groups))
+
+    @property
     def kernels(self) -> int:
         """Number of kernels."""
         return sum(self.layers.values())

@@ -61,7 +61,8 @@ class Webhooks:
                     task.add_done_callback(self._end)
                 if len(due) < AT_ONCE:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._ended.wait(), TICK_SECONDS)
+                        async with asyncio.timeout(TICK_SECONDS):
+                            await self._ended.wait()
 
     async def _due(self) -> list[WebhookRow]:
         """Returns the deliveries to begin now. A slow receiver gets only a few at once and leaves room for others."""

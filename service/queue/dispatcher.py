@@ -90,7 +90,8 @@ class Dispatcher:
                 continue
             soon = len(self._preparations) and self._at_runner is None
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._board.arrived.wait(), READY_SECONDS if soon else TICK_SECONDS)
+                async with asyncio.timeout(READY_SECONDS if soon else TICK_SECONDS):
+                    await self._board.arrived.wait()
 
     async def _begin_next(self) -> bool:
         """Begins the first request that is ready; returns False if there is none."""

@@ -129,7 +129,8 @@ class Board:
         if self._store.shared and view.row.id not in self._running:
             seconds = min(seconds, SHARED_SECONDS)
         try:
-            await asyncio.wait_for(view.changed.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await view.changed.wait()
         except TimeoutError:
             return
 

@@ -78,7 +78,8 @@ class Database:
         """
         run = asyncio.get_running_loop().run_in_executor
         try:
-            return await asyncio.wait_for(run(self._threads, lambda: method(*arguments, **keywords)), CALL_SECONDS)
+            async with asyncio.timeout(CALL_SECONDS):  # `wait_for` may lose a cancellation: a drain would never end
+                return await run(self._threads, lambda: method(*arguments, **keywords))
         except TimeoutError:
             raise PoolTimeout(f"the database did not answer for {CALL_SECONDS:g} s") from None
 

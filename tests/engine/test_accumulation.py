@@ -92,6 +92,25 @@ def test_other_types_and_short_sums_stay_as_they_are(dtype: type, shortest: int)
     assert [node.op_type for node in model.graph.node] == [node.op_type for node in graph(dtype).graph.node]
 
 
+@pytest.mark.parametrize(("inputs", "count"), [(64, 1), (63, 0)])
+def test_a_transposed_convolution_adds_four_products_of_each_channel(inputs: int, count: int) -> None:
+    """Its 4x4 kernel with stride 2 meets each result with 2x2 of its 16 numbers."""
+    weight = numpy_helper.from_array(np.ones((inputs, 4, 4, 4), np.float16), "w")
+    node = helper.make_node(
+        "ConvTranspose", ["x", "w"], ["y"], name="up", kernel_shape=[4, 4], strides=[2, 2], pads=[1] * 4
+    )
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape)
+        for name, shape in (("x", [1, inputs, 5, 5]), ("y", [1, 4, 10, 10]))
+    ]
+    made = helper.make_graph([node], "up", ends[:1], ends[1:], [weight])
+    model, found = rewritten(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    assert found == count
+    assert [each.op_type for each in model.graph.node].count("Cast") == 3 * count
+    (result,) = ReferenceEvaluator(model).run(None, {"x": np.ones((1, inputs, 5, 5), np.float16)})
+    assert result.max() == 4 * inputs, "the number of products of a result inside the image"
+
+
 def test_a_graph_with_casts_around_its_sums_can_be_checked(tmp_path: Path) -> None:
     """The casts declare the type of their results, which becomes fp32 when the check rounds them itself."""
     low = ir.TensorType(ir.DataType.FLOAT16)

@@ -9,7 +9,7 @@ from sparsectrl_lcm.engine import openvino
 from sparsectrl_lcm.engine.check import run_portable
 from sparsectrl_lcm.engine.quantization.layers import quantizable
 from sparsectrl_lcm.engine.quantization.number_formats import INT8
-from sparsectrl_lcm.engine.quantization.observer import CHANNELS, ROWS, ObservedGraph, Statistics
+from sparsectrl_lcm.engine.quantization.observer import CHANNELS, ObservedGraph, Statistics
 from sparsectrl_lcm.engine.quantization.quantize_dequantize import quantize
 from sparsectrl_lcm.engine.quantization.smoothing import smooth
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
@@ -50,7 +50,7 @@ def error_of_int8(operator: str, folder: Path, smoothed: bool) -> float:
     observed = ObservedGraph(model)
     for batch in batches:
         seen = result(model, folder / "observed.onnx", batch)
-        observed.see(seen[CHANNELS], seen[ROWS])
+        observed.see(seen[CHANNELS])
     statistics, rounded = observed.statistics(), layer(operator)
     if smoothed:
         found = smooth(rounded, statistics)
@@ -81,7 +81,7 @@ def test_layers_with_the_same_input_share_its_division(tmp_path: Path) -> None:
     second = ir.node("MatMul", [first.inputs[0], weight], name="other/MatMul")
     model.graph.append(second)
     channels = np.where(np.arange(CHANNELS_IN) == 7, 0, UNEVEN).astype(np.float32)
-    seen = Statistics(channels, np.zeros((1, CHANNELS_IN), np.float32))
+    seen = Statistics(channels)
     found = smooth(model, {"layer/MatMul": seen, "other/MatMul": seen}, strength=0.5)
     assert found["layer/MatMul"] is found["other/MatMul"]
     divisors = found["other/MatMul"].divisors
@@ -94,7 +94,7 @@ def test_layers_with_the_same_input_share_its_division(tmp_path: Path) -> None:
 
 
 def test_layers_on_a_residual_stream_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle, seen = Bundle.load(demo_bundle()), Statistics(np.ones(1, np.float32), np.ones((1, 1), np.float32))
+    bundle, seen = Bundle.load(demo_bundle()), Statistics(np.ones(1, np.float32))
     graphs = {
         graph: [str(node.name) for node in quantizable(ir.load(bundle.folder / bundle.graph(graph).path))]
         for graph in ("unet", "controlnet_scribble")

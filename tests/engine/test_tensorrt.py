@@ -1,5 +1,6 @@
 """The TensorRT builder with strict fakes of each release. The real compilation by a GPU is not tested here."""
 
+import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -318,6 +319,21 @@ def test_an_engine_is_kept_without_a_report_of_its_layers(
         (warning,) = [each.message for each in caplog.records if repr(graph) in each.message]
         assert warning.startswith(f"there is no report of the layers of {graph!r}: ")
         assert reason in warning
+
+
+@pytest.mark.parametrize(("words", "options"), [("FP32", {}), ("FP16", {}), ("FP32", {"fp16_sums": True})])
+def test_a_build_warns_if_products_became_fp32(
+    words: str, options: dict[str, bool], bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT may compute a layer between casts in fp32, at a fraction of the speed, instead of making one kernel."""
+    tensors = [{"Name": "x", "Dimensions": [4, 64], "Format/Datatype": f"Row major linear {words} format"}]
+    product = {"Name": "to_q", "LayerType": "gemm", "Inputs": tensors, "Outputs": tensors}
+    product["Constants"] = [{**tensors[0], "Name": "w", "Dimensions": [64, 64]}]
+    workshop = Workshop("11.4")
+    workshop.trt.answers["EngineInspector.get_engine_information"] = lambda *_: json.dumps({"Layers": [product]})
+    workshop.build(bundle, graphs=("text_encoder",), **options)
+    expected = ["text_encoder: 100% of the products became fp32, which is slow: try --fp16-sums"]
+    assert [each.message for each in caplog.records] == (expected if words == "FP32" and not options else [])
 
 
 def test_a_build_without_a_list_of_kernels_has_no_list_of_an_earlier_one(bundle: Path) -> None:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from fakes.tensorrt_builds import RELEASES, TENSORRT, Workshop, fake, small_copy
 from fakes.tensorrt_fakes import FakeModule
+from sparsectrl_lcm.engine.tensorrt import builder
 from sparsectrl_lcm.engine.tensorrt.configuration import configure
 from sparsectrl_lcm.runtime.errors import InvalidRequest, SparseCtrlLcmError
 from sparsectrl_lcm.runtime.format.build_options import HARDWARE_COMPATIBILITY, BuildOptions
@@ -163,6 +164,22 @@ def test_weights_of_transposed_upsamplers_cannot_be_replaced(option: str, bundle
     with pytest.raises(InvalidRequest, match="transposed_upsampling: .* leave out refit and strip_weights"):
         Workshop("11.4").build(bundle, transposed_upsampling=True, **{option: True})
     assert not (bundle / "engines").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+@pytest.mark.parametrize("fp16_sums", [False, True])
+def test_layers_in_fp16_ask_for_fp32_sums_also_beside_fp8(
+    precision: str, fp16_sums: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here no layer has a range, so all of them stay in fp16."""
+    monkeypatch.setattr(builder, "calibrate", lambda *_: {})
+    index = Workshop("rtx-1.7").build(
+        bundle, graphs=("vae_decoder",), precision=precision, keep_source=True, fp16_sums=fp16_sums
+    )
+    (source,) = (bundle / "engines").rglob("vae_decoder.onnx")
+    sums = [node for node in ir.load(source).graph if node.op_type == "Cast" and ".input1" in (node.name or "")]
+    assert bool(sums) is not fp16_sums
+    assert index.engines["vae_decoder"].spec.flags.get("fp16_sums", False) is fp16_sums  # part of the key
 
 
 @pytest.mark.parametrize("transposed", [False, True])
