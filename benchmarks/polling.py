@@ -8,6 +8,8 @@ Server, runner and clients are separate processes on this machine. Rounds with a
 
 import argparse
 import asyncio
+import contextlib
+import http.client
 import json
 import multiprocessing
 import os
@@ -26,6 +28,8 @@ from sparsectrl_lcm.runtime.machine import report_head
 APP = "fal-ai/animatediff-sparsectrl-lcm"
 PORT = 8791
 HZ = 10
+ALONE_POLLS = 500
+"""Polls, one after the other, of the client that is alone."""
 LIMIT = 600.0
 """Longest time for one clip, in seconds."""
 
@@ -89,6 +93,26 @@ def clip(client: httpx.Client, key: str, steps: int, waiters: int) -> tuple[floa
     return status["metrics"]["inference_time"], polls
 
 
+def one_connection(client: httpx.Client, key: str) -> list[float]:
+    """Polls a finished request over one kept connection, while no clip is made. Returns the seconds of every poll."""
+    given = {"prompt": "a yellow star", "seed": 2, "num_inference_steps": 1}
+    queue = f"http://127.0.0.1:{PORT}/queue/{APP}"
+    url = f"{queue}/requests/" + client.post(queue, json=given).raise_for_status().json()["request_id"]
+    end = time.monotonic() + LIMIT
+    while client.get(url + "/status").json()["status"] != "COMPLETED":
+        if time.monotonic() > end:
+            sys.exit(f"a clip was not ready after {LIMIT:g} s")
+        time.sleep(0.25)
+    seconds = []
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)) as connection:
+        for _ in range(ALONE_POLLS):
+            start = time.perf_counter()
+            connection.request("GET", httpx.URL(url).path + "/status", headers={"Authorization": f"Key {key}"})
+            connection.getresponse().read()
+            seconds.append(time.perf_counter() - start)
+    return seconds
+
+
 def measure(options: argparse.Namespace, key: str) -> dict[str, object]:
     alone, watched, polls = [], [], []
     with httpx.Client(headers={"Authorization": f"Key {key}"}, timeout=60) as client:
@@ -102,13 +126,19 @@ def measure(options: argparse.Namespace, key: str) -> dict[str, object]:
             seconds, answers = clip(client, key, options.steps, options.waiters)
             watched.append(seconds)
             polls += answers
+        one = one_connection(client, key)
     return {
         "clip_seconds_alone": alone,
         "clip_seconds_watched": watched,
         "ratio_of_medians": median(watched) / median(alone),
         "polls": len(polls),
-        "poll_ms": {f"p{q}": float(np.percentile(polls, q) * 1e3) for q in (50, 90, 99, 100)},
+        "poll_ms": percentiles_ms(polls),
+        "poll_ms_one_connection": percentiles_ms(one),
     }
+
+
+def percentiles_ms(seconds: list[float]) -> dict[str, float]:
+    return {f"p{q}": float(np.percentile(seconds, q) * 1e3) for q in (50, 90, 99, 100)}
 
 
 def main() -> None:
@@ -136,7 +166,9 @@ def main() -> None:
     report = {**report_head(reports.command(), packages), "settings": settings, **result}
     path = reports.results_file(f"polling-{os.cpu_count()}cores", options.output)
     path.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(result["poll_ms"]), "clip", f"{result['ratio_of_medians']:.3f}x", path)
+    for name in ("poll_ms", "poll_ms_one_connection"):
+        print(name, json.dumps(result[name]))
+    print("clip", f"{result['ratio_of_medians']:.3f}x", path)
 
 
 if __name__ == "__main__":

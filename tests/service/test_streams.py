@@ -1,0 +1,117 @@
+"""Server-sent events of a request: every change is told once."""
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+from sparsectrl_lcm.service.queue.request_states import View
+from sparsectrl_lcm.service.routes import new_requests as run
+from sparsectrl_lcm.service.routes import requests as queue
+from sparsectrl_lcm.service.store import LogRow
+
+from .conftest import APP
+
+
+class Told:
+    """A board whose request gets log lines between the events of a stream."""
+
+    def __init__(self) -> None:
+        self.shown = View(self.row("running"), [], 0.0)
+
+    def row(self, state: str) -> Any:
+        outcome = SimpleNamespace(seconds=1.0, error=None) if state == "done" else None
+        return SimpleNamespace(id="a", key_id="k", state=state, outcome=outcome)
+
+    def becomes(self, state: str) -> None:
+        self.shown = View(self.row(state), self.shown.logs, 0.0)
+
+    def line(self, text: str) -> None:
+        self.shown.logs.append(LogRow(text, "INFO", 0.0))
+        self.shown.changed.set()
+
+    async def view(self, *_: Any) -> View:
+        return self.shown
+
+    async def change(self, *_: Any) -> None:
+        await asyncio.sleep(0)
+
+    async def queue_position(self, *_: Any) -> int:
+        return 0
+
+
+def test_no_line_is_lost_or_told_twice() -> None:
+    """Lines arrive while a slow reader receives an event. Then the request is tried again and keeps its old lines."""
+    board = Told()
+    request: Any = SimpleNamespace(query_params={"logs": "1"}, scope={})
+    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP, public_url="http://x"))
+
+    async def lines() -> list[str]:
+        got: list[str] = []
+        number = 0
+        async for event in queue._states(service, request, board.shown):
+            state = json.loads(event.removeprefix(b"data: "))
+            got += [line["message"] for line in state.get("logs", [])]
+            number += 1
+            board.line(str(number))
+            if number in (3, 4, 6):
+                board.becomes({3: "queued", 4: "running", 6: "done"}[number])
+        return got
+
+    assert asyncio.run(lines()) == [str(number) for number in range(1, 7)]
+
+
+def test_every_event_of_a_stream_tells_something() -> None:
+    """A preview is sent once, and an unchanged state, waiting or running, is not sent again."""
+    board: Any = Told()
+    board.becomes("queued")
+    turns = iter(["", "running", "", "picture", "", "line", "", "done"])
+
+    async def change(*_: Any) -> None:
+        match next(turns):
+            case "picture":
+                board.shown.preview = b"a JPEG"
+            case "line":
+                board.shown.logs.append(LogRow("1", "INFO", 0.0))
+            case "running" | "done" as state:
+                board.becomes(state)
+
+    board.change = change
+    request: Any = SimpleNamespace(query_params={"logs": "1"}, scope={})
+    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP, public_url="http://x"))
+
+    async def events() -> list[tuple[str, bool, int]]:
+        told = [event async for event in queue._states(service, request, board.shown)]
+        states = [json.loads(event.removeprefix(b"data: ")) for event in told]
+        return [(state["status"], "preview" in state, len(state.get("logs", []))) for state in states]
+
+    assert asyncio.run(events()) == [
+        ("IN_QUEUE", False, 0),
+        ("IN_PROGRESS", False, 0),
+        ("IN_PROGRESS", True, 0),
+        ("IN_PROGRESS", False, 1),
+        ("COMPLETED", False, 0),
+    ]
+
+
+def test_a_stream_whose_client_has_gone_before_it_began_is_cancelled() -> None:
+    left: list[str] = []
+
+    async def cancel(request_id: str, _: str) -> bool:
+        left.append(request_id)
+        return False
+
+    async def view(*_: Any) -> Any:
+        await asyncio.sleep(60)
+
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        pass
+
+    service: Any = SimpleNamespace(board=SimpleNamespace(cancel=cancel, view=view), runner=None)
+    new: Any = SimpleNamespace(id="a", key_id="k")
+    scope: Any = {"type": "http", "asgi": {"spec_version": "2.3"}}
+    asyncio.run(asyncio.wait_for(run._Stream(service, new)(scope, gone, send), 5))
+    assert left == ["a"]
