@@ -24,6 +24,8 @@ END_SECONDS = 2.0
 MESSAGE_BYTES = 2**20
 LINE_BYTES = 2000
 LINES_KEPT = 20
+LINES_LOGGED = 500
+"""Most lines of output that are logged between two messages to the process: of the start, of a job."""
 
 
 class RunnerProcess:
@@ -70,6 +72,7 @@ class RunnerProcess:
 
     def send(self, message: dict[str, Any]) -> None:
         """Sends a message. If the process is gone, `receive` reports it."""
+        self._output.begin()
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
@@ -122,6 +125,11 @@ class _Output(asyncio.Protocol):
         self.closed = asyncio.Event()
         self._last: deque[str] = deque(maxlen=LINES_KEPT)
         self._rest = b""
+        self._logged = 0
+
+    def begin(self) -> None:
+        """The process gets a message: the lines that follow are counted anew."""
+        self._logged = 0
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -141,7 +149,11 @@ class _Output(asyncio.Protocol):
     def _take(self, line: bytes) -> None:
         if text := line[:LINE_BYTES].decode(errors="replace").rstrip():
             self._last.append(text)
-            log.info("%s", text)
+            self._logged += 1
+            if self._logged <= LINES_LOGGED:
+                log.info("%s", text)
+            elif self._logged == LINES_LOGGED + 1:
+                log.warning("the runner wrote more than %d lines; the next ones are not logged", LINES_LOGGED)
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

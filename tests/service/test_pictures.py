@@ -13,6 +13,7 @@ from sparsectrl_lcm.runtime.errors import InvalidRequest
 from sparsectrl_lcm.runtime.images import MAX_SCANS, load_picture
 from sparsectrl_lcm.service.runner.interface import JobFailed
 from sparsectrl_lcm.service.runner.picture_reader import PictureReader
+from sparsectrl_lcm.service.runner.process_handle import LINES_LOGGED, _Output
 
 
 def jpeg(scans: int) -> bytes:
@@ -80,3 +81,15 @@ def test_a_picture_that_takes_too_long_is_left(tmp_path: Path) -> None:
 
     assert asyncio.run(cancelled()) < 1
     assert Image.open(file).size == (64, 32)
+
+
+def test_a_job_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """The lines of a job are bounded, and counted anew for the next one. The last ones are kept for errors."""
+    caplog.set_level("INFO")
+    output = _Output()
+    for _ in range(2):
+        output.begin()
+        output.data_received(b"a line\n" * 10 * LINES_LOGGED + b"the last\n")
+    assert [record.getMessage() for record in caplog.records].count("a line") == 2 * LINES_LOGGED
+    assert len(caplog.records) == 2 * (LINES_LOGGED + 1)
+    assert output.lines[-1] == "the last"
