@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded."""
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP", "TIFF")
-"""Formats of files, by Pillow's names. Others are refused unread: Pillow hands some, such as EPS, to other programs."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP")
+"""Formats of files, here and in the service, by Pillow's names. Others are refused unread: Pillow hands some, such as
+EPS, to other programs."""
 MAX_SCANS = 100
 """Most scans of a progressive JPEG; encoders write about ten."""
 _SCAN = b"\xff\xda"
@@ -52,10 +53,10 @@ def load_picture(source: Any, field: str) -> "Image.Image":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a file can cause one warning for each of its EXIF tags
             if isinstance(source, bytes | bytearray | memoryview):
-                with Image.open(io.BytesIO(source), formats=_formats()) as image:
+                with Image.open(io.BytesIO(source), formats=readable_formats()) as image:
                     return _decode(image, field)
             if isinstance(source, str | PathLike):
-                with Image.open(Path(source), formats=_formats()) as image:
+                with Image.open(Path(source), formats=readable_formats()) as image:
                     return _decode(image, field)
             return _decode(_from_memory(source, field), field)
     except InvalidRequest:
@@ -65,7 +66,7 @@ def load_picture(source: Any, field: str) -> "Image.Image":
             field, "the image has too many pixels", f"allowed are {MAX_PIXELS // 1_000_000} million"
         ) from None
     except UnidentifiedImageError:
-        raise InvalidRequest(field, f"{_describe(source)} is not an image", "give a PNG, JPEG, WebP or GIF") from None
+        raise InvalidRequest(field, f"{_describe(source)} is not an image", f"give {', '.join(FORMATS)}") from None
     except FileNotFoundError:
         raise InvalidRequest(field, f"{_describe(source)} does not exist", "give an image file") from None
     except Exception as error:  # damaged files make decoders raise many classes
@@ -73,6 +74,14 @@ def load_picture(source: Any, field: str) -> "Image.Image":
         raise InvalidRequest(
             field, f"{_describe(source)} cannot be read ({reason})", "give a readable, whole image"
         ) from None
+
+
+def readable_formats() -> list[str]:
+    """Returns those of `FORMATS` that this Pillow can read; it is built without some on some systems."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def had_transparency(image: "Image.Image") -> bool:
@@ -143,14 +152,6 @@ def _whole_pixels(width: int, height: int, ratio: float) -> tuple[int, int, int,
     wide, high = max(part[0], 1), max(part[1], 1)
     left, top = (width - wide) // 2, (height - high) // 2
     return left, top, left + wide, top + high
-
-
-def _formats() -> list[str]:
-    """Returns the formats that this Pillow can read; it is built without some on some systems."""
-    from PIL import Image
-
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _decode(image: "Image.Image", field: str) -> "Image.Image":

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +21,12 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers fill the cores; more torch threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    STARTUP = str(ROOT / "tests/startup")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [STARTUP, os.environ.get("PYTHONPATH")]))
+    sys.path.append(STARTUP)
+    from one_thread import compute_with_one_thread
+
+    compute_with_one_thread()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .connections import Connections
+from .turns import Turns
 
 HEAD_BYTES = 64 * 1024
 """Most bytes in a row outside a body: a head, the lines between chunks, trailers."""
@@ -42,6 +43,7 @@ class BoundedProtocol(HttpToolsProtocol):
     header_seconds: ClassVar[float] = 20.0
     write_seconds: ClassVar[float] = 60.0
     open_connections: ClassVar[Connections] = Connections(2_000, 1_000)
+    turns: ClassVar[Turns] = Turns()
 
     @classmethod
     def bounded(
@@ -61,7 +63,8 @@ class BoundedProtocol(HttpToolsProtocol):
             most_of_address: the same for the connections of one address.
         """
         bounds = {"header_seconds": header_seconds, "write_seconds": write_seconds}
-        return type("Bounded", (cls,), bounds | {"open_connections": Connections(most_connections, most_of_address)})
+        shared = {"open_connections": Connections(most_connections, most_of_address), "turns": Turns()}
+        return type("Bounded", (cls,), bounds | shared)
 
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
@@ -126,8 +129,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A request is answered."""
         self.open_connections.touch(self)
-        super().on_response_complete()
-        self._parse_held()
+        if self.pipeline:
+            self.turns.add(self._begin_next)
+        else:
+            super().on_response_complete()
+            self._parse_held()
 
     def pause_writing(self) -> None:
         """The client reads the answer more slowly than it is written."""
@@ -160,6 +166,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def holds(self) -> bool:
         """Whether bytes wait until earlier requests are answered. Nothing is read meanwhile."""
         return bool(self._held)
+
+    def _begin_next(self) -> None:
+        """Begins with the next request that waits."""
+        super().on_response_complete()
+        self._parse_held()
 
     def _parse_held(self) -> None:
         """Parses what has arrived, until too many requests wait."""

@@ -14,21 +14,17 @@ from typing import Any
 from PIL import Image
 
 from ...runtime import InvalidRequest
-from ...runtime.images import fit, load_picture
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP")
-"""Formats of keyframes. Pillow reads others too, some of which run external programs."""
+from ...runtime.images import FORMATS, fit, load_picture, readable_formats
 
 
 def open_image(file: Any, max_pixels: int) -> Image.Image:
     """Opens an image file and reads its header. The pixels stay compressed.
 
     Raises:
-        InvalidRequest: the file is not an image, has a format not in `FORMATS`, or has too many pixels.
+        InvalidRequest: the file is not an image, has a format not in `runtime.images.FORMATS`, or has too many pixels.
     """
-    Image.init()
     try:
-        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        image = Image.open(file, formats=readable_formats())
     except Image.DecompressionBombError:
         raise InvalidRequest("image", "too many pixels", f"allowed are {max_pixels:,}") from None
     except Exception:  # damaged files make parsers raise errors of many classes

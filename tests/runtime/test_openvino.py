@@ -207,7 +207,7 @@ def test_mapped_weights_are_given_back(demo: Path) -> None:
     np.testing.assert_allclose(encode(sessions), encode(reference), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("threads", [1, None])
+@pytest.mark.parametrize("threads", [1, 2, None])
 def test_threads_are_those_that_were_asked_for(threads: int | None) -> None:
     sessions = OpenVinoSessions(Bundle.load(), threads=threads)
     sessions.open("lcm_update", {"batch": 1, "frames": 1, "latent_height": 8, "latent_width": 8})

@@ -1,5 +1,6 @@
 """Clients that send too much at once, or are too many: the others are still answered."""
 
+import asyncio
 import re
 import socket
 import threading
@@ -9,6 +10,7 @@ import pytest
 from sparsectrl_lcm.service.http.connection_limits import BODY_SLICE_BYTES, WAITING_REQUESTS
 from sparsectrl_lcm.service.http.connections import Connections
 from sparsectrl_lcm.service.http.listeners import Listener
+from sparsectrl_lcm.service.http.turns import Turns
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .test_http import seconds_until_closed, served
@@ -101,3 +103,26 @@ def test_answers_are_sent_at_once() -> None:
                 got += sock.recv(1000)
             seconds.append(time.perf_counter() - start)
     assert sorted(seconds)[5] < 0.02
+
+
+def test_waiting_requests_begin_one_per_turn_of_the_loop() -> None:
+    """What was added first begins first, also after one that fails."""
+
+    async def begun() -> list[str]:
+        turns, told = Turns(), []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, about: told.append(str(about["exception"])))
+
+        def fail() -> None:
+            raise ValueError("failed")
+
+        turns.add(lambda: told.append("first"))
+        turns.add(fail)
+        turns.add(lambda: told.append("second"))
+        for _ in range(4):
+            await asyncio.sleep(0)
+            told.append("turn")
+        turns.add(lambda: told.append("later"))
+        await asyncio.sleep(0)
+        return told
+
+    assert asyncio.run(begun()) == ["first", "turn", "failed", "turn", "second", "turn", "turn", "later"]

@@ -4,11 +4,9 @@ import base64
 import http.client
 import json
 import socket
-import sqlite3
 import struct
 import time
 import zlib
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -224,60 +222,6 @@ def test_headers_and_queries(stub: Server, client: httpx.Client) -> None:
     assert client.post(f"{stub.url}/api/fal/proxy").status_code == 400
     assert client.patch(f"{stub.url}/api/fal/proxy").status_code == 405
     assert client.delete(stub.queue).status_code == 405
-
-
-def ended(client: httpx.Client, url: str) -> dict[str, Any]:
-    end = time.monotonic() + 30
-    while (answer := client.get(url, params={"logs": "1"})).status_code == 202:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    state: dict[str, Any] = answer.json()
-    return state
-
-
-def test_low_priority_runs_after_normal(stub: Server, client: httpx.Client) -> None:
-    slow = [client.post(stub.queue, json={"prompt": "slow 0.2"}).json() for _ in range(3)]
-    made = {}
-    for name in ("low", "normal"):
-        headers = {"X-Fal-Queue-Priority": name}
-        made[name] = client.post(stub.queue, json={"prompt": "a"}, headers=headers).json()
-    assert made["low"]["queue_position"] > 0
-    full = client.post(stub.queue, json={"prompt": "a"}, params={"fal_max_queue_length": 0})
-    assert full.status_code == 429
-    began = {name: ended(client, one["status_url"])["logs"][0]["timestamp"] for name, one in made.items()}
-    assert began["normal"] < began["low"]
-    assert {ended(client, one["status_url"])["status"] for one in slow} == {"COMPLETED"}
-
-
-def test_a_request_that_starts_too_late_ends(stub: Server, client: httpx.Client) -> None:
-    slow = client.post(stub.queue, json={"prompt": "slow 0.5"}).json()
-    while client.get(slow["status_url"]).json()["status"] == "IN_QUEUE":
-        time.sleep(0.02)
-    late = client.post(stub.queue, json={"prompt": "a"}, headers={"X-Fal-Request-Timeout": "0.3"}).json()
-    state = ended(client, late["status_url"])
-    assert (state["status"], state["error_type"]) == ("COMPLETED", "startup_timeout")
-    answer = client.get(late["response_url"])
-    assert (answer.status_code, answer.headers["x-fal-request-timeout-type"]) == (504, "user")
-    assert ended(client, slow["status_url"]).get("error") is None
-
-
-def test_what_is_not_to_be_kept(stub: Server, client: httpx.Client) -> None:
-    private = {"X-Fal-Store-IO": "0", "X-Fal-Object-Lifecycle-Preference": '{"expiration_duration_seconds":2}'}
-    for _ in range(2):
-        client.post(stub.queue, json={"prompt": "slow 0.2"})
-    made = client.post(stub.queue, json={"prompt": "a prompt to forget"}, headers=private).json()
-    assert "a prompt to forget" in stored(stub)
-    ended(client, made["status_url"])
-    clip = client.get(made["response_url"]).json()["video"]["url"]  # the caller still gets the clip
-    assert httpx.get(clip).status_code == 200
-    assert "a prompt to forget" not in stored(stub)
-    time.sleep(2)
-    assert httpx.get(clip).status_code == 404
-
-
-def stored(server: Server) -> str:
-    with closing(sqlite3.connect(server.data / "service.sqlite3")) as database:
-        return "\n".join(database.iterdump())
 
 
 def test_forged_tokens_and_paths(stub: Server, client: httpx.Client) -> None:
