@@ -27,7 +27,11 @@ AROUND_FP8 = "fp16"
 MAX_SIDE = 64
 """Pixels of the sample requests. They run on the CPU, where a full-size UNet takes half a minute at 64x64x16."""
 HEADROOM = 2.0
-"""Factor on the largest observed magnitude, for larger clips and other requests. A float loses no precision by it."""
+"""Factor on the largest observed magnitude, for larger clips and other requests. Values beyond it are cut off.
+
+On the demo model magnitudes grow from 64x64 to 256x256 by 2.24 at most, and in 10 of 363 layers by more than 2. A
+factor of 4 would cost half a decibel there: the smallest values lose digits.
+"""
 
 Ranges = dict[str, float]
 """The magnitude of each layer's input that becomes 448, by the layer's name."""

@@ -16,7 +16,7 @@ from sparsectrl_lcm import cli
 
 BLOCKS = list(blocks())
 SHELL = [block for block in BLOCKS if block.language == "sh"]
-OTHERS = ("cp", "curl", "export", "npm", "pre-commit", "scribble()")
+OTHERS = ("cp", "curl", "export", "npm", "pg_dump", "pre-commit", "scribble()", "sqlite3")
 """Programs whose arguments are not checked."""
 
 
