@@ -73,6 +73,7 @@ class Dispatcher:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._claimer = self._ticker = None
         await self._preparations.keep({})
+        await self._preparations.close()
         try:
             await self._board.give_back()
         except SQLAlchemyError as error:  # the next start does it again

@@ -95,6 +95,10 @@ class Preparations:
         self._pictures = PictureReader(service.settings.image_pixels, service.settings.image_seconds)
         self._of_request: dict[str, Preparation] = {}
 
+    async def close(self) -> None:
+        """Ends the process that waits for keyframes."""
+        await self._pictures.close()
+
     def __len__(self) -> int:
         return len(self._of_request)
 

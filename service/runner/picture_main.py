@@ -1,8 +1,9 @@
 """The program that reads keyframes in a process of its own, so that a hostile file can take neither server nor runner.
 
-`python -m sparsectrl_lcm.service.runner.picture_main ORDER` takes JSON with `files`, `max_pixels`, `width`, `height`
-and `resample`. It replaces each file by a PNG in the clip's size, or in its own if `width` is null. Before each file it
-prints its place, and at the end `done` or, after the first file that is no image, the reason.
+`python -m sparsectrl_lcm.service.runner.picture_main` takes a line of JSON on its standard input: `files`,
+`max_pixels`, `width`, `height` and `resample`. It replaces each file by a PNG in the clip's size, or in its own if
+`width` is null. Before each file it prints its place, and at the end `done` or, after the first file that is no image,
+the reason.
 """
 
 import json
@@ -54,7 +55,10 @@ def main() -> None:
     """Reads the files of the order."""
     if sys.platform != "win32":
         os.nice(10)
-    order: dict[str, Any] = json.loads(sys.argv[1])
+    line = sys.stdin.readline()
+    if not line:  # the server has ended
+        return
+    order: dict[str, Any] = json.loads(line)
     for place, path in enumerate(order.pop("files")):
         print(json.dumps({"place": place}), flush=True)
         try:

@@ -44,7 +44,14 @@ def test_exif_tags_cause_no_warnings() -> None:
 
 
 def read(files: list[Path], seconds: float, pixels: int = 10**6) -> None:
-    asyncio.run(PictureReader(pixels, seconds).read("key", files, (32, 16), "lanczos"))
+    async def main() -> None:
+        reader = PictureReader(pixels, seconds)
+        try:
+            await reader.read("key", files, (32, 16), "lanczos")
+        finally:
+            await reader.close()
+
+    asyncio.run(main())
 
 
 def test_pictures_are_replaced_in_the_clips_size(tmp_path: Path) -> None:
@@ -72,15 +79,42 @@ def test_a_picture_that_takes_too_long_is_left(tmp_path: Path) -> None:
         read([file], 0.01)
 
     async def cancelled() -> float:
-        task = asyncio.create_task(PictureReader(10**6, 20).read("key", [file], None, "lanczos"))
+        reader = PictureReader(10**6, 20)
+        task = asyncio.create_task(reader.read("key", [file], None, "lanczos"))
         await asyncio.sleep(0.05)
         start = time.monotonic()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        return time.monotonic() - start
+        seconds = time.monotonic() - start
+        await reader.close()
+        return seconds
 
     assert asyncio.run(cancelled()) < 1
     assert Image.open(file).size == (64, 32)
+
+
+def test_the_next_process_is_started_ahead(tmp_path: Path) -> None:
+    """Each request has a process of its own, also after one that was started ahead was killed. None stays behind."""
+    file = tmp_path / "a"
+    Image.new("RGB", (64, 32)).save(file, "PNG")
+    used = []
+
+    async def main() -> None:
+        reader = PictureReader(10**6, 20)
+        for number in range(4):
+            await reader.read("key", [file], None, "lanczos")
+            assert reader._next is not None
+            ahead = await reader._next
+            assert ahead.returncode is None
+            used.append(ahead)
+            if number == 2:
+                ahead.kill()
+                await ahead.wait()
+        await reader.close()
+
+    asyncio.run(main())
+    assert len({process.pid for process in used}) == 4
+    assert all(process.returncode is not None for process in used)
 
 
 def test_a_job_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
