@@ -30,15 +30,15 @@ def test_a_pipeline_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HttpToolsProtocol, "on_headers_complete", note)
     with served(header_seconds=20.0) as port, socket.create_connection(("127.0.0.1", port)) as sock:
         body = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)
-        sending = threading.Thread(target=sock.sendall, args=((REQUEST * 500 + body) * 3,))
+        sending = threading.Thread(target=sock.sendall, args=((REQUEST * 300 + body) * 2,))
         sending.start()
-        got, end = b"", time.monotonic() + 20
-        sock.settimeout(10)
-        while got.count(b"HTTP/1.1 200") < 1503 and time.monotonic() < end:
+        got, end = b"", time.monotonic() + 60
+        sock.settimeout(20)
+        while got.count(b"HTTP/1.1 200") < 602 and time.monotonic() < end:
             got += sock.recv(2**16)
         sending.join()
-    assert got.count(b"HTTP/1.1 200") == 1503
-    assert got.count(b"\r\n\r\n100000") == 3
+    assert got.count(b"HTTP/1.1 200") == 602
+    assert got.count(b"\r\n\r\n100000") == 2
     assert 1 < most < WAITING_REQUESTS + BODY_SLICE_BYTES / len(REQUEST)
 
 
