@@ -312,7 +312,7 @@ def test_the_lower_precision_is_preferred(release: str, tmp_path: Path) -> None:
     ("precision", "reason"),
     [
         ("fp32", f"fp32 engines for {SIZE} were not built; run: .* --frames {SIZE.frames} --precision fp32$"),
-        ("int8", r"precision: 'int8' is unknown to tensorrt\S*; allowed are bf16, fp16, fp32$"),
+        ("int8", r"precision: 'int8' is unknown to tensorrt\S*; allowed are bf16, fp16, fp32, fp8$"),
     ],
 )
 def test_a_precision_that_is_not_there_is_refused(process: Process, precision: str, reason: str) -> None:
