@@ -15,6 +15,7 @@ from sparsectrl_lcm.runtime.output import writers
 
 README = (ROOT / "README.md").read_text()
 PRECISIONS = "2026-11-30-precisions.json"
+PRECISIONS_FP8 = "2026-11-30-precisions-fp8.json"
 PRECISIONS_ON_CPU = "2026-11-30-precisions-int8.json"
 LONG_CLIPS = "2026-11-30-long-clips.json"
 AVX512_BF16 = "2026-11-29-compare-bf16-epyc-avx512bf16.json"
@@ -74,9 +75,9 @@ def test_tables_of_benchmarks_are_those_of_the_results(name: str) -> None:
 
 
 def test_the_table_of_precisions_is_that_of_the_results() -> None:
-    page, report = (ROOT / "docs/gpu.md").read_text(), read(PRECISIONS)
+    page, report = (ROOT / "docs/gpu.md").read_text(), read(PRECISIONS) | read(PRECISIONS_FP8)
     assert "\n".join(quality_rows(report)) in page
-    assert f"(../benchmarks/results/{PRECISIONS})" in page
+    assert all(f"(../benchmarks/results/{name})" in page for name in (PRECISIONS, PRECISIONS_FP8))
     on_cpu = read(PRECISIONS_ON_CPU)
     bounds = {"fp16": (0.005, 50), "bf16": (0.005, 40), "fp8": (0.02, 35), "int8": (0.01, 42)}
     for name, row in (report | on_cpu).items():
