@@ -20,6 +20,7 @@ from ..runtime.format.bundle import Bundle
 from ..runtime.format.clip_layout import ClipSize, static_shapes
 from . import comparison
 from .rewrites.attention import DECOMPOSABLE
+from .rewrites.node_helpers import cast
 from .rewrites.precision import MOVES
 
 STRESS = 30.0
@@ -89,9 +90,9 @@ def round_results(model: ir.Model) -> list[ir.Value]:
         for index, value in enumerate(node.inputs):
             if value is not None and value in weights:
                 if value not in widened:
-                    cast = _cast(value, _FLOAT, f"{value.name}.widened")
-                    graph.insert_before(graph[0], cast)
-                    widened[value] = cast.outputs[0]
+                    widening = cast(value, _FLOAT, f"{value.name}.widened")
+                    graph.insert_before(graph[0], widening)
+                    widened[value] = widening.outputs[0]
                     types[widened[value]] = types[value]
                 node.replace_input_with(index, widened[value])
         for output, dtype in _result_types(node, types):
@@ -165,12 +166,6 @@ def _incoming(graph: ir.Graph) -> list[ir.Value]:
     return values
 
 
-def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
-    node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{name}/Cast")
-    node.outputs[0].name = name
-    return node
-
-
 def _result_types(node: ir.Node, types: dict[ir.Value, ir.DataType]) -> list[tuple[ir.Value, ir.DataType]]:
     """Returns the outputs in a low type: that of the first float input, or the target type of a cast."""
     if node.op_type == "Cast":
@@ -185,8 +180,8 @@ def _result_types(node: ir.Node, types: dict[ir.Value, ir.DataType]) -> list[tup
 def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> ir.Value:
     """Inserts a cast down and a cast up after an output; returns the value that its users now take."""
     users = list(output.uses())
-    down = _cast(output, dtype, f"{output.name}.low")
-    up = _cast(down.outputs[0], _FLOAT, f"{output.name}.rounded")
+    down = cast(output, dtype, f"{output.name}.low")
+    up = cast(down.outputs[0], _FLOAT, f"{output.name}.rounded")
     graph.insert_after(node, [down, up])
     for use in users:
         use.node.replace_input_with(use.idx, up.outputs[0])

@@ -23,14 +23,14 @@ from ..runtime.cpu.openvino import (
 from ..runtime.errors import BackendError
 from ..runtime.format.build_options import BuildOptions, OnBuildProgress
 from ..runtime.format.bundle import Bundle
-from ..runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec, graph_checksums
+from ..runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec
 from ..runtime.format.manifest import GraphRecord
 from . import comparison
 from .check import random_inputs, run_portable
 from .engine_writer import SetBuild, any_size_spec, engine_record, write_set
 from .quantization.layers import belongs_to
 from .quantization.number_formats import INT8
-from .quantization.observer import Statistics, observe_samples
+from .quantization.observer import Statistics, depends_on, observe_samples
 from .quantization.quantize_dequantize import quantize
 from .quantization.smoothing import smooth
 from .rewrites.attention import fuse_attention, is_transformer_attention
@@ -91,8 +91,8 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
     index = EngineIndex(backend=backend, precision=precision, engines={})
     graphs = [graph for graph in bundle.manifest.graphs if graph not in IN_FP32]
     made_with: dict[str, object] = {"types": types}
-    if precision == "int8":  # the ranges come from requests through all graphs
-        made_with["requests"] = [graph_checksums(bundle.manifest, graph) for graph in bundle.manifest.graphs]
+    if precision == "int8":
+        made_with |= depends_on(bundle)
     return write_set(bundle, SetBuild(index, graphs, spec, make, made_with), options, on_progress)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Container
 
 import onnx_ir as ir
 
+from ..rewrites import exact_simplifications
+
 _LEFT = re.compile(r"(^|\.)(conv_in|conv_out|time_emb\w*|controlnet_cond_embedding)(\.|/)|/(Gemm)_|attn2\.to_[kv]/")
 """Matrix layers that keep their type: first and last convolution, time embedding, keys and values of the text."""
 _MIN_CHANNELS = 32
@@ -37,11 +39,9 @@ def layer_weight(node: ir.Node) -> ir.Value:
     return weight
 
 
-def weight_shape(node: ir.Node) -> list[int]:
+def weight_shape(node: ir.Node) -> tuple[int, ...]:
     """Returns the shape of a layer's weight."""
-    tensor = layer_weight(node).const_value
-    assert tensor is not None
-    return [int(size) for size in tensor.shape]
+    return exact_simplifications.weight_shape(layer_weight(node))
 
 
 def input_axis(node: ir.Node) -> int:

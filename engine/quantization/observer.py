@@ -15,6 +15,7 @@ from ...runtime.example_requests import run_samples
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.clip_layout import ONE_PROMPT, ClipSize
 from ...runtime.format.decoders import DECODERS
+from ...runtime.format.engine_keys import graph_checksums
 from ...runtime.format.manifest import GraphRecord, TensorRecord, resolve_shape
 from ..rewrites.node_helpers import Rewriting
 from ..rewrites.typed_graph import write_typed
@@ -199,6 +200,11 @@ def observe_samples(
             path.unlink(missing_ok=True)
             path.with_suffix(".weights").unlink(missing_ok=True)
     return {graph: seen.statistics() for graph, (_, seen) in observed.items()}
+
+
+def depends_on(bundle: Bundle) -> dict[str, object]:
+    """What the statistics depend on, for `SetBuild.made_with`: the requests run through all graphs."""
+    return {"requests": [graph_checksums(bundle.manifest, graph) for graph in bundle.manifest.graphs]}
 
 
 def _ignore(frames: Array) -> None:

@@ -90,7 +90,7 @@ def _weight(graph: ir.Graph, node: ir.Node, numbers: NumberFormat, divisors: NDA
     weight, axis = layer_weight(node), output_axis(node)
     source, floats = weight.const_value, _type(weight)
     assert source is not None
-    shape = [int(size) for size in source.shape]
+    shape = weight_shape(node)
 
     factors = np.ones(1, np.float32)
     if divisors is not None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from .node_helpers import cast
+
 LONG_SUM = 256
 """The shortest sum that is asked for in fp32: 16 steps of a tensor core, which adds blocks of 16."""
 _LOW = ir.DataType.FLOAT16
@@ -69,9 +71,10 @@ def _long_sums(graph: ir.Graph, shortest: int) -> Iterator[ir.Node]:
 
 def _widened(graph: ir.Graph, node: ir.Node, place: int, value: ir.Value) -> ir.Value:
     """Returns an input of `node` in fp32, by a cast before it."""
-    cast = _cast(value, _HIGH, f"{node.name}.input{place}")
-    graph.insert_before(node, cast)
-    return cast.outputs[0]
+    widening = cast(value, _HIGH, f"{node.name}.input{place}")
+    widening.outputs[0].dtype = _HIGH
+    graph.insert_before(node, widening)
+    return widening.outputs[0]
 
 
 def _narrow_result(graph: ir.Graph, node: ir.Node) -> None:
@@ -80,18 +83,11 @@ def _narrow_result(graph: ir.Graph, node: ir.Node) -> None:
     name, shape = result.name, result.shape
     uses, places = list(result.uses()), [place for place, value in enumerate(graph.outputs) if value is result]
     result.name, result.dtype = f"{name}.sum", _HIGH
-    cast = _cast(result, _LOW, f"{node.name}.output")
-    graph.insert_after(node, cast)
-    narrow = cast.outputs[0]
-    narrow.name, narrow.shape = name, shape
+    narrowing = cast(result, _LOW, f"{node.name}.output")
+    graph.insert_after(node, narrowing)
+    narrow = narrowing.outputs[0]
+    narrow.name, narrow.shape, narrow.dtype = name, shape, _LOW
     for use in uses:
         use.node.replace_input_with(use.idx, narrow)
     for place in places:
         graph.outputs[place] = narrow
-
-
-def _cast(value: ir.Value, wanted: ir.DataType, name: str) -> ir.Node:
-    node = ir.node("Cast", [value], {"to": int(wanted)}, name=f"{name}/Cast")
-    node.outputs[0].name = name
-    node.outputs[0].dtype = wanted
-    return node

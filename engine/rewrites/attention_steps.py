@@ -1,5 +1,6 @@
 """Writes fused attention out as two products and a softmax, for libraries without a kernel for it."""
 
+import numpy as np
 import onnx_ir as ir
 
 from .node_helpers import Rewriting
@@ -22,7 +23,7 @@ def write_out_attention(model: ir.Model, low: ir.DataType) -> int:
         steps = Rewriting(model.graph, f"{node.name}.steps")
         turned = steps.op("Transpose", steps.op("Cast", key, to=ir.DataType.FLOAT), perm=_SWAP_LAST_AXES)
         scores = steps.op("MatMul", steps.op("Cast", query, to=ir.DataType.FLOAT), turned)
-        scale = steps.constant(ir.tensor(node.attributes["scale"].as_float(), dtype=ir.DataType.FLOAT).numpy())
+        scale = steps.constant(np.float32(node.attributes["scale"].as_float()))
         softmax = steps.op("Softmax", steps.op("Mul", scores, scale), axis=-1)
         steps.replace(node, steps.op("MatMul", steps.op("Cast", softmax, to=low), value))
     return len(found)

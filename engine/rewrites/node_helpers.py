@@ -27,6 +27,13 @@ def scalar(value: ir.Value | None) -> float:
     return float(tensor.numpy().item())
 
 
+def cast(value: ir.Value | None, dtype: ir.DataType, name: str) -> ir.Node:
+    """Returns a new Cast, whose result has this name."""
+    node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{name}/Cast")
+    node.outputs[0].name = name
+    return node
+
+
 class Rewriting:
     """New nodes of a graph, in order. Their names begin with the name of what they replace.
 

@@ -21,12 +21,13 @@ from ...runtime.gpu.engine_scope import device_scope, version_scope
 from ...runtime.gpu.tensorrt_library import RTX, Library, load_library
 from ..check import check_precision
 from ..engine_writer import SetBuild, engine_record, write_set
+from ..quantization.observer import depends_on
 from ..rewrites.accumulation import accumulate_in_fp32
 from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
 from ..rewrites.upsampling import drop_empty_cuts, smallest_with_equal_cuts, transpose_upsampling
 from .build_progress import BuildControl, interruptible, make_progress_monitor
 from .configuration import compute_capability, configure, strongly_typed
-from .fp8 import AROUND_FP8, FP8, Ranges, calibrate, check_fp8, in_fp8, to_fp8
+from .fp8 import FP8, Ranges, calibrate, check_fp8, in_fp8, precision_around, to_fp8
 from .kernels import kernels_of_log
 from .layer_report import kernels_of_plan, summarize
 from .timing_cache import TimingCache
@@ -78,9 +79,7 @@ def build(
         engines={},
     )
     job = _Build(bundle, size, options, library, device)
-    made_with: dict[str, object] = {}
-    if options.precision == FP8:  # the ranges come from requests through all graphs
-        made_with["requests"] = [graph_checksums(bundle.manifest, graph) for graph in bundle.manifest.graphs]
+    made_with = depends_on(bundle) if options.precision == FP8 else {}
     graphs = list(bundle.manifest.graphs)
     return write_set(bundle, SetBuild(index, graphs, job.spec, job.engine, made_with), options, on_progress)
 
@@ -210,8 +209,7 @@ class _Build:
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph for the parser; returns its weights if they have to be refittable."""
-        precision = str(self.options.precision)
-        model = typed_graph(self.bundle, graph, AROUND_FP8 if precision == FP8 else precision, self.fuse)
+        model = typed_graph(self.bundle, graph, precision_around(str(self.options.precision)), self.fuse)
         to_fp8(model, self.ranges.get(graph, {}))
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
@@ -222,7 +220,7 @@ class _Build:
         """Whether fp16 layers ask for fp32 sums, also beside fp8. A weight that can be refitted has no cast."""
         options = self.options
         left = options.fp16_sums or options.refit or options.strip_weights
-        return options.precision in ("fp16", FP8) and not left
+        return precision_around(str(options.precision)) == "fp16" and not left
 
     def fit_source(self, source: Path) -> None:
         """Drops from the typed graph what it does not need at this size, and asks for fp32 sums."""

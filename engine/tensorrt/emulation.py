@@ -10,13 +10,13 @@ from ...runtime.format.bundle import Bundle
 from ..rewrites.attention_steps import write_out_attention
 from ..rewrites.precision import DTYPES
 from ..rewrites.typed_graph import typed_graph
-from .fp8 import AROUND_FP8, FP8, Ranges, calibrate, to_fp8
+from .fp8 import FP8, Ranges, calibrate, precision_around, to_fp8
 
 
 def emulated_graphs(bundle: Bundle, precision: str) -> Callable[[str], ir.Model]:
     """Returns a function that makes the graph of an engine, given its name. See `engine.emulated_sessions`."""
 
-    types = AROUND_FP8 if precision == FP8 else precision
+    types = precision_around(precision)
     ranges: dict[str, Ranges] = {}
     if precision == FP8:
         with TemporaryDirectory(prefix="sparsectrl-lcm-") as folder:

@@ -21,8 +21,6 @@ from ..quantization.observer import observe_samples
 from ..quantization.quantize_dequantize import quantize
 
 FP8 = E4M3.name
-AROUND_FP8 = "fp16"
-"""Precision of everything else in the set."""
 
 MAX_SIDE = 64
 """Pixels of the sample requests. They run on the CPU, where a full-size UNet takes half a minute at 64x64x16."""
@@ -35,6 +33,11 @@ factor of 4 would cost half a decibel there: the smallest values lose digits.
 
 Ranges = dict[str, float]
 """The magnitude of each layer's input that becomes 448, by the layer's name."""
+
+
+def precision_around(precision: str) -> str:
+    """The precision of all values but fp8 ones in a set of engines of this precision."""
+    return "fp16" if precision == FP8 else precision
 
 
 def in_fp8(graph: str) -> bool:

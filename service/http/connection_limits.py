@@ -132,8 +132,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.pipeline:
             self.turns.add(self._begin_next)
         else:
-            super().on_response_complete()
-            self._parse_held()
+            self._begin_next()
 
     def pause_writing(self) -> None:
         """The client reads the answer more slowly than it is written."""
@@ -168,7 +167,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return bool(self._held)
 
     def _begin_next(self) -> None:
-        """Begins with the next request that waits."""
+        """Begins with the next request, if one waits, and parses what was held back behind it."""
         super().on_response_complete()
         self._parse_held()
 

@@ -1,7 +1,6 @@
 """Connections to other hosts that bound what arrives before a response: a host may send `100 Continue` without end."""
 
 import ssl
-from collections.abc import Iterable
 from typing import Any
 
 import httpcore
@@ -51,34 +50,3 @@ class BoundedHead(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         """Returns what the stream knows of its connection."""
         return self._stream.get_extra_info(info)
-
-
-class BoundedHeads(httpcore.AsyncNetworkBackend):
-    """Connects as another backend does; its streams are `BoundedHead`."""
-
-    def __init__(self, backend: httpcore.AsyncNetworkBackend) -> None:
-        self._backend = backend
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connects."""
-        return BoundedHead(await self._backend.connect_tcp(host, port, timeout, local_address, socket_options))
-
-    async def connect_unix_socket(
-        self,
-        path: str,
-        timeout: float | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connects."""
-        return BoundedHead(await self._backend.connect_unix_socket(path, timeout, socket_options))
-
-    async def sleep(self, seconds: float) -> None:
-        """Sleeps."""
-        await self._backend.sleep(seconds)

@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 import httpcore
 import httpx
 
-from .bounded_heads import BoundedHead, BoundedHeads
+from .bounded_heads import BoundedHead
 from .public_addresses import AddressRefused, Allowed, GuardedBackend, Resolve, is_public, resolve
 
 MAX_URL = 2048
@@ -187,7 +187,7 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, certificates: ssl.SSLContext, backend: GuardedBackend) -> None:
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=certificates, max_connections=100, keepalive_expiry=5.0, network_backend=BoundedHeads(backend)
+            ssl_context=certificates, max_connections=100, keepalive_expiry=5.0, network_backend=backend
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -12,6 +12,7 @@ import httpcore
 import httpx
 
 from ...runtime.errors import InvalidRequest
+from .bounded_heads import BoundedHead
 
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -162,7 +163,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             left = until - time.monotonic()
             seconds = left if address == addresses[-1] else min(left, ADDRESS_SECONDS)
             try:
-                return await self._network.connect_tcp(address, port, max(seconds, 0), local_address, socket_options)
+                stream = await self._network.connect_tcp(address, port, max(seconds, 0), local_address, socket_options)
+                return BoundedHead(stream)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if address == addresses[-1]:
                     raise

@@ -20,7 +20,8 @@ from ..protocol.errors import ServiceError, failed, field_error, infrastructure_
 from ..runner import JobFailed, Made, Preview, RunnerLost, Step
 from ..store import Outcome
 from .job_preparation import Preparation, Preparations, Prepared, keyframe_error
-from .request_states import FIRST_WAIT, LONGEST_WAIT, STORE_FAILURES, View
+from .request_states import View
+from .retries import STORE_FAILURES, waits
 
 AHEAD = 3
 """How many requests are prepared before their turn. Slow ones let the next ones pass."""
@@ -211,17 +212,17 @@ class Dispatcher:
 
     async def _keep_clip(self, view: View, clip: Path) -> dict[str, Any]:
         """Stores a clip. Retries while the database or the object store fails or is full: the clip is made."""
-        wait = FIRST_WAIT
+        again = waits()
         while True:
             try:
                 return await asyncio.to_thread(self._store_clip, view, clip)
             except (*STORE_FAILURES, OSError, ServiceError) as error:
                 if not clip.exists() or (isinstance(error, ServiceError) and error.status != 507):
                     raise
+                wait = next(again)
                 extra = {"request_id": view.row.id, "seconds": wait}
                 log.warning("a clip could not be stored, and is tried again: %s", first_line(error), extra=extra)
             await asyncio.sleep(wait)
-            wait = min(2 * wait, LONGEST_WAIT)
 
     def _store_clip(self, view: View, clip: Path) -> dict[str, Any]:
         row = view.row

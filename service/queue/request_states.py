@@ -8,13 +8,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from ..metrics import Metrics
 from ..protocol.clip_input import Input
 from ..protocol.errors import not_found
 from ..store import LogRow, NewRequest, Outcome, RequestRow, SqlStore
+from .retries import STORE_FAILURES, waits
 
 T = TypeVar("T")
 KEPT_VIEWS = 5_000
@@ -22,10 +20,6 @@ SHARED_SECONDS = 0.25
 """Longest age of a view if other servers write to the same store."""
 ORDER_SECONDS = 0.2
 """Longest age of the order of the queue."""
-FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
-"""First and longest wait, in seconds, before a failed store is tried again; the wait doubles."""
-STORE_FAILURES = (OperationalError, InterfaceError, PoolTimeout)
-"""Errors of a database that may work again later."""
 
 log = logging.getLogger("sparsectrl_lcm.service")
 
@@ -276,17 +270,17 @@ class Board:
 
     async def _let_go(self, view: View, write: Callable[[list[LogRow]], T], what: str) -> T:
         """Writes the end of an attempt. Retries while the store fails: otherwise the request would stay running."""
-        wait = FIRST_WAIT
+        again = waits()
         try:
             while True:
                 try:
                     async with self._writing:
                         return await self._store.call(write, self._unwritten(view))
                 except STORE_FAILURES as error:
+                    wait = next(again)
                     extra: dict[str, Any] = {"request_id": view.row.id, "seconds": wait}
                     log.warning("the store failed, and is tried again (%s): %s", what, error, extra=extra)
                 await asyncio.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
         finally:
             self.abandon(view)
 

@@ -16,7 +16,7 @@ from sparsectrl_lcm.service.metrics import Metrics
 from sparsectrl_lcm.service.protocol.errors import field_error
 from sparsectrl_lcm.service.queue import dispatcher as dispatch
 from sparsectrl_lcm.service.queue import job_preparation as preparation
-from sparsectrl_lcm.service.queue import request_states as board_module
+from sparsectrl_lcm.service.queue import retries
 from sparsectrl_lcm.service.queue.dispatcher import Dispatcher
 from sparsectrl_lcm.service.queue.request_states import Board, View
 from sparsectrl_lcm.service.queue.submission import accept
@@ -71,8 +71,7 @@ class StandIn:
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(dispatch, "READY_SECONDS", 0.02)
-    monkeypatch.setattr(board_module, "FIRST_WAIT", 0.02)
-    monkeypatch.setattr(dispatch, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.02)
 
 
 def serving(
