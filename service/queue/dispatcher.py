@@ -20,8 +20,8 @@ from ..protocol.errors import ServiceError, failed, field_error, infrastructure_
 from ..runner import JobFailed, Made, Preview, RunnerLost, Step
 from ..store import Outcome
 from .job_preparation import Preparation, Preparations, Prepared, keyframe_error
-from .request_states import View
 from .retries import STORE_FAILURES, waits
+from .views import View
 
 AHEAD = 3
 """How many requests are prepared before their turn. Slow ones let the next ones pass."""

@@ -5,14 +5,15 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..metrics import Metrics
 from ..protocol.clip_input import Input
 from ..protocol.errors import not_found
-from ..store import LogRow, NewRequest, Outcome, RequestRow, SqlStore
+from ..store import LogRow, NewRequest, Outcome, SqlStore
 from .retries import STORE_FAILURES, waits
+from .views import View
 
 T = TypeVar("T")
 KEPT_VIEWS = 5_000
@@ -22,25 +23,6 @@ ORDER_SECONDS = 0.2
 """Longest age of the order of the queue."""
 
 log = logging.getLogger("sparsectrl_lcm.service")
-
-
-@dataclass(slots=True)
-class View:
-    """The known state of a request.
-
-    Attributes:
-        row: its record.
-        logs: its log.
-        loaded_at: when both were read, as `time.monotonic`.
-        preview: a JPEG of a frame, while the clip is made here.
-        changed: set at the next change and then replaced by a new event.
-    """
-
-    row: RequestRow
-    logs: list[LogRow]
-    loaded_at: float
-    preview: bytes | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Board:
@@ -159,12 +141,12 @@ class Board:
     def log(self, view: View, message: str, level: str = "INFO", labels: dict[str, str] | None = None) -> None:
         """Adds a line to the log of a request that runs here. The store gets it at the next `renew`."""
         view.logs.append(LogRow(message, level, time.time(), labels or {}))
-        _wake(view)
+        view.wake()
 
     def show(self, view: View, preview: bytes) -> None:
         """Sets the preview of a request that runs here."""
         view.preview = preview
-        _wake(view)
+        view.wake()
 
     async def renew(self, lease_seconds: float) -> list[str]:
         """Extends the leases and writes new log lines. Returns the ids of requests to stop."""
@@ -200,7 +182,7 @@ class Board:
         """Stops tracking a request without a write to the store; `give_back` finds it later."""
         if self._running.get(view.row.id) is view:
             del self._running[view.row.id], self._written[view.row.id]
-            _wake(view)
+            view.wake()
         self._forget_view(view.row.id)
 
     async def cancel(self, request_id: str, reason: str = "client_cancelled") -> bool:
@@ -303,12 +285,7 @@ class Board:
             self._changed_while_loading.add(request_id)
         view = self._views.pop(request_id, None)
         if view is not None:
-            _wake(view)
+            view.wake()
 
     def _stale(self, view: View) -> bool:
         return view.row.state != "done" and time.monotonic() - view.loaded_at > SHARED_SECONDS
-
-
-def _wake(view: View) -> None:
-    view.changed.set()
-    view.changed = asyncio.Event()

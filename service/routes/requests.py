@@ -14,7 +14,7 @@ from ..protocol.errors import ServiceError, not_found
 from ..protocol.request_status import WANTS_LOGS, preview_uri, status_of
 from ..protocol.responses import EVENT_STREAM_HEADERS, PING, PING_SECONDS, Json, outcome_response, to_event
 from ..protocol.urls import request_urls
-from ..queue.request_states import View
+from ..queue.views import View
 
 
 def make_router(endpoint: str) -> APIRouter:

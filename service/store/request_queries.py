@@ -2,24 +2,30 @@
 
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, true, update
 
 from . import tables
 from .database import Database
 from .records import LogRow, NewRequest, Outcome, RequestRow
+from .request_rows import (
+    CANCELLED,
+    SHOWN,
+    add_logs,
+    cancellation,
+    end_request,
+    failure,
+    is_current,
+    lock_attempt,
+    read_logs,
+    running,
+    to_request,
+    wait_again,
+    waiting,
+)
 
 requests, logs, webhooks = tables.requests, tables.logs, tables.webhooks
-waiting = requests.c.state == "queued"
-running = requests.c.state == "running"
-SHOWN = tuple(column for column in requests.c if column.name != "input")
-
-ATTEMPTS = 10
-"""Most attempts at a request. A request that kills its server would otherwise do so for ever."""
 UNSTARTED_SECONDS = 3600.0
-CANCELLED = 499
-"""The status of a request that was cancelled."""
 
 
 class QueueFull(Exception):
@@ -59,13 +65,13 @@ class Requests(Database):
             row |= {"state": "queued", "attempts": 0, "crashes": 0, "cancelled": False}
             connection.execute(insert(requests).values(row))
             if outcome is not None:
-                _end(connection, new.id, new.webhook, outcome, new.created_at)
+                end_request(connection, new.id, new.webhook, outcome, new.created_at)
 
     def get(self, request_id: str) -> RequestRow | None:
         """Returns a request."""
         with self._read() as connection:
             row = connection.execute(select(*SHOWN).where(requests.c.id == request_id)).one_or_none()
-        return None if row is None else _request(row)
+        return None if row is None else to_request(row)
 
     def given(self, request_id: str) -> tuple[dict[str, Any], str] | None:
         """Returns input and base URL of a waiting request, or None if it does not wait."""
@@ -109,7 +115,7 @@ class Requests(Database):
         statement = update(requests).where(requests.c.id == request_id, waiting, _in_time(now)).values(taken)
         with self._write() as connection:
             row = connection.execute(statement.returning(*SHOWN)).one_or_none()
-            return None if row is None else (_request(row), _logs(connection, request_id))
+            return None if row is None else (to_request(row), read_logs(connection, request_id))
 
     def renew(self, held: Sequence[tuple[RequestRow, Sequence[LogRow]]], lease_seconds: float) -> set[str]:
         """Extends the leases of attempts and adds lines to their logs.
@@ -120,10 +126,10 @@ class Requests(Database):
         stop = set()
         with self._write() as connection:
             for row, lines in held:
-                renewed = update(requests).where(_held(row)).values(lease_until=self._clock() + lease_seconds)
+                renewed = update(requests).where(is_current(row)).values(lease_until=self._clock() + lease_seconds)
                 cancelled = connection.execute(renewed.returning(requests.c.cancelled)).scalar_one_or_none()
                 if cancelled is not None:
-                    _add_logs(connection, row.id, lines)
+                    add_logs(connection, row.id, lines)
                 if cancelled is not False:
                     stop.add(row.id)
         return stop
@@ -141,16 +147,16 @@ class Requests(Database):
         query = select(*SHOWN).where(running, lost, requests.c.id.not_in(keep)).with_for_update(skip_locked=True)
         with self._write() as connection:
             rows = connection.execute(query).all()
-            return {row.id: _wait_again(connection, row, now) for row in rows}
+            return {row.id: wait_again(connection, row, now) for row in rows}
 
     def put_back(self, row: RequestRow, lines: Sequence[LogRow], now: float, *, crashed: bool) -> int | None:
         """Ends an attempt and lets the request wait again, at its old position. Returns a value as in `give_back`."""
         with self._write() as connection:
-            mine = _locked(connection, row)
+            mine = lock_attempt(connection, row)
             if mine is None:
                 return None
-            _add_logs(connection, row.id, lines)
-            return _wait_again(connection, mine, now, mine.crashes + crashed)
+            add_logs(connection, row.id, lines)
+            return wait_again(connection, mine, now, mine.crashes + crashed)
 
     def finish(self, row: RequestRow, outcome: Outcome, now: float, lines: Sequence[LogRow] = ()) -> int | None:
         """Ends a request. If it was cancelled meanwhile, it ends as cancelled, as its caller was promised.
@@ -159,13 +165,13 @@ class Requests(Database):
             The status, or None if the attempt is no longer the current one, for instance after a lost lease.
         """
         with self._write() as connection:
-            mine = _locked(connection, row)
+            mine = lock_attempt(connection, row)
             if mine is None:
                 return None
             if mine.cancelled and outcome.status != CANCELLED:
-                outcome = _cancelled("client_cancelled")
-            _add_logs(connection, row.id, lines)
-            _end(connection, row.id, mine.webhook, outcome, now)
+                outcome = cancellation("client_cancelled")
+            add_logs(connection, row.id, lines)
+            end_request(connection, row.id, mine.webhook, outcome, now)
             return outcome.status
 
     def cancel(
@@ -180,7 +186,7 @@ class Requests(Database):
             connection.execute(update(requests).where(requests.c.id == request_id).values(cancelled=True))
             if row.state == "running":
                 return "marked"
-            _end(connection, request_id, row.webhook, _cancelled(reason), now)
+            end_request(connection, request_id, row.webhook, cancellation(reason), now)
             return "ended"
 
     def end_runs(self, home: str, now: float) -> list[str]:
@@ -189,7 +195,7 @@ class Requests(Database):
         with self._write() as connection:
             rows = connection.execute(select(*SHOWN).where(waiting, own, requests.c.kind == "run")).all()
             for row in rows:
-                _end(connection, row.id, row.webhook, _cancelled("client_disconnected"), now)
+                end_request(connection, row.id, row.webhook, cancellation("client_disconnected"), now)
         return [row.id for row in rows]
 
     def expire_waiting(self, now: float) -> list[str]:
@@ -198,8 +204,8 @@ class Requests(Database):
             query = select(*SHOWN).where(waiting, requests.c.start_by <= now).with_for_update(skip_locked=True)
             rows = connection.execute(query).all()
             for row in rows:
-                late = _ended(504, "Request was not started in the time that it gave", "startup_timeout")
-                _end(connection, row.id, row.webhook, late, now)
+                late = failure(504, "Request was not started in the time that it gave", "startup_timeout")
+                end_request(connection, row.id, row.webhook, late, now)
         return [row.id for row in rows]
 
     def forget(self, before: float, private_before: float) -> list[str]:
@@ -231,7 +237,7 @@ class Requests(Database):
     def logs(self, request_id: str) -> list[LogRow]:
         """Returns the log of a request."""
         with self._read() as connection:
-            return _logs(connection, request_id)
+            return read_logs(connection, request_id)
 
 
 _in_order = select(requests.c.id).where(waiting).order_by(requests.c.priority, requests.c.sequence)
@@ -239,64 +245,3 @@ _in_order = select(requests.c.id).where(waiting).order_by(requests.c.priority, r
 
 def _in_time(now: float) -> ColumnElement[bool]:
     return or_(requests.c.start_by.is_(None), requests.c.start_by > now)
-
-
-def _held(row: RequestRow) -> ColumnElement[bool]:
-    """Returns the condition that an attempt is still the current one."""
-    same = (requests.c.owner == row.owner) & (requests.c.attempts == row.attempts)
-    return (requests.c.id == row.id) & running & same
-
-
-def _locked(connection: Connection, row: RequestRow) -> Any:
-    return connection.execute(select(*SHOWN).where(_held(row)).with_for_update()).one_or_none()
-
-
-def _logs(connection: Connection, request_id: str) -> list[LogRow]:
-    query = select(logs).where(logs.c.request_id == request_id).order_by(logs.c.number)
-    return [LogRow(row.message, row.level, row.created_at, row.labels) for row in connection.execute(query)]
-
-
-def _add_logs(connection: Connection, request_id: str, lines: Sequence[LogRow]) -> None:
-    names = LogRow.__dataclass_fields__
-    rows = [{"request_id": request_id} | {name: getattr(line, name) for name in names} for line in lines]
-    if rows:
-        connection.execute(insert(logs), rows)
-
-
-def _wait_again(connection: Connection, row: Any, now: float, crashes: int | None = None) -> int | None:
-    """Puts a running request back into the queue, or ends it and returns its status."""
-    if row.cancelled or row.attempts >= ATTEMPTS:
-        often = _ended(500, f"The clip was begun {row.attempts} times and never made", "runner_server_error")
-        outcome = _cancelled("client_cancelled") if row.cancelled else often
-        _end(connection, row.id, row.webhook, outcome, now)
-        return outcome.status
-    values: dict[str, Any] = {"state": "queued", "owner": None, "lease_until": None, "started_at": None}
-    values["start_by"] = None  # its first start was in time
-    values["crashes"] = row.crashes if crashes is None else crashes
-    connection.execute(update(requests).where(requests.c.id == row.id).values(values))
-    return None
-
-
-def _ended(status: int, detail: str, error_type: str) -> Outcome:
-    return Outcome(status, {"detail": detail, "error_type": error_type}, detail, error_type)
-
-
-def _cancelled(reason: str) -> Outcome:
-    return _ended(CANCELLED, "Request was cancelled", reason)
-
-
-def _end(connection: Connection, request_id: str, webhook: str | None, outcome: Outcome, now: float) -> None:
-    """Ends a request and deletes its input, which is no longer needed."""
-    values = {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
-    values |= {"state": "done", "owner": None, "lease_until": None, "finished_at": now, "input": None}
-    connection.execute(update(requests).where(requests.c.id == request_id).values(values))
-    if webhook is not None:
-        host = (urlsplit(webhook).hostname or "")[:255]
-        due = {"request_id": request_id, "url": webhook, "host": host, "attempts": 0, "next_at": now}
-        connection.execute(insert(webhooks).values(due))
-
-
-def _request(row: Any) -> RequestRow:
-    values = {name: getattr(row, name) for name in RequestRow.__dataclass_fields__ if name != "outcome"}
-    outcome = Outcome(row.status, row.body, row.error, row.error_type, row.seconds) if row.state == "done" else None
-    return RequestRow(**values, outcome=outcome)

@@ -18,8 +18,9 @@ from sparsectrl_lcm.service.queue import dispatcher as dispatch
 from sparsectrl_lcm.service.queue import job_preparation as preparation
 from sparsectrl_lcm.service.queue import retries
 from sparsectrl_lcm.service.queue.dispatcher import Dispatcher
-from sparsectrl_lcm.service.queue.request_states import Board, View
+from sparsectrl_lcm.service.queue.request_states import Board
 from sparsectrl_lcm.service.queue.submission import accept
+from sparsectrl_lcm.service.queue.views import View
 from sparsectrl_lcm.service.runner import Job, JobFailed, Made, RunnerLost
 from sparsectrl_lcm.service.runner.picture_reader import PictureReader
 from sparsectrl_lcm.service.server import open_service, running

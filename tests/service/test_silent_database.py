@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from sparsectrl_lcm.service.queue import dispatcher as dispatch
 from sparsectrl_lcm.service.routes import monitoring
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
+from sparsectrl_lcm.service.store import SqlStore, postgresql
 from sparsectrl_lcm.service.store import database as database_module
-from sparsectrl_lcm.service.store import postgresql
 from sqlalchemy.exc import SQLAlchemyError
 
 from .test_dispatch import StandIn, submit
@@ -28,6 +29,7 @@ def test_a_silent_database_holds_up_nothing_for_ever(
     monkeypatch.setattr(dispatch, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(monitoring, "STALE_SECONDS", 1.0)
     folder = database.partition("host=")[2]
+    before = uuid.uuid4().hex
 
     async def ready(service: Any) -> tuple[int, Any]:
         answer = await monitoring.readyz(service)
@@ -37,12 +39,12 @@ def test_a_silent_database_holds_up_nothing_for_ever(
         url = f"postgresql://test@127.0.0.1:{port}/postgres"
         service = open_service(Settings(tmp_path, database=url, drain_seconds=1.0), StandIn())
         async with running(service):
-            await submit(service, "before")
+            await submit(service, before)
             assert (await ready(service))[0] == 200
             freeze()
             start = time.monotonic()
-            calls = [service.board.counts(), submit(service, "after"), *(service.board.counts() for _ in range(20))]
-            failures = await asyncio.gather(*calls, return_exceptions=True)
+            counts = [service.board.counts() for _ in range(21)]
+            failures = await asyncio.gather(submit(service, uuid.uuid4().hex), *counts, return_exceptions=True)
             assert all(isinstance(failure, SQLAlchemyError) for failure in failures), failures
             assert time.monotonic() - start < 4
             assert await ready(service) == (503, {"status": "failed", "problem": "the database does not answer"})
@@ -51,3 +53,6 @@ def test_a_silent_database_holds_up_nothing_for_ever(
 
     with silent_proxy(f"{folder}/.s.PGSQL.5432") as proxy:
         asyncio.run(asyncio.wait_for(main(proxy.port, proxy.freeze), 40))
+    store = SqlStore(database)
+    store.cancel(before, time.time())  # other tests share the database
+    store.close()

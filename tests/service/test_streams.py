@@ -5,7 +5,7 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-from sparsectrl_lcm.service.queue.request_states import View
+from sparsectrl_lcm.service.queue.views import View
 from sparsectrl_lcm.service.routes import new_requests as run
 from sparsectrl_lcm.service.routes import requests as queue
 from sparsectrl_lcm.service.store import LogRow

@@ -1,0 +1,30 @@
+"""The known state of a request in memory, and the event that tells of its next change."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from ..store import LogRow, RequestRow
+
+
+@dataclass(slots=True)
+class View:
+    """The known state of a request.
+
+    Attributes:
+        row: its record.
+        logs: its log.
+        loaded_at: when both were read, as `time.monotonic`.
+        preview: a JPEG of a frame, while the clip is made here.
+        changed: set at the next change and then replaced by a new event.
+    """
+
+    row: RequestRow
+    logs: list[LogRow]
+    loaded_at: float
+    preview: bytes | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def wake(self) -> None:
+        """Wakes all who wait for a change."""
+        self.changed.set()
+        self.changed = asyncio.Event()

@@ -1,0 +1,88 @@
+"""Single requests in SQL: reading, locking and ending their rows within a transaction of the store."""
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import ColumnElement, Connection, insert, select, update
+
+from . import tables
+from .records import LogRow, Outcome, RequestRow
+
+requests, logs, webhooks = tables.requests, tables.logs, tables.webhooks
+waiting = requests.c.state == "queued"
+running = requests.c.state == "running"
+SHOWN = tuple(column for column in requests.c if column.name != "input")
+"""The columns of a request except its input, which may take megabytes."""
+
+ATTEMPTS = 10
+"""Most attempts at a request. A request that kills its server would otherwise do so for ever."""
+CANCELLED = 499
+"""The status of a request that was cancelled."""
+
+
+def is_current(row: RequestRow) -> ColumnElement[bool]:
+    """Returns the condition that an attempt is still the current one."""
+    same = (requests.c.owner == row.owner) & (requests.c.attempts == row.attempts)
+    return (requests.c.id == row.id) & running & same
+
+
+def lock_attempt(connection: Connection, row: RequestRow) -> Any:
+    """Returns the row of an attempt, locked until the transaction ends; None if the attempt is no longer current."""
+    return connection.execute(select(*SHOWN).where(is_current(row)).with_for_update()).one_or_none()
+
+
+def read_logs(connection: Connection, request_id: str) -> list[LogRow]:
+    """Returns the log of a request."""
+    query = select(logs).where(logs.c.request_id == request_id).order_by(logs.c.number)
+    return [LogRow(row.message, row.level, row.created_at, row.labels) for row in connection.execute(query)]
+
+
+def add_logs(connection: Connection, request_id: str, lines: Sequence[LogRow]) -> None:
+    """Adds lines to the log of a request."""
+    names = LogRow.__dataclass_fields__
+    rows = [{"request_id": request_id} | {name: getattr(line, name) for name in names} for line in lines]
+    if rows:
+        connection.execute(insert(logs), rows)
+
+
+def wait_again(connection: Connection, row: Any, now: float, crashes: int | None = None) -> int | None:
+    """Puts a running request back into the queue, or ends it and returns its status."""
+    if row.cancelled or row.attempts >= ATTEMPTS:
+        often = failure(500, f"The clip was begun {row.attempts} times and never made", "runner_server_error")
+        outcome = cancellation("client_cancelled") if row.cancelled else often
+        end_request(connection, row.id, row.webhook, outcome, now)
+        return outcome.status
+    values: dict[str, Any] = {"state": "queued", "owner": None, "lease_until": None, "started_at": None}
+    values["start_by"] = None  # its first start was in time
+    values["crashes"] = row.crashes if crashes is None else crashes
+    connection.execute(update(requests).where(requests.c.id == row.id).values(values))
+    return None
+
+
+def failure(status: int, detail: str, error_type: str) -> Outcome:
+    """Returns the outcome of a request that failed without the model."""
+    return Outcome(status, {"detail": detail, "error_type": error_type}, detail, error_type)
+
+
+def cancellation(reason: str) -> Outcome:
+    """Returns the outcome of a request that was cancelled."""
+    return failure(CANCELLED, "Request was cancelled", reason)
+
+
+def end_request(connection: Connection, request_id: str, webhook: str | None, outcome: Outcome, now: float) -> None:
+    """Ends a request and deletes its input, which is no longer needed."""
+    values = {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
+    values |= {"state": "done", "owner": None, "lease_until": None, "finished_at": now, "input": None}
+    connection.execute(update(requests).where(requests.c.id == request_id).values(values))
+    if webhook is not None:
+        host = (urlsplit(webhook).hostname or "")[:255]
+        due = {"request_id": request_id, "url": webhook, "host": host, "attempts": 0, "next_at": now}
+        connection.execute(insert(webhooks).values(due))
+
+
+def to_request(row: Any) -> RequestRow:
+    """Returns the record of a row with the columns `SHOWN`."""
+    values = {name: getattr(row, name) for name in RequestRow.__dataclass_fields__ if name != "outcome"}
+    outcome = Outcome(row.status, row.body, row.error, row.error_type, row.seconds) if row.state == "done" else None
+    return RequestRow(**values, outcome=outcome)
