@@ -16,6 +16,7 @@ from .errors import (
     OutputError,
     SparseCtrlLcmError,
 )
+from .many_requests import RequestResult
 from .output.clip import Clip
 from .pipeline import VideoPipeline
 from .progress import Progress
@@ -33,6 +34,7 @@ __all__ = [
     "Keyframe",
     "OutputError",
     "Progress",
+    "RequestResult",
     "SparseCtrlLcmError",
     "VideoPipeline",
 ]

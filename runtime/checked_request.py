@@ -158,6 +158,8 @@ def check_request(
     Raises:
         InvalidRequest: a value is not allowed; names the field, its value and what is allowed.
     """
+    if not isinstance(request, ClipRequest):
+        raise InvalidRequest("request", f"{type(request).__name__} is not allowed", "give a ClipRequest")
     sizes, asked = manifest.sizes, request
     frames = _integer("num_frames", _given(asked.num_frames, sizes.frames), 1, max(sizes.max_frames, MAX_FRAMES))
     height = _side("height", _given(asked.height, sizes.height), sizes.multiple)

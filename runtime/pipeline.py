@@ -2,16 +2,18 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from .load_options import KEPT_BYTES, LoadOptions
+from .many_requests import OnManyProgress, RequestResult, run_many
 from .output.clip import Clip
 from .progress import OnFrames, OnProgress
 from .request import ClipRequest, Keyframe
 
 if TYPE_CHECKING:  # imported when a bundle is loaded: `import sparsectrl_lcm` stays quick
     from .backend_interface import Executor
+    from .checked_request import CheckedRequest
     from .format.bundle import Bundle
 
 
@@ -181,12 +183,30 @@ class VideoPipeline:
         Raises:
             InvalidRequest, Cancelled, BackendError: as `generate` does.
         """
-        from .checked_request import check_request
+        return self._make(self._check(request), on_progress, on_frames)
 
-        checked = check_request(request, self.bundle.manifest, self.executor.in_one_piece)
-        with self._lock:
-            frames, timings = self.executor.run(checked, on_progress, on_frames)
-        return Clip(frames=frames, seed=checked.seed, timings=timings, keyframes=checked.keyframes)
+    def generate_many(
+        self, requests: Iterable[ClipRequest], on_progress: OnManyProgress | None = None
+    ) -> Generator[RequestResult, None, None]:
+        """Yields the results of many requests, in order.
+
+        While the caller uses a clip, the next request runs, and the keyframes of the one after it are read. So the
+        request of a result is followed by two that were already taken from `requests`, and no more. Closing the
+        iterator cancels them; the one that runs ends at its next step.
+
+        A request that fails does not stop the others. Requests with the same prompt and keyframes in a row, such as
+        those that differ in their seed, compute text and SparseCtrl once.
+
+        Args:
+            requests: any iterable, also one without end; an exception that it raises follows the results of the
+                requests before it.
+            on_progress: called with the position of a request, from 0, and a `Progress`, on another thread; returning
+                False cancels this request.
+
+        Raises:
+            DeviceLost: the device is gone; this request and those after it have no result.
+        """
+        return run_many(self._check, self._make, requests, on_progress)
 
     def refit(self, bundle: str | os.PathLike[str] | None) -> None:
         """Gives the engines another motion module or other LoRAs, without a build.
@@ -209,3 +229,15 @@ class VideoPipeline:
         """Frees the graphs and kept conditionings; the next request opens the graphs again."""
         with self._lock:
             self.executor.close()
+
+    def _check(self, request: ClipRequest) -> "CheckedRequest":
+        from .checked_request import check_request
+
+        return check_request(request, self.bundle.manifest, self.executor.in_one_piece)
+
+    def _make(
+        self, checked: "CheckedRequest", on_progress: OnProgress | None, on_frames: OnFrames | None = None
+    ) -> Clip:
+        with self._lock:
+            frames, timings = self.executor.run(checked, on_progress, on_frames)
+        return Clip(frames=frames, seed=checked.seed, timings=timings, keyframes=checked.keyframes)
