@@ -1,10 +1,10 @@
 """Free space on the disk of the data folder: checked before work is accepted. A full disk becomes a 507."""
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..disk_errors import is_disk_full
 from ..protocol.errors import ServiceError
 from ..settings import Settings
 
@@ -25,7 +25,7 @@ def disk_full_is_507() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         raise _disk_full() from error
 

@@ -17,10 +17,10 @@ from ..components import Service
 from ..objects.stored_files import file_url, keep_file
 from ..protocol.advanced_options import KEY, AdvancedOptions
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
-from ..runner import JobFailed, Made, Preview, RunnerLost, Step
+from ..runner import Job, JobFailed, Made, Preview, RunnerLost, Step
 from ..store import Outcome
 from .job_preparation import Preparation, Preparations, Prepared, keyframe_error
-from .retries import STORE_FAILURES, waits
+from .retries import STORE_FAILURES, until_there_is_room, waits
 from .views import View
 
 AHEAD = 3
@@ -189,16 +189,24 @@ class Dispatcher:
         return failed(infrastructure_error("runner_server_error", "The runner died while it made the clip"))
 
     async def _make(self, view: View, prepared: Prepared) -> Outcome:
-        try:
-            made = await self.service.runner.run(prepared.job, self._listener(view))
-        finally:
-            self._leave_runner(view)
+        made = await self._run_job(view, prepared.job)
         for stage, seconds in made.timings.items():
             self.service.metrics.stages.labels(stage).observe(seconds)
         video = await self._keep_clip(view, prepared.job.output)
         seed = made.seed if prepared.seed is None else prepared.seed
         self._board.log(view, _summary(made), "INFO", {"fraction": "1"})
         return Outcome(200, {"video": video, "seed": seed}, seconds=round(made.seconds, 4))
+
+    async def _run_job(self, view: View, job: Job) -> Made:
+        """Runs a job. Repeats it while the disk is full; meanwhile others may use the runner."""
+
+        async def run() -> Made:
+            try:
+                return await self.service.runner.run(job, self._listener(view))
+            finally:
+                self._leave_runner(view)
+
+        return await until_there_is_room(run, job.id)
 
     def _listener(self, view: View) -> Callable[[Step | Preview], None]:
         def listen(event: Step | Preview) -> None:

@@ -17,6 +17,7 @@ from ..protocol.errors import ServiceError, field_error
 from ..protocol.urls import QUEUE_PREFIX
 from ..runner import Job, JobFailed
 from ..runner.picture_reader import PictureReader
+from .retries import until_there_is_room
 
 PASS_SECONDS = 0.3
 """A preparation that takes longer is slow: the requests behind it no longer wait for it."""
@@ -125,9 +126,19 @@ class Preparations:
         for request_id, key_id in requests.items():
             if request_id not in self._of_request:
                 folder = self._service.settings.work / f"job-{token_hex(8)}"
-                task = asyncio.create_task(_prepare(self._service, self._pictures, request_id, key_id, folder))
+                task = asyncio.create_task(self._prepare(request_id, key_id, folder))
                 task.add_done_callback(lambda _: self._ended.set())
                 self._of_request[request_id] = Preparation(key_id, folder, task, time.monotonic())
+
+    async def _prepare(self, request_id: str, key_id: str, folder: Path) -> Prepared | None:
+        async def prepare() -> Prepared | None:
+            try:
+                return await _prepare(self._service, self._pictures, request_id, key_id, folder)
+            except OSError:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # others may need the room
+                raise
+
+        return await until_there_is_room(prepare, request_id)
 
 
 async def _prepare(

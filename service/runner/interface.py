@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from ...runtime.errors import BackendError, BundleError, InvalidRequest, SparseCtrlLcmError, message
 
-FailureKind = Literal["invalid", "failed", "out_of_memory", "cancelled"]
+FailureKind = Literal["invalid", "failed", "out_of_memory", "disk_full", "cancelled"]
 LossKind = Literal["crashed", "hung", "refused", "stopped"]
 REFUSALS: dict[str, type[SparseCtrlLcmError]] = {
     kind.__name__: kind for kind in (InvalidRequest, BackendError, BundleError)
@@ -73,7 +73,7 @@ class JobFailed(Exception):
     """A job has ended without a clip. The runner goes on.
 
     Attributes:
-        kind: invalid (an error in the job itself), failed, out_of_memory or cancelled.
+        kind: invalid (an error in the job itself), failed, out_of_memory, disk_full or cancelled.
         message: why, in one line, without the option's name.
         field: the option at fault, if known.
         keyframe: if an image is at fault, its position in `Job.keyframes`.

@@ -3,7 +3,7 @@
 `python -m sparsectrl_lcm.service.runner.picture_main` takes a line of JSON on its standard input: `files`,
 `max_pixels`, `width`, `height` and `resample`. It replaces each file by a PNG in the clip's size, or in its own if
 `width` is null. Before each file it prints its place, and at the end `done` or, after the first file that is no image,
-the reason.
+the reason; `full` if the disk is.
 """
 
 import json
@@ -16,6 +16,7 @@ from PIL import Image
 
 from ...runtime import InvalidRequest
 from ...runtime.images import FORMATS, fit, load_picture, readable_formats
+from ..disk_errors import is_disk_full
 
 
 def open_image(file: Any, max_pixels: int) -> Image.Image:
@@ -65,6 +66,10 @@ def main() -> None:
             replace(Path(path), **order)
         except InvalidRequest as error:
             return print(json.dumps({"place": place, "wrong": str(error)}))
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            return print(json.dumps({"full": True}))
     print(json.dumps({"done": True}))
 
 

@@ -6,7 +6,9 @@ imported everything when its order comes, which takes longer than the pictures.
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
@@ -46,6 +48,7 @@ class PictureReader:
 
         Raises:
             JobFailed: invalid; `keyframe` is the place of the file that is no image or takes too long.
+            OSError: the disk is full.
         """
         width, height = size or (None, None)
         order = {"files": [str(file) for file in files], "max_pixels": self._max_pixels}
@@ -53,6 +56,8 @@ class PictureReader:
         of_key = self._of_key.setdefault(key_id, asyncio.Lock())
         async with of_key, self._free:
             last = await self._run(json.dumps(order))
+        if "full" in last:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if "done" not in last:
             late = f"takes longer than {self._seconds:g} seconds to read"
             raise JobFailed("invalid", last.get("wrong", f"image: {late}"), keyframe=last.get("place", 0))

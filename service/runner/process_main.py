@@ -39,6 +39,7 @@ from ...runtime import (
 from ...runtime.errors import first_line, message
 from ...runtime.images import RESAMPLES, fit, load_picture
 from ...runtime.output.recording import Recording
+from ..disk_errors import is_disk_full
 from .interface import REFUSALS, JobFailed
 from .picture_main import open_image
 
@@ -174,7 +175,7 @@ def failure_of(error: Exception, options: dict[str, Any]) -> JobFailed:
         return JobFailed("cancelled", first_line(error))
     if isinstance(error, DeviceOutOfMemory | MemoryError):
         return JobFailed("out_of_memory", first_line(error))
-    return JobFailed("failed", first_line(error))
+    return JobFailed("disk_full" if is_disk_full(error) else "failed", first_line(error))
 
 
 def refusal_of(error: Exception) -> dict[str, str] | None:
