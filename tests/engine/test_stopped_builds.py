@@ -12,20 +12,16 @@ from typing import Any
 
 import pytest
 from fakes.tensorrt_builds import RELEASES, Workshop, demo_copy, plan_of, small_copy
+from fakes.toy_builds import GRAPHS, Toy, names
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine import onnxruntime
 from sparsectrl_lcm.engine.build import build
-from sparsectrl_lcm.engine.engine_writer import SetBuild, any_size_spec, engine_record, replace_folder, write_set
 from sparsectrl_lcm.engine.unfinished_sets import read_finished, take_finished, unfinished_sets
-from sparsectrl_lcm.runtime.backends import BACKENDS, choose_backend
-from sparsectrl_lcm.runtime.errors import BackendError, InvalidRequest
-from sparsectrl_lcm.runtime.format.build_options import BuildOptions
+from sparsectrl_lcm.runtime.backends import BACKENDS
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex, EngineRecord, EngineSpec
 from sparsectrl_lcm.runtime.format.engine_sets import find_set, set_names
 from sparsectrl_lcm.runtime.format.temporary_folders import leftovers, staged_folder
 
-GRAPHS = ["text_encoder", "unet", "lcm_update", "vae_decoder"]
 TESTS = Path(__file__).parent.parent
 BUILD_AND_WAIT = """
 import sys, time
@@ -134,61 +130,6 @@ def test_onnx_runtime_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     build(bundle, "onnxruntime")
     assert len(seen) == len(set(seen)) + 1, "only the third graph was begun twice"
     assert list(unfinished_sets(bundle, "onnxruntime")) == []
-
-
-# Any backend
-
-
-class Toy:
-    """Writes engines of a backend with a text in them.
-
-    Attributes:
-        made: the graphs whose engines were made.
-        fails_at: raises an error at this graph.
-    """
-
-    def __init__(self, bundle: Path, version: str = "1", types: str = "fp32") -> None:
-        self.bundle = Bundle.load(bundle)
-        self.version = version
-        self.types = types
-        self.made: list[str] = []
-        self.fails_at: str | None = None
-
-    def build(self, **options: Any) -> EngineIndex:
-        index = EngineIndex(backend="openvino", precision="fp32", engines={})
-        return write_set(
-            self.bundle,
-            SetBuild(index, GRAPHS, self._spec, self._make, {"types": self.types}),
-            BuildOptions(**options),
-            lambda text, fraction: None,
-        )
-
-    def stop(self, graph: str, **options: Any) -> None:
-        """Builds until a graph fails."""
-        self.fails_at = graph
-        with pytest.raises(BackendError, match=f"no {graph}"):
-            self.build(**options)
-        self.fails_at = None
-        self.made.clear()
-
-    def text(self, graph: str) -> str:
-        return (self.bundle.folder / "engines/openvino/fp32" / f"{graph}.onnx").read_text()
-
-    def _spec(self, graph: str) -> EngineSpec:
-        return any_size_spec(self.bundle, graph, "openvino", "fp32", self.version)
-
-    def _make(self, graph: str, folder: Path, report: Any) -> EngineRecord:
-        (folder / f"{graph}.weights").write_text("beside it")
-        if graph == self.fails_at:
-            raise BackendError("build", f"no {graph}")
-        self.made.append(graph)
-        path = folder / f"{graph}.onnx"
-        path.write_text(f"{graph} {self.version}")
-        return engine_record(path, self._spec(graph), {}, path.with_suffix(".weights"))
-
-
-def names(bundle: Path) -> list[str]:
-    return sorted(path.name for path in (bundle / "engines/openvino").iterdir())
 
 
 def test_a_failure_keeps_what_is_finished_and_nothing_else(bundle: Path) -> None:
@@ -320,157 +261,6 @@ def test_a_stopped_build_of_another_set_stays(bundle: Path) -> None:
     toy.build()
     assert toy.made == GRAPHS
     assert names(bundle) == [other.name, "fp32"]
-
-
-# One graph
-
-
-def test_one_graph_is_built_for_itself_until_all_are_there(bundle: Path) -> None:
-    toy = Toy(bundle)
-    assert toy.build(graphs=("unet",)).missing == ("text_encoder", "lcm_update", "vae_decoder")
-    assert find_set(bundle, "openvino", "fp32") is None
-    assert toy.build(graphs=("vae_decoder", "unet")).missing == ("text_encoder", "lcm_update")
-    assert toy.made == ["unet", "vae_decoder"]
-    index = toy.build(graphs=("text_encoder", "lcm_update"))
-    assert index.missing == ()
-    assert list(index.engines) == GRAPHS
-    assert names(bundle) == ["fp32"]
-
-
-def test_one_graph_of_a_complete_set_is_replaced(bundle: Path) -> None:
-    toy = Toy(bundle)
-    toy.build()
-    toy.made.clear()
-    assert toy.build(graphs=("unet",)).missing == ()
-    assert toy.made == ["unet"]
-    assert [toy.text(graph) for graph in GRAPHS] == [f"{graph} 1" for graph in GRAPHS]
-    newer = Toy(bundle, "2")
-    assert newer.build(graphs=("unet",)).missing == ("text_encoder", "lcm_update", "vae_decoder")
-    assert toy.text("unet") == "unet 1", "engines of two versions do not make a set"
-
-
-@pytest.mark.parametrize("damage", ["vae_decoder.onnx", "vae_decoder.weights"])
-def test_damaged_engines_of_a_set_do_not_make_the_next_one(bundle: Path, damage: str) -> None:
-    toy = Toy(bundle)
-    toy.build()
-    toy.made.clear()
-    path = bundle / "engines/openvino/fp32" / damage
-    whole = path.read_text()
-    path.write_text(whole[::-1])
-    assert toy.build(graphs=("unet",)).missing == ("text_encoder", "lcm_update", "vae_decoder")
-    assert toy.build().missing == ()
-    assert toy.made == ["unet", "text_encoder", "lcm_update", "vae_decoder"]
-    assert path.read_text() == whole
-    engines = find_set(bundle, "openvino", "fp32")
-    assert engines is not None
-    assert [engines.fault(toy.bundle.manifest, graph) for graph in GRAPHS] == [None] * 4
-
-
-@pytest.mark.parametrize("other", [{"types": "bf16"}, {"check": False}, {"keep_source": True}, {}], ids=str)
-def test_engines_of_other_options_do_not_make_a_set(bundle: Path, other: dict[str, Any]) -> None:
-    """Neither do those of a set whose index does not say what they were made from."""
-    Toy(bundle).build()
-    if not other:
-        path = bundle / "engines/openvino/fp32/engines.json"
-        index = EngineIndex.model_validate_json(path.read_bytes())
-        unknown = {graph: engine.model_dump(exclude={"made_from"}) for graph, engine in index.engines.items()}
-        path.write_text(EngineIndex.model_validate({**index.model_dump(), "engines": unknown}).model_dump_json())
-    toy = Toy(bundle, types=other.pop("types", "fp32"))
-    assert toy.build(graphs=("unet",), **other).missing == ("text_encoder", "lcm_update", "vae_decoder")
-    assert toy.build(**other).missing == ()
-    assert toy.made == ["unet", "text_encoder", "lcm_update", "vae_decoder"]
-
-
-def test_an_unknown_graph_is_refused(bundle: Path) -> None:
-    with pytest.raises(InvalidRequest, match="graphs: openvino builds no 'unett' of this bundle; allowed are text_enc"):
-        Toy(bundle).build(graphs=("unett",))
-
-
-def test_a_part_of_a_set_is_not_loaded_and_inspect_shows_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    bundle = demo_copy(tmp_path)
-    before = choose_backend(Bundle.load(bundle))
-    command = ["build", str(bundle), "--backend", "onnxruntime-cuda", "--no-check", "--graph", "lcm_update"]
-    assert run(command) == 0
-    shown = capsys.readouterr().out
-    assert "onnxruntime-cuda fp16: 1 of 8 engines\n" in shown
-    rest = f"run: sparsectrl-lcm build {bundle} --backend onnxruntime-cuda --no-check\n"
-    assert shown.endswith(rest)
-    assert "missing: text_encoder, vae_encoder, controlnet_scribble" in shown
-    assert choose_backend(Bundle.load(bundle)) == before
-    assert caplog.text == ""
-    assert run(["inspect", str(bundle)]) == 0
-    shown = capsys.readouterr().out
-    assert "onnxruntime-cuda fp16 in" not in shown
-    assert "onnxruntime-cuda fp16 is unfinished" in shown
-    assert "lcm_update (0.0 MB)" in shown
-    assert run([*command[:-1], "unett"]) == 2
-    assert "--graph: onnxruntime-cuda builds no 'unett' of this bundle" in capsys.readouterr().err
-
-
-# The place of the set
-
-
-STOPS: list[tuple[type[BaseException], int, bool]] = [
-    (OSError, 1, False),
-    (KeyboardInterrupt, 1, True),
-    (OSError, 2, False),
-    (KeyboardInterrupt, 2, False),
-    (KeyboardInterrupt, 2, True),
-]
-"""What stops a build, at which of its two last renames, and whether after it."""
-
-
-def stop_at_a_rename(patch: pytest.MonkeyPatch, error: type[BaseException], place: int, after: bool) -> None:
-    renames: list[Path] = []
-    rename = Path.rename
-
-    def stopped(path: Path, other: Path) -> Path:
-        renames.append(path)
-        if len(renames) == place and not after:
-            raise error
-        result = rename(path, other)
-        if len(renames) == place:
-            raise error
-        return result
-
-    patch.setattr(Path, "rename", stopped)
-
-
-def test_a_folder_is_replaced_and_nothing_else_stays(tmp_path: Path) -> None:
-    source, target = tmp_path / ".set-1-0123abcd", tmp_path / "set"
-    for text in ("first", "second"):
-        source.mkdir()
-        (source / "engine").write_text(text)
-        replace_folder(source, target)
-        assert [path.name for path in tmp_path.iterdir()] == ["set"]
-        assert (target / "engine").read_text() == text
-
-
-@pytest.mark.parametrize(("error", "place", "after"), STOPS)
-def test_a_set_that_cannot_be_replaced_stays(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], place: int, after: bool
-) -> None:
-    """The set is there and whole after a stop at any moment, and the next build has nothing left to make."""
-    Toy(bundle).build()
-    newer, replaced = Toy(bundle, "2"), (place, after) == (2, True)
-    with monkeypatch.context() as patch, pytest.raises(BackendError if error is OSError else error):
-        stop_at_a_rename(patch, error, place, after)
-        newer.build()
-    engines = find_set(bundle, "openvino", "fp32")
-    assert engines is not None
-    assert [engines.fault(newer.bundle.manifest, graph) for graph in GRAPHS] == [None] * 4
-    assert newer.text("unet") == ("unet 2" if replaced else "unet 1")
-    assert len(list(unfinished_sets(bundle, "openvino"))) == (not replaced)
-    newer.made.clear()
-    newer.build()
-    assert newer.made == (GRAPHS if replaced else [])
-    assert newer.text("unet") == "unet 2"
-    assert names(bundle) == ["fp32"]
-
-
-# The typed graph
 
 
 def test_the_typed_graph_stays_beside_its_engine_if_asked_for(bundle: Path) -> None:

@@ -15,6 +15,20 @@ from .gpu_emulation import Digests, emulate
 
 SIZE = ClipSize(width=128, height=128, frames=16)
 SMALL = ClipSize(width=64, height=64, frames=4)
+REQUESTS: list[dict[str, Any]] = [
+    {},
+    {"seed": 2},
+    {"guidance_scale": 2, "negative_prompt": "blue"},
+    {"guidance_scale": 2, "negative_prompt": "blue", "num_inference_steps": 1},
+    {"controlnet": "rgb"},
+    {"keyframes": ()},
+    {"conditioning_scale": 0.5, "control_guidance_end": 0.5},
+    {"num_inference_steps": 7},
+    {"control_guidance_start": 0.5},
+    {"conditioning_scale": 0},
+    {},
+]
+"""Options of requests that take other graphs, keep other conditioning or run other steps."""
 
 
 def emulated_demo(size: ClipSize = SIZE, **options: Any) -> SimpleNamespace:

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.tensorrt_builds import H200, RELEASES, RTX_4090, SIZE, TENSORRT, Workshop, small_copy
+from fakes.tensorrt_builds import H200, RTX_4090, SIZE, TENSORRT, Workshop, small_copy
 from fakes.tensorrt_process import GRAPH, Process, one_line
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
@@ -28,38 +28,6 @@ tensorrt_only, tensorrt_11_only, tensorrt_rtx_only = (
     pytest.mark.parametrize("release", releases, scope="module", indirect=True)
     for releases in (TENSORRT, ["11.4"], ["rtx-1.7"])
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
-        yield
-
-
-@pytest.fixture(scope="module", params=RELEASES)
-def release(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def built(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with engines, which are only read."""
-    bundle = small_copy(tmp_path_factory.mktemp("built"))
-    Workshop(release).build(bundle)
-    return bundle
-
-
-@pytest.fixture
-def process(release: str, built: Path) -> Process:
-    return Process(release, built)
-
-
-@pytest.fixture
-def spoilt(release: str, built: Path, tmp_path: Path) -> Process:
-    """A process whose bundle and engines a test may change."""
-    copied = shutil.copytree(built, tmp_path / "bundle", ignore=shutil.ignore_patterns("*.kernels"))
-    return Process(release, Path(copied))
 
 
 def test_an_engine_of_another_version_is_refused(release: str, built: Path) -> None:
