@@ -46,7 +46,11 @@ def serve(
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads on the CPU; all cores but one by default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a runner on the CPU; all cores but one.")] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="A runner for each: cuda:0,cuda:1 or auto for every GPU; cpu; OpenVINO's names.")
+    ] = None,
+    runners: Annotated[int, typer.Option(help="Without --devices: runners that share the cores of the CPU.")] = 1,
     limits: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A limit from docs/service.md; repeatable."),
@@ -67,6 +71,7 @@ def serve(
         raise InvalidRequest("log_level", f"{log_level!r} is not allowed", f"give {', '.join(LEVELS)}")
     ports = _ports(port=port, queue_port=queue_port, tls_port=tls_port)
     listeners = _listeners(data, host, ports, tls_certificate, tls_key)
+    chosen = tuple(name.strip() for name in devices.split(",")) if devices is not None else ()
     settings = Settings(
         data=data,
         public_url=public_url,
@@ -80,12 +85,14 @@ def serve(
         backend=backend,
         precision=precision,
         threads=threads,
+        devices=chosen,
+        runners=runners,
     )
     try:
         settings = with_limits(settings, limits or ())
     except InvalidRequest as error:
         raise InvalidRequest(f"--set {error.field}", error.reason, error.remedy) from None
-    check(bundle, backend, threads)
+    check(bundle, backend, threads, chosen, runners)
     _allow_connections()
     log_to_stderr(log_level)
     with database_errors(settings.database_url):

@@ -51,6 +51,37 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def take_cores(place: int, shares: int, spare: int) -> int | None:
+    """Limits this process to one of equal shares of the cores that it may use; hardware threads stay together.
+
+    Libraries that tie their threads to cores would otherwise tie those of all processes to the same ones.
+
+    Args:
+        place: number of the share, from 0.
+        shares: how many there are.
+        spare: cores that belong to no share, if each share still has one.
+
+    Returns:
+        The physical cores of the share; None, without a limit, if there are fewer cores than shares, and on systems
+        that set no limits.
+    """
+    if sys.platform != "linux":
+        return None
+    of_core: dict[tuple[str, ...], list[int]] = {}
+    names = ("physical id", "core id") if cpu_fields("core id") else ("processor",)
+    usable = os.sched_getaffinity(0)
+    for number, *core in zip(map(int, cpu_fields("processor")), *map(cpu_fields, names), strict=False):
+        if number in usable:
+            of_core.setdefault(tuple(core), []).append(number)
+    cores = list(of_core.values())
+    if len(cores) < shares:
+        return None
+    cores = cores[spare if len(cores) - spare >= shares else 0 :]
+    share = cores[place * len(cores) // shares : (place + 1) * len(cores) // shares]
+    os.sched_setaffinity(0, [number for core in share for number in core])
+    return len(share)
+
+
 def installed_physical_cores() -> int | None:
     """Physical cores of the machine; hardware threads do not count."""
     places = set(zip(cpu_fields("physical id"), cpu_fields("core id"), strict=False))

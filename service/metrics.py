@@ -15,7 +15,9 @@ class Metrics:
         named: dict[str, Any] = {"registry": self.registry, "namespace": "sparsectrl_lcm"}
         self.waiting = Gauge("queue_depth", "Requests that wait.", **named)
         self.running = Gauge("running", "Requests that run.", **named)
-        self.ready = Gauge("runner_ready", "1 if a model is loaded.", **named)
+        self.ready = Gauge("runner_ready", "1 if the runner has a model loaded.", ["runner"], **named)
+        self.busy = Gauge("runner_busy", "1 if the runner has a job.", ["runner"], **named)
+        self.clips = Counter("runner_clips", "Clips that the runner made.", ["runner"], **named)
         self.submitted = Counter("requests_submitted", "Requests that were accepted.", ["kind"], **named)
         self.ended = Counter("requests_ended", "Requests that ended, by HTTP status.", ["status"], **named)
         self.lost = Counter("runner_lost", "Runner processes that crashed, hung or could not load.", ["kind"], **named)

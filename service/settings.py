@@ -27,6 +27,7 @@ class Settings:
         anonymous: whether to accept calls without a key.
         allow_private: host names, addresses or networks that keyframe and webhook URLs may reach even if not public.
         bundle, backend, precision, threads: as for `VideoPipeline.load`; without `threads` the server keeps a core.
+        devices, runners: as `runner_devices` takes them.
         pipeline: `module:callable` that creates the pipeline.
         queue_port: port on which every POST to the endpoint is a submission; None means prefix and host name decide.
         tls_port: port for https, which the page shows.
@@ -71,6 +72,8 @@ class Settings:
     backend: str = "auto"
     precision: str | None = None
     threads: int | None = None
+    devices: tuple[str, ...] = ()
+    runners: int = 1
     pipeline: str = "sparsectrl_lcm.service.runner.pipeline_loading:load"
 
     queue_port: int | None = None
@@ -137,7 +140,11 @@ class Settings:
         return self.data / "tmp"
 
 
-LIMITS = {field.name: field.type for field in fields(Settings) if field.type in (int, float, float | None)}
+LIMITS = {
+    field.name: field.type
+    for field in fields(Settings)
+    if field.type in (int, float, float | None) and field.name != "runners"
+}
 """Sizes, times and counts, which `with_limits` may change."""
 _MAY_BE_ZERO = {
     "drain_seconds",

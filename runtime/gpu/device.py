@@ -1,5 +1,6 @@
 """The GPU of this machine, found without creating any object that needs one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,9 @@ def probe(api: Any = None) -> Device:
         BackendError: the bindings, the driver or the device is missing.
     """
     api = api or runtime_api()
-    try:
-        version = _result(api.cudaDriverGetVersion())
-        count = _result(api.cudaGetDeviceCount()) if version else 0
-        if not version:
-            raise BackendError("backend", NO_DRIVER)
-        if not count:
-            raise BackendError("backend", "no NVIDIA GPU was found")
-        properties = _result(api.cudaGetDeviceProperties(0))
-    except BackendError:
-        raise
-    except RuntimeError as error:  # cuda-bindings raises it if it cannot load a library
-        raise BackendError("backend", f"no NVIDIA driver was found ({error})", "install one") from None
+    if not count_gpus(api):
+        raise BackendError("backend", "no NVIDIA GPU was found")
+    version, properties = _call(api.cudaDriverGetVersion), _call(api.cudaGetDeviceProperties, 0)
     name = properties.name
     return Device(
         name=name.decode().rstrip("\0") if isinstance(name, bytes) else str(name),
@@ -61,8 +53,27 @@ def probe(api: Any = None) -> Device:
     )
 
 
-def _result(answer: tuple[Any, Any]) -> Any:
-    status, value = answer
+def count_gpus(api: Any = None) -> int:
+    """How many GPUs this process may use. `CUDA_VISIBLE_DEVICES` limits them.
+
+    Args:
+        api: `cuda.bindings.runtime`, or a fake.
+
+    Raises:
+        BackendError: the bindings or the driver is missing or does not work.
+    """
+    api = api or runtime_api()
+    if not _call(api.cudaDriverGetVersion):
+        raise BackendError("backend", NO_DRIVER)
+    count: int = _call(api.cudaGetDeviceCount)
+    return count
+
+
+def _call(function: Callable[..., tuple[Any, Any]], *arguments: Any) -> Any:
+    try:
+        status, value = function(*arguments)
+    except RuntimeError as error:  # cuda-bindings raises it if it cannot load a library
+        raise BackendError("backend", f"no NVIDIA driver was found ({error})", "install one") from None
     if int(status):
         raise BackendError("backend", f"the NVIDIA driver does not work here: {status.name} ({int(status)})")
     return value

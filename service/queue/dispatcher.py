@@ -1,4 +1,4 @@
-"""Takes waiting requests, hands them to the runner, stores their clips, and ends them."""
+"""Takes waiting requests, hands them to the runners, stores their clips, and ends them."""
 
 import asyncio
 import logging
@@ -23,15 +23,15 @@ from .job_preparation import Preparation, Preparations, Prepared, keyframe_error
 from .retries import STORE_FAILURES, until_there_is_room, waits
 from .views import View
 
-AHEAD = 3
-"""How many requests are prepared before their turn. Slow ones let the next ones pass."""
+AHEAD = 2
+"""How many requests are prepared before their turn, besides one for each runner. Slow ones let the next ones pass."""
 SLOW, SLOW_OF_KEY = 24, 6
 """Most slow preparations that run in addition: in total, and of one API key, whose next requests wait for these."""
-CLAIMED_AT_ONCE = 3
-"""Most requests that are claimed at once: one is at the runner while the clips of others are stored."""
+STORED_AT_ONCE = 2
+"""Most requests that are claimed besides one for each runner: their clips are stored while the runners go on."""
 TICK_SECONDS = 1.0
 READY_SECONDS = 0.1
-"""How soon the dispatcher notices that the runner is ready or a preparation is slow."""
+"""How soon the dispatcher notices that a runner is ready or a preparation is slow."""
 INPUT_FIELDS = {"controlnet": "controlnet_type"} | {name: f"{KEY}.{name}" for name in AdvancedOptions.model_fields}
 """Options of the pipeline whose field in the input has another name."""
 
@@ -39,13 +39,13 @@ log = logging.getLogger("sparsectrl_lcm.service")
 
 
 class Dispatcher:
-    """Claims waiting requests in order, as soon as the runner is free, and ends each of them."""
+    """Claims waiting requests in order, as soon as a runner is free, and ends each of them."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self._board = service.board
         self._preparations = Preparations(service, service.board.arrived)
-        self._at_runner: View | None = None
+        self._at_runners: set[str] = set()
         self._claimer: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._claimed: set[asyncio.Task[None]] = set()
@@ -90,7 +90,7 @@ class Dispatcher:
                 log.exception("the store failed")
                 await asyncio.sleep(TICK_SECONDS)
                 continue
-            soon = len(self._preparations) and self._at_runner is None
+            soon = len(self._preparations) and len(self._at_runners) < max(1, self.service.runner.capacity)
             with suppress(TimeoutError):
                 async with asyncio.timeout(READY_SECONDS if soon else TICK_SECONDS):
                     await self._board.arrived.wait()
@@ -99,7 +99,7 @@ class Dispatcher:
         """Begins the first request that is ready; returns False if there is none."""
         slow = self._preparations.slow()
         busy = [key_id for key_id, count in Counter(slow.values()).items() if count >= SLOW_OF_KEY]
-        limit = AHEAD + min(SLOW, len(slow))
+        limit = AHEAD + max(1, self.service.runner.capacity) + min(SLOW, len(slow))
         ahead = await self._board.ahead(limit, list(slow), busy)
         await self._preparations.keep(ahead)
         for request_id in ahead:
@@ -114,7 +114,7 @@ class Dispatcher:
             if view is None:
                 continue
             if not preparation.failed:
-                self._at_runner = view
+                self._at_runners.add(view.row.id)
             task = asyncio.create_task(self._run(view, preparation), name=request_id)
             self._claimed.add(task)
             task.add_done_callback(self._claimed.discard)
@@ -133,7 +133,8 @@ class Dispatcher:
 
     @property
     def _free(self) -> bool:
-        return self._at_runner is None and len(self._claimed) < CLAIMED_AT_ONCE and self.service.runner.ready
+        capacity = self.service.runner.capacity
+        return len(self._at_runners) < capacity and len(self._claimed) < capacity + STORED_AT_ONCE
 
     async def _run(self, view: View, preparation: Preparation) -> None:
         row, start = view.row, time.monotonic()
@@ -156,8 +157,8 @@ class Dispatcher:
             await preparation.close()
 
     def _leave_runner(self, view: View) -> None:
-        if self._at_runner is view:
-            self._at_runner = None
+        if view.row.id in self._at_runners:
+            self._at_runners.remove(view.row.id)
             self._board.arrived.set()
 
     async def _attempt(self, view: View, preparation: Preparation) -> Outcome | None:
@@ -194,6 +195,7 @@ class Dispatcher:
             self.service.metrics.stages.labels(stage).observe(seconds)
         video = await self._keep_clip(view, prepared.job.output)
         seed = made.seed if prepared.seed is None else prepared.seed
+        self.service.metrics.clips.labels(made.runner).inc()
         self._board.log(view, _summary(made), "INFO", {"fraction": "1"})
         return Outcome(200, {"video": video, "seed": seed}, seconds=round(made.seconds, 4))
 
@@ -269,7 +271,9 @@ class Dispatcher:
         counts = await self._board.counts()
         self.service.metrics.waiting.set(counts["queued"])
         self.service.metrics.running.set(counts["running"])
-        self.service.metrics.ready.set(self.service.runner.ready)
+        for runner in self.service.runner.runners:
+            self.service.metrics.ready.labels(runner.name).set(runner.state in ("ready", "busy"))
+            self.service.metrics.busy.labels(runner.name).set(runner.state == "busy")
 
 
 def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:

@@ -3,10 +3,12 @@
 import asyncio
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,6 +21,8 @@ from ..runner import Job, JobFailed
 from ..runner.picture_reader import PictureReader
 from .retries import until_there_is_room
 
+OUTSIDE_CONDITIONING = ("seed", "conditioning_scale")
+"""Options that change nothing in what the pipeline keeps for the next seed."""
 PASS_SECONDS = 0.3
 """A preparation that takes longer is slow: the requests behind it no longer wait for it."""
 
@@ -172,5 +176,14 @@ async def _prepare(
             await pictures.read(key_id, files, size, options.get("resample", RESAMPLES[0]))
         except JobFailed as error:
             raise keyframe_error(error, slots) from None
-    job = Job(request_id, options, tuple(task.result() for task in fetched), folder / "clip.mp4")
-    return Prepared(job, seed, slots)
+    keyframes = tuple(task.result() for task in fetched)
+    conditioning = await asyncio.to_thread(_conditioning, options, keyframes)
+    return Prepared(Job(request_id, options, keyframes, folder / "clip.mp4", conditioning), seed, slots)
+
+
+def _conditioning(options: dict[str, Any], keyframes: Sequence[tuple[int, Path]]) -> str:
+    """Returns `Job.conditioning`: a hash of the options that `cache_key` of the runtime reads, and of the keyframes."""
+    digest = sha256(repr(sorted(item for item in options.items() if item[0] not in OUTSIDE_CONDITIONING)).encode())
+    for index, path in keyframes:
+        digest.update(b"%d:" % index + sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Health, readiness and metrics, for operators of the service."""
 
 import time
+from dataclasses import asdict
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -21,7 +22,7 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(service: CurrentService) -> Response:
-    """Returns 200 if a model is loaded, the database answers and requests are accepted.
+    """Returns 200 and the state of each runner if a model is loaded, the database answers and requests are accepted.
 
     Needs no key, so it shows no paths or process ids.
     """
@@ -29,11 +30,13 @@ async def readyz(service: CurrentService) -> Response:
         return Json({"status": "draining"}, 503)
     if time.monotonic() - service.answered_at > STALE_SECONDS:
         return Json({"status": "failed", "problem": "the database does not answer"}, 503)
-    if not service.runner.ready:
-        problem = service.runner.problem
-        return Json({"status": "failed", "problem": problem} if problem else {"status": "loading"}, 503)
-    about = {name: value for name, value in service.runner.about.items() if name not in ("bundle", "pid")}
-    return Json({"status": "ready", **about})
+    runner = service.runner
+    runners = {"runners": [{k: v for k, v in asdict(status).items() if v is not None} for status in runner.runners]}
+    if not runner.capacity:
+        problem = {"status": "failed", "problem": runner.problem} if runner.problem else {"status": "loading"}
+        return Json(problem | runners, 503)
+    about = {name: value for name, value in runner.about.items() if name not in ("bundle", "pid")}
+    return Json({"status": "ready", **about, **runners})
 
 
 @router.get("/metrics")

@@ -1,6 +1,18 @@
-"""The runner: makes clips one after the other in a separate process. If that process dies, the server goes on."""
+"""The runners: each makes clips one after the other in a process of its own. If one dies, the server goes on."""
 
-from .interface import Job, JobFailed, Made, Preview, Runner, RunnerLost, Step
+from .interface import Job, JobFailed, Made, Preview, Runner, RunnerLost, RunnerStatus, Step
 from .local_runner import LocalRunner
+from .runner_pool import RunnerPool
 
-__all__ = ["Job", "JobFailed", "LocalRunner", "Made", "Preview", "Runner", "RunnerLost", "Step"]
+__all__ = [
+    "Job",
+    "JobFailed",
+    "LocalRunner",
+    "Made",
+    "Preview",
+    "Runner",
+    "RunnerLost",
+    "RunnerPool",
+    "RunnerStatus",
+    "Step",
+]

@@ -24,12 +24,14 @@ class Job:
         options: keywords of `VideoPipeline.generate`, except keyframes and callbacks.
         keyframes: frame index and image file of each.
         output: the mp4 file to write.
+        conditioning: equal for jobs that share what `VideoPipeline` keeps for the next seed: text and residuals.
     """
 
     id: str
     options: dict[str, Any]
     keyframes: tuple[tuple[int, Path], ...]
     output: Path
+    conditioning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,13 @@ class Made:
         seed: the seed used.
         seconds: time from reading the keyframes to the finished file.
         timings: seconds per stage, as `Clip.timings`.
+        runner: name of the runner that made it.
     """
 
     seed: int
     seconds: float
     timings: dict[str, float]
+    runner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +113,36 @@ class RunnerLost(Exception):
         self.refusal = refusal
 
 
+RunnerState = Literal["loading", "ready", "busy", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerStatus:
+    """One of the runners, for operators.
+
+    Attributes:
+        name: its device or number.
+        state: loading, ready, busy (with a job), or failed: it starts again, or its `problem` says why it cannot.
+        problem: why no model is loaded, in one line.
+    """
+
+    name: str
+    state: RunnerState
+    problem: str | None = None
+
+
 class Runner(Protocol):
-    """Makes clips, one at a time."""
+    """Makes clips: as many at once as it has models loaded."""
 
     async def start(self) -> None:
-        """Begins to load the model and returns at once."""
+        """Begins to load the models and returns at once."""
 
     async def stop(self) -> None:
         """Ends everything at once. Jobs end with `RunnerLost("stopped")`."""
 
     @property
-    def ready(self) -> bool:
-        """Whether a model is loaded."""
+    def capacity(self) -> int:
+        """How many jobs may run at once. 0 while no model is loaded."""
 
     @property
     def problem(self) -> str | None:
@@ -130,15 +152,19 @@ class Runner(Protocol):
     def about(self) -> dict[str, Any]:
         """backend, precision, width, height, frames, fps, bundle and pid. Empty until a model has loaded once."""
 
+    @property
+    def runners(self) -> list[RunnerStatus]:
+        """The state of each runner."""
+
     async def refused(self) -> SparseCtrlLcmError:
         """Returns the error in the options once it is certain that it keeps every process from loading a model."""
 
     async def run(self, job: Job, on_event: OnEvent) -> Made:
-        """Makes a clip. Later calls wait their turn. Cancelling the task cancels the job.
+        """Makes a clip. Calls beyond the capacity wait their turn. Cancelling the task cancels the job.
 
         Raises:
-            JobFailed: the job failed, but the process goes on.
-            RunnerLost: the process died, was killed, or could not load.
+            JobFailed: the job failed, but its process goes on.
+            RunnerLost: its process died, was killed, or could not load.
         """
 
     def cancel(self, job_id: str) -> None:

@@ -1,4 +1,4 @@
-"""A runner on this machine: keeps one process with the model running and gives it one job after the other."""
+"""One runner: keeps a process with the model running and gives it one job after the other."""
 
 import asyncio
 import base64
@@ -44,14 +44,18 @@ class _Turn:
 
 
 class LocalRunner:
-    """A `Runner` with one process. It restarts the process after a crash or a hang.
+    """Makes clips, one at a time, in a process that it starts again after a crash or a hang.
+
+    Its methods and properties are those of `Runner`, of which `RunnerPool` makes one.
 
     If wrong options keep the first process from loading, it starts no other.
     All methods belong to one event loop. On Linux the process ends with the thread that runs this loop.
 
     Args:
-        pipeline: `module:callable` that creates the pipeline in the process; gets the next four options as keywords.
+        pipeline: `module:callable` that creates the pipeline in the process; gets the next seven options as keywords.
         bundle, backend, precision, threads: as `VideoPipeline.load` takes them.
+        device: what it computes on, as `take_device` takes it.
+        place, runners: number of this runner and how many share the machine; see `share_cores`.
         image_pixels: pixels of the largest keyframe.
         step_seconds: longest silence during a job; after that the process counts as hung.
         start_seconds: longest time to load.
@@ -67,6 +71,9 @@ class LocalRunner:
         backend: str = "auto",
         precision: str | None = None,
         threads: int | None = None,
+        device: str | None = None,
+        place: int = 0,
+        runners: int = 1,
         image_pixels: int = 50_000_000,
         step_seconds: float = 600.0,
         start_seconds: float = 900.0,
@@ -74,7 +81,8 @@ class LocalRunner:
         nice: int = 5,
     ) -> None:
         path = None if bundle is None else str(bundle)
-        options = {"bundle": path, "backend": backend, "precision": precision, "threads": threads}
+        loading = {"bundle": path, "backend": backend, "precision": precision, "threads": threads}
+        options = {**loading, "device": device, "place": place, "runners": runners}
         self._setup = {"pipeline": pipeline, "options": options, "image_pixels": image_pixels, "nice": nice}
         self._step_seconds = step_seconds
         self._start_seconds = start_seconds

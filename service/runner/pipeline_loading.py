@@ -1,38 +1,62 @@
 """Loads the pipeline in the runner's process, and checks its options in the server's process."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from ...runtime import InvalidRequest, VideoPipeline
+from ...runtime import BackendError, InvalidRequest, VideoPipeline
 from ...runtime.backends import BACKENDS, choose_backend, find_backend
 from ...runtime.format.bundle import Bundle, bundle_folder
 from ...runtime.format.manifest import read_manifest
 from ...runtime.load_options import LoadOptions
-from ...runtime.machine import physical_cores
 from ..protocol.clip_input import LAST
+from .devices import is_cuda, runner_devices, share_cores, take_device
+
+SHOW_BACKENDS = "run sparsectrl-lcm doctor; engines for it may have to be built"
 
 
 def load(
-    bundle: str | None = None, backend: str = "auto", precision: str | None = None, threads: int | None = None
+    bundle: str | None = None,
+    backend: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    place: int = 0,
+    runners: int = 1,
 ) -> VideoPipeline:
-    """Loads as `VideoPipeline.load` does, but on the CPU leaves one core to the server unless `threads` is given.
+    """Loads as `VideoPipeline.load` does, on a runner's device and with its share of the cores.
 
-    If a clip uses every core, 100 polling clients nearly double its time; one free core prevents that
-    (`benchmarks/polling.py`).
+    On the CPU one core is left to the server unless `threads` is given: if a clip uses every core, 100 polling clients
+    nearly double its time; one free core prevents that (`benchmarks/polling.py`).
+
+    Args:
+        bundle, backend, precision, threads: as `VideoPipeline.load` takes them.
+        device: as `take_device` takes it.
+        place, runners: as `share_cores` takes them.
+
+    Raises:
+        BackendError: no backend that runs the bundle uses the device, or as `VideoPipeline.load`.
     """
+    named = take_device(device)
     if backend == "auto":
-        backend = choose_backend(Bundle.load(bundle), LoadOptions(precision=precision))
-    if threads is None and not BACKENDS[backend].on_gpu:
-        threads = max(1, physical_cores() - 1)
-    return VideoPipeline.load(bundle, backend, precision=precision, threads=threads)
+        backend = choose_backend(Bundle.load(bundle), LoadOptions(precision=precision, device=named))
+    on_gpu = BACKENDS[backend].on_gpu
+    if is_cuda(device) and not on_gpu:
+        raise BackendError("devices", f"{backend}, which runs this bundle, does not use {device}", SHOW_BACKENDS)
+    if not on_gpu and threads is None and named in (None, "CPU"):
+        threads = share_cores(place, runners)
+    return VideoPipeline.load(bundle, backend, precision=precision, device=named, threads=threads)
 
 
-def check(bundle: Path | None, backend: str, threads: int | None) -> None:
+def check(
+    bundle: Path | None, backend: str, threads: int | None, devices: Sequence[str] = (), runners: int = 1
+) -> None:
     """Checks the options in the server's process, without the model. The runner's process finds other errors on load.
 
     Raises:
         InvalidRequest, BackendError, BundleError: an option is wrong.
     """
     LoadOptions(threads=threads)
+    runner_devices(devices, runners)
     if backend != "auto":
         find_backend(backend, "auto")
     frames = read_manifest(bundle_folder(bundle)).sizes.frames

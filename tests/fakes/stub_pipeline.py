@@ -38,7 +38,7 @@ SIDE, FRAMES, CHUNK = 64, 16, 8
 
 
 def load(
-    bundle: str | None = None, backend: str = "auto", precision: str | None = None, threads: int | None = None
+    bundle: str | None = None, backend: str = "auto", precision: str | None = None, **share: Any
 ) -> "StubPipeline":
     if backend == "slow":
         time.sleep(3600)

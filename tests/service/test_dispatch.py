@@ -21,7 +21,7 @@ from sparsectrl_lcm.service.queue.dispatcher import Dispatcher
 from sparsectrl_lcm.service.queue.request_states import Board
 from sparsectrl_lcm.service.queue.submission import accept
 from sparsectrl_lcm.service.queue.views import View
-from sparsectrl_lcm.service.runner import Job, JobFailed, Made, RunnerLost
+from sparsectrl_lcm.service.runner import Job, JobFailed, Made, RunnerLost, RunnerStatus
 from sparsectrl_lcm.service.runner.picture_reader import PictureReader
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
@@ -36,7 +36,8 @@ class StandIn:
     """A runner that makes empty clips. `hold` keeps jobs from ending; the next `lose` jobs end in a crash."""
 
     def __init__(self) -> None:
-        self.ready = True
+        self.capacity = 1
+        self.runners: list[RunnerStatus] = []
         self.about: dict[str, Any] = {}
         self.problem: str | None = None
         self.order: list[str] = []
@@ -184,7 +185,7 @@ def test_an_error_that_is_not_the_stores_ends_in_another_try(tmp_path: Path, mon
 
 def test_nothing_is_begun_without_a_model(tmp_path: Path) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
-        runner.ready = False
+        runner.capacity = 0
         await submit(service, "late", start_by=time.time() + 0.3)
         await submit(service, "a")
         await asyncio.sleep(0.15)
@@ -192,7 +193,7 @@ def test_nothing_is_begun_without_a_model(tmp_path: Path) -> None:
         late = await ended(service, "late")
         assert (late.status, late.error_type) == (504, "startup_timeout")
         assert (await service.board.view("a", "k")).row.started_at is None
-        runner.ready = True
+        runner.capacity = 1
         assert (await ended(service, "a")).status == 200
         assert runner.order == ["a"]
         assert counted(service) == {"504": 1, "200": 1}
@@ -369,7 +370,7 @@ def test_a_wrong_keyframe_needs_no_model(tmp_path: Path, monkeypatch: pytest.Mon
 
     async def scenario(service: Service, runner: StandIn) -> None:
         monkeypatch.setattr(preparation, "save_keyframe", wrong)
-        runner.ready = False
+        runner.capacity = 0
         await submit(service, "a", input={"prompt": "a", "keyframe_1_image_url": "http://x"})
         outcome = await ended(service, "a")
         assert (outcome.status, outcome.error_type) == (422, "file_download_error")
@@ -390,7 +391,7 @@ def test_errors_name_fields_of_the_input(tmp_path: Path) -> None:
 
 def test_what_is_kept_of_an_input(tmp_path: Path) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
-        runner.ready = False
+        runner.capacity = 0
         given = {"prompt": "a", "seed": 1, "unknown": "x" * 10**6}
         await accept(service, posted("wrong", given | {"guidance_scale": 9}), "k", "queue")
         await accept(service, posted("a", given), "k", "queue")

@@ -9,6 +9,7 @@ import pytest
 from sparsectrl_lcm.cli import app
 from sparsectrl_lcm.runtime import InvalidRequest
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+from sparsectrl_lcm.service.runner import devices
 from sparsectrl_lcm.service.runner import pipeline_loading as loading
 from sparsectrl_lcm.service.settings import LIMITS, Settings, with_limits
 from typer.testing import CliRunner
@@ -57,7 +58,7 @@ def test_the_server_keeps_a_core(
     monkeypatch: pytest.MonkeyPatch, backend: str, threads: int | None, cores: int, taken: int | None
 ) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(loading, "physical_cores", lambda: cores)
+    monkeypatch.setattr(devices, "physical_cores", lambda: cores)
     monkeypatch.setattr(loading.VideoPipeline, "load", lambda bundle, backend, **options: asked.update(options))
     loading.load(None, backend, threads=threads)
     assert asked["threads"] == taken

@@ -1,0 +1,132 @@
+"""The runners of one machine, one process for each device, behind the interface of a single runner."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ...runtime.errors import SparseCtrlLcmError
+from .interface import Job, Made, OnEvent, RunnerLost, RunnerStatus
+from .local_runner import LocalRunner
+
+log = logging.getLogger(__package__)
+
+KEPT = 4
+"""How many conditionings a runner is taken to keep: its limit is in bytes, which only its process knows."""
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A runner with what the pool knows of it.
+
+    Attributes:
+        jobs: how many jobs it has.
+        begun: when its last job began, as a count of all jobs.
+        kept: the conditionings that it probably keeps, oldest first.
+    """
+
+    name: str
+    runner: LocalRunner
+    jobs: int = 0
+    begun: int = 0
+    kept: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
+
+    def keep(self, conditioning: str) -> None:
+        self.kept[conditioning] = None
+        self.kept.move_to_end(conditioning)
+        if len(self.kept) > KEPT:
+            self.kept.popitem(last=False)
+
+    def cost(self, job: Job) -> tuple[bool, int, bool, int]:
+        """Returns a value to compare members by: the lowest one gets the job."""
+        return not self.runner.ready, self.jobs, job.conditioning not in self.kept, self.begun
+
+    @property
+    def status(self) -> RunnerStatus:
+        if self.runner.ready:
+            return RunnerStatus(self.name, "busy" if self.jobs else "ready")
+        problem = self.runner.problem
+        return RunnerStatus(self.name, "failed" if problem else "loading", problem)
+
+
+class RunnerPool:
+    """A `Runner` of several local ones. What happens to one of them touches its own job only.
+
+    A job goes to a free runner; among several, to one that keeps its conditioning, otherwise to the one that has been
+    free longest. A runner whose options are wrong is left out. If those of all are wrong, the pool is `refused`.
+    All methods belong to one event loop.
+
+    Args:
+        runners: the runners by name.
+    """
+
+    def __init__(self, runners: Mapping[str, LocalRunner]) -> None:
+        self._members = [_Member(name, runner) for name, runner in runners.items()]
+        self._begun = 0
+
+    async def start(self) -> None:
+        """Begins to load the models and returns at once."""
+        for member in self._members:
+            await member.runner.start()
+
+    async def stop(self) -> None:
+        """Kills the processes and ends all jobs with `RunnerLost("stopped")`."""
+        await asyncio.gather(*(member.runner.stop() for member in self._members))
+
+    @property
+    def capacity(self) -> int:
+        """See `Runner.capacity`."""
+        return sum(member.runner.ready for member in self._members)
+
+    @property
+    def problem(self) -> str | None:
+        """See `Runner.problem`: that of the first runner with one, while none is ready."""
+        if self.capacity:
+            return None
+        return next((member.runner.problem for member in self._members if member.runner.problem), None)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """See `Runner.about`: what the first runner that has loaded reported."""
+        return next((member.runner.about for member in self._members if member.runner.about), {})
+
+    @property
+    def runners(self) -> list[RunnerStatus]:
+        """See `Runner.runners`."""
+        return [member.status for member in self._members]
+
+    async def refused(self) -> SparseCtrlLcmError:
+        """See `Runner.refused`: returns the first runner's error once all are refused."""
+        waits = [asyncio.ensure_future(member.runner.refused()) for member in self._members]
+        try:
+            for done in asyncio.as_completed(waits):
+                error = await done
+                if len(waits) > 1:
+                    log.error("a runner is left out: %s", error)
+            return waits[0].result()
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def run(self, job: Job, on_event: OnEvent) -> Made:
+        """Makes a clip; see `Runner.run`."""
+        member = min(self._members, key=lambda member: member.cost(job))
+        self._begun += 1
+        member.begun = self._begun
+        member.jobs += 1
+        try:
+            made = await member.runner.run(job, on_event)
+        except RunnerLost:
+            member.kept.clear()
+            raise
+        finally:
+            member.jobs -= 1
+        member.keep(job.conditioning)
+        return replace(made, runner=member.name)
+
+    def cancel(self, job_id: str) -> None:
+        """Ends a job; see `Runner.cancel`."""
+        for member in self._members:
+            member.runner.cancel(job_id)

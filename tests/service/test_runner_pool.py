@@ -1,0 +1,170 @@
+"""Several runners in one server: real processes, in which a stub makes the clips."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sparsectrl_lcm.service.runner import Job, LocalRunner, Made, Preview, RunnerLost, RunnerPool, Step
+
+from .conftest import FAKES, Server, started
+from .test_runner import failure_of, ignore, until
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def members() -> dict[str, LocalRunner]:
+    return {name: LocalRunner(pipeline="stub_pipeline:load") for name in ("left", "right")}
+
+
+@pytest.fixture(scope="module")
+def pool(loop: asyncio.Runner, members: dict[str, LocalRunner]) -> Iterator[RunnerPool]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
+        made = RunnerPool(members)
+        loop.run(made.start())
+        assert (made.capacity, [runner.state for runner in made.runners]) == (0, ["loading", "loading"])
+        loop.run(until(lambda: made.capacity == 2))
+        yield made
+        loop.run(made.stop())
+
+
+def job(folder: Path, name: str, prompt: str = "slow 0.02", conditioning: str = "") -> Job:
+    return Job(name, {"prompt": prompt, "seed": 7}, (), folder / f"{name}.mp4", conditioning)
+
+
+async def made_together(pool: RunnerPool, *jobs: Job) -> list[Any]:
+    """Returns the runner's name or the exception of each job."""
+    results = await asyncio.gather(*(pool.run(job, ignore) for job in jobs), return_exceptions=True)
+    return [result.runner if isinstance(result, Made) else result for result in results]
+
+
+def test_each_runner_has_a_job(loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path) -> None:
+    states: list[set[str]] = []
+
+    def listen(_: Step | Preview) -> None:
+        states.append({runner.state for runner in pool.runners})
+
+    async def scenario() -> list[Made]:
+        return await asyncio.gather(*(pool.run(job(tmp_path, name), listen) for name in "ab"))
+
+    assert {made.runner for made in loop.run(scenario())} == {"left", "right"}
+    assert {"busy"} in states
+    assert all((tmp_path / f"{name}.mp4").stat().st_size for name in "ab")
+
+
+def test_a_crash_ends_its_own_job_only(loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path) -> None:
+    lost, other = loop.run(made_together(pool, job(tmp_path, "a", "crash"), job(tmp_path, "b", "slow 0.1")))
+    assert isinstance(lost, RunnerLost) and lost.kind == "crashed"
+    assert other in ("left", "right")
+    left = loop.run(made_together(pool, job(tmp_path, "c")))  # at once, by the runner that is left
+    assert left == [other]
+    loop.run(until(lambda: pool.capacity == 2))
+
+
+def test_all_die_and_it_goes_on(loop: asyncio.Runner, pool: RunnerPool, members: dict[str, LocalRunner]) -> None:
+    for runner in members.values():
+        os.kill(runner.about["pid"], signal.SIGKILL)
+    loop.run(until(lambda: pool.capacity == 0 and pool.problem is not None))
+    assert "SIGKILL" in str(pool.problem)
+    loop.run(until(lambda: pool.capacity == 2))
+    assert pool.problem is None and pool.about["backend"] == "auto"
+
+
+def test_a_job_goes_where_its_conditioning_is_kept(loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        first, second = await made_together(pool, job(tmp_path, "a", "a", "boat"), job(tmp_path, "b", "b", "car"))
+        for conditioning, runner in (("car", second), ("boat", first), ("boat", first), ("car", second)):
+            assert await made_together(pool, job(tmp_path, "c", "c", conditioning)) == [runner]
+        third = await made_together(pool, job(tmp_path, "d", "d", "tree"))  # the one that was free longest
+        assert third == [first]
+        both = await made_together(pool, job(tmp_path, "e", "e", "car"), job(tmp_path, "f", "f", "car"))
+        assert both == [second, first]  # rather than wait for it
+
+    loop.run(scenario())
+
+
+def test_a_job_is_cancelled_wherever_it_runs(loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        jobs = [asyncio.create_task(failure_of(pool.run(job(tmp_path, name, "slow 5"), ignore))) for name in "ab"]
+        await until(lambda: all(runner.state == "busy" for runner in pool.runners))
+        pool.cancel("b")
+        async with asyncio.timeout(10):
+            assert (await jobs[1]).kind == "cancelled"
+        assert not jobs[0].done()
+        pool.cancel("a")
+        assert (await jobs[0]).kind == "cancelled"
+
+    loop.run(scenario())
+
+
+def test_wrong_options_of_one_runner_leave_it_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
+
+    async def scenario(*backends: str) -> None:
+        runners = {name: LocalRunner(pipeline="stub_pipeline:load", backend=name) for name in backends}
+        pool = RunnerPool(runners)
+        refused = asyncio.create_task(pool.refused())
+        await pool.start()
+        try:
+            if "auto" in backends:
+                await until(lambda: pool.capacity == 1 and pool.runners[0].state == "failed")
+                assert await made_together(pool, job(tmp_path, "a"), job(tmp_path, "b")) == ["auto", "auto"]
+                assert not refused.done()
+            else:
+                async with asyncio.timeout(20):
+                    assert str(await refused) == "bundle: the stub's is wrong"
+        finally:
+            refused.cancel()
+            await pool.stop()
+
+    asyncio.run(scenario("refused", "auto"))
+    assert caplog.messages.count("a runner is left out: bundle: the stub's is wrong") == 1
+    asyncio.run(scenario("refused", "unusable"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("pool")
+    yield from started(folder, pipeline="stub_pipeline:load", runners=2, retries=0)
+
+
+def test_a_server_with_two_runners(server: Server) -> None:
+    with httpx.Client(headers=server.headers()) as client:
+
+        def submit(prompt: str) -> str:
+            answer = client.post(server.queue, json={"prompt": prompt, "seed": 1})
+            return str(answer.json()["status_url"])
+
+        def state(url: str) -> str:
+            return str(client.get(url).json()["status"])
+
+        urls = [submit(prompt) for prompt in ("slow 1", "slow 1", "slow 0")]
+        wait_until(lambda: [state(url) for url in urls[:2]] == ["IN_PROGRESS"] * 2)
+        assert state(urls[2]) == "IN_QUEUE"
+        ready = client.get(server.url + "/readyz").json()
+        assert ready["runners"] == [{"name": "runner-0", "state": "busy"}, {"name": "runner-1", "state": "busy"}]
+        wait_until(lambda: all(state(url) == "COMPLETED" for url in urls))
+        lost, other = submit("crash"), submit("slow 0.1")
+        wait_until(lambda: state(lost) == state(other) == "COMPLETED")
+        assert [client.get(url.removesuffix("/status")).status_code for url in (lost, other)] == [500, 200]
+        wait_until(lambda: client.get(server.url + "/metrics").text.count('runner_ready{runner="runner-1"} 1.0') == 1)
+
+
+def wait_until(condition: Any, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
