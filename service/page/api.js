@@ -44,7 +44,7 @@ export async function result(key, id) {
   return { ...JSON.parse(text), seed: /"seed":(-?\d+)/.exec(text)[1] };
 }
 
-/** Returns the server's description of itself. */
+/** Returns the server's description of itself: its https port, and its runners with their states. */
 export const about = async () => (await call("", "/page/about.json")).json();
 
 /** Calls `onState` with every state of a request until it has ended. Reconnects if the stream breaks. */

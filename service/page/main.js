@@ -8,6 +8,8 @@ let running = null;
 /** Aborts the uploads and the submission, before there is a request to cancel. */
 let beginning = null;
 
+const RUNNERS_SECONDS = 5;
+
 /** Labels of the input's fields on the page. */
 const LABELS = {
   prompt: "Prompt", negative_prompt: "Negative prompt", controlnet_type: "Keyframes",
@@ -102,6 +104,15 @@ function show(state) {
   }
 }
 
+/** Shows each runner of the server, now and every few seconds while the page is looked at. */
+async function showRunners() {
+  if (!document.hidden) {
+    const { runners } = await about().catch(() => ({ runners: [] }));
+    $("runners").textContent = runners.map(({ name, state }) => `${name}: ${state}`).join(", ");
+  }
+  setTimeout(showRunners, RUNNERS_SECONDS * 1000);
+}
+
 async function showCode(input) {
   const { tls_port } = await about();
   $("python").textContent = python(input, location.origin, tls_port);
@@ -169,6 +180,7 @@ function stop() {
 }
 
 takeKey();
+showRunners();
 $("key-form").addEventListener("submit", event => event.preventDefault());
 $("form").addEventListener("submit", event => {
   event.preventDefault();

@@ -21,7 +21,9 @@ router = APIRouter()
 @router.get("/page/about.json")
 async def about(service: CurrentService) -> Response:
     """Returns what the page cannot know by itself."""
-    return Json({"tls_port": service.settings.tls_port}, headers={"Cache-Control": "no-cache"})
+    runners = [{"name": runner.name, "state": runner.state} for runner in service.runner.runners]
+    known = {"tls_port": service.settings.tls_port, "runners": runners}
+    return Json(known, headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/")

@@ -188,6 +188,7 @@ def test_progress_reload_and_cancel(page: Any, stub: Server) -> None:
     page.wait_for_selector("#state:has-text('denoise')")
     page.reload()
     page.wait_for_selector("#state:has-text('denoise')")
+    page.wait_for_selector("#runners:has-text('runner: busy')")
     page.click("#cancel")
     page.wait_for_selector("#error:has-text('cancelled')")
     assert page.is_enabled("#submit")

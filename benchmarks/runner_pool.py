@@ -1,0 +1,129 @@
+"""Measures a server with several runners whose pipelines sleep: clips per second, and the overhead of a request.
+
+    python benchmarks/runner_pool.py
+    python benchmarks/runner_pool.py --runners 1 8 --requests 200 --rounds 3
+
+Server, runners and client are processes of this machine. Each round goes through all counts of runners. Requests are
+submitted while longer ones keep the runners busy, so that the time of submissions does not count.
+"""
+
+import argparse
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import reports
+from sparsectrl_lcm.runtime.machine import report_head
+from sparsectrl_lcm.service.settings import SQLITE
+
+APP = "fal-ai/animatediff-sparsectrl-lcm"
+PORT = 8792
+LIMIT = 300.0
+"""Longest time for the requests of one measurement, in seconds."""
+SERVE = """
+import asyncio, sys
+from pathlib import Path
+from sparsectrl_lcm.service.http.listeners import Listener
+from sparsectrl_lcm.service.server import serve
+from sparsectrl_lcm.service.settings import Settings
+settings = Settings(
+    Path(sys.argv[1]), runners=int(sys.argv[2]), pipeline="sleeping_pipeline:load", threads=1, anonymous=True
+)
+asyncio.run(serve(settings, [Listener("127.0.0.1", int(sys.argv[3]))]))
+"""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runners", type=int, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
+    parser.add_argument("--requests", type=int, default=200, help="default: 200")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--output", type=Path, help="a JSON file; default: a new one in benchmarks/results")
+    return parser.parse_args()
+
+
+@contextmanager
+def served(data: Path, runners: int) -> Iterator[httpx.Client]:
+    """Runs a server in a folder until the block ends; all runners are ready."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", SERVE, str(data), str(runners), str(PORT)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path})
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as client:
+            end = time.monotonic() + LIMIT
+            while ready(client) < runners:
+                if time.monotonic() > end or server.poll() is not None:
+                    sys.exit("the server is not ready")
+                time.sleep(0.1)
+            yield client
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def ready(client: httpx.Client) -> int:
+    try:
+        states = client.get("/readyz").json()["runners"]
+    except httpx.TransportError:
+        return 0
+    return sum(runner["state"] == "ready" for runner in states)
+
+
+def measure(runners: int, requests: int) -> dict[str, Any]:
+    """Runs the requests once. Returns clips per second, and what a request takes beside its pipeline."""
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder), runners) as client:
+        gate = f"sleep {2 + 0.02 * requests}"
+        for prompt in [gate] * runners + ["a star"] * requests:
+            client.post(f"/queue/{APP}", json={"prompt": prompt, "seed": 1}).raise_for_status()
+        end = time.monotonic() + LIMIT
+        while f'requests_ended_total{{status="200"}} {runners + requests}.0' not in client.get("/metrics").text:
+            if time.monotonic() > end:
+                sys.exit(f"{requests} requests did not end within {LIMIT:g} s")
+            time.sleep(0.2)
+        with closing(sqlite3.connect(Path(folder) / SQLITE)) as store:
+            order = "select started_at, finished_at, seconds from requests order by sequence"
+            rows = store.execute(order).fetchall()
+    gates, rows = rows[:runners], rows[runners:]
+    starts = [start for start, _, _ in rows]
+    wall = max(end for _, end, _ in rows) - min(end for _, end, _ in gates)
+    return {
+        "clips_per_second": requests / wall,
+        "overhead_ms": (wall * runners / requests - median(seconds for *_, seconds in rows)) * 1e3,
+        "pipeline_ms": median(seconds for *_, seconds in rows) * 1e3,
+        "out_of_order": sum(later < earlier for earlier, later in pairwise(starts)),
+    }
+
+
+def main() -> None:
+    options = arguments()
+    found: dict[int, list[dict[str, Any]]] = {count: [] for count in options.runners}
+    for _ in range(options.rounds):
+        for count in options.runners:
+            found[count].append(measure(count, options.requests))
+            print(count, json.dumps(found[count][-1]), flush=True)
+    rows = {count: {name: median(run[name] for run in runs) for name in runs[0]} for count, runs in found.items()}
+    single = rows[min(rows)]["clips_per_second"] / min(rows)
+    for count, row in rows.items():
+        row["of_linear"] = row["clips_per_second"] / single / count
+    settings = {name: value for name, value in vars(options).items() if name != "output"}
+    head = report_head(reports.command(), ("sparsectrl-lcm", "uvicorn", "sqlalchemy"))
+    path = reports.results_file(f"runner-pool-{os.cpu_count()}cores", options.output)
+    path.write_text(json.dumps({**head, "settings": settings, "runs": found, "medians": rows}, indent=2) + "\n")
+    for count, row in rows.items():
+        print(count, json.dumps(row))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
