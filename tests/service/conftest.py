@@ -2,17 +2,14 @@
 
 import contextlib
 import io
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,27 +19,14 @@ from fakes.missing_programs import missing  # noqa: F401
 from fakes.postgresql_server import postgresql
 from sparsectrl_lcm.cli import run
 
+from .server_process import start_server
+
 if TYPE_CHECKING:
     from .test_webhooks import Receiver
 
 APP = "fal-ai/animatediff-sparsectrl-lcm"
 HERE = Path(__file__).parent
 FAKES = HERE.parent / "fakes"
-MAIN = """
-import sys, json, asyncio
-from pathlib import Path
-from sparsectrl_lcm.service.json_logs import log_to_stderr
-from sparsectrl_lcm.service.http.listeners import Listener
-from sparsectrl_lcm.service.server import serve
-from sparsectrl_lcm.service.settings import Settings
-from sparsectrl_lcm.service.http.tls_certificates import local_certificate, server_context
-options = json.loads(sys.argv[1])
-port, queue_port, tls_port = options.pop("ports")
-settings = Settings(data=Path(options.pop("data")), queue_port=queue_port, tls_port=tls_port, **options)
-log_to_stderr("info")
-tls = Listener("127.0.0.1", tls_port, lambda: server_context(*local_certificate(settings.data / "tls")[1:]))
-asyncio.run(serve(settings, [Listener("127.0.0.1", port), Listener("127.0.0.1", queue_port), tls]))
-"""
 
 
 @dataclass
@@ -54,7 +38,7 @@ class Server:
     port: int = 0
     queue_port: int = 0
     tls_port: int = 0
-    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+    process: BaseProcess | None = field(default=None, repr=False)
     key: str = ""
 
     @property
@@ -81,23 +65,17 @@ class Server:
         return {"Authorization": f"Key {key or self.key}"}
 
     def start(self) -> None:
-        import json
-
         self.data.parent.mkdir(parents=True, exist_ok=True)
-        self.port, self.queue_port, self.tls_port = (
-            (self.port, self.queue_port, self.tls_port) if self.port else ports()
-        )
-        options = self.options | {"data": str(self.data), "ports": [self.port, self.queue_port, self.tls_port]}
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FAKES), os.environ.get("PYTHONPATH", "")])}
-        with self._log.open("ab") as log:
-            command = [sys.executable, "-c", MAIN, json.dumps(options)]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        if not self.port:
+            self.port, self.queue_port, self.tls_port = ports()
+        listening = (self.port, self.queue_port, self.tls_port)
+        self.process = start_server(listening, self.data, self._log, FAKES, **self.options)
         self.wait("/healthz", 30)
 
     def wait(self, path: str = "/readyz", seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            assert self.process is not None and self.process.poll() is None, self.log
+            assert self.process is not None and self.process.is_alive(), self.log
             try:
                 if httpx.get(self.url + path, timeout=5).status_code == 200:
                     return
@@ -110,12 +88,14 @@ class Server:
         """Kills the server at once, as a loss of power would."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
-    def stop(self) -> int:
+    def stop(self) -> int | None:
+        """Asks the server to stop and returns its exit code, or None if it still runs after a minute."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        self.process.terminate()
+        self.process.join(60)
+        return self.process.exitcode
 
     def new_key(self, name: str = "test") -> str:
         command = ["keys", "create", "--data", str(self.data), "--name", name]
@@ -150,7 +130,7 @@ def started(folder: Path, port: int = 0, **options: Any) -> Iterator[Server]:
     try:
         yield server
     finally:
-        if server.process is not None and server.process.poll() is None:
+        if server.process is not None and server.process.is_alive():
             server.stop()
 
 
