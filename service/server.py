@@ -70,6 +70,7 @@ def open_service(settings: Settings, runner: Runner | None = None) -> Service:
     Allowed.parse(settings.allow_private)
     settings.data.mkdir(0o700, parents=True, exist_ok=True)
     store = SqlStore(settings.database_url)
+    store.make_shrinkable()
     metrics = Metrics()
     return Service(
         settings=settings,
@@ -150,13 +151,15 @@ async def serve(
 
 
 async def _sweep(service: Service) -> None:
-    """Removes expired files and old requests every `SWEEP_SECONDS`."""
+    """Removes expired files and old requests every `SWEEP_SECONDS`, and what the database no longer needs."""
     settings = service.settings
     while True:
         try:
             now = time.time()
             await asyncio.to_thread(remove_expired_files, service, now)
             await service.board.forget(now - settings.request_seconds, now - settings.private_seconds)
+            while await service.store.call(service.store.shrink):
+                pass
         except Exception:
             log.exception("the sweep failed")
         await asyncio.sleep(SWEEP_SECONDS)

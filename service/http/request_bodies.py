@@ -42,7 +42,7 @@ async def received(service: Service, request: Request, limit: int) -> AsyncItera
         ServiceError: 413 if it has more than `limit` bytes, 400 if it stops arriving, 499 if the client disconnects,
             507 if the disk is full.
     """
-    check_free_space(service.settings)
+    await check_free_space(service)
     folder = service.settings.incoming
     path = folder / token_hex(12)
     digest = hashlib.sha256()
@@ -61,7 +61,7 @@ async def received(service: Service, request: Request, limit: int) -> AsyncItera
 
 async def read_body(service: Service, request: Request, limit: int) -> bytes:
     """Returns the whole of a small body; raises as `received` does."""
-    check_free_space(service.settings)
+    await check_free_space(service)
     return b"".join([block async for block in _blocks(request, limit, service.settings.body_seconds)])
 
 

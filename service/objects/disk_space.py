@@ -4,18 +4,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..components import Service
 from ..disk_errors import is_disk_full
 from ..protocol.errors import ServiceError
-from ..settings import Settings
 
 
-def check_free_space(settings: Settings) -> None:
+async def check_free_space(service: Service) -> None:
     """Refuses new work while space is short, since the work already accepted needs the rest.
 
     Raises:
-        ServiceError: 507 if less than `Settings.free_bytes` are free.
+        ServiceError: 507 if less than `Settings.free_bytes` are free, on the disk and in SQLite's file together.
     """
-    if shutil.disk_usage(settings.data).free < settings.free_bytes:
+    short = service.settings.free_bytes - shutil.disk_usage(service.settings.data).free
+    if short > 0 and await service.store.call(service.store.unused_bytes) < short:
         raise _disk_full()
 
 

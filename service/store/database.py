@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from typing import cast as as_type
 
 from sqlalchemy import (
     ColumnElement,
@@ -28,6 +30,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ...runtime.errors import InvalidRequest, first_line
+from . import sqlite
 from .schema import upgrade
 
 T = TypeVar("T")
@@ -83,6 +86,35 @@ class Database:
         except TimeoutError:
             raise PoolTimeout(f"the database did not answer for {CALL_SECONDS:g} s") from None
 
+    def unused_bytes(self) -> int:
+        """Returns how much of SQLite's file holds nothing, and is used before the file grows. 0 for PostgreSQL."""
+        with self._sqlite() as connection:
+            return 0 if connection is None else sqlite.unused_bytes(connection)
+
+    def shrink(self) -> bool:
+        """Gives some of that space back to the disk. Returns whether there is more. PostgreSQL does this by itself."""
+        with self._writer, self._sqlite() as connection:
+            return connection is not None and sqlite.shrink(connection)
+
+    def make_shrinkable(self) -> None:
+        """Rewrites a SQLite database of an earlier version, whose file cannot shrink, if the disk has space for it."""
+        with self._writer, self._sqlite() as connection:
+            path = self.engine.url.database
+            if connection is not None and path and path != ":memory:":
+                sqlite.make_shrinkable(connection, Path(path))
+
+    @contextmanager
+    def _sqlite(self) -> Iterator[sqlite3.Connection | None]:
+        """Yields a connection without a transaction; None if this is PostgreSQL."""
+        if self.shared:
+            yield None
+            return
+        pooled = self.engine.raw_connection()
+        try:
+            yield as_type(sqlite3.Connection, pooled.driver_connection)
+        finally:
+            pooled.close()
+
     @contextmanager
     def _write(self) -> Iterator[Connection]:
         if self.shared:
@@ -132,11 +164,7 @@ def _engine(url: str) -> Engine:
         _make_private(Path(parsed.database))
     engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=8)
 
-    @event.listens_for(engine, "connect")
-    def _connected(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions itself
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # an acknowledged write survives a power failure
+    event.listen(engine, "connect", lambda connection, _: sqlite.prepare(connection))
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
