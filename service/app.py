@@ -35,9 +35,9 @@ def create_app(service: Service) -> FastAPI:
             Middleware(ProxyTarget),
             Middleware(RequestId, endpoint=name),
             Middleware(CorsHeaders),
+            Middleware(UnexpectedErrors),
             Middleware(StatusPolls, service=service),
             Middleware(AccessLog),
-            Middleware(UnexpectedErrors),
             Middleware(Preflight),
         ],
     )
@@ -58,5 +58,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail: Any = error.detail
     if error.status_code == 404:
-        detail = f"Path {request.url.path} not found"
+        detail = f"Path {request.scope['path']} not found"  # `request.url` takes only UTF-8
     return Json({"detail": detail}, error.status_code, dict(error.headers or {}))

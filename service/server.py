@@ -13,6 +13,7 @@ from .auth.api_keys import Keyring
 from .auth.webhook_signatures import Signer
 from .components import Service
 from .data_folder import locked, owner_name
+from .http.accept_failures import AcceptFailures
 from .http.listeners import Listener, make_server
 from .metrics import Metrics
 from .network.public_addresses import Allowed
@@ -132,6 +133,7 @@ async def serve(
         on_open(service)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(AcceptFailures())
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         async with running(service) as dispatcher:

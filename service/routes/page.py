@@ -32,7 +32,7 @@ async def page(service: CurrentService, request: Request, name: str = "index.htm
     """Returns a file of the page."""
     content = FILES.get(name)
     if content is None:
-        raise ServiceError(404, f"Path {request.url.path} not found")
+        raise ServiceError(404, f"Path {request.scope['path']} not found")
     headers = {
         "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
         "Cache-Control": "no-cache",

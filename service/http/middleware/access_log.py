@@ -28,6 +28,9 @@ class AccessLog:
 
         try:
             await self._app(scope, receive, send_and_note)
+        except Exception:
+            status = status or 500
+            raise
         finally:
             line = {"method": scope["method"], "path": loggable_path(scope), "status": status}
             line |= {"request_id": scope["state"]["request_id"], "seconds": round(time.monotonic() - start, 4)}

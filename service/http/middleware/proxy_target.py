@@ -32,13 +32,15 @@ def target_of(scope: Scope) -> Scope:
     """Returns the scope of the target. Only the target's host decides between run and queue.
 
     Raises:
-        ServiceError: 400 without a target, 405 for another method, 412 for a target that is not fal's or is the proxy.
+        ServiceError: 400 without a target or for one that is not ASCII, 405 for another method, 412 for a target that is not fal's or is the proxy.
     """
     if scope["method"] not in METHODS:
         raise ServiceError(405, f"{scope['method']} is not supported", headers={"Allow": ", ".join(METHODS)})
     target = next((value for name, value in scope["headers"] if name == b"x-fal-target-url"), b"").decode("latin-1")
     if not target:
         raise ServiceError(400, "the header x-fal-target-url is missing")
+    if not target.isascii():
+        raise ServiceError(400, "x-fal-target-url: not ASCII; percent-encode the other characters")
     try:
         parts = urlsplit(target)
         host = (parts.hostname or "").lower()
@@ -47,8 +49,8 @@ def target_of(scope: Scope) -> Scope:
     if host not in HOSTS:
         raise ServiceError(412, f"x-fal-target-url: the host is none of {', '.join(HOSTS)}")
     path = parts.path or "/"
-    inner: Scope = dict(scope) | {"path": unquote(path), "raw_path": path.encode("latin-1")}
-    inner["query_string"] = parts.query.encode("latin-1")
+    inner: Scope = dict(scope) | {"path": unquote(path), "raw_path": path.encode()}
+    inner["query_string"] = parts.query.encode()
     inner["has_queue_prefix"] = host.startswith("queue.")
     inner["proxy_role"] = "queue" if inner["has_queue_prefix"] else "run"
     inner = normalised(inner)
