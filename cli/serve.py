@@ -153,8 +153,12 @@ def _listeners(
 
 
 def _greet(first: "Listener", certificate: Path | None, service: "Service") -> None:
-    """Prints the page's URL, the authority that https clients have to trust and, on the first start, a key."""
+    """Prints the page's URL, the authority that https clients have to trust and, on the first start, a key.
+
+    Only a terminal shows the key. Anything else may be a journal that others read, so a file gets it.
+    """
     from ..service.auth.api_keys import create_key
+    from ..service.data_folder import write_first_key
     from ..service.http.listeners import url_host
 
     settings = service.settings
@@ -166,9 +170,14 @@ def _greet(first: "Listener", certificate: Path | None, service: "Service") -> N
         typer.echo(f"https clients have to trust {authority} (SSL_CERT_FILE, NODE_EXTRA_CA_CERTS)")
     if settings.anonymous:
         typer.echo(f"{url}/")
-    elif service.store.all_keys():
+        return
+    if service.store.all_keys():
         more = shlex.join(["sparsectrl-lcm", "keys", "create", "--data", str(settings.data)])
         typer.echo(f"{url}/ (another key: {more})")
-    else:
-        key = create_key(service.store, "first")
+        return
+    key = create_key(service.store, "first")
+    if sys.stdout.isatty():
         typer.echo(f"a first API key, shown only once:\n  FAL_KEY={key}\n{url}/#key={key}")
+    else:
+        path = write_first_key(settings.data, key).absolute()
+        typer.echo(f"a first API key is in {path}; delete the file when you have it\n{url}/")

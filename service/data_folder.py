@@ -13,7 +13,7 @@ from typing import IO
 from ..runtime.errors import InvalidRequest, reason_of
 from .settings import SQLITE
 
-OWNER, LOCK = "owner", "lock"
+OWNER, LOCK, FIRST_KEY = "owner", "lock", "first-key"
 FIRST_START = {"files", LOCK, "owner.new", "work"}
 """What a first start may leave in the folder if it ends before it has written the server's name."""
 BEFORE_START = {"lost+found", "tls"}
@@ -63,6 +63,15 @@ def owner_name(data: Path) -> str:
             os.fsync(file.fileno())
         new.replace(path)
     return name
+
+
+def write_first_key(data: Path, key: str) -> Path:
+    """Writes a key to a file that only its owner can read, and returns its path."""
+    path = data / FIRST_KEY
+    path.unlink(missing_ok=True)
+    with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(f"{key}\n")
+    return path
 
 
 def _foreign_name(data: Path) -> str | None:

@@ -50,13 +50,16 @@ async def received(service: Service, request: Request, limit: int) -> AsyncItera
     try:
         with disk_full_is_507():
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-            with path.open("xb") as file:
+            file = await asyncio.to_thread(path.open, "xb")
+            try:
                 async for block in _blocks(request, limit, service.settings.body_seconds):
                     size += len(block)
                     await asyncio.to_thread(_write, file, digest, block)
+            finally:
+                await asyncio.to_thread(file.close)
         yield Received(path, size, digest.hexdigest())
     finally:
-        path.unlink(missing_ok=True)
+        await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
 async def read_body(service: Service, request: Request, limit: int) -> bytes:

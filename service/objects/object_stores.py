@@ -73,7 +73,7 @@ def check_name(name: str) -> str:
 
 
 class FolderFiles:
-    """Objects as files in a local folder."""
+    """Objects as files in a local folder, which only their owner can read. An existing folder keeps its mode."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
@@ -89,7 +89,7 @@ class FolderFiles:
         target = self._path(name)
         part = self._parts / token_hex(8)
         try:
-            with part.open("xb") as file:
+            with open(part, "xb", opener=_private) as file:
                 _copy(source, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -214,12 +214,16 @@ def _copy(source: BinaryIO | Path | bytes, target: BinaryIO) -> None:
         shutil.copyfileobj(source, target, COPY_BYTES)
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def _make_folder(folder: Path) -> None:
     """Creates a folder and syncs it, so that it survives a crash of the machine."""
     if not folder.is_dir():
         if folder.parent != folder:
             _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(0o700, exist_ok=True)
         _sync_folder(folder.parent)
 
 

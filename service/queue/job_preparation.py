@@ -157,9 +157,12 @@ async def _prepare(
 
     async def save(slot: int, frame: int, url: str) -> tuple[int, Path]:
         path = folder / f"keyframe-{slot}"
-        with path.open("xb") as file:
+        file = await asyncio.to_thread(path.open, "xb")
+        try:
             bases = (base_url, base_url + QUEUE_PREFIX)
             await save_keyframe(service, url, file, f"keyframe_{slot}_image_url", bases)
+        finally:
+            await asyncio.to_thread(file.close)
         return frame, path
 
     try:

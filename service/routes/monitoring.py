@@ -6,6 +6,7 @@ from dataclasses import asdict
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from ..auth.callers import KeyId
 from ..components import CurrentService
 from ..protocol.responses import Json
 
@@ -40,6 +41,6 @@ async def readyz(service: CurrentService) -> Response:
 
 
 @router.get("/metrics")
-async def metrics(service: CurrentService) -> Response:
-    """Returns the metrics in Prometheus' text format."""
+async def metrics(service: CurrentService, _: KeyId) -> Response:
+    """Returns the metrics in Prometheus' text format to the holders of a key."""
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

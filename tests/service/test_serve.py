@@ -300,14 +300,20 @@ def test_the_greeting_and_the_keys(
 ) -> None:
     process, data, url = server
     assert process.stdout is not None
-    trust, _, shown, page = (process.stdout.readline().strip() for _ in range(4))
+    trust, told, page = (process.stdout.readline().strip() for _ in range(3))
     assert trust.startswith(f"https clients have to trust {data}/tls/ca.pem")
-    assert page == f"{url}/#key={shown.removeprefix('FAL_KEY=')}"
+    assert told == f"a first API key is in {data}/first-key; delete the file when you have it"
+    assert page == f"{url}/"
     assert httpx.get(url).status_code == 200
+    assert (data / "first-key").stat().st_mode & 0o777 == 0o600
+    key = (data / "first-key").read_text().strip()
+    assert httpx.get(f"{url}/metrics").status_code == 401
+    for scheme in ("Key", "Bearer"):  # Prometheus sends either
+        assert httpx.get(f"{url}/metrics", headers={"Authorization": f"{scheme} {key}"}).status_code == 200
     told = refused(capfd, "serve", "--data", data, "--port", ports()[0])
     assert told == f"--data: another server uses {data}; give another folder, or end that server"
 
-    key_id = shown.removeprefix("FAL_KEY=").partition(":")[0]
+    key_id = key.partition(":")[0]
     told = refused(capfd, "keys", "revoke", "nope", "--data", data)
     assert told == f"there is no key 'nope'; see them with: sparsectrl-lcm keys list --data {data}"
     for wanted in (r"revoked", rf"{key_id} was already revoked at [\d: -]+"):

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import resource
 import socket
 import sys
@@ -66,7 +65,7 @@ def test_without_descriptors_the_log_does_not_grow(stub: Server) -> None:
     assert stub.process is not None
     pid, before = stub.process.pid, len(stub.log)
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    highest = max(int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir())
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 10, usual[1]))
     try:
         with ExitStack() as stack:

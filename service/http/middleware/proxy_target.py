@@ -32,7 +32,8 @@ def target_of(scope: Scope) -> Scope:
     """Returns the scope of the target. Only the target's host decides between run and queue.
 
     Raises:
-        ServiceError: 400 without a target or for one that is not ASCII, 405 for another method, 412 for a target that is not fal's or is the proxy.
+        ServiceError: 400 without a target or for one that is not ASCII, 405 for another method, 412 for a target that
+            is not fal's or is the proxy.
     """
     if scope["method"] not in METHODS:
         raise ServiceError(405, f"{scope['method']} is not supported", headers={"Allow": ", ".join(METHODS)})
