@@ -27,7 +27,7 @@ def asking(machine: SimpleNamespace, seed: int) -> Callable[[OnProgress], Clip]:
 
 def ends_of(machine: SimpleNamespace, seed: int) -> tuple[StageEnd, ...]:
     machine.cudart.calls.clear()
-    ends = stage_ends(asking(machine, seed), clock=lambda: machine.cudart.now / 1000)
+    ends = stage_ends(asking(machine, seed), clock=lambda: machine.cudart.streams.now / 1000)
     assert "cudaGraphLaunch" in machine.cudart.calls
     return ends
 
@@ -41,7 +41,7 @@ def test_the_sum_of_the_stages_is_the_wall_time(demo: SimpleNamespace) -> None:
 
 
 def test_events_that_a_launch_does_not_rearm_are_found(demo: SimpleNamespace) -> None:
-    demo.cudart.rearms = False
+    demo.cudart.streams.rearms = False
     ends = ends_of(demo, 2)
     found = faults(ends)
     assert "keyframes ended 2000.0 ms after the launch, but the host passed its event at" in found[0]
@@ -57,7 +57,7 @@ def test_stale_events_spoil_neither_frames_nor_timings(demo: SimpleNamespace) ->
     for seed in range(2):
         clip(seed, 2)
         right = clip(5, 4)
-    demo.cudart.rearms = False
+    demo.cudart.streams.rearms = False
     clip(3, 2)
     small_clip(demo, "a dog", keyframes(seed=4), seed=4, num_inference_steps=2)
     demo.cudart.calls.clear()

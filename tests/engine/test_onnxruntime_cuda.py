@@ -51,11 +51,40 @@ def open_without_group_norms(path: Path, *arguments: Any) -> Any:
 @pytest.fixture
 def executor(built: Path, monkeypatch: pytest.MonkeyPatch) -> GpuExecutor:
     """The CUDA loop on the CPU provider: it binds addresses of the emulated device, which are host memory."""
-    monkeypatch.setattr(cuda_backend, "_open_session", open_without_group_norms)
+    api = EmulatedCudart()
+    cuda = Cuda(api)
+    monkeypatch.setattr(
+        cuda_backend,
+        "_open_session",
+        lambda *arguments: SessionOnStream(open_without_group_norms(*arguments), api, cuda.stream),
+    )
     monkeypatch.setattr(cuda_backend, "PROVIDER", "CPUExecutionProvider")
     monkeypatch.setattr(cuda_backend, "DEVICE", "cpu")
     monkeypatch.setattr(cuda_backend, "provider_options", lambda cuda, graphs: {})
-    return GpuExecutor(Bundle.load(built), cuda_backend.OnnxRuntimeCudaLoader(), 1 << 30, Cuda(EmulatedCudart()))
+    return GpuExecutor(Bundle.load(built), cuda_backend.OnnxRuntimeCudaLoader(), 1 << 30, cuda)
+
+
+def waits_for_run(options: Any) -> bool:
+    """Whether a run with these options returns only when it is done."""
+    try:
+        return bool(options.get_run_config_entry("disable_synchronize_execution_providers") != "1")
+    except RuntimeError:  # the option is not set
+        return True
+
+
+class SessionOnStream:
+    """A session of the CPU provider whose runs are enqueued on an emulated stream."""
+
+    def __init__(self, session: Any, api: EmulatedCudart, stream: int) -> None:
+        self.session, self.api, self.stream = session, api, stream
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        self.api.submit(lambda: self.session.run_with_iobinding(binding, options), self.stream)
+        if waits_for_run(options):
+            self.api.streams.wait_for_stream(self.stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
 
 
 def test_every_graph_is_typed_and_self_attention_is_fused(built: Path) -> None:
@@ -109,11 +138,7 @@ class Watched:
         self.runs: list[tuple[int, bool]] = []
 
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        try:
-            waits = options.get_run_config_entry("disable_synchronize_execution_providers") != "1"
-        except RuntimeError:  # the option is not set
-            waits = True
-        self.runs.append((threading.get_ident(), waits))
+        self.runs.append((threading.get_ident(), waits_for_run(options)))
         self.session.run_with_iobinding(binding, options)
 
     def __getattr__(self, name: str) -> Any:

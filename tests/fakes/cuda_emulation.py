@@ -1,15 +1,13 @@
 """Emulated CUDA calls on host memory, recorded, with graphs that replay and faults on demand."""
 
 import ctypes
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from cuda.bindings import runtime as cudart
 
-Work = Callable[[], object]
-
-TICK = 1000.0
-"""Milliseconds that each event takes on the emulated device; far more than what the host takes."""
+from .cuda_streams import EmulatedStreams, EventRecord, Work
 
 SUCCESS = cudart.cudaError_t.cudaSuccess
 INVALID_CAPTURE = cudart.cudaError_t.cudaErrorStreamCaptureInvalidated
@@ -18,7 +16,7 @@ INVALID_CAPTURE = cudart.cudaError_t.cudaErrorStreamCaptureInvalidated
 class EmulatedCudart:
     """Replaces `cuda.bindings.runtime`; a call that the real module lacks raises AttributeError.
 
-    Work runs when it is submitted. But what it copies to the host arrives only when the host waits for the stream.
+    Work runs only when the host waits for it, or when memory is freed, which waits for the device.
 
     Attributes:
         calls: the names of all calls, in order.
@@ -26,10 +24,8 @@ class EmulatedCudart:
         limit: bytes of device memory.
         graph_bytes: device memory that each executable graph takes.
         distort: changes the work of a graph when its capture ends.
-        rearms: whether a launched graph makes the host wait for its events again. If not, they keep their state and
-            time of the launch before until the host has waited for the whole stream.
-        launching: whether the work that runs now is a graph's.
-        now: the host's time in milliseconds; only waiting takes time.
+        streams: the queues of work, and the events.
+        capture: the work that a capture has recorded; None if there is none.
     """
 
     def __init__(self, limit: int = 1 << 34) -> None:
@@ -40,19 +36,13 @@ class EmulatedCudart:
         self.pinned: dict[int, Any] = {}
         self.graph_bytes = 0
         self.distort: Callable[[list[Work]], list[Work]] = list
-        self.rearms = True
-        self.now = 0.0
         self.graphs: dict[int, list[Work]] = {}
         self.executable: set[int] = set()
-        self.events: dict[int, float] = {}
-        self.streams: set[int] = set()
+        self.streams = EmulatedStreams()
         self.capture: list[Work] | None = None
         self.broken_capture = False
+        self._captured_stream = 0
         self._handles = 0
-        self._clock = 0.0
-        self.launching = False
-        self._stale: dict[int, float] = {}
-        self._arriving: list[tuple[int, bytes]] = []
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(cudart, name)
@@ -72,10 +62,10 @@ class EmulatedCudart:
 
         return call
 
-    def submit(self, work: Work) -> None:
-        """Runs work now, or records it if a graph is being captured."""
-        if self.capture is None:
-            work()
+    def submit(self, work: Work, stream: int) -> None:
+        """Enqueues work on a stream, or records it if the stream is being captured."""
+        if self.capture is None or stream != self._captured_stream:
+            self.streams.enqueue(stream, [work])
         else:
             self.capture.append(work)
 
@@ -87,7 +77,7 @@ class EmulatedCudart:
     @property
     def leaked(self) -> list[Any]:
         """Everything allocated or created and not released yet, except for streams."""
-        return [*self.memory, *self.pinned, *self.graphs, *self.events]
+        return [*self.memory, *self.pinned, *self.graphs, *self.streams.events]
 
     def _handle(self) -> int:
         self._handles += 1
@@ -102,11 +92,11 @@ class EmulatedCudart:
     def _cudaStreamCreateWithFlags(self, flags: int) -> int:
         assert flags == cudart.cudaStreamNonBlocking
         handle = self._handle()
-        self.streams.add(handle)
+        self.streams.queues[handle] = deque()
         return handle
 
     def _cudaStreamDestroy(self, stream: int) -> tuple[Any]:
-        self.streams.remove(stream)
+        del self.streams.queues[stream]
         return (SUCCESS,)
 
     def _cudaMemGetInfo(self) -> tuple[Any, int, int]:
@@ -115,7 +105,7 @@ class EmulatedCudart:
     def _take(self, pool: dict[int, Any], nbytes: int) -> int:
         assert self.capture is None, "memory cannot be allocated during a capture"
         buffer = (ctypes.c_byte * (nbytes + 256))()
-        ctypes.memset(buffer, 0xA5, nbytes)  # a device does not clear memory
+        ctypes.memset(buffer, 0xA5, nbytes + 256)  # a device does not clear memory
         address = -(-ctypes.addressof(buffer) // 256) * 256
         pool[address] = buffer
         return address
@@ -127,6 +117,7 @@ class EmulatedCudart:
         return SUCCESS, self._take(self.memory, nbytes)
 
     def _cudaFree(self, address: int) -> tuple[Any]:
+        self.streams.wait_for_device()
         del self.memory[address]
         return (SUCCESS,)
 
@@ -134,7 +125,7 @@ class EmulatedCudart:
         return self._take(self.pinned, nbytes)
 
     def _cudaFreeHost(self, address: int) -> tuple[Any]:
-        self._arrive()  # CUDA waits for the device before it frees memory
+        self.streams.wait_for_device()
         del self.pinned[address]
         return (SUCCESS,)
 
@@ -154,41 +145,28 @@ class EmulatedCudart:
         def work() -> None:
             self.check_range(source, nbytes)
             self.check_range(target, nbytes)
-            if target_kind == "Host":
-                self._arriving.append((target, ctypes.string_at(source, nbytes)))
-            else:
-                ctypes.memmove(target, source, nbytes)
+            ctypes.memmove(target, source, nbytes)
 
-        self.submit(work)
+        self.submit(work, stream)
         return (SUCCESS,)
-
-    def _arrive(self) -> None:
-        """Ends the copies to the host."""
-        for target, content in self._arriving:
-            self.check_range(target, len(content))
-            ctypes.memmove(target, content, len(content))
-        self._arriving.clear()
 
     def _cudaMemsetAsync(self, address: int, value: int, nbytes: int, stream: int) -> tuple[Any]:
         self.check_range(address, nbytes)
-        self.submit(lambda: ctypes.memset(address, value, nbytes) and None)
+        self.submit(lambda: ctypes.memset(address, value, nbytes), stream)
         return (SUCCESS,)
 
     def _cudaStreamSynchronize(self, stream: int) -> tuple[Any]:
         assert self.capture is None, "a stream cannot be synchronized during its capture"
-        self.now = max(self.now, self._clock)
-        self._arrive()
-        self.events |= self._stale
-        self._stale.clear()
+        self.streams.wait_for_stream(stream)
         return (SUCCESS,)
 
     def _cudaEventCreateWithFlags(self, flags: int) -> int:
         handle = self._handle()
-        self.events[handle] = -1.0
+        self.streams.events[handle] = -1.0
         return handle
 
     def _cudaEventDestroy(self, event: int) -> tuple[Any]:
-        del self.events[event]
+        del self.streams.events[event]
         return (SUCCESS,)
 
     def _cudaEventRecordWithFlags(self, event: int, stream: int, flags: int) -> tuple[Any]:
@@ -196,31 +174,26 @@ class EmulatedCudart:
         assert external == (self.capture is not None), (
             "only an external event in a capture can be waited for after a replay"
         )
-
-        def work() -> None:
-            self._clock = max(self._clock, self.now) + TICK
-            passed = self._stale if self.launching and not self.rearms else self.events
-            passed[event] = self._clock
-
-        self.submit(work)
+        self.submit(EventRecord(self.streams, event), stream)
         return (SUCCESS,)
 
     def _cudaEventSynchronize(self, event: int) -> tuple[Any]:
-        assert self.events[event] > 0
-        self.now = max(self.now, self.events[event])
+        self.streams.wait_for_event(event)
         return (SUCCESS,)
 
     def _cudaEventElapsedTime(self, start: int, end: int) -> float:
-        assert 0 < self.events[start] < self.events[end]
-        return self.events[end] - self.events[start]
+        events = self.streams.events
+        assert 0 < events[start] < events[end]
+        return events[end] - events[start]
 
     def _cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:
         assert self.capture is None
-        self.capture, self.broken_capture = [], False
+        self.capture, self._captured_stream, self.broken_capture = [], stream, False
         return (SUCCESS,)
 
     def _cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:
         assert self.capture is not None
+        assert stream == self._captured_stream
         recorded, self.capture = self.capture, None
         if self.broken_capture:
             return INVALID_CAPTURE, None
@@ -241,12 +214,7 @@ class EmulatedCudart:
 
     def _cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Any]:
         assert graph in self.executable
-        self.launching = True
-        try:
-            for work in self.graphs[graph]:
-                work()
-        finally:
-            self.launching = False
+        self.streams.enqueue(stream, self.graphs[graph], launched=True)
         return (SUCCESS,)
 
     def _cudaGraphDestroy(self, graph: int) -> tuple[Any]:

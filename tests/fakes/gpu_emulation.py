@@ -40,8 +40,11 @@ class EngineRun:
 class EmulatedEngine:
     """An engine that computes on the host, with the given shapes and the types of the graph's record."""
 
-    def __init__(self, loader: "EmulatedLoader", graph: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, loader: "EmulatedLoader", graph: str, shapes: Mapping[str, tuple[int, ...]], stream: int
+    ) -> None:
         self.loader = loader
+        self.stream = stream
         self.graph = graph
         self.shapes = shapes
         record = loader.manifest.graphs[graph]
@@ -64,7 +67,7 @@ class EmulatedEngine:
             self.loader.failures.pop(0)
             self.loader.cudart.broken_capture = self.loader.cudart.capture is not None
             raise BackendError("backend", f"{self.graph} cannot run")
-        self.loader.cudart.submit(EngineRun(self, dict(addresses)))
+        self.loader.cudart.submit(EngineRun(self, dict(addresses)), self.stream)
 
     def array(self, name: str, addresses: Mapping[str, int]) -> np.ndarray:
         array = host_array(addresses[name], self.shapes[name], self.dtypes[name])
@@ -100,7 +103,7 @@ class EmulatedLoader:
         return max(bundle.manifest.keyframe_slots, keyframes)
 
     def open(self, bundle: Bundle, graph: str, size: ClipSize, shapes: Any, cuda: Cuda) -> EmulatedEngine:
-        return EmulatedEngine(self, graph, shapes)
+        return EmulatedEngine(self, graph, shapes, cuda.stream)
 
     def check_refit(self, bundle: Bundle) -> None:
         pass

@@ -1,13 +1,13 @@
 """One engine on an emulated device: conversions of its inputs and outputs, and memory that is given back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 from cuda.bindings import runtime as cudart
-from fakes.gpu_emulation import EmulatedCudart
+from fakes.cuda_emulation import EmulatedCudart, Work
 from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
@@ -24,7 +24,8 @@ class Copies:
 
     activation_bytes = 100
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], submit: Callable[[Work], None]) -> None:
+        self.submit = submit
         self.dtypes = {name: LOW.get(name, "float32") for name in shapes}
         self.shapes = shapes
         self.closed = False
@@ -37,16 +38,21 @@ class Copies:
     def enqueue(self, addresses: Mapping[str, int]) -> None:
         if self.fails:
             raise BackendError("backend", "failed")
-        for source, target in (("noise", "next_latents"), ("negative", "images")):
-            values = host_array(addresses[source], self.shapes[source], "uint16")
-            host_array(addresses[target], self.shapes[target], "uint16")[:] = values.reshape(self.shapes[target])
+
+        def copy() -> None:
+            for source, target in (("noise", "next_latents"), ("negative", "images")):
+                values = host_array(addresses[source], self.shapes[source], "uint16")
+                host_array(addresses[target], self.shapes[target], "uint16")[:] = values.reshape(self.shapes[target])
+
+        self.submit(copy)
 
     def close(self) -> None:
         self.closed = True
 
 
 class Loader:
-    def __init__(self) -> None:
+    def __init__(self, api: EmulatedCudart) -> None:
+        self.api = api
         self.engine: Any = None
 
     def keyframe_slots(self, bundle: Bundle, size: ClipSize, keyframes: int) -> int:
@@ -54,12 +60,13 @@ class Loader:
         return 3
 
     def open(self, bundle: Bundle, graph: str, size: ClipSize, shapes: Any, cuda: Cuda) -> Copies:
-        self.engine = Copies(shapes)
+        self.engine = Copies(shapes, lambda work: self.api.submit(work, cuda.stream))
         return self.engine
 
 
 def test_values_are_rounded_to_the_types_of_the_engine() -> None:
-    api, loader, bundle = EmulatedCudart(), Loader(), Bundle.load()
+    api, bundle = EmulatedCudart(), Bundle.load()
+    loader = Loader(api)
     cuda: Any = Cuda(api)
     graph = DeviceGraph(bundle, loader, cuda, "lcm_update", SIZE)  # type: ignore[arg-type]
     shapes, generator = static_shapes(bundle.manifest, "lcm_update", SIZE), np.random.default_rng(0)
@@ -80,7 +87,8 @@ def test_values_are_rounded_to_the_types_of_the_engine() -> None:
 
 
 def test_everything_is_freed_even_if_the_device_does_not_answer() -> None:
-    api, loader, bundle = EmulatedCudart(), Loader(), Bundle.load()
+    api, bundle = EmulatedCudart(), Bundle.load()
+    loader = Loader(api)
     cuda: Any = Cuda(api)
     graph = DeviceGraph(bundle, loader, cuda, "lcm_update", SIZE)  # type: ignore[arg-type]
     api.fault = (len(api.calls), cudart.cudaError_t.cudaErrorLaunchFailure)
@@ -91,7 +99,8 @@ def test_everything_is_freed_even_if_the_device_does_not_answer() -> None:
 
 
 def test_an_engine_that_does_not_fit_leaves_nothing() -> None:
-    api, loader = EmulatedCudart(limit=1000), Loader()
+    api = EmulatedCudart(limit=1000)
+    loader = Loader(api)
     cuda: Any = Cuda(api)
     with pytest.raises(BackendError):
         DeviceGraph(Bundle.load(), loader, cuda, "lcm_update", SIZE)  # type: ignore[arg-type]

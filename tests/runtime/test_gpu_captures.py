@@ -289,19 +289,18 @@ def test_graphs_that_do_not_all_fit_do_not_take_turns() -> None:
 def test_later_noise_is_drawn_while_the_device_works(demo: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """In plain runs and replays, of new and of kept conditioning: what a part needs is drawn just before it."""
     calls: list[str] = demo.cudart.calls
-    randn, engine_run = TorchGenerator.randn, EngineRun.__call__
+    randn, enqueue = TorchGenerator.randn, EmulatedEngine.enqueue
 
     def watched_randn(self: TorchGenerator, *args: Any) -> Any:
         calls.append("noise")
         return randn(self, *args)
 
-    def watched_run(self: EngineRun) -> None:
-        if demo.cudart.launching is False:
-            calls.append(self.engine.graph)
-        engine_run(self)
+    def watched_enqueue(self: EmulatedEngine, addresses: Any) -> None:
+        calls.append(self.graph)
+        enqueue(self, addresses)
 
     monkeypatch.setattr(TorchGenerator, "randn", watched_randn)
-    monkeypatch.setattr(EngineRun, "__call__", watched_run)
+    monkeypatch.setattr(EmulatedEngine, "enqueue", watched_enqueue)
 
     def order(picture: int) -> list[str]:
         calls.clear()

@@ -154,6 +154,26 @@ def test_what_is_copied_to_the_host_arrives_when_the_host_waits() -> None:
     assert content[0] == 2, "what it was when the copy ran"
 
 
+def test_work_on_another_stream_is_not_waited_for() -> None:
+    api = EmulatedCudart()
+    cuda, other = Cuda(api), Cuda(api)
+    device, host = cuda.allocate(1), cuda.allocate_host(1)
+    content = host_array(host, (1,), "uint8")
+    content[0] = 1
+    event = other.event()
+    other.copy_in(device, host, 1)
+    other.record(event)
+    other.fill(device, 7, 1)
+    cuda.copy_out(host, device, 1)
+    cuda.synchronize()
+    assert content[0] == 0xA5, "what the memory held before"
+    content[0] = 1
+    other.wait(event)
+    cuda.copy_out(host, device, 1)
+    cuda.synchronize()
+    assert content[0] == 1, "the work up to the event, and no more"
+
+
 def test_events_in_a_graph_are_external() -> None:
     api = EmulatedCudart()
     cuda = Cuda(api)
@@ -161,6 +181,8 @@ def test_events_in_a_graph_are_external() -> None:
     cuda.begin_capture()
     cuda.record(event)
     graph = cuda.instantiate(cuda.end_capture())
-    assert api.events[event] == -1, "recorded, not run"
+    cuda.synchronize()
+    assert api.streams.events[event] == -1, "recorded, not run"
     cuda.launch(graph)
-    assert api.events[event] > 0
+    cuda.wait(event)
+    assert api.streams.events[event] > 0

@@ -122,12 +122,14 @@ class HostStream:
     """The host in the role of a device.
 
     Args:
-        cudart: an emulation with `submit(work)` and `check_range(address, nbytes)`.
+        cudart: an emulation with `submit(work, stream)` and `check_range(address, nbytes)`.
+        stream: the loop's stream.
     """
 
-    def __init__(self, cudart: Any) -> None:
+    def __init__(self, cudart: Any, stream: int) -> None:
         self.device = torch.device("cpu")
         self._cudart = cudart
+        self._stream = stream
 
     def tensor(self, address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         """The memory at an address as a tensor."""
@@ -136,13 +138,19 @@ class HostStream:
         return torch.from_numpy(array).view(DTYPES[dtype])
 
     def prepare(self, work: Work) -> None:
-        """Runs work now."""
+        """Runs work after what is on the stream."""
+        self._cudart.streams.wait_for_stream(self._stream)
         with torch.inference_mode():
             work()
 
     def submit(self, work: Work) -> None:
-        """Runs work now, or at each replay of the graph that is being captured."""
-        self._cudart.submit(lambda: self.prepare(work))
+        """Enqueues work, or records it for each replay of the graph that is being captured."""
+        
+        def run() -> None:
+            with torch.inference_mode():
+                work()
+
+        self._cudart.submit(run, self._stream)
 
     def release(self) -> None:
         """Does nothing: Python frees the host's memory."""

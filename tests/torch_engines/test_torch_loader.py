@@ -28,7 +28,7 @@ LEVELS = {"fp32": 1, "fp16": 4}
 def open_pipeline(bundle: Path | None = None, **options: Any) -> VideoPipeline:
     """A pipeline on an emulated device."""
     api, opened = EmulatedCudart(), Bundle.load(bundle)
-    loader = TorchLoader(stream=lambda cuda: HostStream(api), **options)
+    loader = TorchLoader(stream=lambda cuda: HostStream(api, cuda.stream), **options)
     return VideoPipeline(opened, GpuExecutor(opened, loader, 1 << 30, Cuda(api)))
 
 
