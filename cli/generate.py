@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..runtime import Clip, Keyframe
+    from ..runtime import ClipRequest, Keyframe, VideoPipeline
 
 
 def generate(
@@ -26,6 +26,9 @@ def generate(
     steps: Annotated[int, typer.Option(help="LCM steps, 1 to 12.")] = 4,
     guidance: Annotated[float, typer.Option(help="Guidance scale, 0 to 30; above 1 takes twice the work.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="0 to 2^64 - 1; random by default.")] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Clips to make, 1 to 100, with the seed and those that follow it; named CLIP-seedN.")
+    ] = 1,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels; the bundle's by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="1 to 128; the bundle's by default.")] = None,
     normalize_scribbles: Annotated[
@@ -71,12 +74,13 @@ def generate(
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU; one per core by default.")] = None,
 ) -> None:
     """Make a clip from a prompt and keyframes."""
-    from ..runtime import ClipRequest, OutputError, VideoPipeline
-    from ..runtime.output.recording import Recording
+    from ..runtime import ClipRequest, VideoPipeline
+    from ..runtime.field_checks import integer
+    from ..runtime.output.writers import check_output
+    from ..runtime.request import with_seeds
     from .options import parse_size
-    from .progress_bar import Bar
+    from .seeds import MAX_SEEDS, generate_seeds, seed_outputs
 
-    recording = Recording(output, fps)
     keyframes = [_keyframe(text) for text in keyframe or ()]
     width, height = parse_size(size)
     request = ClipRequest(
@@ -106,20 +110,27 @@ def generate(
         typer.echo("note: --normalize-scribbles is used only with --controlnet scribble", err=True)
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)
+    requests = with_seeds(request, integer("seeds", seeds, 1, MAX_SEEDS))
+    for path in seed_outputs(output, requests) if seeds > 1 else [output]:
+        check_output(path, fps)
     pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
-    with recording:
+    if seeds > 1:
+        generate_seeds(pipeline, requests, output, fps)
+    else:
+        _generate_one(pipeline, request, output, fps)
+
+
+def _generate_one(pipeline: "VideoPipeline", request: "ClipRequest", output: Path, fps: float) -> None:
+    from ..runtime.output.recording import Recording
+    from .clip_reports import seed_told, summary
+    from .progress_bar import Bar
+
+    with Recording(output, fps) as recording:
         with Bar() as bar:
-            clip = pipeline.run(
-                request,
-                on_progress=lambda done: bar.update(f"{done.stage} {done.step}/{done.steps}", done.fraction),
-                on_frames=recording.add,
-            )
-        try:
+            clip = pipeline.run(request, on_progress=bar.of_clip, on_frames=recording.add)
+        with seed_told(clip):
             path = recording.save(clip)
-        except OutputError as error:
-            made = f"the clip was made with seed {clip.seed}"
-            raise OutputError(error.field, error.reason, "; ".join(filter(None, (error.remedy, made)))) from error
-    typer.echo(_summary(clip, path, " ".join(filter(None, (pipeline.backend, pipeline.precision)))))
+    typer.echo(summary(clip, path, pipeline))
 
 
 def _keyframe(text: str) -> "Keyframe":
@@ -132,11 +143,3 @@ def _keyframe(text: str) -> "Keyframe":
         return Keyframe(int(index), image)
     except ValueError:
         raise InvalidRequest("keyframe", f"{text!r} is not allowed", "give INDEX=IMAGE, such as 0=start.png") from None
-
-
-def _summary(clip: "Clip", path: Path, made_by: str) -> str:
-    count, height, width, _ = clip.frames.shape
-    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in clip.timings.items())
-    return (
-        f"{path}: {count} frame{'s' * (count > 1)} of {width}x{height}, seed {clip.seed}, {made_by}\nseconds: {stages}"
-    )

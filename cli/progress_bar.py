@@ -1,7 +1,13 @@
 """The progress bar of long commands."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from ..runtime.progress import Progress as ClipProgress
 
 
 class Bar:
@@ -28,3 +34,18 @@ class Bar:
         """Shows the current step and the fraction of the work that is done, 0 to 1."""
         self._progress.start()
         self._progress.update(self._task, description=description, completed=fraction)
+
+    def of_clip(self, done: "ClipProgress") -> None:
+        """Shows the progress of a single clip."""
+        self.update(f"{done.stage} {done.step}/{done.steps}", done.fraction)
+
+    def of_many(self, clips: int) -> Callable[[int, "ClipProgress"], None]:
+        """The `on_progress` of `VideoPipeline.generate_many` for so many clips."""
+
+        def show(position: int, done: "ClipProgress") -> None:
+            self.update(
+                f"clip {position + 1}/{clips}, {done.stage} {done.step}/{done.steps}",
+                (position + done.fraction) / clips,
+            )
+
+        return show

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from secrets import randbits
 from typing import Any
 
 from .errors import InvalidRequest, shown
@@ -28,6 +27,7 @@ from .request import (
     ClipRequest,
     FittedKeyframe,
     Keyframe,
+    random_seed,
 )
 
 _logger = logging.getLogger("sparsectrl_lcm")
@@ -173,7 +173,7 @@ def check_request(
         negative_prompt=_text("negative_prompt", asked.negative_prompt),
         steps=_integer("num_inference_steps", asked.num_inference_steps, 1, max_steps),
         guidance_scale=_number("guidance_scale", asked.guidance_scale, MAX_GUIDANCE),
-        seed=randbits(32) if asked.seed is None else _integer("seed", asked.seed, 0, MAX_SEED),
+        seed=random_seed() if asked.seed is None else _integer("seed", asked.seed, 0, MAX_SEED),
         height=height,
         width=width,
         frames=frames,

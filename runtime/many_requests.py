@@ -39,6 +39,13 @@ class RequestResult:
     clip: Clip | None
     error: Exception | None
 
+    def get(self) -> Clip:
+        """Returns the clip, or raises the error."""
+        if self.error is not None:
+            raise self.error
+        assert self.clip is not None
+        return self.clip
+
 
 def run_many(
     check: Callable[[ClipRequest], "CheckedRequest"],

@@ -1,0 +1,56 @@
+"""Clips of one prompt with several seeds, and a contact sheet of all."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..runtime.errors import InvalidRequest
+from ..runtime.output.contact_sheet import clip_row, stacked
+from ..runtime.output.writers import complete_file, save
+from .clip_reports import seed_told, summary
+from .progress_bar import Bar
+
+if TYPE_CHECKING:
+    from ..runtime import ClipRequest, VideoPipeline
+
+MAX_SEEDS = 100
+"""Most clips of one `generate`."""
+
+
+def seed_outputs(output: Path, requests: Sequence["ClipRequest"]) -> list[Path]:
+    """A file or folder for each seed, and the contact sheet: `clip.mp4` gives `clip-seed42.mp4` and `clip-seeds.png`.
+
+    Raises:
+        InvalidRequest: `output` has no name.
+    """
+    if not output.name:
+        raise InvalidRequest("output", f"{str(output)!r} has no name for the clips", "give one, such as clip.mp4")
+    clips = [output.with_name(f"{output.stem}-seed{request.seed}{output.suffix}") for request in requests]
+    return [*clips, output.with_name(f"{output.stem}-seeds.png")]
+
+
+def generate_seeds(pipeline: "VideoPipeline", requests: Sequence["ClipRequest"], output: Path, fps: float) -> None:
+    """Makes a clip for each request, and a contact sheet with a row for each; `seed_outputs` names the files.
+
+    Raises:
+        InvalidRequest, OutputError, BackendError: of the first clip that fails; those before it are saved and reported.
+    """
+    *outputs, sheet = seed_outputs(output, requests)
+    summaries, rows = [], []
+    try:
+        with Bar() as bar, closing(pipeline.generate_many(requests, bar.of_many(len(requests)))) as results:
+            for path, result in zip(outputs, results, strict=True):
+                clip = result.get()
+                with seed_told(clip):
+                    save(clip, path, fps)
+                summaries.append(summary(clip, path, pipeline))
+                rows.append(clip_row(clip))
+    finally:  # after the bar has ended
+        for text in summaries:
+            typer.echo(text)
+    with complete_file(sheet) as part:
+        stacked(rows).save(part)
+    typer.echo(f"{sheet}: up to eight frames of each")
