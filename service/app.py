@@ -16,9 +16,10 @@ from .http.middleware.request_id import RequestId
 from .http.middleware.request_path import RequestPath
 from .http.middleware.status_polls import StatusPolls
 from .http.middleware.unexpected_errors import UnexpectedErrors
-from .protocol.errors import ServiceError
+from .protocol.errors import ServiceError, store_unavailable
 from .protocol.responses import Json
 from .routes import files, monitoring, new_requests, page, proxy, public_documents, requests, tokens, uploads
+from .store import STORE_FAILURES
 
 
 def create_app(service: Service) -> FastAPI:
@@ -29,7 +30,11 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        exception_handlers={ServiceError: _service_error, HTTPException: _http_error},
+        exception_handlers={
+            ServiceError: _service_error,
+            HTTPException: _http_error,
+            **dict.fromkeys(STORE_FAILURES, _store_failure),
+        },
         middleware=[  # outermost first
             Middleware(RequestPath),
             Middleware(ProxyTarget),
@@ -52,6 +57,10 @@ def create_app(service: Service) -> FastAPI:
 async def _service_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     return Json(error.body, error.status, error.headers)
+
+
+async def _store_failure(request: Request, _: Exception) -> Response:
+    return await _service_error(request, store_unavailable())
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -25,7 +25,7 @@ from .queue.request_states import Board
 from .runner import LocalRunner, Runner, RunnerPool
 from .runner.devices import runner_devices, runner_names
 from .settings import Settings
-from .store import SqlStore
+from .store import STORE_FAILURES, SqlStore
 
 SWEEP_SECONDS = 60.0
 
@@ -160,8 +160,9 @@ async def _sweep(service: Service) -> None:
             now = time.time()
             await asyncio.to_thread(remove_expired_files, service, now)
             await service.board.forget(now - settings.request_seconds, now - settings.private_seconds)
-            while await service.store.call(service.store.shrink):
+            while await service.store.write(service.store.shrink):
                 pass
-        except Exception:
-            log.exception("the sweep failed")
+        except Exception as error:
+            if not isinstance(error, STORE_FAILURES):
+                log.exception("the sweep failed")
         await asyncio.sleep(SWEEP_SECONDS)

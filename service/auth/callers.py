@@ -29,7 +29,7 @@ async def require_valid_key(service: Service, key_id: str, status: int) -> None:
     """
     if key_id == ANONYMOUS and service.settings.anonymous:
         return
-    row = await service.store.call(service.store.get_key, key_id)
+    row = await service.store.read(service.store.get_key, key_id)
     if row is None or row.revoked_at is not None:
         raise ServiceError(status, "The key that this token was made for is no longer valid")
 
@@ -46,7 +46,7 @@ async def _key_of_header(request: Request) -> str:
     key_id = remembered_key_id(service, authorization)
     credentials = _credentials(authorization)
     if key_id is None and credentials is not None:
-        key_id = await service.store.call(service.keyring.check, credentials)
+        key_id = await service.store.read(service.keyring.check, credentials)
     if key_id is None:
         detail = "invalid key credentials" if authorization else "no key was given"
         raise ServiceError(401, detail, headers={"WWW-Authenticate": "Key"})

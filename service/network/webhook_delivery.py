@@ -13,7 +13,7 @@ import httpx
 from ..auth.callers import user_id
 from ..components import Service
 from ..protocol.responses import to_json
-from ..store import RequestRow, WebhookRow
+from ..store import STORE_FAILURES, RequestRow, WebhookRow
 from .downloads import guarded_client
 from .public_addresses import AddressRefused
 
@@ -52,8 +52,7 @@ class Webhooks:
                 self._ended.clear()
                 try:
                     due = await self._due()
-                except Exception:
-                    log.exception("the store failed")
+                except STORE_FAILURES:
                     due = []
                 for row in due:
                     task = asyncio.create_task(self._one(client, row))
@@ -72,21 +71,22 @@ class Webhooks:
         busy = [host for host, count in Counter(self._running.values()).items() if count >= AT_ONCE]
         store = self.service.store
         hold = 4 * self.service.settings.webhook_seconds
-        return await store.call(store.due_webhooks, time.time(), hold, room, busy)
+        return await store.write(store.due_webhooks, time.time(), hold, room, busy)
 
     def _end(self, task: "asyncio.Task[None]") -> None:
         del self._running[task]
         self._ended.set()
-        if not task.cancelled() and task.exception() is not None:  # the delivery is due again soon
-            log.error("the store failed", exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, STORE_FAILURES):  # the delivery is due again soon
+            log.error("a webhook failed", exc_info=error)
 
     async def _one(self, client: httpx.AsyncClient, row: WebhookRow) -> None:
         settings, store = self.service.settings, self.service.store
         error, final = None, False
+        request = await store.read(store.get, row.request_id)
+        if request is None:
+            return
         try:
-            request = await store.call(store.get, row.request_id)
-            if request is None:
-                return
             async with asyncio.timeout(settings.webhook_seconds):
                 status, final = await self._post(client, row.url, request)
             if not 200 <= status < 300:
@@ -102,7 +102,7 @@ class Webhooks:
         if error is not None:
             about = {"request_id": row.request_id, "attempts": attempts, "again": again}
             log.warning("a webhook was not delivered: %s", error, extra=about)
-        await store.call(store.webhook_tried, row.request_id, error, time.time() + wait if again else None)
+        await store.write(store.webhook_tried, row.request_id, error, time.time() + wait if again else None)
 
     async def _post(self, client: httpx.AsyncClient, url: str, request: RequestRow) -> tuple[int, bool]:
         """Returns the status of the response, and whether a retry is useless (redirects are not followed)."""

@@ -16,7 +16,7 @@ async def check_free_space(service: Service) -> None:
         ServiceError: 507 if less than `Settings.free_bytes` are free, on the disk and in SQLite's file together.
     """
     short = service.settings.free_bytes - shutil.disk_usage(service.settings.data).free
-    if short > 0 and await service.store.call(service.store.unused_bytes) < short:
+    if short > 0 and await service.store.read(service.store.unused_bytes) < short:
         raise _disk_full()
 
 

@@ -45,7 +45,7 @@ async def find_file(service: Service, file_id: str) -> FileRow | None:
     """Returns the record of a file, expired or not. Parts of uploads, whose ids have a dot, are not files."""
     if not _FILE_ID.fullmatch(file_id):
         return None
-    return await service.store.call(service.store.get_file, file_id)
+    return await service.store.read(service.store.get_file, file_id)
 
 
 def keep_file(

@@ -17,6 +17,9 @@ STATUS_OF_TYPE = {
 """The HTTP status of fal's infrastructure errors."""
 
 
+RETRY_AFTER_SECONDS = "5"
+
+
 class ServiceError(Exception):
     """An error response.
 
@@ -62,6 +65,13 @@ def headers_of(status: int, body: Any) -> dict[str, str]:
 def infrastructure_error(error_type: str, detail: str) -> ServiceError:
     """Returns an error that the model did not cause, by fal's name of it."""
     return ServiceError(STATUS_OF_TYPE[error_type], detail, error_type)
+
+
+def store_unavailable() -> ServiceError:
+    """Returns the error of a call that needs the database while it fails."""
+    error = infrastructure_error("runner_scheduling_failure", "The database does not answer; try again")
+    error.headers["Retry-After"] = RETRY_AFTER_SECONDS
+    return error
 
 
 def model_error(status: int, kind: str, message: str) -> ServiceError:

@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from ..objects.stored_files import file_url, keep_file
 from ..protocol.advanced_options import KEY, AdvancedOptions
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
 from ..runner import Job, JobFailed, Made, Preview, RunnerLost, Step
-from ..store import Outcome
+from ..store import STORE_FAILURES, Outcome
 from .job_preparation import Preparation, Preparations, Prepared, keyframe_error
-from .retries import STORE_FAILURES, until_there_is_room, waits
+from .periodic_work import work_forever
+from .retries import until_there_is_room, waits
 from .views import View
 
 AHEAD = 2
@@ -29,7 +30,8 @@ SLOW, SLOW_OF_KEY = 24, 6
 """Most slow preparations that run in addition: in total, and of one API key, whose next requests wait for these."""
 STORED_AT_ONCE = 2
 """Most requests that are claimed besides one for each runner: their clips are stored while the runners go on."""
-TICK_SECONDS = 1.0
+IDLE_SECONDS = 1.0
+"""How soon the dispatcher looks for requests that nobody has told it of."""
 READY_SECONDS = 0.1
 """How soon the dispatcher notices that a runner is ready or a preparation is slow."""
 INPUT_FIELDS = {"controlnet": "controlnet_type"} | {name: f"{KEY}.{name}" for name in AdvancedOptions.model_fields}
@@ -57,7 +59,7 @@ class Dispatcher:
         if left:
             log.info("requests that were interrupted run again", extra={"requests": left})
         self._claimer = asyncio.create_task(self._claim_all(), name="dispatcher")
-        self._ticker = asyncio.create_task(self._tick(), name="tick")
+        self._ticker = asyncio.create_task(work_forever(self.service), name="tick")
 
     async def drain(self, seconds: float) -> None:
         """Begins nothing more, waits for running requests and puts the rest back into the queue. May be repeated."""
@@ -86,13 +88,14 @@ class Dispatcher:
             try:
                 if await self._begin_next():
                     continue
-            except Exception:  # from the store
-                log.exception("the store failed")
-                await asyncio.sleep(TICK_SECONDS)
+            except Exception as error:
+                if not isinstance(error, STORE_FAILURES):
+                    log.exception("no request could be begun")
+                await asyncio.sleep(IDLE_SECONDS)
                 continue
             soon = len(self._preparations) and len(self._at_runners) < max(1, self.service.runner.capacity)
             with suppress(TimeoutError):
-                async with asyncio.timeout(READY_SECONDS if soon else TICK_SECONDS):
+                async with asyncio.timeout(READY_SECONDS if soon else IDLE_SECONDS):
                     await self._board.arrived.wait()
 
     async def _begin_next(self) -> bool:
@@ -230,8 +233,9 @@ class Dispatcher:
                 if not clip.exists() or (isinstance(error, ServiceError) and error.status != 507):
                     raise
                 wait = next(again)
-                extra = {"request_id": view.row.id, "seconds": wait}
-                log.warning("a clip could not be stored, and is tried again: %s", first_line(error), extra=extra)
+                if not isinstance(error, STORE_FAILURES):
+                    extra = {"request_id": view.row.id, "seconds": wait}
+                    log.warning("a clip could not be stored, and is tried again: %s", first_line(error), extra=extra)
             await asyncio.sleep(wait)
 
     def _store_clip(self, view: View, clip: Path) -> dict[str, Any]:
@@ -242,38 +246,6 @@ class Dispatcher:
         )
         url = file_url(row.base_url, file)
         return {"url": url, "content_type": kind, "file_name": name, "file_size": file.size}
-
-    async def _tick(self) -> None:
-        """Does the periodic work. A failure of the store is logged; the next tick tries again."""
-        duties: tuple[Callable[[], Coroutine[Any, Any, object]], ...] = (
-            self._renew,
-            self._board.expire_waiting,
-            self._board.give_back,
-            self._measure,
-        )
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            any_failed = False
-            for duty in duties:
-                try:
-                    await duty()
-                except Exception:
-                    any_failed = True
-                    log.exception("the store failed")
-            if not any_failed:
-                self.service.answered_at = time.monotonic()
-
-    async def _renew(self) -> None:
-        for request_id in await self._board.renew(self.service.settings.lease_seconds):
-            self.service.runner.cancel(request_id)  # cancelled at another server, or taken over by it
-
-    async def _measure(self) -> None:
-        counts = await self._board.counts()
-        self.service.metrics.waiting.set(counts["queued"])
-        self.service.metrics.running.set(counts["running"])
-        for runner in self.service.runner.runners:
-            self.service.metrics.ready.labels(runner.name).set(runner.state in ("ready", "busy"))
-            self.service.metrics.busy.labels(runner.name).set(runner.state == "busy")
 
 
 def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:

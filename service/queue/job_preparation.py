@@ -10,8 +10,6 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from ...runtime.images import RESAMPLES
 from ..components import Service
 from ..network.keyframe_urls import save_keyframe
@@ -19,6 +17,7 @@ from ..protocol.errors import ServiceError, field_error
 from ..protocol.urls import QUEUE_PREFIX
 from ..runner import Job, JobFailed
 from ..runner.picture_reader import PictureReader
+from ..store import STORE_FAILURES
 from .retries import until_there_is_room
 
 OUTSIDE_CONDITIONING = ("seed", "conditioning_scale")
@@ -77,7 +76,7 @@ class Preparation:
     @property
     def inconclusive(self) -> bool:
         """Whether its end decides nothing: the request no longer waits, or the store failed."""
-        return isinstance(self.task.exception(), SQLAlchemyError) if self.failed else self.task.result() is None
+        return isinstance(self.task.exception(), STORE_FAILURES) if self.failed else self.task.result() is None
 
     async def close(self) -> None:
         """Cancels it and removes its files."""

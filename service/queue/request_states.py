@@ -1,18 +1,17 @@
 """The state of every request, for routes and dispatcher: the store, and views in memory that make polling cheap."""
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..metrics import Metrics
 from ..protocol.clip_input import Input
 from ..protocol.errors import not_found
-from ..store import LogRow, NewRequest, Outcome, SqlStore
-from .retries import STORE_FAILURES, waits
+from ..store import STORE_FAILURES, LogRow, NewRequest, Outcome, SqlStore
+from .retries import until_the_store_works
 from .views import View
 
 T = TypeVar("T")
@@ -21,8 +20,6 @@ SHARED_SECONDS = 0.25
 """Longest age of a view if other servers write to the same store."""
 ORDER_SECONDS = 0.2
 """Longest age of the order of the queue."""
-
-log = logging.getLogger("sparsectrl_lcm.service")
 
 
 class Board:
@@ -58,7 +55,7 @@ class Board:
         """Adds a request as `SqlStore.submit` does."""
         new = replace(new, home=self.owner if new.kind == "run" else None)
         limits = {"limit": limit, "key_limit": key_limit, "unstarted_limit": self._unstarted_limit}
-        await self._store.call(self._store.submit, new, **limits, outcome=outcome)
+        await self._store.write(self._store.submit, new, **limits, outcome=outcome)
         if outcome is not None:
             self._count(outcome.status)
         self._order_changed = True
@@ -91,12 +88,23 @@ class Board:
             raise not_found()
         return view
 
+    async def refreshed(self, view: View) -> View:
+        """Returns the newest view of a request; while the store fails, the given one, so that streams go on later."""
+        try:
+            return await self.view(view.row.id, view.row.key_id)
+        except STORE_FAILURES:
+            return view
+
     async def queue_position(self, request_id: str) -> int:
-        """Returns how many requests wait ahead of a waiting one."""
+        """Returns how many requests wait ahead of a waiting one; while the store fails, as last known."""
         position = self.position(request_id)
         if position is None:
             self._order_changed, self._order_at = self._store.shared, time.monotonic()
-            ids = await self._store.call(self._store.waiting)
+            try:
+                ids = await self._store.read(self._store.waiting)
+            except STORE_FAILURES:
+                self._order_changed = True
+                return self._order.get(request_id, len(self._order))
             self._order = {waiting: place for place, waiting in enumerate(ids)}
         return self._order.get(request_id, 0)
 
@@ -112,7 +120,7 @@ class Board:
 
     async def ahead(self, limit: int, known: Collection[str], without_keys: Collection[str]) -> dict[str, str]:
         """Returns the next requests as `SqlStore.ahead` does."""
-        return await self._store.call(self._store.ahead, limit, time.time(), known, without_keys)
+        return await self._store.read(self._store.ahead, limit, time.time(), known, without_keys)
 
     async def input_of(self, request_id: str) -> tuple[Input, str] | None:
         """Returns input and base URL of a waiting request.
@@ -120,17 +128,17 @@ class Board:
         The input was checked before it was stored. An earlier release stored it as the client sent it, with numbers
         as text, for example.
         """
-        found = await self._store.call(self._store.given, request_id)
+        found = await self._store.read(self._store.given, request_id)
         return None if found is None else (Input.model_validate(found[0]), found[1])
 
     async def counts(self) -> dict[str, int]:
         """Returns how many requests are `queued` and `running`."""
-        return await self._store.call(self._store.counts)
+        return await self._store.read(self._store.counts)
 
     async def claim(self, request_id: str, lease_seconds: float) -> View | None:
         """Claims a request. `log` and `show` may change its view until `finish` or `put_back`."""
         async with self._writing:
-            taken = await self._store.call(self._store.claim, request_id, self.owner, time.time(), lease_seconds)
+            taken = await self._store.write(self._store.claim, request_id, self.owner, time.time(), lease_seconds)
             if taken is None:
                 return None
             view = self._running[request_id] = View(*taken, time.monotonic())
@@ -154,7 +162,7 @@ class Board:
             held = dict(self._running)
             lines = {request_id: self._unwritten(view) for request_id, view in held.items()}
             rows = [(view.row, lines[request_id]) for request_id, view in held.items()]
-            stop = await self._store.call(self._store.renew, rows, lease_seconds) if rows else set()
+            stop = await self._store.write(self._store.renew, rows, lease_seconds) if rows else set()
             for request_id, view in held.items():
                 if self._running.get(request_id) is view:
                     self._written[request_id] += len(lines[request_id])
@@ -162,18 +170,14 @@ class Board:
 
     async def finish(self, view: View, outcome: Outcome) -> int | None:
         """Ends a request that ran here. Returns its status, or None if it no longer belonged to this server."""
-        ended = await self._let_go(
-            view, lambda lines: self._store.finish(view.row, outcome, time.time(), lines), f"status {outcome.status}"
-        )
+        ended = await self._let_go(view, lambda lines: self._store.finish(view.row, outcome, time.time(), lines))
         if ended is not None:
             self._count(ended)
         return ended
 
     async def put_back(self, view: View) -> None:
         """Puts a request whose runner died here back into the queue."""
-        ended = await self._let_go(
-            view, lambda lines: self._store.put_back(view.row, lines, time.time(), crashed=True), "put back"
-        )
+        ended = await self._let_go(view, lambda lines: self._store.put_back(view.row, lines, time.time(), crashed=True))
         if ended is not None:
             self._count(ended)
         self.arrived.set()
@@ -187,7 +191,7 @@ class Board:
 
     async def cancel(self, request_id: str, reason: str = "client_cancelled") -> bool:
         """Ends a waiting request, or marks a running one as cancelled. Returns False if it did neither."""
-        done = await self._store.call(self._store.cancel, request_id, time.time(), reason)
+        done = await self._store.write(self._store.cancel, request_id, time.time(), reason)
         if done == "ended":
             self._count(499)
             self.arrived.set()
@@ -198,7 +202,7 @@ class Board:
     async def give_back(self) -> list[str]:
         """Puts requests that no server works on back into the queue, after a crash or a failure of the store."""
         async with self._writing:
-            given = await self._store.call(self._store.give_back, self.owner, list(self._running), time.time())
+            given = await self._store.write(self._store.give_back, self.owner, list(self._running), time.time())
         for status in given.values():
             if status is not None:
                 self._count(status)
@@ -209,32 +213,37 @@ class Board:
 
     async def end_runs(self) -> None:
         """Ends runs whose callers were connected to an earlier process of this server."""
-        self._all_ended(await self._store.call(self._store.end_runs, self.owner, time.time()), 499)
+        self._all_ended(await self._store.write(self._store.end_runs, self.owner, time.time()), 499)
 
     async def expire_waiting(self) -> None:
         """Ends requests that were not started in time."""
-        self._all_ended(await self._store.call(self._store.expire_waiting, time.time()), 504)
+        self._all_ended(await self._store.write(self._store.expire_waiting, time.time()), 504)
 
     async def forget(self, before: float, private_before: float) -> None:
         """Deletes all requests that ended long ago; calls `SqlStore.forget` until none is left."""
-        while gone := await self._store.call(self._store.forget, before, private_before):
+        while gone := await self._store.write(self._store.forget, before, private_before):
             self._forget_views(gone)
 
     async def _load(self, request_id: str) -> View | None:
         task = self._loads.get(request_id)
         if task is None:
-            task = self._loads[request_id] = asyncio.ensure_future(self._read(request_id))
-            task.add_done_callback(lambda _: self._loads.pop(request_id, None))
+            task = self._loads[request_id] = asyncio.create_task(self._read(request_id), name=request_id)
+            task.add_done_callback(self._loaded)
         return await asyncio.shield(task)
+
+    def _loaded(self, task: "asyncio.Task[View | None]") -> None:
+        del self._loads[task.get_name()]
+        if not task.cancelled():
+            task.exception()  # those who waited may all be gone
 
     async def _read(self, request_id: str) -> View | None:
         while True:
             self._changed_while_loading.discard(request_id)
             loaded_at = time.monotonic()
-            row = await self._store.call(self._store.get, request_id)
+            row = await self._store.read(self._store.get, request_id)
             if row is None:
                 return None
-            logs = await self._store.call(self._store.logs, request_id)
+            logs = await self._store.read(self._store.logs, request_id)
             if request_id not in self._changed_while_loading:
                 break
         view = View(row, logs, loaded_at)
@@ -250,19 +259,15 @@ class Board:
     def _unwritten(self, view: View) -> list[LogRow]:
         return view.logs[self._written.get(view.row.id, 0) :]
 
-    async def _let_go(self, view: View, write: Callable[[list[LogRow]], T], what: str) -> T:
+    async def _let_go(self, view: View, write: Callable[[list[LogRow]], T]) -> T:
         """Writes the end of an attempt. Retries while the store fails: otherwise the request would stay running."""
-        again = waits()
+
+        async def try_to_write() -> T:
+            async with self._writing:
+                return await self._store.write(write, self._unwritten(view))
+
         try:
-            while True:
-                try:
-                    async with self._writing:
-                        return await self._store.call(write, self._unwritten(view))
-                except STORE_FAILURES as error:
-                    wait = next(again)
-                    extra: dict[str, Any] = {"request_id": view.row.id, "seconds": wait}
-                    log.warning("the store failed, and is tried again (%s): %s", what, error, extra=extra)
-                await asyncio.sleep(wait)
+            return await until_the_store_works(try_to_write)
         finally:
             self.abandon(view)
 

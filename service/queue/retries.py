@@ -1,22 +1,20 @@
-"""Which failures of the store pass, and when to try again; the same for a full disk."""
+"""When to try again what failed because the store is out or the disk is full."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import TypeVar
-
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ..disk_errors import is_disk_full
 from ..runner import JobFailed
+from ..store import STORE_FAILURES
 
 T = TypeVar("T")
-
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
-"""First and longest wait, in seconds, before a failed store is tried again; the wait doubles."""
-STORE_FAILURES = (OperationalError, InterfaceError, PoolTimeout)
-"""Errors of a database that may work again later."""
+"""First and longest wait, in seconds, before what failed is tried again; the wait doubles."""
+LONGEST_STORE_WAIT = 1.0
+"""The same for the database, which is not even asked while it is known to be out."""
 
 log = logging.getLogger("sparsectrl_lcm.service")
 
@@ -27,6 +25,15 @@ def waits() -> Iterator[float]:
     while True:
         yield wait
         wait = min(2 * wait, LONGEST_WAIT)
+
+
+async def until_the_store_works(call: Callable[[], Awaitable[T]]) -> T:
+    """Awaits a call, again and again until the store does not fail, and returns its result."""
+    again = waits()
+    while True:
+        with suppress(*STORE_FAILURES):
+            return await call()
+        await asyncio.sleep(min(next(again), LONGEST_STORE_WAIT))
 
 
 async def until_there_is_room(attempt: Callable[[], Awaitable[T]], request_id: str) -> T:

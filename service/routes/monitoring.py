@@ -29,8 +29,11 @@ async def readyz(service: CurrentService) -> Response:
     """
     if service.draining:
         return Json({"status": "draining"}, 503)
-    if time.monotonic() - service.answered_at > STALE_SECONDS:
-        return Json({"status": "failed", "problem": "the database does not answer"}, 503)
+    problem = service.store.outage.problem
+    if problem is None and time.monotonic() - service.answered_at > STALE_SECONDS:
+        problem = "the database does not answer"
+    if problem is not None:
+        return Json({"status": "failed", "problem": problem}, 503)
     runner = service.runner
     runners = {"runners": [{k: v for k, v in asdict(status).items() if v is not None} for status in runner.runners]}
     if not runner.capacity:

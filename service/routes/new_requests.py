@@ -1,6 +1,7 @@
 """POST to the endpoint: submits a request, or makes a clip while the caller waits, with or without progress events."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request
@@ -14,7 +15,9 @@ from ..protocol.errors import infrastructure_error
 from ..protocol.request_status import preview_uri
 from ..protocol.responses import EVENT_STREAM_HEADERS, PING, PING_SECONDS, Json, outcome_response, to_event
 from ..protocol.urls import request_urls
+from ..queue.retries import until_the_store_works
 from ..queue.submission import accept
+from ..queue.views import View
 from ..store import NewRequest
 
 
@@ -45,19 +48,20 @@ async def _run(service: Service, request: Request, key_id: str) -> Response:
     """Makes a clip and responds with it. The request ends with its connection."""
     new = await accept(service, request, key_id, "run")
     disconnected = asyncio.ensure_future(_disconnected(request))
+    outcome = None
     try:
-        view = await service.board.view(new.id, key_id)
-        while view.row.outcome is None:
+        view = await _first_view(service, new)
+        while (outcome := view.row.outcome) is None:
             change = asyncio.ensure_future(service.board.change(view, 1.0))
             await asyncio.wait({disconnected, change}, return_when=asyncio.FIRST_COMPLETED)
             if disconnected.done():
                 change.cancel()
                 break
-            view = await service.board.view(new.id, key_id)
+            view = await service.board.refreshed(view)
     finally:
         disconnected.cancel()
-        await _cancel_unfinished(service, new.id)
-    outcome = view.row.outcome
+        if outcome is None:
+            await _cancel_unfinished(service, new.id)
     if outcome is None:
         raise infrastructure_error("client_disconnected", "Client disconnected")
     return outcome_response(outcome)
@@ -79,23 +83,22 @@ class _Stream(StreamingResponse):
 
 
 async def _events(service: Service, new: NewRequest) -> AsyncIterator[bytes]:
-    lines_sent, preview_sent, quiet_rounds = 0, None, 0
-    view = await service.board.view(new.id, new.key_id)
+    lines_sent, preview_sent, told_at = 0, None, time.monotonic()
+    view = await _first_view(service, new)
     while view.row.outcome is None:
         changed = view.changed
         for line in view.logs[lines_sent:] if view.row.state == "running" else []:
             yield to_event({"message": line.message, **line.labels})
-            lines_sent, quiet_rounds = lines_sent + 1, 0
+            lines_sent, told_at = lines_sent + 1, time.monotonic()
         if view.preview is not None and view.preview is not preview_sent:
             yield to_event({"preview": preview_uri(view.preview)})
-            preview_sent, quiet_rounds = view.preview, 0
+            preview_sent, told_at = view.preview, time.monotonic()
         if not changed.is_set():
             await service.board.change(view, 1.0)
-            quiet_rounds += 1
-        if quiet_rounds > PING_SECONDS:
+        if time.monotonic() - told_at >= PING_SECONDS:
             yield PING
-            quiet_rounds = 0
-        view = await service.board.view(view.row.id, view.row.key_id)
+            told_at = time.monotonic()
+        view = await service.board.refreshed(view)
     outcome = view.row.outcome
     yield to_event(outcome.body if outcome.error is None else {"status": outcome.status, **outcome.body})
 
@@ -105,6 +108,18 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+async def _first_view(service: Service, new: NewRequest) -> View:
+    """Returns the view of a run that was accepted."""
+    return await until_the_store_works(lambda: service.board.view(new.id, new.key_id))
+
+
 async def _cancel_unfinished(service: Service, request_id: str) -> None:
-    if await service.board.cancel(request_id, "client_disconnected"):  # False if it has ended
-        service.runner.cancel(request_id)
+    """Cancels a run if it has not ended."""
+
+    async def cancel() -> None:
+        if service.draining and service.store.outage.problem:
+            return  # the next start ends all runs
+        if await service.board.cancel(request_id, "client_disconnected"):
+            service.runner.cancel(request_id)
+
+    await until_the_store_works(cancel)

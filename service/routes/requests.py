@@ -1,6 +1,6 @@
 """A request in the queue: its status, its states as events, its result, and its cancellation."""
 
-import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -79,7 +79,7 @@ async def _states(service: Service, request: Request, view: View) -> AsyncIterat
     lines_sent, preview_sent = 0, None
     last_state: dict[str, Any] = {}
     with_logs = _wants_logs(request)
-    silence = 0.0
+    told_at = time.monotonic()
     while True:
         changed = view.changed
         _, body = await _status(service, request, view, lines_sent if with_logs else None)
@@ -90,17 +90,15 @@ async def _states(service: Service, request: Request, view: View) -> AsyncIterat
             preview_sent = view.preview
         if state != last_state or body.get("logs") or "preview" in body:
             yield to_event(body)
-            last_state, silence = state, 0.0
-        elif silence >= PING_SECONDS:
+            last_state, told_at = state, time.monotonic()
+        elif time.monotonic() - told_at >= PING_SECONDS:
             yield PING
-            silence = 0.0
+            told_at = time.monotonic()
         if view.row.state == "done":
             return
         if not changed.is_set():
-            before = asyncio.get_running_loop().time()
             await service.board.change(view, 1.0)
-            silence += asyncio.get_running_loop().time() - before
-        view = await service.board.view(view.row.id, view.row.key_id)
+        view = await service.board.refreshed(view)
 
 
 def _wants_logs(request: Request) -> bool:

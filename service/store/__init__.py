@@ -1,13 +1,16 @@
 """Requests, logs, keys, file records and webhooks in SQL: SQLite by default, PostgreSQL for several machines.
 
-All access goes through `SqlStore`. Its methods block; the event loop calls them with `SqlStore.call`.
+All access goes through `SqlStore`. Its methods block; the event loop calls them with `SqlStore.read` and
+`SqlStore.write`.
 """
 
+from .outage import STORE_FAILURES
 from .records import FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, WebhookRow
 from .request_queries import QueueFull
 from .sql_store import SqlStore
 
 __all__ = [
+    "STORE_FAILURES",
     "FileRow",
     "KeyRow",
     "LogRow",

@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, TypeVar
 from typing import cast as as_type
 
@@ -19,25 +21,31 @@ from sqlalchemy import (
     Float,
     cast,
     create_engine,
+    delete,
     event,
     extract,
     func,
+    insert,
     literal,
     select,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from ...runtime.errors import InvalidRequest, first_line
-from . import sqlite
+from . import sqlite, tables
+from .outage import STORE_FAILURES, Outage, StoreUnavailable
 from .schema import upgrade
 
 T = TypeVar("T")
 THREADS = 4
-"""How many threads run the calls of the event loop."""
+"""How many threads read for the event loop. As many others write, or one if SQLite does: reads never wait for them."""
 CALL_SECONDS = 15.0
 """Longest wait of the event loop for a call, with the wait for a thread."""
+LOCKED_SECONDS = 2.0
+"""Longest wait for SQLite's lock if another process writes."""
+WRITE_PROBE_SECONDS = 10.0
+"""How often a database that seems to work is written for a trial."""
 
 
 class Database:
@@ -55,7 +63,10 @@ class Database:
         self.engine = _engine(url)
         self.shared = self.engine.dialect.name != "sqlite"
         self._writer = threading.Lock()  # SQLite allows one writer; threads wait here instead of polling
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+        self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="store-read")
+        self._writers = ThreadPoolExecutor(THREADS if self.shared else 1, thread_name_prefix="store-write")
+        self.outage = Outage()
+        self._write_probe_at = 0.0
         with self._write() as connection:
             if not self.shared:
                 upgrade(connection)
@@ -70,21 +81,66 @@ class Database:
 
     def close(self) -> None:
         """Ends threads and connections. Calls that have not begun are cancelled."""
-        self._threads.shutdown(cancel_futures=True)
+        self._readers.shutdown(cancel_futures=True)
+        self._writers.shutdown(cancel_futures=True)
         self.engine.dispose()
 
-    async def call(self, method: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-        """Runs a method of the store in one of its threads, for callers on the event loop.
+    async def read(self, method: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+        """Runs a method that only reads in a thread, for callers on the event loop.
 
         Raises:
-            sqlalchemy.exc.TimeoutError: there was no answer for `CALL_SECONDS`. The method may still do its work.
+            StoreUnavailable: there was no answer for `CALL_SECONDS`, or the database is known to be out. In the first
+                case the method may still do its work.
         """
-        run = asyncio.get_running_loop().run_in_executor
+        return await self._unless_out(self._readers, partial(method, *arguments, **keywords))
+
+    async def write(self, method: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+        """Runs a method that writes, as `read` does."""
+        return await self._unless_out(self._writers, partial(method, *arguments, **keywords))
+
+    async def probe(self) -> bool:
+        """Returns whether the database works. Begins an outage if it does not, and ends one if it does."""
+        with suppress(*STORE_FAILURES):
+            await self._call(self._readers, self._try_read)
+            self.outage.reads_work()
+            if self.outage.problem or time.monotonic() > self._write_probe_at:
+                await self._call(self._writers, self._try_write)
+                self._write_probe_at = time.monotonic() + WRITE_PROBE_SECONDS
+            self.outage.end()
+        return self.outage.problem is None
+
+    async def _unless_out(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        reads = threads is self._readers
+
+        def checked() -> T:
+            self.outage.refuse(reads=reads)  # it may have begun while this call waited for the thread
+            return call()
+
+        self.outage.refuse(reads=reads)
+        return await self._call(threads, checked)
+
+    async def _call(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        run, begun_at = asyncio.get_running_loop().run_in_executor, time.monotonic()
         try:
             async with asyncio.timeout(CALL_SECONDS):  # `wait_for` may lose a cancellation: a drain would never end
-                return await run(self._threads, lambda: method(*arguments, **keywords))
-        except TimeoutError:
-            raise PoolTimeout(f"the database did not answer for {CALL_SECONDS:g} s") from None
+                return await run(threads, call)
+        except (TimeoutError, *STORE_FAILURES) as failure:
+            error = failure
+            if isinstance(failure, TimeoutError):
+                error = StoreUnavailable(f"the database did not answer for {CALL_SECONDS:g} s")
+            self.outage.begin(error, begun_at, reads=threads is self._readers)
+            raise error from None
+
+    def _try_read(self) -> None:
+        with self._read() as connection:
+            connection.execute(select(1))
+
+    def _try_write(self) -> None:
+        """Writes to disk, and leaves nothing."""
+        name = f"probe {token_hex(16)}"  # a new one, so that no other transaction can hold its lock
+        with self._write() as connection:
+            connection.execute(insert(tables.secrets).values(name=name, value=""))
+            connection.execute(delete(tables.secrets).where(tables.secrets.c.name == name))
 
     def unused_bytes(self) -> int:
         """Returns how much of SQLite's file holds nothing, and is used before the file grows. 0 for PostgreSQL."""
@@ -112,6 +168,8 @@ class Database:
         pooled = self.engine.raw_connection()
         try:
             yield as_type(sqlite3.Connection, pooled.driver_connection)
+        except sqlite3.OperationalError as error:
+            raise OperationalError(None, None, error) from None
         finally:
             pooled.close()
 
@@ -162,7 +220,7 @@ def _engine(url: str) -> Engine:
         return engine
     if parsed.database and parsed.database != ":memory:":
         _make_private(Path(parsed.database))
-    engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=8)
+    engine = create_engine(parsed, connect_args={"timeout": LOCKED_SECONDS, "check_same_thread": False}, pool_size=8)
 
     event.listen(engine, "connect", lambda connection, _: sqlite.prepare(connection))
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fakes.missing_programs import missing
 
@@ -17,20 +18,36 @@ def programs() -> Path | None:
 
 def postgresql(folder: Path) -> Iterator[str]:
     """Starts a server in `folder`, yields the URL of an empty database, and stops the server."""
-    tools = programs()
-    if tools is None:
+    if programs() is None:
         missing("postgresql")
-    data, prefix = folder / "data", []
-    if os.getuid() == 0:  # PostgreSQL refuses to run as root
-        prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    if os.getuid() == 0:
         shutil.chown(folder, "postgres", "postgres")
-    subprocess.run(
-        [*prefix, tools / "initdb", "-D", data, "-A", "trust", "-U", "test"], check=True, capture_output=True
-    )
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder}"
-    control = [*prefix, tools / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
-    subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL)
+    _run(folder, "initdb", "-A", "trust", "-U", "test")
+    start(folder)
     try:
         yield f"postgresql://test@/postgres?host={folder}"
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL)
+        stop(folder)
+
+
+def folder_of(url: str) -> Path:
+    """The folder of the server that a URL of `postgresql` leads to."""
+    return Path(url.partition("host=")[2])
+
+
+def start(folder: Path) -> None:
+    options = f"-c listen_addresses='' -c unix_socket_directories={folder}"
+    _run(folder, "pg_ctl", "-w", "-l", folder / "log", "-o", options, "start")
+
+
+def stop(folder: Path) -> None:
+    """Stops a server as a crash would."""
+    _run(folder, "pg_ctl", "-w", "-m", "immediate", "stop")
+
+
+def _run(folder: Path, program: str, *arguments: Any) -> None:
+    tools = programs()
+    assert tools is not None
+    as_other = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]  # it refuses to run as root
+    command = [*(as_other if os.getuid() == 0 else []), tools / program, "-D", folder / "data", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -16,7 +16,7 @@ from sparsectrl_lcm.service.metrics import Metrics
 from sparsectrl_lcm.service.protocol.errors import field_error
 from sparsectrl_lcm.service.queue import dispatcher as dispatch
 from sparsectrl_lcm.service.queue import job_preparation as preparation
-from sparsectrl_lcm.service.queue import retries
+from sparsectrl_lcm.service.queue import periodic_work, retries
 from sparsectrl_lcm.service.queue.dispatcher import Dispatcher
 from sparsectrl_lcm.service.queue.request_states import Board
 from sparsectrl_lcm.service.queue.submission import accept
@@ -71,7 +71,8 @@ class StandIn:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(periodic_work, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(dispatch, "IDLE_SECONDS", 0.05)
     monkeypatch.setattr(dispatch, "READY_SECONDS", 0.02)
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.02)
 
@@ -409,7 +410,7 @@ def test_an_input_that_an_earlier_release_stored(tmp_path: Path) -> None:
 
     async def scenario(service: Service, runner: StandIn) -> None:
         row = new("a", input=query)
-        await service.store.call(service.store.submit, row, limit=9, key_limit=9)
+        await service.store.write(service.store.submit, row, limit=9, key_limit=9)
         service.board.arrived.set()
         assert (await ended(service, "a")).status == 200
         (job,) = runner.jobs

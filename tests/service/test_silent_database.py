@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fakes.silent_proxy import silent_proxy
-from sparsectrl_lcm.service.queue import dispatcher as dispatch
+from sparsectrl_lcm.service.queue import periodic_work
 from sparsectrl_lcm.service.routes import monitoring
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
@@ -26,7 +26,7 @@ def test_a_silent_database_holds_up_nothing_for_ever(
     monkeypatch.setattr(postgresql.BoundedConnection, "bound", 1.0)
     monkeypatch.setattr(database_module, "CALL_SECONDS", 2.0)
     monkeypatch.setattr(postgresql, "CONNECT_SECONDS", 2)
-    monkeypatch.setattr(dispatch, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(periodic_work, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(monitoring, "STALE_SECONDS", 1.0)
     folder = database.partition("host=")[2]
     before = uuid.uuid4().hex

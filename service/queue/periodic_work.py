@@ -1,0 +1,54 @@
+"""What a server does each second: probe the database, renew its leases, end and take over requests, measure."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from ..components import Service
+from ..store import STORE_FAILURES
+
+TICK_SECONDS = 1.0
+
+log = logging.getLogger("sparsectrl_lcm.service")
+
+
+async def work_forever(service: Service) -> None:
+    """Does the periodic work while the database works. During an outage it only probes it."""
+    duties: tuple[Callable[[], Coroutine[Any, Any, object]], ...] = (
+        lambda: _renew(service),
+        service.board.expire_waiting,
+        service.board.give_back,
+        lambda: _measure(service),
+    )
+    outage = service.store.outage
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TICK_SECONDS):
+                await outage.begun.wait()
+        outage.begun.clear()
+        if not await service.store.probe():
+            continue
+        try:
+            for duty in duties:
+                await duty()
+            service.answered_at = time.monotonic()
+        except Exception as error:
+            if not isinstance(error, STORE_FAILURES):
+                log.exception("the periodic work failed")
+
+
+async def _renew(service: Service) -> None:
+    for request_id in await service.board.renew(service.settings.lease_seconds):
+        service.runner.cancel(request_id)  # cancelled at another server, or taken over by it
+
+
+async def _measure(service: Service) -> None:
+    metrics, counts = service.metrics, await service.board.counts()
+    metrics.waiting.set(counts["queued"])
+    metrics.running.set(counts["running"])
+    for runner in service.runner.runners:
+        metrics.ready.labels(runner.name).set(runner.state in ("ready", "busy"))
+        metrics.busy.labels(runner.name).set(runner.state == "busy")

@@ -1,0 +1,194 @@
+"""A database that fails for a while: calls are told, readiness and one line tell it, and all goes on afterwards."""
+
+import asyncio
+import json
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from fakes import postgresql_server
+from sparsectrl_lcm.service.components import Service
+from sparsectrl_lcm.service.routes import monitoring, new_requests
+from sparsectrl_lcm.service.store import database as database_module
+from sparsectrl_lcm.service.store.outage import StoreUnavailable
+from sqlalchemy import Connection, event
+
+from .conftest import Server, started
+from .test_dispatch import StandIn, _soon, ended, failing, serving  # noqa: F401 (a fixture)
+from .test_dispatch import submit as submit_to
+
+SECONDS = 2.5
+"""How long an outage lasts at least: longer than a key is remembered."""
+
+
+@contextmanager
+def locked(server: Server) -> Iterator[None]:
+    """Another process writes to the database all the time."""
+    with closing(sqlite3.connect(server.data / "service.sqlite3", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@contextmanager
+def stopped(server: Server) -> Iterator[None]:
+    folder = postgresql_server.folder_of(server.options["database"])
+    postgresql_server.stop(folder)
+    try:
+        yield
+    finally:
+        postgresql_server.start(folder)
+
+
+@contextmanager
+def read_only(server: Server) -> Iterator[None]:
+    """As after a failover to a server that still follows another one."""
+    with psycopg.connect(server.options["database"], autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        connection.execute("SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            connection.execute("SET default_transaction_read_only = off")
+            connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            connection.execute("SELECT pg_reload_conf()")
+
+
+class Stream:
+    """The events of a request, read in a thread until its end."""
+
+    def __init__(self, server: Server, method: str, path: str, **options: Any) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.failed: Exception | None = None
+        self._call = (method, server.url + path, {"headers": server.headers(), "timeout": 60, **options})
+        self.thread = threading.Thread(target=self._read)
+        self.thread.start()
+
+    def _read(self) -> None:
+        method, url, options = self._call
+        try:
+            with httpx.stream(method, url, **options) as response:
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        self.events.append(json.loads(line.removeprefix("data: ")))
+        except Exception as error:
+            self.failed = error
+
+
+def submit(server: Server, prompt: str) -> str:
+    answer = httpx.post(server.queue, json={"prompt": prompt, "seed": 1}, headers=server.headers(), timeout=20)
+    return str(answer.raise_for_status().json()["request_id"])
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def get(server: Server, path: str) -> httpx.Response:
+    return httpx.get(server.url + path, headers=server.headers(), timeout=5)
+
+
+def lines(server: Server, text: str) -> int:
+    return sum(text in json.loads(line)["message"] for line in server.log.splitlines())
+
+
+def endure(server: Server, outage: Any, problem: str, *, reads: bool) -> None:
+    """Goes through an outage during which a clip is made for a stream and another for a connected caller."""
+    failures, recoveries = lines(server, "the database failed"), lines(server, "the database works again")
+    path = server.queue.removeprefix(server.url) + "/requests/"
+    ran = submit(server, "slow 0.6")
+    states = Stream(server, "GET", f"{path}{ran}/status/stream")
+    run = Stream(server, "POST", "/fal-ai/animatediff-sparsectrl-lcm/stream", json={"prompt": "slow 0.1"})
+    until(lambda: get(server, f"{path}{ran}/status").json()["status"] == "IN_PROGRESS")
+    with outage(server):
+        end = time.monotonic() + SECONDS
+        until(lambda: get(server, "/readyz").status_code == 503)
+        assert get(server, "/readyz").json() == {"status": "failed", "problem": problem}
+        while time.monotonic() < end:
+            refused = httpx.post(server.queue, json={"prompt": "b"}, headers=server.headers(), timeout=5)
+            assert (refused.status_code, refused.json()["error_type"]) == (503, "runner_scheduling_failure")
+            assert int(refused.headers["Retry-After"]) > 0
+            assert get(server, f"{path}unknown").status_code == (404 if reads else 503)
+            assert states.thread.is_alive()
+            assert run.thread.is_alive()
+            time.sleep(0.1)
+    server.wait()
+    for stream in (states, run):
+        stream.thread.join(30)
+        assert stream.failed is None
+    assert states.events[-1]["status"] == "COMPLETED"
+    assert "video" in run.events[-1]
+    assert get(server, f"{path}{ran}").json()["seed"] == 1
+    assert lines(server, "the database failed") == failures + 1
+    assert lines(server, "the database works again") == recoveries + 1
+    assert "Traceback" not in server.log
+
+
+def test_sqlite(tmp_path: Path) -> None:
+    for server in started(tmp_path, pipeline="stub_pipeline:load"):
+        server.wait()
+        endure(server, locked, "the database cannot be written", reads=True)
+
+
+def test_postgresql(database: str, tmp_path: Path) -> None:
+    for server in started(tmp_path, pipeline="stub_pipeline:load", database=database):
+        server.wait()
+        endure(server, stopped, "the database does not answer", reads=False)
+        endure(server, read_only, "the database cannot be written", reads=True)
+
+
+def test_refused_writes_are_found_without_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The calls of clients may all be reads."""
+    monkeypatch.setattr(database_module, "WRITE_PROBE_SECONDS", 0.1)
+    refuse = [False]
+
+    async def ready(service: Service) -> Any:
+        return json.loads(bytes((await monitoring.readyz(service)).body))
+
+    async def scenario(service: Service, _: StandIn) -> None:
+        @event.listens_for(service.store.engine, "begin")
+        def begun(connection: Connection) -> None:
+            connection.exec_driver_sql(f"PRAGMA query_only={refuse[0]}")
+
+        refuse[0] = True
+        while (answer := await ready(service))["status"] == "ready":
+            await asyncio.sleep(0.01)
+        assert answer["problem"] == "the database cannot be written"
+        with pytest.raises(StoreUnavailable):
+            await service.board.cancel("a")
+        assert sum((await service.board.counts()).values()) == 0
+        refuse[0] = False
+        while (await ready(service))["status"] != "ready":
+            await asyncio.sleep(0.01)
+
+    serving(tmp_path, scenario)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "the database failed: attempt to write a readonly database",
+        "the database works again",
+    ]
+
+
+def test_a_run_whose_client_leaves_during_an_outage_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(service: Service, runner: StandIn) -> None:
+        runner.ready = False
+        await submit_to(service, "a", kind="run")
+        failing(monkeypatch, service.store, "cancel", 2, committed=False)
+        await new_requests._cancel_unfinished(service, "a")
+        outcome = await ended(service, "a")
+        assert (outcome.status, outcome.error_type) == (499, "client_disconnected")
+
+    serving(tmp_path, scenario)
