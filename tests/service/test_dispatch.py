@@ -157,10 +157,11 @@ def test_a_store_that_fails_strands_nothing(
     async def scenario(service: Service, runner: StandIn) -> None:
         failing(monkeypatch, service.store, name, 3, committed=committed)
         runner.lose = name == "put_back"
+        again = retries.until_the_store_works
         for request_id in "ab":
-            await submit(service, request_id)
+            await again(lambda request_id=request_id: submit(service, request_id))
         for request_id in "ab":
-            assert (await ended(service, request_id)).status == 200
+            assert (await again(lambda request_id=request_id: ended(service, request_id))).status == 200
         if name != "finish" or not committed:  # otherwise the end was committed but not reported, so it is not counted
             assert counted(service) == {"200": 2}
 

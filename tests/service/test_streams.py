@@ -5,6 +5,7 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from sparsectrl_lcm.service.queue.views import View
 from sparsectrl_lcm.service.routes import new_requests as run
 from sparsectrl_lcm.service.routes import requests as queue
@@ -20,7 +21,7 @@ class Told:
         self.shown = View(self.row("running"), [], 0.0)
 
     def row(self, state: str) -> Any:
-        outcome = SimpleNamespace(seconds=1.0, error=None) if state == "done" else None
+        outcome = SimpleNamespace(seconds=1.0, error=None, body={}) if state == "done" else None
         return SimpleNamespace(id="a", key_id="k", state=state, outcome=outcome)
 
     def becomes(self, state: str) -> None:
@@ -30,7 +31,7 @@ class Told:
         self.shown.logs.append(LogRow(text, "INFO", 0.0))
         self.shown.changed.set()
 
-    async def view(self, *_: Any) -> View:
+    async def refreshed(self, *_: Any) -> View:
         return self.shown
 
     async def change(self, *_: Any) -> None:
@@ -110,8 +111,33 @@ def test_a_stream_whose_client_has_gone_before_it_began_is_cancelled() -> None:
     async def send(_: Any) -> None:
         pass
 
-    service: Any = SimpleNamespace(board=SimpleNamespace(cancel=cancel, view=view), runner=None)
+    service: Any = SimpleNamespace(board=SimpleNamespace(cancel=cancel, view=view), draining=False)
     new: Any = SimpleNamespace(id="a", key_id="k")
     scope: Any = {"type": "http", "asgi": {"spec_version": "2.3"}}
     asyncio.run(asyncio.wait_for(run._Stream(service, new)(scope, gone, send), 5))
     assert left == ["a"]
+
+
+@pytest.mark.parametrize("events", ["states", "run"])
+def test_a_stream_without_news_sends_pings(monkeypatch: pytest.MonkeyPatch, events: str) -> None:
+    """As during an outage of the store, while the last known state stays."""
+    for module in (queue, run):
+        monkeypatch.setattr(module, "PING_SECONDS", 0.0)
+    board: Any = Told()
+    board.view = board.refreshed
+    turns = iter([""] * 3 + ["done"])
+
+    async def change(*_: Any) -> None:
+        if next(turns) == "done":
+            board.becomes("done")
+
+    board.change = change
+    request: Any = SimpleNamespace(query_params={}, scope={})
+    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP, public_url="http://x"))
+    new: Any = SimpleNamespace(id="a", key_id="k")
+
+    async def pings() -> int:
+        stream = queue._states(service, request, board.shown) if events == "states" else run._events(service, new)
+        return [event async for event in stream].count(b": ping\n\n")
+
+    assert asyncio.run(pings()) >= 3
