@@ -1,5 +1,6 @@
 """Free space on the disk of the data folder: checked before work is accepted. A full disk becomes a 507."""
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ async def check_free_space(service: Service) -> None:
     Raises:
         ServiceError: 507 if less than `Settings.free_bytes` are free, on the disk and in SQLite's file together.
     """
-    short = service.settings.free_bytes - shutil.disk_usage(service.settings.data).free
+    disk = await asyncio.to_thread(shutil.disk_usage, service.settings.data)
+    short = service.settings.free_bytes - disk.free
     if short > 0 and await service.store.read(service.store.unused_bytes) < short:
         raise _disk_full()
 

@@ -37,8 +37,8 @@ async def readyz(service: CurrentService) -> Response:
     runner = service.runner
     runners = {"runners": [{k: v for k, v in asdict(status).items() if v is not None} for status in runner.runners]}
     if not runner.capacity:
-        problem = {"status": "failed", "problem": runner.problem} if runner.problem else {"status": "loading"}
-        return Json(problem | runners, 503)
+        state = {"status": "failed", "problem": runner.problem} if runner.problem else {"status": "loading"}
+        return Json(state | runners, 503)
     about = {name: value for name, value in runner.about.items() if name not in ("bundle", "pid")}
     return Json({"status": "ready", **about, **runners})
 

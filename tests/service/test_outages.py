@@ -112,8 +112,8 @@ def endure(server: Server, outage: Any, problem: str, *, reads: bool) -> None:
     until(lambda: get(server, f"{path}{ran}/status").json()["status"] == "IN_PROGRESS")
     with outage(server):
         end = time.monotonic() + SECONDS
-        until(lambda: get(server, "/readyz").status_code == 503)
-        assert get(server, "/readyz").json() == {"status": "failed", "problem": problem}
+        until(lambda: get(server, "/readyz").json() == {"status": "failed", "problem": problem})
+        assert get(server, "/readyz").status_code == 503
         while time.monotonic() < end:
             refused = httpx.post(server.queue, json={"prompt": "b"}, headers=server.headers(), timeout=5)
             assert (refused.status_code, refused.json()["error_type"]) == (503, "runner_scheduling_failure")
@@ -184,7 +184,7 @@ def test_a_run_whose_client_leaves_during_an_outage_is_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
-        runner.ready = False
+        runner.capacity = 0
         await submit_to(service, "a", kind="run")
         failing(monkeypatch, service.store, "cancel", 2, committed=False)
         await new_requests._cancel_unfinished(service, "a")
