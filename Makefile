@@ -25,8 +25,9 @@ $(DEMO)/installed: pyproject.toml $(shell find sparsectrl_lcm runtime cli engine
 	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
 	touch $@
 
-# Everything that CI runs.
-test: lint types pytest
+# Everything that CI runs. Types are checked beside the tests, which often wait.
+test: lint links
+	$(MAKE) --no-print-directory --jobs 2 pytest $(PLATFORMS:%=types-%)
 
 pytest: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(XDIST)
