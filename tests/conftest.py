@@ -62,7 +62,6 @@ TOO_LONG = (
     "engine/test_onnxruntime_cuda.py",
     "cli/test_bench.py",
     "test_after_a_fault_at_any_call_the_pipeline_recovers",
-    "test_bad_sources_of_an_export",
     "test_clips_engines_and_reports_are_made_as_on_windows",
     "test_frames_of_fp16_are_within_three_levels",
 )

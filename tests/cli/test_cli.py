@@ -192,18 +192,6 @@ def test_missing_options(tmp_path: Path) -> None:
     fails(run("paint", cwd=tmp_path), "No such command 'paint'")
 
 
-def test_bad_sources_of_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    arguments = ["export", "--base", "./nothing", "--motion-adapter", "./nothing", "-o", "bundle"]
-    for more, message in (([], "--base: './nothing' is not a folder"), (["--lora", "x=heavy"], "--lora: 'x=heavy'")):
-        assert cli.run([*arguments, *more]) == 2
-        said = capsys.readouterr().err
-        assert message in said
-        assert said.startswith("error: ")
-        assert said.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_inspect(tmp_path: Path) -> None:
     result = run("inspect", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -21,9 +21,10 @@ from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.engine_sets import engine_folders, find_set
 
 
-@pytest.fixture
-def built(exported: Exported, tmp_path: Path) -> Path:
-    bundle = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
+@pytest.fixture(scope="module")
+def built(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with engines, which are only read."""
+    bundle = Path(shutil.copytree(exported.bundle, tmp_path_factory.mktemp("exported") / "bundle"))
     build(bundle, "onnxruntime")
     return bundle
 
@@ -86,11 +87,17 @@ def test_frames_of_engines_are_those_of_the_portable_graphs(
     assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1
 
 
-@pytest.fixture
-def demo(tmp_path: Path) -> Path:
-    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
+@pytest.fixture(scope="module")
+def built_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("demo") / "bundle"))
     build(bundle, "onnxruntime")
     return bundle
+
+
+@pytest.fixture
+def demo(built_demo: Path, tmp_path: Path) -> Path:
+    """A copy of the demo bundle with engines, which a test may change."""
+    return Path(shutil.copytree(built_demo, tmp_path / "bundle"))
 
 
 def refused(bundle: Path, reason: str) -> None:

@@ -12,6 +12,7 @@ from conftest import Exported
 from diffusers import AutoencoderKL, AutoencoderTiny, MotionAdapter, SparseControlNetModel, UNet2DConditionModel
 from onnx import numpy_helper
 from sparsectrl_lcm.benchmarks.random_checkpoints import Architecture, randomize, write_controlnet, write_motion_adapter
+from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.export import exporter
 from sparsectrl_lcm.export import traced_modules as graphs
 from sparsectrl_lcm.export.check import ExportError, check, largest_error, open_session
@@ -212,6 +213,20 @@ def test_bad_sources_leave_nothing_behind(sd15_like: Exported, tmp_path: Path) -
             export_bundle(ExportOptions(**{**good, **change}), target / "bundle")
         assert "\n" not in str(error.value)
         assert not target.exists() or not list(target.iterdir())
+
+
+def test_bad_sources_are_told_by_the_command_line_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["export", "--base", "./nothing", "--motion-adapter", "./nothing", "-o", "bundle"]
+    for more, message in (([], "--base: './nothing' is not a folder"), (["--lora", "x=heavy"], "--lora: 'x=heavy'")):
+        assert run([*arguments, *more]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_bundle_is_not_overwritten(tmp_path: Path) -> None:
