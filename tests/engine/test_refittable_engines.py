@@ -12,7 +12,7 @@ from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.manifest import FileRecord, Manifest, read_manifest
 from sparsectrl_lcm.runtime.format.refittable_engines import keep_refittable
 
-FILE = f"onnx/{GRAPH}.weights"
+FILE = "onnx/vae_decoder_tiny.weights"
 
 
 def with_other_weights(bundle: Path) -> Manifest:

@@ -169,10 +169,11 @@ def test_weights_of_transposed_upsamplers_cannot_be_replaced(option: str, bundle
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
 @pytest.mark.parametrize("fp16_sums", [False, True])
 def test_layers_in_fp16_ask_for_fp32_sums_also_beside_fp8(
-    precision: str, fp16_sums: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, fp16_sums: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here no layer has a range, so all of them stay in fp16."""
     monkeypatch.setattr(builder, "calibrate", lambda *_: {})
+    bundle = small_copy(tmp_path, decoder="vae_decoder")
     index = Workshop("rtx-1.7").build(
         bundle, graphs=("vae_decoder",), precision=precision, keep_source=True, fp16_sums=fp16_sums
     )

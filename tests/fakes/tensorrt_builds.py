@@ -125,11 +125,11 @@ def demo_copy(folder: Path) -> Path:
     return Path(shutil.copytree(demo_bundle(), folder / "bundle"))
 
 
-def small_copy(folder: Path, *others: str) -> Path:
-    """Writes a bundle that builds fast: with the decoder in place of the UNet, and without ControlNets but `others`."""
+def small_copy(folder: Path, *others: str, decoder: str = "vae_decoder_tiny") -> Path:
+    """Writes a bundle that builds fast: a decoder is its UNet, too, and the only other graphs are small or `others`."""
     bundle, manifest = folder / "bundle", read_manifest(demo_bundle())
     graphs = {name: manifest.graphs[name] for name in ("text_encoder", "unet", "lcm_update", "vae_decoder", *others)}
-    graphs["unet"] = graphs["vae_decoder"]
+    graphs["unet"] = graphs["vae_decoder"] = manifest.graphs[decoder]
     needed = {manifest.tokenizer}.union(*((graph.path, *graph.weights) for graph in graphs.values()))
     for name in needed:
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ REFITTED = ClipSize(width=64, height=64, frames=2)
 
 @pytest.fixture(scope="module")
 def refittable(release: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    bundle = small_copy(tmp_path_factory.mktemp("refittable"))
+    bundle = small_copy(tmp_path_factory.mktemp("refittable"), decoder="vae_decoder")
     Workshop(release).build(bundle, REFITTED, refit=True)
     return bundle
 
