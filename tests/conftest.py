@@ -38,24 +38,25 @@ class Exported:
     bundle: Path
 
 
+FIRST = "runtime/test_pipeline.py"
+"""The file that exports the architecture for the files of all workers."""
 LONG = (
-    "runtime/test_pipeline.py",  # exports
-    "export",
     "service/test_storage_routes.py",
     "service/test_runner.py",
     "engine/test_tensorrt_rtx.py",
     "service/test_dispatch.py",
     "service/test_page.py",
     "service",
+    "torch_engines",
+    "export",
+    "benchmarks",
     "engine/test_verify.py",
     "engine/test_openvino_engines.py",
     "runtime/test_openvino.py",
     "engine/test_onnxruntime_cuda.py",
-    "runtime/test_gpu_executor.py",
-    "torch_engines",
     "docs/test_blocks.py",
 )
-"""Files and folders that start first, so that no long file runs alone at the end; those in need of the export later."""
+"""Files and folders that start first, so that no long file runs alone at the end."""
 TOO_LONG = (
     "engine/test_tensorrt_rtx.py",
     "engine/test_openvino_engines.py",
@@ -100,13 +101,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
     if config.getoption("--fast"):
-        exports = {"exported", "sd15_like", "checkpoints"}
         items[:] = [
             item
             for item in items
-            if exports.isdisjoint(getattr(item, "fixturenames", ())) and not item.name.startswith(TOO_LONG)
+            if not _needs(item, "exported", "sd15_like", "checkpoints") and not item.name.startswith(TOO_LONG)
         ]
-    items.sort(key=_start)
+    waiting = {_scope(item) for item in items if _needs(item, "exported", "sd15_like")}
+    items.sort(key=lambda item: _start(item, waiting))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -115,10 +116,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-def _start(item: pytest.Item) -> int:
-    """Returns the position of a test in the start order."""
+def _needs(item: pytest.Item, *fixtures: str) -> bool:
+    return not set(fixtures).isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def _scope(item: pytest.Item) -> tuple[str, bool]:
+    """Returns what a worker runs in one go: a file, or its tests with the exported architecture."""
+    return _path(item), "sd15_like" in item.name
+
+
+def _start(item: pytest.Item, waiting: set[tuple[str, bool]]) -> tuple[int, int]:
+    """Returns the position of a test in the start order: the export, long files, those in need of it, the others."""
     path = _path(item)
-    return next((place for place, prefix in enumerate(LONG) if path.startswith(prefix)), len(LONG))
+    place = next((place for place, prefix in enumerate(LONG) if path.startswith(prefix)), len(LONG))
+    if path == FIRST:
+        return 0, 0
+    if _scope(item) in waiting:
+        return 2, place
+    return (1 if place < len(LONG) else 3), place
 
 
 def _path(item: pytest.Item) -> str:
