@@ -6,6 +6,8 @@ from pathlib import Path
 from ...runtime import BackendError, InvalidRequest, VideoPipeline
 from ...runtime.backends import BACKENDS, choose_backend, find_backend
 from ...runtime.format.bundle import Bundle, bundle_folder
+from ...runtime.format.clip_layout import ClipSize
+from ...runtime.format.decoders import DECODERS
 from ...runtime.format.manifest import read_manifest
 from ...runtime.load_options import LoadOptions
 from ..protocol.clip_input import LAST
@@ -23,7 +25,7 @@ def load(
     place: int = 0,
     runners: int = 1,
 ) -> VideoPipeline:
-    """Loads as `VideoPipeline.load` does, on a runner's device and with its share of the cores.
+    """Loads as `VideoPipeline.load` does, on a runner's device and with its share of the cores, and opens all graphs.
 
     On the CPU one core is left to the server unless `threads` is given: if a clip uses every core, 100 polling clients
     nearly double its time; one free core prevents that (`benchmarks/polling.py`).
@@ -34,7 +36,8 @@ def load(
         place, runners: as `share_cores` takes them.
 
     Raises:
-        BackendError: no backend that runs the bundle uses the device, or as `VideoPipeline.load`.
+        BackendError: no backend that runs the bundle uses the device, a graph cannot be opened, or as
+            `VideoPipeline.load`.
     """
     named = take_device(device)
     if backend == "auto":
@@ -44,7 +47,25 @@ def load(
         raise BackendError("devices", f"{backend}, which runs this bundle, does not use {device}", SHOW_BACKENDS)
     if not on_gpu and threads is None and named in (None, "CPU"):
         threads = share_cores(place, runners)
-    return VideoPipeline.load(bundle, backend, precision=precision, device=named, threads=threads)
+    pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=named, threads=threads)
+    open_graphs(pipeline)
+    return pipeline
+
+
+def open_graphs(pipeline: VideoPipeline) -> None:
+    """Opens every graph that a request may use, also those of few requests, so that no request is the first to fail.
+
+    A GPU frees each again, so that the device's memory holds only what requests use.
+
+    Raises:
+        BackendError: a graph or its engine is damaged or cannot be opened.
+    """
+    manifest = pipeline.bundle.manifest
+    sizes = manifest.sizes
+    size = ClipSize(width=sizes.width, height=sizes.height, frames=sizes.frames)
+    for graph in manifest.graphs:
+        if graph != DECODERS["tiny"]:  # the endpoint has no option for it
+            pipeline.executor.open_graph(graph, size).close()
 
 
 def check(

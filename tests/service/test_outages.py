@@ -65,6 +65,7 @@ class Stream:
     """The events of a request, read in a thread until its end."""
 
     def __init__(self, server: Server, method: str, path: str, **options: Any) -> None:
+        self.status: int | None = None
         self.events: list[dict[str, Any]] = []
         self.failed: Exception | None = None
         self._call = (method, server.url + path, {"headers": server.headers(), "timeout": 60, **options})
@@ -75,6 +76,7 @@ class Stream:
         method, url, options = self._call
         try:
             with httpx.stream(method, url, **options) as response:
+                self.status = response.status_code
                 for line in response.iter_lines():
                     if line.startswith("data: "):
                         self.events.append(json.loads(line.removeprefix("data: ")))
@@ -106,9 +108,10 @@ def endure(server: Server, outage: Any, problem: str, *, reads: bool) -> None:
     """Goes through an outage during which a clip is made for a stream and another for a connected caller."""
     failures, recoveries = lines(server, "the database failed"), lines(server, "the database works again")
     path = server.queue.removeprefix(server.url) + "/requests/"
-    ran = submit(server, "slow 0.6")
+    ran = submit(server, "slow 0.8")
     states = Stream(server, "GET", f"{path}{ran}/status/stream")
     run = Stream(server, "POST", "/fal-ai/animatediff-sparsectrl-lcm/stream", json={"prompt": "slow 0.1"})
+    until(lambda: states.status == run.status == 200)
     until(lambda: get(server, f"{path}{ran}/status").json()["status"] == "IN_PROGRESS")
     with outage(server):
         end = time.monotonic() + SECONDS
