@@ -10,7 +10,8 @@ from typing import TypeVar
 from ..metrics import Metrics
 from ..protocol.clip_input import Input
 from ..protocol.errors import not_found
-from ..store import STORE_FAILURES, LogRow, NewRequest, Outcome, SqlStore
+from ..store import STORE_FAILURES, LogRow, NewRequest, Outcome, SqlStore, Submitted
+from ..store.request_rows import REVOKED
 from .retries import until_the_store_works
 from .views import View
 
@@ -51,15 +52,16 @@ class Board:
         self._order_at = 0.0
         self._order_changed = True
 
-    async def submit(self, new: NewRequest, *, limit: int, key_limit: int, outcome: Outcome | None = None) -> None:
+    async def submit(self, new: NewRequest, *, limit: int, key_limit: int, outcome: Outcome | None = None) -> Submitted:
         """Adds a request as `SqlStore.submit` does."""
         new = replace(new, home=self.owner if new.kind == "run" else None)
         limits = {"limit": limit, "key_limit": key_limit, "unstarted_limit": self._unstarted_limit}
-        await self._store.write(self._store.submit, new, **limits, outcome=outcome)
-        if outcome is not None:
+        made = await self._store.write(self._store.submit, new, **limits, outcome=outcome)
+        if outcome is not None and made.is_new:
             self._count(outcome.status)
         self._order_changed = True
         self.arrived.set()
+        return made
 
     def known(self, request_id: str) -> View | None:
         """Returns the view of a request if an up-to-date one is in memory, otherwise None."""
@@ -216,8 +218,10 @@ class Board:
         self._all_ended(await self._store.write(self._store.end_runs, self.owner, time.time()), 499)
 
     async def expire_waiting(self) -> None:
-        """Ends requests that were not started in time."""
-        self._all_ended(await self._store.write(self._store.expire_waiting, time.time()), 504)
+        """Ends waiting requests that were not started in time, or whose API key was revoked."""
+        now = time.time()
+        self._all_ended(await self._store.write(self._store.expire_waiting, now), 504)
+        self._all_ended(await self._store.write(self._store.end_revoked, now), REVOKED)
 
     async def forget(self, before: float, private_before: float) -> None:
         """Deletes all requests that ended long ago; calls `SqlStore.forget` until none is left."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import hashlib
+import json
 import math
 import socket
 import time
@@ -21,7 +23,7 @@ from ..network.public_addresses import Allowed
 from ..objects.file_metadata import lifetime_in_header
 from ..protocol.clip_input import parse_input, parse_json
 from ..protocol.errors import ServiceError, failed, infrastructure_error
-from ..store import NewRequest, QueueFull
+from ..store import NewRequest, OtherInput, QueueFull, Submitted
 from ..store.records import LOW, NORMAL
 
 OFF = {"0", "false", "no"}
@@ -29,21 +31,25 @@ ON = {"1", "true", "yes"}
 """Values that switch a fal header on."""
 SMALL_BODY = 256 * 1024
 """Larger bodies wait on disk until there is room in memory."""
+IDEMPOTENCY_KEY = 255
+"""Most characters of an idempotency key."""
 
 
-async def accept(service: Service, request: Request, key_id: str, kind: Literal["queue", "run"]) -> NewRequest:
+async def accept(service: Service, request: Request, key_id: str, kind: Literal["queue", "run"]) -> Submitted:
     """Puts a request into the queue. As on fal, a submission with wrong input is accepted, and its result is the error.
 
+    A submission that repeats the `Idempotency-Key` of an earlier one gets the request of that one.
+
     Raises:
-        ServiceError: 400 for a wrong header, 413 for a body that is too large, 422 for a body that is not a JSON object
-            and for a run with wrong input, 429 if too many requests wait, 503 for a run while the server shuts down.
+        ServiceError: 400 for a wrong header, 413 for a body that is too large, 422 for a body that is not a JSON
+            object, for a run with wrong input and for a repeated `Idempotency-Key` with another input, 429 if too many
+            requests wait, 503 for a run while the server shuts down.
     """
     if kind == "run" and service.draining:
         raise infrastructure_error("runner_scheduling_failure", "The server is about to stop")
     new = _request_of_headers(service, request, key_id, kind)
     async with _given_input(service, request) as given:
-        await _submit(service, request, new, given)
-    return new
+        return await _submit(service, request, new, given)
 
 
 def _request_of_headers(service: Service, request: Request, key_id: str, kind: Literal["queue", "run"]) -> NewRequest:
@@ -64,6 +70,7 @@ def _request_of_headers(service: Service, request: Request, key_id: str, kind: L
         retry=headers.get("X-Fal-No-Retry", "").lower() not in ON,
         object_seconds=lifetime_in_header(headers, settings.object_seconds),
         webhook=_webhook(query.get("fal_webhook"), settings.allow_private),
+        idempotency_key=_idempotency_key(headers.get("Idempotency-Key")) if kind == "queue" else None,
     )
 
 
@@ -80,11 +87,13 @@ async def _given_input(service: Service, request: Request) -> AsyncIterator[dict
             yield await asyncio.to_thread(lambda: parse_json(body.path.read_bytes()))
 
 
-async def _submit(service: Service, request: Request, new: NewRequest, given: dict[str, Any]) -> None:
+async def _submit(service: Service, request: Request, new: NewRequest, given: dict[str, Any]) -> Submitted:
     settings = service.settings
     limit = min(settings.queue, _limit(request.query_params.get("fal_max_queue_length"), settings.queue))
     outcome = None
     wrong = None
+    if new.idempotency_key is not None:
+        new = dataclasses.replace(new, fingerprint=await asyncio.to_thread(_fingerprint, given))
     try:
         if _is_small(request):
             parsed = parse_input(given, settings.prompt_characters)
@@ -96,12 +105,17 @@ async def _submit(service: Service, request: Request, new: NewRequest, given: di
         if new.kind == "run":
             new = dataclasses.replace(new, webhook=None)
     try:
-        await service.board.submit(new, limit=limit, key_limit=settings.key_queue, outcome=outcome)
+        made = await service.board.submit(new, limit=limit, key_limit=settings.key_queue, outcome=outcome)
     except QueueFull as error:
         raise ServiceError(429, str(error), "queue_full") from None
+    except OtherInput:
+        detail = "Idempotency-Key: it was used with another input; give each submission its own"
+        raise ServiceError(422, detail, "bad_request") from None
     if wrong is not None and new.kind == "run":  # stored nevertheless, since it counts among the key's `key_unstarted`
         raise wrong
-    service.metrics.submitted.labels(new.kind).inc()
+    if made.is_new:
+        service.metrics.submitted.labels(new.kind).inc()
+    return made
 
 
 def _is_small(request: Request) -> bool:
@@ -109,6 +123,17 @@ def _is_small(request: Request) -> bool:
         return False
     length = request.headers.get("Content-Length", "0")
     return not length.isdigit() or int(length) <= SMALL_BODY
+
+
+def _fingerprint(given: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+
+def _idempotency_key(text: str | None) -> str | None:
+    if text is not None and not (0 < len(text) <= IDEMPOTENCY_KEY and text.isascii() and text.isprintable()):
+        detail = f"Idempotency-Key: give 1 to {IDEMPOTENCY_KEY} printable ASCII characters"
+        raise infrastructure_error("bad_request", detail)
+    return text
 
 
 def _timeout(text: str | None) -> float | None:

@@ -18,7 +18,7 @@ from ..protocol.urls import request_urls
 from ..queue.retries import until_the_store_works
 from ..queue.submission import accept
 from ..queue.views import View
-from ..store import NewRequest
+from ..store import Submitted
 
 
 def make_router(endpoint: str) -> APIRouter:
@@ -34,9 +34,9 @@ async def submit_or_run(service: CurrentService, key_id: KeyId, request: Request
     if role(service.settings, request) == "run":
         return await _run(service, request, key_id)
     new = await accept(service, request, key_id, "queue")
-    position = await service.board.queue_position(new.id)
-    body = {"status": "IN_QUEUE", "request_id": new.id, "gateway_request_id": new.id, "queue_position": position}
-    return Json(body | request_urls(base_url(service.settings, request), service.settings.endpoint, new.id))
+    body = {"status": "IN_QUEUE", "request_id": new.id, "gateway_request_id": new.id, "queue_position": new.ahead}
+    links = request_urls(base_url(service.settings, request), service.settings.endpoint, new.id)
+    return Json(body | links, headers={"X-Fal-Request-Id": new.id})
 
 
 async def stream(service: CurrentService, key_id: StreamKeyId, request: Request) -> Response:
@@ -70,7 +70,7 @@ async def _run(service: Service, request: Request, key_id: str) -> Response:
 class _Stream(StreamingResponse):
     """The events of a run. The request ends with its connection, even if no event was sent."""
 
-    def __init__(self, service: Service, new: NewRequest) -> None:
+    def __init__(self, service: Service, new: Submitted) -> None:
         super().__init__(_events(service, new), media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
         self._service, self._id = service, new.id
 
@@ -82,7 +82,7 @@ class _Stream(StreamingResponse):
             await asyncio.shield(_cancel_unfinished(self._service, self._id))
 
 
-async def _events(service: Service, new: NewRequest) -> AsyncIterator[bytes]:
+async def _events(service: Service, new: Submitted) -> AsyncIterator[bytes]:
     lines_sent, preview_sent, told_at = 0, None, time.monotonic()
     view = await _first_view(service, new)
     while view.row.outcome is None:
@@ -108,7 +108,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _first_view(service: Service, new: NewRequest) -> View:
+async def _first_view(service: Service, new: Submitted) -> View:
     """Returns the view of a run that was accepted."""
     return await until_the_store_works(lambda: service.board.view(new.id, new.key_id))
 

@@ -5,8 +5,8 @@ All access goes through `SqlStore`. Its methods block; the event loop calls them
 """
 
 from .outage import STORE_FAILURES
-from .records import FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, WebhookRow
-from .request_queries import QueueFull
+from .records import FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, Submitted, WebhookRow
+from .request_queries import OtherInput, QueueFull
 from .sql_store import SqlStore
 
 __all__ = [
@@ -15,9 +15,11 @@ __all__ = [
     "KeyRow",
     "LogRow",
     "NewRequest",
+    "OtherInput",
     "Outcome",
     "QueueFull",
     "RequestRow",
     "SqlStore",
+    "Submitted",
     "WebhookRow",
 ]

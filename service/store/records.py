@@ -25,6 +25,8 @@ class NewRequest:
         object_seconds: lifetime of the clip; None keeps it for ever.
         webhook: URL to call at the end.
         home: for `run`, the server that the caller is connected to.
+        idempotency_key: the caller's name of this submission; a repeated one gets the first request.
+        fingerprint: hash of the input as the caller gave it, to tell a repeated submission from another.
     """
 
     id: str
@@ -40,6 +42,25 @@ class NewRequest:
     object_seconds: float | None = None
     webhook: str | None = None
     home: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A submission that was accepted.
+
+    Attributes:
+        id: of its request; for a repeated submission, that of the first.
+        key_id: the caller's API key.
+        ahead: how many requests wait ahead of it.
+        is_new: whether it was not repeated.
+    """
+
+    id: str
+    key_id: str
+    ahead: int
+    is_new: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,15 @@
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, true, update
 
 from . import tables
 from .database import Database
-from .records import LogRow, NewRequest, Outcome, RequestRow
+from .queue_order import IN_ORDER, close_gaps, count_ahead, next_turn
+from .records import LogRow, NewRequest, Outcome, RequestRow, Submitted
 from .request_rows import (
     CANCELLED,
+    REVOKED,
     SHOWN,
     add_logs,
     cancellation,
@@ -32,6 +34,10 @@ class QueueFull(Exception):
     """The queue, or the caller's part of it, is full."""
 
 
+class OtherInput(Exception):
+    """A submission repeats the idempotency key of another, with another input."""
+
+
 class Requests(Database):
     """The part of the store that holds requests and their logs."""
 
@@ -43,16 +49,21 @@ class Requests(Database):
         key_limit: int,
         unstarted_limit: int = 2000,
         outcome: Outcome | None = None,
-    ) -> None:
+    ) -> Submitted:
         """Adds a request. With `outcome` the request has ended already.
 
         Raises:
+            OtherInput: the key has a request with the same idempotency key and another input.
             QueueFull: `limit` requests wait already, or `key_limit` of this key do, or `unstarted_limit` of this key
                 ended within an hour without a start.
         """
         count = select(func.count()).select_from(requests)
         ended = count.where(tables.unstarted, requests.c.created_at > new.created_at - UNSTARTED_SECONDS)
         with self._write() as connection:
+            if new.idempotency_key is not None:
+                self._alone(connection, f"{new.key_id} {new.idempotency_key}")
+                if (first := _first(connection, new)) is not None:
+                    return first
             if connection.execute(ended.where(requests.c.key_id == new.key_id)).scalar_one() >= unstarted_limit:
                 raise QueueFull(f"{unstarted_limit} requests of this key ended within an hour without a start")
             if outcome is None:
@@ -62,10 +73,13 @@ class Requests(Database):
                 if connection.execute(own).scalar_one() >= key_limit:
                     raise QueueFull(f"{key_limit} requests of this key are waiting already")
             row = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
-            row |= {"state": "queued", "attempts": 0, "crashes": 0, "cancelled": False}
+            turn = next_turn(connection, new.key_id, new.priority)
+            ahead = count_ahead(connection, new.priority, turn) if outcome is None else 0
+            row |= {"state": "queued", "attempts": 0, "crashes": 0, "cancelled": False, "turn": turn}
             connection.execute(insert(requests).values(row))
             if outcome is not None:
                 end_request(connection, new.id, new.webhook, outcome, new.created_at)
+        return Submitted(new.id, new.key_id, ahead)
 
     def get(self, request_id: str) -> RequestRow | None:
         """Returns a request."""
@@ -83,7 +97,7 @@ class Requests(Database):
     def waiting(self) -> list[str]:
         """Returns the ids of waiting requests, the next one first."""
         with self._read() as connection:
-            return list(connection.execute(_in_order).scalars())
+            return list(connection.execute(IN_ORDER).scalars())
 
     def ahead(
         self, limit: int, now: float, known: Collection[str] = (), without_keys: Collection[str] = ()
@@ -97,7 +111,7 @@ class Requests(Database):
             without_keys: API keys of which only `known` requests are included.
         """
         included = or_(requests.c.key_id.not_in(without_keys), requests.c.id.in_(known))
-        query = _in_order.add_columns(requests.c.key_id).where(_in_time(now), included).limit(limit)
+        query = IN_ORDER.add_columns(requests.c.key_id).where(_in_time(now), included).limit(limit)
         with self._read() as connection:
             return dict(row._tuple() for row in connection.execute(query))
 
@@ -187,25 +201,32 @@ class Requests(Database):
             if row.state == "running":
                 return "marked"
             end_request(connection, request_id, row.webhook, cancellation(reason), now)
+            close_gaps(connection, [row])
             return "ended"
 
     def end_runs(self, home: str, now: float) -> list[str]:
         """Ends the waiting `run` requests of a restarted server, whose callers are gone. Returns their ids."""
         own = (requests.c.home == home) if self.shared else true()
-        with self._write() as connection:
-            rows = connection.execute(select(*SHOWN).where(waiting, own, requests.c.kind == "run")).all()
-            for row in rows:
-                end_request(connection, row.id, row.webhook, cancellation("client_disconnected"), now)
-        return [row.id for row in rows]
+        return self._end_waiting(own & (requests.c.kind == "run"), cancellation("client_disconnected"), now)
 
     def expire_waiting(self, now: float) -> list[str]:
         """Ends requests that were not started in time, with status 504. Returns their ids."""
+        late = failure(504, "Request was not started in the time that it gave", "startup_timeout")
+        return self._end_waiting(requests.c.start_by <= now, late, now)
+
+    def end_revoked(self, now: float) -> list[str]:
+        """Ends waiting requests whose API key was revoked, with status `REVOKED`. Returns their ids."""
+        revoked = select(tables.keys.c.id).where(tables.keys.c.revoked_at.is_not(None))
+        outcome = failure(REVOKED, "The API key of this request was revoked", "bad_request")
+        return self._end_waiting(requests.c.key_id.in_(revoked), outcome, now)
+
+    def _end_waiting(self, which: ColumnElement[bool], outcome: Outcome, now: float) -> list[str]:
         with self._write() as connection:
-            query = select(*SHOWN).where(waiting, requests.c.start_by <= now).with_for_update(skip_locked=True)
+            query = select(*SHOWN).where(waiting, which).with_for_update(skip_locked=True)
             rows = connection.execute(query).all()
             for row in rows:
-                late = failure(504, "Request was not started in the time that it gave", "startup_timeout")
-                end_request(connection, row.id, row.webhook, late, now)
+                end_request(connection, row.id, row.webhook, outcome, now)
+            close_gaps(connection, rows)
         return [row.id for row in rows]
 
     def forget(self, before: float, private_before: float) -> list[str]:
@@ -240,8 +261,17 @@ class Requests(Database):
             return read_logs(connection, request_id)
 
 
-_in_order = select(requests.c.id).where(waiting).order_by(requests.c.priority, requests.c.sequence)
-
-
 def _in_time(now: float) -> ColumnElement[bool]:
     return or_(requests.c.start_by.is_(None), requests.c.start_by > now)
+
+
+def _first(connection: Connection, new: NewRequest) -> Submitted | None:
+    """Returns the request that was submitted with this idempotency key before."""
+    named = (requests.c.key_id == new.key_id) & (requests.c.idempotency_key == new.idempotency_key)
+    first = connection.execute(select(*SHOWN).where(named)).one_or_none()
+    if first is None:
+        return None
+    if first.fingerprint != new.fingerprint:
+        raise OtherInput
+    ahead = count_ahead(connection, first.priority, first.turn) - 1 if first.state == "queued" else 0
+    return Submitted(first.id, first.key_id, max(ahead, 0), is_new=False)

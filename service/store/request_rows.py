@@ -19,6 +19,8 @@ ATTEMPTS = 10
 """Most attempts at a request. A request that kills its server would otherwise do so for ever."""
 CANCELLED = 499
 """The status of a request that was cancelled."""
+REVOKED = 401
+"""The status of a request whose API key was revoked while it waited."""
 
 
 def is_current(row: RequestRow) -> ColumnElement[bool]:

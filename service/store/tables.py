@@ -69,8 +69,11 @@ requests = Table(
     Column("error", Text),
     Column("error_type", String(64)),
     Column("seconds", Float(53)),
-    Index("requests_in_order", "state", "priority", "sequence"),
-    Index("requests_of_key", "key_id", "state"),
+    Column("turn", BigInteger, nullable=False, server_default="0"),
+    Column("idempotency_key", String(255)),
+    Column("fingerprint", String(64)),
+    Index("requests_in_order", "state", "priority", "turn", "sequence"),
+    Index("requests_of_key", "key_id", "state", "priority", "turn"),
     sqlite_autoincrement=True,
 )
 unstarted = (requests.c.state == "done") & requests.c.started_at.is_(None)
@@ -80,6 +83,15 @@ Index(
     requests.c.created_at,
     sqlite_where=unstarted,
     postgresql_where=unstarted,
+)
+_repeatable = requests.c.idempotency_key.is_not(None)
+Index(
+    "requests_by_idempotency_key",
+    requests.c.key_id,
+    requests.c.idempotency_key,
+    unique=True,
+    sqlite_where=_repeatable,
+    postgresql_where=_repeatable,
 )
 for _name, _kind in (("kept", requests.c.keep_io), ("private", ~requests.c.keep_io)):  # for removing old requests
     Index(f"{_name}_requests_by_end", requests.c.finished_at, sqlite_where=_kind, postgresql_where=_kind)

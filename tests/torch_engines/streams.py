@@ -145,7 +145,7 @@ class HostStream:
 
     def submit(self, work: Work) -> None:
         """Enqueues work, or records it for each replay of the graph that is being captured."""
-        
+
         def run() -> None:
             with torch.inference_mode():
                 work()

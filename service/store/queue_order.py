@@ -1,0 +1,49 @@
+"""The order of the queue: by priority, then in turns between API keys, then by arrival.
+
+Each waiting request has a turn. A key's requests have one after the other, so that in each turn every key begins one
+request. A key whose first request arrives takes part from the turn that runs now.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, func, or_, select, update
+
+from .request_rows import requests, running, waiting
+
+IN_ORDER = select(requests.c.id).where(waiting).order_by(requests.c.priority, requests.c.turn, requests.c.sequence)
+"""The ids of waiting requests, the next one first."""
+
+
+def next_turn(connection: Connection, key_id: str, priority: int) -> int:
+    """Returns the turn of a new request: the one after the key's last, and not before the one that runs now."""
+    of_key = requests.c.key_id == key_id
+    first, last = func.min(requests.c.turn), func.max(requests.c.turn)
+    parts = [  # one state each: so each is one step in an index
+        select(value).where(requests.c.priority == priority, state, *only).scalar_subquery()
+        for value, only in ((first, ()), (last, (of_key,)))
+        for state in (waiting, running)
+    ]
+    *now, queued, started = connection.execute(select(*parts)).one()
+    after = max((turn + 1 for turn in (queued, started) if turn is not None), default=0)
+    return max(min((turn for turn in now if turn is not None), default=0), after)
+
+
+def count_ahead(connection: Connection, priority: int, turn: int) -> int:
+    """Returns how many requests wait ahead of a new one."""
+    earlier = or_(requests.c.priority < priority, (requests.c.priority == priority) & (requests.c.turn <= turn))
+    return connection.execute(select(func.count()).select_from(requests).where(waiting, earlier)).scalar_one()
+
+
+def close_gaps(connection: Connection, ended: Iterable[Any]) -> None:
+    """Moves the later requests of a key up after some ended without a start: the key loses no turn."""
+    first: dict[tuple[str, int], int] = {}
+    for row in ended:
+        lane = row.key_id, row.priority
+        first[lane] = min(row.turn, first.get(lane, row.turn))
+    for (key_id, priority), turn in first.items():
+        place = func.row_number().over(order_by=(requests.c.turn, requests.c.sequence))
+        lane_rows = (waiting, requests.c.key_id == key_id, requests.c.priority == priority, requests.c.turn > turn)
+        later = select(requests.c.sequence, (place + (turn - 1)).label("turn")).where(*lane_rows).subquery()
+        moved = (requests.c.sequence == later.c.sequence) & (requests.c.turn > later.c.turn)
+        connection.execute(update(requests).where(moved).values(turn=later.c.turn))
