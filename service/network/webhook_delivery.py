@@ -21,6 +21,9 @@ TICK_SECONDS = 0.25
 MOST, AT_ONCE = 64, 8
 """Most deliveries that run at once: in total, and (approximately) to one host."""
 
+RECORD_SECONDS = 1.0
+"""Wait before an attempt is recorded again while the store fails."""
+
 log = logging.getLogger("sparsectrl_lcm.service")
 
 
@@ -30,7 +33,7 @@ class Webhooks:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._task: asyncio.Task[None] | None = None
-        self._running: dict[asyncio.Task[None], str] = {}  # task -> its host
+        self._running: dict[asyncio.Task[None], WebhookRow] = {}
         self._ended = asyncio.Event()
 
     async def start(self) -> None:
@@ -56,7 +59,7 @@ class Webhooks:
                     due = []
                 for row in due:
                     task = asyncio.create_task(self._one(client, row))
-                    self._running[task] = row.host
+                    self._running[task] = row
                     task.add_done_callback(self._end)
                 if len(due) < AT_ONCE:
                     with suppress(TimeoutError):
@@ -68,10 +71,12 @@ class Webhooks:
         room = min(AT_ONCE, MOST - len(self._running))
         if room <= 0:
             return []
-        busy = [host for host, count in Counter(self._running.values()).items() if count >= AT_ONCE]
+        rows = self._running.values()
+        busy = [host for host, count in Counter(row.host for row in rows).items() if count >= AT_ONCE]
+        under_way = [row.request_id for row in rows]
         store = self.service.store
         hold = 4 * self.service.settings.webhook_seconds
-        return await store.write(store.due_webhooks, time.time(), hold, room, busy)
+        return await store.write(store.due_webhooks, time.time(), hold, room, busy, under_way)
 
     def _end(self, task: "asyncio.Task[None]") -> None:
         del self._running[task]
@@ -88,28 +93,30 @@ class Webhooks:
             return
         try:
             async with asyncio.timeout(settings.webhook_seconds):
-                status, final = await self._post(client, row.url, request)
+                status, final = await self._post(client, row, request)
             if not 200 <= status < 300:
                 error = f"HTTP {status}"
         except Exception as failure:  # every failure of a receiver counts as an attempt
             error, final = type(failure).__name__, isinstance(failure, AddressRefused)
             if not isinstance(failure, httpx.HTTPError | httpx.InvalidURL | TimeoutError | OSError):
                 log.exception("a webhook failed", extra={"request_id": row.request_id})
-        attempts = row.attempts + 1
         self.service.metrics.webhooks.labels("delivered" if error is None else "failed").inc()
-        again = error is not None and not final and attempts < settings.webhook_attempts
-        wait = min(settings.webhook_wait_seconds, 2.0**row.attempts) * random.uniform(0.8, 1.2)
+        again = error is not None and not final and row.attempt < settings.webhook_attempts
+        wait = min(settings.webhook_wait_seconds, 2.0 ** (row.attempt - 1)) * random.uniform(0.8, 1.2)
         if error is not None:
-            about = {"request_id": row.request_id, "attempts": attempts, "again": again}
+            about = {"request_id": row.request_id, "attempts": row.attempt, "again": again}
             log.warning("a webhook was not delivered: %s", error, extra=about)
-        await store.write(store.webhook_tried, row.request_id, error, time.time() + wait if again else None)
+        while True:  # what was delivered should not be delivered again
+            with suppress(*STORE_FAILURES):
+                return await store.write(store.webhook_tried, row, error, time.time() + wait if again else None)
+            await asyncio.sleep(RECORD_SECONDS)
 
-    async def _post(self, client: httpx.AsyncClient, url: str, request: RequestRow) -> tuple[int, bool]:
+    async def _post(self, client: httpx.AsyncClient, row: WebhookRow, request: RequestRow) -> tuple[int, bool]:
         """Returns the status of the response, and whether a retry is useless (redirects are not followed)."""
         body = to_json(payload(request))
         headers = self.service.signer.headers(request.id, user_id(request.key_id), body)
-        headers["Content-Type"] = "application/json"
-        async with client.stream("POST", url, content=body, headers=headers) as response:
+        headers |= {"Content-Type": "application/json", "X-Webhook-Attempt": str(row.attempt)}
+        async with client.stream("POST", row.url, content=body, headers=headers) as response:
             return response.status_code, response.is_redirect
 
 

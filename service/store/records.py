@@ -152,10 +152,9 @@ class FileRow:
 
 @dataclass(frozen=True, slots=True)
 class WebhookRow:
-    """A webhook to deliver at `next_at`."""
+    """A webhook to deliver. `attempt` is the number of this attempt, from 1."""
 
     request_id: str
     url: str
     host: str
-    attempts: int
-    next_at: float
+    attempt: int

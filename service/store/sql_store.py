@@ -91,27 +91,37 @@ class SqlStore(Requests):
     # Webhooks
 
     def due_webhooks(
-        self, now: float, hold_seconds: float, limit: int = 20, busy_hosts: Collection[str] = ()
+        self,
+        now: float,
+        hold_seconds: float,
+        limit: int = 20,
+        busy_hosts: Collection[str] = (),
+        under_way: Collection[str] = (),
     ) -> list[WebhookRow]:
-        """Takes up to `limit` webhooks that are due, except those to `busy_hosts`.
+        """Takes up to `limit` webhooks that are due, except those to `busy_hosts` and those of requests `under_way`.
 
-        They become due again after `hold_seconds`, unless `webhook_tried` is called first.
+        This counts as an attempt. They become due again after `hold_seconds`, unless `webhook_tried` is called first.
         """
         due = (webhooks.c.next_at <= now) & webhooks.c.host.not_in(busy_hosts)
+        due &= webhooks.c.request_id.not_in(under_way)
         query = select(webhooks).where(due).order_by(webhooks.c.next_at).limit(limit)
         with self._write() as connection:
             rows = connection.execute(query.with_for_update(skip_locked=True)).all()
             taken = [row.request_id for row in rows]
-            hold = update(webhooks).where(webhooks.c.request_id.in_(taken)).values(next_at=now + hold_seconds)
+            hold = {"attempts": webhooks.c.attempts + 1, "next_at": now + hold_seconds}
             if taken:
-                connection.execute(hold)
-        return [WebhookRow(row.request_id, row.url, row.host, row.attempts, row.next_at) for row in rows]
+                connection.execute(update(webhooks).where(webhooks.c.request_id.in_(taken)).values(hold))
+        return [WebhookRow(row.request_id, row.url, row.host, row.attempts + 1) for row in rows]
 
-    def webhook_tried(self, request_id: str, error: str | None, next_at: float | None) -> None:
-        """Records an attempt to deliver. `next_at` is None after a success and after the last attempt."""
-        values = {"attempts": webhooks.c.attempts + 1, "last_error": error, "next_at": next_at}
+    def webhook_tried(self, row: WebhookRow, error: str | None, next_at: float | None) -> None:
+        """Records how an attempt ended, unless a later one has begun.
+
+        `next_at` is None after a success and after the last attempt.
+        """
+        values = {"last_error": error, "next_at": next_at}
         with self._write() as connection:
-            connection.execute(update(webhooks).where(webhooks.c.request_id == request_id).values(values))
+            current = (webhooks.c.request_id == row.request_id) & (webhooks.c.attempts == row.attempt)
+            connection.execute(update(webhooks).where(current).values(values))
 
     # Secrets
 

@@ -191,12 +191,17 @@ def test_webhooks_and_forgetting(store: SqlStore) -> None:
     a, b, _ = ids()
     store.submit(new(a, webhook="http://h", keep_io=False), limit=9, key_limit=9, outcome=DONE)
     store.submit(new(b), limit=9, key_limit=9, outcome=DONE)
-    due = [row for row in store.due_webhooks(2.0, 60.0) if row.request_id == a]
-    assert [(row.url, row.attempts) for row in due] == [("http://h", 0)]
+    (first,) = (row for row in store.due_webhooks(2.0, 60.0) if row.request_id == a)
+    assert (first.url, first.attempt) == ("http://h", 1)
     assert a not in [row.request_id for row in store.due_webhooks(3.0, 60.0)]
-    store.webhook_tried(a, "HTTP 500", 4.0)
-    assert [row.attempts for row in store.due_webhooks(5.0, 60.0) if row.request_id == a] == [1]
-    store.webhook_tried(a, None, None)
+    assert a not in [row.request_id for row in store.due_webhooks(63.0, 60.0, under_way=[a])]
+    store.webhook_tried(first, "HTTP 500", 4.0)
+    (second,) = (row for row in store.due_webhooks(5.0, 60.0) if row.request_id == a)
+    assert second.attempt == 2
+    store.webhook_tried(first, None, None)  # too late
+    (third,) = (row for row in store.due_webhooks(66.0, 60.0) if row.request_id == a)  # the second was interrupted
+    assert third.attempt == 3
+    store.webhook_tried(third, None, None)
     assert a not in [row.request_id for row in store.due_webhooks(1e9, 60.0)]
     assert a in store.forget(0.5, 2.0)
     assert store.get(a) is None

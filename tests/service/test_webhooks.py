@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sparsectrl_lcm.service.auth.webhook_signatures import Signer
+from sparsectrl_lcm.service.components import Service
+from sparsectrl_lcm.service.network import webhook_delivery
 from sparsectrl_lcm.service.network.webhook_delivery import Webhooks
 from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import NewRequest, Outcome
+from sqlalchemy.exc import OperationalError
 
 from .conftest import Server, started
 
@@ -130,7 +133,7 @@ def test_whatever_a_receiver_does_is_an_attempt(tmp_path: Path) -> None:
         await Webhooks(service)._one(client, row)
         assert service.store.due_webhooks(time.time(), 60.0) == []
         (row,) = service.store.due_webhooks(time.time() + 5, 60.0)
-        assert row.attempts == 1
+        assert row.attempt == 2
         service.store.close()
 
     asyncio.run(scenario())
@@ -148,3 +151,50 @@ def test_the_known_vector() -> None:
         "b415c16e387c43207c580548f93ab5bf2a72bb5214eabf5e02db7e0ba0be0700"
     )
     assert signer.jwks()["keys"][0]["x"] == "A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg"
+
+
+def deliver(folder: Path, receiver: Receiver, prepare: Callable[[Service], None], seconds: float) -> list[str]:
+    """Delivers the webhook of one request for `seconds`. Returns the number that each delivery has in its header."""
+
+    async def scenario() -> None:
+        runner: Any = None
+        settings = Settings(folder, pipeline="stub_pipeline:load", allow_private=("127.0.0.1",), webhook_seconds=0.1)
+        service = open_service(settings, runner)
+        request = NewRequest("a", "k", {}, 1.0, "http://x", webhook=receiver.url)
+        service.store.submit(request, limit=9, key_limit=9, outcome=Outcome(200, {}))
+        prepare(service)
+        webhooks = Webhooks(service)
+        await webhooks.start()
+        await asyncio.sleep(seconds)
+        await webhooks.stop()
+        service.store.close()
+
+    asyncio.run(scenario())
+    return [headers["x-webhook-attempt"] for headers, _ in receiver.got]
+
+
+def test_a_delivery_that_cannot_be_recorded_is_not_repeated(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_delivery, "RECORD_SECONDS", 0.05)
+    end = time.monotonic() + 1.0
+
+    def prepare(service: Service) -> None:
+        write = service.store.webhook_tried
+
+        def fails(*given: Any) -> None:
+            if time.monotonic() < end:
+                raise OperationalError("UPDATE", {}, Exception("the database system is shutting down"))
+            write(*given)
+
+        monkeypatch.setattr(service.store, "webhook_tried", fails)
+        monkeypatch.setattr(service.store.outage, "begin", lambda *_, **__: None)  # the other calls succeed
+
+    assert deliver(tmp_path, receiver, prepare, 2.0) == ["1"]
+
+
+def test_a_delivery_that_may_be_a_repetition_says_so(tmp_path: Path, receiver: Receiver) -> None:
+    def prepare(service: Service) -> None:
+        assert service.store.due_webhooks(time.time(), 0.0)  # by a process that was killed
+
+    assert deliver(tmp_path, receiver, prepare, 0.5) == ["2"]
