@@ -54,6 +54,11 @@ class Service:
     draining: bool = False
     large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_BODIES))
 
+    @property
+    def database_problem(self) -> str | None:
+        """What does not work of the database; None if it works."""
+        return self.store.outage.problem
+
 
 async def _service_of(request: Request) -> Service:
     service: Service = request.app.state.service

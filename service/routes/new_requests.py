@@ -117,7 +117,7 @@ async def _cancel_unfinished(service: Service, request_id: str) -> None:
     """Cancels a run if it has not ended."""
 
     async def cancel() -> None:
-        if service.draining and service.store.outage.problem:
+        if service.draining and service.database_problem:
             return  # the next start ends all runs
         if await service.board.cancel(request_id, "client_disconnected"):
             service.runner.cancel(request_id)
