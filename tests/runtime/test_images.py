@@ -109,19 +109,19 @@ def test_float_and_bool_arrays() -> None:
     assert np.asarray(load_picture(values[:, :, None], "k")).shape == (4, 4, 3)
 
 
-def bomb() -> bytes:
-    """A PNG of a few kilobytes that claims to have 40,000 x 40,000 pixels."""
+def claimed(width: int, height: int) -> bytes:
+    """A PNG of a few kilobytes that claims to have so many pixels, and ends after the first row."""
     import struct
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 40_001))
+        + chunk(b"IDAT", zlib.compress(bytes(width + 1)))
         + chunk(b"IEND", b"")
     )
 
@@ -142,7 +142,8 @@ BAD = {
     "tiff": (encoded(gradient(), "TIFF"), "not an image; give PNG, JPEG, WEBP, GIF, AVIF, BMP"),
     "truncated": (encoded(gradient(400, 300), "PNG")[:-900], "give a readable, whole image"),
     "truncated jpeg": (encoded(gradient(400, 300), "JPEG")[:-300], "give a readable, whole image"),
-    "bomb": (bomb(), "64 million"),
+    "bomb": (claimed(40_000, 40_000), "64 million"),
+    "large and truncated": (claimed(8001, MAX_PIXELS // 8000)[:-20], "64 million"),  # refused before it is decoded
     "large": (large(), "64 million"),
     "missing": (Path("/nowhere/at/all.png"), "does not exist"),
     "folder": (Path("/"), "cannot be read"),
