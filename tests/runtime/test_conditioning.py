@@ -189,6 +189,18 @@ def test_residuals_are_computed_ahead_and_kept_for_the_next_seed() -> None:
     assert counting.calls.count("controlnet_scribble") == 2, "another frame index changes the conditioning"
 
 
+@pytest.mark.parametrize("other", [{"width": 96, "height": 64}, {"num_frames": 6}, {"context_length": 3}])
+def test_what_is_kept_is_for_one_size(other: dict[str, int]) -> None:
+    """Keyframes of one colour have the same bytes in clips of as many pixels."""
+    size = {"width": 64, "height": 96, "num_frames": 4, "num_inference_steps": 1, "controlnet": "rgb"}
+    keyframes = [Keyframe(0, np.full((8, 8, 3), 90, np.uint8))]
+    pipeline = VideoPipeline.load(backend="onnxruntime")
+    pipeline.generate("a boat", keyframes, seed=1, **size)
+    frames = pipeline.generate("a boat", keyframes, seed=1, **size | other).frames
+    fresh = VideoPipeline.load(backend="onnxruntime").generate("a boat", keyframes, seed=1, **size | other)
+    assert (frames == fresh.frames).all()
+
+
 def test_another_scale_runs_no_sparsectrl_and_other_steps_run_only_theirs() -> None:
     pipeline = VideoPipeline.load(backend="onnxruntime")
     counting = pipeline.executor.sessions = Counting(pipeline.executor.sessions)
