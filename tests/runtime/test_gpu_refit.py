@@ -71,6 +71,22 @@ def test_refit_needs_the_same_schedule_and_tokenizer(what: str, demo: SimpleName
         demo.pipeline.refit(other)
 
 
+def test_refit_refuses_weights_that_changed_since_their_bundle_was_loaded(
+    demo: SimpleNamespace, tmp_path: Path
+) -> None:
+    from bundles import with_other_motion_module
+
+    other = Bundle.load(with_other_motion_module(demo.bundle.folder, tmp_path / "other"))
+    demo.loader.tables["unet"] = weight_table(demo.bundle, "unet")
+    demo.pipeline.generate("a boat", seed=1)
+    weights = other.folder / "onnx/unet.motion.weights"
+    weights.write_bytes(bytes([weights.read_bytes()[0] ^ 1]) + weights.read_bytes()[1:])
+    with pytest.raises(BackendError, match=r"^refit: 'onnx/unet.motion.weights' in .* since the bundle was loaded"):
+        demo.executor.refit(other)
+    assert demo.loader.refitted == []
+    assert demo.executor.weights is demo.bundle
+
+
 def test_a_refit_that_fails_leaves_the_old_weights(demo: SimpleNamespace, tmp_path: Path) -> None:
     """The refit fails half-way, or when engines are loaded later."""
     from bundles import with_other_motion_module
