@@ -14,18 +14,31 @@ from sparsectrl_lcm.runtime.loop.schedule import lcm_schedule
     ("prediction_type", "clip_range"), [("epsilon", None), ("v_prediction", None), ("sample", None), ("epsilon", 0.7)]
 )
 def test_steps_are_those_of_diffusers(betas: str, steps: int, prediction_type: str, clip_range: float | None) -> None:
-    """Runs the `lcm_update` graph with the runtime's coefficients, step by step against LCMScheduler."""
     reference = LCMScheduler(
         beta_schedule=betas,
         prediction_type=prediction_type,
         clip_sample=clip_range is not None,
         clip_sample_range=clip_range or 1.0,
     )
+    record = SchedulerRecord(beta_start=0.00085, beta_end=0.012, beta_schedule=betas)
+    compare_steps(reference, record, steps, LcmUpdate(prediction_type, clip_range))
+
+
+@pytest.mark.parametrize("scaling", [0.002, 10.0])
+def test_another_timestep_scaling(scaling: float) -> None:
+    """With a small one, the result of a step keeps much of its latents."""
+    reference = LCMScheduler(beta_schedule="linear", timestep_scaling=scaling)
+    record = SchedulerRecord(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", timestep_scaling=scaling)
+    compare_steps(reference, record, 4, LcmUpdate("epsilon", None))
+    assert (lcm_schedule(record, 4).coefficients[:, 2] > 0.05).any() == (scaling < 1), "c_skip"
+
+
+def compare_steps(reference: LCMScheduler, record: SchedulerRecord, steps: int, graph: LcmUpdate) -> None:
+    """Runs the `lcm_update` graph with the runtime's coefficients, step by step against LCMScheduler."""
     reference.set_timesteps(steps)
-    schedule = lcm_schedule(SchedulerRecord(beta_start=0.00085, beta_end=0.012, beta_schedule=betas), steps)
+    schedule = lcm_schedule(record, steps)
     assert schedule.timesteps.tolist() == reference.timesteps.tolist()
 
-    graph = LcmUpdate(prediction_type, clip_range)
     unused = torch.ones(1)
     latents = mine = torch.randn(1, 4, 2, 3, 5, generator=torch.Generator().manual_seed(0))
     noise_generator = torch.Generator().manual_seed(1)
