@@ -43,7 +43,9 @@ def serve(
         list[str] | None,
         typer.Option(metavar="HOST|NETWORK", help="Private, but keyframe and webhook URLs may reach it; repeatable."),
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="A folder from `export`, or its fsspec URL; the demo bundle by default.")
+    ] = None,
     backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a runner on the CPU; all cores but one.")] = None,
@@ -51,6 +53,10 @@ def serve(
         str | None, typer.Option(help="A runner for each: cuda:0,cuda:1 or auto for every GPU; cpu; OpenVINO's names.")
     ] = None,
     runners: Annotated[int, typer.Option(help="Without --devices: runners that share the cores of the CPU.")] = 1,
+    pool: Annotated[str, typer.Option(help="local, or ray: runners on a Ray cluster.")] = "local",
+    ray_address: Annotated[str, typer.Option(help="Ray's cluster: auto, or HOST:PORT of its head.")] = "auto",
+    replicas: Annotated[str, typer.Option(metavar="MIN..MAX", help="Runners on Ray; they follow the queue.")] = "1",
+    gpus_per_replica: Annotated[float, typer.Option(help="GPUs of a runner on Ray; 0 for the CPU.")] = 1.0,
     limits: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A limit from docs/service.md; repeatable."),
@@ -87,12 +93,16 @@ def serve(
         threads=threads,
         devices=chosen,
         runners=runners,
+        pool=pool,
+        ray_address=ray_address,
+        replicas=replicas,
+        gpus_per_replica=gpus_per_replica,
     )
     try:
         settings = with_limits(settings, limits or ())
     except InvalidRequest as error:
         raise InvalidRequest(f"--set {error.field}", error.reason, error.remedy) from None
-    check(bundle, backend, threads, chosen, runners)
+    check(settings)
     _allow_connections()
     log_to_stderr(log_level)
     with database_errors(settings.database_url):

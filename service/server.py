@@ -22,38 +22,14 @@ from .objects.object_stores import open_files
 from .objects.stored_files import remove_expired_files
 from .queue.dispatcher import Dispatcher
 from .queue.request_states import Board
-from .runner import LocalRunner, Runner, RunnerPool
-from .runner.devices import runner_devices, runner_names
+from .runner import Runner
+from .runner.make_runner import make_runner
 from .settings import Settings
 from .store import STORE_FAILURES, SqlStore
 
 SWEEP_SECONDS = 60.0
 
 log = logging.getLogger("sparsectrl_lcm.service")
-
-
-def local_runners(settings: Settings) -> Runner:
-    """Creates the runners that the settings ask for."""
-    settings.work.mkdir(parents=True, exist_ok=True)
-    devices = runner_devices(settings.devices, settings.runners)
-    runners = {
-        name: LocalRunner(
-            pipeline=settings.pipeline,
-            bundle=settings.bundle,
-            backend=settings.backend,
-            precision=settings.precision,
-            threads=settings.threads,
-            device=device,
-            place=place,
-            runners=len(devices),
-            image_pixels=settings.image_pixels,
-            step_seconds=settings.step_seconds,
-            start_seconds=settings.start_seconds,
-            work=settings.work,
-        )
-        for place, (name, device) in enumerate(zip(runner_names(devices), devices, strict=True))
-    }
-    return RunnerPool(runners)
 
 
 def open_service(settings: Settings, runner: Runner | None = None) -> Service:
@@ -77,7 +53,7 @@ def open_service(settings: Settings, runner: Runner | None = None) -> Service:
         settings=settings,
         store=store,
         files=open_files(settings.files_url),
-        runner=runner or local_runners(settings),
+        runner=runner or make_runner(settings),
         board=Board(store, owner_name(settings.data), metrics, settings.key_unstarted),
         keyring=Keyring(store),
         signer=Signer(store.secret("webhooks")),

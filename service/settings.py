@@ -27,7 +27,10 @@ class Settings:
         anonymous: whether to accept calls without a key.
         allow_private: host names, addresses or networks that keyframe and webhook URLs may reach even if not public.
         bundle, backend, precision, threads: as for `VideoPipeline.load`; without `threads` the server keeps a core.
-        devices, runners: as `runner_devices` takes them.
+            `bundle` may be the URL of an object store, from which each machine fetches it once.
+        pool: `local`, or `ray`: runners on a Ray cluster.
+        devices, runners: of the local pool; as `runner_devices` takes them.
+        ray_address, replicas, gpus_per_replica: of Ray: as `RayPool` takes them; `replicas` is MIN..MAX.
         pipeline: `module:callable` that creates the pipeline.
         queue_port: port on which every POST to the endpoint is a submission; None means prefix and host name decide.
         tls_port: port for https, which the page shows.
@@ -68,12 +71,16 @@ class Settings:
     anonymous: bool = False
     allow_private: tuple[str, ...] = ()
 
-    bundle: Path | None = None
+    bundle: Path | str | None = None
     backend: str = "auto"
     precision: str | None = None
     threads: int | None = None
+    pool: str = "local"
     devices: tuple[str, ...] = ()
     runners: int = 1
+    ray_address: str = "auto"
+    replicas: str = "1"
+    gpus_per_replica: float = 1.0
     pipeline: str = "sparsectrl_lcm.service.runner.pipeline_loading:load"
 
     queue_port: int | None = None
@@ -143,7 +150,7 @@ class Settings:
 LIMITS = {
     field.name: field.type
     for field in fields(Settings)
-    if field.type in (int, float, float | None) and field.name != "runners"
+    if field.type in (int, float, float | None) and field.name not in ("runners", "gpus_per_replica")
 }
 """Sizes, times and counts, which `with_limits` may change."""
 _MAY_BE_ZERO = {

@@ -1,7 +1,6 @@
 """One runner: keeps a process with the model running and gives it one job after the other."""
 
 import asyncio
-import base64
 import logging
 from collections import deque
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 from ...runtime.errors import SparseCtrlLcmError
 from .interface import Job, JobFailed, Made, OnEvent, Preview, RunnerLost, Step
+from .messages import event_of, notify
 from .process_handle import RunnerProcess
 
 log = logging.getLogger(__package__)
@@ -29,10 +29,7 @@ class _Turn:
 
     def notify(self, event: Step | Preview) -> None:
         if not self.result.done():
-            try:
-                self.on_event(event)
-            except Exception:
-                log.exception("The listener of job %s failed", self.job.id)
+            notify(self.job, event, self.on_event)
 
     def end(self, result: Made | Exception) -> None:
         if self.result.done():
@@ -67,7 +64,7 @@ class LocalRunner:
         self,
         *,
         pipeline: str = "sparsectrl_lcm.runtime:VideoPipeline.load",
-        bundle: Path | None = None,
+        bundle: Path | str | None = None,
         backend: str = "auto",
         precision: str | None = None,
         threads: int | None = None,
@@ -220,10 +217,12 @@ class LocalRunner:
         self._running = turn
         try:
             process.send({"do": "make", "options": job.options, "keyframes": keyframes, "output": str(job.output)})
-            result = None
-            while result is None:
-                result = _event(turn, await process.receive(self._step_seconds))
-            turn.end(result)
+            while True:
+                event = event_of(await process.receive(self._step_seconds))
+                if isinstance(event, Made | JobFailed):
+                    return turn.end(event)
+                if event is not None:
+                    turn.notify(event)
         except RunnerLost as lost:
             self._process = None
             turn.end(lost)
@@ -231,20 +230,6 @@ class LocalRunner:
         finally:
             self._running = None
             turn.end(_stopped())
-
-
-def _event(turn: _Turn, message: dict[str, Any]) -> Made | JobFailed | None:
-    """Passes a message of the process on to the job's listener. Returns the result if the job has ended."""
-    match message:
-        case {"say": "step", **values}:
-            turn.notify(Step(**values))
-        case {"say": "preview", "index": index, "jpeg": jpeg}:
-            turn.notify(Preview(index, base64.b64decode(jpeg)))
-        case {"say": "made", **values}:
-            return Made(**values)
-        case {"say": "failed", "kind": kind, "message": text, **blame}:
-            return JobFailed(kind, text, **blame)
-    return None
 
 
 def _stopped() -> RunnerLost:

@@ -1,7 +1,7 @@
 """Loads the pipeline in the runner's process, and checks its options in the server's process."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ...runtime import BackendError, InvalidRequest, VideoPipeline
 from ...runtime.backends import BACKENDS, choose_backend, find_backend
@@ -11,7 +11,10 @@ from ...runtime.format.decoders import DECODERS
 from ...runtime.format.manifest import read_manifest
 from ...runtime.load_options import LoadOptions
 from ..protocol.clip_input import LAST
-from .devices import is_cuda, runner_devices, share_cores, take_device
+from ..settings import Settings
+from .bundle_cache import is_url, local_bundle, read_remote_manifest
+from .devices import is_cuda, share_cores, take_device
+from .make_runner import check_pool
 
 SHOW_BACKENDS = "run sparsectrl-lcm doctor; engines for it may have to be built"
 
@@ -31,7 +34,8 @@ def load(
     nearly double its time; one free core prevents that (`benchmarks/polling.py`).
 
     Args:
-        bundle, backend, precision, threads: as `VideoPipeline.load` takes them.
+        bundle: a folder, or the URL of one in an object store, as `local_bundle` takes it.
+        backend, precision, threads: as `VideoPipeline.load` takes them.
         device: as `take_device` takes it.
         place, runners: as `share_cores` takes them.
 
@@ -39,7 +43,7 @@ def load(
         BackendError: no backend that runs the bundle uses the device, a graph cannot be opened, or as
             `VideoPipeline.load`.
     """
-    named = take_device(device)
+    bundle, named = local_bundle(bundle), take_device(device)
     if backend == "auto":
         backend = choose_backend(Bundle.load(bundle), LoadOptions(precision=precision, device=named))
     on_gpu = BACKENDS[backend].on_gpu
@@ -68,19 +72,20 @@ def open_graphs(pipeline: VideoPipeline) -> None:
             pipeline.executor.open_graph(graph, size).close()
 
 
-def check(
-    bundle: Path | None, backend: str, threads: int | None, devices: Sequence[str] = (), runners: int = 1
-) -> None:
+def check(settings: Settings) -> None:
     """Checks the options in the server's process, without the model. The runner's process finds other errors on load.
 
     Raises:
         InvalidRequest, BackendError, BundleError: an option is wrong.
     """
-    LoadOptions(threads=threads)
-    runner_devices(devices, runners)
-    if backend != "auto":
-        find_backend(backend, "auto")
-    frames = read_manifest(bundle_folder(bundle)).sizes.frames
+    LoadOptions(threads=settings.threads)
+    check_pool(settings)
+    if settings.backend != "auto":
+        find_backend(settings.backend, "auto")
+    with TemporaryDirectory() as folder:
+        url = settings.bundle if isinstance(settings.bundle, str) and is_url(settings.bundle) else None
+        place = read_remote_manifest(url, Path(folder)) if url else bundle_folder(settings.bundle)
+        frames = read_manifest(place).sizes.frames
     if frames != LAST + 1:
         reason = f"its clips have {frames} frames, the endpoint's {LAST + 1}"
         raise InvalidRequest("bundle", reason, f"export one with {LAST + 1} frames")

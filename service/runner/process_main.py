@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,15 @@ from .picture_main import open_image
 
 FPS = 8
 PREVIEW_SIDE = 256
+
+
+class Reports(Protocol):
+    """Where a job's messages go, and where its cancellation comes from."""
+
+    cancelled: Event
+
+    def say(self, what: str, **values: Any) -> None:
+        """Sends a message."""
 
 
 class Channel:
@@ -81,27 +90,15 @@ class Jobs:
 
     Args:
         pipeline: a `VideoPipeline`, or an object with its `generate`, `backend`, `precision` and `bundle`.
+        channel: gets the reports.
         image_pixels: pixels of the largest keyframe.
     """
 
-    def __init__(self, pipeline: Any, channel: Channel, image_pixels: int) -> None:
+    def __init__(self, pipeline: Any, channel: Reports, image_pixels: int) -> None:
         self._pipeline = pipeline
         self._channel = channel
         self._image_pixels = image_pixels
         self._sizes = pipeline.bundle.manifest.sizes
-
-    def about(self) -> dict[str, Any]:
-        """Returns what `Runner.about` returns."""
-        return {
-            "backend": self._pipeline.backend,
-            "precision": self._pipeline.precision,
-            "width": self._sizes.width,
-            "height": self._sizes.height,
-            "frames": self._sizes.frames,
-            "fps": FPS,
-            "bundle": str(self._pipeline.bundle.folder),
-            "pid": os.getpid(),
-        }
 
     def make(self, options: dict[str, Any], keyframes: list[tuple[int, str]], output: str) -> None:
         """Makes one clip and reports the result or the failure.
@@ -152,6 +149,21 @@ class Jobs:
                 return fit(load_picture(picture, "image"), self._sizes.width, self._sizes.height, resample)
             except InvalidRequest as error:
                 raise JobFailed("invalid", str(error), keyframe=place) from None
+
+
+def about(pipeline: Any) -> dict[str, Any]:
+    """Returns what `Runner.about` returns."""
+    sizes = pipeline.bundle.manifest.sizes
+    return {
+        "backend": pipeline.backend,
+        "precision": pipeline.precision,
+        "width": sizes.width,
+        "height": sizes.height,
+        "frames": sizes.frames,
+        "fps": FPS,
+        "bundle": str(pipeline.bundle.folder),
+        "pid": os.getpid(),
+    }
 
 
 def preview(frame: NDArray[np.uint8]) -> bytes:
@@ -224,8 +236,9 @@ def main() -> None:
     setup = channel.orders.get()
     os.nice(setup["nice"])
     try:
-        jobs = Jobs(load(setup["pipeline"], setup["options"]), channel, setup["image_pixels"])
-        channel.say("ready", about=jobs.about())
+        pipeline = load(setup["pipeline"], setup["options"])
+        jobs = Jobs(pipeline, channel, setup["image_pixels"])
+        channel.say("ready", about=about(pipeline))
     except Exception as error:
         if not isinstance(error, SparseCtrlLcmError):
             traceback.print_exc()

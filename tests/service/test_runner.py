@@ -33,7 +33,7 @@ from sparsectrl_lcm.runtime import (
 )
 from sparsectrl_lcm.service.objects.stored_files import remove_expired_files
 from sparsectrl_lcm.service.runner import Job, JobFailed, LocalRunner, Made, Preview, RunnerLost, Step
-from sparsectrl_lcm.service.server import local_runners
+from sparsectrl_lcm.service.runner.make_runner import make_runner
 
 FAKES = Path(__file__).parent.parent / "fakes"
 
@@ -494,7 +494,7 @@ def test_an_idle_runner_keeps_its_folder(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         service = StorageService(tmp_path / "data", pipeline="stub_pipeline:load")
-        runner = local_runners(service.settings)
+        runner = make_runner(service.settings)
         await runner.start()
         await until(lambda: runner.ready)
         for path in service.settings.data.rglob("*"):

@@ -75,5 +75,5 @@ def test_a_bundle_of_shorter_clips_is_an_invalid_request(tmp_path: Path) -> None
     manifest["sizes"]["frames"] = 8
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InvalidRequest) as caught:
-        loading.check(bundle, "auto", None)
+        loading.check(Settings(tmp_path, bundle=bundle))
     assert (caught.value.field, caught.value.remedy) == ("bundle", "export one with 16 frames")

@@ -1,0 +1,79 @@
+"""Bundles in an object store: each machine fetches one once, into the cache of its user."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from ...runtime.errors import BundleError, first_line
+from ...runtime.format.bundle import verify
+from ...runtime.format.manifest import read_manifest
+
+MANIFEST = "manifest.json"
+
+
+def is_url(bundle: Path | str | None) -> bool:
+    """Whether a bundle is the URL of an object store rather than a folder."""
+    return isinstance(bundle, str) and "://" in bundle
+
+
+def local_bundle(bundle: str | None) -> str | None:
+    """Returns the folder of a bundle on this machine. A URL is fetched unless this version of it was fetched before.
+
+    Args:
+        bundle: a folder, None, or an fsspec URL such as s3://bucket/bundle.
+
+    Raises:
+        BundleError: the store cannot be read, or a file differs from its checksum.
+    """
+    if bundle is None or not is_url(bundle):
+        return bundle
+    try:
+        store, root = _open(bundle)
+        indices = [f"{root}/{MANIFEST}", *sorted(store.glob(f"{root}/engines/**/*.json"))]
+        version = hashlib.sha256(b"\0".join([bundle.encode(), *map(store.cat_file, indices)])).hexdigest()[:32]
+        folder = Path(user_cache_path("sparsectrl-lcm"), "bundles", version)
+        if folder.exists():
+            return str(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                _fetch(store, root, folder)
+    except BundleError:
+        raise
+    except Exception as error:  # of the store's own library
+        raise BundleError("bundle", f"{bundle} cannot be fetched: {first_line(error)}") from None
+    return str(folder)
+
+
+def read_remote_manifest(bundle: str, folder: Path) -> Path:
+    """Copies the manifest of a bundle at a URL into a folder and returns the folder.
+
+    Raises:
+        BundleError: the store cannot be read.
+    """
+    try:
+        store, root = _open(bundle)
+        (folder / MANIFEST).write_bytes(store.cat_file(f"{root}/{MANIFEST}"))
+    except Exception as error:
+        raise BundleError("bundle", f"{bundle} cannot be read: {first_line(error)}") from None
+    return folder
+
+
+def _open(bundle: str) -> tuple[Any, str]:
+    import fsspec
+
+    store, root = fsspec.core.url_to_fs(bundle.rstrip("/"), use_listings_cache=False)
+    return store, root
+
+
+def _fetch(store: Any, root: str, folder: Path) -> None:
+    """Fetches a bundle. The folder appears once all files are there and have their checksums."""
+    part = folder.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)  # of a process that died
+    store.get(f"{root}/", f"{part}/", recursive=True)
+    verify(part, read_manifest(part))
+    part.rename(folder)

@@ -1,0 +1,95 @@
+"""Creates the runners that the settings ask for."""
+
+import re
+from typing import TYPE_CHECKING
+
+from ...runtime.errors import InvalidRequest
+from .devices import runner_devices, runner_names
+from .interface import Runner
+from .local_runner import LocalRunner
+from .runner_pool import RunnerPool
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+
+POOLS = ("local", "ray")
+_REPLICAS = re.compile(r"(\d+)(?:\.\.(\d+))?")
+
+
+def make_runner(settings: "Settings") -> Runner:
+    """Creates the runners of this machine, or those on a Ray cluster."""
+    settings.work.mkdir(parents=True, exist_ok=True)
+    if settings.pool == "ray":
+        return _ray_pool(settings)
+    devices = runner_devices(settings.devices, settings.runners)
+    runners = {
+        name: LocalRunner(
+            pipeline=settings.pipeline,
+            bundle=settings.bundle,
+            backend=settings.backend,
+            precision=settings.precision,
+            threads=settings.threads,
+            device=device,
+            place=place,
+            runners=len(devices),
+            image_pixels=settings.image_pixels,
+            step_seconds=settings.step_seconds,
+            start_seconds=settings.start_seconds,
+            work=settings.work,
+        )
+        for place, (name, device) in enumerate(zip(runner_names(devices), devices, strict=True))
+    }
+    return RunnerPool(runners)
+
+
+def _ray_pool(settings: "Settings") -> Runner:
+    from .ray_pool import RayPool  # Ray itself is imported when the pool starts
+
+    options = {
+        "bundle": None if settings.bundle is None else str(settings.bundle),
+        "backend": settings.backend,
+        "precision": settings.precision,
+        "threads": settings.threads or (None if settings.gpus_per_replica else 1),
+    }
+    return RayPool(
+        address=settings.ray_address,
+        replicas=parse_replicas(settings.replicas),
+        gpus=settings.gpus_per_replica,
+        setup={"pipeline": settings.pipeline, "options": options, "image_pixels": settings.image_pixels},
+        step_seconds=settings.step_seconds,
+    )
+
+
+def parse_replicas(text: str) -> tuple[int, int]:
+    """Returns the fewest and the most replicas of `MIN..MAX` or `N`.
+
+    Raises:
+        InvalidRequest: it is neither, or not 1 or more and in order.
+    """
+    match = _REPLICAS.fullmatch(text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high:
+        raise InvalidRequest("replicas", f"{text!r} is not allowed", "give MIN..MAX, such as 1..8, or a number")
+    return low, high
+
+
+def check_pool(settings: "Settings") -> None:
+    """Checks the settings of the pool.
+
+    Raises:
+        InvalidRequest: one is not allowed, or belongs to the other pool.
+    """
+    if settings.pool not in POOLS:
+        raise InvalidRequest("pool", f"{settings.pool!r} is not allowed", f"give {' or '.join(POOLS)}")
+    if settings.gpus_per_replica < 0:
+        raise InvalidRequest("gpus_per_replica", f"{settings.gpus_per_replica:g} is not allowed", "give 0 or more")
+    parse_replicas(settings.replicas)
+    if settings.pool == "ray":
+        if settings.devices or settings.runners != 1:
+            name = "devices" if settings.devices else "runners"
+            raise InvalidRequest(name, "not allowed with Ray, which places the replicas", "give replicas")
+        if settings.ray_address.startswith("ray://"):
+            reason = "Ray's client protocol cannot stream progress"
+            raise InvalidRequest("ray_address", reason, "let this machine join the cluster (ray start) and give auto")
+    else:
+        runner_devices(settings.devices, settings.runners)

@@ -1,0 +1,265 @@
+"""Runners on a Ray cluster. Ray Serve places, restarts and scales them; this is the server's side."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
+from typing import Any
+
+from ...runtime.errors import BackendError, SparseCtrlLcmError, first_line
+from .interface import Job, JobFailed, Made, OnEvent, RunnerLost, RunnerState, RunnerStatus
+from .messages import event_of, notify
+
+log = logging.getLogger(__package__)
+
+REACH_SECONDS = 5.0
+"""Longest time for a connection to the head of the cluster."""
+LOOK_SECONDS = 1.0
+"""How often the state of the replicas is read."""
+INSTALL = "pip install 'sparsectrl-lcm[ray]'"
+MATCHING_SECONDS = "0.05"
+"""How long Ray Serve waits for the replica that keeps a conditioning, before it takes any other."""
+
+
+class RayPool:
+    """A `Runner` whose pipelines are replicas of a Ray Serve application.
+
+    Servers with the same options share one application. It outlives them; `serve shutdown` ends it.
+
+    Args:
+        address: as `ray.init` takes it: `auto` for the cluster that this machine belongs to.
+        replicas: fewest and most pipelines. Their number follows that of the requests.
+        gpus: GPUs of a replica; a fraction lets several share one. Without one it takes as many CPUs as threads.
+        setup: keywords of `ClipReplica`.
+        step_seconds: longest silence during a job.
+    """
+
+    def __init__(
+        self, *, address: str, replicas: tuple[int, int], gpus: float, setup: dict[str, Any], step_seconds: float
+    ) -> None:
+        self._address = address
+        self._replicas = replicas
+        self._gpus = gpus
+        self._setup = setup | {"step_seconds": step_seconds}
+        self._silence = step_seconds
+        self._handle: Any = None
+        self._about: dict[str, Any] = {}
+        self._problem: str | None = None
+        self._states: dict[str, int] = {}
+        self._refused: asyncio.Future[SparseCtrlLcmError] | None = None
+        self._streams: dict[str, Any] = {}
+        self._cancelled: set[str] = set()
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the application: servers with other options have another one."""
+        options = json.dumps([self._setup, self._replicas, self._gpus], sort_keys=True, default=str)
+        return f"sparsectrl-lcm-{hashlib.sha256(options.encode()).hexdigest()[:12]}"
+
+    async def start(self) -> None:
+        """Begins to join the cluster and to deploy, and returns at once."""
+        self._refused = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise(), name="ray")
+
+    async def stop(self) -> None:
+        """Ends all jobs and leaves the cluster. The replicas stay."""
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.wait({supervisor})
+        for job_id in list(self._streams):
+            self.cancel(job_id)
+
+    @property
+    def capacity(self) -> int:
+        """See `Runner.capacity`: the most replicas, once one is running. Waiting jobs make Ray start the others."""
+        return self._replicas[1] if self._about and self._states.get("RUNNING") else 0
+
+    @property
+    def problem(self) -> str | None:
+        """See `Runner.problem`."""
+        return None if self.capacity else self._problem
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """See `Runner.about`: what one replica reported."""
+        return self._about
+
+    @property
+    def runners(self) -> list[RunnerStatus]:
+        """See `Runner.runners`: the replicas by number; as many count as busy as this server has jobs."""
+        running = self._states.get("RUNNING", 0)
+        states: list[RunnerState] = ["busy"] * min(running, len(self._streams))
+        states += ["ready"] * (running - len(states))
+        states += ["loading"] * sum(count for state, count in self._states.items() if state != "RUNNING")
+        return [RunnerStatus(f"replica-{number}", state) for number, state in enumerate(states)]
+
+    async def refused(self) -> SparseCtrlLcmError:
+        """See `Runner.refused`."""
+        assert self._refused is not None
+        return await asyncio.shield(self._refused)
+
+    async def run(self, job: Job, on_event: OnEvent) -> Made:
+        """Makes a clip; see `Runner.run`. Ray Serve prefers a replica that keeps the job's conditioning."""
+        if self._handle is None or self._supervisor is None:
+            raise RunnerLost("stopped", "the runner was stopped")
+        keyframes = await asyncio.to_thread(lambda: [(index, path.read_bytes()) for index, path in job.keyframes])
+        handle = self._handle.options(stream=True, multiplexed_model_id=job.conditioning)
+        stream = self._streams[job.id] = handle.make.remote(job.options, keyframes)
+        try:
+            return await self._follow(job, stream, on_event)
+        except (JobFailed, RunnerLost):
+            raise
+        except asyncio.CancelledError:
+            if job.id not in self._cancelled:
+                raise
+            raise JobFailed("cancelled", "cancelled") from None
+        except Exception as error:  # Ray's, of many classes
+            if job.id in self._cancelled:
+                raise JobFailed("cancelled", "cancelled") from None
+            raise RunnerLost("crashed", f"the replica was lost: {first_line(error)}") from None
+        finally:
+            with suppress(Exception):
+                stream.cancel()
+            self._cancelled.discard(job.id)
+            del self._streams[job.id]
+
+    async def _follow(self, job: Job, stream: Any, on_event: OnEvent) -> Made:
+        begun = await anext(stream)  # without a limit: a replica may have to be started
+        try:
+            while True:
+                async with asyncio.timeout(self._silence):
+                    message = await anext(stream)
+                if message["say"] == "made":
+                    await asyncio.to_thread(job.output.write_bytes, message.pop("clip"))
+                    message["runner"] = begun["node"]
+                event = event_of(message)
+                if isinstance(event, Made):
+                    return event
+                if isinstance(event, JobFailed):
+                    raise event
+                if event is not None:
+                    notify(job, event, on_event)
+        except TimeoutError:
+            raise RunnerLost("hung", f"the replica said nothing for {self._silence:g} s") from None
+
+    def cancel(self, job_id: str) -> None:
+        """Ends a job; see `Runner.cancel`."""
+        if (stream := self._streams.get(job_id)) is not None:
+            self._cancelled.add(job_id)
+            stream.cancel()
+
+    async def _supervise(self) -> None:
+        """Joins the cluster, deploys, and keeps the state of the replicas up to date."""
+        while True:
+            try:
+                if self._handle is None:
+                    self._handle = await _aside(self._deploy)
+                await self._look()
+            except SparseCtrlLcmError as error:
+                self._refuse(error)
+                return
+            except Exception as error:
+                if str(error) != self._problem:
+                    log.warning("Ray does not answer: %s", first_line(error))
+                self._problem, self._states = first_line(error), {}
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _refuse(self, error: SparseCtrlLcmError) -> None:
+        self._problem = str(error)
+        assert self._refused is not None
+        if not self._refused.done():
+            self._refused.set_result(error)
+
+    def _deploy(self) -> Any:
+        """Returns the handle of the application, which is deployed unless another server did. Blocks."""
+        os.environ.setdefault("RAY_SERVE_MULTIPLEXED_MODEL_ID_MATCHING_TIMEOUT_S", MATCHING_SECONDS)
+        os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+        try:
+            import ray
+            from ray import serve
+        except ImportError:
+            raise BackendError("pool", "Ray is not installed", INSTALL) from None
+        if not ray.is_initialized():
+            try:
+                _reach(self._address)
+                ray.init(self._address, configure_logging=False, log_to_driver=False, logging_level=logging.ERROR)
+            except OSError as error:  # ConnectionError among them
+                reason = f"no Ray cluster at {self._address} ({first_line(error)})"
+                raise BackendError("ray_address", reason, "start one: ray start --head") from None
+        serve.start(proxy_location="Disabled")
+        if self.name not in serve.status().applications:
+            from .ray_replica import ClipReplica
+
+            low, high = self._replicas
+            deployment = serve.deployment(
+                ClipReplica,
+                name="clips",
+                max_ongoing_requests=1,
+                ray_actor_options={"num_gpus": self._gpus, "num_cpus": self._setup["options"]["threads"] or 0},
+                health_check_period_s=5,
+                autoscaling_config={
+                    "min_replicas": low,
+                    "max_replicas": high,
+                    "target_ongoing_requests": 1,
+                    "upscale_delay_s": 1,
+                    "downscale_delay_s": 60,
+                },
+            )
+            target = serve.RunTarget(deployment.bind(**self._setup), name=self.name, route_prefix=None)
+            serve.run_many([target], wait_for_applications_running=False)
+        return serve.get_app_handle(self.name)
+
+    async def _look(self) -> None:
+        """Reads the states of the replicas, and asks the first one what it runs."""
+        status = await _aside(self._status)
+        deployment = next(iter(status.deployments.values()), None)
+        self._states = {str(state): count for state, count in deployment.replica_states.items()} if deployment else {}
+        if self._states.get("RUNNING") and not self._about:
+            self._about = await self._handle.about.remote()
+            log.info("The runner is ready: %s", self._about)
+        failed = status.status == "DEPLOY_FAILED"
+        if deployment and (lines := deployment.message.strip().splitlines()):
+            self._problem = lines[-1].rpartition("Error: ")[2]  # of a traceback
+        if failed and not self._about:
+            raise BackendError("pool", f"no replica could load: {self._problem}")
+
+    def _status(self) -> Any:
+        from ray import serve
+
+        return serve.status().applications[self.name]
+
+
+def _reach(address: str) -> None:
+    """Raises OSError if nothing listens at HOST:PORT, for which Ray itself would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+
+
+async def _aside(function: Callable[[], Any]) -> Any:
+    """Calls a function of Ray's in a thread that no shutdown waits for: it may block while the cluster is silent."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[Any] = loop.create_future()
+
+    def settle(value: Any, error: Exception | None) -> None:
+        if not result.done():
+            result.set_exception(error) if error else result.set_result(value)
+
+    def call() -> None:
+        value, error = None, None
+        try:
+            value = function()
+        except Exception as caught:
+            error = caught
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, value, error)
+
+    Thread(target=call, name="ray", daemon=True).start()
+    return await result

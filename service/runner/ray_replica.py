@@ -1,0 +1,98 @@
+"""A runner on a Ray cluster: the class whose replicas Ray Serve places, restarts and scales."""
+
+import asyncio
+import os
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ray import serve
+from ray.util import get_node_ip_address
+
+from ...runtime.errors import DeviceLost
+from .process_main import Jobs, about, load
+from .runner_pool import KEPT
+
+
+class _Channel:
+    """What one job says, and whether it was cancelled. The job runs in a thread, its reader in the event loop."""
+
+    def __init__(self, clip: Path) -> None:
+        self.cancelled = threading.Event()
+        self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.spoke_at = time.monotonic()
+        self._clip = clip
+        self._loop = asyncio.get_running_loop()
+
+    def say(self, what: str, **values: Any) -> None:
+        if what == "made":
+            values["clip"] = self._clip.read_bytes()
+        self.spoke_at = time.monotonic()
+        self._loop.call_soon_threadsafe(self.messages.put_nowait, {"say": what, **values})
+
+
+class ClipReplica:
+    """One pipeline. Takes one job at a time and streams the messages that `process_main.py` describes.
+
+    Args:
+        pipeline: `module:callable` that creates the pipeline; gets `options` as keywords.
+        options: as `LocalRunner` passes them. Paths are those of every node.
+        image_pixels: pixels of the largest keyframe.
+        step_seconds: longest silence during a job; after that Ray replaces the replica.
+    """
+
+    def __init__(self, pipeline: str, options: dict[str, Any], image_pixels: int, step_seconds: float) -> None:
+        self._pipeline = load(pipeline, options)
+        self._image_pixels = image_pixels
+        self._step_seconds = step_seconds
+        self._thread = ThreadPoolExecutor(1, "pipeline")
+        self._job: _Channel | None = None
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces the replica if this raises."""
+        if self._job is not None and time.monotonic() - self._job.spoke_at > self._step_seconds:
+            raise TimeoutError(f"the pipeline said nothing for {self._step_seconds:g} s")
+
+    async def about(self) -> dict[str, Any]:
+        """Returns what `Runner.about` returns."""
+        return about(self._pipeline)
+
+    @serve.multiplexed(max_num_models_per_replica=KEPT)  # type: ignore[untyped-decorator]
+    async def keep(self, conditioning: str) -> str:
+        """Tells Ray Serve that this replica keeps a conditioning, so that it gets the next job with it."""
+        return conditioning
+
+    async def make(self, options: dict[str, Any], keyframes: list[tuple[int, bytes]]) -> AsyncIterator[dict[str, Any]]:
+        """Makes a clip. Yields `begun` with the node, then the job's messages; `made` has the bytes of the `clip`.
+
+        If the stream is cancelled, the job ends at its next step.
+        """
+        if conditioning := serve.get_multiplexed_model_id():
+            await self.keep(conditioning)
+        with TemporaryDirectory() as folder:
+            files = [(index, str(Path(folder, f"keyframe-{place}"))) for place, (index, _) in enumerate(keyframes)]
+            for (_, file), (_, content) in zip(files, keyframes, strict=True):
+                Path(file).write_bytes(content)
+            clip = Path(folder, "clip.mp4")
+            job = self._job = _Channel(clip)
+            work = asyncio.get_running_loop().run_in_executor(self._thread, self._make, job, options, files, str(clip))
+            try:
+                yield (message := {"say": "begun", "node": get_node_ip_address()})
+                while message["say"] not in ("made", "failed"):
+                    yield (message := await job.messages.get())
+            finally:
+                job.cancelled.set()
+                await asyncio.shield(work)  # the next job begins once this one has left the pipeline
+                self._job = None
+
+    def _make(self, job: _Channel, options: dict[str, Any], keyframes: list[tuple[int, str]], output: str) -> None:
+        try:
+            Jobs(self._pipeline, job, self._image_pixels).make(options, keyframes, output)
+        except DeviceLost:  # only a new process can use the device again
+            traceback.print_exc()
+            os._exit(1)

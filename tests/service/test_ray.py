@@ -1,0 +1,190 @@
+"""Runners on a Ray cluster of one node on this machine, in which a stub makes the clips."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sparsectrl_lcm.runtime import BundleError, InvalidRequest
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+from sparsectrl_lcm.service.runner import Job, JobFailed, Made, Preview, RunnerLost, Step
+from sparsectrl_lcm.service.runner.bundle_cache import local_bundle
+from sparsectrl_lcm.service.runner.make_runner import check_pool
+from sparsectrl_lcm.service.runner.ray_pool import RayPool
+from sparsectrl_lcm.service.settings import Settings
+
+from .conftest import FAKES, ports, started
+from .test_runner import decode, failure_of, ignore, until
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The head of a cluster, whose processes find the stub."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{FAKES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+        yield cluster.address
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+def ray_pool(address: str, replicas: tuple[int, int] = (1, 2), **options: Any) -> RayPool:
+    given = {"bundle": None, "backend": "auto", "precision": None, "threads": 1, **options}
+    setup = {"pipeline": "stub_pipeline:load", "options": given, "image_pixels": 1_000_000}
+    return RayPool(address=address, replicas=replicas, gpus=0, setup=setup, step_seconds=20)
+
+
+@pytest.fixture(scope="module")
+def pool(loop: asyncio.Runner, address: str) -> Iterator[RayPool]:
+    made = ray_pool(address)
+    loop.run(made.start())
+    loop.run(until(lambda: made.capacity > 0, 90))
+    yield made
+    loop.run(made.stop())
+
+
+def job(folder: Path, name: str, prompt: str = "a boat", **more: Any) -> Job:
+    return Job(name, {"prompt": prompt, "seed": 7}, more.pop("keyframes", ()), folder / f"{name}.mp4", **more)
+
+
+def test_a_clip_with_its_events(loop: asyncio.Runner, pool: RayPool, tmp_path: Path) -> None:
+    assert (pool.about["backend"], pool.about["width"], pool.capacity) == ("auto", 64, 2)
+    events: list[Step | Preview] = []
+    made = loop.run(pool.run(job(tmp_path, "a", conditioning="boat"), events.append))
+    assert (made.seed, bool(made.runner), len(decode(tmp_path / "a.mp4"))) == (7, True, 16)
+    assert [event.step for event in events if isinstance(event, Step) and event.stage == "denoise"] == [0, 1, 2, 3, 4]
+    assert [event.index for event in events if isinstance(event, Preview)] == [0, 8]
+
+
+def test_a_wrong_keyframe_is_an_error_of_the_job(loop: asyncio.Runner, pool: RayPool, tmp_path: Path) -> None:
+    (tmp_path / "keyframe").write_bytes(b"no picture")
+    wrong = job(tmp_path, "a", keyframes=((3, tmp_path / "keyframe"),))
+    failed = loop.run(failure_of(pool.run(wrong, ignore)))
+    assert isinstance(failed, JobFailed) and (failed.kind, failed.keyframe) == ("invalid", 0)
+
+
+def test_cancelled_within_a_step(loop: asyncio.Runner, pool: RayPool, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        steps: list[Step | Preview] = []
+        running = asyncio.create_task(failure_of(pool.run(job(tmp_path, "a", "slow 0.3"), steps.append)))
+        await until(lambda: len(steps) == 2)
+        pool.cancel("a")
+        async with asyncio.timeout(2):
+            failed = await running
+        assert isinstance(failed, JobFailed) and failed.kind == "cancelled"
+        await pool.run(job(tmp_path, "b"), ignore)
+
+    loop.run(scenario())
+
+
+def test_replicas_follow_the_requests(loop: asyncio.Runner, pool: RayPool, tmp_path: Path) -> None:
+    """A second replica starts while requests wait. One that dies takes only its own job with it."""
+
+    async def scenario() -> None:
+        jobs = [asyncio.create_task(pool.run(job(tmp_path, f"{number}", "slow 0.5"), ignore)) for number in range(8)]
+        await until(lambda: [runner.state for runner in pool.runners] == ["busy", "busy"], 60)
+        assert all(isinstance(made, Made) for made in await asyncio.gather(*jobs))
+        lost, *others = await asyncio.gather(
+            failure_of(pool.run(job(tmp_path, "crash", "crash"), ignore)),
+            *(pool.run(job(tmp_path, f"{number}", "slow 0.1"), ignore) for number in range(3)),
+        )
+        assert isinstance(lost, RunnerLost) and lost.kind == "crashed"
+        assert all(isinstance(made, Made) for made in others)
+
+    loop.run(scenario())
+
+
+def test_options_that_no_replica_can_load(address: str) -> None:
+    async def scenario() -> str:
+        pool = ray_pool(address, backend="refused")
+        await pool.start()
+        try:
+            async with asyncio.timeout(90):
+                return str(await pool.refused())
+        finally:
+            await pool.stop()
+
+    assert asyncio.run(scenario()) == "pool: no replica could load: bundle: the stub's is wrong"
+
+
+def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
+    """A server that is killed finds the replicas again, and its request runs to its end."""
+    settings = {"pool": "ray", "ray_address": address, "gpus_per_replica": 0.0, "pipeline": "stub_pipeline:load"}
+    for server in started(tmp_path, **settings):
+        server.wait("/readyz", 90)
+        with httpx.Client(headers=server.headers()) as client:
+            first = client.post(f"{server.url}/fal-ai/animatediff-sparsectrl-lcm", json={"prompt": "a", "seed": 3})
+            assert (first.status_code, first.json()["seed"]) == (200, 3)
+            url = client.post(server.queue, json={"prompt": "slow 0.5", "seed": 4}).json()["response_url"]
+            server.kill()
+            server.start()
+            server.wait("/readyz", 90)
+            answer = client.get(url, timeout=30)
+            while answer.status_code == 400:  # not ready
+                answer = client.get(url, timeout=30)
+            assert (answer.status_code, answer.json()["seed"]) == (200, 4)
+            states = client.get(server.url + "/readyz").json()["runners"]
+            assert [runner["state"] for runner in states] == ["ready"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"pool": "slurm"}, "pool: 'slurm' is not allowed; give local or ray"),
+        ({"replicas": "2..1"}, "replicas: '2..1' is not allowed; give MIN..MAX, such as 1..8, or a number"),
+        ({"pool": "ray", "runners": 2}, "runners: not allowed with Ray, which places the replicas; give replicas"),
+        (
+            {"pool": "ray", "ray_address": "ray://head:10001"},
+            "ray_address: Ray's client protocol cannot stream progress",
+        ),
+        ({"gpus_per_replica": -1.0}, "gpus_per_replica: -1 is not allowed; give 0 or more"),
+    ],
+)
+def test_wrong_settings(given: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check_pool(Settings(tmp_path, **given))
+    assert str(caught.value).startswith(told)
+
+
+def test_without_a_cluster_it_ends_in_one_line(tmp_path: Path) -> None:
+    port = ports()[0]
+    given = ["serve", "--data", str(tmp_path / "data"), "--port", str(ports()[1]), "--pool", "ray"]
+    command = [sys.executable, "-m", "sparsectrl_lcm", *given, "--ray-address", f"127.0.0.1:{port}"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    told = f"no Ray cluster at 127.0.0.1:{port} ([Errno 111] Connection refused); start one: ray start --head"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"error: --ray-address: {told}")
+
+
+def test_a_bundle_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import fsspec
+
+    monkeypatch.setattr("sparsectrl_lcm.service.runner.bundle_cache.user_cache_path", lambda _: tmp_path)
+    store = fsspec.filesystem("memory")
+    store.put(f"{demo_bundle()}/", "/bundles/demo/", recursive=True)
+    folder = local_bundle("memory://bundles/demo")
+    assert folder is not None
+    here = {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    demo = {path.relative_to(demo_bundle()): path.read_bytes() for path in demo_bundle().rglob("*") if path.is_file()}
+    assert here == demo
+    store.rm("/bundles/demo/onnx", recursive=True)
+    assert local_bundle("memory://bundles/demo") == folder  # the manifest is unchanged
+    manifest = store.cat_file("/bundles/demo/manifest.json")
+    store.pipe_file("/bundles/demo/manifest.json", manifest + b"\n")
+    with pytest.raises(BundleError, match="'onnx/.*' in .* is missing"):
+        local_bundle("memory://bundles/demo")
+    assert folder.startswith(str(tmp_path))
