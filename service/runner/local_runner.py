@@ -63,7 +63,7 @@ class LocalRunner:
     def __init__(
         self,
         *,
-        pipeline: str = "sparsectrl_lcm.runtime:VideoPipeline.load",
+        pipeline: str = "sparsectrl_lcm.service.runner.pipeline_loading:load",
         bundle: Path | str | None = None,
         backend: str = "auto",
         precision: str | None = None,

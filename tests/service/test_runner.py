@@ -496,7 +496,7 @@ def test_an_idle_runner_keeps_its_folder(tmp_path: Path) -> None:
         service = StorageService(tmp_path / "data", pipeline="stub_pipeline:load")
         runner = make_runner(service.settings)
         await runner.start()
-        await until(lambda: runner.ready)
+        await until(lambda: runner.capacity == 1)
         for path in service.settings.data.rglob("*"):
             os.utime(path, (0, 0))
         remove_expired_files(service, time.time())
