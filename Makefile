@@ -20,7 +20,7 @@ PLATFORMS := linux darwin win32
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python demo/run.py
 
-$(DEMO)/installed: pyproject.toml $(shell find sparsectrl_lcm runtime cli engine export benchmarks/harness -name '*.py' -o -name '*.json' -o -name '*.onnx')
+$(DEMO)/installed: pyproject.toml $(shell find sparsectrl_lcm runtime batch cli engine export benchmarks/harness -name '*.py' -o -name '*.json' -o -name '*.onnx')
 	test -x $(DEMO)/bin/pip || $(PYTHON) -m venv --clear $(DEMO)
 	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
 	touch $@
@@ -72,7 +72,7 @@ links:
 	mkdir -p .types/sparsectrl_lcm/benchmarks
 	ln -s ../../sparsectrl_lcm/__init__.py ../../sparsectrl_lcm/__main__.py .types/sparsectrl_lcm
 	ln -s ../../../benchmarks/harness .types/sparsectrl_lcm/benchmarks
-	for part in cli engine export runtime service; do ln -s ../../$$part .types/sparsectrl_lcm; done
+	for part in batch cli engine export runtime service; do ln -s ../../$$part .types/sparsectrl_lcm; done
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv --clear $(VENV)

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from . import bench, build, doctor, export, generate, inspect, keys, serve, swaps, verify
+from . import batch, bench, build, doctor, export, generate, inspect, keys, serve, swaps, verify
 
 WrongUse: Any = typer.BadParameter.__base__
 """Base class of usage errors. typer does not export it, and takes it from click or from its own copy."""
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate.generate)
+app.command()(batch.batch)
 export.app.command("motion-module")(swaps.motion_module)
 export.app.command("lora")(swaps.lora)
 export.app.command("controlnet")(swaps.controlnet)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MAX_FPS = 60
 MAX_GIF_FPS = 50
 """Browsers show a frame shorter than two hundredths of a second for ten hundredths."""
+_PART = ".part-"
+"""Begins the names of unfinished files and folders."""
 
 
 def save(clip: "Clip", path: Path, fps: float) -> Path:
@@ -74,7 +76,7 @@ def _unwritable(path: Path, error: Exception) -> OutputError:
 @contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`. It replaces `path` if the block succeeds, and is removed if not."""
-    part = path.with_name(f".{token_hex(4)}{path.suffix}")  # short, because a long name leaves no room
+    part = path.with_name(f"{_PART}{token_hex(4)}{path.suffix}")  # short, because a long name leaves no room
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,12 +93,19 @@ def complete_file(path: Path) -> Iterator[Path]:
                 folder.rmdir()  # succeeds if nothing was written
 
 
+def remove_parts(folder: Path) -> None:
+    """Removes the unfinished files that killed processes have left in a folder. No other process may write there."""
+    for part in folder.glob(f"{_PART}*"):
+        with suppress(OSError):
+            part.unlink()
+
+
 def _write_folder(clip: "Clip", path: Path) -> None:
     """Writes one PNG per frame to a folder that is new or empty."""
     from PIL import Image
 
     digits = max(3, len(str(len(clip.frames) - 1)))
-    part = path / f".part-{token_hex(4)}"
+    part = path / f"{_PART}{token_hex(4)}"
     try:
         part.mkdir(parents=True)
         for index, frame in enumerate(clip.frames):
@@ -143,3 +152,5 @@ _WRITERS: dict[str, Callable[["Clip", Path, float], None]] = {
     ".webp": _write_webp,
     ".png": _write_contact_sheet,
 }
+ENDINGS = tuple(_WRITERS)
+"""Of the files that clips can be written to."""

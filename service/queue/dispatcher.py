@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ...runtime.errors import first_line
 from ..components import Service
 from ..objects.stored_files import file_url, keep_file
-from ..protocol.advanced_options import KEY, AdvancedOptions
+from ..protocol.clip_input import INPUT_FIELDS
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
 from ..runner import Job, JobFailed, Made, Preview, RunnerLost, Step
 from ..store import STORE_FAILURES, Outcome
@@ -34,8 +34,6 @@ IDLE_SECONDS = 1.0
 """How soon the dispatcher looks for requests that nobody has told it of."""
 READY_SECONDS = 0.1
 """How soon the dispatcher notices that a runner is ready or a preparation is slow."""
-INPUT_FIELDS = {"controlnet": "controlnet_type"} | {name: f"{KEY}.{name}" for name in AdvancedOptions.model_fields}
-"""Options of the pipeline whose field in the input has another name."""
 
 log = logging.getLogger("sparsectrl_lcm.service")
 

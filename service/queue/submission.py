@@ -21,8 +21,8 @@ from ..http.request_bodies import read_body, received
 from ..network.downloads import FetchError, check_url
 from ..network.public_addresses import Allowed
 from ..objects.file_metadata import lifetime_in_header
-from ..protocol.clip_input import parse_input, parse_json
 from ..protocol.errors import ServiceError, failed, infrastructure_error
+from ..protocol.input_parsing import parse_input, parse_json
 from ..store import NewRequest, OtherInput, QueueFull, Submitted
 from ..store.records import LOW, NORMAL
 

@@ -16,8 +16,9 @@ ALLOWED = {
     "engine": {"runtime"},
     "export": {"runtime"},
     "service": {"runtime"},
+    "batch": {"runtime", "service"},
     "benchmarks/harness": {"runtime"},
-    "cli": {"runtime", "engine", "export", "service", "benchmarks"},
+    "cli": {"runtime", "batch", "engine", "export", "service", "benchmarks"},
 }
 SHARED = ("runtime.format", "runtime.errors")
 """Modules of the runtime that `engine` and `export` may import."""

@@ -12,8 +12,9 @@ from PIL import Image
 from sparsectrl_lcm.runtime import VideoPipeline
 from sparsectrl_lcm.runtime.images import fit
 from sparsectrl_lcm.service.protocol.advanced_options import KEY, AdvancedOptions
-from sparsectrl_lcm.service.protocol.clip_input import MOST_DETAILS, Input, parse_input
+from sparsectrl_lcm.service.protocol.clip_input import Input
 from sparsectrl_lcm.service.protocol.errors import ServiceError
+from sparsectrl_lcm.service.protocol.input_parsing import MOST_DETAILS, parse_input
 from sparsectrl_lcm.service.queue.dispatcher import _job_error
 from sparsectrl_lcm.service.runner import JobFailed
 from sparsectrl_lcm.service.runner.process_main import Jobs

@@ -14,8 +14,8 @@ from urllib.parse import unquote_to_bytes
 import httpx
 import pytest
 from sparsectrl_lcm.service.network.keyframe_urls import _data_of
-from sparsectrl_lcm.service.protocol.clip_input import parse_input
 from sparsectrl_lcm.service.protocol.errors import ServiceError
+from sparsectrl_lcm.service.protocol.input_parsing import parse_input
 
 from .conftest import APP, Server, started
 

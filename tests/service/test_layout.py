@@ -90,7 +90,7 @@ def test_the_event_loop_has_one_way_to_the_store() -> None:
 
 def test_an_input_is_parsed_in_one_place() -> None:
     users = {path.name for path in SERVICE.rglob("*.py") if "parse_input(" in path.read_text()}
-    assert users == {"clip_input.py", "submission.py"}
+    assert users == {"input_parsing.py", "submission.py"}
 
 
 @pytest.mark.parametrize("arguments", [["serve", "--data", "x"], ["keys", "list", "--data", "x"]])

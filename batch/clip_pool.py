@@ -1,0 +1,89 @@
+"""Who makes the clips of a batch: the interface, and a pool of one pipeline in this process."""
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..runtime import ClipRequest, Progress, VideoPipeline
+from .request_lines import Job
+
+OnFraction = Callable[[Job, float], None]
+"""Called with a job that runs and the fraction of it that is done, on any thread."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """A clip, which is at `Job.output`.
+
+    Attributes:
+        job: the job.
+        seed: the seed used.
+        seconds: time that its request took.
+    """
+
+    job: Job
+    seed: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failed:
+    """A job that ended without a clip."""
+
+    job: Job
+    error: Exception
+
+
+class ClipPool(Protocol):
+    """Makes clips, in one process or in many."""
+
+    @property
+    def model(self) -> str:
+        """A checksum of the model; clips of another one are not the same."""
+
+    def make(self, jobs: Iterable[Job], on_fraction: OnFraction) -> Generator[Made | Failed, None, None]:
+        """Yields the outcome of each job, in any order. Takes few jobs ahead; closing the iterator ends the work.
+
+        The file at `Job.output` appears whole, before its outcome.
+        """
+
+
+class LocalPool:
+    """One pipeline in this process. A clip is encoded while the next one is made."""
+
+    def __init__(self, pipeline: VideoPipeline) -> None:
+        self._pipeline = pipeline
+
+    @property
+    def model(self) -> str:
+        """A checksum over the manifest, which has those of all files."""
+        return hashlib.sha256(self._pipeline.bundle.manifest.model_dump_json().encode()).hexdigest()
+
+    def make(self, jobs: Iterable[Job], on_fraction: OnFraction) -> Generator[Made | Failed, None, None]:
+        """Yields the outcomes in the order of the jobs.
+
+        Raises:
+            DeviceLost: the device is gone.
+        """
+        taken: dict[int, Job] = {}
+
+        def requests() -> Iterator[ClipRequest]:
+            for position, job in enumerate(jobs):
+                taken[position] = job
+                yield job.request
+
+        def on_progress(position: int, progress: Progress) -> None:
+            on_fraction(taken[position], progress.fraction)
+
+        with closing(self._pipeline.generate_many(requests(), on_progress)) as results:
+            for position, result in enumerate(results):
+                job = taken.pop(position)
+                try:
+                    clip = result.get()
+                    clip.save(job.output, job.fps)
+                except Exception as error:
+                    yield Failed(job, error)
+                else:
+                    yield Made(job, clip.seed, clip.timings["total"])

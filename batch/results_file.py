@@ -1,0 +1,94 @@
+"""The results of a batch: a line of JSON for each clip or error, in `results.jsonl` beside the clips."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from ..runtime.errors import OutputError
+from ..runtime.output.writers import remove_parts
+
+NAME = "results.jsonl"
+_LOCK = ".lock"
+
+
+@contextmanager
+def open_results(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
+    """Opens the results in the folder of the clips, which is created if missing. Only one process can, at a time.
+
+    Args:
+        folder: of the clips.
+        resume: whether there may be results already.
+
+    Raises:
+        OutputError: there are results and `resume` is false, another process writes them, or a line is no result.
+        OSError: the folder cannot be read or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, lock = folder / NAME, FileLock(folder / _LOCK)
+    try:
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError("output", f"another batch is writing to {str(folder)!r}") from None
+    try:
+        if path.exists() and not resume:
+            raise OutputError("output", f"{str(path)!r} exists", "give --resume to go on, or name another folder")
+        remove_parts(folder)
+        with path.open("ab+") as file:
+            yield ResultsFile(folder, file)
+    finally:
+        lock.release()
+
+
+class ResultsFile:
+    """The lines of `results.jsonl`. The last one of an ID counts.
+
+    A line is appended after its clip has its name, so every line tells of a whole clip.
+    """
+
+    def __init__(self, folder: Path, file: BinaryIO) -> None:
+        self._folder = folder
+        self._file = file
+        self._last = {record["id"]: record for record in self._read()}
+
+    def has(self, job_id: str, digest: str) -> bool:
+        """Whether the clip of this ID was made from what `digest` stands for, and its file is whole."""
+        record = self._last.get(job_id, {})
+        if record.get("status") != "done" or record.get("digest") != digest:
+            return False
+        with suppress(OSError):
+            return checksum(self._folder / record["file"]) == str(record["sha256"])
+        return False
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Appends a line, which has an `id`."""
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        self._last[record["id"]] = record
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The lines. Cuts off the last one if its process was killed while it wrote."""
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        self._file.truncate(whole)
+        records = []
+        for number, text in enumerate(content[:whole].splitlines(), start=1):
+            try:
+                record = json.loads(text)
+                records.append(record | {"id": record["id"]})
+            except (ValueError, TypeError, KeyError):
+                where = f"line {number} of {str(self._folder / NAME)!r}"
+                raise OutputError("output", f"{where} is not a result", "remove it, or name another folder") from None
+        return records
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

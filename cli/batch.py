@@ -1,0 +1,73 @@
+"""`sparsectrl-lcm batch`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+SHOWN = 10
+"""Errors that are printed; all are in the results."""
+
+
+def batch(
+    requests: Annotated[str, typer.Argument(metavar="REQUESTS.jsonl", help="A request on each line; - for stdin.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the clips and results.jsonl.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on in a folder with results: make only what is missing or changed.")
+    ] = False,
+    format: Annotated[str, typer.Option(help="Of the clips: mp4, webm, gif, webp or png (contact sheet).")] = "mp4",
+    bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
+    backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
+    device: Annotated[str | None, typer.Option(help="For openvino: CPU (default), GPU or NPU.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU; one per core by default.")] = None,
+) -> None:
+    """Make a clip for each request of a file.
+
+    Exits with 1 if some failed.
+    """
+    from ..batch.clip_pool import LocalPool
+    from ..batch.request_lines import Job, WrongLine, read_jobs
+    from ..batch.results_file import open_results
+    from ..batch.run import run_batch
+    from ..runtime import InvalidRequest, VideoPipeline
+    from ..runtime.output.writers import ENDINGS
+    from .clips_bar import ClipsBar
+
+    ending = f".{format.lower()}"
+    if ending not in ENDINGS:
+        allowed = ", ".join(name.removeprefix(".") for name in ENDINGS)
+        raise InvalidRequest("format", f"{format!r} is not allowed", f"give {allowed}")
+    pictures = Path() if requests == "-" else Path(requests).parent
+
+    def jobs(lines: BinaryIO) -> Iterator[Job | WrongLine]:
+        return read_jobs(lines, pictures, output, ending)
+
+    with _lines(requests) as lines, open_results(output, resume) as results:
+        pool = LocalPool(VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads))
+        total = None
+        if requests != "-":
+            with _lines(requests) as again:
+                found = [job for job in jobs(again) if isinstance(job, Job)]
+            total = sum(not results.has(job.id, job.digest(pool.model)) for job in found)
+        with ClipsBar(total) as bar:
+            tally = run_batch(jobs(lines), results, pool, bar.on_fraction, bar.on_end)
+    for sentence in tally.failed[:SHOWN]:
+        typer.echo(sentence, err=True)
+    if len(tally.failed) > SHOWN:
+        typer.echo(f"and {len(tally.failed) - SHOWN} more errors", err=True)
+    typer.echo(f"{output}: {tally.made} made, {tally.kept} kept, {len(tally.failed)} failed")
+    if tally.failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _lines(requests: str) -> Iterator[BinaryIO]:
+    if requests == "-":
+        yield sys.stdin.buffer
+        return
+    with Path(requests).open("rb") as file:
+        yield file

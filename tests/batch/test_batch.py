@@ -1,0 +1,146 @@
+"""`sparsectrl-lcm batch`: clips and results, failures, and what `--resume` makes again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from sparsectrl_lcm.batch.results_file import open_results
+from sparsectrl_lcm.runtime import DeviceLost
+from sparsectrl_lcm.runtime.format.bundle import Bundle
+
+from .conftest import SMALL, Ran, batch, clips, results, write
+
+
+def test_a_clip_and_a_result_for_each_line(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    write(SMALL | {"seed": 5}, "", SMALL | {"seed": 6, "id": "Zwölf boats"})
+    assert batch() == 0
+    assert clips() == {"000001.gif", "Zwölf boats.gif"}
+    found = results()
+    assert [(item["line"], item["id"], item["file"], item["seed"], item["status"]) for item in found] == [
+        (1, "000001", "000001.gif", 5, "done"),
+        (3, "Zwölf boats", "Zwölf boats.gif", 6, "done"),
+    ]
+    assert all(item["seconds"] >= 0 for item in found)
+    captured = capsys.readouterr()
+    assert captured.out == "out: 2 made, 0 kept, 0 failed\n"
+    assert "2/2" in captured.err
+    assert "clips/" in captured.err
+
+
+def test_a_failure_while_a_clip_is_made_is_told_and_tried_again(ran: Ran) -> None:
+    write(*(SMALL | {"seed": seed} for seed in range(3)))
+    ran.faults = {1: RuntimeError("a fault of a library\nwith details")}
+    assert batch() == 1
+    assert results()[1]["error"] == {"field": "", "reason": "a fault of a library", "remedy": ""}
+    assert clips() == {"000001.gif", "000003.gif"}
+    ran.faults = {}
+    ran.requests.clear()
+    assert batch("--resume") == 0
+    assert ran.seeds == [1]
+    assert results()[-1]["status"] == "done"
+
+
+def test_a_lost_device_ends_the_batch_and_the_rest_is_made_later(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    write(*(SMALL | {"seed": seed} for seed in range(5)))
+    ran.faults = {2: DeviceLost("backend", "the device has fallen off")}
+    assert batch() == 2
+    assert capsys.readouterr().err.endswith("error: backend: the device has fallen off\n")
+    ran.faults = {}
+    ran.requests.clear()
+    assert batch("--resume") == 0
+    assert ran.seeds == [2, 3, 4]
+
+
+def test_a_batch_goes_on_only_if_told_so(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    write(SMALL | {"seed": 1})
+    assert batch("--resume") == 0, "there is nothing yet"
+    assert ran.seeds == [1]
+    assert batch() == 2
+    assert "results.jsonl' exists; give --resume to go on" in capsys.readouterr().err
+    assert batch("--resume") == 0
+    assert ran.seeds == []
+    assert capsys.readouterr().out == "out: 0 made, 1 kept, 0 failed\n"
+
+
+def changed_line() -> None:
+    write(SMALL | {"seed": 1, "id": "a"}, SMALL | {"seed": 2, "id": "b", "prompt": "a cat"})
+
+
+def changed_picture() -> None:
+    Image.new("RGB", (64, 64), "white").save("a.png")
+
+
+def changed_clip() -> None:
+    content = Path("out/b.gif").read_bytes()
+    Path("out/b.gif").write_bytes(content[:-9] + bytes(9))
+
+
+@pytest.mark.parametrize("change", [changed_line, changed_picture, changed_clip, lambda: Path("out/b.gif").unlink()])
+def test_what_changed_is_made_again(ran: Ran, change: Any) -> None:
+    Image.new("RGB", (64, 64), "black").save("a.png")
+    write(SMALL | {"seed": 1, "id": "a"}, SMALL | {"seed": 2, "id": "b", "keyframe_0_image_url": "a.png"})
+    assert batch() == 0
+    assert ran.seeds == [1, 2]
+    change()
+    assert batch("--resume") == 0
+    assert ran.seeds == [2]
+    assert batch("--resume") == 0
+    assert ran.seeds == []
+    assert [item["id"] for item in results()] == ["a", "b", "b"]
+
+
+def test_another_order_or_spelling_of_a_line_is_no_change(ran: Ran) -> None:
+    write(SMALL | {"id": "a", "seed": 1}, SMALL | {"id": "b", "seed": 2})
+    assert batch() == 0
+    before = {name: Path("out", name).read_bytes() for name in clips()}
+    write({"seed": 2, "id": "b", "fps": 8} | SMALL, {"id": "a", "seed": 1, "negative_prompt": ""} | SMALL)
+    ran.requests.clear()
+    assert batch("--resume") == 0
+    assert ran.seeds == []
+    Path("out").rename("first")
+    assert batch() == 0
+    assert {name: Path("out", name).read_bytes() for name in clips()} == before
+
+
+def test_another_model_makes_all_again(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(SMALL | {"seed": 1})
+    assert batch() == 0
+    bundle = Bundle.load()
+    other = bundle.manifest.model_copy(update={"created_by": "another export"})
+    monkeypatch.setattr(Bundle, "load", lambda *_: Bundle(bundle.folder, other))
+    assert batch("--resume") == 0
+    assert ran.seeds == [1, 1]
+
+
+def test_a_folder_has_one_batch_at_a_time(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    write(SMALL)
+    with open_results(Path("out"), resume=False):
+        assert batch("--resume") == 2
+    assert capsys.readouterr().err == "error: --output: another batch is writing to 'out'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "requests", "message"),
+    [
+        (("--format", "avi"), "requests.jsonl", "error: --format: 'avi' is not allowed; give mp4, webm"),
+        ((), "missing.jsonl", "error: missing.jsonl: No such file or directory"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    ran: Ran, arguments: tuple[str, ...], requests: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(SMALL)
+    assert batch(*arguments, requests=requests) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_results_that_are_none_are_told(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    write(SMALL | {"seed": 1})
+    assert batch() == 0
+    with Path("out/results.jsonl").open("a") as file:
+        file.write("17\n")
+    capsys.readouterr()
+    assert batch("--resume") == 2
+    expected = "error: --output: line 2 of 'out/results.jsonl' is not a result; remove it, or name another folder\n"
+    assert capsys.readouterr().err == expected

@@ -1,0 +1,115 @@
+"""The lines of `batch`: their fields, seeds, pictures and errors."""
+
+import base64
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .conftest import SMALL, Ran, batch, clips, results, write
+
+
+def test_every_field_reaches_the_pipeline(ran: Ran) -> None:
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, 30:] = 255
+    Path("pictures").mkdir()
+    Image.fromarray(picture).save("pictures/a.png")
+    file = io.BytesIO()
+    Image.fromarray(picture[:, ::-1]).save(file, "PNG")
+    data = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    fal = {
+        "negative_prompt": "night",
+        "controlnet_type": "rgb",
+        "num_inference_steps": 3,
+        "guidance_scale": 7.5,
+        "seed": -1,
+        "keyframe_0_image_url": "pictures/a.png",
+        "keyframe_1_index": 2,
+        "keyframe_1_image_url": data,
+        "sparsectrl_lcm": {"conditioning_scale": 0.5, "clip_skip": 1},
+    }
+    listed = {"keyframes": [{"index": -1, "image": "pictures/a.png"}]}
+    write(SMALL | fal | listed | {"frames": 20, "context_length": 8, "decoder": "tiny"})
+    assert batch() == 0
+    (request,) = ran.requests
+    assert (request.negative_prompt, request.controlnet, request.steps) == ("night", "rgb", 3)
+    assert (request.guidance_scale, request.seed, request.frames) == (7.5, 2**64 - 1, 20)
+    assert (request.conditioning_scale, request.clip_skip) == (0.5, 1)
+    assert (request.width, request.height, request.decoder, request.context_length) == (64, 64, "tiny", 8)
+    assert [item.index for item in request.keyframes] == [0, 2, 19]
+    assert (request.keyframes[0].pixels == picture).all()
+    assert (request.keyframes[1].pixels == picture[:, ::-1]).all()
+
+
+def test_seeds_make_a_clip_each(ran: Ran) -> None:
+    write(SMALL | {"seeds": 3}, SMALL | {"id": "b", "seed": 7, "seeds": 2})
+    assert batch() == 0
+    assert ran.seeds == [0, 1, 2, 7, 8]
+    names = {"000001-seed0.gif", "000001-seed1.gif", "000001-seed2.gif", "b-seed7.gif", "b-seed8.gif"}
+    assert clips() == names
+    assert {item["file"]: item["seed"] for item in results()}["b-seed8.gif"] == 8
+
+
+WRONG = {
+    '{"prompt": "a': ("line", "it is not JSON"),
+    "[1]": ("line", "[1] is not a JSON object"),
+    "[" * 9999: ("line", "it is not JSON (too deeply nested)"),
+    '{"prompt": "a", "width": "wide"}': ("width", "Input should be a valid integer"),
+    '{"width": 64}': ("prompt", "Field required"),
+    '{"prompt": "a", "promt": 1}': ("promt", "there is no such field"),
+    '{"prompt": "a", "sparsectrl_lcm": {"x": 1}}': ("sparsectrl_lcm.x", "there is no such field"),
+    '{"prompt": "a", "id": "../a"}': ("id", "String should match pattern"),
+    '{"prompt": "a", "keyframes": [{"index": 0}]}': ("keyframes.0.image", "Field required"),
+    '{"prompt": "a", "keyframe_0_image_url": "https://x.org/a.png"}': ("keyframe_0_image_url", "not a local file"),
+    '{"prompt": "a", "keyframe_0_image_url": "data:image/png"}': ("keyframe_0_image_url", "the data URI is damaged"),
+    '{"prompt": "a", "keyframes": [{"index": 0, "image": "no.png"}]}': ("keyframe 0", "'no.png' does not exist"),
+    '{"prompt": "a", "frames": 999}': ("frames", "999 is not allowed"),
+    '{"prompt": "a", "guidance_scale": 31}': ("guidance_scale", "31.0 is not allowed"),
+    '{"prompt": "a", "fps": 99}': ("fps", "99.0 is not allowed for .gif"),
+    '{"prompt": "a", "seeds": 0}': ("seeds", "Input should be greater than or equal to 1"),
+    '{"prompt": "a", "sparsectrl_lcm": {"clip_skip": 50}}': ("sparsectrl_lcm.clip_skip", "50 is not allowed"),
+}
+
+
+def test_wrong_lines_are_told_and_the_others_made(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    write(SMALL | {"seed": 1}, *WRONG, SMALL | {"seed": 2}, SMALL | {"id": "000001"})
+    assert batch() == 1
+    assert ran.seeds == [1, 2]
+    found = {item["line"]: item for item in results()}
+    for number, (field, reason) in enumerate(WRONG.values(), start=2):
+        error = found[number]["error"]
+        assert found[number]["status"] == "error"
+        assert error["field"] == field, error
+        assert reason in error["reason"]
+    last = len(WRONG) + 3
+    assert found[last]["error"]["reason"] == "'000001' is that of line 1 too"
+    captured = capsys.readouterr()
+    assert captured.out == f"out: 2 made, 0 kept, {len(WRONG) + 1} failed\n"
+    assert "line 2: line: it is not JSON" in captured.err
+    assert captured.err.endswith(f"and {len(WRONG) + 1 - 10} more errors\n")
+
+
+def test_requests_from_standard_input(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b"".join(json.dumps(SMALL | {"seed": seed}).encode() + b"\n" for seed in range(4))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\xef\xbb\xbf" + lines)))
+    assert batch(requests="-") == 0
+    assert ran.seeds == [0, 1, 2, 3]
+
+
+def test_pictures_lie_beside_the_requests(ran: Ran) -> None:
+    Path("inner").mkdir()
+    Image.new("RGB", (64, 64), "white").save("inner/a.png")
+    Path("inner/requests.jsonl").write_text(json.dumps(SMALL | {"keyframe_0_image_url": "a.png"}))
+    assert batch(requests="inner/requests.jsonl") == 0
+    assert len(ran.requests[0].keyframes) == 1
+
+
+def test_a_line_of_other_bytes_is_told(ran: Ran) -> None:
+    Path("requests.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
+    assert batch() == 1
+    assert results()[0]["error"]["reason"].startswith("it is not JSON")
