@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from typing import Protocol
 
 from ..runtime import ClipRequest, Progress, VideoPipeline
@@ -37,11 +38,13 @@ class Failed:
 
 
 class ClipPool(Protocol):
-    """Makes clips, in one process or in many."""
+    """Makes clips, in one process or in many.
 
-    @property
-    def model(self) -> str:
-        """A checksum of the model; clips of another one are not the same."""
+    Attributes:
+        model: a checksum of the model; clips of another one are not the same.
+    """
+
+    model: str
 
     def make(self, jobs: Iterable[Job], on_fraction: OnFraction) -> Generator[Made | Failed, None, None]:
         """Yields the outcome of each job, in any order. Takes few jobs ahead; closing the iterator ends the work.
@@ -55,17 +58,15 @@ class LocalPool:
 
     def __init__(self, pipeline: VideoPipeline) -> None:
         self._pipeline = pipeline
-
-    @property
-    def model(self) -> str:
-        """A checksum over the manifest, which has those of all files."""
-        return hashlib.sha256(self._pipeline.bundle.manifest.model_dump_json().encode()).hexdigest()
+        manifest = pipeline.bundle.manifest.model_dump_json()  # has the checksums of all files
+        self.model = hashlib.sha256(manifest.encode()).hexdigest()
 
     def make(self, jobs: Iterable[Job], on_fraction: OnFraction) -> Generator[Made | Failed, None, None]:
         """Yields the outcomes in the order of the jobs.
 
         Raises:
             DeviceLost: the device is gone.
+            OutputError: the disk is full.
         """
         taken: dict[int, Job] = {}
 
@@ -84,6 +85,8 @@ class LocalPool:
                     clip = result.get()
                     clip.save(job.output, job.fps)
                 except Exception as error:
+                    if getattr(error.__cause__, "errno", None) in (ENOSPC, EDQUOT):
+                        raise
                     yield Failed(job, error)
                 else:
                     yield Made(job, clip.seed, clip.timings["total"])

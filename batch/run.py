@@ -45,7 +45,7 @@ def run_batch(
 
     Raises:
         DeviceLost: the device is gone. The results so far are written.
-        OSError: `results` cannot be written.
+        OSError: the disk is full.
     """
     tally = Tally()
     digests: dict[str, str] = {}

@@ -8,6 +8,7 @@ from PIL import Image
 from sparsectrl_lcm.batch.results_file import open_results
 from sparsectrl_lcm.runtime import DeviceLost
 from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.output import writers
 
 from .conftest import SMALL, Ran, batch, clips, results, write
 
@@ -50,6 +51,23 @@ def test_a_lost_device_ends_the_batch_and_the_rest_is_made_later(ran: Ran, capsy
     ran.requests.clear()
     assert batch("--resume") == 0
     assert ran.seeds == [2, 3, 4]
+
+
+def test_a_full_disk_ends_the_batch(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write(*(SMALL | {"seed": seed} for seed in range(9)))
+    with monkeypatch.context() as patch:
+        patch.setitem(writers._WRITERS, ".gif", full)
+        assert batch() == 2
+    assert capsys.readouterr().err.endswith("'out/000001.gif' cannot be written: No space left on device\n")
+    assert len(ran.seeds) <= 3
+    assert results() == []
+    assert batch("--resume") == 0
+    assert ran.seeds == list(range(9))
 
 
 def test_a_batch_goes_on_only_if_told_so(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,3 +121,12 @@ def test_the_loop_knows_no_backend() -> None:
 def test_only_the_format_is_taken_from_the_runtime(part: str, exceptions: set[str]) -> None:
     for path, module in imports(part):
         assert module.startswith(SHARED) or module in exceptions, f"{path} imports {module}"
+
+
+def test_a_batch_takes_only_the_fields_of_the_service() -> None:
+    """It runs without the service's packages, and on Windows."""
+    taken = {module for _, module in imports("batch") if module.startswith("service")}
+    assert taken == {"service.protocol.clip_input"}
+    code = "import sys; import sparsectrl_lcm.batch.run; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"sqlalchemy", "fastapi", "httpx", "cryptography"} & set(result.stdout.split()) == set()
