@@ -55,6 +55,9 @@ LONG = (
     "runtime/test_openvino.py",
     "engine/test_onnxruntime_cuda.py",
     "docs/test_blocks.py",
+    "demo",
+    "runtime/test_portability.py",
+    "cli/test_bench.py",
 )
 """Files and folders that start first, so that no long file runs alone at the end."""
 TOO_LONG = (
