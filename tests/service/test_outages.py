@@ -19,7 +19,7 @@ from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.routes import monitoring, new_requests
 from sparsectrl_lcm.service.store import database as database_module
 from sparsectrl_lcm.service.store.outage import StoreUnavailable
-from sqlalchemy import Connection, event
+from sqlalchemy import event
 
 from .conftest import Server, started
 from .test_dispatch import StandIn, _soon, ended, failing, serving  # noqa: F401 (a fixture)
@@ -161,9 +161,9 @@ def test_refused_writes_are_found_without_a_call(
         return json.loads(bytes((await monitoring.readyz(service)).body))
 
     async def scenario(service: Service, _: StandIn) -> None:
-        @event.listens_for(service.store.engine, "begin")
-        def begun(connection: Connection) -> None:
-            connection.exec_driver_sql(f"PRAGMA query_only={refuse[0]}")
+        @event.listens_for(service.store.engine, "checkout")
+        def taken(connection: Any, *_: Any) -> None:
+            connection.execute(f"PRAGMA query_only={refuse[0]}")
 
         refuse[0] = True
         while (answer := await ready(service))["status"] == "ready":
