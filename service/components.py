@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the folders that hold the parts import this file
     from .queue.request_states import Board
     from .runner import Runner
     from .settings import Settings
-    from .store import SqlStore
+    from .store import OwnerLock, SqlStore
 
 LARGE_BODIES = 2
 """How many large bodies may be in memory at once."""
@@ -29,6 +29,7 @@ class Service:
     Attributes:
         settings: the settings.
         store: requests, logs, keys, file records and webhooks, in SQL.
+        owner_lock: keeps servers with a copy of the data folder from claiming the same requests.
         files: the bytes of uploads and clips.
         runner: makes the clips.
         board: the state of every request, for routes and dispatcher.
@@ -43,6 +44,7 @@ class Service:
 
     settings: "Settings"
     store: "SqlStore"
+    owner_lock: "OwnerLock"
     files: "Files"
     runner: "Runner"
     board: "Board"

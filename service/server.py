@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 
+from ..runtime.errors import InvalidRequest
 from .app import create_app
 from .auth.api_keys import Keyring
 from .auth.webhook_signatures import Signer
@@ -25,7 +26,7 @@ from .queue.request_states import Board
 from .runner import Runner
 from .runner.make_runner import make_runner
 from .settings import Settings
-from .store import STORE_FAILURES, SqlStore
+from .store import STORE_FAILURES, OwnerLock, SqlStore
 
 SWEEP_SECONDS = 60.0
 
@@ -40,26 +41,38 @@ def open_service(settings: Settings, runner: Runner | None = None) -> Service:
         runner: makes the clips; None means the one that the settings ask for.
 
     Raises:
-        InvalidRequest: the settings name a database or an object store that cannot be opened, or an entry of
-            `allow_private` is not a host, address or network.
+        InvalidRequest: the settings name a database or an object store that cannot be opened, another server has a copy
+            of the data folder, or an entry of `allow_private` is not a host, address or network.
         SQLAlchemyError: the database cannot be reached or written.
     """
     Allowed.parse(settings.allow_private)
     settings.data.mkdir(0o700, parents=True, exist_ok=True)
     store = SqlStore(settings.database_url)
+    owner_lock = _lock_owner(settings, store)
     store.make_shrinkable()
     metrics = Metrics()
     return Service(
         settings=settings,
         store=store,
+        owner_lock=owner_lock,
         files=open_files(settings.files_url),
         runner=runner or make_runner(settings),
-        board=Board(store, owner_name(settings.data), metrics, settings.key_unstarted),
+        board=Board(store, owner_lock.owner, metrics, settings.key_unstarted),
         keyring=Keyring(store),
         signer=Signer(store.secret("webhooks")),
         metrics=metrics,
         secret=store.secret("tokens"),
     )
+
+
+def _lock_owner(settings: Settings, store: SqlStore) -> OwnerLock:
+    """Takes the lock of this data folder's name in the database."""
+    lock = OwnerLock(store.engine, owner_name(settings.data))
+    if not lock.take():
+        store.close()
+        reason = f"a server with {settings.data} or a copy of it uses the database"
+        raise InvalidRequest("data", reason, "end that server, or give this one a new folder")
+    return lock
 
 
 @contextlib.asynccontextmanager
@@ -77,6 +90,7 @@ async def running(service: Service) -> AsyncIterator[Dispatcher]:
         await dispatcher.drain(service.settings.drain_seconds)
         await webhooks.stop()
         await service.runner.stop()
+        service.owner_lock.close()
         service.store.close()
 
 

@@ -75,6 +75,8 @@ class Dispatcher:
         self._claimer = self._ticker = None
         await self._preparations.keep({})
         await self._preparations.close()
+        if self.service.owner_lock.problem is not None:
+            return  # the requests of this server's name are the other's
         try:
             await self._board.give_back()
         except SQLAlchemyError as error:  # the next start does it again
@@ -98,6 +100,9 @@ class Dispatcher:
 
     async def _begin_next(self) -> bool:
         """Begins the first request that is ready; returns False if there is none."""
+        if self.service.owner_lock.problem is not None:
+            await self._preparations.keep({})
+            return False
         slow = self._preparations.slow()
         busy = [key_id for key_id, count in Counter(slow.values()).items() if count >= SLOW_OF_KEY]
         limit = AHEAD + max(1, self.service.runner.capacity) + min(SLOW, len(slow))

@@ -32,7 +32,8 @@ async def work_forever(service: Service) -> None:
         if not await service.store.probe():
             continue
         try:
-            for duty in duties:
+            await service.store.read(service.owner_lock.check)
+            for duty in duties if service.owner_lock.problem is None else ():
                 await duty()
             service.answered_at = time.monotonic()
         except Exception as error:

@@ -29,7 +29,7 @@ async def readyz(service: CurrentService) -> Response:
     """
     if service.draining:
         return Json({"status": "draining"}, 503)
-    problem = service.database_problem
+    problem = service.database_problem or service.owner_lock.problem
     if problem is None and time.monotonic() - service.answered_at > STALE_SECONDS:
         problem = "the database does not answer"
     if problem is not None:

@@ -5,6 +5,7 @@ All access goes through `SqlStore`. Its methods block; the event loop calls them
 """
 
 from .outage import STORE_FAILURES
+from .owner_lock import OwnerLock
 from .records import FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, Submitted, WebhookRow
 from .request_queries import OtherInput, QueueFull
 from .sql_store import SqlStore
@@ -17,6 +18,7 @@ __all__ = [
     "NewRequest",
     "OtherInput",
     "Outcome",
+    "OwnerLock",
     "QueueFull",
     "RequestRow",
     "SqlStore",

@@ -1,0 +1,106 @@
+"""A copied data folder on one PostgreSQL: only one of its servers takes requests."""
+
+import asyncio
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sparsectrl_lcm.runtime import InvalidRequest
+from sparsectrl_lcm.service.components import Service
+from sparsectrl_lcm.service.data_folder import owner_name
+from sparsectrl_lcm.service.routes import monitoring
+from sparsectrl_lcm.service.server import open_service
+from sparsectrl_lcm.service.settings import Settings
+from sparsectrl_lcm.service.store import OwnerLock, SqlStore, owner_lock
+
+from .test_dispatch import StandIn, _soon, ended, new, serving, until  # noqa: F401 (a fixture)
+
+
+def end_session(database: str, owner: str) -> bool:
+    """Ends the session that has the lock of a server, as a failover does; returns False if there is none."""
+    with psycopg.connect(database) as connection:
+        ended = """select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted
+            and (classid::bigint << 32 | objid::bigint) = hashtextextended('server ' || %s, 0)"""
+        return connection.execute(ended, [owner]).fetchall() == [(True,)]
+
+
+def close(service: Service) -> None:
+    service.owner_lock.close()
+    service.store.close()
+
+
+async def ready(service: Service) -> Any:
+    return json.loads(bytes((await monitoring.readyz(service)).body))
+
+
+def test_the_second_server_is_refused(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner_lock, "START_SECONDS", 0.3)
+    first, copy = tmp_path / "first", tmp_path / "copy"
+
+    async def scenario(_: Service, __: StandIn) -> None:
+        shutil.copytree(first, copy)
+        with pytest.raises(InvalidRequest) as refused:
+            open_service(Settings(copy, database=database), StandIn())
+        assert (refused.value.field, refused.value.reason) == (
+            "data",
+            f"a server with {copy} or a copy of it uses the database",
+        )
+        close(open_service(Settings(tmp_path / "other", database=database), StandIn()))
+
+    serving(first, scenario, database=database)
+    close(open_service(Settings(copy, database=database), StandIn()))  # the first has ended
+
+
+def test_a_lost_session_takes_the_lock_again(database: str, tmp_path: Path) -> None:
+    async def scenario(service: Service, _: StandIn) -> None:
+        assert end_session(database, service.board.owner)
+        row = new(service.board.owner, key_id=service.board.owner)
+        await service.board.submit(row, limit=99, key_limit=99)
+        assert (await ended(service, row.id, row.key_id)).status == 200
+        await until(lambda: end_session(database, service.board.owner))
+
+    serving(tmp_path, scenario, database=database)
+
+
+def test_a_server_whose_lock_another_has_begins_nothing(
+    database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SqlStore(database)
+
+    async def scenario(service: Service, runner: StandIn) -> None:
+        owner = service.board.owner
+        other = OwnerLock(store.engine, owner)
+        service.owner_lock.close()
+        assert other.take()
+        await until(lambda: service.owner_lock.problem is not None)
+        assert (await ready(service))["problem"] == "another server with a copy of this data folder uses the database"
+        row = new(owner, key_id=owner)
+        await service.board.submit(row, limit=99, key_limit=99)
+        await asyncio.sleep(0.3)
+        assert (await service.board.view(row.id, owner)).row.state == "queued"
+        store.claim(row.id, owner, time.time(), 60.0)  # by the other, which has the same name
+        await asyncio.sleep(0.2)
+        assert store.get(row.id).state == "running"  # not given back
+        store.give_back(owner, (), time.time())
+        other.close()
+        assert (await ended(service, row.id, owner)).status == 200
+        assert (await ready(service))["status"] == "ready"
+
+    serving(tmp_path, scenario, database=database)
+    store.close()
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "WARNING")] == [
+        "another server with a copy of this data folder uses the database: this one begins no request until that one"
+        " ends",
+        "the other server with a copy of this data folder has ended: this one goes on",
+    ]
+
+
+def test_sqlite_needs_no_lock(tmp_path: Path) -> None:
+    """Its folder is locked, and a copy of it has a database of its own."""
+    store = SqlStore(f"sqlite:///{tmp_path / 'a'}")
+    assert all(OwnerLock(store.engine, owner_name(tmp_path)).take() for _ in range(2))
+    store.close()
