@@ -11,6 +11,7 @@ from starlette.requests import Request
 if TYPE_CHECKING:  # the folders that hold the parts import this file
     from .auth.api_keys import Keyring
     from .auth.webhook_signatures import Signer
+    from .http.body_slots import BodySlots
     from .metrics import Metrics
     from .objects.object_stores import Files
     from .queue.request_states import Board
@@ -39,6 +40,7 @@ class Service:
         secret: 32 bytes that sign tokens, the same on every start.
         answered_at: when the store last did the dispatcher's periodic work, as `time.monotonic`.
         draining: true while the server shuts down. It then begins nothing more.
+        bodies: a task holds one of its slots while it receives a body to disk.
         large_bodies: a task holds it while it has a large body in memory.
     """
 
@@ -52,6 +54,7 @@ class Service:
     signer: "Signer"
     metrics: "Metrics"
     secret: bytes
+    bodies: "BodySlots"
     answered_at: float = field(default_factory=time.monotonic)
     draining: bool = False
     large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_BODIES))

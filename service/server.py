@@ -15,6 +15,7 @@ from .auth.webhook_signatures import Signer
 from .components import Service
 from .data_folder import locked, owner_name
 from .http.accept_failures import AcceptFailures
+from .http.body_slots import BodySlots
 from .http.listeners import Listener, make_server
 from .metrics import Metrics
 from .network.public_addresses import Allowed
@@ -62,6 +63,7 @@ def open_service(settings: Settings, runner: Runner | None = None) -> Service:
         signer=Signer(store.secret("webhooks")),
         metrics=metrics,
         secret=store.secret("tokens"),
+        bodies=BodySlots(settings.uploads, settings.key_uploads, settings.body_seconds),
     )
 
 

@@ -36,6 +36,10 @@ class Settings:
         tls_port: port for https, which the page shows.
         body_bytes: largest JSON body.
         upload_bytes, part_bytes: largest uploaded file, and part of one.
+        uploads, key_uploads: most uploads, parts and large inputs that arrive at once, in total and of one key. Four
+            times as many wait, for `body_seconds`; others are refused with 429.
+        key_bytes: most bytes that are stored for one key: its uploads, its clips, and the inputs of its requests that
+            have not ended. A file counts 64 KiB more than it has. Clips are stored even if they exceed it.
         image_bytes, image_pixels: largest keyframe.
         image_seconds: longest time to read the keyframes of a request.
         prompt_characters: longest prompt.
@@ -51,6 +55,7 @@ class Settings:
         retries: how often a request is tried again after its runner died.
         lease_seconds: longest time without a renewal; after that another machine takes over a request.
         object_seconds: lifetime of files if the caller does not set one; None keeps them for ever.
+        most_object_seconds: longest lifetime of files that a caller may set; longer ones are shortened.
         request_seconds: how long results are kept.
         private_seconds: how long they are kept if the caller asked for no storage.
         webhook_attempts: most attempts to deliver a webhook; the waits double from 1 s up to `webhook_wait_seconds`.
@@ -88,6 +93,9 @@ class Settings:
     body_bytes: int = 12 * MIB
     upload_bytes: int = 512 * MIB
     part_bytes: int = 128 * MIB
+    uploads: int = 64
+    key_uploads: int = 8
+    key_bytes: int = 20 * 1024 * MIB
     image_bytes: int = 20 * MIB
     image_pixels: int = 16_000_000
     image_seconds: float = 20.0
@@ -105,6 +113,7 @@ class Settings:
     retries: int = 1
     lease_seconds: float = 30.0
     object_seconds: float | None = 7 * DAY
+    most_object_seconds: float = 365 * DAY
     request_seconds: float = 7 * DAY
     private_seconds: float = 3600.0
     webhook_attempts: int = 12

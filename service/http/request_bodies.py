@@ -17,7 +17,7 @@ from ..components import Service
 from ..objects.disk_space import check_free_space, disk_full_is_507
 from ..protocol.errors import ServiceError, infrastructure_error
 
-WRITE_BYTES = 2**20
+WRITE_BYTES = 256 * 1024
 """A body is written to disk in blocks of about this size."""
 DESCRIPTION_BYTES = 65_536
 """Largest body that only describes an upload or a token."""
@@ -35,13 +35,19 @@ class Received:
 
 
 @asynccontextmanager
-async def received(service: Service, request: Request, limit: int) -> AsyncIterator[Received]:
-    """Writes the body of a request to a temporary file.
+async def received(service: Service, request: Request, limit: int, key_id: str) -> AsyncIterator[Received]:
+    """Writes the body of a request to a temporary file, when a slot of `Service.bodies` is free.
 
     Raises:
-        ServiceError: 413 if it has more than `limit` bytes, 400 if it stops arriving, 499 if the client disconnects,
-            507 if the disk is full.
+        ServiceError: 413 if it has more than `limit` bytes, 400 if it stops arriving, 429 if too many bodies arrive at
+            once, 499 if the client disconnects, 507 if the disk is full.
     """
+    async with service.bodies.hold(key_id), _written(service, request, limit) as body:
+        yield body
+
+
+@asynccontextmanager
+async def _written(service: Service, request: Request, limit: int) -> AsyncIterator[Received]:
     await check_free_space(service)
     folder = service.settings.incoming
     path = folder / token_hex(12)
@@ -79,11 +85,19 @@ async def read_object(service: Service, request: Request, limit: int = DESCRIPTI
     return value
 
 
+def declared_length(request: Request, limit: int) -> int:
+    """Returns the length of the body, or 0 if the head does not tell it. Raises ServiceError 413 above `limit`."""
+    length = request.headers.get("Content-Length", "")
+    if not length.isdigit():
+        return 0
+    if int(length) > limit:
+        raise _too_large(limit)
+    return int(length)
+
+
 async def _blocks(request: Request, limit: int, silence: float) -> AsyncIterator[bytes]:
     """Yields a body in blocks of about `WRITE_BYTES`."""
-    length = request.headers.get("Content-Length", "")
-    if length.isdigit() and int(length) > limit:
-        raise _too_large(limit)
+    declared_length(request, limit)
     start = time.monotonic()
     total = 0
     block = bytearray()

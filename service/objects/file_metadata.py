@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from ..protocol.errors import infrastructure_error
-from ..settings import DAY
+from ..settings import Settings
 
 MAX_NAME = 100
 """Longest file name, in bytes of UTF-8."""
-MAX_SECONDS = 10 * 365 * DAY
 OCTETS = "application/octet-stream"
 
 _CONTENT_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}")
@@ -50,23 +49,25 @@ def name_in_header(headers: Mapping[str, str]) -> str | None:
     return text
 
 
-def lifetime_in_header(headers: Mapping[str, str], default: float | None) -> float | None:
-    """Returns the lifetime in seconds that a client asks for. The header's access rules are ignored: URLs are public.
+def lifetime_in_header(headers: Mapping[str, str], settings: Settings) -> float | None:
+    """Returns the lifetime in seconds that a client asks for, which is bounded, or the usual one.
+
+    The header's access rules are ignored: URLs are public.
 
     Raises:
         ServiceError: 400 if the header does not have the form that fal's clients send.
     """
     text = headers.get("X-Fal-Object-Lifecycle") or headers.get("X-Fal-Object-Lifecycle-Preference")
     if not text:
-        return default
+        return settings.object_seconds
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
     seconds = value.get("expiration_duration_seconds") if isinstance(value, dict) else math.nan
     if seconds is None:
-        return default
+        return settings.object_seconds
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
         detail = 'X-Fal-Object-Lifecycle: give {"expiration_duration_seconds": n} with n above 0'
         raise infrastructure_error("bad_request", detail)
-    return float(min(seconds, MAX_SECONDS))
+    return float(min(seconds, settings.most_object_seconds))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from ..auth.upload_tokens import Upload
 from ..components import Service
-from ..protocol.errors import ServiceError, infrastructure_error
+from ..protocol.errors import ServiceError, infrastructure_error, quota_error
 from ..settings import DAY
-from ..store import FileRow
+from ..store import FileRow, QuotaExceeded
 from .disk_space import disk_full_is_507
 from .file_metadata import OCTETS
 from .object_stores import Files
@@ -57,14 +57,18 @@ def keep_part(service: Service, upload: Upload, number: int, source: Path, size:
         digest: their SHA-256 in hex, which is the part's ETag.
 
     Raises:
-        ServiceError: 413 if the parts together are too large, 507 if the disk is full.
+        ServiceError: 413 if the parts together are too large, 507 if the disk is full or the key has no bytes left.
     """
     now, limit = time.time(), service.settings.upload_bytes
     name = f"parts/{upload.file_id}-{number}"
     # a part has a file's record, so that it expires like one; an id with a dot has no URL
     row = FileRow(_part_id(upload, number), upload.key_id, digest, OCTETS, size, name, now, now + DAY)
     every = [_part_id(upload, one) for one in range(1, MAX_PARTS + 1)]
-    if not service.store.add_part(row, every, limit):  # before the bytes, so that a crash leaves none without a record
+    try:  # before the bytes, so that a crash leaves none without a record
+        fits = service.store.add_part(row, every, limit, service.settings.key_bytes)
+    except QuotaExceeded as error:
+        raise quota_error(error) from None
+    if not fits:
         raise ServiceError(413, f"The file is too large; allowed are {limit} bytes", "file_too_large")
     with disk_full_is_507():
         service.files.put(name, source)

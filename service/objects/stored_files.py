@@ -9,12 +9,14 @@ from pathlib import Path
 from secrets import token_hex, token_urlsafe
 from typing import BinaryIO
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from ..auth.upload_tokens import Upload
 from ..components import Service
-from ..protocol.errors import ServiceError
+from ..protocol.errors import ServiceError, quota_error
 from ..protocol.urls import stored_file_url
 from ..settings import DAY
-from ..store import FileRow
+from ..store import FileRow, QuotaExceeded
 from .disk_space import disk_full_is_507
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ def keep_file(
     content_type: str,
     seconds: float | None,
     file_id: str | None = None,
+    key_bytes: int | None = None,
 ) -> FileRow:
     """Writes bytes to the object store and records them as a file. Blocks.
 
@@ -68,9 +71,11 @@ def keep_file(
         content_type: as `safe_content_type` returns it.
         seconds: lifetime; None keeps the file for ever.
         file_id: id of the file; replaces the owner's file of this id. None means a new id.
+        key_bytes: most bytes that may be stored for the owner; None stores these in any case.
 
     Raises:
-        ServiceError: 403 if a file of this id belongs to another key, 507 if the disk is full.
+        ServiceError: 403 if a file of this id belongs to another key, 507 if the disk is full or the owner has no
+            bytes left.
     """
     file_id = file_id or new_file_id()
     old = service.store.get_file(file_id)
@@ -79,23 +84,39 @@ def keep_file(
     object_name = f"objects/{file_id}-{token_hex(4)}"  # a new one, so that readers of the old one can finish
     now = time.time()
     # record the object before its bytes, for a day: otherwise a crash would leave bytes without a record
-    announced = f"{file_id}.{token_hex(4)}"
-    service.store.add_file(FileRow(announced, key_id, name, content_type, 0, object_name, now, now + DAY))
+    announced = FileRow(
+        f"{file_id}.{token_hex(4)}", key_id, name, content_type, _size(source), object_name, now, now + DAY
+    )
+    try:
+        service.store.add_file(announced, key_bytes=key_bytes)
+    except QuotaExceeded as error:
+        raise quota_error(error) from None
     try:
         with disk_full_is_507():
             size = service.files.put(object_name, source)
         expires_at = None if seconds is None else now + seconds
         row = FileRow(file_id, key_id, name, content_type, size, object_name, now, expires_at)
-        replaced = service.store.add_file(row, announced)
+        replaced = service.store.add_file(row, announced.id)
     except BaseException:
         service.files.delete(object_name)
+        with suppress(SQLAlchemyError):  # it expires within a day
+            service.store.delete_file(announced.id)
         raise
     if replaced is not None:
         service.files.delete(replaced.object_name)
     return row
 
 
-def keep_upload(service: Service, upload: Upload, source: BinaryIO | Path | bytes) -> FileRow:
+def _size(source: BinaryIO | Path | bytes) -> int:
+    """Returns how many bytes are announced. An open file consists of parts of an upload, which have records."""
+    if isinstance(source, Path):
+        return source.stat().st_size
+    return len(source) if isinstance(source, bytes) else 0
+
+
+def keep_upload(
+    service: Service, upload: Upload, source: BinaryIO | Path | bytes, key_bytes: int | None = None
+) -> FileRow:
     """Stores the file of an upload; blocks, and raises as `keep_file` does."""
     return keep_file(
         service,
@@ -105,6 +126,7 @@ def keep_upload(service: Service, upload: Upload, source: BinaryIO | Path | byte
         content_type=upload.content_type,
         seconds=upload.seconds,
         file_id=upload.file_id,
+        key_bytes=key_bytes,
     )
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..store import Outcome
+from ..store import Outcome, QuotaExceeded
 
 DOCS = "https://docs.fal.ai/errors/#"
 
@@ -104,6 +104,11 @@ def field_detail(
     if value is not None and (not isinstance(value, str) or len(value) <= 200):
         detail["input"] = value
     return detail
+
+
+def quota_error(error: QuotaExceeded) -> ServiceError:
+    """Returns the response to a request for which the key has no bytes left."""
+    return ServiceError(507, str(error), "quota_exceeded")
 
 
 def not_found() -> ServiceError:

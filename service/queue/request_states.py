@@ -52,10 +52,10 @@ class Board:
         self._order_at = 0.0
         self._order_changed = True
 
-    async def submit(self, new: NewRequest, *, limit: int, key_limit: int, outcome: Outcome | None = None) -> Submitted:
+    async def submit(self, new: NewRequest, outcome: Outcome | None = None, **limits: int) -> Submitted:
         """Adds a request as `SqlStore.submit` does."""
         new = replace(new, home=self.owner if new.kind == "run" else None)
-        limits = {"limit": limit, "key_limit": key_limit, "unstarted_limit": self._unstarted_limit}
+        limits["unstarted_limit"] = self._unstarted_limit
         made = await self._store.write(self._store.submit, new, **limits, outcome=outcome)
         if outcome is not None and made.is_new:
             self._count(outcome.status)

@@ -21,15 +21,15 @@ from ..http.request_bodies import read_body, received
 from ..network.downloads import FetchError, check_url
 from ..network.public_addresses import Allowed
 from ..objects.file_metadata import lifetime_in_header
-from ..protocol.errors import ServiceError, failed, infrastructure_error
+from ..protocol.errors import ServiceError, failed, infrastructure_error, quota_error
 from ..protocol.input_parsing import parse_input, parse_json
-from ..store import NewRequest, OtherInput, QueueFull, Submitted
+from ..store import NewRequest, OtherInput, QueueFull, QuotaExceeded, Submitted
 from ..store.records import LOW, NORMAL
 
 OFF = {"0", "false", "no"}
 ON = {"1", "true", "yes"}
 """Values that switch a fal header on."""
-SMALL_BODY = 256 * 1024
+SMALL_BODY = 64 * 1024
 """Larger bodies wait on disk until there is room in memory."""
 IDEMPOTENCY_KEY = 255
 """Most characters of an idempotency key."""
@@ -43,12 +43,13 @@ async def accept(service: Service, request: Request, key_id: str, kind: Literal[
     Raises:
         ServiceError: 400 for a wrong header, 413 for a body that is too large, 422 for a body that is not a JSON
             object, for a run with wrong input and for a repeated `Idempotency-Key` with another input, 429 if too many
-            requests wait, 503 for a run while the server shuts down.
+            requests wait or bodies arrive, 503 for a run while the server shuts down, 507 if the key has no bytes left
+            or the disk is full.
     """
     if kind == "run" and service.draining:
         raise infrastructure_error("runner_scheduling_failure", "The server is about to stop")
     new = _request_of_headers(service, request, key_id, kind)
-    async with _given_input(service, request) as given:
+    async with _given_input(service, request, key_id) as given:
         return await _submit(service, request, new, given)
 
 
@@ -68,14 +69,14 @@ def _request_of_headers(service: Service, request: Request, key_id: str, kind: L
         start_by=None if timeout is None else now + timeout,
         keep_io=headers.get("X-Fal-Store-IO", "").lower() not in OFF,
         retry=headers.get("X-Fal-No-Retry", "").lower() not in ON,
-        object_seconds=lifetime_in_header(headers, settings.object_seconds),
+        object_seconds=lifetime_in_header(headers, settings),
         webhook=_webhook(query.get("fal_webhook"), settings.allow_private),
         idempotency_key=_idempotency_key(headers.get("Idempotency-Key")) if kind == "queue" else None,
     )
 
 
 @asynccontextmanager
-async def _given_input(service: Service, request: Request) -> AsyncIterator[dict[str, Any]]:
+async def _given_input(service: Service, request: Request, key_id: str) -> AsyncIterator[dict[str, Any]]:
     """Yields the input: the body, or the query of a GET. Only a few large bodies are in memory at once."""
     limit = service.settings.body_bytes
     if request.method == "GET":
@@ -83,7 +84,7 @@ async def _given_input(service: Service, request: Request) -> AsyncIterator[dict
     elif _is_small(request):
         yield parse_json(await read_body(service, request, limit))
     else:
-        async with received(service, request, limit) as body, service.large_bodies:
+        async with received(service, request, limit, key_id) as body, service.large_bodies:
             yield await asyncio.to_thread(lambda: parse_json(body.path.read_bytes()))
 
 
@@ -105,9 +106,12 @@ async def _submit(service: Service, request: Request, new: NewRequest, given: di
         if new.kind == "run":
             new = dataclasses.replace(new, webhook=None)
     try:
-        made = await service.board.submit(new, limit=limit, key_limit=settings.key_queue, outcome=outcome)
+        limits = {"limit": limit, "key_limit": settings.key_queue, "key_bytes": settings.key_bytes}
+        made = await service.board.submit(new, **limits, outcome=outcome)
     except QueueFull as error:
         raise ServiceError(429, str(error), "queue_full") from None
+    except QuotaExceeded as error:
+        raise quota_error(error) from None
     except OtherInput:
         detail = "Idempotency-Key: it was used with another input; give each submission its own"
         raise ServiceError(422, detail, "bad_request") from None

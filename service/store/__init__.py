@@ -4,6 +4,7 @@ All access goes through `SqlStore`. Its methods block; the event loop calls them
 `SqlStore.write`.
 """
 
+from .key_quota import QuotaExceeded
 from .outage import STORE_FAILURES
 from .owner_lock import OwnerLock
 from .records import FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, Submitted, WebhookRow
@@ -20,6 +21,7 @@ __all__ = [
     "Outcome",
     "OwnerLock",
     "QueueFull",
+    "QuotaExceeded",
     "RequestRow",
     "SqlStore",
     "Submitted",

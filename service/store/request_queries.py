@@ -3,10 +3,11 @@
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Text, delete, func, insert, literal, or_, select, true, update
 
 from . import tables
 from .database import Database
+from .key_quota import check_quota, lock_name
 from .queue_order import IN_ORDER, close_gaps, count_ahead, next_turn
 from .records import LogRow, NewRequest, Outcome, RequestRow, Submitted
 from .request_rows import (
@@ -48,6 +49,7 @@ class Requests(Database):
         limit: int,
         key_limit: int,
         unstarted_limit: int = 2000,
+        key_bytes: int | None = None,
         outcome: Outcome | None = None,
     ) -> Submitted:
         """Adds a request. With `outcome` the request has ended already.
@@ -56,14 +58,19 @@ class Requests(Database):
             OtherInput: the key has a request with the same idempotency key and another input.
             QueueFull: `limit` requests wait already, or `key_limit` of this key do, or `unstarted_limit` of this key
                 ended within an hour without a start.
+            QuotaExceeded: more than `key_bytes` bytes would be stored for this key.
         """
         count = select(func.count()).select_from(requests)
         ended = count.where(tables.unstarted, requests.c.created_at > new.created_at - UNSTARTED_SECONDS)
+        given = tables.to_text(new.input)
         with self._write() as connection:
             if new.idempotency_key is not None:
                 self._alone(connection, f"{new.key_id} {new.idempotency_key}")
                 if (first := _first(connection, new)) is not None:
                     return first
+            if outcome is None and key_bytes is not None:
+                self._alone(connection, lock_name(new.key_id))
+                check_quota(connection, new.key_id, len(given), key_bytes)
             if connection.execute(ended.where(requests.c.key_id == new.key_id)).scalar_one() >= unstarted_limit:
                 raise QueueFull(f"{unstarted_limit} requests of this key ended within an hour without a start")
             if outcome is None:
@@ -76,6 +83,7 @@ class Requests(Database):
             turn = next_turn(connection, new.key_id, new.priority)
             ahead = count_ahead(connection, new.priority, turn) if outcome is None else 0
             row |= {"state": "queued", "attempts": 0, "crashes": 0, "cancelled": False, "turn": turn}
+            row |= {"input": literal(given, Text), "input_bytes": len(given)}
             connection.execute(insert(requests).values(row))
             if outcome is not None:
                 end_request(connection, new.id, new.webhook, outcome, new.created_at)

@@ -75,7 +75,8 @@ def cancellation(reason: str) -> Outcome:
 def end_request(connection: Connection, request_id: str, webhook: str | None, outcome: Outcome, now: float) -> None:
     """Ends a request and deletes its input, which is no longer needed."""
     values = {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
-    values |= {"state": "done", "owner": None, "lease_until": None, "finished_at": now, "input": None}
+    values |= {"state": "done", "owner": None, "lease_until": None, "finished_at": now}
+    values |= {"input": None, "input_bytes": None}
     connection.execute(update(requests).where(requests.c.id == request_id).values(values))
     if webhook is not None:
         host = (urlsplit(webhook).hostname or "")[:255]

@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from . import tables
+from .key_quota import FILE_BYTES, check_quota, lock_name
 from .records import FileRow, KeyRow, WebhookRow
 from .request_queries import Requests
 
@@ -44,23 +45,43 @@ class SqlStore(Requests):
 
     # Files
 
-    def add_file(self, row: FileRow, announced: str | None = None) -> FileRow | None:
-        """Records a file. Replaces the record `announced`, and the record with the file's id, which is returned."""
+    def check_room(self, key_id: str, size: int, key_bytes: int) -> None:
+        """Raises QuotaExceeded if a file of `size` bytes does not fit beside what is stored for a key now."""
+        with self._read() as connection:
+            check_quota(connection, key_id, size + FILE_BYTES, key_bytes)
+
+    def add_file(self, row: FileRow, announced: str | None = None, key_bytes: int | None = None) -> FileRow | None:
+        """Records a file. Replaces the record `announced`, and the record with the file's id, which is returned.
+
+        Raises:
+            QuotaExceeded: more than `key_bytes` bytes would be stored for its key.
+        """
         with self._write() as connection:
+            self._check_quota(connection, row, key_bytes)
             if announced is not None:
                 connection.execute(delete(files).where(files.c.id == announced))
             return self._put_file(connection, row)
 
-    def add_part(self, row: FileRow, part_ids: Sequence[str], limit: int) -> bool:
-        """Records a part of an upload. Returns False if all parts together would have more than `limit` bytes."""
+    def add_part(self, row: FileRow, part_ids: Sequence[str], limit: int, key_bytes: int | None = None) -> bool:
+        """Records a part of an upload. Returns False if all parts together would have more than `limit` bytes.
+
+        Raises:
+            QuotaExceeded: as `add_file`. An earlier part of this number still counts.
+        """
         others = [part_id for part_id in part_ids if part_id != row.id]
         total = select(func.coalesce(func.sum(files.c.size), 0)).where(files.c.id.in_(others))
         with self._write() as connection:
+            self._check_quota(connection, row, key_bytes)
             self._alone(connection, part_ids[0])
             if connection.execute(total).scalar_one() + row.size > limit:
                 return False
             self._put_file(connection, row)
             return True
+
+    def _check_quota(self, connection: Connection, row: FileRow, key_bytes: int | None) -> None:
+        if key_bytes is not None:
+            self._alone(connection, lock_name(row.key_id))
+            check_quota(connection, row.key_id, row.size + FILE_BYTES, key_bytes)
 
     def _put_file(self, connection: Connection, row: FileRow) -> FileRow | None:
         values = {name: getattr(row, name) for name in FileRow.__dataclass_fields__}

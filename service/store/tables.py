@@ -21,6 +21,11 @@ from sqlalchemy import (
 )
 
 
+def to_text(value: Any) -> str:
+    """Returns a value as JSON in ASCII."""
+    return json.dumps(value, separators=(",", ":"))
+
+
 class Json(TypeDecorator[Any]):
     """A value as JSON text."""
 
@@ -29,7 +34,7 @@ class Json(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Any) -> str | None:
         """Converts a value for the database."""
-        return None if value is None else json.dumps(value, separators=(",", ":"))
+        return None if value is None else to_text(value)
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
         """Converts a value from the database."""
@@ -72,6 +77,7 @@ requests = Table(
     Column("turn", BigInteger, nullable=False, server_default="0"),
     Column("idempotency_key", String(255)),
     Column("fingerprint", String(64)),
+    Column("input_bytes", BigInteger),  # null if the input is
     Index("requests_in_order", "state", "priority", "turn", "sequence"),
     Index("requests_of_key", "key_id", "state", "priority", "turn"),
     sqlite_autoincrement=True,
@@ -95,6 +101,8 @@ Index(
 )
 for _name, _kind in (("kept", requests.c.keep_io), ("private", ~requests.c.keep_io)):  # for removing old requests
     Index(f"{_name}_requests_by_end", requests.c.finished_at, sqlite_where=_kind, postgresql_where=_kind)
+_kept = requests.c.input_bytes.is_not(None)
+Index("inputs_of_key", requests.c.key_id, requests.c.input_bytes, sqlite_where=_kept, postgresql_where=_kept)
 
 logs = Table(
     "logs",
@@ -128,6 +136,7 @@ files = Table(
     Column("object_name", Text, nullable=False),
     Column("created_at", Float(53), nullable=False),
     Column("expires_at", Float(53), index=True),
+    Index("files_of_key", "key_id", "size"),
 )
 
 webhooks = Table(

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from sparsectrl_lcm.service.auth.api_keys import Keyring, create_key
+from sparsectrl_lcm.service.http.body_slots import BodySlots
 from sparsectrl_lcm.service.objects.object_stores import Files, open_files
 from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.routes import files, uploads
@@ -27,6 +28,7 @@ class StorageService:
         self.store = SqlStore(self.settings.database_url)
         self.files: Files = open_files(self.settings.files_url)
         self.secret = b"s" * 32
+        self.bodies = BodySlots(self.settings.uploads, self.settings.key_uploads, self.settings.body_seconds)
         self.keyring = Keyring(self.store, seconds=0)
 
     def new_key(self) -> str:

@@ -103,6 +103,9 @@ def test_an_upgrade_keeps_everything(empty: str) -> None:
     try:
         assert _everything(empty) == before
         assert seconds < 5
+        with store.engine.connect() as connection:
+            size = connection.execute(text("SELECT input_bytes FROM requests WHERE id = 'r2'")).scalar_one()
+        assert size == len('{"prompt": "\\u00e4 2"}')
         assert store.given("r2") == ({"prompt": "ä 2"}, "http://x")
         assert store.secret("tokens") == b"\xab" * 32
         row = store.get("r1")
