@@ -1,7 +1,9 @@
 """Measures a server with several runners whose pipelines sleep: clips per second, and the overhead of a request.
 
     python benchmarks/runner_pool.py
-    python benchmarks/runner_pool.py --runners 1 8 --requests 200 --rounds 3
+    python benchmarks/runner_pool.py --pool ray --runners 1 8 --requests 200 --rounds 3
+
+With `--pool ray` the runners are on a Ray cluster of three nodes, which are processes of this machine, too.
 
 Server, runners and client are processes of this machine. Each round goes through all counts of runners. Requests are
 submitted while longer ones keep the runners busy, so that the time of submissions does not count.
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -37,15 +39,19 @@ from pathlib import Path
 from sparsectrl_lcm.service.http.listeners import Listener
 from sparsectrl_lcm.service.server import serve
 from sparsectrl_lcm.service.settings import Settings
-settings = Settings(
-    Path(sys.argv[1]), runners=int(sys.argv[2]), pipeline="sleeping_pipeline:load", threads=1, anonymous=True
-)
-asyncio.run(serve(settings, [Listener("127.0.0.1", int(sys.argv[3]))]))
+data, port, count, ray = sys.argv[1:]
+pool = {"runners": int(count)}
+if ray:
+    pool = {"pool": "ray", "ray_address": ray, "replicas": count, "gpus_per_replica": 0.0}
+settings = Settings(Path(data), pipeline="sleeping_pipeline:load", threads=1, anonymous=True, **pool)
+asyncio.run(serve(settings, [Listener("127.0.0.1", int(port))]))
 """
+NODES = 3
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", choices=("local", "ray"), default="local", help="default: local")
     parser.add_argument("--runners", type=int, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
     parser.add_argument("--requests", type=int, default=200, help="default: 200")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
@@ -54,11 +60,25 @@ def arguments() -> argparse.Namespace:
 
 
 @contextmanager
-def served(data: Path, runners: int) -> Iterator[httpx.Client]:
+def ray_cluster(runners: int) -> Iterator[str]:
+    """Runs a Ray cluster until the block ends; yields its address."""
+    from ray.cluster_utils import Cluster
+
+    share = {"num_cpus": -(-runners // NODES) + 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=share)
+    for _ in range(NODES - 1):
+        cluster.add_node(num_cpus=share["num_cpus"])
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@contextmanager
+def served(data: Path, runners: int, ray_address: str) -> Iterator[httpx.Client]:
     """Runs a server in a folder until the block ends; all runners are ready."""
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", SERVE, str(data), str(runners), str(PORT)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path})
+    command = [sys.executable, "-c", SERVE, str(data), str(PORT), str(runners), ray_address]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as client:
             end = time.monotonic() + LIMIT
@@ -80,9 +100,9 @@ def ready(client: httpx.Client) -> int:
     return sum(runner["state"] == "ready" for runner in states)
 
 
-def measure(runners: int, requests: int) -> dict[str, Any]:
+def measure(runners: int, requests: int, ray_address: str) -> dict[str, Any]:
     """Runs the requests once. Returns clips per second, and what a request takes beside its pipeline."""
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder), runners) as client:
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder), runners, ray_address) as client:
         gate = f"sleep {2 + 0.02 * requests}"
         for prompt in [gate] * runners + ["a star"] * requests:
             client.post(f"/queue/{APP}", json={"prompt": prompt, "seed": 1}).raise_for_status()
@@ -107,18 +127,21 @@ def measure(runners: int, requests: int) -> dict[str, Any]:
 
 def main() -> None:
     options = arguments()
+    here = str(Path(__file__).parent)  # for the processes of runners
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
     found: dict[int, list[dict[str, Any]]] = {count: [] for count in options.runners}
     for _ in range(options.rounds):
         for count in options.runners:
-            found[count].append(measure(count, options.requests))
+            with ray_cluster(count) if options.pool == "ray" else nullcontext("") as address:
+                found[count].append(measure(count, options.requests, address))
             print(count, json.dumps(found[count][-1]), flush=True)
     rows = {count: {name: median(run[name] for run in runs) for name in runs[0]} for count, runs in found.items()}
     single = rows[min(rows)]["clips_per_second"] / min(rows)
     for count, row in rows.items():
         row["of_linear"] = row["clips_per_second"] / single / count
     settings = {name: value for name, value in vars(options).items() if name != "output"}
-    head = report_head(reports.command(), ("sparsectrl-lcm", "uvicorn", "sqlalchemy"))
-    path = reports.results_file(f"runner-pool-{os.cpu_count()}cores", options.output)
+    head = report_head(reports.command(), ("sparsectrl-lcm", "uvicorn", "sqlalchemy", "ray"))
+    path = reports.results_file(f"runner-pool-{options.pool}-{os.cpu_count()}cores", options.output)
     path.write_text(json.dumps({**head, "settings": settings, "runs": found, "medians": rows}, indent=2) + "\n")
     for count, row in rows.items():
         print(count, json.dumps(row))
