@@ -9,7 +9,7 @@ PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"
 
 
 class JsonLines(logging.Formatter):
-    """Writes a record as JSON: time, level, logger, message, and the fields given as `extra`."""
+    """Writes a record as JSON: time, level, logger, message, and the fields given as `extra`; Ray adds its own."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line of a record."""
@@ -19,7 +19,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: value for name, value in vars(record).items() if name not in PLAIN}
+        line |= {name: value for name, value in vars(record).items() if name not in PLAIN and not name.startswith("_")}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

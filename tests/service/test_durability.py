@@ -36,8 +36,13 @@ class Clients:
     count: int
     share: int
     seconds: float
+    webhook: str | None = None
     accepted: dict[int, str] = field(default_factory=dict)
     refused: int = 0
+
+    @property
+    def _parameters(self) -> dict[str, str]:
+        return {} if self.webhook is None else {"fal_webhook": self.webhook}
 
     def start(self) -> list[threading.Thread]:
         threads = [threading.Thread(target=self._submit, args=(number,)) for number in range(self.count)]
@@ -51,7 +56,8 @@ class Clients:
                 time.sleep(random.uniform(0, 2 * self.seconds / self.share))
                 while seed not in self.accepted:
                     try:
-                        answer = client.post(self.server.queue, json={"prompt": "slow 0.02", "seed": seed})
+                        given = {"json": {"prompt": "slow 0.02", "seed": seed}, "params": self._parameters}
+                        answer = client.post(self.server.queue, **given)
                         self.accepted[seed] = answer.raise_for_status().json()["request_id"]
                     except httpx.HTTPError:
                         self.refused += 1

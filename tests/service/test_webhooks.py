@@ -56,6 +56,10 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
+    yield from receiving()
+
+
+def receiving() -> Iterator[Receiver]:
     server = Receiver()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
