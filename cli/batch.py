@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
@@ -19,17 +19,24 @@ def batch(
         bool, typer.Option("--resume", help="Go on in a folder with results: make only what is missing or changed.")
     ] = False,
     format: Annotated[str, typer.Option(help="Of the clips: mp4, webm, gif, webp or png (contact sheet).")] = "mp4",
-    bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="A folder from `export`, with Ray also its URL; the demo bundle by default."),
+    ] = None,
     backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
     device: Annotated[str | None, typer.Option(help="For openvino: CPU (default), GPU or NPU.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU; one per core by default.")] = None,
+    pool: Annotated[str, typer.Option(help="local, or ray: pipelines on a Ray cluster.")] = "local",
+    ray_address: Annotated[str, typer.Option(help="Ray's cluster: auto, or HOST:PORT of its head.")] = "auto",
+    replicas: Annotated[int, typer.Option(help="Pipelines on Ray.", min=1)] = 1,
+    gpus_per_replica: Annotated[float, typer.Option(help="GPUs of a pipeline on Ray; 0: the CPU.", min=0)] = 1.0,
 ) -> None:
     """Make a clip for each request of a file.
 
     Exits with 1 if some failed.
     """
-    from ..batch.clip_pool import LocalPool
+    from ..batch.clip_pool import ClipPool, LocalPool
     from ..batch.request_lines import Job, WrongLine, read_jobs
     from ..batch.results_file import open_results
     from ..batch.run import run_batch
@@ -41,20 +48,30 @@ def batch(
     if ending not in ENDINGS:
         allowed = ", ".join(name.removeprefix(".") for name in ENDINGS)
         raise InvalidRequest("format", f"{format!r} is not allowed", f"give {allowed}")
+    if pool not in ("local", "ray"):
+        raise InvalidRequest("pool", f"{pool!r} is not allowed", "give local or ray")
+    options: dict[str, Any] = {"backend": backend, "precision": precision, "device": device, "threads": threads}
     pictures = Path() if requests == "-" else Path(requests).parent
 
     def jobs(lines: BinaryIO) -> Iterator[Job | WrongLine]:
         return read_jobs(lines, pictures, output, ending)
 
     with _lines(requests) as lines, open_results(output, resume) as results:
-        pool = LocalPool(VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads))
+        clips: ClipPool
+        if pool == "ray":
+            from ..batch.ray_pool import RayPool
+
+            options["threads"] = threads or (None if gpus_per_replica else 1)
+            clips = RayPool(ray_address, replicas, gpus_per_replica, bundle, options)
+        else:
+            clips = LocalPool(VideoPipeline.load(bundle, **options))
         total = None
         if requests != "-":
             with _lines(requests) as again:
                 found = [job for job in jobs(again) if isinstance(job, Job)]
-            total = sum(not results.has(job.id, job.digest(pool.model)) for job in found)
+            total = sum(not results.has(job.id, job.digest(clips.model)) for job in found)
         with ClipsBar(total) as bar:
-            tally = run_batch(jobs(lines), results, pool, bar.on_fraction, bar.on_end)
+            tally = run_batch(jobs(lines), results, clips, bar.on_fraction, bar.on_end)
     for sentence in tally.failed[:SHOWN]:
         typer.echo(sentence, err=True)
     if len(tally.failed) > SHOWN:

@@ -7,6 +7,7 @@ from ...runtime.errors import InvalidRequest
 from .devices import runner_devices, runner_names
 from .interface import Runner
 from .local_runner import LocalRunner
+from .ray_cluster import check_address
 from .runner_pool import RunnerPool
 
 if TYPE_CHECKING:
@@ -88,8 +89,6 @@ def check_pool(settings: "Settings") -> None:
         if settings.devices or settings.runners != 1:
             name = "devices" if settings.devices else "runners"
             raise InvalidRequest(name, "not allowed with Ray, which places the replicas", "give replicas")
-        if settings.ray_address.startswith("ray://"):
-            reason = "Ray's client protocol cannot stream progress"
-            raise InvalidRequest("ray_address", reason, "let this machine join the cluster (ray start) and give auto")
+        check_address(settings.ray_address)
     else:
         runner_devices(settings.devices, settings.runners)

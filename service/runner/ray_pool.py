@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
@@ -14,14 +13,12 @@ from typing import Any
 from ...runtime.errors import BackendError, SparseCtrlLcmError, first_line
 from .interface import Job, JobFailed, Made, OnEvent, RunnerLost, RunnerState, RunnerStatus
 from .messages import event_of, notify
+from .ray_cluster import join_cluster
 
 log = logging.getLogger(__package__)
 
-REACH_SECONDS = 5.0
-"""Longest time for a connection to the head of the cluster."""
 LOOK_SECONDS = 1.0
 """How often the state of the replicas is read."""
-INSTALL = "pip install 'sparsectrl-lcm[ray]'"
 MATCHING_SECONDS = "0.05"
 """How long Ray Serve waits for the replica that keeps a conditioning, before it takes any other."""
 
@@ -32,7 +29,7 @@ class RayPool:
     Servers with the same options share one application. It outlives them; `serve shutdown` ends it.
 
     Args:
-        address: as `ray.init` takes it: `auto` for the cluster that this machine belongs to.
+        address: as `join_cluster` takes it.
         replicas: fewest and most pipelines. Their number follows that of the requests.
         gpus: GPUs of a replica; a fraction lets several share one. Without one it takes as many CPUs as threads.
         setup: keywords of `ClipReplica`.
@@ -181,18 +178,9 @@ class RayPool:
         """Returns the handle of the application, which is deployed unless another server did. Blocks."""
         os.environ.setdefault("RAY_SERVE_MULTIPLEXED_MODEL_ID_MATCHING_TIMEOUT_S", MATCHING_SECONDS)
         os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-        try:
-            import ray
-            from ray import serve
-        except ImportError:
-            raise BackendError("pool", "Ray is not installed", INSTALL) from None
-        if not ray.is_initialized():
-            try:
-                _reach(self._address)
-                ray.init(self._address, configure_logging=False, log_to_driver=False, logging_level=logging.ERROR)
-            except OSError as error:  # ConnectionError among them
-                reason = f"no Ray cluster at {self._address} ({first_line(error)})"
-                raise BackendError("ray_address", reason, "start one: ray start --head") from None
+        join_cluster(self._address)
+        from ray import serve
+
         serve.start(proxy_location="Disabled")
         if self.name not in serve.status().applications:
             from .ray_replica import ClipReplica
@@ -234,13 +222,6 @@ class RayPool:
         from ray import serve
 
         return serve.status().applications[self.name]
-
-
-def _reach(address: str) -> None:
-    """Raises OSError if nothing listens at HOST:PORT, for which Ray itself would wait for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), REACH_SECONDS).close()
 
 
 async def _aside(function: Callable[[], Any]) -> Any:

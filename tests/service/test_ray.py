@@ -1,6 +1,7 @@
 """Runners on a Ray cluster of one node on this machine, in which a stub makes the clips."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
+from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime import BundleError, InvalidRequest
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.runner import Job, JobFailed, Made, Preview, RunnerLost, Step
@@ -140,6 +143,29 @@ def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["seed"]) == (200, 4)
             states = client.get(server.url + "/readyz").json()["runners"]
             assert [runner["state"] for runner in states] == ["ready"]
+
+
+def test_a_batch_on_the_cluster(address: str, tmp_path: Path) -> None:
+    """The clips are those of a batch without Ray, bit for bit."""
+    sketch = Image.new("L", (128, 128))
+    sketch.paste(255, (40, 40, 44, 90))
+    sketch.save(tmp_path / "sketch.png")
+    line = {"prompt": "a red star", "keyframes": [{"index": 0, "image": "sketch.png"}], "frames": 8, "seeds": 2}
+    lines = [line | {"seed": 5}, {"prompt": "a", "keyframes": [{"index": 0, "image": "none.png"}]}]
+    (tmp_path / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = ["batch", str(tmp_path / "requests.jsonl"), "--backend", "onnxruntime", "--threads", "1"]
+    on_ray = ["--pool", "ray", "--ray-address", address, "--gpus-per-replica", "0", "--replicas", "2"]
+    assert run([*given, "-o", str(tmp_path / "local")]) == 1
+    assert run([*given, "-o", str(tmp_path / "ray"), *on_ray]) == 1
+    local, remote = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.mp4")} for name in ("local", "ray")
+    )
+    assert len(local) == 2 and local == remote
+    told = [
+        {line["id"]: line.get("error") for line in map(json.loads, (tmp_path / name / "results.jsonl").open())}
+        for name in ("local", "ray")
+    ]
+    assert told[0] == told[1] and sum(error is not None for error in told[0].values()) == 1
 
 
 @pytest.mark.parametrize(
