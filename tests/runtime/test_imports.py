@@ -123,10 +123,10 @@ def test_only_the_format_is_taken_from_the_runtime(part: str, exceptions: set[st
         assert module.startswith(SHARED) or module in exceptions, f"{path} imports {module}"
 
 
-def test_a_batch_takes_only_the_fields_of_the_service() -> None:
+def test_a_batch_takes_only_the_fields_and_the_cluster_of_the_service() -> None:
     """It runs without the service's packages, and on Windows."""
     taken = {module for _, module in imports("batch") if module.startswith("service")}
-    assert taken == {"service.protocol.clip_input"}
-    code = "import sys; import sparsectrl_lcm.batch.run; print(*sys.modules)"
+    assert taken == {"service.protocol.clip_input", "service.runner.bundle_cache", "service.runner.ray_cluster"}
+    code = "import sys; from sparsectrl_lcm.batch import ray_pool, run; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"sqlalchemy", "fastapi", "httpx", "cryptography"} & set(result.stdout.split()) == set()
+    assert {"sqlalchemy", "fastapi", "httpx", "cryptography", "ray"} & set(result.stdout.split()) == set()

@@ -116,7 +116,10 @@ def kill_a_replica() -> None:
 
 
 def once_each(receiver: Receiver, request_ids: set[str]) -> None:
-    """Each request's webhook came once, or with the numbers of its attempts."""
+    """Each request's webhook came once, or with the numbers of its attempts.
+
+    There may be more requests: those whose clients did not hear that they were accepted, and submitted them again.
+    """
 
     def told() -> set[str]:
         return {json.loads(body)["request_id"] for _, body in receiver.got}
@@ -124,4 +127,3 @@ def once_each(receiver: Receiver, request_ids: set[str]) -> None:
     until(lambda: request_ids <= told(), 120)
     attempts = Counter((json.loads(body)["request_id"], headers["x-webhook-attempt"]) for headers, body in receiver.got)
     assert max(attempts.values()) == 1
-    assert {request_id for request_id, _ in attempts} == request_ids
