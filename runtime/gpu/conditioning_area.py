@@ -47,7 +47,7 @@ class ConditioningArea:
         return True
 
     def reserve(self, nbytes: int) -> None:
-        """Makes room for a conditioning of `nbytes` that is about to be computed."""
+        """Makes room for a conditioning of `nbytes` that is about to be computed; the area holds none until `hold`."""
         self._keep_current()
         if nbytes <= self.nbytes:
             return
@@ -63,10 +63,6 @@ class ConditioningArea:
     def hold(self, key: Hashable, nbytes: int) -> None:
         """Records the key and the size of the conditioning in the area."""
         self._current, self._used = key, nbytes
-
-    def drop(self) -> None:
-        """Forgets the area's conditioning, because it was not computed to the end."""
-        self._current = None
 
     def forget(self) -> None:
         """Drops all conditionings; the area keeps its memory."""

@@ -164,12 +164,8 @@ class GpuExecutor:
                 stages.report("load", 1)
             kind = RequestRun if request.context_length is None else WindowsRun
             run = kind(workspace, self._cuda, request, variant, stages)
-            try:
-                frames = run.frames(self._tokenizer, prompts)
-                self.replayed = run.replayed if workspace.capturable else None
-            finally:
-                if variant.computes_conditioning:
-                    workspace.conditioning_area.drop()
+            frames = run.frames(self._tokenizer, prompts)
+            self.replayed = run.replayed if workspace.capturable else None
             if run.conditioning_is_whole and variant.computes_conditioning and not variant.stepwise:
                 workspace.conditioning_area.hold(key, workspace.conditioning_bytes(variant))
         return frames, stages.timings

@@ -111,7 +111,6 @@ class Recording:
             for frame in frames:
                 self._check()
                 yield frame
-        self._check()
 
     def _check(self) -> None:
         if self._dropped:
