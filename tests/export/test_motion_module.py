@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from architectures import ARCHITECTURES
+from closeness import assert_close
 from conftest import ROOT, Exported
 from diffusers import MotionAdapter
 from references import animatediff_pipeline, to_uint8
@@ -72,6 +73,8 @@ def test_another_motion_module_replaces_one_file(sd15_like: Exported, tmp_path: 
     replace_motion_module(str(adapter), bundle)
     changed = {path.name for path, content in before.items() if path.read_bytes() != content}
     assert changed == {"manifest.json", "unet.motion.weights"}
+    sources = Bundle.load(sd15_like.bundle).manifest.sources
+    assert Bundle.load(bundle).manifest.sources == sources | {"motion_adapter": "adapter"}
     assert {path for path in bundle.rglob("*") if path.is_file()} == before.keys()
 
     reference = animatediff_pipeline(sd15_like.checkpoints)
@@ -85,7 +88,7 @@ def test_another_motion_module_replaces_one_file(sd15_like: Exported, tmp_path: 
         output_type="np",
     ).frames[0]
     clip = VideoPipeline.load(bundle, "onnxruntime").generate("a boat", num_inference_steps=2, num_frames=4, seed=1)
-    assert np.abs(clip.frames.astype(int) - to_uint8(expected)).max() <= 1
+    assert_close(clip.frames, to_uint8(expected))
 
     replace_motion_module(str(sd15_like.checkpoints / "motion_adapter"), bundle)
     for path, content in before.items():

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_close
 from conftest import Exported
 from diffusers import AutoencoderTiny
 from diffusers.image_processor import VaeImageProcessor
@@ -83,7 +84,7 @@ def test_frames_are_those_of_diffusers(exported: Exported, sizes: tuple[int, int
     assert (frames.dtype, frames.shape) == (np.uint8, expected.shape)
     assert expected.std() > 10
     assert np.isin(expected, (0, 255)).mean() < 0.05, "few values are clipped"
-    assert np.abs(frames.astype(int) - expected).max() <= 1
+    assert_close(frames, expected)
 
 
 def test_another_scaling_factor() -> None:
@@ -91,7 +92,7 @@ def test_another_scaling_factor() -> None:
     latents = latents_of(1, 4, 6)
     with torch.no_grad():
         frames = traced_modules.TinyDecoder(model)(latents)
-    assert np.abs(frames.numpy().astype(int) - decoded(model, latents)).max() <= 1
+    assert_close(frames.numpy(), decoded(model, latents))
 
 
 @pytest.mark.parametrize("name", ["taesd_decoder.safetensors", "taesd_decoder.pth"])

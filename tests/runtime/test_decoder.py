@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from conftest import Exported
 from diffusers import AutoencoderTiny
 from fakes.gpu_emulation import Digests, PortableGraphs, emulate
@@ -58,7 +59,7 @@ def test_frames_are_those_of_diffusers(sd15_like: Exported, host: VideoPipeline)
     frames = ask(host, "tiny").frames
     assert frames.std() > 10, "a flat clip would prove nothing"
     assert np.isin(frames, (0, 255)).mean() < 0.05
-    assert difference(frames, to_uint8(expected)) <= 1
+    assert_close(frames, to_uint8(expected))
 
 
 def test_only_what_a_request_asks_for_is_opened_and_the_rest_is_kept(host: VideoPipeline) -> None:
@@ -84,7 +85,7 @@ def test_frames_on_the_device_are_those_of_the_cpu(sd15_like: Exported, host: Vi
     replays = []
     for decoder in ("tiny", "full", "tiny", "full", "tiny"):
         clip = ask(device, decoder)
-        assert difference(clip.frames, expected[decoder]) <= 1
+        assert_close(clip.frames, expected[decoder])
         replays.append("capture" not in clip.timings)
     assert replays == [False, False, False, False, True], "three captures, the second proof of the second, a replay"
     device.close()

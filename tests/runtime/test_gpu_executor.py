@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from closeness import assert_close
 from conftest import Exported
 from fakes.emulated_demo import REQUESTS, SMALL, emulated_demo, fresh, fresh_small, keyframes, small_clip
 from fakes.gpu_emulation import PortableGraphs, RoundedGraphs, emulate
@@ -31,7 +32,7 @@ def test_frames_are_those_of_the_cpu_backend(exported: Exported) -> None:
     for options in (*REQUESTS[:7], REQUESTS[0]):
         request = {"keyframes": frames, "seed": 1, "num_frames": 6, "num_inference_steps": 2, **options}
         clips = [pipeline.generate("a red boat", **request) for pipeline in (device, host)]
-        assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1, options
+        assert_close(clips[0].frames, clips[1].frames, options)
 
 
 def test_frames_of_fp16_are_within_three_levels(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_another_number_of_frames(sd15_like: Exported, frames: int) -> None:
         pipeline.generate("a red boat", [Keyframe(0, pictures(1, 40, 30)[0])], **request)
         for pipeline in (VideoPipeline(bundle, machine.executor), VideoPipeline.load(sd15_like.bundle, "onnxruntime"))
     ]
-    assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1
+    assert_close(clips[0].frames, clips[1].frames)
 
 
 def test_every_request_gives_what_a_fresh_pipeline_gives(demo: SimpleNamespace) -> None:
@@ -172,7 +173,7 @@ def test_more_keyframes_than_slots_open_larger_engines() -> None:
     for count in (1, 5, 2):
         frames = [Keyframe(-1 - index, image) for index, image in enumerate(images[:count])]
         clips = [pipeline.generate("a boat", frames, seed=1, **size) for pipeline in (device, host)]
-        assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1, count
+        assert_close(clips[0].frames, clips[1].frames, count)
     assert machine.loader.closed.count("unet") == 1
     device.close()
     assert machine.cudart.leaked == []
@@ -208,6 +209,8 @@ def test_progress_of_a_replay(demo: SimpleNamespace) -> None:
     assert runs[0][-1] == ("decode", 1, 1, 1.0)
     stages = list(dict.fromkeys(stage for stage, *_ in runs[0]))
     assert stages == ["load", "text", "keyframes", "control", "denoise", "decode"]
+    ends = {stage: (step, steps) for stage, step, steps, _ in runs[0]}
+    assert all(step == steps for step, steps in ends.values())
 
 
 def test_frames_are_given_once_when_all_are_here(demo: SimpleNamespace) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from conftest import Exported
 from diffusers import AutoencoderTiny
 from pictures import pictures
@@ -74,7 +75,7 @@ def test_frames_are_those_of_diffusers(exported: Exported, pipeline: VideoPipeli
         clip = pipeline.generate(PROMPT, keyframes, **options, seed=seed, **size_of(exported))
         expected = to_uint8(reference(PROMPT, **given, **reference_options(exported, guidance, seed)).frames[0])
         assert expected.std() > 10, "a flat clip would prove nothing"
-        assert difference(clip.frames, expected) <= 1
+        assert_close(clip.frames, expected)
         assert clip.timings.keys() & conditioning == computed
     assert (pipeline.backend, pipeline.precision) == ("openvino", "fp32")
 
@@ -86,7 +87,7 @@ def test_without_keyframes_the_clip_is_animatediffs(exported: Exported, pipeline
     reference = animatediff_pipeline(exported.checkpoints)
     expected = to_uint8(reference(PROMPT, **reference_options(exported, 2.0, SEED)).frames[0])
     clip = pipeline.generate(PROMPT, negative_prompt=NEGATIVE, guidance_scale=2, seed=SEED, **size_of(exported))
-    assert difference(clip.frames, expected) <= 1
+    assert_close(clip.frames, expected)
     assert pipeline.executor.sessions.session("unet") is compiled  # type: ignore[attr-defined]
 
 
@@ -97,7 +98,7 @@ def test_each_decoder_is_compiled_once(exported: Exported, pipeline: VideoPipeli
     full = pipeline.generate(PROMPT, seed=SEED, **size_of(exported))
     compiled = pipeline.executor.sessions.session("vae_decoder")  # type: ignore[attr-defined]
     tiny = pipeline.generate(PROMPT, seed=SEED, decoder="tiny", **size_of(exported))
-    assert difference(tiny.frames, expected) <= 1
+    assert_close(tiny.frames, expected)
     assert difference(tiny.frames, full.frames) > 3
     assert (pipeline.generate(PROMPT, seed=SEED, **size_of(exported)).frames == full.frames).all()
     assert pipeline.executor.sessions.session("vae_decoder") is compiled  # type: ignore[attr-defined]
@@ -114,7 +115,7 @@ def test_sizes_and_lengths_may_change_between_requests(sd15_like: Exported) -> N
         clips.append(ours.generate(PROMPT, num_inference_steps=2, seed=1, **request))
         expected = reference.generate(PROMPT, num_inference_steps=2, seed=1, **request)
         assert clips[-1].frames.shape == expected.frames.shape
-        assert difference(clips[-1].frames, expected.frames) <= 1
+        assert_close(clips[-1].frames, expected.frames)
     assert (clips[0].frames == clips[2].frames).all()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from conftest import Exported
 from pictures import pictures
 from references import animatediff_pipeline, control_keeps, normalize_per_frame, sparsectrl_pipeline, to_uint8
@@ -82,7 +83,7 @@ def test_frames_are_those_of_diffusers(exported: Exported, both, number: int) ->
     )
     assert clip.frames.dtype == np.uint8
     assert expected.std() > 10, "a flat clip would prove nothing"
-    assert np.abs(clip.frames.astype(int) - expected).max() <= 1
+    assert_close(clip.frames, expected)
 
 
 def test_start_and_end_of_control_are_those_of_diffusers(sd15_like: Exported) -> None:
@@ -117,7 +118,7 @@ def test_start_and_end_of_control_are_those_of_diffusers(sd15_like: Exported) ->
             control_guidance_end=end,
             **request,
         )
-        assert np.abs(clip.frames.astype(int) - expected).max() <= 1
+        assert_close(clip.frames, expected)
 
 
 def test_keyframes_prompt_and_guidance_change_the_clip(exported: Exported) -> None:
@@ -160,7 +161,7 @@ def test_without_keyframes_the_clip_is_animatediffs(exported: Exported) -> None:
         ).frames[0]
     )
     clip = pipeline.generate(FIVE_TOKENS, seed=3)
-    assert np.abs(clip.frames.astype(int) - expected).max() <= 1
+    assert_close(clip.frames, expected)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_other_sizes_and_lengths(sd15_like: Exported, frames: int, width: int, h
         num_frames=frames,
     )
     assert clip.frames.shape == (frames, height, width, 3)
-    assert np.abs(clip.frames.astype(int) - expected).max() <= 1
+    assert_close(clip.frames, expected)
 
 
 def test_the_demo_bundle_normalizes_per_frame() -> None:
@@ -226,7 +227,7 @@ def test_the_demo_bundle_normalizes_per_frame() -> None:
             seed=11,
             num_frames=8,
         )
-        assert np.abs(clip.frames.astype(int) - expected).max() <= 1
+        assert_close(clip.frames, expected)
         assert np.abs(clip.frames.astype(int) - per_clip).max() > 3, "the two norms must give different frames"
 
 

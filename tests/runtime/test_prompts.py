@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close
 from compel import Compel
 from fakes.emulated_demo import SMALL
 from fakes.gpu_emulation import PortableGraphs, emulate
@@ -78,7 +79,7 @@ def test_frames_are_those_of_diffusers(name: str, host: VideoPipeline, reference
         output_type="np",
     ).frames[0]
     clip = generate(host, **options)
-    assert difference(clip, to_uint8(expected)) <= 1
+    assert_close(clip.frames, to_uint8(expected))
     others = {"prompt": options["prompt"], "guidance_scale": options.get("guidance_scale", 2)}
     assert difference(clip, generate(host, **others)) > 1, "the option changes the clip"
     assert difference(clip, generate(host, **options)) == 0, "kept for the same options"
@@ -95,7 +96,7 @@ def test_frames_on_a_gpu_are_those_of_the_host(host: VideoPipeline) -> None:
     requests += [{**weights, "num_frames": 6, "context_length": 4, "context_overlap": 2}]
     for options in requests:
         clips = [generate(pipeline, **options) for pipeline in (device, host)]
-        assert difference(*clips) <= 1, options
+        assert_close(clips[0].frames, clips[1].frames, options)
     assert machine.executor.replayed is not None
     with pytest.raises(InvalidRequest, match="long_prompts: a prompt takes 2 chunks of tokens, engines of a GPU take"):
         generate(device, **CASES["long"])
@@ -107,7 +108,7 @@ def test_frames_on_a_gpu_are_those_of_the_host(host: VideoPipeline) -> None:
 def test_openvino_compiles_for_the_tokens_of_a_request(host: VideoPipeline) -> None:
     pipeline = VideoPipeline.load(backend="openvino")
     for options in ({"prompt": WEIGHTED}, CASES["long"], CASES["weights"]):
-        assert difference(generate(pipeline, **options), generate(host, **options)) <= 1
+        assert_close(generate(pipeline, **options).frames, generate(host, **options).frames)
 
 
 def test_a_prompt_of_too_many_chunks_is_refused(host: VideoPipeline) -> None:
