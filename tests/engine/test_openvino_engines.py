@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 from bundles import with_other_motion_module
 from conftest import Exported
@@ -172,6 +173,18 @@ def test_attention_over_as_many_positions_as_heads(positions: int, tmp_path: Pat
     mixed = scores / scores.sum(axis=3, keepdims=True) @ value
     expected = mixed.transpose(0, 2, 1, 3).reshape(x.shape)
     assert np.abs(actual - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("positions", [HEADS - 1, HEADS, HEADS + 1])
+def test_no_attention_is_compiled_with_as_many_positions_as_heads(positions: int, tmp_path: Path) -> None:
+    """Also fails on processors without bf16, on which OpenVINO computes in fp32 and confuses nothing."""
+    attention(tmp_path / "g.onnx", HEADS, 8)
+    model = ov.Core().read_model(tmp_path / "g.onnx")
+    model.reshape([6, positions, HEADS * 8])
+    openvino._move_heads_into_batch(model)
+    (found,) = [node for node in model.get_ops() if node.get_type_name() == "ScaledDotProductAttention"]
+    _, heads, given, _ = found.input_value(0).shape
+    assert (heads, given) == ((1, HEADS) if positions == HEADS else (HEADS, positions))
 
 
 @pytest.fixture
