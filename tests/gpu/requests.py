@@ -7,6 +7,8 @@ from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 
 LEVELS = 3.0
 """Limit for the mean difference between the frames of two backends, in levels of 255."""
+MOST_LEVELS = 60
+"""Limit for their largest difference. An edge of a shape that moves by a pixel is further off than rounding."""
 
 
 def ask(pipeline: VideoPipeline, controlnet: str | None = "scribble", seed: int = 1, **options: Any) -> np.ndarray:
@@ -31,6 +33,13 @@ def keyframes(places: tuple[int, ...], side: int = 128) -> list[Keyframe]:
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Returns the mean difference in levels."""
     return float(np.abs(actual.astype(int) - expected.astype(int)).mean())
+
+
+def assert_near(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Compares the frames of two backends."""
+    off = np.abs(actual.astype(int) - expected)
+    assert off.mean() <= LEVELS
+    assert off.max() <= MOST_LEVELS
 
 
 def assert_same(pipeline: VideoPipeline, actual: np.ndarray, expected: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from sparsectrl_lcm.runtime import VideoPipeline
 from sparsectrl_lcm.runtime.load_options import KEPT_BYTES
 
 from .conftest import Load
-from .requests import LEVELS, ask, assert_same, captures, difference, keyframes, workspaces
+from .requests import LEVELS, ask, assert_near, assert_same, captures, keyframes, workspaces
 
 pytestmark = pytest.mark.gpu
 
@@ -28,7 +28,7 @@ def cpu() -> Iterator[VideoPipeline]:
 def test_frames_are_those_of_the_cpu(load: Load, cpu: VideoPipeline, controlnet: str | None, guidance: float) -> None:
     expected = ask(cpu, controlnet, guidance_scale=guidance)
     assert expected.std() > 2 * LEVELS  # plain grey frames would pass otherwise
-    assert difference(ask(load(), controlnet, guidance_scale=guidance), expected) <= LEVELS
+    assert_near(ask(load(), controlnet, guidance_scale=guidance), expected)
 
 
 @pytest.mark.parametrize("kept_bytes", [KEPT_BYTES, 0])
