@@ -202,6 +202,7 @@ class EmulatedCudart:
         return SUCCESS, handle
 
     def _cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, int | None]:
+        assert flags == 0
         if self.used + self.graph_bytes > self.limit:
             return cudart.cudaError_t.cudaErrorMemoryAllocation, None
         handle = self._handle()
