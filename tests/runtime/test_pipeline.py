@@ -257,7 +257,8 @@ SAME_SEED = """
 import hashlib
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 pipeline = VideoPipeline.load(backend="onnxruntime")
-clips = [pipeline.generate("a boat", [Keyframe(3, "demo/scribbles/frame_00.png")], seed=9) for _ in range(2)]
+keyframes = [Keyframe(3, "demo/scribbles/frame_00.png")]
+clips = [pipeline.generate("a boat", keyframes, seed=9, num_frames=4, num_inference_steps=2) for _ in range(2)]
 print(*(hashlib.sha256(clip.frames.tobytes()).hexdigest() for clip in clips))
 """
 
