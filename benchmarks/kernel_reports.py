@@ -9,6 +9,7 @@ from typing import Any
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import engine_layout
+from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
 from sparsectrl_lcm.runtime.format.engine_sets import find_set
 from sparsectrl_lcm.runtime.format.layer_report import KernelGroup, LayerReport
 
@@ -40,14 +41,19 @@ def of_engines(folder: Path, backend: str, name: str) -> Kernels:
     """
     bundle = Bundle.load(folder)
     engines = find_set(bundle.folder, backend, name)
-    records = engines.index.engines if engines else {}
-    reports = {graph: LayerReport.of(record.report) for graph, record in records.items()}
-    graphs = {graph: report.work for graph, report in reports.items() if report and report.work}
-    if engines is None or not graphs:
+    kernels = of_index(bundle, engines.index, name) if engines else None
+    if kernels is None or not kernels.graphs:
         raise BackendError("engines", f"{backend}/{name} has no reports of kernels", "build the engines again")
-    size = engines.index.size
+    return kernels
+
+
+def of_index(bundle: Bundle, index: EngineIndex, label: str) -> Kernels:
+    """The kernels of a bundle's engines, as far as their records have reports."""
+    reports = {graph: LayerReport.of(record.report) for graph, record in index.engines.items()}
+    graphs = {graph: report.work for graph, report in reports.items() if report and report.work}
+    size = index.size
     runs = engine_layout(bundle.manifest, size).decoder_runs
-    return Kernels(name, f"{size.width}x{size.height}x{size.frames}", runs, graphs)
+    return Kernels(label, f"{size.width}x{size.height}x{size.frames}", runs, graphs)
 
 
 def write(path: Path, kernels: Kernels, head: dict[str, Any]) -> None:

@@ -2,11 +2,11 @@
 
     python benchmarks/tensorrt_build.py --size 512x512 --precision fp16 --precision fp32
     python benchmarks/tensorrt_build.py --precision fp16 --graph unet --no-check
-    python benchmarks/tensorrt_build.py --bundle realistic-vision --precision fp16 --transposed-upsampling
+    python benchmarks/tensorrt_build.py --bundle realistic-vision --precision fp16 --transposed-upsampling --kernels
 
 Uses a full-size bundle with random weights in --cache, which is made if missing, or your --bundle. The engines in that
 bundle stay as they are. Builds each precision in a separate process. Prints two tables and writes them as JSON into
-benchmarks/results/.
+benchmarks/results/, with --kernels also the kernels that roofline.py reads.
 """
 
 import argparse
@@ -20,13 +20,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import kernel_reports
 import reports
+from kernel_reports import Kernels
 from models import clip_size, prepare
 from sparsectrl_lcm.benchmarks.harness.worker_process import stop_with_children
 from sparsectrl_lcm.runtime.machine import report_head
 
 BACKEND = "tensorrt-rtx"
 FRAMES = 16
+PACKAGES = ("tensorrt-rtx-cu13-bindings", "onnx-ir", "onnxruntime", "numpy", "sparsectrl-lcm")
 
 
 class MemoryByGraph:
@@ -64,10 +67,15 @@ class MemoryByGraph:
                 self.peaks[self.graph] = max(self.peaks.get(self.graph, 0.0), process.memory_info().rss / 1e9)
 
 
-def build_all(bundle: Path, precision: str, size: str, **options: Any) -> dict[str, Any]:
-    """Builds the engines of a bundle with `options` of `BuildOptions`. Returns a row for each graph."""
+def build_all(bundle: Path, precision: str, size: str, kernels: Path, **options: Any) -> dict[str, Any]:
+    """Builds the engines of a bundle with `options` of `BuildOptions`, and writes the file of their kernels.
+
+    Returns:
+        A row for each graph.
+    """
     from sparsectrl_lcm.engine.build import build
     from sparsectrl_lcm.runtime.format.build_options import BuildOptions
+    from sparsectrl_lcm.runtime.format.bundle import Bundle
 
     width, height = map(int, size.split("x"))
     memory = MemoryByGraph()
@@ -80,6 +88,8 @@ def build_all(bundle: Path, precision: str, size: str, **options: Any) -> dict[s
         if record.report.get("errors"):
             rows[graph]["largest_error"] = max(record.report["errors"].values())
         rows[graph] |= kernel_columns(record.report)
+    label = precision + (", transposed upsampling" if built.transposed_upsampling else "")
+    kernel_reports.write(kernels, kernel_reports.of_index(Bundle.load(bundle), index, label), {})
     return rows
 
 
@@ -96,6 +106,8 @@ def kernel_columns(report: dict[str, Any]) -> dict[str, Any]:
         "fp32_norms": len(layers.fp32_norms),
         "fp32_group_norms": sum("GroupNormalization" in name for name in layers.fp32_norms),
         "gb_moved": (layers.bytes_moved or 0) / 1e9,
+        "fp8_share": layers.share("fp8"),
+        "fp8_share_with_attention": layers.share("fp8", attention=True),
     }
 
 
@@ -111,33 +123,44 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="build this bundle instead of the one with random weights")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison with fp32")
     parser.add_argument("--transposed-upsampling", action="store_true", help="as in `sparsectrl-lcm build`")
+    parser.add_argument("--kernels", action="store_true", help="also write the kernels, for roofline.py")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--kernels-file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         chosen = {"check": not options.no_check, "graphs": tuple(options.graph)}
         chosen["transposed_upsampling"] = options.transposed_upsampling
-        print(json.dumps(build_all(options.bundle, options.child, options.size, **chosen)))
+        print(json.dumps(build_all(options.bundle, options.child, options.size, options.kernels_file, **chosen)))
         return
     if options.bundle is None:
         prepare(options.cache)
-    source = options.bundle or options.cache / "bundle"
-    results = {}
+    results: dict[str, Any] = {}
+    head = report_head(reports.command(), PACKAGES)
+    suffix = "-transposed" if options.transposed_upsampling else ""
     for precision in options.precision or ["fp16", "fp32"]:
-        with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-            shutil.copytree(
-                source,
-                Path(folder) / "bundle",
-                ignore=shutil.ignore_patterns("engines"),  # no hard links: onnx_ir does not read weights through them
-            )
-            command = [sys.executable, __file__, "--child", precision, "--size", options.size]
-            command += ["--bundle", str(Path(folder) / "bundle"), *(["--no-check"] if options.no_check else [])]
-            command += ["--transposed-upsampling"] if options.transposed_upsampling else []
-            command += [word for graph in options.graph for word in ("--graph", graph)]
-            results[precision] = run(command)
-    path = write_report(options.size, results, options.transposed_upsampling)
+        results[precision], kernels = build_copy(options.bundle or options.cache / "bundle", precision, options)
+        if options.kernels and kernels:
+            path = reports.results_file(f"kernels-{precision}{suffix}")
+            kernel_reports.write(path, kernels, head)
+            print(f"kernels written to {path}")
+    path = reports.results_file(f"tensorrt-rtx-build-cpu{suffix}")
+    path.write_text(json.dumps(head | {"size": f"{options.size}x{FRAMES}", "builds": results}, indent=2) + "\n")
     print_table(results)
     print_kernels(results)
     print(f"\nwritten to {path}")
+
+
+def build_copy(source: Path, precision: str, options: argparse.Namespace) -> tuple[dict[str, Any], Kernels | None]:
+    """Builds the engines of a copy of a bundle in a process. Returns its rows and, if it did not fail, the kernels."""
+    with tempfile.TemporaryDirectory(dir=source.parent) as folder:
+        bundle, kernels = Path(folder) / "bundle", Path(folder) / "kernels.json"
+        # no hard links: onnx_ir does not read weights through them
+        shutil.copytree(source, bundle, ignore=shutil.ignore_patterns("engines"))
+        command = [sys.executable, __file__, "--child", precision, "--size", options.size, "--bundle", str(bundle)]
+        command += ["--kernels-file", str(kernels), *(["--no-check"] if options.no_check else [])]
+        command += ["--transposed-upsampling"] if options.transposed_upsampling else []
+        command += [word for graph in options.graph for word in ("--graph", graph)]
+        return run(command), kernel_reports.read(kernels) if kernels.exists() else None
 
 
 def run(command: list[str]) -> dict[str, Any]:
@@ -148,16 +171,6 @@ def run(command: list[str]) -> dict[str, Any]:
         finally:
             stop_with_children(process)
     return dict(json.loads(output)) if process.returncode == 0 else {"failed": process.returncode}
-
-
-def write_report(size: str, results: dict[str, Any], transposed: bool) -> Path:
-    """Writes the results with machine, versions and commit. Returns the file."""
-    packages = ("tensorrt-rtx-cu13-bindings", "onnx-ir", "onnxruntime", "numpy", "sparsectrl-lcm")
-    head = report_head(reports.command(), packages)
-    report = head | {"size": f"{size}x{FRAMES}", "builds": results}
-    path = reports.results_file("tensorrt-rtx-build-cpu" + ("-transposed" if transposed else ""))
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    return path
 
 
 def print_table(results: dict[str, Any]) -> None:
@@ -176,13 +189,14 @@ def print_table(results: dict[str, Any]) -> None:
 
 def print_kernels(results: dict[str, Any]) -> None:
     """Prints what each engine is made of."""
-    print("\n| precision | graph | kernels | fused attentions | split attentions | norms that write fp32 | GB moved |")
-    print("|---" * 7 + "|")
+    columns = ("kernels", "fused attentions", "split attentions", "norms that write fp32", "GB moved", "fp8 share")
+    print(f"\n| precision | graph | {' | '.join(columns)} |")
+    print("|---" * (2 + len(columns)) + "|")
     for precision, rows in results.items():
         for graph, row in rows.items() if "failed" not in rows else ():
             fused, split = sum(row["fused_attentions"].values()), len(row["split_attentions"])
             cells = [str(sum(row["kernels"].values())), str(fused), str(split)]
-            cells += [f"{row['fp32_norms']} of {row['norms']}", f"{row['gb_moved']:.3g}"]
+            cells += [f"{row['fp32_norms']} of {row['norms']}", f"{row['gb_moved']:.3g}", f"{row['fp8_share']:.1%}"]
             print(f"| {precision} | {graph} | " + " | ".join(cells) + " |")
 
 

@@ -199,8 +199,8 @@ class _Build:
             if found.fp16_sums and not self.options.fp16_sums:
                 count, longest = len(found.fp16_sums), found.fp16_sums[0]
                 _logger.warning("%s: %d kernels add fp16 products in fp16, such as %s", graph, count, longest)
-            if self.adds_in_fp32 and found.fp32_share > MUCH_FP32:
-                part = f"{found.fp32_share:.0%}"
+            if self.adds_in_fp32 and found.share("fp32") > MUCH_FP32:
+                part = f"{found.share('fp32'):.0%}"
                 _logger.warning("%s: %s of the products became fp32, which is slow: try --fp16-sums", graph, part)
             return found.model_dump(mode="json")
         except Exception as error:

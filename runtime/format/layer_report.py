@@ -60,12 +60,17 @@ class LayerReport(Record):
         except ValidationError:
             return None
 
-    @property
-    def fp32_share(self) -> float:
-        """The part of the operations of products and convolutions that have fp32 operands, 0 to 1."""
-        groups = [group for group in self.work if group.operation in ("product", "convolution")]
-        slow = sum(group.flops * group.count for group in groups if group.precision == "fp32")
-        return slow / max(1, sum(group.flops * group.count for group in groups))
+    def share(self, precision: str, attention: bool = False) -> float:
+        """The part of the operations of products and convolutions that have operands of a precision, 0 to 1.
+
+        Args:
+            precision: such as fp8.
+            attention: count the products within fused attentions, too.
+        """
+        kinds = ("product", "convolution", *(("attention",) if attention else ()))
+        groups = [group for group in self.work if group.operation in kinds]
+        matching = sum(group.flops * group.count for group in groups if group.precision == precision)
+        return matching / max(1, sum(group.flops * group.count for group in groups))
 
     @property
     def kernels(self) -> int:
