@@ -16,11 +16,14 @@ class NumberFormat:
         name: the precision's name; also the suffix of quantized values.
         dtype: the type in the graph.
         largest: the largest magnitude, which the scale maps the range to.
+        per_channel: whether each output channel of a weight has a scale of its own, or all weights of the layers with
+            the same input have one.
     """
 
     name: str
     dtype: ir.DataType
     largest: float
+    per_channel: bool
 
     def scale(self, magnitude: Any) -> NDArray[np.float32]:
         """Returns the scale that maps these magnitudes, of any shape, to the largest number."""
@@ -33,7 +36,12 @@ class NumberFormat:
 
 
 _SMALLEST = 1e-6
-INT8 = NumberFormat("int8", ir.DataType.INT8, 127.0)
+INT8 = NumberFormat("int8", ir.DataType.INT8, 127.0, per_channel=True)
 """Symmetric integers from -127 to 127 (Jacob et al. 2018, arXiv:1712.05877; arXiv:2004.09602)."""
-E4M3 = NumberFormat("fp8", ir.DataType.FLOAT8E4M3FN, 448.0)
-"""Floats with 4 bits of exponent, 3 of mantissa and no infinity (Micikevicius et al. 2022, arXiv:2209.05433)."""
+E4M3 = NumberFormat("fp8", ir.DataType.FLOAT8E4M3FN, 448.0, per_channel=False)
+"""Floats with 4 bits of exponent, 3 of mantissa and no infinity (Micikevicius et al. 2022, arXiv:2209.05433).
+
+Each number has an exponent, so that a channel with small weights is as exact as one with large weights. With one scale
+TensorRT makes factor, bias and rounding to fp16 part of the layer's kernel. With a scale for each channel they are a
+further kernel, which reads the result in fp32.
+"""

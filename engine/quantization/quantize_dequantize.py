@@ -1,11 +1,15 @@
 """Rounds matrix layers to 8 bits with QuantizeLinear and DequantizeLinear.
 
-Weights have a scale per output channel, activations one per tensor; both are symmetric. A library that finds the pair
-before a layer multiplies 8 bits by 8 bits. Everything else keeps its type in the graph.
+Weights have a scale per output channel or one for the layers with the same input, activations one per tensor; both are
+symmetric. A library that finds the pair before a layer multiplies 8 bits by 8 bits. Everything else keeps its type in
+the graph.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 from types import MappingProxyType
+from typing import Self
 
 import numpy as np
 import onnx_ir as ir
@@ -32,19 +36,21 @@ def quantize(
         divisors: what each of the C channels of a layer's input is divided by before, [C], by the layer's name; the
             weight is multiplied by it. Layers with the same input have the same.
     """
-    found = [node for node in quantizable(model) if node.name in ranges]
-    inputs: dict[ir.Value, ir.Value] = {}
-    for node in found:
-        source = layer_input(node)
-        if source not in inputs:
-            inputs[source] = _activation(
-                model.graph, node, ranges[node.name or ""], numbers, divisors.get(node.name or "")
-            )
-        node.replace_input_with(0, inputs[source])
-        node.replace_input_with(1, _weight(model.graph, node, numbers, divisors.get(node.name or "")))
+    layers: dict[ir.Value, list[ir.Node]] = {}
+    for node in quantizable(model):
+        if node.name in ranges:
+            layers.setdefault(layer_input(node), []).append(node)
+    for nodes in layers.values():
+        name = nodes[0].name or ""
+        weights = [_Weight.of(node, numbers, divisors.get(name)) for node in nodes]
+        largest = None if numbers.per_channel else cache(partial(_largest, weights))
+        rounded = _activation(model.graph, nodes[0], ranges[name], numbers, divisors.get(name))
+        for node, weight in zip(nodes, weights, strict=True):
+            node.replace_input_with(0, rounded)
+            node.replace_input_with(1, _rounded_weight(model.graph, node, weight, largest or weight.magnitudes))
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
-    return len(found)
+    return sum(map(len, layers.values()))
 
 
 def _activation(
@@ -85,40 +91,82 @@ def _factors(node: ir.Node, divisors: NDArray[np.float32]) -> NDArray[np.floatin
     return _in(_type(layer_weight(node)), np.asarray(1 / divisors, np.float32))
 
 
-def _weight(graph: ir.Graph, node: ir.Node, numbers: NumberFormat, divisors: NDArray[np.float32] | None) -> ir.Value:
-    """Multiplies and rounds the weight of `node` and returns it as floats again."""
-    weight, axis = layer_weight(node), output_axis(node)
-    source, floats = weight.const_value, _type(weight)
-    assert source is not None
-    shape = weight_shape(node)
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """The weight of a layer before it is rounded.
 
-    factors = np.ones(1, np.float32)
-    if divisors is not None:
-        factors = _along(_factors(node, divisors).astype(np.float32), input_axis(node), len(shape))
+    Attributes:
+        name: of the weight.
+        tensor: its values.
+        numbers: the format that it is rounded to.
+        floats: the type that its layer computes in when it is not quantized.
+        axis: of its output channels.
+        factors: what it is divided by, since its layer's input is multiplied by them.
+    """
 
-    def values() -> NDArray[np.float32]:
-        return np.asarray(source.numpy().astype(np.float32) / factors)
+    name: str
+    tensor: ir.TensorProtocol
+    numbers: NumberFormat
+    floats: ir.DataType
+    axis: int
+    factors: NDArray[np.float32]
 
-    def scale(exact: NDArray[np.float32]) -> NDArray[np.floating]:
-        others = tuple(index for index in range(len(shape)) if index != axis)
-        return _in(floats, numbers.scale(np.abs(exact).max(axis=others)))
+    @classmethod
+    def of(cls, node: ir.Node, numbers: NumberFormat, divisors: NDArray[np.float32] | None) -> Self:
+        weight, factors = layer_weight(node), np.ones(1, np.float32)
+        assert weight.const_value is not None
+        if divisors is not None:
+            exact = _factors(node, divisors).astype(np.float32)
+            factors = _along(exact, input_axis(node), len(weight_shape(node)))
+        return cls(str(weight.name), weight.const_value, numbers, _type(weight), output_axis(node), factors)
 
-    def rounded() -> NDArray[np.generic]:
-        exact = values()
-        return numbers.round(exact / _along(scale(exact).astype(np.float32), axis, len(shape)))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape.numpy())
 
-    name = f"{weight.name}.{numbers.name}"
+    def values(self) -> NDArray[np.float32]:
+        """The exact values."""
+        return np.asarray(self.tensor.numpy().astype(np.float32) / self.factors)
+
+    def magnitudes(self) -> NDArray[np.float32]:
+        """The largest magnitude of each output channel."""
+        return np.asarray(np.abs(self.values()).max(axis=tuple(set(range(len(self.shape))) - {self.axis})))
+
+    def scale(self, magnitudes: NDArray[np.float32]) -> NDArray[np.floating]:
+        """The scales for these magnitudes, in the type of the layer."""
+        return _in(self.floats, self.numbers.scale(magnitudes))
+
+    def rounded(self, magnitudes: NDArray[np.float32]) -> NDArray[np.generic]:
+        """The values as numbers of 8 bits."""
+        scale = self.scale(magnitudes).astype(np.float32)
+        return self.numbers.round(self.values() / (_along(scale, self.axis, len(self.shape)) if scale.ndim else scale))
+
+
+def _largest(weights: Iterable[_Weight]) -> NDArray[np.float32]:
+    """Returns the largest magnitude of all weights."""
+    return np.asarray(max(weight.magnitudes().max() for weight in weights))
+
+
+def _rounded_weight(
+    graph: ir.Graph, node: ir.Node, weight: _Weight, magnitudes: Callable[[], NDArray[np.float32]]
+) -> ir.Value:
+    """Rounds the weight of `node` and returns it as floats again; `magnitudes` become the largest number."""
+    name, per_channel = f"{weight.name}.{weight.numbers.name}", weight.numbers.per_channel
     low = ir.LazyTensor(
-        lambda: ir.Tensor(rounded(), dtype=numbers.dtype), dtype=numbers.dtype, shape=ir.Shape(shape), name=name
+        lambda: ir.Tensor(weight.rounded(magnitudes()), dtype=weight.numbers.dtype),
+        dtype=weight.numbers.dtype,
+        shape=ir.Shape(weight.shape),
+        name=name,
     )
     scales = ir.LazyTensor(
-        lambda: ir.Tensor(scale(values()), dtype=floats),
-        dtype=floats,
-        shape=ir.Shape([shape[axis]]),
+        lambda: ir.Tensor(weight.scale(magnitudes()), dtype=weight.floats),
+        dtype=weight.floats,
+        shape=ir.Shape([weight.shape[weight.axis]] if per_channel else []),
         name=f"{name}.scale",
     )
     inputs = [_initializer(graph, low), _initializer(graph, scales)]
-    back = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}/DequantizeLinear")
+    axis = {"axis": weight.axis} if per_channel else {}
+    back = ir.node("DequantizeLinear", inputs, axis, name=f"{name}/DequantizeLinear")
     back.outputs[0].name = f"{name}.values"
     graph.insert_before(node, back)
     return back.outputs[0]

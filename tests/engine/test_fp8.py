@@ -77,9 +77,8 @@ def by_torch(weights: dict[str, np.ndarray], x: np.ndarray) -> torch.Tensor:
     """The toy's result, with inputs and weights of both layers rounded to fp8 and all results to fp16."""
     conv, out = (torch.from_numpy(array).half().float() for array in weights.values())
     limits = [torch.tensor(largest) for largest in LARGEST.values()]
-    least = torch.finfo(torch.float16).tiny
-    conv = rounded(conv, scale_of(conv.abs().amax((1, 2, 3), keepdim=True)).clamp(min=least)).half().float()
-    out = rounded(out, scale_of(out.abs().amax(0, keepdim=True))).half().float()
+    conv = rounded(conv, scale_of(conv.abs().max())).half().float()
+    out = rounded(out, scale_of(out.abs().max())).half().float()
     image = rounded(torch.from_numpy(x).half().float(), scale_of(limits[0])).half().float()
     image = torch.nn.functional.conv2d(image, conv, padding=1).half().float().permute(0, 2, 3, 1)
     return rounded(image, scale_of(limits[1])).half().float() @ out
@@ -104,6 +103,22 @@ def test_weights_in_the_file_have_one_byte_each(tmp_path: Path) -> None:
         assert (tensor.data_type, len(tensor.raw_data)) == (TensorProto.FLOAT8E4M3FN, weight.size)
         assert held[f"{name}.fp8.scale"].data_type == TensorProto.FLOAT16
         assert name not in held
+
+
+def test_layers_with_the_same_input_have_one_scale_of_weights(tmp_path: Path) -> None:
+    """TensorRT then joins them to one product without a further kernel for their scales."""
+    model, weights = toy(tmp_path)
+    (product,) = (node for node in model.graph if node.op_type == "MatMul")
+    larger = weights["block.to_out.weight"] * 4
+    held = ir.Value(name="larger", const_value=ir.tensor(larger, name="larger"), shape=ir.Shape(larger.shape))
+    model.graph.register_initializer(held)
+    model.graph.append(ir.node("MatMul", [product.inputs[0], held], name="block.to_k/MatMul"))
+    assert quantize(model, {**LARGEST, "block.to_k/MatMul": LARGEST["block.to_out/MatMul"]}, E4M3) == 3
+    write_typed(model, tmp_path / "fp8.onnx")
+    found = {item.name: numpy_helper.to_array(item) for item in onnx.load(tmp_path / "fp8.onnx").graph.initializer}
+    scales = [found[f"{name}.fp8.scale"] for name in ("block.to_out.weight", "larger")]
+    assert scales == [np.abs(larger).max() / np.float32(448)] * 2
+    assert found["block.conv.weight.fp8.scale"] == np.abs(weights["block.conv.weight"]).max() / np.float32(448)
 
 
 def test_the_check_of_a_build_computes_in_fp8(tmp_path: Path) -> None:
@@ -163,6 +178,7 @@ def test_tensorrt_rtx_compiles_fp8_kernels(tmp_path: Path) -> None:
         (kernel,) = (one for one in kernels if layer in one.nodes and one.kind in ("gemm", "correlation"))
         assert [tensor.format for tensor in kernel.inputs] == ["FP8"], layer
         assert [tensor.bytes for tensor in kernel.inputs] == [WIDTH * SIDE * SIDE]
+    assert not [kernel.name for kernel in kernels if any(tensor.is_fp32 for tensor in kernel.outputs)]
 
 
 @pytest.mark.parametrize(
