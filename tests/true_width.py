@@ -5,10 +5,16 @@ for each level: 320 channels at 64x64 latents and 640 at 32x32, 16 frames, 8 hea
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from sparsectrl_lcm.engine.rewrites.typed_graph import IR_VERSION, write_typed
+from sparsectrl_lcm.engine.tensorrt.configuration import configure
+from sparsectrl_lcm.engine.tensorrt.kernels import Kernel, kernels_of_log
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
+from sparsectrl_lcm.runtime.gpu.tensorrt_library import load_library
 
 FRAMES, SIDE, HEADS, GROUPS, TOKENS, TEXT, TIME = 16, 64, 8, 32, 77, 768, 1280
 CHANNELS = (320, 640)
@@ -41,6 +47,23 @@ def true_width_graph() -> ir.Model:
         sample = writer.motion_module(f"{block}.motion_modules.0", sample, channels, side)
         width = channels
     return writer.model(sample, [FRAMES, width, side, side])
+
+
+def compiled(model: ir.Model, path: Path) -> list[Kernel]:
+    """Returns the kernels that TensorRT-RTX makes of a typed graph, which is written to `path`."""
+    model.ir_version = IR_VERSION
+    write_typed(model, path)
+    library = load_library("tensorrt-rtx")
+    trt = library.module
+    builder = trt.Builder(library.logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, library.logger)
+    assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
+    config = builder.create_builder_config()
+    configure(trt, config, True, BuildOptions())
+    library.logger.layers = ""
+    assert builder.build_serialized_network(network, config) is not None
+    return kernels_of_log(library.logger.layers)
 
 
 class _Writer:

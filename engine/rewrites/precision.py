@@ -68,24 +68,28 @@ def _is_silu_of_norm(node: ir.Node) -> bool:
     )
 
 
-def assign_types(model: ir.Model, precision: str, islands: Islands = lambda node: False) -> None:
+def assign_types(
+    model: ir.Model, precision: str, islands: Islands = lambda node: False, low_norms: bool = False
+) -> None:
     """Gives every value of a graph its type, in place. Inserts casts between types and converts weights.
 
     Args:
         model: a graph in fp32, portable or fused.
         precision: fp16, bf16 or fp32.
         islands: whether a node stays in fp32, besides those that always do.
+        low_norms: whether fused group norms take and give the low precision even if a SiLU follows.
     """
     if precision != "fp32" and model.graph.name not in _ISLAND_GRAPHS:
-        _Typing(model.graph, DTYPES[precision], islands).run()
+        _Typing(model.graph, DTYPES[precision], islands, low_norms).run()
 
 
 class _Typing:
     """One walk over a graph in its order; `types` holds every float value seen so far."""
 
-    def __init__(self, graph: ir.Graph, low: ir.DataType, islands: Islands) -> None:
+    def __init__(self, graph: ir.Graph, low: ir.DataType, islands: Islands, low_norms: bool) -> None:
         self.graph = graph
         self.islands = islands
+        self.low_norms = low_norms
         self.low = low
         self.precision = next(name for name, dtype in DTYPES.items() if dtype == low)
         self.types: dict[ir.Value, ir.DataType] = {}
@@ -163,7 +167,8 @@ class _Typing:
         """
         if _BEFORE_ISLAND.search(norm.name or ""):
             return True
-        return norm.op_type == "GroupNormalization" and computed == {self.low} and _has_silu(norm)
+        fits = norm.op_type == "GroupNormalization" and computed == {self.low} and _has_silu(norm)
+        return fits and not self.low_norms
 
     def twin(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         """Returns `value` in another type, one twin for all users."""

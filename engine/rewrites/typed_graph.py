@@ -36,6 +36,7 @@ def typed_graph(
     precision: str,
     fuse: Fuse = fuse_for_tensorrt,
     islands: Islands = lambda node: False,
+    low_norms: bool = False,
 ) -> ir.Model:
     """Returns a graph of the bundle in a precision. Height, width and frames stay symbolic, weights unread.
 
@@ -45,11 +46,12 @@ def typed_graph(
         precision: fp16, bf16 or fp32.
         fuse: replaces patterns with operators of the backend.
         islands: whether a node stays in fp32, besides those that always do.
+        low_norms: whether fused group norms take and give the low precision even if a SiLU follows.
     """
     model = ir.load(bundle.folder / bundle.graph(graph).path)
     _read_hard_links(model)
     fuse(model)
-    assign_types(model, precision, islands)
+    assign_types(model, precision, islands, low_norms)
     model.ir_version = IR_VERSION
     return model
 

@@ -209,8 +209,10 @@ class _Build:
 
     def write_source(self, graph: str, source: Path) -> WeightTable | None:
         """Writes the typed graph for the parser; returns its weights if they have to be refittable."""
-        model = typed_graph(self.bundle, graph, precision_around(str(self.options.precision)), self.fuse)
-        to_fp8(model, self.ranges.get(graph, {}))
+        ranges = self.ranges.get(graph, {})
+        types = precision_around(str(self.options.precision))
+        model = typed_graph(self.bundle, graph, types, self.fuse, low_norms=bool(ranges))
+        to_fp8(model, ranges)
         write_typed(model, source)
         refit = self.options.refit or self.options.strip_weights
         return weight_table(self.bundle, graph, model) if refit else None

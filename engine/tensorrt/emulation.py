@@ -23,7 +23,7 @@ def emulated_graphs(bundle: Bundle, precision: str) -> Callable[[str], ir.Model]
             ranges = calibrate(bundle, Path(folder), list(bundle.manifest.graphs))
 
     def make(graph: str) -> ir.Model:
-        model = typed_graph(bundle, graph, types)
+        model = typed_graph(bundle, graph, types, low_norms=graph in ranges)
         write_out_attention(model, DTYPES[types])
         to_fp8(model, ranges.get(graph, {}))
         return model

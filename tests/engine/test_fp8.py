@@ -18,12 +18,14 @@ from sparsectrl_lcm.engine.quantization.observer import ObservedGraph
 from sparsectrl_lcm.engine.quantization.quantize_dequantize import quantize
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
 from sparsectrl_lcm.engine.rewrites.typed_graph import write_typed
+from sparsectrl_lcm.engine.tensorrt import builder, emulation
 from sparsectrl_lcm.engine.tensorrt.fp8 import check_fp8
 from sparsectrl_lcm.engine.tensorrt.kernels import kernels_of_log
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest
 from sparsectrl_lcm.runtime.backends import BACKENDS
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
-from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 from sparsectrl_lcm.runtime.gpu import device, tensorrt
 from sparsectrl_lcm.runtime.gpu.device import Device
 from sparsectrl_lcm.runtime.gpu.tensorrt_library import load_library
@@ -213,6 +215,24 @@ def test_older_gpus_load_no_fp8_engines(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(loader, "_set", lambda *_: engines)
     with pytest.raises(BackendError, match="does not compute in fp8; build and load fp16 engines"):
         loader.open(None, "unet", None, {}, None)  # type: ignore[arg-type]
+
+
+def test_group_norms_take_fp16_in_graphs_with_fp8_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges = {"vae_decoder": {"decoder.mid_block.resnets.0.conv1/Conv_24": 1.0}}
+    monkeypatch.setattr(emulation, "calibrate", lambda *_: ranges)
+    emulated = emulation.emulated_graphs(Bundle.load(), "fp8")
+    options = BuildOptions(64, 64, 1, precision="fp8")
+    job = builder._Build(
+        Bundle.load(), ClipSize(width=64, height=64, frames=1), options, load_library("tensorrt-rtx"), None
+    )
+    job.ranges = ranges
+    for graph, expected in (("vae_decoder", ir.DataType.FLOAT16), ("vae_encoder", ir.DataType.FLOAT)):
+        job.write_source(graph, tmp_path / "built.onnx")
+        for model in (emulated(graph), ir.load(tmp_path / "built.onnx")):
+            norms = [node for node in model.graph if node.op_type == "GroupNormalization"]
+            norms = [node for node in norms if "group_norm/" not in (node.name or "")]
+            assert norms
+            assert {value.const_value.dtype for node in norms for value in node.inputs[1:]} == {expected}
 
 
 @pytest.mark.slow

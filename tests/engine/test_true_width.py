@@ -3,13 +3,10 @@
 import pytest
 from sparsectrl_lcm.engine.rewrites.accumulation import accumulate_in_fp32
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
-from sparsectrl_lcm.engine.rewrites.typed_graph import IR_VERSION, fuse_for_tensorrt, write_typed
-from sparsectrl_lcm.engine.tensorrt.configuration import configure
-from sparsectrl_lcm.engine.tensorrt.kernels import Kernel, kernels_of_log
+from sparsectrl_lcm.engine.rewrites.typed_graph import fuse_for_tensorrt
+from sparsectrl_lcm.engine.tensorrt.kernels import Kernel
 from sparsectrl_lcm.engine.tensorrt.layer_report import summarize
-from sparsectrl_lcm.runtime.format.build_options import BuildOptions
-from sparsectrl_lcm.runtime.gpu.tensorrt_library import load_library
-from true_width import ATTENTIONS, GROUP_NORMS, true_width_graph
+from true_width import ATTENTIONS, GROUP_NORMS, compiled, true_width_graph
 
 LONG_SUMS = 49
 """Products and 3x3 convolutions of the graph; its others are projections of the timestep, and 1x1 convolutions."""
@@ -22,18 +19,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
     fuse_for_tensorrt(model)
     assign_types(model, "fp16")
     assert accumulate_in_fp32(model) == LONG_SUMS
-    model.ir_version = IR_VERSION
-    write_typed(model, path)
-    library = load_library("tensorrt-rtx")
-    trt = library.module
-    builder = trt.Builder(library.logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, library.logger)
-    assert parser.parse_from_file(str(path)), parser.get_error(0).desc()
-    config = builder.create_builder_config()
-    configure(trt, config, True, BuildOptions())
-    assert builder.build_serialized_network(network, config) is not None
-    return kernels_of_log(library.logger.layers)
+    return compiled(model, path)
 
 
 def test_every_attention_is_one_fused_kernel(kernels: list[Kernel]) -> None:
