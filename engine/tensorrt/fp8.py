@@ -22,6 +22,7 @@ from ...runtime.gpu.device import FP8_SINCE, Device, computes_in_fp8
 from ..quantization.number_formats import E4M3
 from ..quantization.observer import observe_samples
 from ..quantization.quantize_dequantize import quantize
+from ..rewrites.attention_steps import write_out_attention
 
 FP8 = E4M3.name
 
@@ -84,5 +85,11 @@ def calibrate(bundle: Bundle, folder: Path, graphs: Collection[str]) -> dict[str
 
 
 def to_fp8(model: ir.Model, ranges: Ranges) -> None:
-    """Rounds the layers of a graph in fp16 with a known range to E4M3, in place."""
+    """Rounds the layers of a graph in fp16 with a known range to E4M3, in place.
+
+    Its attentions are written out: TensorRT recognises them, and makes one kernel of each that also rounds its result
+    to fp8. After ONNX's Attention that rounding is a kernel of its own.
+    """
+    if ranges:
+        write_out_attention(model, ir.DataType.FLOAT16, scores=ir.DataType.FLOAT16)
     quantize(model, ranges, E4M3)
