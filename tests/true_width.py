@@ -117,8 +117,7 @@ class _Writer:
         return self._op(name, "Add", [self.conv(f"{name}.proj_out", hidden, channels, channels, 1), x])
 
     def motion_module(self, name: str, x: ir.Value, channels: int, side: int) -> ir.Value:
-        hidden = self._reshape(name, x, [FRAMES, channels, side * side])
-        hidden = self.group_norm(f"{name}.norm", hidden, [FRAMES, channels, side * side])
+        hidden = self.group_norm(f"{name}.norm", x, [FRAMES, channels, side, side])
         hidden = self._reshape(name, hidden, [1, FRAMES, channels, side * side])
         hidden = self._op(name, "Transpose", [hidden], perm=[0, 3, 1, 2])
         hidden = self._reshape(name, hidden, [side * side, FRAMES, channels])

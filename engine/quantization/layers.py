@@ -7,7 +7,9 @@ import onnx_ir as ir
 
 from ..rewrites import exact_simplifications
 
-_LEFT = re.compile(r"(^|\.)(conv_in|conv_out|time_emb\w*|controlnet_cond_embedding)(\.|/)|/(Gemm)_|attn2\.to_[kv]/")
+_LEFT = re.compile(
+    r"(^|\.)(conv_in|conv_out|time_emb\w*|controlnet_cond_embedding)(\.|/)|/(Gemm)_|\.attentions\..*attn2\.to_[kv]/"
+)
 """Matrix layers that keep their type: first and last convolution, time embedding, keys and values of the text."""
 _MIN_CHANNELS = 32
 

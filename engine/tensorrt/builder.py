@@ -23,6 +23,7 @@ from ..check import check_precision
 from ..engine_writer import SetBuild, engine_record, write_set
 from ..quantization.observer import depends_on
 from ..rewrites.accumulation import accumulate_in_fp32
+from ..rewrites.frames_first import keep_frames_first
 from ..rewrites.typed_graph import fuse_for_tensorrt, typed_graph, weight_table, write_typed
 from ..rewrites.upsampling import drop_empty_cuts, smallest_with_equal_cuts, transpose_upsampling
 from .build_progress import BuildControl, interruptible, make_progress_monitor
@@ -135,11 +136,16 @@ class _Build:
         self.ranges: dict[str, Ranges] = {}
 
     def fuse(self, model: ir.Model) -> None:
-        """Fuses what TensorRT has operators for, except attention over a single frame: TensorRT-RTX refuses that."""
+        """Fuses what TensorRT has operators for, except attention over a single frame: TensorRT-RTX refuses that.
+
+        Engines take one prompt, so that the frames of motion modules may be their first axis.
+        """
         if self.options.transposed_upsampling:
             drop_empty_cuts(model, *self.latent_sides)
             transpose_upsampling(model)
         fuse_for_tensorrt(model, temporal=self.size.frames > 1)
+        if self.size.frames > 1:
+            keep_frames_first(model)
 
     @property
     def latent_sides(self) -> tuple[int, int]:

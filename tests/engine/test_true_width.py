@@ -2,6 +2,7 @@
 
 import pytest
 from sparsectrl_lcm.engine.rewrites.accumulation import accumulate_in_fp32
+from sparsectrl_lcm.engine.rewrites.frames_first import keep_frames_first
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
 from sparsectrl_lcm.engine.rewrites.typed_graph import fuse_for_tensorrt
 from sparsectrl_lcm.engine.tensorrt.kernels import Kernel
@@ -17,6 +18,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
     """The kernels of the typed graph in fp16, whose long sums are asked for in fp32."""
     model, path = true_width_graph(), tmp_path_factory.mktemp("typed") / "unet.onnx"
     fuse_for_tensorrt(model)
+    assert keep_frames_first(model) == 2
     assign_types(model, "fp16")
     assert accumulate_in_fp32(model) == LONG_SUMS
     return compiled(model, path)
@@ -48,7 +50,7 @@ def test_no_large_fp32_tensor_leaves_a_group_norm(kernels: list[Kernel]) -> None
 
 def test_the_kernels_move_no_more_than_they_did(kernels: list[Kernel]) -> None:
     """Bytes that a GPU reads and writes decide the time of most kernels; a change of the graph changes this figure."""
-    assert summarize(kernels).bytes_moved == pytest.approx(9_220_900_608, rel=0.02)
+    assert summarize(kernels).bytes_moved == pytest.approx(8_171_226_880, rel=0.02)
 
 
 def test_products_that_ask_for_fp32_sums_read_and_write_fp16(kernels: list[Kernel]) -> None:

@@ -3,6 +3,7 @@
 import pytest
 from sparsectrl_lcm.engine.quantization.layers import quantizable
 from sparsectrl_lcm.engine.rewrites.accumulation import accumulate_in_fp32
+from sparsectrl_lcm.engine.rewrites.frames_first import keep_frames_first
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
 from sparsectrl_lcm.engine.rewrites.typed_graph import fuse_for_tensorrt
 from sparsectrl_lcm.engine.tensorrt.fp8 import to_fp8
@@ -19,6 +20,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
     """The kernels of the graph with fp8 layers in fp16."""
     model = true_width_graph()
     fuse_for_tensorrt(model)
+    assert keep_frames_first(model) == 2
     assign_types(model, "fp16", low_norms=True)
     to_fp8(model, {str(node.name): RANGE for node in quantizable(model)})
     accumulate_in_fp32(model)
@@ -52,4 +54,4 @@ def test_no_layer_and_no_group_norm_reads_or_writes_fp32(kernels: list[Kernel]) 
 
 def test_the_kernels_move_no_more_than_they_did(kernels: list[Kernel]) -> None:
     """Bytes that a GPU reads and writes decide the time of most kernels; a change of the graph changes this figure."""
-    assert summarize(kernels).bytes_moved == pytest.approx(9_095_145_216, rel=0.02)
+    assert summarize(kernels).bytes_moved == pytest.approx(8_213_268_224, rel=0.02)
