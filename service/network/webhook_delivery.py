@@ -18,8 +18,8 @@ from .downloads import guarded_client
 from .public_addresses import AddressRefused
 
 TICK_SECONDS = 0.25
-MOST, AT_ONCE = 64, 8
-"""Most deliveries that run at once: in total, and (approximately) to one host."""
+MOST, MOST_OF_KEY, AT_ONCE = 64, 16, 8
+"""Most deliveries that run at once: in total, of one API key, and (approximately) to one host."""
 
 RECORD_SECONDS = 1.0
 """Wait before an attempt is recorded again while the store fails."""
@@ -67,16 +67,19 @@ class Webhooks:
                             await self._ended.wait()
 
     async def _due(self) -> list[WebhookRow]:
-        """Returns the deliveries to begin now. A slow receiver gets only a few at once and leaves room for others."""
+        """Returns the deliveries to begin now. Slow receivers, and keys with many of them, leave room for others.
+
+        A key gets no more than half of the room that is left, so that there is always some for the next key.
+        """
         room = min(AT_ONCE, MOST - len(self._running))
         if room <= 0:
             return []
-        rows = self._running.values()
+        rows = list(self._running.values())
+        key_limit = max(1, min(MOST_OF_KEY, (MOST - len(rows)) // 2))
         busy = [host for host, count in Counter(row.host for row in rows).items() if count >= AT_ONCE]
-        under_way = [row.request_id for row in rows]
         store = self.service.store
         hold = 4 * self.service.settings.webhook_seconds
-        return await store.write(store.due_webhooks, time.time(), hold, room, busy, under_way)
+        return await store.write(store.due_webhooks, time.time(), hold, room, busy, rows, key_limit)
 
     def _end(self, task: "asyncio.Task[None]") -> None:
         del self._running[task]

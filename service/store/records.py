@@ -155,6 +155,7 @@ class WebhookRow:
     """A webhook to deliver. `attempt` is the number of this attempt, from 1."""
 
     request_id: str
+    key_id: str
     url: str
     host: str
     attempt: int

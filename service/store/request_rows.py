@@ -81,7 +81,8 @@ def end_request(connection: Connection, request_id: str, webhook: str | None, ou
     if webhook is not None:
         host = (urlsplit(webhook).hostname or "")[:255]
         due = {"request_id": request_id, "url": webhook, "host": host, "attempts": 0, "next_at": now}
-        connection.execute(insert(webhooks).values(due))
+        key_id = select(requests.c.key_id).where(requests.c.id == request_id).scalar_subquery()
+        connection.execute(insert(webhooks).values(due | {"key_id": key_id}))
 
 
 def to_request(row: Any) -> RequestRow:

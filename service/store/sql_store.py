@@ -1,10 +1,11 @@
 """The store: adds keys, files, webhooks and secrets to the requests. Every method is one transaction, in any thread."""
 
 import secrets as random
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -117,22 +118,37 @@ class SqlStore(Requests):
         hold_seconds: float,
         limit: int = 20,
         busy_hosts: Collection[str] = (),
-        under_way: Collection[str] = (),
+        under_way: Sequence[WebhookRow] = (),
+        key_limit: int = 1000,
     ) -> list[WebhookRow]:
-        """Takes up to `limit` webhooks that are due, except those to `busy_hosts` and those of requests `under_way`.
+        """Takes webhooks that are due, which counts as an attempt. First come those of keys with the fewest under way.
 
-        This counts as an attempt. They become due again after `hold_seconds`, unless `webhook_tried` is called first.
+        They become due again after `hold_seconds`, unless `webhook_tried` is called first.
+
+        Args:
+            now: the current time.
+            hold_seconds: after this time they are due again.
+            limit: most webhooks to take.
+            busy_hosts: hosts that get none.
+            under_way: webhooks that were taken before, and are not taken again.
+            key_limit: most webhooks of one key that are under way.
         """
         due = (webhooks.c.next_at <= now) & webhooks.c.host.not_in(busy_hosts)
-        due &= webhooks.c.request_id.not_in(under_way)
-        query = select(webhooks).where(due).order_by(webhooks.c.next_at).limit(limit)
+        due &= webhooks.c.request_id.not_in([row.request_id for row in under_way])
+        counts = Counter(row.key_id for row in under_way)
+        place = func.row_number().over(partition_by=webhooks.c.key_id, order_by=webhooks.c.next_at)
+        turn = place + (case(counts, value=webhooks.c.key_id, else_=0) if counts else 0)
+        placed = select(webhooks.c.request_id, webhooks.c.next_at, turn.label("turn")).where(due).subquery()
+        first = select(placed.c.request_id).where(placed.c.turn <= key_limit)
+        first = first.order_by(placed.c.turn, placed.c.next_at).limit(limit)
+        query = select(webhooks).where(webhooks.c.request_id.in_(first), due).order_by(webhooks.c.next_at)
         with self._write() as connection:
             rows = connection.execute(query.with_for_update(skip_locked=True)).all()
             taken = [row.request_id for row in rows]
             hold = {"attempts": webhooks.c.attempts + 1, "next_at": now + hold_seconds}
             if taken:
                 connection.execute(update(webhooks).where(webhooks.c.request_id.in_(taken)).values(hold))
-        return [WebhookRow(row.request_id, row.url, row.host, row.attempts + 1) for row in rows]
+        return [WebhookRow(row.request_id, row.key_id, row.url, row.host, row.attempts + 1) for row in rows]
 
     def webhook_tried(self, row: WebhookRow, error: str | None, next_at: float | None) -> None:
         """Records how an attempt ended, unless a later one has begun.

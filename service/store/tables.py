@@ -148,6 +148,7 @@ webhooks = Table(
     Column("attempts", Integer, nullable=False),
     Column("next_at", Float(53), index=True),  # null after delivery, or after the last attempt
     Column("last_error", Text),
+    Column("key_id", String(64), nullable=False, server_default=""),
 )
 
 secrets = Table(
