@@ -50,6 +50,14 @@ async def find_file(service: Service, file_id: str) -> FileRow | None:
     return await service.store.read(service.store.get_file, file_id)
 
 
+async def check_room(service: Service, key_id: str, size: int) -> None:
+    """Raises ServiceError 507 if a file of `size` bytes that is about to arrive does not fit beside its key's."""
+    try:
+        await service.store.read(service.store.check_room, key_id, size, service.settings.key_bytes)
+    except QuotaExceeded as error:
+        raise quota_error(error) from None
+
+
 def keep_file(
     service: Service,
     source: BinaryIO | Path | bytes,

@@ -16,10 +16,10 @@ from ..http.called_url import base_url
 from ..http.request_bodies import declared_length, read_object, received
 from ..objects.file_metadata import lifetime_in_header, name_in_header, safe_content_type, safe_name
 from ..objects.multipart_uploads import LIST_BYTES, complete, keep_part, listed_parts, part_number
-from ..objects.stored_files import etag_of, file_url, keep_upload, new_file_id
-from ..protocol.errors import infrastructure_error, quota_error
+from ..objects.stored_files import check_room, etag_of, file_url, keep_upload, new_file_id
+from ..protocol.errors import infrastructure_error
 from ..settings import DAY
-from ..store import FileRow, QuotaExceeded
+from ..store import FileRow
 
 TOKEN_SECONDS = 3600.0
 GRACE_SECONDS = 600.0
@@ -128,26 +128,17 @@ def _new_upload(service: Service, request: Request, key_id: str, name: str | Non
 
 async def _receive(service: Service, request: Request, upload: Upload) -> FileRow:
     settings = service.settings
-    await _check_room(service, request, upload, settings.upload_bytes)
+    await check_room(service, upload.key_id, declared_length(request, settings.upload_bytes))
     async with received(service, request, settings.upload_bytes, upload.key_id) as body:
         return await asyncio.to_thread(keep_upload, service, upload, body.path, settings.key_bytes)
 
 
 async def _receive_part(service: Service, request: Request, upload: Upload, number: int) -> Response:
-    await _check_room(service, request, upload, service.settings.part_bytes)
+    await check_room(service, upload.key_id, declared_length(request, service.settings.part_bytes))
     async with received(service, request, service.settings.part_bytes, upload.key_id) as body:
         await asyncio.to_thread(keep_part, service, upload, number, body.path, body.size, body.digest)
     etag = f'"{body.digest}"'
     return JSONResponse({"partNumber": number, "etag": etag}, headers={"ETag": etag})
-
-
-async def _check_room(service: Service, request: Request, upload: Upload, limit: int) -> None:
-    """Raises ServiceError before the body arrives: 413 if it exceeds `limit`, 507 if its key has no bytes left."""
-    store, key_bytes = service.store, service.settings.key_bytes
-    try:
-        await store.read(store.check_room, upload.key_id, declared_length(request, limit), key_bytes)
-    except QuotaExceeded as error:
-        raise quota_error(error) from None
 
 
 async def _join(service: Service, request: Request, upload: Upload) -> FileRow:
