@@ -130,3 +130,9 @@ def test_a_batch_takes_only_the_fields_and_the_cluster_of_the_service() -> None:
     code = "import sys; from sparsectrl_lcm.batch import ray_pool, run; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"sqlalchemy", "fastapi", "httpx", "cryptography", "ray"} & set(result.stdout.split()) == set()
+
+
+def test_a_server_imports_ray_only_if_it_is_asked_for() -> None:
+    code = "import sys; from sparsectrl_lcm.service import server; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ray" not in result.stdout.split()

@@ -1,4 +1,4 @@
-"""Runners on a Ray cluster of one node on this machine, in which a stub makes the clips."""
+"""Runners on a Ray cluster of two nodes on this machine: not on that of the server. A stub makes the clips."""
 
 import asyncio
 import json
@@ -34,7 +34,8 @@ def address() -> Iterator[str]:
         import ray
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        cluster.add_node(num_cpus=4)
         yield cluster.address
         ray.shutdown()
         cluster.shutdown()
@@ -95,6 +96,7 @@ def test_cancelled_within_a_step(loop: asyncio.Runner, pool: RayPool, tmp_path: 
     loop.run(scenario())
 
 
+@pytest.mark.slow
 def test_replicas_follow_the_requests(loop: asyncio.Runner, pool: RayPool, tmp_path: Path) -> None:
     """A second replica starts while requests wait. One that dies takes only its own job with it."""
 
@@ -112,6 +114,7 @@ def test_replicas_follow_the_requests(loop: asyncio.Runner, pool: RayPool, tmp_p
     loop.run(scenario())
 
 
+@pytest.mark.slow
 def test_options_that_no_replica_can_load(address: str) -> None:
     async def scenario() -> str:
         pool = ray_pool(address, backend="refused")
@@ -125,6 +128,7 @@ def test_options_that_no_replica_can_load(address: str) -> None:
     assert asyncio.run(scenario()) == "pool: no replica could load: bundle: the stub's is wrong"
 
 
+@pytest.mark.slow
 def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
     """A server that is killed finds the replicas again, and its request runs to its end."""
     settings = {"pool": "ray", "ray_address": address, "gpus_per_replica": 0.0, "pipeline": "stub_pipeline:load"}
