@@ -27,7 +27,7 @@ def torch_pipeline(folder: Path | None, dry_run: bool, cuda_graphs: bool = True,
         from torch_engines.streams import HostStream
 
         api = EmulatedCudart()
-        loader, cuda = TorchLoader("fp32", lambda _: HostStream(api), **options), Cuda(api)
+        loader, cuda = TorchLoader("fp32", lambda device: HostStream(api, device.stream), **options), Cuda(api)
     else:
         loader, cuda = TorchLoader("fp16", **options), Cuda()
     pipeline = VideoPipeline(bundle, GpuExecutor(bundle, loader, KEPT_BYTES, cuda, cuda_graphs))
