@@ -59,6 +59,7 @@ def test_the_server_keeps_a_core(
 ) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(devices, "physical_cores", lambda: cores)
+    monkeypatch.setattr(loading, "open_graphs", lambda _: None)
     monkeypatch.setattr(loading.VideoPipeline, "load", lambda bundle, backend, **options: asked.update(options))
     loading.load(None, backend, threads=threads)
     assert asked["threads"] == taken
