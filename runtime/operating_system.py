@@ -17,6 +17,8 @@ CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 """NVIDIA's driver, by the name that the system's loader uses."""
 CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
 """NVIDIA's library for convolutions, likewise."""
+UNFINISHED = ".part-"
+"""Begins the names of files that are removed or renamed soon; only killed processes leave them."""
 _SEARCH_BESIDE_THE_LIBRARY = 0x8
 """Windows' LOAD_WITH_ALTERED_SEARCH_PATH, which needs an absolute path."""
 
@@ -142,7 +144,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         OSError: no file can be created there.
     """
-    probe = folder / f".{token_hex(4)}"
+    probe = folder / f"{UNFINISHED}{token_hex(4)}"
     probe.touch(exist_ok=False)
     with suppress(OSError):
         probe.unlink()

@@ -10,7 +10,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequest, OutputError, reason_of, shown
-from ..operating_system import check_writable
+from ..operating_system import UNFINISHED, check_writable
 from . import video
 from .contact_sheet import contact_sheet
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 MAX_FPS = 60
 MAX_GIF_FPS = 50
 """Browsers show a frame shorter than two hundredths of a second for ten hundredths."""
-_PART = ".part-"
-"""Begins the names of unfinished files and folders."""
 
 
 def save(clip: "Clip", path: Path, fps: float) -> Path:
@@ -76,7 +74,7 @@ def _unwritable(path: Path, error: Exception) -> OutputError:
 @contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`. It replaces `path` if the block succeeds, and is removed if not."""
-    part = path.with_name(f"{_PART}{token_hex(4)}{path.suffix}")  # short, because a long name leaves no room
+    part = path.with_name(f"{UNFINISHED}{token_hex(4)}{path.suffix}")  # short, because a long name leaves no room
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +93,7 @@ def complete_file(path: Path) -> Iterator[Path]:
 
 def remove_parts(folder: Path) -> None:
     """Removes the unfinished files that killed processes have left in a folder. No other process may write there."""
-    for part in folder.glob(f"{_PART}*"):
+    for part in folder.glob(f"{UNFINISHED}*"):
         with suppress(OSError):
             part.unlink()
 
@@ -105,7 +103,7 @@ def _write_folder(clip: "Clip", path: Path) -> None:
     from PIL import Image
 
     digits = max(3, len(str(len(clip.frames) - 1)))
-    part = path / f"{_PART}{token_hex(4)}"
+    part = path / f"{UNFINISHED}{token_hex(4)}"
     try:
         part.mkdir(parents=True)
         for index, frame in enumerate(clip.frames):

@@ -61,7 +61,7 @@ def check_all(folder: Path) -> None:
             assert image.convert("RGB").getpixel((8, 8)) == (seed,) * 3
 
 
-@pytest.mark.parametrize("places", [("encoding", "result"), ("renamed", "encoding")])
+@pytest.mark.parametrize("places", [("encoding", "result"), ("renamed", "probing")])
 def test_after_two_kills_each_clip_is_there_once_and_whole(folder: Path, places: tuple[str, str]) -> None:
     finished: list[str] = []
     for place, number in zip(places, (60, 70), strict=True):
@@ -82,9 +82,9 @@ def test_a_kill_from_outside_at_any_time(folder: Path) -> None:
             results = folder / "out/results.jsonl"
             deadline = time.monotonic() + 60
             while not results.exists() or results.read_bytes().count(b"\n") < clips:
-                assert process.poll() is None
                 assert time.monotonic() < deadline
-            process.kill()
+                time.sleep(0.001)
+            process.kill()  # on a busy machine, all may be done by now
         finished = set(done(folder))
     ran(folder)
     assert run(folder, "never") == 0
@@ -93,19 +93,17 @@ def test_a_kill_from_outside_at_any_time(folder: Path) -> None:
 
 
 def test_an_interrupt_ends_in_order(folder: Path) -> None:
-    with subprocess.Popen(command("never", 0), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        results = folder / "out/results.jsonl"
-        deadline = time.monotonic() + 60
-        while not results.exists() or b"\n" not in results.read_bytes():
-            assert time.monotonic() < deadline
+    process = subprocess.Popen(command("waiting", 5), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.endswith(b"stopped\n")
     assert b"Traceback" not in errors
-    count = len(done(folder))
-    assert count < CLIPS
-    assert len(ran(folder)) <= count + 1 + many_requests.AHEAD
+    assert done(folder) == [f"clip{seed}" for seed in range(4)]
+    assert len(ran(folder)) <= 5 + many_requests.AHEAD
     assert not list((folder / "out").glob(".part-*"))
     assert run(folder, "never") == 0
     check_all(folder)
