@@ -20,7 +20,7 @@ async def work_forever(service: Service) -> None:
     duties: tuple[Callable[[], Coroutine[Any, Any, object]], ...] = (
         lambda: _renew(service),
         service.board.expire_waiting,
-        service.board.give_back,
+        lambda: _take_over(service),
         lambda: _measure(service),
     )
     outage = service.store.outage
@@ -44,6 +44,15 @@ async def work_forever(service: Service) -> None:
 async def _renew(service: Service) -> None:
     for request_id in await service.board.renew(service.settings.lease_seconds):
         service.runner.cancel(request_id)  # cancelled at another server, or taken over by it
+
+
+async def _take_over(service: Service) -> None:
+    """Puts requests that no server works on back into the queue.
+
+    After an outage, the other servers first get time to renew their leases, which nobody could meanwhile.
+    """
+    since = time.monotonic() - service.store.outage.ended_at
+    await service.board.give_back(others=since > service.settings.lease_seconds)
 
 
 async def _measure(service: Service) -> None:

@@ -201,10 +201,10 @@ class Board:
             self._forget_view(request_id)
         return done is not None
 
-    async def give_back(self) -> list[str]:
-        """Puts requests that no server works on back into the queue, after a crash or a failure of the store."""
+    async def give_back(self, *, others: bool = True) -> list[str]:
+        """Puts requests that no server works on back into the queue. `others` is as `SqlStore.give_back` takes it."""
         async with self._writing:
-            given = await self._store.write(self._store.give_back, self.owner, list(self._running), time.time())
+            given = await self._store.write(self._store.give_back, self.owner, list(self._running), time.time(), others)
         for status in given.values():
             if status is not None:
                 self._count(status)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
@@ -25,12 +26,13 @@ class Outage:
 
     Attributes:
         begun: set at the beginning, for the task that probes.
+        ended_at: when the last one ended, as `time.monotonic`.
     """
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
         self._since: float | None = None
-        self._ended_at = 0.0
+        self.ended_at = -math.inf
         self._reads_fail = False
 
     @property
@@ -53,7 +55,7 @@ class Outage:
             call_at: when the call began; one from before the end of the last outage says nothing new.
             reads: whether the call was to read.
         """
-        if call_at < self._ended_at:
+        if call_at < self.ended_at:
             return
         self._reads_fail = self._reads_fail or reads
         if self._since is None:
@@ -69,4 +71,4 @@ class Outage:
         """Ends the outage if there is one."""
         if self._since is not None:
             log.warning("the database works again", extra={"seconds": round(time.monotonic() - self._since, 1)})
-            self._since, self._ended_at = None, time.monotonic()
+            self._since, self.ended_at = None, time.monotonic()

@@ -156,16 +156,18 @@ class Requests(Database):
                     stop.add(row.id)
         return stop
 
-    def give_back(self, owner: str, keep: Collection[str], now: float) -> dict[str, int | None]:
+    def give_back(self, owner: str, keep: Collection[str], now: float, others: bool = True) -> dict[str, int | None]:
         """Puts requests that no server works on back into the queue, at their old position.
 
         In a store of one server these are all running requests except `keep`. In a shared store they are the running
-        requests of `owner` except `keep`, and those whose lease has ended.
+        requests of `owner` except `keep`, and with `others` those of other servers whose lease has ended.
 
         Returns:
             Request id -> None, or the status if the request ended instead: 499 if cancelled, 500 after `ATTEMPTS`.
         """
-        lost = or_(requests.c.owner == owner, requests.c.lease_until < self._clock()) if self.shared else true()
+        lost = requests.c.owner == owner if self.shared else true()
+        if others:
+            lost = or_(lost, requests.c.lease_until < self._clock())
         query = select(*SHOWN).where(running, lost, requests.c.id.not_in(keep)).with_for_update(skip_locked=True)
         with self._write() as connection:
             rows = connection.execute(query).all()

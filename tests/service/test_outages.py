@@ -6,6 +6,7 @@ import logging
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -181,6 +182,26 @@ def test_refused_writes_are_found_without_a_call(
         "the database failed: attempt to write a readonly database",
         "the database works again",
     ]
+
+
+def test_after_an_outage_other_servers_get_time_to_renew_their_leases(database: str, tmp_path: Path) -> None:
+    """Nobody could renew them meanwhile. Otherwise a clip that another server is making would be made twice."""
+    name = uuid.uuid4().hex
+
+    async def scenario(service: Service, runner: StandIn) -> None:
+        runner.capacity = 0
+        await submit_to(service, name)
+        service.store.claim(name, "another server", time.time(), -1.0)
+        service.store.outage.begin(OSError("gone"), time.monotonic(), reads=True)
+        await asyncio.sleep(0.4)
+        row = service.store.get(name)
+        assert row is not None
+        assert (row.state, row.owner) == ("running", "another server")
+        assert service.store.outage.problem is None
+        runner.capacity = 1
+        assert (await ended(service, name)).status == 200
+
+    serving(tmp_path, scenario, database=database, lease_seconds=1.0)
 
 
 def test_a_run_whose_client_leaves_during_an_outage_is_cancelled(
