@@ -64,6 +64,7 @@ class Dispatcher:
         self.service.draining = True
         self._board.arrived.set()
         end = time.monotonic() + seconds
+        self.service.store.deadline.at = min(self.service.store.deadline.at, end)
         if self._claimer is not None:
             await asyncio.wait({self._claimer}, timeout=seconds)
         if self._claimed:

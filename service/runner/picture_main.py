@@ -18,6 +18,9 @@ from ...runtime import InvalidRequest
 from ...runtime.images import FORMATS, fit, load_picture, readable_formats
 from ..disk_errors import is_disk_full
 
+BASE_BYTES, PIXEL_BYTES, THREAD_BYTES = 256 * 2**20, 40, 16 * 2**20
+"""Memory that reading a picture may take: in any case, for each pixel that is allowed, and for each thread."""
+
 
 def open_image(file: Any, max_pixels: int) -> Image.Image:
     """Opens an image file and reads its header. The pixels stay compressed.
@@ -52,6 +55,18 @@ def replace(path: Path, max_pixels: int, width: int | None, height: int | None, 
     made.replace(path)
 
 
+def limit_memory(max_pixels: int) -> None:
+    """Bounds the memory of this process. A file that makes a library take more cannot be read, and nothing else."""
+    if sys.platform != "linux":  # others do not count what is mapped
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    threads = (os.cpu_count() or 1) * THREAD_BYTES
+    limit = pages * resource.getpagesize() + BASE_BYTES + threads + max_pixels * PIXEL_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
 def main() -> None:
     """Reads the files of the order."""
     if sys.platform != "win32":
@@ -60,6 +75,7 @@ def main() -> None:
     if not line:  # the server has ended
         return
     order: dict[str, Any] = json.loads(line)
+    limit_memory(order["max_pixels"])
     for place, path in enumerate(order.pop("files")):
         print(json.dumps({"place": place}), flush=True)
         try:

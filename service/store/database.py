@@ -34,6 +34,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 
 from ...runtime.errors import InvalidRequest, first_line
 from . import sqlite, tables
+from .deadline import Deadline
 from .outage import STORE_FAILURES, Outage, StoreUnavailable
 from .schema import upgrade
 
@@ -57,10 +58,15 @@ class Database:
     Raises:
         InvalidRequest: the URL is invalid or of another kind, its driver is not installed, or as `schema.upgrade`.
         SQLAlchemyError: the database cannot be reached or written.
+
+    Attributes:
+        outage: whether the database is out now.
+        deadline: set while the server ends: calls then take no longer.
     """
 
     def __init__(self, url: str) -> None:
-        self.engine = _engine(url)
+        self.deadline = Deadline()
+        self.engine = _engine(url, self.deadline)
         self.shared = self.engine.dialect.name != "sqlite"
         self._writer = threading.Lock()  # SQLite allows one writer; threads wait here instead of polling
         self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="store-read")
@@ -74,10 +80,11 @@ class Database:
             from . import postgresql
 
             bounded: Any = connection.connection.driver_connection
-            usual, bounded.bound = bounded.bound, postgresql.UPGRADE_SECONDS
+            usual = bounded.bound
+            postgresql.bound_statements(bounded, postgresql.UPGRADE_SECONDS)
             connection.execute(select(func.pg_advisory_xact_lock(7_360_114)))  # servers may start together
             upgrade(connection)
-            bounded.bound = usual
+            postgresql.bound_statements(bounded, usual)
 
     def close(self) -> None:
         """Ends threads and connections. Calls that have not begun are cancelled."""
@@ -122,7 +129,9 @@ class Database:
     async def _call(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         run, begun_at = asyncio.get_running_loop().run_in_executor, time.monotonic()
         try:
-            async with asyncio.timeout(CALL_SECONDS):  # `wait_for` may lose a cancellation: a drain would never end
+            async with asyncio.timeout(
+                self.deadline.left(CALL_SECONDS)
+            ):  # `wait_for` may lose a cancellation: a drain would never end
                 return await run(threads, call)
         except (TimeoutError, *STORE_FAILURES) as failure:
             error = failure
@@ -199,7 +208,7 @@ class Database:
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, deadline: Deadline) -> Engine:
     remedy = "give postgresql://USER@HOST/NAME, or leave it out for SQLite in the data folder"
     try:
         parsed = make_url(url)
@@ -216,7 +225,9 @@ def _engine(url: str) -> Engine:
             reason = f"postgresql:// needs psycopg ({first_line(error)})"
             install = "run: pip install 'sparsectrl-lcm[service,postgresql]'"
             raise InvalidRequest("database", reason, install) from None
-        event.listen(engine, "do_connect", lambda _dialect, _record, given, named: postgresql.connect(given, named))
+        event.listen(
+            engine, "do_connect", lambda _dialect, _record, given, named: postgresql.connect(given, named, deadline)
+        )
         return engine
     if parsed.database and parsed.database != ":memory:":
         _make_private(Path(parsed.database))

@@ -2,6 +2,9 @@
 
 import asyncio
 import io
+import os
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -127,3 +130,27 @@ def test_a_job_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records].count("a line") == 2 * LINES_LOGGED
     assert len(caplog.records) == 2 * (LINES_LOGGED + 1)
     assert output.lines[-1] == "the last"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts what is mapped")
+def test_the_memory_of_a_reader_is_bounded() -> None:
+    """Twice the pixels that are allowed fit, for a library that takes much for each. A gigabyte does not."""
+    program = f"""
+from sparsectrl_lcm.service.runner.picture_main import limit_memory
+limit_memory({10**6})
+kept = bytes(2 * 4 * {10**6})
+try:
+    bytearray(2**30 + {os.cpu_count()} * 2**24)
+except MemoryError:
+    print("refused")
+"""
+    said = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    assert (said.stdout, said.stderr) == ("refused\n", "")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_the_largest_pictures_are_read_in_it(tmp_path: Path, format: str) -> None:
+    file = tmp_path / "a"
+    Image.new("RGBA" if format == "PNG" else "RGB", (4000, 4000), (9, 200, 9)).save(file, format)
+    read([file], 20, pixels=16_000_000)
+    assert Image.open(file).size == (32, 16)

@@ -7,16 +7,21 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fakes.silent_proxy import silent_proxy
+from sparsectrl_lcm.service.data_folder import owner_name
 from sparsectrl_lcm.service.queue import periodic_work
 from sparsectrl_lcm.service.routes import monitoring
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import SqlStore, postgresql
 from sparsectrl_lcm.service.store import database as database_module
+from sparsectrl_lcm.service.store.deadline import LAST_SECONDS
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from .conftest import started
 from .test_dispatch import StandIn, submit
 
 
@@ -56,3 +61,36 @@ def test_a_silent_database_holds_up_nothing_for_ever(
     store = SqlStore(database)
     store.cancel(before, time.time())  # other tests share the database
     store.close()
+
+
+def test_sigterm_ends_a_server_whose_database_is_silent(database: str, tmp_path: Path) -> None:
+    """With the bounds that servers have, within the time for a drain and what one connection takes."""
+    with silent_proxy(f"{database.partition('host=')[2]}/.s.PGSQL.5432") as proxy:
+        url = f"postgresql://test@127.0.0.1:{proxy.port}/postgres"
+        for server in started(tmp_path, pipeline="stub_pipeline:load", database=url, drain_seconds=3.0):
+            server.wait()
+            made = httpx.post(server.queue, headers=server.headers(), json={"prompt": "slow 0.3"}).json()
+            proxy.freeze()
+            start = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - start < 3 + 2 * LAST_SECONDS + postgresql.CONNECT_SECONDS
+    opened = SqlStore(database)
+    opened.give_back(owner_name(tmp_path / "data"), [], time.time())
+    opened.cancel(made["request_id"], time.time())  # no later server shall make it
+    opened.close()
+
+
+def test_the_database_ends_a_statement_for_which_nobody_waits(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgresql.BoundedConnection, "bound", 0.5)
+    opened, watcher = SqlStore(database), SqlStore(database)
+    with pytest.raises(SQLAlchemyError), opened._read() as connection:
+        connection.execute(text("SELECT pg_sleep(30)"))
+    end = time.monotonic() + 5
+    running_on = text("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(30)'")
+    with watcher.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while connection.execute(running_on).scalar_one():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "1min"
+    opened.close()
+    watcher.close()
