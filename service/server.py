@@ -5,10 +5,10 @@ import contextlib
 import logging
 import shutil
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
 
 from ..runtime.errors import InvalidRequest
+from . import clock
 from .app import create_app
 from .auth.api_keys import Keyring
 from .auth.webhook_signatures import Signer
@@ -144,14 +144,18 @@ async def serve(
             raise refused.result()
 
 
+async def forget_what_is_old(service: Service) -> None:
+    """Removes expired files and old requests."""
+    settings, now = service.settings, clock.now()
+    await asyncio.to_thread(remove_expired_files, service, now)
+    await service.board.forget(now - settings.request_seconds, now - settings.private_seconds)
+
+
 async def _sweep(service: Service) -> None:
-    """Removes expired files and old requests every `SWEEP_SECONDS`, and what the database no longer needs."""
-    settings = service.settings
+    """Removes what is old every `SWEEP_SECONDS`, and what the database no longer needs."""
     while True:
         try:
-            now = time.time()
-            await asyncio.to_thread(remove_expired_files, service, now)
-            await service.board.forget(now - settings.request_seconds, now - settings.private_seconds)
+            await forget_what_is_old(service)
             while await service.store.write(service.store.shrink):
                 pass
         except Exception as error:

@@ -1,12 +1,12 @@
 """Identifies the caller by the key or token in headers or query. Routes take the result as a dependency."""
 
 import hashlib
-import time
 from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import Request
 
+from .. import clock
 from ..components import Service
 from ..protocol.errors import ServiceError
 from .api_keys import ANONYMOUS
@@ -63,7 +63,7 @@ async def _key_of_stream(request: Request) -> str:
     token = request.query_params.get("fal_jwt_token")
     if token is None:
         return await _key_of_header(request)
-    claims = read_token(service.secret, "app", token, time.time())
+    claims = read_token(service.secret, "app", token, clock.now())
     await require_valid_key(service, claims["key_id"], 401)
     if not claims["own"]:
         raise ServiceError(403, "The token is for other apps")
@@ -76,7 +76,7 @@ async def _key_of_uploader(request: Request) -> str:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or ":" in token:
         return await _key_of_header(request)
-    claims = read_token(service.secret, "bearer", token.strip(), time.time())
+    claims = read_token(service.secret, "bearer", token.strip(), clock.now())
     await require_valid_key(service, claims["key_id"], 401)
     return str(claims["key_id"])
 

@@ -1,8 +1,8 @@
 """Uploads, and their tokens: the holder of a token may write one file, which does not exist yet."""
 
-import time
 from dataclasses import asdict, dataclass
 
+from .. import clock
 from ..protocol.errors import ServiceError
 from ..protocol.urls import stored_file_url
 from .signed_tokens import Kind, make_token, read_token
@@ -28,7 +28,7 @@ class Upload:
 
     def token(self, secret: bytes, kind: Kind, seconds: float) -> str:
         """Returns a token that lets its holder write the file for `seconds`."""
-        return make_token(secret, kind, asdict(self), time.time() + seconds)
+        return make_token(secret, kind, asdict(self), clock.now() + seconds)
 
     @classmethod
     def from_token(cls, secret: bytes, kind: Kind, token: str, file_id: str) -> "Upload":
@@ -37,7 +37,7 @@ class Upload:
         Raises:
             ServiceError: 403 if the token is forged, has expired, or is for another file.
         """
-        upload = cls(**read_token(secret, kind, token, time.time()))
+        upload = cls(**read_token(secret, kind, token, clock.now()))
         if upload.file_id != file_id:
             raise ServiceError(403, "The upload is another file's")
         return upload

@@ -6,13 +6,13 @@ import binascii
 import logging
 import re
 import shutil
-import time
 from contextlib import suppress
 from typing import BinaryIO
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import numpy as np
 
+from .. import clock
 from ..components import Service
 from ..objects.object_stores import COPY_BYTES
 from ..objects.stored_files import find_file, has_expired
@@ -153,7 +153,7 @@ def _authority(parts: SplitResult) -> tuple[str | None, int | None]:
 
 
 def _copy_stored(service: Service, row: FileRow, name: str, file: BinaryIO, field: str, limit: int) -> None:
-    if row.name != name or has_expired(row, time.time()):
+    if row.name != name or has_expired(row, clock.now()):
         raise _failed(field, MISSING)
     if row.size > limit:
         raise _too_large(field, limit)

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import random
-import time
 from collections import Counter
 from contextlib import suppress
 from typing import Any
 
 import httpx
 
+from .. import clock
 from ..auth.callers import user_id
 from ..components import Service
 from ..protocol.responses import to_json
@@ -79,7 +79,8 @@ class Webhooks:
         busy = [host for host, count in Counter(row.host for row in rows).items() if count >= AT_ONCE]
         store = self.service.store
         hold = 4 * self.service.settings.webhook_seconds
-        return await store.write(store.due_webhooks, time.time(), hold, room, busy, rows, key_limit)
+        most = max(hold, 2 * self.service.settings.webhook_wait_seconds)
+        return await store.write(store.due_webhooks, clock.now(), hold, room, busy, rows, key_limit, most)
 
     def _end(self, task: "asyncio.Task[None]") -> None:
         del self._running[task]
@@ -111,7 +112,7 @@ class Webhooks:
             log.warning("a webhook was not delivered: %s", error, extra=about)
         while True:  # what was delivered should not be delivered again
             with suppress(*STORE_FAILURES):
-                return await store.write(store.webhook_tried, row, error, time.time() + wait if again else None)
+                return await store.write(store.webhook_tried, row, error, clock.now() + wait if again else None)
             await asyncio.sleep(RECORD_SECONDS)
 
     async def _post(self, client: httpx.AsyncClient, row: WebhookRow, request: RequestRow) -> tuple[int, bool]:

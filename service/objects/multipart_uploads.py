@@ -2,13 +2,13 @@
 
 import hashlib
 import io
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from .. import clock
 from ..auth.upload_tokens import Upload
 from ..components import Service
 from ..protocol.errors import ServiceError, infrastructure_error, quota_error
@@ -59,7 +59,7 @@ def keep_part(service: Service, upload: Upload, number: int, source: Path, size:
     Raises:
         ServiceError: 413 if the parts together are too large, 507 if the disk is full or the key has no bytes left.
     """
-    now, limit = time.time(), service.settings.upload_bytes
+    now, limit = clock.now(), service.settings.upload_bytes
     name = f"parts/{upload.file_id}-{number}"
     # a part has a file's record, so that it expires like one; an id with a dot has no URL
     row = FileRow(_part_id(upload, number), upload.key_id, digest, OCTETS, size, name, now, now + DAY)

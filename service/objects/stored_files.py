@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import re
-import time
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex, token_urlsafe
@@ -11,6 +10,7 @@ from typing import BinaryIO
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from .. import clock
 from ..auth.upload_tokens import Upload
 from ..components import Service
 from ..protocol.errors import ServiceError, quota_error
@@ -90,7 +90,7 @@ def keep_file(
     if old is not None and old.key_id != key_id:
         raise ServiceError(403, "This file belongs to another key")
     object_name = f"objects/{file_id}-{token_hex(4)}"  # a new one, so that readers of the old one can finish
-    now = time.time()
+    now = clock.now()
     # record the object before its bytes, for a day: otherwise a crash would leave bytes without a record
     announced = FileRow(
         f"{file_id}.{token_hex(4)}", key_id, name, content_type, _size(source), object_name, now, now + DAY

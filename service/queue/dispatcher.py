@@ -13,11 +13,13 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from ...runtime.errors import first_line
+from .. import clock
 from ..components import Service
 from ..objects.stored_files import file_url, keep_file
 from ..protocol.clip_input import INPUT_FIELDS
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
 from ..runner import Job, JobFailed, Made, Preview, RunnerLost, Step
+from ..settings import DAY
 from ..store import STORE_FAILURES, Outcome
 from .job_preparation import Preparation, Preparations, Prepared, keyframe_error
 from .periodic_work import work_forever
@@ -146,7 +148,7 @@ class Dispatcher:
     async def _run(self, view: View, preparation: Preparation) -> None:
         row, start = view.row, time.monotonic()
         metrics = self.service.metrics
-        metrics.wait.observe(max(0.0, time.time() - row.created_at))
+        metrics.wait.observe(max(0.0, clock.now() - row.created_at))
         try:
             outcome = await self._attempt(view, preparation)
             if outcome is None:
@@ -245,9 +247,9 @@ class Dispatcher:
     def _store_clip(self, view: View, clip: Path) -> dict[str, Any]:
         row = view.row
         name, kind = f"{secrets.token_hex(8)}.mp4", "video/mp4"
-        file = keep_file(
-            self.service, clip, key_id=row.key_id, name=name, content_type=kind, seconds=row.object_seconds
-        )
+        # for a day, until the end of the request gives it its lifetime: a crash before that leaves a clip for nobody
+        file = keep_file(self.service, clip, key_id=row.key_id, name=name, content_type=kind, seconds=DAY)
+        view.clip_id = file.id
         url = file_url(row.base_url, file)
         return {"url": url, "content_type": kind, "file_name": name, "file_size": file.size}
 

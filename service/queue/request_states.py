@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from .. import clock
 from ..metrics import Metrics
 from ..protocol.clip_input import Input
 from ..protocol.errors import not_found
@@ -122,7 +123,7 @@ class Board:
 
     async def ahead(self, limit: int, known: Collection[str], without_keys: Collection[str]) -> dict[str, str]:
         """Returns the next requests as `SqlStore.ahead` does."""
-        return await self._store.read(self._store.ahead, limit, time.time(), known, without_keys)
+        return await self._store.read(self._store.ahead, limit, clock.now(), known, without_keys)
 
     async def input_of(self, request_id: str) -> tuple[Input, str] | None:
         """Returns input and base URL of a waiting request.
@@ -140,17 +141,17 @@ class Board:
     async def claim(self, request_id: str, lease_seconds: float) -> View | None:
         """Claims a request. `log` and `show` may change its view until `finish` or `put_back`."""
         async with self._writing:
-            taken = await self._store.write(self._store.claim, request_id, self.owner, time.time(), lease_seconds)
+            taken = await self._store.write(self._store.claim, request_id, self.owner, clock.now(), lease_seconds)
             if taken is None:
                 return None
             view = self._running[request_id] = View(*taken, time.monotonic())
             self._written[request_id] = len(view.logs)
-        self._forget_view(request_id)
+        self._forget_views(request_id)
         return view
 
     def log(self, view: View, message: str, level: str = "INFO", labels: dict[str, str] | None = None) -> None:
         """Adds a line to the log of a request that runs here. The store gets it at the next `renew`."""
-        view.logs.append(LogRow(message, level, time.time(), labels or {}))
+        view.logs.append(LogRow(message, level, clock.now(), labels or {}))
         view.wake()
 
     def show(self, view: View, preview: bytes) -> None:
@@ -172,14 +173,16 @@ class Board:
 
     async def finish(self, view: View, outcome: Outcome) -> int | None:
         """Ends a request that ran here. Returns its status, or None if it no longer belonged to this server."""
-        ended = await self._let_go(view, lambda lines: self._store.finish(view.row, outcome, time.time(), lines))
+        ended = await self._let_go(
+            view, lambda lines: self._store.finish(view.row, outcome, clock.now(), lines, view.clip_id)
+        )
         if ended is not None:
             self._count(ended)
         return ended
 
     async def put_back(self, view: View) -> None:
         """Puts a request whose runner died here back into the queue."""
-        ended = await self._let_go(view, lambda lines: self._store.put_back(view.row, lines, time.time(), crashed=True))
+        ended = await self._let_go(view, lambda lines: self._store.put_back(view.row, lines, clock.now(), crashed=True))
         if ended is not None:
             self._count(ended)
         self.arrived.set()
@@ -189,44 +192,45 @@ class Board:
         if self._running.get(view.row.id) is view:
             del self._running[view.row.id], self._written[view.row.id]
             view.wake()
-        self._forget_view(view.row.id)
+        self._forget_views(view.row.id)
 
     async def cancel(self, request_id: str, reason: str = "client_cancelled") -> bool:
         """Ends a waiting request, or marks a running one as cancelled. Returns False if it did neither."""
-        done = await self._store.write(self._store.cancel, request_id, time.time(), reason)
+        done = await self._store.write(self._store.cancel, request_id, clock.now(), reason)
         if done == "ended":
             self._count(499)
             self.arrived.set()
         if request_id not in self._running:
-            self._forget_view(request_id)
+            self._forget_views(request_id)
         return done is not None
 
     async def give_back(self, *, others: bool = True) -> list[str]:
         """Puts requests that no server works on back into the queue. `others` is as `SqlStore.give_back` takes it."""
         async with self._writing:
-            given = await self._store.write(self._store.give_back, self.owner, list(self._running), time.time(), others)
+            held, now = list(self._running), clock.now()
+            given = await self._store.write(self._store.give_back, self.owner, held, now, others)
         for status in given.values():
             if status is not None:
                 self._count(status)
         if given:
-            self._forget_views(list(given))
+            self._forget_views(*given)
             self.arrived.set()
         return list(given)
 
     async def end_runs(self) -> None:
         """Ends runs whose callers were connected to an earlier process of this server."""
-        self._all_ended(await self._store.write(self._store.end_runs, self.owner, time.time()), 499)
+        self._all_ended(await self._store.write(self._store.end_runs, self.owner, clock.now()), 499)
 
     async def expire_waiting(self) -> None:
         """Ends waiting requests that were not started in time, or whose API key was revoked."""
-        now = time.time()
+        now = clock.now()
         self._all_ended(await self._store.write(self._store.expire_waiting, now), 504)
         self._all_ended(await self._store.write(self._store.end_revoked, now), REVOKED)
 
     async def forget(self, before: float, private_before: float) -> None:
         """Deletes all requests that ended long ago; calls `SqlStore.forget` until none is left."""
         while gone := await self._store.write(self._store.forget, before, private_before):
-            self._forget_views(gone)
+            self._forget_views(*gone)
 
     async def _load(self, request_id: str) -> View | None:
         task = self._loads.get(request_id)
@@ -281,20 +285,17 @@ class Board:
     def _all_ended(self, request_ids: Sequence[str], status: int) -> None:
         for _ in request_ids:
             self._count(status)
-        self._forget_views(request_ids)
+        self._forget_views(*request_ids)
 
-    def _forget_views(self, request_ids: Sequence[str]) -> None:
-        for request_id in request_ids:
-            self._forget_view(request_id)
-
-    def _forget_view(self, request_id: str) -> None:
-        """Drops the view of a request that has changed in the store, and wakes all who wait for a change."""
+    def _forget_views(self, *request_ids: str) -> None:
+        """Drops the views of requests that have changed in the store, and wakes all who wait for a change."""
         self._order_changed = True
-        if request_id in self._loads:
-            self._changed_while_loading.add(request_id)
-        view = self._views.pop(request_id, None)
-        if view is not None:
-            view.wake()
+        for request_id in request_ids:
+            if request_id in self._loads:
+                self._changed_while_loading.add(request_id)
+            view = self._views.pop(request_id, None)
+            if view is not None:
+                view.wake()
 
     def _stale(self, view: View) -> bool:
         return view.row.state != "done" and time.monotonic() - view.loaded_at > SHARED_SECONDS

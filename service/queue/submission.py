@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import socket
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
+from .. import clock
 from ..components import Service
 from ..http.called_url import root_url
 from ..http.request_bodies import read_body, received
@@ -56,7 +56,7 @@ async def accept(service: Service, request: Request, key_id: str, kind: Literal[
 def _request_of_headers(service: Service, request: Request, key_id: str, kind: Literal["queue", "run"]) -> NewRequest:
     """Returns a new request with the options from headers and query."""
     settings, query, headers = service.settings, request.query_params, request.headers
-    now = time.time()
+    now = clock.now()
     timeout = _timeout(headers.get("X-Fal-Request-Timeout"))
     return NewRequest(
         id=request.state.request_id,

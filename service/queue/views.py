@@ -14,6 +14,7 @@ class View:
         row: its record.
         logs: its log.
         loaded_at: when both were read, as `time.monotonic`.
+        clip_id: of its stored clip, once there is one.
         preview: a JPEG of a frame, while the clip is made here.
         changed: set at the next change and then replaced by a new event.
     """
@@ -21,6 +22,7 @@ class View:
     row: RequestRow
     logs: list[LogRow]
     loaded_at: float
+    clip_id: str | None = None
     preview: bytes | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from typing import BinaryIO
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
+from .. import clock
 from ..components import CurrentService
 from ..objects.stored_files import etag_of, find_file, has_expired
 from ..protocol.errors import ServiceError
@@ -29,7 +29,7 @@ router = APIRouter()
 @router.api_route("/files/{file_id}/{file_name}", methods=["GET", "HEAD"])
 async def get_file(service: CurrentService, request: Request, file_id: str, file_name: str) -> Response:
     """Returns a file, or a range of it."""
-    now = time.time()
+    now = clock.now()
     row = await find_file(service, file_id)
     if row is None or row.name != file_name or has_expired(row, now):
         raise _missing()

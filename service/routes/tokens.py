@@ -1,12 +1,12 @@
 """Tokens that let a browser stream for a limited time without knowing a key."""
 
 import math
-import time
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from .. import clock
 from ..auth.callers import KeyId
 from ..auth.signed_tokens import make_token
 from ..components import CurrentService
@@ -31,4 +31,4 @@ async def token(service: CurrentService, key_id: KeyId, request: Request) -> Res
         raise infrastructure_error("bad_request", "token_expiration: give seconds above 0")
     endpoint = service.settings.endpoint
     claims = {"key_id": key_id, "own": endpoint in apps or endpoint.partition("/")[2] in apps}
-    return Json(make_token(service.secret, "app", claims, time.time() + min(seconds, MOST_SECONDS)))
+    return Json(make_token(service.secret, "app", claims, clock.now() + min(seconds, MOST_SECONDS)))

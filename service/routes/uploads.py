@@ -1,12 +1,12 @@
 """Uploads from fal's clients: with a storage token (Python) or to a signed URL (JavaScript)."""
 
 import asyncio
-import time
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from .. import clock
 from ..auth.callers import KeyId, UploaderKeyId
 from ..auth.signed_tokens import make_token
 from ..auth.upload_permissions import OwnParts, SignedFile, SignedParts
@@ -31,7 +31,7 @@ router = APIRouter()
 @router.post("/storage/auth/token")
 async def storage_token(service: CurrentService, key_id: KeyId, request: Request) -> Response:
     """Returns a token for uploads with the caller's key (Python)."""
-    expires_at = time.time() + TOKEN_SECONDS
+    expires_at = clock.now() + TOKEN_SECONDS
     token = make_token(service.secret, "bearer", {"key_id": key_id}, expires_at + GRACE_SECONDS)
     return JSONResponse(
         {

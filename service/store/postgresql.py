@@ -62,6 +62,5 @@ def connect(arguments: Any, keywords: dict[str, Any], deadline: Deadline) -> Bou
 def bound_statements(connection: BoundedConnection, seconds: float) -> None:
     """Lets the database end a statement of this connection by itself: it does not notice that nobody waits."""
     connection.bound = seconds
-    connection.execute(
-        f"SET statement_timeout = '{math.ceil(seconds * 1000)}ms'"
-    )  # not as an option: poolers refuse it
+    # a statement, since poolers refuse it as an option of the connection
+    connection.execute(f"SET statement_timeout = '{math.ceil(seconds * 1000)}ms'")

@@ -27,7 +27,7 @@ from .request_rows import (
     waiting,
 )
 
-requests, logs, webhooks = tables.requests, tables.logs, tables.webhooks
+requests, logs, webhooks, files = tables.requests, tables.logs, tables.webhooks, tables.files
 UNSTARTED_SECONDS = 3600.0
 
 
@@ -182,8 +182,12 @@ class Requests(Database):
             add_logs(connection, row.id, lines)
             return wait_again(connection, mine, now, mine.crashes + crashed)
 
-    def finish(self, row: RequestRow, outcome: Outcome, now: float, lines: Sequence[LogRow] = ()) -> int | None:
+    def finish(
+        self, row: RequestRow, outcome: Outcome, now: float, lines: Sequence[LogRow] = (), clip_id: str | None = None
+    ) -> int | None:
         """Ends a request. If it was cancelled meanwhile, it ends as cancelled, as its caller was promised.
+
+        The lifetime of its clip, the file `clip_id`, begins now.
 
         Returns:
             The status, or None if the attempt is no longer the current one, for instance after a lost lease.
@@ -196,6 +200,9 @@ class Requests(Database):
                 outcome = cancellation("client_cancelled")
             add_logs(connection, row.id, lines)
             end_request(connection, row.id, mine.webhook, outcome, now)
+            if clip_id is not None and outcome.status != CANCELLED:
+                until = None if mine.object_seconds is None else now + mine.object_seconds
+                connection.execute(update(files).where(files.c.id == clip_id).values(expires_at=until))
             return outcome.status
 
     def cancel(

@@ -1,11 +1,12 @@
 """The store: adds keys, files, webhooks and secrets to the requests. Every method is one transaction, in any thread."""
 
+import math
 import secrets as random
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -120,6 +121,7 @@ class SqlStore(Requests):
         busy_hosts: Collection[str] = (),
         under_way: Sequence[WebhookRow] = (),
         key_limit: int = 1000,
+        most_seconds: float = math.inf,
     ) -> list[WebhookRow]:
         """Takes webhooks that are due, which counts as an attempt. First come those of keys with the fewest under way.
 
@@ -132,8 +134,10 @@ class SqlStore(Requests):
             busy_hosts: hosts that get none.
             under_way: webhooks that were taken before, and are not taken again.
             key_limit: most webhooks of one key that are under way.
+            most_seconds: longest wait. One that is due later was written by a clock that was set back, and is due now.
         """
-        due = (webhooks.c.next_at <= now) & webhooks.c.host.not_in(busy_hosts)
+        in_time = or_(webhooks.c.next_at <= now, webhooks.c.next_at > now + most_seconds)
+        due = in_time & webhooks.c.host.not_in(busy_hosts)
         due &= webhooks.c.request_id.not_in([row.request_id for row in under_way])
         counts = Counter(row.key_id for row in under_way)
         place = func.row_number().over(partition_by=webhooks.c.key_id, order_by=webhooks.c.next_at)

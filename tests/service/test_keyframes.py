@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import io
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +12,7 @@ import httpx
 import pytest
 from fakes.storage_server import StorageService
 from PIL import Image
+from sparsectrl_lcm.service import clock
 from sparsectrl_lcm.service.network import keyframe_urls as keyframes
 from sparsectrl_lcm.service.network.downloads import FetchError, FetchTooLarge
 from sparsectrl_lcm.service.network.keyframe_urls import save_keyframe
@@ -123,7 +123,7 @@ def test_own_files_that_are_not_there(service: StorageService, monkeypatch: pyte
         f"{row.id}/a.png/x",
     ):
         assert "no such file" in refused(service, f"{BASE}/files/{path}")["msg"]
-    monkeypatch.setattr(time, "time", lambda: row.created_at + 61)
+    monkeypatch.setattr(clock, "now", lambda: row.created_at + 61)
     assert "no such file" in refused(service, file_url(BASE, row))["msg"]
     assert "expired" in refused(service, file_url("https://v3.fal.media", row))["msg"]
     monkeypatch.undo()
