@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from fakes.missing_programs import missing
 
 
@@ -40,9 +43,25 @@ def start(folder: Path) -> None:
     _run(folder, "pg_ctl", "-w", "-l", folder / "log", "-o", options, "start")
 
 
-def stop(folder: Path) -> None:
-    """Stops a server as a crash would."""
-    _run(folder, "pg_ctl", "-w", "-m", "immediate", "stop")
+def stop(folder: Path, mode: str = "immediate") -> None:
+    """Stops a server: `immediate` as a crash would, `fast` in order."""
+    _run(folder, "pg_ctl", "-w", "-m", mode, "stop")
+
+
+@contextmanager
+def frozen(folder: Path) -> Iterator[None]:
+    """Stops the processes of a server for the block. Its connections stay open and silent."""
+    main = psutil.Process(int((folder / "data/postmaster.pid").read_text().split()[0]))
+    main.send_signal(signal.SIGSTOP)  # first, so that it starts no other process
+    processes = [main, *main.children(recursive=True)]
+    for process in processes[1:]:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
 
 
 def _run(folder: Path, program: str, *arguments: Any) -> None:

@@ -63,6 +63,9 @@ class StubPipeline:
         self.backend = backend
         self.precision = precision
 
+    def picture(self, seed: int) -> Any:
+        return picture(seed)
+
     def generate(
         self,
         prompt: str,
@@ -86,7 +89,7 @@ class StubPipeline:
             if step == 1:
                 behave(prompt)
             time.sleep(pause)
-        frames = picture(seed)
+        frames = self.picture(seed)
         for keyframe in keyframes:
             frames[keyframe.index] = keyframe.image
         for part, first in enumerate(range(0, FRAMES, CHUNK), 1):
