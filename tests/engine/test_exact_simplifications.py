@@ -98,7 +98,10 @@ def upsampler(
     return write_graph(path, nodes, weights, ("y", "z") if more else ("y",), inputs=("x", "skip") if cut else ("x",))
 
 
-CUTS = [((1, 1), (1, 1)), ((1, 1), (2, 1)), ((1, 2), (1, 4)), ((5, 7), (9, 13)), ((5, 7), (10, 13)), ((5, 7), (10, 14))]
+CUTS = [
+    *(((1, 1), (1, 1)), ((1, 1), (2, 1)), ((1, 2), (1, 4)), ((5, 7), (9, 13)), ((5, 7), (10, 13)), ((5, 7), (10, 14))),
+    *(((130, 2), (259, 4)), ((2, 130), (4, 259))),
+]
 """Sizes of an image, and sizes to which its doubling is cut."""
 
 

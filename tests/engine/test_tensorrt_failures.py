@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from fakes.tensorrt_builds import (
     Workshop,
     small_copy,
 )
+from sparsectrl_lcm.engine.tensorrt.timing_cache import TimingCache
 from sparsectrl_lcm.runtime.errors import BackendError, DeviceOutOfMemory
 from sparsectrl_lcm.runtime.format.engine_sets import find_set
 from sparsectrl_lcm.runtime.format.layer_report import LayerReport
@@ -189,3 +191,20 @@ def test_a_new_build_takes_the_place_of_the_previous_one(workshop: Workshop, bun
     index = workshop.build(bundle)
     assert entries(folder) == sorted([*(f"{graph}.engine" for graph in index.engines), "engines.json"])
     assert workshop.left(bundle)[0] == [folder.name]
+
+
+def test_timings_that_cannot_be_written_leave_nothing(bundle: Path) -> None:
+    """A folder has the name of their file."""
+    library: Any = SimpleNamespace(backend="tensorrt", version="11.4", is_rtx=False)
+    device: Any = SimpleNamespace(name="NVIDIA H200", compute_capability="9.0")
+    config: Any = SimpleNamespace(
+        create_timing_cache=lambda known: SimpleNamespace(serialize=lambda: b"measured"),
+        set_timing_cache=lambda cache, ignore_mismatch: None,
+        get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"),
+    )
+    cache = TimingCache(bundle, library, device)
+    folder = bundle / "engines/tensorrt"
+    (folder / "timing-11.4-NVIDIA-H200-9.0.cache").mkdir(parents=True)
+    cache.attach(config)
+    cache.detach(config)
+    assert [path.name for path in folder.iterdir()] == ["timing-11.4-NVIDIA-H200-9.0.cache"]

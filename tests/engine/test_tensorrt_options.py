@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from fakes.tensorrt_builds import RELEASES, TENSORRT, Workshop, fake, small_copy
 from fakes.tensorrt_fakes import FakeModule
+from sparsectrl_lcm.engine.quantization.layers import quantizable
 from sparsectrl_lcm.engine.tensorrt import builder
 from sparsectrl_lcm.engine.tensorrt.configuration import configure
 from sparsectrl_lcm.runtime.errors import InvalidRequest, SparseCtrlLcmError
@@ -192,3 +193,21 @@ def test_transposed_upsampling_is_off_unless_asked_for(transposed: bool, bundle:
     operators = {node.op_type for node in ir.load(source).graph}
     assert ("ConvTranspose" in operators, "Resize" in operators) == (transposed, not transposed)
     assert index.engines["vae_decoder"].spec.flags.get("transposed_upsampling", False) is transposed  # part of the key
+
+
+def test_layers_with_a_range_are_in_fp8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = small_copy(tmp_path, decoder="vae_decoder")
+    ranges = {str(layer.name): 8.0 for layer in quantizable(ir.load(bundle / "onnx/vae_decoder.onnx"))}
+    without = "decoder.mid_block.resnets.0.conv1"
+    monkeypatch.setattr(builder, "calibrate", lambda *_: {"vae_decoder": without_layer(ranges, without)})
+    Workshop("rtx-1.7").build(bundle, graphs=("vae_decoder",), precision="fp8", keep_source=True)
+    (source,) = (bundle / "engines").rglob("vae_decoder.onnx")
+    in_fp8 = [name for name in ir.load(source).graph.initializers if name.endswith(".weight.fp8")]
+    assert "decoder.mid_block.resnets.0.conv2.weight.fp8" in in_fp8
+    assert f"{without}.weight.fp8" not in in_fp8
+
+
+def without_layer(ranges: dict[str, float], module: str) -> dict[str, float]:
+    kept = {name: largest for name, largest in ranges.items() if not name.startswith(f"{module}/")}
+    assert len(kept) == len(ranges) - 1
+    return kept

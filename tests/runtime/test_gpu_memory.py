@@ -97,6 +97,8 @@ def test_kept_conditioning_is_bounded() -> None:
     assert area.nbytes + sum(nbytes for _, nbytes in area._copies.values()) <= 3 * one
     timings = [machine.pipeline.generate("a boat", keyframes(seed=seed), seed=1).timings for seed in (4, 3, 0)]
     assert ["control" in each for each in timings] == [False, False, True]
+    machine.pipeline.close()
+    assert machine.cudart.leaked == []
 
 
 def test_residuals_beyond_the_bound_are_computed_step_by_step() -> None:

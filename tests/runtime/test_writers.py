@@ -188,10 +188,14 @@ def test_an_ending_without_a_name_is_refused(clip: Clip, tmp_path: Path) -> None
 def test_unwritable_outputs(clip: Clip, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.mp4").mkdir()
-    names = ("file/clip.mp4", "folder.mp4", "file", "/proc/x/clip.mp4", f"{'x' * 252}.png", "x" * 256, "a\0b.mp4")
-    for path in map(tmp_path.joinpath, names):
-        with pytest.raises(OutputError, match="^output: ") as error:
-            clip.save(path)
+    reasons = {
+        "folder.mp4": "is a folder; name a file in it",
+        "file": "is a file; name a folder, or a file that ends in",
+    }
+    names = ("file/clip.mp4", *reasons, "/proc/x/clip.mp4", f"{'x' * 252}.png", "x" * 256, "a\0b.mp4")
+    for name in names:
+        with pytest.raises(OutputError, match=f"^output: .*{reasons.get(name, '')}") as error:
+            clip.save(tmp_path / name)
         assert "\n" not in str(error.value)
 
 
