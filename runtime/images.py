@@ -41,7 +41,7 @@ def load_picture(source: Any, field: str) -> "Image.Image":
 
     Args:
         source: a Pillow image, an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (uint8, uint16, or floats in 0..1),
-            the bytes of an image file, or its path.
+            the bytes of an image file, its path, or a binary file, which is read from its beginning and stays open.
         field: the name of the picture in errors.
 
     Raises:
@@ -58,6 +58,8 @@ def load_picture(source: Any, field: str) -> "Image.Image":
             if isinstance(source, str | PathLike):
                 with Image.open(Path(source), formats=readable_formats()) as image:
                     return _decode(image, field)
+            if hasattr(source, "read"):
+                return _decode(Image.open(source, formats=readable_formats()), field)
             return _decode(_from_memory(source, field), field)
     except InvalidRequest:
         raise
@@ -190,7 +192,7 @@ def _from_memory(source: Any, field: str) -> "Image.Image":
     if isinstance(source, np.ndarray):
         return _from_array(source, field)
     raise InvalidRequest(
-        field, f"{type(source).__name__} is not an image", "give a path, bytes, a Pillow image or a numpy array"
+        field, f"{type(source).__name__} is not an image", "give a path, a file, bytes, a Pillow image or a numpy array"
     )
 
 

@@ -3,8 +3,10 @@
 import os
 import threading
 from collections.abc import Generator, Iterable, Sequence
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
 
+from .async_run import AsyncRuns
 from .load_options import KEPT_BYTES, LoadOptions
 from .many_requests import OnManyProgress, RequestResult, run_many
 from .output.clip import Clip
@@ -18,12 +20,16 @@ if TYPE_CHECKING:  # imported when a bundle is loaded: `import sparsectrl_lcm` s
 
 
 class VideoPipeline:
-    """AnimateDiff with SparseCtrl and LCM on one backend. Threads may share it; their requests take turns."""
+    """AnimateDiff with SparseCtrl and LCM on one backend. Threads may share it; their requests take turns.
+
+    In a `with` statement it is closed at the end of the block.
+    """
 
     def __init__(self, bundle: "Bundle", executor: "Executor") -> None:
         self.bundle = bundle
         self.executor = executor
         self._lock = threading.Lock()
+        self._async_runs = AsyncRuns()
 
     @property
     def backend(self) -> str:
@@ -34,6 +40,29 @@ class VideoPipeline:
     def precision(self) -> str | None:
         """The precision of its engines, such as fp32, bf16 or int8; None if each size has its own engines."""
         return self.executor.precision
+
+    @property
+    def width(self) -> int:
+        """Pixels of a clip if a request names no width."""
+        return self.bundle.manifest.sizes.width
+
+    @property
+    def height(self) -> int:
+        """Pixels of a clip if a request names no height."""
+        return self.bundle.manifest.sizes.height
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip if a request names no number."""
+        return self.bundle.manifest.sizes.frames
+
+    def __enter__(self) -> "VideoPipeline":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     @classmethod
     def load(
@@ -80,7 +109,7 @@ class VideoPipeline:
         self,
         prompt: str,
         keyframes: Sequence[Keyframe] = (),
-        controlnet: str = "scribble",
+        controlnet: Literal["scribble", "rgb"] = "scribble",
         negative_prompt: str = "",
         num_inference_steps: int = 4,
         guidance_scale: float = 1.0,
@@ -88,9 +117,9 @@ class VideoPipeline:
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
-        decoder: str = "full",
+        decoder: Literal["full", "tiny"] = "full",
         normalize_scribbles: bool = False,
-        resample: str = "lanczos",
+        resample: Literal["lanczos", "bilinear"] = "lanczos",
         conditioning_scale: float = 1.0,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
@@ -184,6 +213,30 @@ class VideoPipeline:
             InvalidRequest, Cancelled, BackendError: as `generate` does.
         """
         return self._make(self._check(request), on_progress, on_frames)
+
+    async def generate_async(
+        self,
+        prompt: str,
+        keyframes: Sequence[Keyframe] = (),
+        *,
+        on_progress: OnProgress | None = None,
+        on_frames: OnFrames | None = None,
+        **options: Any,
+    ) -> Clip:
+        """Makes a clip on another thread, while the event loop goes on.
+
+        Cancelling the task ends the run at its next step, and the task when the run has ended. A task that waits for
+        its turn ends at once.
+
+        Args:
+            prompt, keyframes: as for `generate`.
+            on_progress, on_frames: as for `generate`; called on the other thread.
+            options: the other arguments of `generate`.
+
+        Raises:
+            InvalidRequest, Cancelled, BackendError: as `generate` does.
+        """
+        return await self._async_runs.run(self.run, ClipRequest(prompt, keyframes, **options), on_progress, on_frames)
 
     def generate_many(
         self, requests: Iterable[ClipRequest], on_progress: OnManyProgress | None = None

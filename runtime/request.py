@@ -26,7 +26,8 @@ class Keyframe:
 
     Attributes:
         index: the frame, from 0; -1 is the last, -2 the one before it.
-        image: a path, the bytes of an image file, a Pillow image, or an array [H, W(, 1 | 3 | 4)]; any size.
+        image: a path, an open binary file, the bytes of an image file, a Pillow image, or an array
+            [H, W(, 1 | 3 | 4)]; any size. A file is read from its beginning, when the request is checked.
     """
 
     index: int

@@ -1,8 +1,10 @@
 """The result of a request."""
 
 import os
+from base64 import b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,17 +30,57 @@ class Clip:
     timings: dict[str, float]
     keyframes: tuple[FittedKeyframe, ...] = field(default=(), repr=False)
 
-    def save(self, path: str | os.PathLike[str], fps: float = 8) -> Path:
-        """Writes the clip; the file appears only when it is complete.
+    @overload
+    def save(self, output: str | os.PathLike[str], fps: float = 8) -> Path: ...
+
+    @overload
+    def save(self, output: IO[bytes], fps: float = 8, *, format: str) -> None: ...
+
+    def save(
+        self, output: str | os.PathLike[str] | IO[bytes], fps: float = 8, *, format: str | None = None
+    ) -> Path | None:
+        """Writes the clip to a path, or to an open binary file.
+
+        A file at a path appears only when it is complete. An open file gets the same bytes, at once, and stays open.
 
         Args:
-            path: `.mp4` (H.264), `.webm` (VP9), `.gif`, `.webp`, `.png` (contact sheet), or a folder (a PNG per frame).
+            output: a path: `.mp4` (H.264), `.webm` (VP9), `.gif`, `.webp`, `.png` (contact sheet), or a folder (a PNG
+                per frame); or a file.
             fps: frames per second, 1 to 60; for `.gif` 1 to 50.
+            format: of a file: `mp4`, `webm`, `gif`, `webp` or `png`. A path's ending says it.
 
         Raises:
-            OutputError: the path cannot be written.
-            InvalidRequest: the ending is unknown, or the frame rate is not allowed.
+            OutputError: the output cannot be written.
+            InvalidRequest: the ending or the format is unknown, or the frame rate is not allowed.
         """
-        from .writers import save
+        from . import clip_bytes, writers
 
-        return save(self, Path(path), fps)
+        if isinstance(output, str | os.PathLike):
+            clip_bytes.check_no_format(format)
+            return writers.save(self, Path(output), fps)
+        clip_bytes.write(output, self, format, fps)
+        return None
+
+    def to_bytes(self, format: str = "mp4", fps: float = 8) -> bytes:
+        """The bytes of the file that `save` writes.
+
+        Args:
+            format: `mp4`, `webm`, `gif`, `webp` or `png`.
+            fps: as for `save`.
+
+        Raises:
+            OutputError: no temporary file can be written.
+            InvalidRequest: the format is unknown, or the frame rate is not allowed.
+        """
+        from .clip_bytes import encoded
+
+        return encoded(self, format, fps)
+
+    def _repr_html_(self) -> str:
+        """The clip as a video that notebooks play."""
+        video = b64encode(self.to_bytes("mp4")).decode()
+        height, width = self.frames.shape[1:3]
+        return (
+            f'<video width="{width}" height="{height}" controls autoplay loop muted playsinline '
+            f'src="data:video/mp4;base64,{video}"></video>'
+        )
