@@ -7,16 +7,15 @@ from typing import Any
 import typer
 
 from . import batch, bench, build, doctor, export, generate, inspect, keys, serve, swaps, verify
+from .app import App
 
 WrongUse: Any = typer.BadParameter.__base__
 """Base class of usage errors. typer does not export it, and takes it from click or from its own copy."""
 
-app = typer.Typer(
+app = App(
     name="sparsectrl-lcm",
     help="Keyframes and a prompt in, a 16-frame clip out: AnimateDiff + SparseCtrl + LCM.",
-    invoke_without_command=True,
     add_completion=False,
-    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.command()(generate.generate)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
+from .app import App
 
 
 class TemporalNorm(StrEnum):
@@ -19,9 +20,7 @@ class TemporalNorm(StrEnum):
 
 Variant = Annotated[str | None, typer.Option(metavar="NAME", help="Which weights of a folder to take, such as fp16.")]
 
-app = typer.Typer(
-    help="Turn checkpoints into a bundle of ONNX graphs.", invoke_without_command=True, rich_markup_mode=None
-)
+app = App(help="Turn checkpoints into a bundle of ONNX graphs.")
 
 
 @app.callback()

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .app import App
 from .service_requirements import database_errors, need_service
 
 if TYPE_CHECKING:
     from ..service.store import SqlStore
 
-app = typer.Typer(name="keys", help="API keys of the service: create, list, revoke.", invoke_without_command=True)
+app = App(name="keys", help="API keys of the service: create, list, revoke.")
 Data = Annotated[Path, typer.Option(help="The folder of `serve`.")]
 Database = Annotated[str | None, typer.Option(help="The database of `serve`; SQLite in DATA by default.")]
 

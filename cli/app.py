@@ -1,0 +1,53 @@
+"""The kind of typer application that all commands are in: what they do alike."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from ..runtime.errors import InvalidRequest
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class App(typer.Typer):
+    """An application whose commands know `-h`, and refuse an option that is given twice and takes one value."""
+
+    def __init__(self, **settings: Any) -> None:
+        names = {"help_option_names": ["-h", "--help"]}  # subcommands inherit them
+        super().__init__(
+            cls=_Group, context_settings=names, invoke_without_command=True, rich_markup_mode=None, **settings
+        )
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[_Function], _Function]:
+        """Registers a function as a command, as `typer.Typer.command` does."""
+        return super().command(name, cls=_Command, **settings)
+
+
+class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _refuse_repeated(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+class _Group(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _refuse_repeated(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+def _refuse_repeated(command: TyperCommand | TyperGroup, context: Any, arguments: list[str]) -> None:
+    """Refuses options that take one value and were given several, of which the parser would keep the last.
+
+    Raises:
+        InvalidRequest: names the first of them.
+    """
+    _, _, order = command.make_parser(context).parse_args(args=list(arguments))
+    parameters: Any = Counter(order)
+    for parameter, count in parameters.items():
+        single = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
+        if single and count > 1:
+            name = max(parameter.opts, key=len)
+            raise InvalidRequest(name, f"was given {count} times", "give it once")
