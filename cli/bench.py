@@ -49,12 +49,11 @@ def bench(
     ] = None,
 ) -> None:
     """Measure requests with three scribbles as keyframes; each backend runs in its own process."""
-    from rich.console import Console
-
     from ..benchmarks.harness.rounds import Rounds
     from ..runtime.format.bundle import Bundle
     from ..runtime.machine import memory_bytes
     from .progress_bar import Bar
+    from .tables import print_table
 
     if json_file is not None and not json_file.parent.is_dir():
         raise OutputError("json", f"the folder of {str(json_file)!r} does not exist")
@@ -81,7 +80,7 @@ def bench(
     results = {name: result for name, result in rounds.results.items() if result.samples}
     if results:
         clip = f"{request.frames} frames of {request.width}x{request.height}, {steps} steps, guidance {guidance:g}"
-        Console().print(_table(clip, results))
+        print_table(_table(clip, results))
         typer.echo(LEGEND.format(repeat=repeat))
     failed = {name: result.failed for name, result in rounds.results.items() if result.failed}
     for name, reason in failed.items():

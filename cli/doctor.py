@@ -5,12 +5,12 @@ import typer
 
 def doctor() -> None:
     """Show which backends can run on this machine, and what the others need."""
-    from rich.console import Console
     from rich.table import Table
 
     from ..runtime.backends import BACKENDS, availability
     from ..runtime.errors import BackendError, message
     from ..runtime.gpu.device import probe
+    from .tables import print_table
 
     try:
         device = probe()
@@ -22,7 +22,7 @@ def doctor() -> None:
     table = Table("backend", "version", "can run here")
     for item in found:
         table.add_row(item.backend, item.version or "-", "no" if item.reason else "yes")
-    Console().print(table)
+    print_table(table)
     for item in found:
         if item.reason:
             typer.echo(f"{item.backend}: {item.reason}")

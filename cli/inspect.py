@@ -14,6 +14,7 @@ def inspect(
     layers: Annotated[
         bool, typer.Option("--layers", help="List split attentions and norms in fp32 of TensorRT's engines.")
     ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show what a bundle holds, check its files, and list its engines."""
     from rich.table import Table
@@ -22,6 +23,13 @@ def inspect(
     from .tables import print_table
 
     opened = Bundle.load(bundle)
+    if json:
+        import json as encoder
+
+        from .inspect_json import bundle_facts
+
+        typer.echo(encoder.dumps(bundle_facts(opened), indent=1))
+        return
     manifest = opened.manifest
     sizes, scheduler = manifest.sizes, manifest.scheduler
     facts = {

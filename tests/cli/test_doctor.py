@@ -61,3 +61,10 @@ def test_doctor_describes_the_device(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(device, "probe", lambda api=None: found)
     assert run(["doctor"]) == 0
     assert "GPU: NVIDIA H200 (compute capability 9.0), 150 GiB, driver 580.95.05" in capsys.readouterr().out
+
+
+def test_its_table_is_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "20")  # of no meaning in a pipe
+    assert run(["doctor"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ onnxruntime ")]
+    assert row.strip("│").split("│")[1].strip() == onnxruntime.__version__

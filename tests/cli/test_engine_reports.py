@@ -1,5 +1,6 @@
 """What `build` and `inspect` say about the kernels of TensorRT's engines."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,23 @@ def test_inspect_shows_it_again(
         "10.2 GB",
     ]
     assert "norm1/GroupNormalization_7" not in shown
+
+
+def test_inspect_says_it_to_programs(built: tuple[Path, EngineIndex], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, index = built
+    assert run(["inspect", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in ("sources", "sizes", "scheduler", "temporal_norm"):
+        assert facts[name] == manifest[name]
+    assert {name: graph["max_error"] for name, graph in facts["graphs"].items()} == {
+        name: graph["max_error"] for name, graph in manifest["graphs"].items()
+    }
+    (found,) = facts["engines"]
+    assert found["backend"] == "tensorrt-rtx"
+    assert found["engines"].keys() == index.engines.keys()
+    assert found["engines"]["unet"]["report"]["bytes_moved"] == LAYERS.bytes_moved
+    assert found["engines"]["unet"]["fault"] is None
 
 
 def test_inspect_lists_what_is_not_ideal(built: tuple[Path, EngineIndex], capsys: pytest.CaptureFixture[str]) -> None:
