@@ -28,6 +28,10 @@ RESAMPLES = ("lanczos", "bilinear")
 """How pictures of another size are resized, by Pillow's and diffusers' names."""
 MOSTLY_WHITE = 0.5
 """A scribble is white lines on black; if more of it is white than this share, it was probably drawn in black."""
+COLOURED = 64
+"""Levels between the channels of a pixel that is coloured; JPEG leaves fewer in a grey picture."""
+MOSTLY_GREY = 0.01
+"""A scribble with a larger share of coloured pixels is probably a picture."""
 PALE = 128
 """A scribble whose brightest pixel is below this level has lines that the model was not trained on."""
 _SHOWN = 100
@@ -137,6 +141,9 @@ def scribble_doubt(pixels: NDArray[np.uint8], transparent: bool = False) -> str:
         return "is dark ink on a transparent ground, which counts as black: lay it on white and invert it"
     if brightest == brightness.min():
         return "is all black" if brightest == 0 else "has no lines: all its pixels are equal"
+    channels = pixels.astype(np.int16)
+    if (channels.max(axis=2) - channels.min(axis=2) > COLOURED).mean() > MOSTLY_GREY:
+        return "is coloured: for a picture choose the controlnet rgb"
     if brightest < PALE:
         return f"is pale, with at most {brightest} of 255 levels: turn on normalize_scribbles"
     return "is mostly white" if (brightness > 127).mean() > MOSTLY_WHITE else ""

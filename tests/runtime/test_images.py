@@ -182,7 +182,7 @@ def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest
 
 
 def test_odd_scribbles_are_told() -> None:
-    """Ink on a transparent ground is all black; ink on paper is mostly white."""
+    """Ink on a transparent ground is all black; ink on paper is mostly white; also dark pictures are coloured."""
     ink = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     ImageDraw.Draw(ink).ellipse((10, 10, 50, 50), outline=(0, 0, 0, 255), width=3)
     paper = Image.new("RGBA", ink.size, "white")
@@ -195,6 +195,13 @@ def test_odd_scribbles_are_told() -> None:
     }
     for doubt, picture in pictures.items():
         assert scribble_doubt(np.asarray(load_picture(picture, "keyframe 0"))) == doubt
+    for brightest in (255, 100):
+        rainbow = np.stack(np.meshgrid(np.linspace(0, brightest, 64), np.linspace(brightest, 0, 64)), axis=2)
+        pixels = np.dstack([rainbow, np.full((64, 64), 20)]).astype(np.uint8)
+        assert scribble_doubt(pixels) == "is coloured: for a picture choose the controlnet rgb"
+    grey = io.BytesIO()
+    pictures[""].save(grey, "JPEG", quality=30)
+    assert scribble_doubt(np.asarray(load_picture(grey.getvalue(), "keyframe 0"))) == ""
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (90, 60, 20)])
