@@ -155,7 +155,7 @@ def _parse(text: bytes) -> RequestLine:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "line"
         if first["type"] == "extra_forbidden":
-            raise InvalidRequest(field, "there is no such field", "docs/cli.md lists them") from None
+            raise InvalidRequest(field, "there is no such field", "docs/batch.md lists them") from None
         given = "" if first["type"] == "missing" else f" (given: {shown(first['input'])})"
         raise InvalidRequest(field, f"{first['msg']}{given}") from None
 

@@ -51,7 +51,8 @@ def batch(
     if pool not in ("local", "ray"):
         raise InvalidRequest("pool", f"{pool!r} is not allowed", "give local or ray")
     options: dict[str, Any] = {"backend": backend, "precision": precision, "device": device, "threads": threads}
-    pictures = Path() if requests == "-" else Path(requests).parent
+    in_file = requests != "-" and Path(requests).is_file()  # a pipe can be read only once
+    pictures = Path(requests).parent if in_file else Path()
 
     def jobs(lines: BinaryIO) -> Iterator[Job | WrongLine]:
         return read_jobs(lines, pictures, output, ending)
@@ -66,10 +67,10 @@ def batch(
         else:
             clips = LocalPool(VideoPipeline.load(bundle, **options))
         total = None
-        if requests != "-":
+        if in_file:
             with _lines(requests) as again:
-                found = [job for job in jobs(again) if isinstance(job, Job)]
-            total = sum(not results.has(job.id, job.digest(clips.model)) for job in found)
+                found = (job for job in jobs(again) if isinstance(job, Job))
+                total = sum(not results.has(job.id, job.digest(clips.model)) for job in found)
         with ClipsBar(total) as bar:
             tally = run_batch(jobs(lines), results, clips, bar.on_fraction, bar.on_end)
     for sentence in tally.failed[:SHOWN]:

@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,6 +100,19 @@ def test_requests_from_standard_input(ran: Ran, monkeypatch: pytest.MonkeyPatch)
     lines = b"".join(json.dumps(SMALL | {"seed": seed}).encode() + b"\n" for seed in range(4))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\xef\xbb\xbf" + lines)))
     assert batch(requests="-") == 0
+    assert ran.seeds == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_requests_from_a_pipe(ran: Ran) -> None:
+    """As in `batch <(make-requests)`. Paths of pictures begin in the current folder."""
+    os.mkfifo("requests")
+    Image.new("RGB", (64, 64), "white").save("a.png")
+    lines = "".join(json.dumps(SMALL | {"seed": seed, "keyframe_0_image_url": "a.png"}) + "\n" for seed in range(4))
+    writer = threading.Thread(target=Path("requests").write_text, args=(lines,))
+    writer.start()
+    assert batch(requests="requests") == 0
+    writer.join()
     assert ran.seeds == [0, 1, 2, 3]
 
 
