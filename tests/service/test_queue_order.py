@@ -12,7 +12,7 @@ from sparsectrl_lcm.service.app import create_app
 from sparsectrl_lcm.service.auth.api_keys import create_key
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
-from sparsectrl_lcm.service.store import SqlStore, Submitted
+from sparsectrl_lcm.service.store import Outcome, SqlStore, Submitted
 from sqlalchemy import event
 
 from .conftest import APP
@@ -80,6 +80,17 @@ def test_no_key_starves(queue: Queue) -> None:
     assert abs(begun.count("a") - begun.count("b")) <= 2
     queue.add("c1")  # comes late, after many turns
     assert "c1" in [queue.begin() for _ in range(3)]
+
+
+def test_a_new_key_gains_no_turn_by_a_request_that_runs_for_long(queue: Queue) -> None:
+    """The first request hangs in its runner, while another runner goes on: a new key begins where the others are."""
+    queue.add(*(f"a{number}" for number in range(20)))
+    assert [queue.begin() for _ in range(10)][-1] == "a9"
+    for number in range(1, 9):
+        row = queue.store.get(queue._mark + f"a{number}")
+        assert row is not None and queue.store.finish(row, Outcome(200, {}), 3.0) == 200
+    queue.add(*(f"b{number}" for number in range(4)))
+    assert queue.waiting().split()[:6] == ["b0", "a10", "b1", "a11", "b2", "a12"]
 
 
 def test_a_key_loses_no_turn_by_cancelling_or_lateness(queue: Queue) -> None:
