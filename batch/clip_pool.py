@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from errno import EDQUOT, ENOSPC
 from typing import Protocol
 
 from ..runtime import ClipRequest, Progress, VideoPipeline
+from ..runtime.disk_errors import is_disk_full
 from .request_lines import Job
 
 OnFraction = Callable[[Job, float], None]
@@ -85,7 +85,7 @@ class LocalPool:
                     clip = result.get()
                     clip.save(job.output, job.fps)
                 except Exception as error:
-                    if getattr(error.__cause__, "errno", None) in (ENOSPC, EDQUOT):
+                    if is_disk_full(error):
                         raise
                     yield Failed(job, error)
                 else:

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ...runtime.disk_errors import is_disk_full
 from ..components import Service
-from ..disk_errors import is_disk_full
 from ..protocol.errors import ServiceError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
-from ..disk_errors import is_disk_full
+from ...runtime.disk_errors import is_disk_full
 from ..runner import JobFailed
 from ..store import STORE_FAILURES
 

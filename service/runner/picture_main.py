@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from ...runtime import InvalidRequest
+from ...runtime.disk_errors import is_disk_full
 from ...runtime.images import FORMATS, fit, load_picture, readable_formats
-from ..disk_errors import is_disk_full
 
 BASE_BYTES, PIXEL_BYTES, THREAD_BYTES = 256 * 2**20, 40, 16 * 2**20
 """Memory that reading a picture may take: in any case, for each pixel that is allowed, and for each thread."""

@@ -36,10 +36,10 @@ from ...runtime import (
     Progress,
     SparseCtrlLcmError,
 )
+from ...runtime.disk_errors import is_disk_full
 from ...runtime.errors import first_line, message
 from ...runtime.images import RESAMPLES, fit, load_picture
 from ...runtime.output.recording import Recording
-from ..disk_errors import is_disk_full
 from .interface import REFUSALS, JobFailed
 from .picture_main import open_image
 
