@@ -54,7 +54,7 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Starts. Requests that an earlier process left running wait again, unless their callers are gone."""
-        left = await self._board.give_back()
+        left = await self._board.give_back(others=False)
         await self._board.end_runs()
         if left:
             log.info("requests that were interrupted run again", extra={"requests": left})
@@ -81,7 +81,7 @@ class Dispatcher:
         if self.service.owner_lock.problem is not None:
             return  # the requests of this server's name are the other's
         try:
-            await self._board.give_back()
+            await self._board.give_back(others=False)
         except SQLAlchemyError as error:  # the next start does it again
             log.warning("the store failed: %s", error)
 

@@ -49,10 +49,11 @@ async def _renew(service: Service) -> None:
 async def _take_over(service: Service) -> None:
     """Puts requests that no server works on back into the queue.
 
-    After an outage, the other servers first get time to renew their leases, which nobody could meanwhile.
+    After a start or an outage, the other servers first get time to renew their leases, which nobody could during an
+    outage, and this server may have been started in one.
     """
-    since = time.monotonic() - service.store.outage.ended_at
-    await service.board.give_back(others=since > service.settings.lease_seconds)
+    works_for = time.monotonic() - service.store.outage.works_since
+    await service.board.give_back(others=works_for > service.settings.lease_seconds)
 
 
 async def _measure(service: Service) -> None:

@@ -204,7 +204,7 @@ class Board:
             self._forget_views(request_id)
         return done is not None
 
-    async def give_back(self, *, others: bool = True) -> list[str]:
+    async def give_back(self, *, others: bool) -> list[str]:
         """Puts requests that no server works on back into the queue. `others` is as `SqlStore.give_back` takes it."""
         async with self._writing:
             held, now = list(self._running), clock.now()

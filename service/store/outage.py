@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
@@ -26,13 +25,13 @@ class Outage:
 
     Attributes:
         begun: set at the beginning, for the task that probes.
-        ended_at: when the last one ended, as `time.monotonic`.
+        works_since: when the last one ended, or this process began, as `time.monotonic`.
     """
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
         self._since: float | None = None
-        self.ended_at = -math.inf
+        self.works_since = time.monotonic()
         self._reads_fail = False
 
     @property
@@ -55,7 +54,7 @@ class Outage:
             call_at: when the call began; one from before the end of the last outage says nothing new.
             reads: whether the call was to read.
         """
-        if call_at < self.ended_at:
+        if call_at < self.works_since:
             return
         self._reads_fail = self._reads_fail or reads
         if self._since is None:
@@ -71,4 +70,4 @@ class Outage:
         """Ends the outage if there is one."""
         if self._since is not None:
             log.warning("the database works again", extra={"seconds": round(time.monotonic() - self._since, 1)})
-            self._since, self.ended_at = None, time.monotonic()
+            self._since, self.works_since = None, time.monotonic()

@@ -184,16 +184,18 @@ def test_refused_writes_are_found_without_a_call(
     ]
 
 
-def test_after_an_outage_other_servers_get_time_to_renew_their_leases(database: str, tmp_path: Path) -> None:
-    """Nobody could renew them meanwhile. Otherwise a clip that another server is making would be made twice."""
+@pytest.mark.parametrize("outage", [True, False])
+def test_other_servers_get_time_to_renew_their_leases(database: str, outage: bool, tmp_path: Path) -> None:
+    """After a start and an outage, in which nobody could. Otherwise a clip of theirs would be made twice."""
     name = uuid.uuid4().hex
 
     async def scenario(service: Service, runner: StandIn) -> None:
         runner.capacity = 0
         await submit_to(service, name)
         service.store.claim(name, "another server", time.time(), -1.0)
-        service.store.outage.begin(OSError("gone"), time.monotonic(), reads=True)
-        await asyncio.sleep(0.4)
+        if outage:
+            service.store.outage.begin(OSError("gone"), time.monotonic(), reads=True)
+        await asyncio.sleep(0.4 if outage else 1.4)  # without an outage the periodic work comes each second
         row = service.store.get(name)
         assert row is not None
         assert (row.state, row.owner) == ("running", "another server")
@@ -201,7 +203,7 @@ def test_after_an_outage_other_servers_get_time_to_renew_their_leases(database: 
         runner.capacity = 1
         assert (await ended(service, name)).status == 200
 
-    serving(tmp_path, scenario, database=database, lease_seconds=1.0)
+    serving(tmp_path, scenario, database=database, lease_seconds=1.0 if outage else 5.0)
 
 
 def test_a_run_whose_client_leaves_during_an_outage_is_cancelled(
