@@ -1,22 +1,27 @@
 """Pipelines on a Ray cluster, which make the clips of a batch."""
 
+import logging
 import os
+import traceback
 from collections import deque
 from collections.abc import Generator, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..runtime import ClipRequest, VideoPipeline
-from ..runtime.errors import BackendError, first_line
+from ..runtime.errors import BackendError, DeviceLost
 from ..runtime.output.writers import complete_file
 from ..runtime.request import Keyframe
-from ..service.runner.bundle_cache import local_bundle
-from ..service.runner.ray_cluster import join_cluster
+from ..service.runner.bundle_cache import absolute_bundle, local_bundle
+from ..service.runner.ray_cluster import join_cluster, needs_of, reason_in
 from .clip_pool import Failed, LocalPool, Made, OnFraction
 from .request_lines import Job
+
+log = logging.getLogger(__name__)
 
 RETRIES = 3
 """How often Ray runs a clip again whose process or node died."""
@@ -39,7 +44,11 @@ class RemotePipeline:
 
     def make(self, request: ClipRequest, name: str, fps: float) -> tuple[int, float, bytes]:
         """Returns the seed used, the seconds of a clip, and its file, whose format follows from `name`."""
-        clip = self._pipeline.run(request)
+        try:
+            clip = self._pipeline.run(request)
+        except DeviceLost:  # only a new process can use the device again
+            traceback.print_exc()
+            os._exit(1)
         with TemporaryDirectory() as folder:
             file = Path(folder, name)
             clip.save(file, fps)
@@ -49,54 +58,90 @@ class RemotePipeline:
 class RayPool:
     """A `ClipPool` of pipelines on a Ray cluster. Ray places them and starts them again.
 
+    A pipeline takes jobs once it has loaded. One for which the cluster has no room yet holds nothing up, and one that
+    cannot load is left out, for example because its node lacks the engines.
+
     Args:
         address: as `join_cluster` takes it.
-        replicas: how many pipelines.
+        replicas: most pipelines.
         gpus: GPUs of a pipeline; without one it takes as many CPUs as threads.
         bundle, options: as `RemotePipeline` takes them.
 
     Raises:
-        BackendError: Ray is not installed, there is no cluster, or a pipeline cannot load.
+        BackendError: Ray is not installed, there is no cluster, or no pipeline can load.
     """
 
     def __init__(self, address: str, replicas: int, gpus: float, bundle: str | None, options: dict[str, Any]) -> None:
         self._ray = ray = join_cluster(address)
-        needs = {"num_gpus": gpus, "num_cpus": options["threads"] or 0}
+        needs = needs_of(gpus, options["threads"])
         actor = ray.remote(RemotePipeline).options(**needs, max_restarts=-1, max_task_retries=RETRIES)
-        self._pipelines = [actor.remote(bundle, options) for _ in range(replicas)]
-        try:
-            self.model: str = ray.get(self._pipelines[0].model.remote())
-        except ray.exceptions.RayError as error:
-            raise BackendError("pool", f"a pipeline could not load: {_last_line(error)}") from None
+        pipelines = [actor.remote(absolute_bundle(bundle), options) for _ in range(replicas)]
+        self._loading = {pipeline.model.remote(): pipeline for pipeline in pipelines}
+        self._free: deque[Any] = deque()
+        self.model = ""
+        while not self._free:
+            (task,), _ = ray.wait(list(self._loading))
+            self._end_loading(task)
 
     def make(self, jobs: Iterable[Job], on_fraction: OnFraction) -> Generator[Made | Failed, None, None]:
-        """Yields the outcomes as they come; tells no fractions."""
-        ray, left, free, running = self._ray, iter(jobs), deque(self._pipelines), {}
+        """Yields the outcomes as they come; tells no fractions.
+
+        Raises:
+            BackendError: no pipeline is left, since none could start again.
+        """
+        ray, left, running = self._ray, iter(jobs), {}
         try:
             while True:
-                while free and (job := next(left, None)) is not None:
-                    pipeline = free.popleft()
+                while self._free and (job := next(left, None)) is not None:
+                    pipeline = self._free.popleft()
                     task = pipeline.make.remote(_by_value(job.request), job.output.name, job.fps)
                     running[task] = job, pipeline
-                if not running:
+                if self._free and not running:
                     return
-                (done,), _ = ray.wait(list(running))
+                (done,), _ = ray.wait([*running, *self._loading])
+                if done in self._loading:
+                    self._end_loading(done, in_use=len(running))
+                    continue
                 job, pipeline = running.pop(done)
-                free.append(pipeline)
                 try:
                     seed, seconds, content = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
                     yield Failed(job, error.cause)
                 except ray.exceptions.RayError as error:
-                    yield Failed(job, BackendError("pool", _last_line(error)))
+                    if getattr(error, "actor_init_failed", False):  # it was started again, where it cannot load
+                        left = chain([job], left)
+                        self._leave_out(error, in_use=len(running))
+                        continue
+                    yield Failed(job, BackendError("pool", reason_in(str(error))))
                 else:
                     with complete_file(job.output) as part:
                         part.write_bytes(content)
                     yield Made(job, seed, seconds)
+                self._free.append(pipeline)
         finally:
             for task in running:
                 with suppress(ray.exceptions.RayError):
                     ray.cancel(task)
+
+    def _end_loading(self, task: Any, in_use: int = 0) -> None:
+        pipeline = self._loading.pop(task)
+        try:
+            model = self._ray.get(task)
+        except self._ray.exceptions.RayError as error:
+            self._leave_out(error, in_use)
+            return
+        self.model = self.model or model
+        if model == self.model:
+            self._free.append(pipeline)
+        else:
+            log.warning("a pipeline is left out: its node has another bundle")
+
+    def _leave_out(self, error: Exception, in_use: int) -> None:
+        """Raises BackendError if no other pipeline is left; `in_use` of them make clips."""
+        reason = reason_in(str(error))
+        if not (in_use or self._free or self._loading):
+            raise BackendError("pool", f"no pipeline could load: {reason}") from None
+        log.warning("a pipeline is left out, since it could not load: %s", reason)
 
 
 def _by_value(request: ClipRequest) -> ClipRequest:
@@ -110,9 +155,3 @@ def _content(image: Any) -> Any:
         with suppress(OSError):
             return Path(image).read_bytes()
     return image
-
-
-def _last_line(error: Exception) -> str:
-    """The line of Ray's report that says why."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].rpartition("Error: ")[2] if lines else first_line(error)

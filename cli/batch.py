@@ -61,8 +61,9 @@ def batch(
         clips: ClipPool
         if pool == "ray":
             from ..batch.ray_pool import RayPool
+            from ..service.runner.ray_cluster import threads_of
 
-            options["threads"] = threads or (None if gpus_per_replica else 1)
+            options["threads"] = threads_of(gpus_per_replica, threads)
             clips = RayPool(ray_address, replicas, gpus_per_replica, bundle, options)
         else:
             clips = LocalPool(VideoPipeline.load(bundle, **options))

@@ -20,6 +20,13 @@ def is_url(bundle: Path | str | None) -> bool:
     return isinstance(bundle, str) and "://" in bundle
 
 
+def absolute_bundle(bundle: Path | str | None) -> str | None:
+    """Returns a bundle as processes in other folders find it: Ray starts pipelines where `ray start` ran."""
+    if bundle is None or is_url(bundle):
+        return None if bundle is None else str(bundle)
+    return str(Path(bundle).absolute())
+
+
 def local_bundle(bundle: str | None) -> str | None:
     """Returns the folder of a bundle on this machine. A URL is fetched unless this version of it was fetched before.
 

@@ -4,10 +4,11 @@ import re
 from typing import TYPE_CHECKING
 
 from ...runtime.errors import InvalidRequest
+from .bundle_cache import absolute_bundle
 from .devices import runner_devices, runner_names
 from .interface import Runner
 from .local_runner import LocalRunner
-from .ray_cluster import check_address
+from .ray_cluster import check_address, threads_of
 from .runner_pool import RunnerPool
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ def _ray_pool(settings: "Settings") -> Runner:
     from .ray_pool import RayPool  # Ray itself is imported when the pool starts
 
     options = {
-        "bundle": None if settings.bundle is None else str(settings.bundle),
+        "bundle": absolute_bundle(settings.bundle),
         "backend": settings.backend,
         "precision": settings.precision,
-        "threads": settings.threads or (None if settings.gpus_per_replica else 1),
+        "threads": threads_of(settings.gpus_per_replica, settings.threads),
     }
     return RayPool(
         address=settings.ray_address,

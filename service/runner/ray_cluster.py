@@ -1,4 +1,7 @@
-"""Joins a Ray cluster. Ray is imported only here and in what this is called for."""
+"""What the service and `batch` share of Ray: joining a cluster, what a pipeline needs there, why one failed.
+
+Ray is imported only here and in what this is called for.
+"""
 
 import logging
 import socket
@@ -45,6 +48,22 @@ def join_cluster(address: str) -> Any:
             reason = f"no Ray cluster at {address} ({first_line(error)})"
             raise BackendError("ray_address", reason, "start one: ray start --head") from None
     return ray
+
+
+def needs_of(gpus: float, threads: int | None) -> dict[str, float]:
+    """Returns what Ray has to reserve for a pipeline: its GPUs, and a CPU for each thread."""
+    return {"num_gpus": gpus, "num_cpus": threads or 0}
+
+
+def threads_of(gpus: float, threads: int | None) -> int | None:
+    """Returns the threads of a pipeline: as given, otherwise one on the CPU, where several share a machine."""
+    return threads or (None if gpus else 1)
+
+
+def reason_in(report: str) -> str:
+    """Returns what the last line of a report of Ray says, which may be a traceback's; empty if there is none."""
+    lines = report.strip().splitlines()
+    return lines[-1].rpartition("Error: ")[2] if lines else ""
 
 
 def _reach(address: str) -> None:
