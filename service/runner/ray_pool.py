@@ -13,12 +13,14 @@ from typing import Any
 from ...runtime.errors import BackendError, SparseCtrlLcmError, first_line
 from .interface import Job, JobFailed, Made, OnEvent, RunnerLost, RunnerState, RunnerStatus
 from .messages import event_of, notify
-from .ray_cluster import join_cluster
+from .ray_cluster import join_cluster, needs_of, reason_in
 
 log = logging.getLogger(__package__)
 
 LOOK_SECONDS = 1.0
 """How often the state of the replicas is read."""
+CLOSE_SECONDS = 5.0
+"""Longest wait for the end of a handle's threads."""
 MATCHING_SECONDS = "0.05"
 """How long Ray Serve waits for the replica that keeps a conditioning, before it takes any other."""
 
@@ -65,13 +67,22 @@ class RayPool:
         self._supervisor = asyncio.create_task(self._supervise(), name="ray")
 
     async def stop(self) -> None:
-        """Ends all jobs and leaves the cluster. The replicas stay."""
+        """Ends all jobs with `RunnerLost("stopped")` and leaves the cluster. The replicas stay."""
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
             supervisor.cancel()
             await asyncio.wait({supervisor})
-        for job_id in list(self._streams):
-            self.cancel(job_id)
+        for stream in list(self._streams.values()):
+            stream.cancel()
+        await self._close_handle()
+
+    async def _close_handle(self) -> None:
+        """Ends the threads behind the handle, which would go on sending metrics to a controller that is gone."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            with suppress(Exception):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await _aside(handle.shutdown)
 
     @property
     def capacity(self) -> int:
@@ -114,18 +125,23 @@ class RayPool:
         except (JobFailed, RunnerLost):
             raise
         except asyncio.CancelledError:
-            if job.id not in self._cancelled:
+            if (ended := self._ended(job.id)) is None:
                 raise
-            raise JobFailed("cancelled", "cancelled") from None
+            raise ended from None
         except Exception as error:  # Ray's, of many classes
-            if job.id in self._cancelled:
-                raise JobFailed("cancelled", "cancelled") from None
-            raise RunnerLost("crashed", f"the replica was lost: {first_line(error)}") from None
+            lost = RunnerLost("crashed", f"the replica was lost: {first_line(error)}")
+            raise self._ended(job.id) or lost from None
         finally:
             with suppress(Exception):
                 stream.cancel()
             self._cancelled.discard(job.id)
             del self._streams[job.id]
+
+    def _ended(self, job_id: str) -> JobFailed | RunnerLost | None:
+        """Returns what ended a job on purpose, if anything did."""
+        if job_id in self._cancelled:
+            return JobFailed("cancelled", "cancelled")
+        return RunnerLost("stopped", "the runner was stopped") if self._supervisor is None else None
 
     async def _follow(self, job: Job, stream: Any, on_event: OnEvent) -> Made:
         begun = await anext(stream)  # without a limit: a replica may have to be started
@@ -163,9 +179,10 @@ class RayPool:
                 self._refuse(error)
                 return
             except Exception as error:
-                if str(error) != self._problem:
-                    log.warning("Ray does not answer: %s", first_line(error))
-                self._problem, self._states = first_line(error), {}
+                problem = f"Ray does not answer: {first_line(error)}"
+                if problem != self._problem:
+                    log.warning("%s", problem)
+                self._problem, self._states = problem, {}
             await asyncio.sleep(LOOK_SECONDS)
 
     def _refuse(self, error: SparseCtrlLcmError) -> None:
@@ -190,7 +207,7 @@ class RayPool:
                 ClipReplica,
                 name="clips",
                 max_ongoing_requests=1,
-                ray_actor_options={"num_gpus": self._gpus, "num_cpus": self._setup["options"]["threads"] or 0},
+                ray_actor_options=needs_of(self._gpus, self._setup["options"]["threads"]),
                 health_check_period_s=5,
                 autoscaling_config={
                     "min_replicas": low,
@@ -207,21 +224,26 @@ class RayPool:
     async def _look(self) -> None:
         """Reads the states of the replicas, and asks the first one what it runs."""
         status = await _aside(self._status)
+        if status is None:
+            log.warning("the replicas were shut down; they are deployed again")
+            self._states = {}
+            await self._close_handle()
+            return
         deployment = next(iter(status.deployments.values()), None)
         self._states = {str(state): count for state, count in deployment.replica_states.items()} if deployment else {}
         if self._states.get("RUNNING") and not self._about:
             self._about = await self._handle.about.remote()
             log.info("The runner is ready: %s", self._about)
         failed = status.status == "DEPLOY_FAILED"
-        if deployment and (lines := deployment.message.strip().splitlines()):
-            self._problem = lines[-1].rpartition("Error: ")[2]  # of a traceback
+        if deployment and (reason := reason_in(deployment.message)):
+            self._problem = reason
         if failed and not self._about:
             raise BackendError("pool", f"no replica could load: {self._problem}")
 
     def _status(self) -> Any:
         from ray import serve
 
-        return serve.status().applications[self.name]
+        return serve.status().applications.get(self.name)
 
 
 async def _aside(function: Callable[[], Any]) -> Any:

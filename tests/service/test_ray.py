@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
+from sparsectrl_lcm.batch import ray_pool as batch_pool
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.runtime import BundleError, InvalidRequest
+from sparsectrl_lcm.runtime import BackendError, BundleError, InvalidRequest
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.runner import Job, JobFailed, Made, Preview, RunnerLost, Step
 from sparsectrl_lcm.service.runner.bundle_cache import local_bundle
@@ -129,6 +131,39 @@ def test_options_that_no_replica_can_load(address: str) -> None:
 
 
 @pytest.mark.slow
+def test_jobs_end_with_the_pool(address: str, pool: RayPool, tmp_path: Path) -> None:
+    """As lost, not as cancelled: their requests wait again. Another server with the same options goes on."""
+
+    async def scenario() -> Any:
+        other = ray_pool(address)
+        await other.start()
+        await until(lambda: other.capacity > 0, 30)
+        steps: list[Step | Preview] = []
+        running = asyncio.create_task(failure_of(other.run(job(tmp_path, "a", "slow 0.5"), steps.append)))
+        await until(lambda: len(steps) > 1, 30)
+        await other.stop()
+        return await running
+
+    lost = asyncio.run(scenario())
+    assert isinstance(lost, RunnerLost) and lost.kind == "stopped"
+    assert pool.capacity > 0
+
+
+@pytest.mark.slow
+def test_replicas_that_were_shut_down(loop: asyncio.Runner, pool: RayPool, tmp_path: Path) -> None:
+    """A server that runs deploys them again."""
+    from ray import serve
+
+    async def scenario() -> Made:
+        await asyncio.to_thread(serve.shutdown)
+        await until(lambda: pool.capacity == 0, 30)
+        await until(lambda: pool.capacity > 0, 90)
+        return await pool.run(job(tmp_path, "a"), ignore)
+
+    assert loop.run(scenario()).seed == 7
+
+
+@pytest.mark.slow
 def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
     """A server that is killed finds the replicas again, and its request runs to its end."""
     settings = {"pool": "ray", "ray_address": address, "gpus_per_replica": 0.0, "pipeline": "stub_pipeline:load"}
@@ -170,6 +205,41 @@ def test_a_batch_on_the_cluster(address: str, tmp_path: Path) -> None:
         for name in ("local", "ray")
     ]
     assert told[0] == told[1] and sum(error is not None for error in told[0].values()) == 1
+
+
+@pytest.mark.slow
+def test_a_batch_without_the_pipelines_that_cannot_load(
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first one cannot load, and the cluster has no room for the last ones: the others make all clips."""
+
+    class Pipeline(batch_pool.RemotePipeline):
+        def __init__(self, bundle: str | None, options: dict[str, Any]) -> None:
+            with suppress(FileExistsError):
+                (tmp_path / "begun").mkdir()
+                raise BackendError("backend", "this node has no engines")
+            super().__init__(bundle, options)
+
+    monkeypatch.setattr(batch_pool, "RemotePipeline", Pipeline)
+    monkeypatch.chdir(tmp_path)  # not the folder of Ray's processes
+    Path("demo").symlink_to(demo_bundle())
+    (tmp_path / "requests.jsonl").write_text(json.dumps({"prompt": "a red star", "frames": 2, "seeds": 6}))
+    given = ["batch", "requests.jsonl", "-o", "out", "--bundle", "demo", "--backend", "onnxruntime"]
+    on_ray = ["--pool", "ray", "--ray-address", address, "--gpus-per-replica", "0", "--replicas", "6"]
+    assert run([*given, *on_ray]) == 0
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 6
+    assert caplog.messages == ["a pipeline is left out, since it could not load: backend: this node has no engines"]
+
+
+@pytest.mark.slow
+def test_a_batch_for_which_no_pipeline_can_load(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "requests.jsonl").write_text(json.dumps({"prompt": "a red star"}))
+    given = ["batch", str(tmp_path / "requests.jsonl"), "-o", str(tmp_path / "out"), "--bundle", "none"]
+    on_ray = ["--pool", "ray", "--ray-address", address, "--gpus-per-replica", "0", "--replicas", "2"]
+    assert run([*given, *on_ray]) == 2
+    assert f"error: --pool: no pipeline could load: bundle: '{Path('none').absolute()}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
