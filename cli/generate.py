@@ -1,5 +1,6 @@
 """`sparsectrl-lcm generate`."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +15,14 @@ def generate(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="File .mp4, .webm, .gif, .webp, .png (contact sheet), or a folder (frames)."
+            "--output",
+            "-o",
+            help="File .mp4, .webm, .gif, .webp, .png (contact sheet), or a folder (frames); - for stdout.",
         ),
     ],
+    format: Annotated[
+        str | None, typer.Option(help="With `-o -`: mp4 (the default), webm, gif, webp or png (contact sheet).")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What it does not show; used with --guidance above 1.")] = "",
     controlnet: Annotated[str, typer.Option(help="What the keyframes are: scribble or rgb.")] = "scribble",
     keyframe: Annotated[
@@ -111,16 +117,31 @@ def generate(
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)
     requests = with_seeds(request, integer("seeds", seeds, 1, MAX_SEEDS))
-    for path in seed_outputs(output, requests) if seeds > 1 else [output]:
-        check_output(path, fps)
-    pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
+    with _output_file(output, format, seeds) as file:
+        for path in seed_outputs(file, requests) if seeds > 1 else [file]:
+            check_output(path, fps)
+        pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
+        if seeds > 1:
+            generate_seeds(pipeline, requests, file, fps)
+        else:
+            _generate_one(pipeline, request, file, fps, to_stdout=file is not output)
+
+
+def _output_file(output: Path, format: str | None, seeds: int) -> AbstractContextManager[Path]:
+    """The file to write: `output`, or one whose content goes to stdout."""
+    from ..runtime import InvalidRequest
+    from .stdout_clip import STDOUT, clip_for_stdout
+
+    if output != STDOUT:
+        if format is not None:
+            raise InvalidRequest("format", "it is for clips to stdout", "give -o -, or a file with the format's ending")
+        return nullcontext(output)
     if seeds > 1:
-        generate_seeds(pipeline, requests, output, fps)
-    else:
-        _generate_one(pipeline, request, output, fps)
+        raise InvalidRequest("seeds", "several clips cannot go to stdout", "name a file, such as -o clip.mp4")
+    return clip_for_stdout("mp4" if format is None else format)
 
 
-def _generate_one(pipeline: "VideoPipeline", request: "ClipRequest", output: Path, fps: float) -> None:
+def _generate_one(pipeline: "VideoPipeline", request: "ClipRequest", output: Path, fps: float, to_stdout: bool) -> None:
     from ..runtime.output.recording import Recording
     from .clip_reports import seed_told, summary
     from .progress_bar import Bar
@@ -130,7 +151,7 @@ def _generate_one(pipeline: "VideoPipeline", request: "ClipRequest", output: Pat
             clip = pipeline.run(request, on_progress=bar.of_clip, on_frames=recording.add)
         with seed_told(clip):
             path = recording.save(clip)
-    typer.echo(summary(clip, path, pipeline))
+    typer.echo(summary(clip, Path("stdout") if to_stdout else path, pipeline), err=to_stdout)
 
 
 def _keyframe(text: str) -> "Keyframe":
