@@ -70,7 +70,7 @@ $(PLATFORMS:%=types-%): types-%:
 links:
 	rm -rf .types
 	mkdir -p .types/sparsectrl_lcm/benchmarks
-	ln -s ../../sparsectrl_lcm/__init__.py ../../sparsectrl_lcm/__main__.py .types/sparsectrl_lcm
+	ln -s $(addprefix ../../,$(wildcard sparsectrl_lcm/*.py)) .types/sparsectrl_lcm
 	ln -s ../../../benchmarks/harness .types/sparsectrl_lcm/benchmarks
 	for part in batch cli engine export runtime service; do ln -s ../../$$part .types/sparsectrl_lcm; done
 

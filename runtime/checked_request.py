@@ -14,7 +14,7 @@ from .format.clip_layout import TOKENS, ClipLayout, ClipSize, frames_decoded_at_
 from .format.decoders import DECODERS
 from .format.manifest import MAX_SIDE, Manifest, Sizes
 from .images import RESAMPLES, fit, had_transparency, load_picture, normalize_scribble, scribble_doubt
-from .loop.noise import MAX_SEED
+from .loop.noise import MAX_SEED, NoiseSource, TorchGenerator
 from .loop.prompt_syntax import check_weights
 from .loop.schedule import controlled_steps
 from .loop.windows import Windows, default_overlap, windows_of_steps
@@ -55,6 +55,7 @@ class CheckedRequest:
         control_guidance_start, control_guidance_end: fractions of the steps between which keyframes guide the clip.
         context_length: frames of a context window; None makes the clip in one piece.
         context_overlap: frames that consecutive windows share at least.
+        noise: starts the source of the noise; None takes torch's generator with the seed.
     """
 
     prompt: str
@@ -76,6 +77,7 @@ class CheckedRequest:
     long_prompts: bool = False
     context_length: int | None = None
     context_overlap: int = 0
+    noise: Callable[[], NoiseSource] | None = None
 
     @property
     def controlled_steps(self) -> range:
@@ -88,6 +90,10 @@ class CheckedRequest:
     def decoder_graph(self) -> str:
         """The graph that makes the frames."""
         return DECODERS[self.decoder]
+
+    def noise_source(self) -> NoiseSource:
+        """The source of the noise, at its start: each attempt at the request draws the same."""
+        return TorchGenerator(self.seed) if self.noise is None else self.noise()
 
     @property
     def guidance(self) -> bool:

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # imported when a bundle is loaded: `import sparsectrl_lcm` s
     from .backend_interface import Executor
     from .checked_request import CheckedRequest
     from .format.bundle import Bundle
+    from .loop.noise import NoiseSource
 
 
 class VideoPipeline:
@@ -201,18 +203,25 @@ class VideoPipeline:
         return self.run(request, on_progress, on_frames)
 
     def run(
-        self, request: ClipRequest, on_progress: OnProgress | None = None, on_frames: OnFrames | None = None
+        self,
+        request: ClipRequest,
+        on_progress: OnProgress | None = None,
+        on_frames: OnFrames | None = None,
+        *,
+        noise: "Callable[[], NoiseSource] | None" = None,
     ) -> Clip:
         """Makes the clip of a request: like `generate`, with the arguments in one object.
 
         Args:
             request: what to make.
             on_progress, on_frames: as for `generate`.
+            noise: returns what draws the noise instead of torch's generator with the seed: an object with a method
+                `randn(shape, out=None)`. It is called again if the request is made again.
 
         Raises:
             InvalidRequest, Cancelled, BackendError: as `generate` does.
         """
-        return self._make(self._check(request), on_progress, on_frames)
+        return self._make(replace(self._check(request), noise=noise), on_progress, on_frames)
 
     async def generate_async(
         self,

@@ -19,7 +19,6 @@ from ..loop.conditioning import (
     residual_bytes,
     window_feeds,
 )
-from ..loop.noise import TorchGenerator
 from ..loop.schedule import Schedule, lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
 from ..loop.windows import Window, parts_of
@@ -186,7 +185,7 @@ class _Run:
     def denoise(self, schedule: Schedule, conditioning: Conditioning) -> Array:
         """The LCM loop; returns the denoised latents [F, 4, H/8, W/8]."""
         request = self.request
-        generator = TorchGenerator(request.seed)
+        generator = request.noise_source()
         shape = replace(self.layout, clip=request.clip_size).latent_shape
         latents = generator.randn(shape)
         images: Array = latents[0]

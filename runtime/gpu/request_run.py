@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
-from ..loop.noise import TorchGenerator
 from ..loop.prompt_embeds import encode_prompts
 from ..loop.schedule import lcm_schedule
 from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
@@ -34,7 +33,7 @@ class RequestRun:
         self.request = request
         self.variant = variant
         self.stages = stages
-        self.generator = TorchGenerator(request.seed)
+        self.generator = request.noise_source()
         self.conditioning_is_whole = True
         self.replayed = False
 

@@ -4,6 +4,8 @@ Source: aten/src/ATen/native/cpu/DistributionTemplates.h (`normal_fill`) and ATe
 engine is MT19937 (Matsumoto and Nishimura 1998), which numpy provides. The transform is Box-Muller (1958).
 """
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,13 @@ _CHUNK = 1 << 15
 """Values computed at a time; a multiple of the block whose intermediate arrays stay in the processor's cache."""
 _BITS = np.uint32(0xFFFFFF)
 _TWO_PI = np.float32(2 * np.pi)
+
+
+class NoiseSource(Protocol):
+    """Draws standard normal values."""
+
+    def randn(self, shape: tuple[int, ...], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Values of a shape, written to `out` if it is given."""
 
 
 class TorchGenerator:

@@ -11,9 +11,10 @@ from conftest import Exported
 from fakes.emulated_demo import REQUESTS, SMALL, emulated_demo, fresh, fresh_small, keyframes, small_clip
 from fakes.gpu_emulation import PortableGraphs, RoundedGraphs, emulate
 from pictures import pictures
-from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime import ClipRequest, Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.gpu.cuda import DeviceLost
+from sparsectrl_lcm.runtime.loop.noise import TorchGenerator
 
 
 @pytest.fixture
@@ -230,3 +231,13 @@ def test_frames_are_given_once_when_all_are_here(demo: SimpleNamespace) -> None:
     with pytest.raises(DeviceLost, match="of another device"):
         demo.pipeline.generate("a boat", keyframes(), seed=3, on_frames=on_frames)
     assert (demo.pipeline.generate("a boat", keyframes(), seed=2).frames == clip.frames).all()
+
+
+def test_noise_of_another_source_is_that_of_the_cpu_backend(demo: SimpleNamespace) -> None:
+    """Also in a capture, a replay and a proof of the graphs, each of which draws it from its beginning."""
+    request = ClipRequest("a red boat", keyframes(2), seed=1)
+    expected = fresh("a red boat", keyframes(2), seed=9)
+    assert not np.array_equal(fresh("a red boat", keyframes(2), seed=1), expected)
+    for _ in range(3):
+        clip = demo.pipeline.run(request, noise=lambda: TorchGenerator(9))
+        assert np.array_equal(clip.frames, expected)

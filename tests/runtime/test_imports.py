@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 ALLOWED = {
-    "sparsectrl_lcm": {"runtime", "cli"},
+    "sparsectrl_lcm": {"runtime", "cli", "diffusers_arguments"},
     "runtime": set(),
     "engine": {"runtime"},
     "export": {"runtime"},
@@ -46,6 +46,7 @@ HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntim
         ("import sparsectrl_lcm", HEAVY | {"numpy", "sparsectrl_lcm.runtime"}),
         ("from sparsectrl_lcm import Keyframe, VideoPipeline", HEAVY),
         ("import sparsectrl_lcm.runtime", HEAVY),
+        ("import sparsectrl_lcm.diffusers", HEAVY),
         ("import sparsectrl_lcm.runtime.backends", HEAVY - {"pydantic"}),
     ],
 )
