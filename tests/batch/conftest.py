@@ -47,7 +47,8 @@ def write(*lines: object) -> None:
 
 
 def batch(*arguments: object, requests: str = "requests.jsonl") -> int:
-    return cli.run(["batch", requests, "-o", "out", "--format", "gif", *map(str, arguments)])
+    ending = [] if "--format" in arguments else ["--format", "gif"]
+    return cli.run(["batch", requests, "-o", "out", *ending, *map(str, arguments)])
 
 
 def results() -> list[dict[str, Any]]:
