@@ -9,15 +9,16 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from .diffusers_arguments import CallbackTensors, TorchNoise, keyframes, one_prompt, refuse, refuse_method
+from .diffusers_arguments import (
+    CallbackTensors,
+    TorchNoise,
+    in_words_of_diffusers,
+    keyframes,
+    one_prompt,
+    refuse,
+    refuse_method,
+)
 from .runtime import Clip, ClipRequest, InvalidRequest, Progress, VideoPipeline
-
-_FIELDS = {
-    "keyframes": "conditioning_frames",
-    "keyframe index": "controlnet_frame_indices",
-    "conditioning_scale": "controlnet_conditioning_scale",
-}
-"""Names of arguments of `VideoPipeline.generate` in diffusers' call."""
 
 
 class SparseCtrlLcmOutput(NamedTuple):
@@ -144,8 +145,7 @@ class SparseCtrlLcmPipeline:
         try:
             clip = self.pipeline.run(request, on_progress, noise=None if noise is None else noise.start)
         except InvalidRequest as error:
-            field = _FIELDS.get(error.field, error.field)
-            raise InvalidRequest(field, error.reason, error.remedy) from None
+            raise in_words_of_diffusers(error) from None
         if noise is not None:
             noise.finish()
         output = SparseCtrlLcmOutput(_frames(clip, output_type))

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from .runtime import InvalidRequest, Keyframe
 from .runtime.errors import shown
+from .runtime.field_checks import integer
+from .runtime.request import MAX_FRAMES
 
 _ARGUMENTS = {
     "latents": "give a generator",
@@ -69,22 +71,25 @@ def one_prompt(field: str, value: Any) -> Any:
     return value[0]
 
 
-def keyframes(frames: Any, indices: Any, num_frames: Any, width: int, height: int) -> list[Keyframe]:
-    """Keyframes in the clip's size. As in diffusers, surplus pictures are ignored, and the last of an index counts."""
-    from PIL import Image
+def keyframes(frames: Any, indices: Any, num_frames: Any, width: Any, height: Any) -> list[Keyframe]:
+    """Keyframes in the clip's size, which is checked before pictures are stretched to it.
 
+    As in diffusers, surplus pictures are ignored, and the last one of an index counts.
+    """
+    from .runtime.format.manifest import MAX_SIDE
+
+    width, height = integer("width", width, 1, MAX_SIDE), integer("height", height, 1, MAX_SIDE)
+    num_frames = integer("num_frames", num_frames, 1, MAX_FRAMES)
     if frames is None:
         raise InvalidRequest("conditioning_frames", "are missing", "VideoPipeline.generate makes clips without them")
-    single = isinstance(frames, Image.Image) or getattr(frames, "ndim", 4) == 3
-    pictures = [frames] if single else list(frames)
+    many = isinstance(frames, list | tuple) or getattr(frames, "ndim", 0) == 4
+    pictures = list(frames) if many else [frames]
     if not isinstance(indices, Sequence) or len(pictures) < len(indices):
         what = f"{shown(indices)} does not fit the conditioning frames, of which there are {len(pictures)}"
         raise InvalidRequest("controlnet_frame_indices", what, "give one index for each")
-    last = {}
-    for index, picture in zip(indices, pictures, strict=False):
-        known = isinstance(index, int) and isinstance(num_frames, int) and -num_frames <= index < 0
-        last[index + num_frames if known else index] = picture  # what else is wrong, the request's check finds
-    return [Keyframe(index, _picture(picture, width, height)) for index, picture in last.items()]
+    places = [integer("controlnet_frame_indices", index, -num_frames, num_frames - 1) for index in indices]
+    last = {place % num_frames: picture for place, picture in zip(places, pictures, strict=False)}
+    return [Keyframe(place, _picture(picture, width, height)) for place, picture in last.items()]
 
 
 def _picture(picture: Any, width: int, height: int) -> Any:
@@ -104,6 +109,16 @@ def _picture(picture: Any, width: int, height: int) -> Any:
         what = f"an array of shape {picture.shape} does not have the clip's size, {width}x{height}"
         raise InvalidRequest("conditioning_frames", what, "resize it, or give a Pillow image")
     return picture
+
+
+def in_words_of_diffusers(error: InvalidRequest) -> InvalidRequest:
+    """The error, with the name of the argument in diffusers' call."""
+    field = error.field
+    if field == "conditioning_scale":
+        field = "controlnet_conditioning_scale"
+    elif field.startswith("keyframe"):  # of a picture: "keyframe 3"
+        field = "conditioning_frames"
+    return InvalidRequest(field, error.reason, error.remedy)
 
 
 class CallbackTensors(dict[str, Any]):

@@ -135,6 +135,14 @@ REFUSED: list[tuple[str, Any]] = [
     ("num_inference_steps", 50),
     ("num_frames", "x"),
     ("width", 65),
+    ("width", -8),
+    ("height", "x"),
+    ("height", 10**6),
+    ("conditioning_frames", 3),
+    ("conditioning_frames", np.zeros((SIDE, SIDE, 7))),
+    ("controlnet_frame_indices", [[0]]),
+    ("controlnet_frame_indices", [0.5]),
+    ("controlnet_frame_indices", 0),
 ]
 
 
