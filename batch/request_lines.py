@@ -146,9 +146,9 @@ def _parse(text: bytes) -> RequestLine:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-        raise InvalidRequest("line", f"it is not JSON ({reason})") from None
+        raise InvalidRequest("line", f"it is not JSON ({reason})", "write one object on each line") from None
     if not isinstance(value, dict):
-        raise InvalidRequest("line", f"{shown(value)} is not a JSON object")
+        raise InvalidRequest("line", f"{shown(value)} is not a JSON object", "write one on each line")
     try:
         return RequestLine.model_validate(value)
     except ValidationError as error:

@@ -36,7 +36,7 @@ def open_results(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
     except Timeout:
         raise OutputError("output", f"another batch is writing to {str(folder)!r}") from None
     try:
-        if path.exists() and not resume:
+        if path.exists() and path.stat().st_size and not resume:
             raise OutputError("output", f"{str(path)!r} exists", "give --resume to go on, or name another folder")
         remove_parts(folder)
         with path.open("ab+") as file:

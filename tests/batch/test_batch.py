@@ -81,6 +81,14 @@ def test_a_batch_goes_on_only_if_told_so(ran: Ran, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "out: 0 made, 1 kept, 0 failed\n"
 
 
+def test_a_batch_that_wrote_no_result_needs_no_resume(ran: Ran) -> None:
+    with open_results(Path("out"), resume=False):
+        pass
+    write(SMALL | {"seed": 1})
+    assert batch() == 0
+    assert ran.seeds == [1]
+
+
 def changed_line() -> None:
     write(SMALL | {"seed": 1, "id": "a"}, SMALL | {"seed": 2, "id": "b", "prompt": "a cat"})
 

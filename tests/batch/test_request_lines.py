@@ -93,6 +93,7 @@ def test_wrong_lines_are_told_and_the_others_made(ran: Ran, capsys: pytest.Captu
     captured = capsys.readouterr()
     assert captured.out == f"out: 2 made, 0 kept, {len(WRONG) + 1} failed\n"
     assert "line 2: line: it is not JSON" in captured.err
+    assert "promt: there is no such field; docs/batch.md lists them" in captured.err
     assert captured.err.endswith(f"and {len(WRONG) + 1 - 10} more errors\n")
 
 
