@@ -12,6 +12,8 @@ from ...runtime.errors import BackendError, InvalidRequest, first_line
 REACH_SECONDS = 5.0
 """Longest time for a connection to the head of the cluster."""
 INSTALL = "pip install 'sparsectrl-lcm[ray]'"
+TOKEN = "if the cluster takes tokens, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the one of its head"
+"""Ray reads them; by itself it takes the token of ~/.ray/auth_token for the address `auto` only."""
 
 
 def check_address(address: str) -> None:
@@ -33,20 +35,26 @@ def join_cluster(address: str) -> Any:
 
     Raises:
         InvalidRequest: as `check_address`.
-        BackendError: Ray is not installed, or there is no cluster.
+        BackendError: Ray is not installed, there is no cluster, or it does not let this process in.
     """
     check_address(address)
     try:
         import ray
     except ImportError:
         raise BackendError("pool", "Ray is not installed", INSTALL) from None
-    if not ray.is_initialized():
-        try:
-            _reach(address)
-            ray.init(address, configure_logging=False, log_to_driver=False, logging_level=logging.ERROR)
-        except OSError as error:  # ConnectionError among them
-            reason = f"no Ray cluster at {address} ({first_line(error)})"
-            raise BackendError("ray_address", reason, "start one: ray start --head") from None
+    if ray.is_initialized():
+        return ray
+    try:
+        reached = _reach(address)
+    except OSError as error:
+        raise _no_cluster(address, error) from None
+    try:
+        ray.init(address, configure_logging=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ray.exceptions.AuthenticationError) as error:  # ConnectionError among the first
+        if not reached and isinstance(error, OSError):
+            raise _no_cluster(address, error) from None
+        reason = f"{address} did not let this process in ({first_line(error).partition('. ')[0]})"
+        raise BackendError("ray_address", reason, TOKEN) from None
     return ray
 
 
@@ -66,8 +74,19 @@ def reason_in(report: str) -> str:
     return lines[-1].rpartition("Error: ")[2] if lines else ""
 
 
-def _reach(address: str) -> None:
-    """Raises OSError if nothing listens at HOST:PORT, for which Ray itself would wait for minutes."""
+def _no_cluster(address: str, error: OSError) -> BackendError:
+    reason = f"no Ray cluster at {address} ({first_line(error)})"
+    return BackendError("ray_address", reason, "start one: ray start --head")
+
+
+def _reach(address: str) -> bool:
+    """Whether something listens at HOST:PORT; False for `auto`.
+
+    Raises:
+        OSError: nothing listens there. Ray itself would wait for minutes.
+    """
     host, colon, port = address.rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+    if not (colon and port.isdigit()):
+        return False
+    socket.create_connection((host, int(port)), REACH_SECONDS).close()
+    return True

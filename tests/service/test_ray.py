@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -20,6 +22,7 @@ from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.runner import Job, JobFailed, Made, Preview, RunnerLost, Step
 from sparsectrl_lcm.service.runner.bundle_cache import local_bundle
 from sparsectrl_lcm.service.runner.make_runner import check_pool
+from sparsectrl_lcm.service.runner.ray_cluster import join_cluster
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
 from sparsectrl_lcm.service.settings import Settings
 
@@ -268,6 +271,22 @@ def test_without_a_cluster_it_ends_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     told = f"no Ray cluster at 127.0.0.1:{port} ([Errno 111] Connection refused); start one: ray start --head"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"error: --ray-address: {told}")
+
+
+def test_a_head_that_wants_a_token_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(error: Exception) -> str:
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", Mock(side_effect=error))
+        with closing(socket.create_server(("127.0.0.1", 0))) as head, pytest.raises(BackendError) as caught:
+            join_cluster(f"127.0.0.1:{head.getsockname()[1]}")
+        return str(caught.value)
+
+    told = refuse(ConnectionError("Failed to connect to Ray cluster at 127.0.0.1"))
+    assert "did not let this process in (Failed to connect to Ray cluster" in told
+    assert told.endswith("set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the one of its head")
+    assert "RAY_AUTH_TOKEN" in refuse(ray.exceptions.AuthenticationError("No token was found. Do"))
 
 
 def test_a_bundle_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
