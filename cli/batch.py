@@ -50,6 +50,8 @@ def batch(
         raise InvalidRequest("format", f"{format!r} is not allowed", f"give {allowed}")
     if pool not in ("local", "ray"):
         raise InvalidRequest("pool", f"{pool!r} is not allowed", "give local or ray")
+    if pool == "local" and (ray_address, replicas, gpus_per_replica) != ("auto", 1, 1.0):
+        raise InvalidRequest("pool", "the local one takes no options of Ray", "give ray, or leave them out")
     options: dict[str, Any] = {"backend": backend, "precision": precision, "device": device, "threads": threads}
     in_file = requests != "-" and Path(requests).is_file()  # a pipe can be read only once
     pictures = Path(requests).parent if in_file else Path()
@@ -60,11 +62,11 @@ def batch(
     with _lines(requests) as lines, open_results(output, resume) as results:
         clips: ClipPool
         if pool == "ray":
-            from ..batch.ray_pool import RayPool
+            from ..batch.ray_pipelines import RayPipelines
             from ..service.runner.ray_cluster import threads_of
 
             options["threads"] = threads_of(gpus_per_replica, threads)
-            clips = RayPool(ray_address, replicas, gpus_per_replica, bundle, options)
+            clips = RayPipelines(ray_address, replicas, gpus_per_replica, bundle, options)
         else:
             clips = LocalPool(VideoPipeline.load(bundle, **options))
         total = None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 POOLS = ("local", "ray")
+RAY_SETTINGS = ("ray_address", "replicas", "gpus_per_replica")
 _REPLICAS = re.compile(r"(\d+)(?:\.\.(\d+))?")
 
 
@@ -91,5 +92,8 @@ def check_pool(settings: "Settings") -> None:
             name = "devices" if settings.devices else "runners"
             raise InvalidRequest(name, "not allowed with Ray, which places the replicas", "give replicas")
         check_address(settings.ray_address)
-    else:
-        runner_devices(settings.devices, settings.runners)
+        return
+    runner_devices(settings.devices, settings.runners)
+    for name in RAY_SETTINGS:
+        if getattr(settings, name) != type(settings).__dataclass_fields__[name].default:
+            raise InvalidRequest(name, "only for runners on Ray", "give pool ray, or leave it out")

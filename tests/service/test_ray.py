@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import httpx
 import pytest
 from PIL import Image
-from sparsectrl_lcm.batch import ray_pool as batch_pool
+from sparsectrl_lcm.batch import ray_pipelines
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime import BackendError, BundleError, InvalidRequest
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
@@ -216,14 +216,14 @@ def test_a_batch_without_the_pipelines_that_cannot_load(
 ) -> None:
     """The first one cannot load, and the cluster has no room for the last ones: the others make all clips."""
 
-    class Pipeline(batch_pool.RemotePipeline):
+    class Pipeline(ray_pipelines.RemotePipeline):
         def __init__(self, bundle: str | None, options: dict[str, Any]) -> None:
             with suppress(FileExistsError):
                 (tmp_path / "begun").mkdir()
                 raise BackendError("backend", "this node has no engines")
             super().__init__(bundle, options)
 
-    monkeypatch.setattr(batch_pool, "RemotePipeline", Pipeline)
+    monkeypatch.setattr(ray_pipelines, "RemotePipeline", Pipeline)
     monkeypatch.chdir(tmp_path)  # not the folder of Ray's processes
     Path("demo").symlink_to(demo_bundle())
     (tmp_path / "requests.jsonl").write_text(json.dumps({"prompt": "a red star", "frames": 2, "seeds": 6}))
@@ -255,6 +255,7 @@ def test_a_batch_for_which_no_pipeline_can_load(
             {"pool": "ray", "ray_address": "ray://head:10001"},
             "ray_address: Ray's client protocol cannot stream progress",
         ),
+        ({"replicas": "1..2"}, "replicas: only for runners on Ray; give pool ray, or leave it out"),
         ({"gpus_per_replica": -1.0}, "gpus_per_replica: -1 is not allowed; give 0 or more"),
     ],
 )
@@ -262,6 +263,11 @@ def test_wrong_settings(given: dict[str, Any], told: str, tmp_path: Path) -> Non
     with pytest.raises(InvalidRequest) as caught:
         check_pool(Settings(tmp_path, **given))
     assert str(caught.value).startswith(told)
+
+
+def test_a_local_batch_takes_no_options_of_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["batch", "none.jsonl", "-o", str(tmp_path / "out"), "--replicas", "2"]) == 2
+    assert "--pool: the local one takes no options of Ray; give ray, or leave them out" in capsys.readouterr().err
 
 
 def test_without_a_cluster_it_ends_in_one_line(tmp_path: Path) -> None:

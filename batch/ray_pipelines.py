@@ -55,7 +55,7 @@ class RemotePipeline:
             return clip.seed, clip.timings["total"], file.read_bytes()
 
 
-class RayPool:
+class RayPipelines:
     """A `ClipPool` of pipelines on a Ray cluster. Ray places them and starts them again.
 
     A pipeline takes jobs once it has loaded. One for which the cluster has no room yet holds nothing up, and one that
