@@ -14,8 +14,8 @@ from sparsectrl_lcm.service.settings import LIMITS, Settings
 PAGE = (ROOT / "docs/cli.md").read_text()
 REQUIRED_BY_HAND = {("export", "--base"), ("export", "--motion-adapter"), ("export", "--output")}
 """Options that the command itself requires, since its subcommand does not need them."""
-UNITS = {"KiB": 2**10, "MiB": 2**20, "million": 10**6}
-WORDS = {"a week": 7 * 86_400, "an hour": 3_600}
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "million": 10**6}
+WORDS = {"a year": 365 * 86_400, "a week": 7 * 86_400, "an hour": 3_600}
 
 
 def all_commands(command: Any = None, name: str = "") -> Iterator[tuple[str, Any]]:
