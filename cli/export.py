@@ -130,7 +130,7 @@ def export(
         manifest = export_bundle(
             options,
             output,
-            lambda name, index, count: bar.update(f"{name} ({index + 1}/{count})", index / count),
+            lambda name, index, count: bar.update(f"{name} ({min(index + 1, count)}/{count})", index / count),
             typer.echo,
         )
     for name, record in manifest.graphs.items():

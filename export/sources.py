@@ -15,6 +15,7 @@ from torch import nn
 
 from ..runtime.errors import first_line
 from .check import ExportError
+from .hub_names import fault_of_hub_name
 
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 """Suffixes of files of weights."""
@@ -62,9 +63,13 @@ def is_file(source: str) -> bool:
 
 
 def check_place(field: str, source: str) -> None:
-    """Raises ExportError if a source is written like a path, and there is no such folder."""
-    if (source.startswith((".", "/", "~")) or source.count("/") > 1) and not Path(source).is_dir():
+    """Raises ExportError if a source is no folder, and is written like a path or cannot come from the hub."""
+    if Path(source).is_dir():
+        return
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ExportError(field, f"{quoted(source)} is not a folder")
+    if fault := fault_of_hub_name(source):
+        raise _refused(field, source, fault)
 
 
 def find_file(field: str, source: str) -> Path:
