@@ -10,6 +10,7 @@ from contextlib import suppress
 from threading import Thread
 from typing import Any
 
+from ... import __version__
 from ...runtime.errors import BackendError, SparseCtrlLcmError, first_line
 from .interface import Job, JobFailed, Made, OnEvent, RunnerLost, RunnerState, RunnerStatus
 from .messages import event_of, notify
@@ -57,9 +58,9 @@ class RayPool:
 
     @property
     def name(self) -> str:
-        """Name of the application: servers with other options have another one."""
-        options = json.dumps([self._setup, self._replicas, self._gpus], sort_keys=True, default=str)
-        return f"sparsectrl-lcm-{hashlib.sha256(options.encode()).hexdigest()[:12]}"
+        """Name of the application: servers of another version, or with other options, have another one."""
+        kind = json.dumps([__version__, self._setup, self._replicas, self._gpus], sort_keys=True, default=str)
+        return f"sparsectrl-lcm-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
     async def start(self) -> None:
         """Begins to join the cluster and to deploy, and returns at once."""
