@@ -101,7 +101,7 @@ class WrongLine:
 
     Attributes:
         line: its number, from 1.
-        id: its own, if that could be read, or the one that its number gives.
+        id: its own, if that could be read and is not taken, or the one that its number gives.
         error: what is wrong with it.
     """
 
@@ -136,7 +136,7 @@ def read_jobs(lines: Iterable[bytes], pictures: Path, outputs: Path, ending: str
             first = taken.setdefault(job_id.casefold(), number)  # some file systems do not tell a from A
             if first != number:
                 fault = InvalidRequest("id", f"{job_id!r} is that of line {first} too", "give each line its own")
-                yield WrongLine(number, job_id, fault)
+                yield WrongLine(number, f"{number:06d}", fault)
             else:
                 yield Job(number, job_id, request, outputs / f"{job_id}{ending}", line.fps)
 

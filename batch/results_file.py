@@ -14,6 +14,8 @@ from ..runtime.output.writers import remove_parts
 
 NAME = "results.jsonl"
 _LOCK = ".lock"
+_OF_CLIPS = ("id", "file", "digest", "sha256")
+"""Fields that are read again of the line of a clip."""
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def open_results(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
 
 
 class ResultsFile:
-    """The lines of `results.jsonl`. The last one of an ID counts.
+    """The lines of `results.jsonl`. The last clip of an ID counts, also if an error of the same ID follows.
 
     A line is appended after its clip has its name, so every line tells of a whole clip.
     """
@@ -54,22 +56,23 @@ class ResultsFile:
     def __init__(self, folder: Path, file: BinaryIO) -> None:
         self._folder = folder
         self._file = file
-        self._last = {record["id"]: record for record in self._read()}
+        self._clips = {record["id"]: record for record in self._read() if record["status"] == "done"}
 
     def has(self, job_id: str, digest: str) -> bool:
         """Whether the clip of this ID was made from what `digest` stands for, and its file is whole."""
-        record = self._last.get(job_id, {})
-        if record.get("status") != "done" or record.get("digest") != digest:
+        record = self._clips.get(job_id)
+        if record is None or record["digest"] != digest:
             return False
         with suppress(OSError):
-            return checksum(self._folder / record["file"]) == str(record["sha256"])
+            return checksum(self._folder / record["file"]) == record["sha256"]
         return False
 
     def add(self, record: dict[str, Any]) -> None:
-        """Appends a line, which has an `id`."""
+        """Appends a line, which has an `id` and a `status`."""
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
-        self._last[record["id"]] = record
+        if record["status"] == "done":
+            self._clips[record["id"]] = record
 
     def _read(self) -> list[dict[str, Any]]:
         """The lines. Cuts off the last one if its process was killed while it wrote."""
@@ -81,8 +84,11 @@ class ResultsFile:
         for number, text in enumerate(content[:whole].splitlines(), start=1):
             try:
                 record = json.loads(text)
-                records.append(record | {"id": record["id"]})
-            except (ValueError, TypeError, KeyError):
+                needed = _OF_CLIPS if record["status"] == "done" else ("id",)
+                if not all(isinstance(record[name], str) for name in needed):
+                    raise TypeError
+                records.append(record)
+            except (ValueError, TypeError, KeyError, RecursionError):
                 where = f"line {number} of {str(self._folder / NAME)!r}"
                 raise OutputError("output", f"{where} is not a result", "remove it, or name another folder") from None
         return records
