@@ -18,17 +18,18 @@ IN_ORDER = select(requests.c.id).where(waiting).order_by(requests.c.priority, re
 def next_turn(connection: Connection, key_id: str, priority: int) -> int:
     """Returns the turn of a new request: the one after the key's last, and not before the one that runs now.
 
-    Of several turns that run, the latest counts: a request that runs for long, or again, is from an early one.
+    The latest turn of those that run is the one that runs now: requests of earlier turns may take long to prepare or to
+    make. If none runs, it is the first that waits.
     """
     of_key = requests.c.key_id == key_id
     first, last = func.min(requests.c.turn), func.max(requests.c.turn)
-    wanted = ((first, waiting), (last, running), (last, waiting & of_key), (last, running & of_key))
     parts = [  # one state each: so each is one step in an index
-        select(value).where(requests.c.priority == priority, which).scalar_subquery() for value, which in wanted
+        select(value).where(requests.c.priority == priority, state, *only).scalar_subquery()
+        for value, state, *only in ((last, running), (first, waiting), (last, waiting, of_key), (last, running, of_key))
     ]
     *now, queued, started = connection.execute(select(*parts)).one()
     after = max((turn + 1 for turn in (queued, started) if turn is not None), default=0)
-    return max(min((turn for turn in now if turn is not None), default=0), after)
+    return max(next((turn for turn in now if turn is not None), 0), after)
 
 
 def count_ahead(connection: Connection, priority: int, turn: int) -> int:

@@ -12,7 +12,7 @@ from sparsectrl_lcm.service.app import create_app
 from sparsectrl_lcm.service.auth.api_keys import create_key
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
-from sparsectrl_lcm.service.store import Outcome, SqlStore, Submitted
+from sparsectrl_lcm.service.store import Outcome, RequestRow, SqlStore, Submitted
 from sqlalchemy import event
 
 from .conftest import APP
@@ -36,6 +36,7 @@ class Queue:
     def __init__(self, store: SqlStore) -> None:  # noqa: F811
         self.store = store
         self._mark = f"{time.monotonic_ns()}-"
+        self._running: dict[str, RequestRow] = {}
 
     def add(self, *names: str, **values: Any) -> list[int]:
         return [self.submit(name, **values).ahead for name in names]
@@ -47,10 +48,16 @@ class Queue:
     def waiting(self) -> str:
         return " ".join(name.removeprefix(self._mark) for name in self.store.waiting())
 
-    def begin(self) -> str:
-        (first,) = self.store.ahead(1, 2.0)
-        assert self.store.claim(first, self._mark, 2.0, 30.0) is not None
+    def begin(self, name: str | None = None) -> str:
+        first = next(iter(self.store.ahead(1, 2.0))) if name is None else self._mark + name
+        claimed = self.store.claim(first, self._mark, 2.0, 30.0)
+        assert claimed is not None
+        self._running[first.removeprefix(self._mark)] = claimed[0]
         return first.removeprefix(self._mark)
+
+    def end(self, *names: str) -> None:
+        for name in names:
+            assert self.store.finish(self._running.pop(name), Outcome(200, {}), 3.0) == 200
 
     def wait_again(self) -> None:
         self.store.give_back(self._mark, [], 4.0)
@@ -91,6 +98,19 @@ def test_a_new_key_gains_no_turn_by_a_request_that_runs_for_long(queue: Queue) -
         assert row is not None and queue.store.finish(row, Outcome(200, {}), 3.0) == 200
     queue.add(*(f"b{number}" for number in range(4)))
     assert queue.waiting().split()[:6] == ["b0", "a10", "b1", "a11", "b2", "a12"]
+
+
+@pytest.mark.parametrize("state", ["slow to prepare", "slow to make"])
+def test_a_slow_request_lets_no_new_key_pass_the_others(queue: Queue, state: str) -> None:
+    """`s1` stays at the first turn, while `a` has many. A burst of a new key then takes turns with `a`."""
+    queue.add("s1", *(f"a{number}" for number in range(20)))
+    if state == "slow to make":
+        assert queue.begin() == "s1"
+    for number in range(10):
+        queue.begin(f"a{number}")
+    queue.end(*(f"a{number}" for number in range(9)))
+    queue.add(*(f"b{number}" for number in range(20)))
+    assert queue.waiting().removeprefix("s1 ").split()[:6] == ["b0", "a10", "b1", "a11", "b2", "a12"]
 
 
 def test_a_key_loses_no_turn_by_cancelling_or_lateness(queue: Queue) -> None:
