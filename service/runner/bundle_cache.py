@@ -34,21 +34,23 @@ def local_bundle(bundle: str | None) -> str | None:
         bundle: a folder, None, or an fsspec URL such as s3://bucket/bundle.
 
     Raises:
-        BundleError: the store cannot be read, or a file differs from its checksum.
+        BundleError: the store cannot be read, a file differs from its checksum, or the bundle changes meanwhile.
     """
     if bundle is None or not is_url(bundle):
         return bundle
     try:
         store, root = _open(bundle)
-        indices = [f"{root}/{MANIFEST}", *sorted(store.glob(f"{root}/engines/**/*.json"))]
-        version = hashlib.sha256(b"\0".join([bundle.encode(), *map(store.cat_file, indices)])).hexdigest()[:32]
+        version = _version(store, root, bundle)
         folder = Path(user_cache_path("sparsectrl-lcm"), "bundles", version)
         if folder.exists():
             return str(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
-                _fetch(store, root, folder)
+                part = _fetch(store, root, folder)
+                if _version(store, root, bundle) != version:
+                    raise BundleError("bundle", f"{bundle} changed while it was fetched", "start again")
+                part.rename(folder)
     except BundleError:
         raise
     except Exception as error:  # of the store's own library
@@ -77,10 +79,16 @@ def _open(bundle: str) -> tuple[Any, str]:
     return store, root
 
 
-def _fetch(store: Any, root: str, folder: Path) -> None:
-    """Fetches a bundle. The folder appears once all files are there and have their checksums."""
+def _version(store: Any, root: str, bundle: str) -> str:
+    """Returns a checksum of the files that have the checksums of all others."""
+    indices = [f"{root}/{MANIFEST}", *sorted(store.glob(f"{root}/engines/**/*.json"))]
+    return hashlib.sha256(b"\0".join([bundle.encode(), *map(store.cat_file, indices)])).hexdigest()[:32]
+
+
+def _fetch(store: Any, root: str, folder: Path) -> Path:
+    """Fetches a bundle into a temporary folder beside `folder`, and checks it. Returns the temporary folder."""
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)  # of a process that died
     store.get(f"{root}/", f"{part}/", recursive=True)
     verify(part, read_manifest(part))
-    part.rename(folder)
+    return part

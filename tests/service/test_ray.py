@@ -313,3 +313,26 @@ def test_a_bundle_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(BundleError, match="'onnx/.*' in .* is missing"):
         local_bundle("memory://bundles/demo")
     assert folder.startswith(str(tmp_path))
+
+
+def test_a_bundle_that_changes_while_it_is_fetched_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import fsspec
+
+    monkeypatch.setattr("sparsectrl_lcm.service.runner.bundle_cache.user_cache_path", lambda _: tmp_path)
+    store = fsspec.filesystem("memory")
+    store.put(f"{demo_bundle()}/", "/bundles/changing/", recursive=True)
+    first = store.cat_file("/bundles/changing/manifest.json")
+    get = type(store).get
+
+    def changed(self: Any, *given: Any, **named: Any) -> None:
+        store.pipe_file("/bundles/changing/manifest.json", first + b"\n")
+        get(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "get", changed)
+        with pytest.raises(BundleError, match="changed while it was fetched; start again"):
+            local_bundle("memory://bundles/changing")
+    store.pipe_file("/bundles/changing/manifest.json", first)  # as after a rollback
+    folder = local_bundle("memory://bundles/changing")
+    assert folder is not None
+    assert Path(folder, "manifest.json").read_bytes() == first
