@@ -17,7 +17,7 @@ from ..runtime.errors import BackendError, DeviceLost
 from ..runtime.output.writers import complete_file
 from ..runtime.request import Keyframe
 from ..service.runner.bundle_cache import absolute_bundle, local_bundle
-from ..service.runner.ray_cluster import join_cluster, needs_of, reason_in
+from ..service.runner.ray_cluster import check_gpus, join_cluster, needs_of, reason_in
 from .clip_pool import Failed, LocalPool, Made, OnFraction
 from .request_lines import Job
 
@@ -68,10 +68,12 @@ class RayPipelines:
         bundle, options: as `RemotePipeline` takes them.
 
     Raises:
+        InvalidRequest: `gpus` is neither a fraction nor a whole number.
         BackendError: Ray is not installed, there is no cluster, or no pipeline can load.
     """
 
     def __init__(self, address: str, replicas: int, gpus: float, bundle: str | None, options: dict[str, Any]) -> None:
+        check_gpus(gpus)
         self._ray = ray = join_cluster(address)
         needs = needs_of(gpus, options["threads"])
         actor = ray.remote(RemotePipeline).options(**needs, max_restarts=-1, max_task_retries=RETRIES)

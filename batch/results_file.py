@@ -64,7 +64,7 @@ class ResultsFile:
         if record is None or record["digest"] != digest:
             return False
         with suppress(OSError):
-            return checksum(self._folder / record["file"]) == record["sha256"]
+            return checksum(self._folder / record["file"]) == str(record["sha256"])
         return False
 
     def add(self, record: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from .bundle_cache import absolute_bundle
 from .devices import runner_devices, runner_names
 from .interface import Runner
 from .local_runner import LocalRunner
-from .ray_cluster import check_address, threads_of
+from .ray_cluster import check_address, check_gpus, threads_of
 from .runner_pool import RunnerPool
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def check_pool(settings: "Settings") -> None:
     """
     if settings.pool not in POOLS:
         raise InvalidRequest("pool", f"{settings.pool!r} is not allowed", f"give {' or '.join(POOLS)}")
-    if settings.gpus_per_replica < 0:
-        raise InvalidRequest("gpus_per_replica", f"{settings.gpus_per_replica:g} is not allowed", "give 0 or more")
+    check_gpus(settings.gpus_per_replica)
     parse_replicas(settings.replicas)
     if settings.pool == "ray":
         if settings.devices or settings.runners != 1:

@@ -27,6 +27,16 @@ def check_address(address: str) -> None:
         raise InvalidRequest("ray_address", reason, "let this machine join the cluster (ray start) and give auto")
 
 
+def check_gpus(gpus: float) -> None:
+    """Checks the GPUs of a replica as Ray does, before it is imported.
+
+    Raises:
+        InvalidRequest: it is neither a fraction nor a whole number.
+    """
+    if not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
+        raise InvalidRequest("gpus_per_replica", f"{gpus:g} is not allowed", "give 0 to 1, or a whole number")
+
+
 def join_cluster(address: str) -> Any:
     """Makes this process a driver of a cluster, and returns the module `ray`. Blocks.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import socket
 import subprocess
@@ -256,7 +257,10 @@ def test_a_batch_for_which_no_pipeline_can_load(
             "ray_address: Ray's client protocol cannot stream progress",
         ),
         ({"replicas": "1..2"}, "replicas: only for runners on Ray; give pool ray, or leave it out"),
-        ({"gpus_per_replica": -1.0}, "gpus_per_replica: -1 is not allowed; give 0 or more"),
+        ({"gpus_per_replica": -1.0}, "gpus_per_replica: -1 is not allowed; give 0 to 1, or a whole number"),
+        ({"gpus_per_replica": 1.5}, "gpus_per_replica: 1.5 is not allowed; give 0 to 1, or a whole number"),
+        ({"gpus_per_replica": math.nan}, "gpus_per_replica: nan is not allowed; give 0 to 1, or a whole number"),
+        ({"gpus_per_replica": math.inf}, "gpus_per_replica: inf is not allowed; give 0 to 1, or a whole number"),
     ],
 )
 def test_wrong_settings(given: dict[str, Any], told: str, tmp_path: Path) -> None:
