@@ -63,7 +63,7 @@ def ray_pool(address: str, replicas: tuple[int, int] = (1, 2), **options: Any) -
 def pool(loop: asyncio.Runner, address: str) -> Iterator[RayPool]:
     made = ray_pool(address)
     loop.run(made.start())
-    loop.run(until(lambda: made.capacity > 0, 90))
+    loop.run(until(lambda: made.capacity > 0, 180))
     yield made
     loop.run(made.stop())
 
