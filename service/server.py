@@ -48,6 +48,7 @@ def open_service(settings: Settings, runner: Runner | None = None) -> Service:
     """
     Allowed.parse(settings.allow_private)
     settings.data.mkdir(0o700, parents=True, exist_ok=True)
+    files = open_files(settings.files_url)
     store = SqlStore(settings.database_url)
     owner_lock = _lock_owner(settings, store)
     store.make_shrinkable()
@@ -56,7 +57,7 @@ def open_service(settings: Settings, runner: Runner | None = None) -> Service:
         settings=settings,
         store=store,
         owner_lock=owner_lock,
-        files=open_files(settings.files_url),
+        files=files,
         runner=runner or make_runner(settings),
         board=Board(store, owner_lock.owner, metrics, settings.key_unstarted),
         keyring=Keyring(store),
