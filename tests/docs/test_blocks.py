@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from documents import ROOT, Block, blocks, commands
 
 from sparsectrl_lcm import cli
 
 BLOCKS = list(blocks())
 SHELL = [block for block in BLOCKS if block.language == "sh"]
-OTHERS = ("cp", "curl", "export", "npm", "pg_dump", "pre-commit", "scribble()", "sqlite3")
+OTHERS = ("cp", "curl", "export", "npm", "pg_dump", "pre-commit", "ray", "scribble()", "sqlite3")
 """Programs whose arguments are not checked."""
 
 
@@ -121,7 +122,8 @@ def check_script(words: list[str]) -> None:
     elif words[0] == "-m":
         assert words[1] in ("venv", "pip", "sparsectrl_lcm"), words
     else:
-        script = (ROOT / words[0]).read_text()
+        file = ROOT / words[0]
+        script = (file / "__main__.py" if file.is_dir() else file).read_text()
         for word in words[1:]:
             assert not word.startswith("-") or f'"{word}"' in script, f"{words[0]} {word}"
 
@@ -134,6 +136,8 @@ def test_other_blocks_are_well_formed() -> None:
             assert block.code.startswith("flowchart "), block
         elif block.language == "python":
             compile(block.code, str(block), "exec")
+        elif block.language == "yaml":
+            assert yaml.safe_load(block.code), block
         else:
             assert block.language == "sh" or (block.language == "js" and block.reason), f"{block}: {block.language!r}"
 
