@@ -1,6 +1,7 @@
 """A batch that is killed or interrupted, and resumed: every clip is there once and whole."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from .conftest import SMALL
 
 DRIVER = Path(__file__).parent / "killed_batch.py"
 CLIPS = 200
+TESTS = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
 
 
 def command(place: str, number: int) -> list[str]:
@@ -25,7 +28,9 @@ def command(place: str, number: int) -> list[str]:
 
 def run(folder: Path, place: str, number: int = 0) -> int:
     """Runs the batch; returns its exit code."""
-    return subprocess.run(command(place, number), cwd=folder, capture_output=True, timeout=120, check=False).returncode
+    return subprocess.run(
+        command(place, number), cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=120, check=False
+    ).returncode
 
 
 def done(folder: Path) -> list[str]:
@@ -78,7 +83,7 @@ def test_after_two_kills_each_clip_is_there_once_and_whole(folder: Path, places:
 
 def test_a_kill_from_outside_at_any_time(folder: Path) -> None:
     for clips in (20, 90):
-        with subprocess.Popen(command("never", 0), cwd=folder, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command("never", 0), cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
             results = folder / "out/results.jsonl"
             deadline = time.monotonic() + 60
             while not results.exists() or results.read_bytes().count(b"\n") < clips:
@@ -93,7 +98,9 @@ def test_a_kill_from_outside_at_any_time(folder: Path) -> None:
 
 
 def test_an_interrupt_ends_in_order(folder: Path) -> None:
-    process = subprocess.Popen(command("waiting", 5), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command("waiting", 5), cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"waiting\n"
