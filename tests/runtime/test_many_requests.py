@@ -1,5 +1,6 @@
 """`VideoPipeline.generate_many`: results in order, work ahead of the caller, errors, and the end."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -212,7 +213,9 @@ for result in quick_pipeline(at_step).generate_many(requests):
 def test_an_interrupt_ends_the_process(where: str) -> None:
     """While the caller waits for a result, or uses a clip."""
     command = [sys.executable, "-c", INTERRUPTED, where]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment, pipe = os.environ | {"PYTHONPATH": path}, subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
         time.sleep(0.1)
