@@ -188,6 +188,7 @@ def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
             assert [runner["state"] for runner in states] == ["ready"]
 
 
+@pytest.mark.slow
 def test_a_batch_on_the_cluster(address: str, tmp_path: Path) -> None:
     """The clips are those of a batch without Ray, bit for bit."""
     sketch = Image.new("L", (128, 128))
