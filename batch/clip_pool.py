@@ -53,13 +53,18 @@ class ClipPool(Protocol):
         """
 
 
+def model_of(pipeline: VideoPipeline) -> str:
+    """Returns `ClipPool.model` of a pipeline."""
+    manifest = pipeline.bundle.manifest.model_dump_json()  # has the checksums of all files
+    return hashlib.sha256(manifest.encode()).hexdigest()
+
+
 class LocalPool:
     """One pipeline in this process. A clip is encoded while the next one is made."""
 
     def __init__(self, pipeline: VideoPipeline) -> None:
         self._pipeline = pipeline
-        manifest = pipeline.bundle.manifest.model_dump_json()  # has the checksums of all files
-        self.model = hashlib.sha256(manifest.encode()).hexdigest()
+        self.model = model_of(pipeline)
 
     def make(self, jobs: Iterable[Job], on_fraction: OnFraction) -> Generator[Made | Failed, None, None]:
         """Yields the outcomes in the order of the jobs.

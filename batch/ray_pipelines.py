@@ -18,7 +18,7 @@ from ..runtime.output.writers import complete_file
 from ..runtime.request import Keyframe
 from ..service.runner.bundle_cache import absolute_bundle, local_bundle
 from ..service.runner.ray_cluster import check_gpus, join_cluster, needs_of, reason_in
-from .clip_pool import Failed, LocalPool, Made, OnFraction
+from .clip_pool import Failed, Made, OnFraction, model_of
 from .request_lines import Job
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class RemotePipeline:
 
     def model(self) -> str:
         """Returns `ClipPool.model`."""
-        return LocalPool(self._pipeline).model
+        return model_of(self._pipeline)
 
     def make(self, request: ClipRequest, name: str, fps: float) -> tuple[int, float, bytes]:
         """Returns the seed used, the seconds of a clip, and its file, whose format follows from `name`."""

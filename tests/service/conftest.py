@@ -29,8 +29,22 @@ HERE = Path(__file__).parent
 FAKES = HERE.parent / "fakes"
 
 
+class Listening:
+    """The URLs of a server on a port of this machine."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def queue(self) -> str:
+        return f"{self.url}/queue/{APP}"
+
+
 @dataclass
-class Server:
+class Server(Listening):
     """`serve` with three listeners. It can be killed and started again on the same data."""
 
     data: Path
@@ -40,14 +54,6 @@ class Server:
     tls_port: int = 0
     process: BaseProcess | None = field(default=None, repr=False)
     key: str = ""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def queue(self) -> str:
-        return f"{self.url}/queue/{APP}"
 
     @property
     def ca(self) -> Path:

@@ -14,7 +14,7 @@ import httpx
 from sparsectrl_lcm.service.auth.api_keys import create_key
 from sparsectrl_lcm.service.store import SqlStore
 
-from .conftest import APP, HERE, ports
+from .conftest import HERE, Listening, ports
 
 MAIN = """
 from functools import partial
@@ -30,7 +30,7 @@ FREE_BYTES = 4 * 2**20
 
 
 @dataclass
-class SupervisedServer:
+class SupervisedServer(Listening):
     """`serve` with a folder for its data. `logs` gets its log, and a line for each clip that was made."""
 
     data: Path
@@ -58,14 +58,6 @@ class SupervisedServer:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
         self._supervisor.join(60)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def queue(self) -> str:
-        return f"{self.url}/queue/{APP}"
 
     @property
     def made(self) -> Path:
