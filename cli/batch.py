@@ -73,7 +73,8 @@ def batch(
         if in_file:
             with _lines(requests) as again:
                 found = (job for job in jobs(again) if isinstance(job, Job))
-                total = sum(not results.has(job.id, job.digest(clips.model)) for job in found)
+                kept = (results.knows(job.id) and results.has(job.id, job.digest(clips.model)) for job in found)
+                total = sum(not is_kept for is_kept in kept)  # of a new batch, no picture is read for this
         with ClipsBar(total) as bar:
             tally = run_batch(jobs(lines), results, clips, bar.on_fraction, bar.on_end)
     for sentence in tally.failed[:SHOWN]:
