@@ -17,7 +17,8 @@ from sparsectrl_lcm import cli
 
 BLOCKS = list(blocks())
 SHELL = [block for block in BLOCKS if block.language == "sh"]
-OTHERS = ("cp", "curl", "export", "npm", "pg_dump", "pre-commit", "ray", "scribble()", "sqlite3")
+OTHERS = {"check-wheel-contents", "cp", "curl", "export", "git", "npm", "pg_dump", "pre-commit", "ray", "scribble()"}
+OTHERS |= {"sqlite3", "twine"}
 """Programs whose arguments are not checked."""
 
 
@@ -120,7 +121,7 @@ def check_script(words: list[str]) -> None:
             elif word.startswith("--"):
                 assert word in (ROOT / "tests/conftest.py").read_text(), word
     elif words[0] == "-m":
-        assert words[1] in ("venv", "pip", "sparsectrl_lcm"), words
+        assert words[1] in ("build", "venv", "pip", "sparsectrl_lcm"), words
     else:
         file = ROOT / words[0]
         script = (file / "__main__.py" if file.is_dir() else file).read_text()
