@@ -76,7 +76,6 @@ def serve(
     if log_level not in LEVELS:
         raise InvalidRequest("log_level", f"{log_level!r} is not allowed", f"give {', '.join(LEVELS)}")
     ports = _ports(port=port, queue_port=queue_port, tls_port=tls_port)
-    listeners = _listeners(data, host, ports, tls_certificate, tls_key)
     chosen = tuple(name.strip() for name in devices.split(",")) if devices is not None else ()
     settings = Settings(
         data=data,
@@ -102,6 +101,7 @@ def serve(
         settings = with_limits(settings, limits or ())
     except InvalidRequest as error:
         raise InvalidRequest(f"--set {error.field}", error.reason, error.remedy) from None
+    listeners = _listeners(data, host, ports, public_url, tls_certificate, tls_key)
     check(settings)
     _allow_connections()
     log_to_stderr(log_level)
@@ -144,21 +144,26 @@ def _allow_connections() -> None:
 
 
 def _listeners(
-    data: Path, host: str, ports: dict[str, int], certificate: Path | None, key: Path | None
+    data: Path, host: str, ports: dict[str, int], public_url: str | None, certificate: Path | None, key: Path | None
 ) -> list["Listener"]:
+    from urllib.parse import urlsplit
+
     from ..runtime import InvalidRequest
     from ..service.http.listeners import Listener
-    from ..service.http.tls_certificates import local_certificate, server_context
+    from ..service.http.local_authority import local_certificate
+    from ..service.http.tls_certificates import Certificate
 
     if (certificate is None) != (key is None):
         reason = "--tls-certificate and --tls-key go together"
         raise InvalidRequest("", reason, "give both, or neither for a local certificate")
     if certificate is not None and key is not None:
-        context = server_context(certificate, key)
-        tls = lambda: context  # noqa: E731
+        files = (certificate, key)
+        tls = Certificate(lambda: files)
+        tls.context()  # wrong files are told before anything starts
     else:
-        names = () if host in ANY else (host,)
-        tls = lambda: server_context(*local_certificate(data / "tls", names)[1:])  # noqa: E731
+        public = urlsplit(public_url or "").hostname
+        names = tuple(name for name in (host, public) if name and name not in ANY)
+        tls = Certificate(lambda: local_certificate(data / "tls", names)[1:])
     return [Listener(host, port, tls if option == "--tls-port" else None) for option, port in ports.items()]
 
 

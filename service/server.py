@@ -17,6 +17,7 @@ from .data_folder import locked, owner_name
 from .http.accept_failures import AcceptFailures
 from .http.body_slots import BodySlots
 from .http.listeners import Listener, make_server
+from .http.tls_certificates import follow_certificates
 from .metrics import Metrics
 from .network.public_addresses import Allowed
 from .network.webhook_delivery import Webhooks
@@ -132,11 +133,13 @@ async def serve(
         async with running(service) as dispatcher:
             tasks = [asyncio.ensure_future(s.serve([sock])) for s, sock in zip(servers, bound, strict=True)]
             waiter, refused = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(service.runner.refused())
+            certificates = [listener.tls for listener in listeners if listener.tls is not None]
+            following = asyncio.ensure_future(follow_certificates(certificates))
             await asyncio.wait([waiter, refused, *tasks], return_when=asyncio.FIRST_COMPLETED)
             if not refused.done():
                 log.info("draining")
-            waiter.cancel()
-            refused.cancel()
+            for task in (waiter, refused, following):
+                task.cancel()
             await dispatcher.drain(settings.drain_seconds)  # meanwhile clients still get states and results
             for server in servers:
                 server.should_exit = True

@@ -2,8 +2,6 @@
 
 import contextlib
 import socket
-import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +9,7 @@ import uvicorn
 
 from ..settings import Settings
 from .connection_limits import BoundedProtocol
+from .tls_certificates import Certificate
 
 BACKLOG = 2048
 
@@ -27,12 +26,12 @@ class Listener:
     Attributes:
         host: name or address.
         port: of TCP.
-        tls: for https, returns the context. It is called when the data folder is locked, since it may write there.
+        tls: the certificate for https. It is loaded when the data folder is locked, since it may be written there.
     """
 
     host: str
     port: int
-    tls: Callable[[], ssl.SSLContext] | None = None
+    tls: Certificate | None = None
 
     def bind(self) -> socket.socket:
         """Opens the socket. Clients may connect from now on, and wait until the server accepts them.
@@ -81,5 +80,5 @@ def make_server(app: Any, settings: Settings, listener: Listener) -> uvicorn.Ser
     )
     if listener.tls is not None:
         config.load()
-        config.ssl = listener.tls()
+        config.ssl = listener.tls.context()
     return _Server(config)

@@ -1,43 +1,73 @@
-"""Certificates for https, which fal's Python client requires: from a local authority, or the user's own files."""
+"""The certificate of an https listener: loaded, and loaded again when its files change."""
 
-import datetime
-import ipaddress
+import asyncio
+import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ...runtime.errors import InvalidRequest, reason_of
 
-YEARS = datetime.timedelta(days=3650)
-FAL_HOSTS = ("fal.run", "queue.fal.run", "rest.fal.ai", "v3.fal.media")
-"""fal's own host names, for clients that reach this server under them."""
+CHECK_SECONDS = 3600.0
+"""How often a certificate is renewed, or looked at for a change."""
+
+log = logging.getLogger("sparsectrl_lcm.service")
 
 
-def local_certificate(folder: Path, names: tuple[str, ...] = ()) -> tuple[Path, Path, Path]:
-    """Creates an authority and a certificate for this machine, once.
+class Certificate:
+    """A certificate and its key in PEM files, and the context that serves them.
 
     Args:
-        folder: where their files are kept.
-        names: further host names or addresses of this server.
-
-    Returns:
-        Paths of the authority (clients have to trust it), of the certificate, and of its key.
+        files: renews the files if that is its job, and returns the paths of the certificate and of its key.
     """
-    authority, certificate, key = folder / "ca.pem", folder / "server.pem", folder / "server.key"
-    wanted = sorted({"localhost", "127.0.0.1", "::1", *FAL_HOSTS, *names})
-    listed = folder / "names"
-    if not (certificate.exists() and listed.exists() and listed.read_text().split() == wanted):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(authority, certificate, key, wanted)
-        listed.write_text("\n".join(wanted))
-    return authority, certificate, key
+
+    def __init__(self, files: Callable[[], tuple[Path, Path]]) -> None:
+        self._files = files
+        self._loaded: list[bytes] = []
+        self._context: ssl.SSLContext | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Loads the files and returns the context, which stays the same.
+
+        Raises:
+            InvalidRequest: a file cannot be used; the field is `tls_certificate` or `tls_key`.
+        """
+        if self._context is None:
+            files = self._files()
+            self._context = server_context(*files)
+            self._loaded = [path.read_bytes() for path in files]
+        return self._context
+
+    async def follow(self) -> None:
+        """Renews the files, and loads them into the context if they have changed. Open connections go on.
+
+        Raises:
+            InvalidRequest: a file cannot be used. The context keeps what it had.
+            OSError: a file cannot be renewed.
+        """
+        files = await asyncio.to_thread(self._files)
+        server_context(*files)
+        found = [path.read_bytes() for path in files]
+        if found != self._loaded:
+            self.context().load_cert_chain(*files)
+            self._loaded = found
+            log.info("%s has changed; new connections get it", files[0])
+
+
+async def follow_certificates(certificates: Iterable[Certificate]) -> None:
+    """Follows the files of certificates until it is cancelled."""
+    certificates = list(certificates)
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        for certificate in certificates:
+            try:
+                await certificate.follow()
+            except (InvalidRequest, OSError) as error:
+                log.warning("the certificate stays as it is: %s", error)
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -64,40 +94,3 @@ def _check_pem(field: str, path: Path, read: Callable[[bytes], object], content:
         raise InvalidRequest(field, f"{path}: {reason_of(error)}", "give a PEM file") from None
     except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError if it is encrypted
         raise InvalidRequest(field, f"{path} holds no {content}", "give a PEM file with one") from None
-
-
-def _write(authority: Path, certificate: Path, key: Path, names: list[str]) -> None:
-    ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sparsectrl-lcm local authority")])
-    now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
-
-    def begin(name: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        builder = x509.CertificateBuilder().subject_name(name).issuer_name(ca_name).public_key(public)
-        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + YEARS)
-        identifier = x509.SubjectKeyIdentifier.from_public_key(public)
-        return builder.add_extension(identifier, critical=False)
-
-    # may sign certificates and revocation lists, and nothing else
-    signs = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-    ca = begin(ca_name, ca_key.public_key())
-    ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    ca_certificate = ca.add_extension(signs, critical=True).sign(ca_key, hashes.SHA256())
-    server = begin(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sparsectrl-lcm")]), server_key.public_key())
-    for extension in (
-        x509.SubjectAlternativeName([_general(name) for name in names]),
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()),
-        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
-        x509.BasicConstraints(ca=False, path_length=None),
-    ):
-        server = server.add_extension(extension, critical=False)
-    authority.write_bytes(ca_certificate.public_bytes(Encoding.PEM))
-    certificate.write_bytes(server.sign(ca_key, hashes.SHA256()).public_bytes(Encoding.PEM))
-    key.touch(mode=0o600)
-    key.write_bytes(server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-
-
-def _general(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)

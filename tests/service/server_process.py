@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload([f"sparsectrl_lcm.service.{name}" for name in ("server", "http.tls_certificates")])
+FORKED.set_forkserver_preload([f"sparsectrl_lcm.service.{name}" for name in ("server", "http.local_authority")])
 
 
 def start_server(ports: tuple[int, int, int], data: Path, log: Path, path: Path, **options: Any) -> BaseProcess:
@@ -37,7 +37,8 @@ def _main(
     os.environ.clear()
     os.environ.update(environment)
     from sparsectrl_lcm.service.http.listeners import Listener
-    from sparsectrl_lcm.service.http.tls_certificates import local_certificate, server_context
+    from sparsectrl_lcm.service.http.local_authority import local_certificate
+    from sparsectrl_lcm.service.http.tls_certificates import Certificate
     from sparsectrl_lcm.service.json_logs import log_to_stderr
     from sparsectrl_lcm.service.server import serve
     from sparsectrl_lcm.service.settings import Settings
@@ -45,5 +46,5 @@ def _main(
     port, queue_port, tls_port = ports
     settings = Settings(data=data, queue_port=queue_port, tls_port=tls_port, **options)
     log_to_stderr("info")
-    tls = Listener("127.0.0.1", tls_port, lambda: server_context(*local_certificate(settings.data / "tls")[1:]))
+    tls = Listener("127.0.0.1", tls_port, Certificate(lambda: local_certificate(settings.data / "tls")[1:]))
     asyncio.run(serve(settings, [Listener("127.0.0.1", port), Listener("127.0.0.1", queue_port), tls]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.metrics import Metrics
 from sparsectrl_lcm.service.protocol.errors import field_error
@@ -67,6 +68,9 @@ class StandIn:
 
     def cancel(self, job_id: str) -> None:
         pass
+
+    async def refused(self) -> SparseCtrlLcmError:
+        return await asyncio.Future()
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from sparsectrl_lcm.service.http.connection_limits import HEAD_BYTES, LINGER_SECONDS, BoundedProtocol
 from sparsectrl_lcm.service.http.listeners import Listener
-from sparsectrl_lcm.service.http.tls_certificates import local_certificate
+from sparsectrl_lcm.service.http.local_authority import local_certificate
 
 SECONDS = 0.5
 LARGE, MIDDLE = 64 * 2**20, 60_000

@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 from sparsectrl_lcm.cli import run, service_requirements
-from sparsectrl_lcm.cli.serve import _greet, _listeners
+from sparsectrl_lcm.cli.serve import _greet
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.http.listeners import Listener
-from sparsectrl_lcm.service.http.tls_certificates import local_certificate
+from sparsectrl_lcm.service.http.local_authority import local_certificate
 from sparsectrl_lcm.service.settings import Settings
 
 from .conftest import ports
@@ -270,19 +270,11 @@ def test_what_only_the_runner_finds_out(tmp_path: Path, port: str) -> None:
         ("box.lan", "box.lan"),
     ],
 )
-def test_hosts_in_the_greeting_and_in_the_certificate(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, host: str, shown: str
-) -> None:
-    (listener,) = _listeners(tmp_path, host, {"--tls-port": 8443}, None, None)
+def test_hosts_in_the_greeting(capsys: pytest.CaptureFixture[str], tmp_path: Path, host: str, shown: str) -> None:
     greeted: Any = SimpleNamespace(settings=Settings(tmp_path, anonymous=True))
     _greet(Listener(host, 8397), None, greeted)
     assert capsys.readouterr().out == f"http://{shown}:8397/\n"
     assert httpx.URL(f"http://{shown}:8397/").port == 8397
-    assert listener.tls is not None
-    listener.tls()
-    names = (tmp_path / "tls/names").read_text().split()
-    assert shown.strip("[]") in names
-    assert not {"0.0.0.0", "::"} & set(names)
 
 
 @pytest.fixture

@@ -1,0 +1,28 @@
+"""`serve` on the event loop of a test, with a stand-in for the runner."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sparsectrl_lcm.service.components import Service
+from sparsectrl_lcm.service.http.listeners import Listener
+from sparsectrl_lcm.service.server import serve
+from sparsectrl_lcm.service.settings import Settings
+
+from .test_dispatch import StandIn
+
+
+@asynccontextmanager
+async def serving_here(settings: Settings, listener: Listener, runner: StandIn | None = None) -> AsyncIterator[Service]:
+    """Serves for a minute at most; SIGTERM to this process ends the server, as it would in its own."""
+    opened: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+    task = asyncio.ensure_future(serve(settings, [listener], runner or StandIn(), opened.set_result))
+    await asyncio.wait({task, opened}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        await task
+    async with asyncio.timeout(60):
+        yield opened.result()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await task
