@@ -36,6 +36,8 @@ def runner_devices(devices: Sequence[str], runners: int) -> list[str | None]:
     chosen = [name for given in devices for name in (every if given == "auto" else [given])]
     for place, name in enumerate(chosen):
         cuda = _CUDA.fullmatch(name)
+        if not name:
+            raise InvalidRequest("devices", "a name is empty", "give cuda:N, cpu or auto")
         if name in chosen[:place]:
             raise InvalidRequest("devices", f"{name} is named twice", "each device has one runner")
         if name.startswith("cuda") and (cuda is None or int(cuda[1]) >= gpus):
@@ -62,6 +64,11 @@ def take_device(device: str | None) -> str | None:
     visible = os.environ.get(VISIBLE)
     os.environ[VISIBLE] = cuda[1] if visible is None else visible.split(",")[number].strip()
     return None
+
+
+def has_own_name(device: str) -> bool:
+    """Whether a device has a name of a backend's own, such as OpenVINO's `GPU`."""
+    return device not in ("auto", CPU) and not is_cuda(device)
 
 
 def is_cuda(device: str | None) -> bool:

@@ -13,7 +13,7 @@ from ...runtime.load_options import LoadOptions
 from ..protocol.clip_input import LAST
 from ..settings import Settings
 from .bundle_cache import is_url, local_bundle, read_remote_manifest
-from .devices import is_cuda, share_cores, take_device
+from .devices import has_own_name, is_cuda, share_cores, take_device
 from .make_runner import check_pool
 
 SHOW_BACKENDS = "run sparsectrl-lcm doctor; engines for it may have to be built"
@@ -81,7 +81,9 @@ def check(settings: Settings) -> None:
     LoadOptions(threads=settings.threads)
     check_pool(settings)
     if settings.backend != "auto":
-        find_backend(settings.backend, "auto")
+        takes_names = "device" in find_backend(settings.backend, "auto").load_options
+        if not takes_names and (named := next(filter(has_own_name, settings.devices), None)):
+            raise BackendError("devices", f"{settings.backend} does not use {named}", "give cuda:N, cpu or auto")
     with TemporaryDirectory() as folder:
         url = settings.bundle if isinstance(settings.bundle, str) and is_url(settings.bundle) else None
         place = read_remote_manifest(url, Path(folder)) if url else bundle_folder(settings.bundle)

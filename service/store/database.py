@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -18,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    ExceptionContext,
     Float,
     cast,
     create_engine,
@@ -174,13 +175,11 @@ class Database:
         if self.shared:
             yield None
             return
-        pooled = self.engine.raw_connection()
         try:
-            yield as_type(sqlite3.Connection, pooled.driver_connection)
-        except sqlite3.OperationalError as error:
+            with closing(self.engine.raw_connection()) as pooled:
+                yield as_type(sqlite3.Connection, pooled.driver_connection)
+        except sqlite3.DatabaseError as error:
             raise OperationalError(None, None, error) from None
-        finally:
-            pooled.close()
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
@@ -203,7 +202,10 @@ class Database:
         return literal(time.time())
 
     def _alone(self, connection: Connection, name: str) -> None:
-        """Locks this name against other writers until the transaction ends. SQLite has only one writer anyway."""
+        """Locks this name against other writers until the transaction ends. SQLite has only one writer anyway.
+
+        The lock comes before those of rows: two writers that each hold rows of the other would wait for ever.
+        """
         if self.shared:
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
@@ -234,6 +236,7 @@ def _engine(url: str, deadline: Deadline) -> Engine:
     engine = create_engine(parsed, connect_args={"timeout": LOCKED_SECONDS, "check_same_thread": False}, pool_size=8)
 
     event.listen(engine, "connect", lambda connection, _: sqlite.prepare(connection))
+    event.listen(engine, "handle_error", _name_damage)
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
@@ -241,6 +244,13 @@ def _engine(url: str, deadline: Deadline) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _name_damage(context: ExceptionContext) -> None:
+    """Raises an OperationalError for a damaged file: SQLite's driver has no class of its own for it."""
+    error = context.original_exception
+    if type(error) is sqlite3.DatabaseError:
+        raise OperationalError(context.statement, None, error) from error
 
 
 def _make_private(path: Path) -> None:

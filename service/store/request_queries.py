@@ -29,6 +29,8 @@ from .request_rows import (
 
 requests, logs, webhooks, files = tables.requests, tables.logs, tables.webhooks, tables.files
 UNSTARTED_SECONDS = 3600.0
+TURNS = "turns"
+"""The lock of who ends waiting requests, which moves others up."""
 
 
 class QueueFull(Exception):
@@ -210,6 +212,7 @@ class Requests(Database):
     ) -> Literal["ended", "marked"] | None:
         """Ends a waiting request or marks a running one. Returns None if it has ended or was cancelled before."""
         with self._write() as connection:
+            self._alone(connection, TURNS)
             query = select(*SHOWN).where(requests.c.id == request_id).with_for_update()
             row = connection.execute(query).one_or_none()
             if row is None or row.state == "done" or row.cancelled:
@@ -239,6 +242,7 @@ class Requests(Database):
 
     def _end_waiting(self, which: ColumnElement[bool], outcome: Outcome, now: float) -> list[str]:
         with self._write() as connection:
+            self._alone(connection, TURNS)
             query = select(*SHOWN).where(waiting, which).with_for_update(skip_locked=True)
             rows = connection.execute(query).all()
             for row in rows:
@@ -257,7 +261,8 @@ class Requests(Database):
         with self._write() as connection:
             ids: set[str] = set()
             for kind in (kept, private):  # each has its own index
-                ids.update(connection.execute(select(requests.c.id).where(kind).limit(500)).scalars())
+                old = select(requests.c.id).where(kind).limit(500).with_for_update(skip_locked=True)
+                ids.update(connection.execute(old).scalars())
             for table, column in (
                 (logs, logs.c.request_id),
                 (webhooks, webhooks.c.request_id),

@@ -49,6 +49,8 @@ def test_without_a_gpu_auto_means_the_cpu() -> None:
     [
         (("cuda:2",), 1, "devices: 'cuda:2' is not allowed: this machine has cuda:0, cuda:1; give cuda:N, cpu or auto"),
         (("cuda",), 1, "devices: 'cuda' is not allowed: no NVIDIA GPU was found; give cuda:N, cpu or auto"),
+        (("",), 1, "devices: a name is empty; give cuda:N, cpu or auto"),
+        (("cuda:0", ""), 1, "devices: a name is empty; give cuda:N, cpu or auto"),
         (("auto", "cuda:1"), 1, "devices: cuda:1 is named twice; each device has one runner"),
         (("cpu",), 2, "runners: not allowed with devices; each device has one runner"),
         ((), 0, "runners: 0 is not allowed; give a whole number from 1 on"),

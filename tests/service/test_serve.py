@@ -56,6 +56,10 @@ def port() -> str:
         ("--set queue", "--set queue: not allowed; give NAME=VALUE"),
         ("--backend nope", "--backend: 'nope' is unknown; allowed are auto, "),
         ("--bundle nope", "bundle: 'nope' is not a folder"),
+        (
+            "--backend onnxruntime --devices GPU",
+            "--devices: onnxruntime does not use GPU; give cuda:N",
+        ),
         ("--threads 0", "--threads: 0 is not allowed; give a whole number from 1 on"),
         ("--tls-certificate a", "--tls-certificate and --tls-key go together"),
         ("--tls-certificate a --tls-key a", "--tls-certificate: a: No such file"),
