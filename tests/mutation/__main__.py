@@ -9,6 +9,7 @@ which has imported the libraries already.
 """
 
 import argparse
+import faulthandler
 import importlib
 import json
 import os
@@ -17,18 +18,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import coverage
-import psutil
 import pytest
+from covering_tests import CoveringTests, Recorder, current_test, settings_of_coverage
+from forks import adopt_orphans, in_fork
 from mutants import Mutant, find_mutants
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent.resolve()
+ROOT = HERE.parents[1]
+MUTANT_TIME = 2_000_000_000
+"""When mutants seem to be written, in seconds."""
 PARTS = ("runtime", "engine", "service")
 LIBRARIES = (
     *("alembic", "av", "diffusers", "fastapi", "httpx", "hypothesis", "numpy", "onnx", "onnx_ir", "onnxruntime"),
@@ -81,17 +84,11 @@ class Work:
                 shutil.copy2(ROOT / name, self.tree / name)
             (ROOT / ".cache").mkdir(exist_ok=True)
             (self.tree / ".cache").symlink_to((ROOT / ".cache").resolve())
-        self.settings.write_text(
-            f"[run]\ndata_file={self.data}\nparallel=true\nsigterm=true\n"
-            f"source={','.join(str(self.tree / part) for part in PARTS)}\n"
-            "context=${PYTEST_CURRENT_TEST-}\n"  # of a process: the test that started it
-        )
+        adopt_orphans()
         paths = [str(self.tree), str(self.tree / "tests")]
         sys.path[:0] = paths
-        sys.dont_write_bytecode = True
         os.chdir(self.tree)
-        os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a mutant can have the size and second of the original
+        os.environ["PYTHONPATH"] = os.pathsep.join([*paths, str(HERE), os.environ.get("PYTHONPATH", "")])
         os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
         for library in LIBRARIES:
             importlib.import_module(library)
@@ -109,9 +106,10 @@ class Work:
                     yield file
 
     def _record(self, file: str) -> int:
+        self.settings.write_text(settings_of_coverage(self.data, [self.tree / part for part in PARTS]))
         os.environ["COVERAGE_PROCESS_START"] = str(self.settings)
         measured = coverage.Coverage(config_file=str(self.settings))
-        recorder = Recorder(measured)
+        recorder = Recorder(measured, current_test(self.data))
         measured.start()
         code = pytest.main(["-q", "-p", "no:cacheprovider", file], [recorder])
         measured.stop()
@@ -121,37 +119,39 @@ class Work:
 
     def run(self, options: argparse.Namespace) -> Iterator[str]:
         """Runs the tests of each sampled mutant. Samples lines, and one mutant of each."""
-        seconds = {test: spent for record in lines_of(self.tests) for test, spent in record["tests"].items()}
-        covering = Covering(self.data, seconds)
+        seconds = {test: tuple(spent) for record in lines_of(self.tests) for test, spent in record["tests"].items()}
+        covering = CoveringTests(self.data, seconds)
         sources = {str(path): path.read_text() for part in options.parts for path in Path(part).rglob("*.py")}
         lines: dict[tuple[str, int], list[Mutant]] = {}
         for file, source in sources.items():
             for mutant in find_mutants(file, source):
-                if covering.tests(self.tree / file, mutant):
+                if covering.of(self.tree / file, mutant):
                     lines.setdefault((file, mutant.line), []).append(mutant)
         done = {(record["file"], record["line"]) for record in lines_of(self.mutants)}
         for file, line in random.Random(options.seed).sample(sorted(lines), len(lines))[: options.mutants]:
             found = [mutant for mutant in lines[file, line] if mutant.compiles(sources[file])]
             if found and (file, line) not in done:
                 mutant = random.Random(f"{options.seed} {file} {line}").choice(found)
-                tests = sorted(covering.tests(self.tree / file, mutant), key=lambda test: seconds[test])
-                yield self._run(mutant, sources[file], tests, seconds, options.seconds)
+                yield self._run(mutant, sources[file], covering, options.seconds)
 
-    def _run(self, mutant: Mutant, source: str, tests: list[str], seconds: dict[str, float], most: float) -> str:
-        chosen = tests[:1]
-        for test in tests[1:]:
-            if sum(seconds[other] for other in [*chosen, test]) <= most:
-                chosen.append(test)
-        limit = 60 + 5 * sum(seconds[test] for test in chosen)
-        began = time.monotonic()
-        Path(mutant.file).write_text(mutant.apply(source))
+    def _run(self, mutant: Mutant, source: str, covering: CoveringTests, most: float) -> str:
+        covered = covering.of(self.tree / mutant.file, mutant)
+        chosen = covering.quickest(covered, most)
+        path, began = Path(mutant.file), time.monotonic()
+        original = path.stat()
+        path.write_text(mutant.apply(source))
+        os.utime(path, (0, MUTANT_TIME + len(lines_of(self.mutants))))  # of its bytecode, which no other has
         try:
-            code = in_fork(lambda: pytest.main(["-xq", "-p", "no:cacheprovider", *chosen]), limit, self.output)
+            limits = HangLimits(covering)
+            code = in_fork(
+                lambda: pytest.main(["-xq", "-p", "no:cacheprovider", *chosen], [limits]), 60 + 2 * most, self.output
+            )
         finally:
-            Path(mutant.file).write_text(source)
+            path.write_text(source)
+            os.utime(path, ns=(original.st_atime_ns, original.st_mtime_ns))
         result = {0: "survived", None: "out of time"}.get(code, "killed")
-        figures = {"tests": len(chosen), "of": len(tests), "seconds": round(time.monotonic() - began, 1)}
-        append(self.mutants, vars(mutant) | {"result": result} | figures)
+        figures = {"tests": len(chosen), "of": len(covered), "seconds": round(time.monotonic() - began, 1)}
+        append(self.mutants, vars(mutant) | {"result": result, "code": code} | figures)
         return result
 
     def report(self) -> None:
@@ -162,80 +162,19 @@ class Work:
                 place, run = f"{record['file']}:{record['line']}", f"{record['tests']} of {record['of']} tests"
                 print(f"{place}: {record['before']}  ->  {record['after']}  ({record['result']}, {run})")
         for part in PARTS:
-            killed = [record["result"] != "survived" for record in records if record["file"].startswith(part)]
+            killed = [record["result"] == "killed" for record in records if record["file"].startswith(part)]
             print(f"{part}: {sum(killed)} of {len(killed)} killed")
 
 
-class Recorder:
-    """Sets the context of the coverage to each test, and keeps which tests passed, and their seconds."""
+class HangLimits:
+    """Ends the process if a test takes far longer than it did."""
 
-    def __init__(self, measured: coverage.Coverage) -> None:
-        self._measured = measured
-        self._seconds: Counter[str] = Counter()
-        self.bad: set[str] = set()
-
-    @property
-    def passed(self) -> dict[str, float]:
-        return {test: round(spent, 2) for test, spent in self._seconds.items() if test not in self.bad}
+    def __init__(self, covering: CoveringTests) -> None:
+        self._covering = covering
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
-        self._measured.switch_context(item.nodeid)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._seconds[report.nodeid] += report.duration
-        if not report.passed:
-            self.bad.add(report.nodeid)
-
-
-class Covering:
-    """Which tests run a line."""
-
-    def __init__(self, data: Path, passed: dict[str, float]) -> None:
-        combined = coverage.Coverage(data_file=str(data))
-        combined.combine([str(data.parent)], keep=True)
-        self._data = combined.get_data()
-        self._passed = passed
-        self._contexts: dict[str, dict[int, set[str]]] = {}
-
-    def tests(self, path: Path, mutant: Mutant) -> set[str]:
-        """The tests that run a mutant's statement; those of the whole file if it runs once, when it is imported."""
-        lines = self._lines(str(path))
-        statement = range(mutant.first, mutant.last + 1) if mutant.function else [0]
-        return set().union(*(lines.get(line, set()) for line in statement))
-
-    def _lines(self, path: str) -> dict[int, set[str]]:
-        if path not in self._contexts:
-            found = self._data.contexts_by_lineno(path)
-            self._contexts[path] = {
-                line: {context.partition(" (")[0] for context in contexts} & self._passed.keys()
-                for line, contexts in found.items()
-            }
-            self._contexts[path][0] = set().union(*self._contexts[path].values())
-        return self._contexts[path]
-
-
-def in_fork(work: Callable[[], int], seconds: float, output: Path) -> int | None:
-    """Returns the status of `work` in a fork of this process; None if it took longer and was ended."""
-    child = os.fork()
-    if child == 0:
-        with output.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        try:
-            os._exit(work())
-        finally:
-            os._exit(99)
-    end, process = time.monotonic() + seconds, psutil.Process(child)
-    while not (status := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            for started in [*process.children(recursive=True), process]:
-                with suppress(psutil.NoSuchProcess):
-                    started.kill()
-            os.waitpid(child, 0)
-            return None
-        time.sleep(0.05)
-    return os.waitstatus_to_exitcode(status[1])
+        faulthandler.dump_traceback_later(20 + 5 * self._covering.cost(item.nodeid), exit=True)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
