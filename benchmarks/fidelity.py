@@ -37,7 +37,7 @@ from measure import edge_f1  # noqa: E402
 from world import HELD_OUT_SEED, KEYFRAMES, scene  # noqa: E402
 
 TRAINED = ROOT / "demo" / "trained"
-PROMPT, SEED, SIDE = "a yellow star moves up and right over a navy ground", 42, 128
+PROMPT, SEED, SIDE = "a yellow star grows over a navy and teal ground", 4, 128
 NOISE_SEEDS, NOISE_SHAPE = range(20), (1, 4, 16, 64, 64)
 SCENES, PALE = 8, 70
 """Held-out scenes for the comparison of scribbles, and the level of pale lines."""

@@ -1,4 +1,4 @@
-"""Draws the demo's three scribbles: a star that moves up and right.
+"""Draws the demo's three scribbles: a star that grows.
 
 python demo/draw_scribbles.py
 """
@@ -11,10 +11,10 @@ from run import PROMPT
 from world import KEYFRAMES, Scene, Shape
 
 SCENE = Scene(
-    motion="moves",
+    motion="grows",
     caption=PROMPT,
-    shapes=(Shape("star", ("yellow", "yellow"), ((38.0, 90.0), (88.0, 40.0)), (24.0, 24.0), (-0.2, 0.2)),),
-    grounds=("navy",),
+    shapes=(Shape("star", ("yellow", "yellow"), ((58.0, 72.0), (68.0, 60.0)), (14.0, 29.0), (0.0, 0.0)),),
+    grounds=("navy", "teal"),
 )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from drawing import clip, scribble
-from measure import centre, colour_of, edge_f1, flicker, kind_of, name_of, parts, psnr, still_ground
+from measure import centre, edge_f1, flicker, parts, psnr, shows, still_ground
 from numpy.typing import NDArray
 from rich.progress import track
 from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
@@ -117,11 +117,9 @@ def judged(frames: Frames, world: Scene) -> tuple[bool, bool]:
     """Whether most of the judged frames show the requested colours, and the requested shapes."""
     colours, kinds = [], []
     for index in JUDGED if len(world.shapes) == 1 else (0, FRAMES - 1):  # two shapes hide each other in between
-        for mask, shape in zip(parts(frames[index], world, index), world.shapes, strict=True):
-            found = centre(mask) is not None
-            asked = name_of(np.array(shape.at(index).colour))
-            colours.append(found and name_of(colour_of(frames[index], mask)) == asked)
-            kinds.append(found and kind_of(mask) == shape.kind)
+        for colour, kind in shows(frames[index], world, index):
+            colours.append(colour)
+            kinds.append(kind)
     return mean(colours) > 0.5, mean(kinds) > 0.5
 
 

@@ -145,6 +145,16 @@ def _template(kind: str, degrees: int, root: float) -> Mask:
     return np.asarray(image)
 
 
+def shows(frame: Frame, scene: Scene, index: int) -> list[tuple[bool, bool]]:
+    """Whether a frame shows the asked colour, and the asked kind, of each shape of a scene."""
+    found = []
+    for mask, shape in zip(parts(frame, scene, index), scene.shapes, strict=True):
+        asked = name_of(np.array(shape.at(index).colour))
+        is_there = centre(mask) is not None
+        found.append((is_there and name_of(colour_of(frame, mask)) == asked, is_there and kind_of(mask) == shape.kind))
+    return found
+
+
 def still_ground(frames: NDArray[np.uint8]) -> Mask:
     """Returns the pixels of a drawn clip [F, H, W, 3] that are ground in all frames, more than 4 pixels from shapes."""
     return ~near(np.logical_or.reduce([foreground(frame) for frame in frames]), 4)
