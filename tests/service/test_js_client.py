@@ -141,6 +141,28 @@ console.log(request_id);
     assert frames_at(json.loads(body)["payload"]["video"]["url"]) == 16
 
 
+def test_the_deprecated_client(modules: Path, demo: Server, tmp_path: Path) -> None:
+    head = HEAD.split("const options", maxsplit=1)[0].replace(
+        'import { createFalClient, ApiError, ValidationError } from "@fal-ai/client"',
+        'import * as fal from "@fal-ai/serverless-client"',
+    )
+    code = """
+const png = Buffer.from(JSON.parse(process.env.PICTURES)[0], "base64");
+fal.config({ credentials: process.env.FAL_KEY, requestMiddleware: async request => ({
+  ...request, url: rewrite(request.url.replace("https://rest.alpha.fal.ai", base)) }) });
+const lines = [], scribble = new Blob([png], { type: "image/png" });
+const result = await fal.subscribe(APP, {
+  input: { prompt: "a", seed: 42, num_inference_steps: 2, keyframe_0_image_url: scribble },
+  logs: true, onQueueUpdate: u => { if (u.status === "IN_PROGRESS") lines.push(...u.logs.map(l => l.message)); },
+});
+assert.equal(result.seed, 42);
+assert.equal((await fal.run(APP, { input: { prompt: "b", seed: 5, num_inference_steps: 1 } })).seed, 5);
+await assert.rejects(fal.run(APP, { input: { prompt: "b", guidance_scale: 9 } }), e => e.status === 422);
+console.log(result.video.url);
+"""
+    assert frames_at(javascript(modules, demo, tmp_path, code, head=head)) == 16
+
+
 def test_a_start_timeout_is_the_users(modules: Path, stub: Server, tmp_path: Path) -> None:
     code = """
 for (let i = 0; i < 3; i++) await fal.queue.submit(APP, { input: { prompt: "slow 0.3" } });
