@@ -6,7 +6,15 @@
 With `--pool ray` the runners are on a Ray cluster of three nodes, which are processes of this machine, too.
 
 Server, runners and client are processes of this machine. Each round goes through all counts of runners. Requests are
-submitted while longer ones keep the runners busy, so that the time of submissions does not count.
+submitted while longer ones keep the runners busy, so that the time of submissions does not count. The client then reads
+the server's database five times a second, which costs the server nothing.
+
+    clips_per_second   from the end of the first longer request to that of the last request
+    overhead_ms        wall time of a request on a runner, beside `pipeline_ms`
+    pipeline_ms        what the runner reports for a clip: sleep and encoding
+    gap_ms             from the end of a sleep to the next one in the same runner
+    processor_ms       processor time of a request: server, runners, Ray's own processes, and this client
+    out_of_order       requests that began before an earlier one
 """
 
 import argparse
@@ -17,15 +25,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import httpx
+import psutil
 import reports
+import sleeping_pipeline
 from sparsectrl_lcm.runtime.machine import report_head
 from sparsectrl_lcm.service.settings import SQLITE
 
@@ -75,8 +86,8 @@ def ray_cluster(runners: int) -> Iterator[str]:
 
 
 @contextmanager
-def served(data: Path, runners: int, ray_address: str) -> Iterator[httpx.Client]:
-    """Runs a server in a folder until the block ends; all runners are ready."""
+def served(data: Path, runners: int, ray_address: str) -> Iterator[tuple[httpx.Client, int]]:
+    """Runs a server in a folder until the block ends; yields a client and its pid once all runners are ready."""
     command = [sys.executable, "-c", SERVE, str(data), str(PORT), str(runners), ray_address]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
@@ -86,7 +97,7 @@ def served(data: Path, runners: int, ray_address: str) -> Iterator[httpx.Client]
                 if time.monotonic() > end or server.poll() is not None:
                     sys.exit("the server is not ready")
                 time.sleep(0.1)
-            yield client
+            yield client, server.pid
     finally:
         server.terminate()
         server.wait()
@@ -100,20 +111,50 @@ def ready(client: httpx.Client) -> int:
     return sum(runner["state"] == "ready" for runner in states)
 
 
-def measure(runners: int, requests: int, ray_address: str) -> dict[str, Any]:
-    """Runs the requests once. Returns clips per second, and what a request takes beside its pipeline."""
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder), runners, ray_address) as client:
+def processor_seconds(server: int) -> Counter[str]:
+    """Returns the processor time that each kind of process has taken: this one and those that it started."""
+    seconds: Counter[str] = Counter()
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            kind = "client" if process == this else "server" if process.pid == server else "ray"
+            if ".process_main" in command or command.startswith("ray::ServeReplica"):
+                kind = "runners"
+            times = process.cpu_times()
+            seconds[kind] += times.user + times.system
+    return seconds
+
+
+def gaps(folder: Path) -> list[float]:
+    """Returns the seconds between the sleeps of each runner, which each has a file of."""
+    found = []
+    for file in folder.iterdir():
+        times = [[float(time) for time in line.split()] for line in file.read_text().splitlines()]
+        found += [later[0] - earlier[1] for earlier, later in pairwise(times)]
+    return found
+
+
+def measure(runners: int, requests: int, ray: bool) -> dict[str, Any]:
+    """Runs the requests once."""
+    with ExitStack() as stack:
+        data, times = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
+        os.environ[sleeping_pipeline.TIMES] = str(times)
+        address = stack.enter_context(ray_cluster(runners)) if ray else ""
+        client, server = stack.enter_context(served(data, runners, address))
         gate = f"sleep {2 + 0.02 * requests}"
         for prompt in [gate] * runners + ["a star"] * requests:
             client.post(f"/queue/{APP}", json={"prompt": prompt, "seed": 1}).raise_for_status()
-        end = time.monotonic() + LIMIT
-        while f'requests_ended_total{{status="200"}} {runners + requests}.0' not in client.get("/metrics").text:
-            if time.monotonic() > end:
-                sys.exit(f"{requests} requests did not end within {LIMIT:g} s")
-            time.sleep(0.2)
-        with closing(sqlite3.connect(Path(folder) / SQLITE)) as store:
+        before, end = processor_seconds(server), time.monotonic() + LIMIT
+        with closing(sqlite3.connect(data / SQLITE)) as store:
+            while store.execute("select count(*) from requests where status = 200").fetchone()[0] < runners + requests:
+                if time.monotonic() > end:
+                    sys.exit(f"{requests} requests did not end within {LIMIT:g} s")
+                time.sleep(0.2)
             order = "select started_at, finished_at, seconds from requests order by sequence"
             rows = store.execute(order).fetchall()
+        taken = processor_seconds(server) - before
+        between = gaps(times)
     gates, rows = rows[:runners], rows[runners:]
     starts = [start for start, _, _ in rows]
     wall = max(end for _, end, _ in rows) - min(end for _, end, _ in gates)
@@ -121,8 +162,17 @@ def measure(runners: int, requests: int, ray_address: str) -> dict[str, Any]:
         "clips_per_second": requests / wall,
         "overhead_ms": (wall * runners / requests - median(seconds for *_, seconds in rows)) * 1e3,
         "pipeline_ms": median(seconds for *_, seconds in rows) * 1e3,
+        "gap_ms": median(between) * 1e3,
+        "processor_ms": {kind: seconds / requests * 1e3 for kind, seconds in sorted(taken.items())},
         "out_of_order": sum(later < earlier for earlier, later in pairwise(starts)),
     }
+
+
+def median_of(values: list[Any]) -> Any:
+    """Returns the median of numbers, or those of the values of dictionaries."""
+    if isinstance(values[0], dict):
+        return {name: median(value.get(name, 0) for value in values) for name in values[0]}
+    return median(values)
 
 
 def main() -> None:
@@ -132,10 +182,9 @@ def main() -> None:
     found: dict[int, list[dict[str, Any]]] = {count: [] for count in options.runners}
     for _ in range(options.rounds):
         for count in options.runners:
-            with ray_cluster(count) if options.pool == "ray" else nullcontext("") as address:
-                found[count].append(measure(count, options.requests, address))
+            found[count].append(measure(count, options.requests, options.pool == "ray"))
             print(count, json.dumps(found[count][-1]), flush=True)
-    rows = {count: {name: median(run[name] for run in runs) for name in runs[0]} for count, runs in found.items()}
+    rows = {count: {name: median_of([run[name] for run in runs]) for name in runs[0]} for count, runs in found.items()}
     single = rows[min(rows)]["clips_per_second"] / min(rows)
     for count, row in rows.items():
         row["of_linear"] = row["clips_per_second"] / single / count

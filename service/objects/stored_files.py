@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex, token_urlsafe
 from typing import BinaryIO
@@ -18,6 +19,8 @@ from ..protocol.urls import stored_file_url
 from ..settings import DAY
 from ..store import FileRow, QuotaExceeded
 from .disk_space import disk_full_is_507
+
+CLIP_TYPE = "video/mp4"
 
 _log = logging.getLogger(__name__)
 _FILE_ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
@@ -89,7 +92,7 @@ def keep_file(
     old = service.store.get_file(file_id)
     if old is not None and old.key_id != key_id:
         raise ServiceError(403, "This file belongs to another key")
-    object_name = f"objects/{file_id}-{token_hex(4)}"  # a new one, so that readers of the old one can finish
+    object_name = _object_name(file_id)
     now = clock.now()
     # record the object before its bytes, for a day: otherwise a crash would leave bytes without a record
     announced = FileRow(
@@ -115,11 +118,33 @@ def keep_file(
     return row
 
 
+def _object_name(file_id: str) -> str:
+    """Returns a new name for the object of a file, so that readers of an old one can finish."""
+    return f"objects/{file_id}-{token_hex(4)}"
+
+
 def _size(source: BinaryIO | Path | bytes) -> int:
     """Returns how many bytes are announced. An open file consists of parts of an upload, which have records."""
     if isinstance(source, Path):
         return source.stat().st_size
     return len(source) if isinstance(source, bytes) else 0
+
+
+def announced_clip(key_id: str) -> FileRow:
+    """Returns the record of a clip that will be made. Without a size it is not stored yet, and expires within a day."""
+    now, file_id = clock.now(), new_file_id()
+    name = f"{token_hex(8)}.mp4"
+    return FileRow(file_id, key_id, name, CLIP_TYPE, 0, _object_name(file_id), now, now + DAY)
+
+
+def store_clip(service: Service, clip: FileRow, source: Path) -> FileRow:
+    """Writes an announced clip to the object store, and returns its record with the size. Blocks.
+
+    Raises:
+        ServiceError: 507 if the disk is full.
+    """
+    with disk_full_is_507():
+        return replace(clip, size=service.files.put(clip.object_name, source))
 
 
 def keep_upload(

@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from ...runtime.errors import first_line
 from .. import clock
 from ..components import Service
-from ..objects.stored_files import file_url, keep_file
+from ..objects.stored_files import announced_clip, file_url, store_clip
 from ..protocol.clip_input import INPUT_FIELDS
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
-from ..runner import Job, JobFailed, Made, Preview, RunnerLost, Step
-from ..settings import DAY
+from ..runner import Encoding, Event, Job, JobFailed, Made, OnEvent, Preview, RunnerLost
 from ..store import STORE_FAILURES, Outcome
 from .job_preparation import Preparation, Preparations, Prepared, keyframe_error
+from .next_requests import NextRequests
 from .periodic_work import work_forever
 from .retries import until_there_is_room, waits
 from .views import View
@@ -31,7 +29,7 @@ AHEAD = 2
 SLOW, SLOW_OF_KEY = 24, 6
 """Most slow preparations that run in addition: in total, and of one API key, whose next requests wait for these."""
 STORED_AT_ONCE = 2
-"""Most requests that are claimed besides one for each runner: their clips are stored while the runners go on."""
+"""Most requests of a runner that are claimed besides the one that it makes: their clips are encoded and stored."""
 IDLE_SECONDS = 1.0
 """How soon the dispatcher looks for requests that nobody has told it of."""
 READY_SECONDS = 0.1
@@ -46,6 +44,7 @@ class Dispatcher:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._board = service.board
+        self._next = NextRequests(service.store, self._board)
         self._preparations = Preparations(service, service.board.arrived)
         self._at_runners: set[str] = set()
         self._claimer: asyncio.Task[None] | None = None
@@ -92,6 +91,7 @@ class Dispatcher:
                 if await self._begin_next():
                     continue
             except Exception as error:
+                self._next.forget()
                 if not isinstance(error, STORE_FAILURES):
                     log.exception("no request could be begun")
                 await asyncio.sleep(IDLE_SECONDS)
@@ -109,7 +109,7 @@ class Dispatcher:
         slow = self._preparations.slow()
         busy = [key_id for key_id, count in Counter(slow.values()).items() if count >= SLOW_OF_KEY]
         limit = AHEAD + max(1, self.service.runner.capacity) + min(SLOW, len(slow))
-        ahead = await self._board.ahead(limit, list(slow), busy)
+        ahead = await self._next.first(limit, slow, busy)
         await self._preparations.keep(ahead)
         for request_id in ahead:
             preparation = self._preparations.get(request_id)
@@ -134,16 +134,19 @@ class Dispatcher:
         """Claims a request. Returns None if it was cancelled, has expired, or was claimed by another server."""
         view = None
         if not preparation.inconclusive:
-            view = await self._board.claim(request_id, self.service.settings.lease_seconds)
+            clip = None if preparation.failed else announced_clip(preparation.key_id)
+            view = await self._board.claim(request_id, self.service.settings.lease_seconds, clip)
         self._preparations.take(request_id)
         if view is None:
+            self._next.forget()
             await preparation.close()
+        self._next.drop(request_id)
         return view
 
     @property
     def _free(self) -> bool:
         capacity = self.service.runner.capacity
-        return len(self._at_runners) < capacity and len(self._claimed) < capacity + STORED_AT_ONCE
+        return len(self._at_runners) < capacity and len(self._claimed) < capacity * (1 + STORED_AT_ONCE)
 
     async def _run(self, view: View, preparation: Preparation) -> None:
         row, start = view.row, time.monotonic()
@@ -151,8 +154,8 @@ class Dispatcher:
         metrics.wait.observe(max(0.0, clock.now() - row.created_at))
         try:
             outcome = await self._attempt(view, preparation)
-            if outcome is None:
-                await self._board.put_back(view)
+            if isinstance(outcome, RunnerLost):
+                await self._board.put_back(view, crashed=outcome.kind != "stopped")
             elif (status := await self._board.finish(view, outcome)) is not None:
                 seconds = time.monotonic() - start
                 metrics.total.observe(seconds)
@@ -170,8 +173,8 @@ class Dispatcher:
             self._at_runners.remove(view.row.id)
             self._board.arrived.set()
 
-    async def _attempt(self, view: View, preparation: Preparation) -> Outcome | None:
-        """Makes one attempt. Returns the outcome, or None if the request should be tried again."""
+    async def _attempt(self, view: View, preparation: Preparation) -> Outcome | RunnerLost:
+        """Makes one attempt. Returns the outcome, or how the runner was lost if the request should be tried again."""
         slots: tuple[int, ...] = ()
         try:
             prepared = await preparation.task
@@ -188,12 +191,12 @@ class Dispatcher:
             log.exception("a request failed", extra={"request_id": view.row.id})
             return failed(infrastructure_error("internal_error", "Internal Server Error"))
 
-    def _lost(self, view: View, error: RunnerLost) -> Outcome | None:
+    def _lost(self, view: View, error: RunnerLost) -> Outcome | RunnerLost:
         self.service.metrics.lost.labels(error.kind).inc()
         log.error("the runner was lost: %s", error.message, extra={"request_id": view.row.id})
         self._board.log(view, f"The runner was lost: {error.message}", "ERROR")
         if error.kind == "stopped" or (view.row.retry and view.row.crashes < self.service.settings.retries):
-            return None
+            return error
         if error.kind == "hung":
             return failed(model_error(504, "generation_timeout", "The clip took too long"))
         return failed(infrastructure_error("runner_server_error", "The runner died while it made the clip"))
@@ -219,9 +222,11 @@ class Dispatcher:
 
         return await until_there_is_room(run, job.id)
 
-    def _listener(self, view: View) -> Callable[[Step | Preview], None]:
-        def listen(event: Step | Preview) -> None:
-            if isinstance(event, Preview):
+    def _listener(self, view: View) -> OnEvent:
+        def listen(event: Event) -> None:
+            if isinstance(event, Encoding):
+                self._leave_runner(view)
+            elif isinstance(event, Preview):
                 self._board.show(view, event.jpeg)
             elif event.step:
                 labels = {"stage": event.stage, "fraction": f"{event.fraction:.3f}"}
@@ -245,13 +250,10 @@ class Dispatcher:
             await asyncio.sleep(wait)
 
     def _store_clip(self, view: View, clip: Path) -> dict[str, Any]:
-        row = view.row
-        name, kind = f"{secrets.token_hex(8)}.mp4", "video/mp4"
-        # for a day, until the end of the request gives it its lifetime: a crash before that leaves a clip for nobody
-        file = keep_file(self.service, clip, key_id=row.key_id, name=name, content_type=kind, seconds=DAY)
-        view.clip_id = file.id
-        url = file_url(row.base_url, file)
-        return {"url": url, "content_type": kind, "file_name": name, "file_size": file.size}
+        assert view.clip is not None
+        file = view.clip = store_clip(self.service, view.clip, clip)
+        url = file_url(view.row.base_url, file)
+        return {"url": url, "content_type": file.content_type, "file_name": file.name, "file_size": file.size}
 
 
 def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:

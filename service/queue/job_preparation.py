@@ -179,11 +179,11 @@ async def _prepare(
         except JobFailed as error:
             raise keyframe_error(error, slots) from None
     keyframes = tuple(task.result() for task in fetched)
-    conditioning = await asyncio.to_thread(_conditioning, options, keyframes)
+    conditioning = await asyncio.to_thread(_conditioning, options, keyframes) if keyframes else _conditioning(options)
     return Prepared(Job(request_id, options, keyframes, folder / "clip.mp4", conditioning), seed, slots)
 
 
-def _conditioning(options: dict[str, Any], keyframes: Sequence[tuple[int, Path]]) -> str:
+def _conditioning(options: dict[str, Any], keyframes: Sequence[tuple[int, Path]] = ()) -> str:
     """Returns `Job.conditioning`: a hash of the options that `cache_key` of the runtime reads, and of the keyframes."""
     digest = sha256(repr(sorted(item for item in options.items() if item[0] not in OUTSIDE_CONDITIONING)).encode())
     for index, path in keyframes:

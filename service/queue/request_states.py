@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -11,8 +11,9 @@ from .. import clock
 from ..metrics import Metrics
 from ..protocol.clip_input import Input
 from ..protocol.errors import not_found
-from ..store import STORE_FAILURES, LogRow, NewRequest, Outcome, SqlStore, Submitted
+from ..store import STORE_FAILURES, FileRow, LogRow, NewRequest, Outcome, SqlStore, Submitted
 from ..store.request_rows import REVOKED
+from .queue_positions import QueuePositions
 from .retries import until_the_store_works
 from .views import View
 
@@ -20,8 +21,6 @@ T = TypeVar("T")
 KEPT_VIEWS = 5_000
 SHARED_SECONDS = 0.25
 """Longest age of a view if other servers write to the same store."""
-ORDER_SECONDS = 0.2
-"""Longest age of the order of the queue."""
 
 
 class Board:
@@ -35,6 +34,8 @@ class Board:
 
     Attributes:
         arrived: set if a request may be ready to begin.
+        changes: counts what may add to the waiting requests or change their order.
+        positions: how many requests wait ahead of each.
     """
 
     def __init__(self, store: SqlStore, owner: str, metrics: Metrics, unstarted_limit: int = 2000) -> None:
@@ -49,9 +50,8 @@ class Board:
         self._writing = asyncio.Lock()  # for writes that depend on the two above, or change them
         self._loads: dict[str, asyncio.Task[View | None]] = {}
         self._changed_while_loading: set[str] = set()
-        self._order: dict[str, int] = {}
-        self._order_at = 0.0
-        self._order_changed = True
+        self.positions = QueuePositions(store)
+        self.changes = 0
 
     async def submit(self, new: NewRequest, outcome: Outcome | None = None, **limits: int) -> Submitted:
         """Adds a request as `SqlStore.submit` does."""
@@ -60,8 +60,7 @@ class Board:
         made = await self._store.write(self._store.submit, new, **limits, outcome=outcome)
         if outcome is not None and made.is_new:
             self._count(outcome.status)
-        self._order_changed = True
-        self.arrived.set()
+        self._queue_changed()
         return made
 
     def known(self, request_id: str) -> View | None:
@@ -72,12 +71,6 @@ class Board:
         if view is None or (self._store.shared and self._stale(view)):
             return None
         return view
-
-    def position(self, request_id: str) -> int | None:
-        """Returns how many requests wait ahead of a waiting one; None if only the store knows."""
-        if self._order_changed and time.monotonic() - self._order_at > ORDER_SECONDS:
-            return None
-        return self._order.get(request_id)
 
     async def view(self, request_id: str, key_id: str) -> View:
         """Returns the view of a request.
@@ -98,19 +91,6 @@ class Board:
         except STORE_FAILURES:
             return view
 
-    async def queue_position(self, request_id: str) -> int:
-        """Returns how many requests wait ahead of a waiting one; while the store fails, as last known."""
-        position = self.position(request_id)
-        if position is None:
-            self._order_changed, self._order_at = self._store.shared, time.monotonic()
-            try:
-                ids = await self._store.read(self._store.waiting)
-            except STORE_FAILURES:
-                self._order_changed = True
-                return self._order.get(request_id, len(self._order))
-            self._order = {waiting: place for place, waiting in enumerate(ids)}
-        return self._order.get(request_id, 0)
-
     async def change(self, view: View, seconds: float) -> None:
         """Waits up to `seconds` for the next change of a request."""
         if self._store.shared and view.row.id not in self._running:
@@ -120,10 +100,6 @@ class Board:
                 await view.changed.wait()
         except TimeoutError:
             return
-
-    async def ahead(self, limit: int, known: Collection[str], without_keys: Collection[str]) -> dict[str, str]:
-        """Returns the next requests as `SqlStore.ahead` does."""
-        return await self._store.read(self._store.ahead, limit, clock.now(), known, without_keys)
 
     async def input_of(self, request_id: str) -> tuple[Input, str] | None:
         """Returns input and base URL of a waiting request.
@@ -138,13 +114,17 @@ class Board:
         """Returns how many requests are `queued` and `running`."""
         return await self._store.read(self._store.counts)
 
-    async def claim(self, request_id: str, lease_seconds: float) -> View | None:
-        """Claims a request. `log` and `show` may change its view until `finish` or `put_back`."""
+    async def claim(self, request_id: str, lease_seconds: float, clip: FileRow | None = None) -> View | None:
+        """Claims a request. `log` and `show` may change its view until `finish` or `put_back`.
+
+        `clip` is as `SqlStore.claim` takes it.
+        """
+        now = clock.now()
         async with self._writing:
-            taken = await self._store.write(self._store.claim, request_id, self.owner, clock.now(), lease_seconds)
+            taken = await self._store.write(self._store.claim, request_id, self.owner, now, lease_seconds, clip)
             if taken is None:
                 return None
-            view = self._running[request_id] = View(*taken, time.monotonic())
+            view = self._running[request_id] = View(*taken, time.monotonic(), clip)
             self._written[request_id] = len(view.logs)
         self._forget_views(request_id)
         return view
@@ -174,18 +154,20 @@ class Board:
     async def finish(self, view: View, outcome: Outcome) -> int | None:
         """Ends a request that ran here. Returns its status, or None if it no longer belonged to this server."""
         ended = await self._let_go(
-            view, lambda lines: self._store.finish(view.row, outcome, clock.now(), lines, view.clip_id)
+            view, lambda lines: self._store.finish(view.row, outcome, clock.now(), lines, view.clip)
         )
         if ended is not None:
             self._count(ended)
         return ended
 
-    async def put_back(self, view: View) -> None:
-        """Puts a request whose runner died here back into the queue."""
-        ended = await self._let_go(view, lambda lines: self._store.put_back(view.row, lines, clock.now(), crashed=True))
+    async def put_back(self, view: View, *, crashed: bool) -> None:
+        """Puts a request whose runner died here back into the queue. `crashed`: the request may be the cause."""
+        ended = await self._let_go(
+            view, lambda lines: self._store.put_back(view.row, lines, clock.now(), crashed=crashed, clip=view.clip)
+        )
         if ended is not None:
             self._count(ended)
-        self.arrived.set()
+        self._queue_changed()
 
     def abandon(self, view: View) -> None:
         """Stops tracking a request without a write to the store; `give_back` finds it later."""
@@ -199,7 +181,7 @@ class Board:
         done = await self._store.write(self._store.cancel, request_id, clock.now(), reason)
         if done == "ended":
             self._count(499)
-            self.arrived.set()
+            self._queue_changed()
         if request_id not in self._running:
             self._forget_views(request_id)
         return done is not None
@@ -214,7 +196,7 @@ class Board:
                 self._count(status)
         if given:
             self._forget_views(*given)
-            self.arrived.set()
+            self._queue_changed()
         return list(given)
 
     async def end_runs(self) -> None:
@@ -279,6 +261,11 @@ class Board:
         finally:
             self.abandon(view)
 
+    def _queue_changed(self) -> None:
+        self.changes += 1
+        self.positions.changed = True
+        self.arrived.set()
+
     def _count(self, status: int) -> None:
         self._metrics.ended.labels(str(status)).inc()
 
@@ -286,10 +273,11 @@ class Board:
         for _ in request_ids:
             self._count(status)
         self._forget_views(*request_ids)
+        self.changes += len(request_ids)  # others of their keys move up
 
     def _forget_views(self, *request_ids: str) -> None:
         """Drops the views of requests that have changed in the store, and wakes all who wait for a change."""
-        self._order_changed = True
+        self.positions.changed = True
         for request_id in request_ids:
             if request_id in self._loads:
                 self._changed_while_loading.add(request_id)

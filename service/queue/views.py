@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from ..store import LogRow, RequestRow
+from ..store import FileRow, LogRow, RequestRow
 
 
 @dataclass(slots=True)
@@ -14,7 +14,7 @@ class View:
         row: its record.
         logs: its log.
         loaded_at: when both were read, as `time.monotonic`.
-        clip_id: of its stored clip, once there is one.
+        clip: the record of its clip while it runs here, without a size until the clip is stored.
         preview: a JPEG of a frame, while the clip is made here.
         changed: set at the next change and then replaced by a new event.
     """
@@ -22,7 +22,7 @@ class View:
     row: RequestRow
     logs: list[LogRow]
     loaded_at: float
-    clip_id: str | None = None
+    clip: FileRow | None = None
     preview: bytes | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -70,7 +70,7 @@ async def cancel(service: CurrentService, view: OwnRequest) -> Response:
 
 
 async def _status(service: Service, request: Request, view: View, logs_from: int | None) -> tuple[int, dict[str, Any]]:
-    position = await service.board.queue_position(view.row.id) if view.row.state == "queued" else 0
+    position = await service.board.positions.of(view.row.id) if view.row.state == "queued" else 0
     links = request_urls(base_url(service.settings, request), service.settings.endpoint, view.row.id)
     return status_of(view.row, view.logs, links, position, logs_from)
 

@@ -69,7 +69,13 @@ class Preview:
     jpeg: bytes = field(repr=False)
 
 
-OnEvent = Callable[[Step | Preview], None]
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """All frames are made: the runner can take the next job while it encodes this clip. Not every runner does."""
+
+
+Event = Step | Preview | Encoding
+OnEvent = Callable[[Event], None]
 """Called on the event loop, in order. Its exceptions are logged."""
 
 
@@ -142,7 +148,7 @@ class Runner(Protocol):
 
     @property
     def capacity(self) -> int:
-        """How many jobs may run at once. 0 while no model is loaded."""
+        """How many jobs may run at once, besides those that are encoded. 0 while no model is loaded."""
 
     @property
     def problem(self) -> str | None:

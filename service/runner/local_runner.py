@@ -1,4 +1,4 @@
-"""One runner: keeps a process with the model running and gives it one job after the other."""
+"""One runner: keeps a process with the model running and gives it a job whenever the pipeline is free."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import SparseCtrlLcmError
-from .interface import Job, JobFailed, Made, OnEvent, Preview, RunnerLost, Step
+from .interface import Encoding, Event, Job, JobFailed, Made, OnEvent, RunnerLost
 from .messages import event_of, notify
 from .process_handle import RunnerProcess
 
@@ -27,7 +27,7 @@ class _Turn:
     on_event: OnEvent
     result: asyncio.Future[Made]
 
-    def notify(self, event: Step | Preview) -> None:
+    def notify(self, event: Event) -> None:
         if not self.result.done():
             notify(self.job, event, self.on_event)
 
@@ -41,7 +41,7 @@ class _Turn:
 
 
 class LocalRunner:
-    """Makes clips, one at a time, in a process that it starts again after a crash or a hang.
+    """Makes clips in a process that it starts again after a crash or a hang: one, while the one before is encoded.
 
     Its methods and properties are those of `Runner`, of which `RunnerPool` makes one.
 
@@ -89,9 +89,12 @@ class LocalRunner:
         self._refused = asyncio.Event()
         self._refusal: SparseCtrlLcmError | None = None
         self._process: RunnerProcess | None = None  # None unless it is ready
-        self._running: _Turn | None = None
         self._waiting: deque[_Turn] = deque()
-        self._wake = asyncio.Event()  # a turn has come, or the process has ended
+        self._begun: dict[int, _Turn] = {}  # by number: the one that has the pipeline, and one that is encoded
+        self._running: _Turn | None = None  # has the pipeline
+        self._number = 0
+        self._heard_at = 0.0  # when the process said something or got a job, in the loop's time
+        self._wake = asyncio.Event()  # a turn has come, the pipeline is free, or the process has ended
         self._supervisor: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -150,13 +153,14 @@ class LocalRunner:
 
     def cancel(self, job_id: str) -> None:
         """Ends a job with `JobFailed("cancelled")`; see `Runner.cancel`."""
-        for turn in (self._running, *self._waiting):
-            if turn is not None and turn.job.id == job_id:
+        for turn in (*self._begun.values(), *self._waiting):
+            if turn.job.id == job_id:
                 self._cancel(turn)
 
     def _cancel(self, turn: _Turn) -> None:
-        if turn is self._running and self._process is not None:
-            self._process.send({"do": "cancel"})
+        number = next((number for number, begun in self._begun.items() if begun is turn), None)
+        if number is not None and self._process is not None:
+            self._process.send({"do": "cancel", "job": number})
         else:
             turn.end(JobFailed("cancelled", "cancelled while it waited"))
 
@@ -197,40 +201,67 @@ class LocalRunner:
 
     async def _serve(self, process: RunnerProcess) -> None:
         """Runs the turns in order in a process, until the process ends."""
-        gone = asyncio.create_task(process.wait())
-        gone.add_done_callback(lambda _: self._wake.set())
+        listener = asyncio.create_task(self._listen(process))
+        listener.add_done_callback(lambda _: self._wake.set())
         try:
-            while not gone.done():
-                if not self._waiting:
-                    self._wake.clear()
-                    await self._wake.wait()
-                elif not (turn := self._waiting.popleft()).result.done():
-                    await self._take(process, turn)
-            raise await process.lost()
-        finally:
-            gone.cancel()
-
-    async def _take(self, process: RunnerProcess, turn: _Turn) -> None:
-        """Runs one turn. The process finishes it even if the caller no longer waits."""
-        job = turn.job
-        keyframes = [(index, str(path)) for index, path in job.keyframes]
-        self._running = turn
-        try:
-            process.send({"do": "make", "options": job.options, "keyframes": keyframes, "output": str(job.output)})
-            while True:
-                event = event_of(await process.receive(self._step_seconds))
-                if isinstance(event, Made | JobFailed):
-                    return turn.end(event)
-                if event is not None:
-                    turn.notify(event)
+            while not listener.done():
+                self._wake.clear()
+                self._begin_next(process)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._heard_at + self._step_seconds if self._begun else None):
+                        await self._wake.wait()
+                if self._begun and self._heard_at + self._step_seconds <= _now():
+                    raise process.hung(self._step_seconds)
+            await listener
         except RunnerLost as lost:
             self._process = None
-            turn.end(lost)
+            for turn in self._begun.values():
+                turn.end(lost if turn is self._running or self._running is None else _bystander())
             raise
         finally:
-            self._running = None
-            turn.end(_stopped())
+            listener.cancel()
+            for turn in self._begun.values():
+                turn.end(_stopped())
+            self._begun, self._running = {}, None
+
+    def _begin_next(self, process: RunnerProcess) -> None:
+        """Gives the process the next turn, if its pipeline is free. It finishes it even if the caller has left."""
+        while self._waiting and self._running is None and not process.ended:
+            turn = self._waiting.popleft()
+            if turn.result.done():
+                continue
+            job = turn.job
+            self._number += 1
+            self._begun[self._number] = self._running = turn
+            self._heard_at = _now()
+            keyframes = [(index, str(path)) for index, path in job.keyframes]
+            order = {"options": job.options, "keyframes": keyframes, "output": str(job.output)}
+            process.send({"do": "make", "job": self._number, **order})
+
+    async def _listen(self, process: RunnerProcess) -> None:
+        """Passes on what the process says, until it ends."""
+        while True:
+            message = await process.receive(None)
+            self._heard_at = _now()
+            number, event = message.pop("job"), event_of(message)
+            turn = self._begun[number]
+            if isinstance(event, Made | JobFailed):
+                del self._begun[number]
+                turn.end(event)
+            elif event is not None:
+                turn.notify(event)
+            if turn is self._running and isinstance(event, Encoding | Made | JobFailed):
+                self._running = None
+                self._wake.set()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _stopped() -> RunnerLost:
     return RunnerLost("stopped", "the runner was stopped")
+
+
+def _bystander() -> RunnerLost:
+    return RunnerLost("stopped", "the runner died at another clip while it encoded this one")

@@ -29,7 +29,11 @@ LINES_LOGGED = 500
 
 
 class RunnerProcess:
-    """A process that runs `process_main.py`. `started` creates one."""
+    """A process that runs `process_main.py`. `started` creates one.
+
+    Attributes:
+        ended: whether it has said its last message.
+    """
 
     def __init__(
         self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, output: "_Output"
@@ -38,6 +42,7 @@ class RunnerProcess:
         self._reader = reader
         self._writer = writer
         self._output = output
+        self.ended = False
 
     @classmethod
     @asynccontextmanager
@@ -76,7 +81,7 @@ class RunnerProcess:
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
-    async def receive(self, seconds: float) -> dict[str, Any]:
+    async def receive(self, seconds: float | None) -> dict[str, Any]:
         """Returns the next message.
 
         Raises:
@@ -86,19 +91,21 @@ class RunnerProcess:
             async with asyncio.timeout(seconds):
                 line = await self._reader.readline()
         except TimeoutError:
-            raise RunnerLost("hung", f"the runner said nothing for {seconds:g} s", self._output.lines) from None
+            raise self.hung(seconds or 0.0) from None
         except OSError:
             line = b""
         if not line.endswith(b"\n"):
+            self.ended = True
             raise await self.lost()
         message: dict[str, Any] = json.loads(line)
         if message["say"] == "ended":
+            self.ended = True
             raise await self.lost(message["message"], message["refusal"])
         return message
 
-    async def wait(self) -> None:
-        """Waits until the process has ended."""
-        await self._process.wait()
+    def hung(self, seconds: float) -> RunnerLost:
+        """Returns the error for a process that is silent for too long."""
+        return RunnerLost("hung", f"the runner said nothing for {seconds:g} s", self._output.lines)
 
     async def lost(self, how: str | None = None, refusal: dict[str, str] | None = None) -> RunnerLost:
         """Returns the error for a process that has sent its last message.

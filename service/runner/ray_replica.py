@@ -15,7 +15,8 @@ from ray import serve
 from ray.util import get_node_ip_address
 
 from ...runtime.errors import DeviceLost
-from .process_main import Jobs, about, load
+from .clip_jobs import Jobs, about
+from .process_main import load
 from .runner_pool import KEPT
 
 
@@ -30,6 +31,8 @@ class _Channel:
         self._loop = asyncio.get_running_loop()
 
     def say(self, what: str, **values: Any) -> None:
+        if what == "encoding":
+            return
         if what == "made":
             values["clip"] = self._clip.read_bytes()
         self.spoke_at = time.monotonic()
@@ -48,7 +51,7 @@ class ClipReplica:
 
     def __init__(self, pipeline: str, options: dict[str, Any], image_pixels: int, step_seconds: float) -> None:
         self._pipeline = load(pipeline, options)
-        self._image_pixels = image_pixels
+        self._jobs = Jobs(self._pipeline, image_pixels)
         self._step_seconds = step_seconds
         self._thread = ThreadPoolExecutor(1, "pipeline")
         self._job: _Channel | None = None
@@ -92,7 +95,8 @@ class ClipReplica:
 
     def _make(self, job: _Channel, options: dict[str, Any], keyframes: list[tuple[int, str]], output: str) -> None:
         try:
-            Jobs(self._pipeline, job, self._image_pixels).make(options, keyframes, output)
+            self._jobs.make(job, options, keyframes, output)
+            self._jobs.finish()
         except DeviceLost:  # only a new process can use the device again
             traceback.print_exc()
             os._exit(1)

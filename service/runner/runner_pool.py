@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...runtime.errors import SparseCtrlLcmError
-from .interface import Job, Made, OnEvent, RunnerLost, RunnerStatus
+from .interface import Encoding, Event, Job, Made, OnEvent, RunnerLost, RunnerStatus
 from .local_runner import LocalRunner
 
 log = logging.getLogger(__package__)
@@ -22,7 +23,7 @@ class _Member:
     """A runner with what the pool knows of it.
 
     Attributes:
-        jobs: how many jobs it has.
+        jobs: how many jobs need its pipeline.
         begun: when its last job began, as a count of all jobs.
         kept: the conditionings that it probably keeps, oldest first.
     """
@@ -38,6 +39,16 @@ class _Member:
         self.kept.move_to_end(conditioning)
         if len(self.kept) > KEPT:
             self.kept.popitem(last=False)
+
+    @contextmanager
+    def at_pipeline(self, conditioning: str) -> Iterator[None]:
+        """The block counts as a job that needs the pipeline, which keeps the conditioning if the block succeeds."""
+        self.jobs += 1
+        try:
+            yield
+            self.keep(conditioning)
+        finally:
+            self.jobs -= 1
 
     def cost(self, job: Job) -> tuple[bool, int, bool, int]:
         """Returns a value to compare members by: the lowest one gets the job."""
@@ -115,15 +126,19 @@ class RunnerPool:
         member = min(self._members, key=lambda member: member.cost(job))
         self._begun += 1
         member.begun = self._begun
-        member.jobs += 1
-        try:
-            made = await member.runner.run(job, on_event)
-        except RunnerLost:
-            member.kept.clear()
-            raise
-        finally:
-            member.jobs -= 1
-        member.keep(job.conditioning)
+        with ExitStack() as at_pipeline:
+            at_pipeline.enter_context(member.at_pipeline(job.conditioning))
+
+            def listen(event: Event) -> None:
+                if isinstance(event, Encoding):
+                    at_pipeline.close()
+                on_event(event)
+
+            try:
+                made = await member.runner.run(job, listen)
+            except RunnerLost:
+                member.kept.clear()
+                raise
         return replace(made, runner=member.name)
 
     def cancel(self, job_id: str) -> None:

@@ -13,6 +13,8 @@ from .request_rows import requests, running, waiting
 
 IN_ORDER = select(requests.c.id).where(waiting).order_by(requests.c.priority, requests.c.turn, requests.c.sequence)
 """The ids of waiting requests, the next one first."""
+TURNS = "turns"
+"""The lock of who ends waiting requests, which moves others up."""
 
 
 def next_turn(connection: Connection, key_id: str, priority: int) -> int:

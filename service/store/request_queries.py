@@ -8,16 +8,19 @@ from sqlalchemy import ColumnElement, Connection, Text, delete, func, insert, li
 from . import tables
 from .database import Database
 from .key_quota import check_quota, lock_name
-from .queue_order import IN_ORDER, close_gaps, count_ahead, next_turn
-from .records import LogRow, NewRequest, Outcome, RequestRow, Submitted
+from .queue_order import IN_ORDER, TURNS, close_gaps, count_ahead, next_turn
+from .records import FileRow, LogRow, NewRequest, Outcome, RequestRow, Submitted
 from .request_rows import (
     CANCELLED,
     REVOKED,
     SHOWN,
     add_logs,
+    announce_clip,
     cancellation,
+    end_clip,
     end_request,
     failure,
+    in_time,
     is_current,
     lock_attempt,
     read_logs,
@@ -27,10 +30,8 @@ from .request_rows import (
     waiting,
 )
 
-requests, logs, webhooks, files = tables.requests, tables.logs, tables.webhooks, tables.files
+requests, logs, webhooks = tables.requests, tables.logs, tables.webhooks
 UNSTARTED_SECONDS = 3600.0
-TURNS = "turns"
-"""The lock of who ends waiting requests, which moves others up."""
 
 
 class QueueFull(Exception):
@@ -121,25 +122,27 @@ class Requests(Database):
             without_keys: API keys of which only `known` requests are included.
         """
         included = or_(requests.c.key_id.not_in(without_keys), requests.c.id.in_(known))
-        query = IN_ORDER.add_columns(requests.c.key_id).where(_in_time(now), included).limit(limit)
+        query = IN_ORDER.add_columns(requests.c.key_id).where(in_time(now), included).limit(limit)
         with self._read() as connection:
             return dict(row._tuple() for row in connection.execute(query))
 
     def claim(
-        self, request_id: str, owner: str, now: float, lease_seconds: float
+        self, request_id: str, owner: str, now: float, lease_seconds: float, clip: FileRow | None = None
     ) -> tuple[RequestRow, list[LogRow]] | None:
-        """Claims a waiting request for `owner`. Returns it with its log. No other server gets it during the lease."""
-        taken = {
-            "state": "running",
-            "owner": owner,
-            "lease_until": self._clock() + lease_seconds,
-            "started_at": now,
-            "attempts": requests.c.attempts + 1,
-        }
-        statement = update(requests).where(requests.c.id == request_id, waiting, _in_time(now)).values(taken)
+        """Claims a waiting request for `owner`. Returns it with its log. No other server gets it during the lease.
+
+        `clip` is the record of its clip until it is stored: it has no size, and expires within a day.
+        """
+        lease = {"owner": owner, "lease_until": self._clock() + lease_seconds}
+        taken = {"state": "running", **lease, "started_at": now, "attempts": requests.c.attempts + 1}
+        statement = update(requests).where(requests.c.id == request_id, waiting, in_time(now)).values(taken)
         with self._write() as connection:
             row = connection.execute(statement.returning(*SHOWN)).one_or_none()
-            return None if row is None else (to_request(row), read_logs(connection, request_id))
+            if row is None:
+                return None
+            if clip is not None:
+                announce_clip(connection, clip)
+            return to_request(row), read_logs(connection, request_id) if row.attempts > 1 else []
 
     def renew(self, held: Sequence[tuple[RequestRow, Sequence[LogRow]]], lease_seconds: float) -> set[str]:
         """Extends the leases of attempts and adds lines to their logs.
@@ -175,21 +178,24 @@ class Requests(Database):
             rows = connection.execute(query).all()
             return {row.id: wait_again(connection, row, now) for row in rows}
 
-    def put_back(self, row: RequestRow, lines: Sequence[LogRow], now: float, *, crashed: bool) -> int | None:
+    def put_back(
+        self, row: RequestRow, lines: Sequence[LogRow], now: float, *, crashed: bool, clip: FileRow | None = None
+    ) -> int | None:
         """Ends an attempt and lets the request wait again, at its old position. Returns a value as in `give_back`."""
         with self._write() as connection:
             mine = lock_attempt(connection, row)
             if mine is None:
                 return None
             add_logs(connection, row.id, lines)
+            end_clip(connection, clip, None)
             return wait_again(connection, mine, now, mine.crashes + crashed)
 
     def finish(
-        self, row: RequestRow, outcome: Outcome, now: float, lines: Sequence[LogRow] = (), clip_id: str | None = None
+        self, row: RequestRow, outcome: Outcome, now: float, lines: Sequence[LogRow] = (), clip: FileRow | None = None
     ) -> int | None:
         """Ends a request. If it was cancelled meanwhile, it ends as cancelled, as its caller was promised.
 
-        The lifetime of its clip, the file `clip_id`, begins now.
+        `clip` is as `claim` took it, with the size of what was stored. Its lifetime begins now.
 
         Returns:
             The status, or None if the attempt is no longer the current one, for instance after a lost lease.
@@ -202,9 +208,8 @@ class Requests(Database):
                 outcome = cancellation("client_cancelled")
             add_logs(connection, row.id, lines)
             end_request(connection, row.id, mine.webhook, outcome, now)
-            if clip_id is not None and outcome.status != CANCELLED:
-                until = None if mine.object_seconds is None else now + mine.object_seconds
-                connection.execute(update(files).where(files.c.id == clip_id).values(expires_at=until))
+            until = None if mine.object_seconds is None else now + mine.object_seconds
+            end_clip(connection, clip, until, keep=outcome.status != CANCELLED)
             return outcome.status
 
     def cancel(
@@ -263,12 +268,8 @@ class Requests(Database):
             for kind in (kept, private):  # each has its own index
                 old = select(requests.c.id).where(kind).limit(500).with_for_update(skip_locked=True)
                 ids.update(connection.execute(old).scalars())
-            for table, column in (
-                (logs, logs.c.request_id),
-                (webhooks, webhooks.c.request_id),
-                (requests, requests.c.id),
-            ):
-                connection.execute(delete(table).where(column.in_(ids)))
+            for column in (logs.c.request_id, webhooks.c.request_id, requests.c.id):
+                connection.execute(delete(column.table).where(column.in_(ids)))
         return list(ids)
 
     def counts(self) -> dict[str, int]:
@@ -281,10 +282,6 @@ class Requests(Database):
         """Returns the log of a request."""
         with self._read() as connection:
             return read_logs(connection, request_id)
-
-
-def _in_time(now: float) -> ColumnElement[bool]:
-    return or_(requests.c.start_by.is_(None), requests.c.start_by > now)
 
 
 def _first(connection: Connection, new: NewRequest) -> Submitted | None:

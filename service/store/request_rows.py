@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, or_, select, update
 
 from . import tables
-from .records import LogRow, Outcome, RequestRow
+from .records import FileRow, LogRow, Outcome, RequestRow
 
-requests, logs, webhooks = tables.requests, tables.logs, tables.webhooks
+requests, logs, webhooks, files = tables.requests, tables.logs, tables.webhooks, tables.files
 waiting = requests.c.state == "queued"
 running = requests.c.state == "running"
 SHOWN = tuple(column for column in requests.c if column.name != "input")
@@ -29,6 +29,11 @@ def is_current(row: RequestRow) -> ColumnElement[bool]:
     return (requests.c.id == row.id) & running & same
 
 
+def in_time(now: float) -> ColumnElement[bool]:
+    """Returns the condition that a request may still be started."""
+    return or_(requests.c.start_by.is_(None), requests.c.start_by > now)
+
+
 def lock_attempt(connection: Connection, row: RequestRow) -> Any:
     """Returns the row of an attempt, locked until the transaction ends; None if the attempt is no longer current."""
     return connection.execute(select(*SHOWN).where(is_current(row)).with_for_update()).one_or_none()
@@ -46,6 +51,26 @@ def add_logs(connection: Connection, request_id: str, lines: Sequence[LogRow]) -
     rows = [{"request_id": request_id} | {name: getattr(line, name) for name in names} for line in lines]
     if rows:
         connection.execute(insert(logs), rows)
+
+
+def announce_clip(connection: Connection, clip: FileRow) -> None:
+    """Records a clip before it is made, so that no crash leaves its bytes without a record."""
+    connection.execute(insert(files).values({name: getattr(clip, name) for name in FileRow.__dataclass_fields__}))
+
+
+def end_clip(connection: Connection, clip: FileRow | None, expires_at: float | None, *, keep: bool = False) -> None:
+    """Updates the record of a clip at the end of an attempt. One that was not stored has no size: its record goes.
+
+    A stored clip gets its lifetime if it is to be kept. Otherwise its bytes go with the record, within a day.
+    """
+    if clip is None:
+        return
+    if not clip.size:
+        connection.execute(delete(files).where(files.c.id == clip.id))
+    elif keep:
+        values = {name: getattr(clip, name) for name in FileRow.__dataclass_fields__} | {"expires_at": expires_at}
+        if not connection.execute(update(files).where(files.c.id == clip.id).values(values)).rowcount:
+            connection.execute(insert(files).values(values))  # it was stored so late that its record had expired
 
 
 def wait_again(connection: Connection, row: Any, now: float, crashes: int | None = None) -> int | None:

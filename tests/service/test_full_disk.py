@@ -13,8 +13,8 @@ from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.queue import job_preparation as preparation
 from sparsectrl_lcm.service.queue import retries
 from sparsectrl_lcm.service.runner import JobFailed
+from sparsectrl_lcm.service.runner.clip_jobs import failure_of
 from sparsectrl_lcm.service.runner.picture_reader import PictureReader
-from sparsectrl_lcm.service.runner.process_main import failure_of
 
 from .test_dispatch import StandIn, ended, serving, submit
 

@@ -20,7 +20,7 @@ from sparsectrl_lcm.batch import ray_pipelines
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime import BackendError, BundleError, InvalidRequest
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
-from sparsectrl_lcm.service.runner import Job, JobFailed, Made, Preview, RunnerLost, Step
+from sparsectrl_lcm.service.runner import Event, Job, JobFailed, Made, Preview, RunnerLost, Step
 from sparsectrl_lcm.service.runner.bundle_cache import local_bundle
 from sparsectrl_lcm.service.runner.make_runner import check_pool
 from sparsectrl_lcm.service.runner.ray_cluster import join_cluster
@@ -74,7 +74,7 @@ def job(folder: Path, name: str, prompt: str = "a boat", **more: Any) -> Job:
 
 def test_a_clip_with_its_events(loop: asyncio.Runner, pool: RayPool, tmp_path: Path) -> None:
     assert (pool.about["backend"], pool.about["width"], pool.capacity) == ("auto", 64, 2)
-    events: list[Step | Preview] = []
+    events: list[Event] = []
     made = loop.run(pool.run(job(tmp_path, "a", conditioning="boat"), events.append))
     assert (made.seed, bool(made.runner), len(decode(tmp_path / "a.mp4"))) == (7, True, 16)
     assert [event.step for event in events if isinstance(event, Step) and event.stage == "denoise"] == [0, 1, 2, 3, 4]
@@ -90,7 +90,7 @@ def test_a_wrong_keyframe_is_an_error_of_the_job(loop: asyncio.Runner, pool: Ray
 
 def test_cancelled_within_a_step(loop: asyncio.Runner, pool: RayPool, tmp_path: Path) -> None:
     async def scenario() -> None:
-        steps: list[Step | Preview] = []
+        steps: list[Event] = []
         running = asyncio.create_task(failure_of(pool.run(job(tmp_path, "a", "slow 0.3"), steps.append)))
         await until(lambda: len(steps) == 2)
         pool.cancel("a")
@@ -142,7 +142,7 @@ def test_jobs_end_with_the_pool(address: str, pool: RayPool, tmp_path: Path) -> 
         other = ray_pool(address)
         await other.start()
         await until(lambda: other.capacity > 0, 30)
-        steps: list[Step | Preview] = []
+        steps: list[Event] = []
         running = asyncio.create_task(failure_of(other.run(job(tmp_path, "a", "slow 0.5"), steps.append)))
         await until(lambda: len(steps) > 1, 30)
         await other.stop()

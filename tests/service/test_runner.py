@@ -32,7 +32,7 @@ from sparsectrl_lcm.runtime import (
     VideoPipeline,
 )
 from sparsectrl_lcm.service.objects.stored_files import remove_expired_files
-from sparsectrl_lcm.service.runner import Job, JobFailed, LocalRunner, Made, Preview, RunnerLost, Step
+from sparsectrl_lcm.service.runner import Event, Job, JobFailed, LocalRunner, Made, Preview, RunnerLost, Step
 from sparsectrl_lcm.service.runner.make_runner import make_runner
 
 FAKES = Path(__file__).parent.parent / "fakes"
@@ -69,7 +69,7 @@ def job(folder: Path, prompt: str = "a boat", name: str = "job", **more: Any) ->
     return Job(name, {"prompt": prompt, "seed": 7, **more}, keyframes, folder / f"{name}.mp4")
 
 
-def ignore(_: Step | Preview) -> None:
+def ignore(_: Event) -> None:
     pass
 
 
@@ -122,7 +122,7 @@ def encoded(size: tuple[int, int], kind: str) -> bytes:
 
 
 def test_a_clip_with_progress_and_previews(loop: asyncio.Runner, runner: LocalRunner, tmp_path: Path) -> None:
-    events: list[Step | Preview] = []
+    events: list[Event] = []
     red = picture(tmp_path / "red.jpg", (255, 0, 0))
     green = picture(tmp_path / "green.webp", (0, 255, 0))
     made = loop.run(runner.run(job(tmp_path, seed=2**64 - 1, keyframes=((9, red), (2, green))), events.append))
@@ -170,9 +170,9 @@ def test_it_yields_to_the_server_and_heeds_no_signal_of_the_group(
 
 
 def test_cancel_at_the_next_step(loop: asyncio.Runner, runner: LocalRunner, tmp_path: Path) -> None:
-    seen: list[Step | Preview] = []
+    seen: list[Event] = []
 
-    def listen(event: Step | Preview) -> None:
+    def listen(event: Event) -> None:
         seen.append(event)
         runner.cancel("job")
 
@@ -319,7 +319,7 @@ def test_what_libraries_print_disturbs_nothing(
 
 
 def test_a_listener_that_fails_harms_nothing(loop: asyncio.Runner, runner: LocalRunner, tmp_path: Path) -> None:
-    def listen(_: Step | Preview) -> None:
+    def listen(_: Event) -> None:
         raise RuntimeError("the listener's")
 
     loop.run(runner.run(job(tmp_path), listen))
@@ -545,7 +545,7 @@ def test_the_demo_bundle(tmp_path: Path) -> None:
 
     image = tmp_path / "noise.png"
     image.write_bytes(encoded((300, 200), "PNG"))
-    events: list[Step | Preview] = []
+    events: list[Event] = []
     runner, made = asyncio.run(scenario())
     assert made.seed == 7
     assert {event.stage for event in events if isinstance(event, Step)} >= {"text", "denoise", "decode"}

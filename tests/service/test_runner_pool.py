@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sparsectrl_lcm.service.runner import Job, LocalRunner, Made, Preview, RunnerLost, RunnerPool, Step
+from sparsectrl_lcm.service.runner import Event, Job, LocalRunner, Made, RunnerLost, RunnerPool
 
 from .conftest import FAKES, Server, started
 from .test_runner import failure_of, ignore, until
@@ -52,7 +52,7 @@ async def made_together(pool: RunnerPool, *jobs: Job) -> list[Any]:
 def test_each_runner_has_a_job(loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path) -> None:
     states: list[set[str]] = []
 
-    def listen(_: Step | Preview) -> None:
+    def listen(_: Event) -> None:
         states.append({runner.state for runner in pool.runners})
 
     async def scenario() -> list[Made]:
@@ -96,7 +96,7 @@ def test_a_job_goes_where_its_conditioning_is_kept(loop: asyncio.Runner, pool: R
 
 def test_a_job_is_cancelled_wherever_it_runs(loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path) -> None:
     async def scenario() -> None:
-        jobs = [asyncio.create_task(failure_of(pool.run(job(tmp_path, name, "slow 5"), ignore))) for name in "ab"]
+        jobs = [asyncio.create_task(failure_of(pool.run(job(tmp_path, name, "slow 0.5"), ignore))) for name in "ab"]
         await until(lambda: all(runner.state == "busy" for runner in pool.runners))
         pool.cancel("b")
         async with asyncio.timeout(10):

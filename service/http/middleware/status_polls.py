@@ -38,7 +38,7 @@ class StatusPolls:
         view = service.board.known(request_id)
         if key_id is None or view is None or view.row.key_id != key_id:
             return None
-        position = service.board.position(request_id) if view.row.state == "queued" else 0
+        position = service.board.positions.known(request_id) if view.row.state == "queued" else 0
         if position is None:
             return None
         logs_from = 0 if request.query_params.get("logs") in WANTS_LOGS else None

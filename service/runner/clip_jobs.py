@@ -1,0 +1,152 @@
+"""Jobs in the process that has the pipeline: reads keyframes, makes clips, encodes them, and reports all of it."""
+
+import base64
+import io
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...runtime import Cancelled, DeviceLost, DeviceOutOfMemory, InvalidRequest, Keyframe, Progress
+from ...runtime.disk_errors import is_disk_full
+from ...runtime.errors import first_line, message
+from ...runtime.images import RESAMPLES, fit, load_picture
+from ...runtime.output.recording import Recording
+from .interface import JobFailed
+from .picture_main import open_image
+from .process_channel import Reports
+
+FPS = 8
+PREVIEW_SIDE = 256
+
+
+class Jobs:
+    """Makes clips with a pipeline. A clip is encoded while the next one is made.
+
+    Args:
+        pipeline: a `VideoPipeline`, or an object with its `generate`, `backend`, `precision` and `bundle`.
+        image_pixels: pixels of the largest keyframe.
+    """
+
+    def __init__(self, pipeline: Any, image_pixels: int) -> None:
+        self._pipeline = pipeline
+        self._image_pixels = image_pixels
+        self._sizes = pipeline.bundle.manifest.sizes
+        self._encoder = ThreadPoolExecutor(1, "encoder")
+        self._encoding: Future[None] = self._encoder.submit(lambda: None)
+
+    def make(self, reports: Reports, options: dict[str, Any], keyframes: list[tuple[int, str]], output: str) -> None:
+        """Makes one clip and reports its result or failure. Returns when the pipeline is free for the next job.
+
+        Raises:
+            DeviceLost: the device can only be used again by a new process.
+        """
+        start = time.perf_counter()
+        with reported(reports, options), ExitStack() as stack:
+            recording = stack.enter_context(Recording(output, FPS))
+            clip = self._generate(reports, options, keyframes, recording)
+            self._encoding.result()  # so that only one clip is encoded while the next one is made
+            reports.say("encoding")
+            rest = stack.pop_all()
+
+            def encode() -> None:
+                with reported(reports, options), rest:
+                    recording.save(clip)
+                    timings = {stage: float(seconds) for stage, seconds in clip.timings.items()}
+                    reports.say("made", seed=int(clip.seed), seconds=time.perf_counter() - start, timings=timings)
+
+            self._encoding = self._encoder.submit(encode)
+
+    def finish(self) -> None:
+        """Waits for the end of the last clip."""
+        self._encoding.result()
+
+    def _generate(
+        self, reports: Reports, options: dict[str, Any], keyframes: list[tuple[int, str]], recording: Recording
+    ) -> Any:
+        resample = options.get("resample", RESAMPLES[0])
+        pictures = [
+            Keyframe(index, self._read(Path(path), place, resample)) for place, (index, path) in enumerate(keyframes)
+        ]
+
+        def on_progress(progress: Progress) -> bool:
+            done = {"step": progress.step, "steps": progress.steps, "fraction": progress.fraction}
+            reports.say("step", stage=progress.stage, **done)
+            return not reports.cancelled.is_set()
+
+        def on_frames(first: int, frames: NDArray[np.uint8]) -> None:
+            recording.add(first, frames)
+            reports.say("preview", index=first, jpeg=base64.b64encode(preview(frames[0])).decode())
+
+        return self._pipeline.generate(**options, keyframes=pictures, on_progress=on_progress, on_frames=on_frames)
+
+    def _read(self, path: Path, place: int, resample: str) -> NDArray[np.uint8]:
+        """Reads a keyframe and resizes it to the clip's size [H, W, 3]. Frees the large original at once."""
+        with path.open("rb") as file:
+            try:
+                picture = open_image(file, self._image_pixels)
+                return fit(load_picture(picture, "image"), self._sizes.width, self._sizes.height, resample)
+            except InvalidRequest as error:
+                raise JobFailed("invalid", str(error), keyframe=place) from None
+
+
+@contextmanager
+def reported(reports: Reports, options: dict[str, Any]) -> Iterator[None]:
+    """Reports an exception of the block as the failure of a job with these options, except DeviceLost."""
+    try:
+        yield
+    except DeviceLost:
+        raise
+    except Exception as error:  # after any error, the next job may succeed
+        failure = failure_of(error, options)
+        if failure.kind in ("failed", "out_of_memory"):
+            traceback.print_exc()
+        says = {"kind": failure.kind, "message": failure.message}
+        reports.say("failed", **says, field=failure.field, keyframe=failure.keyframe)
+
+
+def about(pipeline: Any) -> dict[str, Any]:
+    """Returns what `Runner.about` returns."""
+    sizes = pipeline.bundle.manifest.sizes
+    return {
+        "backend": pipeline.backend,
+        "precision": pipeline.precision,
+        "width": sizes.width,
+        "height": sizes.height,
+        "frames": sizes.frames,
+        "fps": FPS,
+        "bundle": str(pipeline.bundle.folder),
+        "pid": os.getpid(),
+    }
+
+
+def preview(frame: NDArray[np.uint8]) -> bytes:
+    """Returns a small JPEG of a frame [H, W, 3]."""
+    image = Image.fromarray(frame)
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=80)
+    return jpeg.getvalue()
+
+
+def failure_of(error: Exception, options: dict[str, Any]) -> JobFailed:
+    """Returns the failure that the server gets for an exception; `options` are the job's keywords."""
+    if isinstance(error, JobFailed):
+        return error
+    if isinstance(error, InvalidRequest):
+        if error.field in options:
+            return JobFailed("invalid", message("", error.reason, error.remedy), field=error.field)
+        return JobFailed("invalid", str(error))
+    if isinstance(error, Cancelled):
+        return JobFailed("cancelled", first_line(error))
+    if isinstance(error, DeviceOutOfMemory | MemoryError):
+        return JobFailed("out_of_memory", first_line(error))
+    return JobFailed("disk_full" if is_disk_full(error) else "failed", first_line(error))
