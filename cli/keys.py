@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .app import App
-from .service_requirements import database_errors, need_service
+from .service_requirements import database_errors, keys_command, need_service
 
 if TYPE_CHECKING:
     from ..service.store import SqlStore
@@ -59,9 +59,9 @@ def revoke(
         done = store.revoke_key(key_id, time.time())
         known = store.get_key(key_id)
     if known is None:
-        options = ["--data", str(data), *(["--database", database] if database else [])]
-        command = f"sparsectrl-lcm keys list {shlex.join(options)}"
-        raise InvalidRequest("", f"there is no key {key_id!r}", f"see them with: {command}")
+        raise InvalidRequest(
+            "", f"there is no key {key_id!r}", f"see them with: {keys_command('list', data, database)}"
+        )
     typer.echo("revoked" if done else f"{key_id} was already revoked at {_minute(known.revoked_at or 0)}")
 
 

@@ -1,24 +1,20 @@
 """`sparsectrl-lcm serve`."""
 
-import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .serve_greeting import ANY, Greeting
 from .service_requirements import database_errors, need_service
 
 if TYPE_CHECKING:
-    from ..service.components import Service
     from ..service.http.listeners import Listener
 
 LEVELS = ("debug", "info", "warning", "error")
 FILES = 16_384
 """Files that the process may have open at once, if the system allows it."""
-ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""Hosts that mean every address of the machine, each with an address to show."""
 
 
 def serve(
@@ -61,6 +57,7 @@ def serve(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A limit from docs/service.md; repeatable."),
     ] = None,
+    docs: Annotated[bool, typer.Option("--docs", help="Swagger UI at /docs.")] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve fal's protocol: queue, runs, storage, webhooks, and a page at /."""
@@ -83,6 +80,7 @@ def serve(
         database=database,
         files=files,
         anonymous=anonymous,
+        docs=docs,
         allow_private=tuple(allow_private or ()),
         queue_port=queue_port,
         tls_port=tls_port,
@@ -103,10 +101,11 @@ def serve(
         raise InvalidRequest(f"--set {error.field}", error.reason, error.remedy) from None
     listeners = _listeners(data, host, ports, public_url, tls_certificate, tls_key)
     check(settings)
+    greeting = Greeting(listeners[0], tls_port is not None and tls_certificate is None)
     _allow_connections()
     log_to_stderr(log_level)
     with database_errors(settings.database_url):
-        asyncio.run(serve(settings, listeners, on_open=partial(_greet, listeners[0], tls_certificate)))
+        asyncio.run(serve(settings, listeners, on_open=greeting.opened, on_loaded=greeting.loaded))
 
 
 def _ports(**given: int | None) -> dict[str, int]:
@@ -165,34 +164,3 @@ def _listeners(
         names = tuple(name for name in (host, public) if name and name not in ANY)
         tls = Certificate(lambda: local_certificate(data / "tls", names)[1:])
     return [Listener(host, port, tls if option == "--tls-port" else None) for option, port in ports.items()]
-
-
-def _greet(first: "Listener", certificate: Path | None, service: "Service") -> None:
-    """Prints the page's URL, the authority that https clients have to trust and, on the first start, a key.
-
-    Only a terminal shows the key. Anything else may be a journal that others read, so a file gets it.
-    """
-    from ..service.auth.api_keys import create_key
-    from ..service.data_folder import write_first_key
-    from ..service.http.listeners import url_host
-
-    settings = service.settings
-    host = url_host(ANY.get(first.host, first.host))
-    url = settings.public_url or f"http://{host}:{first.port}"
-    url = url.rstrip("/")
-    if settings.tls_port is not None and certificate is None:
-        authority = (settings.data / "tls/ca.pem").absolute()
-        typer.echo(f"https clients have to trust {authority} (SSL_CERT_FILE, NODE_EXTRA_CA_CERTS)")
-    if settings.anonymous:
-        typer.echo(f"{url}/")
-        return
-    if service.store.all_keys():
-        more = shlex.join(["sparsectrl-lcm", "keys", "create", "--data", str(settings.data)])
-        typer.echo(f"{url}/ (another key: {more})")
-        return
-    key = create_key(service.store, "first")
-    if sys.stdout.isatty():
-        typer.echo(f"a first API key, shown only once:\n  FAL_KEY={key}\n{url}/#key={key}")
-    else:
-        path = write_first_key(settings.data, key).absolute()
-        typer.echo(f"a first API key is in {path}; delete the file when you have it\n{url}/")

@@ -1,9 +1,11 @@
-"""Shared by `serve` and `keys`: their checks, and database errors as one line."""
+"""Shared by `serve` and `keys`: their checks, hints to each other, and database errors as one line."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 from ..runtime.errors import BackendError, SparseCtrlLcmError, first_line
 
@@ -35,16 +37,28 @@ def need_service(command: str) -> None:
         raise SparseCtrlLcmError("", f"{command} needs {', '.join(missing)}", remedy)
 
 
+def keys_command(action: str, data: Path, database: str | None) -> str:
+    """Returns a command of `keys` for the database of a server, whose password it hides."""
+    words = ["sparsectrl-lcm", "keys", action, "--data", str(data)]
+    if database is not None:
+        words += ["--database", _without_password(database)]
+    return shlex.join(words)
+
+
 @contextmanager
 def database_errors(url: str) -> Iterator[None]:
     """Turns the error of a database that cannot be reached or written into a BackendError of one line."""
-    from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except SQLAlchemyError as error:
         reason = first_line(getattr(error, "orig", None) or error)
-        shown = make_url(url).render_as_string(hide_password=True)
         remedy = "check that it exists and can be written"
-        raise BackendError("", f"database {shown}: {reason}", remedy) from None
+        raise BackendError("", f"database {_without_password(url)}: {reason}", remedy) from None
+
+
+def _without_password(url: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    return make_url(url).render_as_string(hide_password=True)

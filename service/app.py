@@ -18,12 +18,16 @@ from .http.middleware.status_polls import StatusPolls
 from .http.middleware.unexpected_errors import UnexpectedErrors
 from .protocol.errors import ServiceError, store_unavailable
 from .protocol.responses import Json
-from .routes import files, monitoring, new_requests, page, proxy, public_documents, requests, tokens, uploads
+from .routes import api_docs, files, monitoring, new_requests, page, proxy, public_documents, requests, tokens, uploads
 from .store import STORE_FAILURES
 
 
 def create_app(service: Service) -> FastAPI:
-    """Creates the application of an open service."""
+    """Creates the application of an open service.
+
+    Raises:
+        InvalidRequest: the settings ask for Swagger UI, whose package is missing.
+    """
     name = service.settings.endpoint
     app = FastAPI(
         openapi_url=None,
@@ -49,6 +53,8 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for router in (new_requests.make_router(name), requests.make_router(name)):
         app.include_router(router)
+    if service.settings.docs:
+        app.include_router(api_docs.make_router())
     for module in (monitoring, public_documents, uploads, tokens, files, page, proxy):
         app.include_router(module.router)
     return app

@@ -31,6 +31,8 @@ from .settings import Settings
 from .store import STORE_FAILURES, OwnerLock, SqlStore
 
 SWEEP_SECONDS = 60.0
+LOADED_SECONDS = 0.1
+"""How often to look whether a first model has loaded."""
 
 log = logging.getLogger("sparsectrl_lcm.service")
 
@@ -103,6 +105,7 @@ async def serve(
     listeners: list[Listener],
     runner: Runner | None = None,
     on_open: Callable[[Service], None] = lambda _: None,
+    on_loaded: Callable[[Service], None] = lambda _: None,
 ) -> None:
     """Serves until SIGTERM or SIGINT. Then it finishes the running request and keeps the rest for the next start.
 
@@ -111,6 +114,7 @@ async def serve(
         listeners: the addresses to listen on.
         runner: makes the clips; None means the one that the settings ask for.
         on_open: called once the data folder is locked and all addresses are bound.
+        on_loaded: called, in a thread, once the first model has loaded.
 
     Raises:
         InvalidRequest: the data folder cannot be used, or as `open_service`.
@@ -135,10 +139,11 @@ async def serve(
             waiter, refused = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(service.runner.refused())
             certificates = [listener.tls for listener in listeners if listener.tls is not None]
             following = asyncio.ensure_future(follow_certificates(certificates))
+            loading = asyncio.ensure_future(_once_loaded(service, on_loaded))
             await asyncio.wait([waiter, refused, *tasks], return_when=asyncio.FIRST_COMPLETED)
             if not refused.done():
                 log.info("draining")
-            for task in (waiter, refused, following):
+            for task in (waiter, refused, following, loading):
                 task.cancel()
             await dispatcher.drain(settings.drain_seconds)  # meanwhile clients still get states and results
             for server in servers:
@@ -146,6 +151,15 @@ async def serve(
             await asyncio.gather(*tasks)
         if not refused.cancelled() and refused.done():
             raise refused.result()
+
+
+async def _once_loaded(service: Service, then: Callable[[Service], None]) -> None:
+    while not service.runner.capacity:
+        await asyncio.sleep(LOADED_SECONDS)
+    try:
+        await asyncio.to_thread(then, service)
+    except Exception:
+        log.exception("the first key could not be made; `keys create` makes one")
 
 
 async def forget_what_is_old(service: Service) -> None:

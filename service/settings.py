@@ -25,6 +25,7 @@ class Settings:
         public_url: scheme and authority of the URLs in responses; None means those that the caller used.
         endpoint: the name that clients call.
         anonymous: whether to accept calls without a key.
+        docs: whether to serve Swagger UI at /docs.
         allow_private: host names, addresses or networks that keyframe and webhook URLs may reach even if not public.
         bundle, backend, precision, threads: as for `VideoPipeline.load`; without `threads` the server keeps a core.
             `bundle` may be the URL of an object store, from which each machine fetches it once.
@@ -74,6 +75,7 @@ class Settings:
     public_url: str | None = None
     endpoint: str = "fal-ai/animatediff-sparsectrl-lcm"
     anonymous: bool = False
+    docs: bool = False
     allow_private: tuple[str, ...] = ()
 
     bundle: Path | str | None = None

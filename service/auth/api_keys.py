@@ -11,11 +11,17 @@ ANONYMOUS = "anonymous"
 """The key id of callers without a key, on a server that accepts them."""
 
 
+def new_key(name: str) -> tuple[KeyRow, str]:
+    """Returns a key for the store, and as clients send it. It is valid once the store has it."""
+    key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+    return KeyRow(key_id, name, _hash(secret), time.time()), f"{key_id}:{secret}"
+
+
 def create_key(store: SqlStore, name: str) -> str:
     """Creates a key and returns it as clients send it. It cannot be shown again."""
-    key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
-    store.add_key(KeyRow(key_id, name, _hash(secret), time.time()))
-    return f"{key_id}:{secret}"
+    row, key = new_key(name)
+    store.add_key(row)
+    return key
 
 
 class Keyring:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from sparsectrl_lcm.service.components import Service
@@ -15,10 +15,20 @@ from .test_dispatch import StandIn
 
 
 @asynccontextmanager
-async def serving_here(settings: Settings, listener: Listener, runner: StandIn | None = None) -> AsyncIterator[Service]:
+async def serving_here(
+    settings: Settings,
+    listener: Listener,
+    on_open: Callable[[Service], None] = lambda _: None,
+    on_loaded: Callable[[Service], None] = lambda _: None,
+) -> AsyncIterator[Service]:
     """Serves for a minute at most; SIGTERM to this process ends the server, as it would in its own."""
     opened: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
-    task = asyncio.ensure_future(serve(settings, [listener], runner or StandIn(), opened.set_result))
+
+    def open_then(service: Service) -> None:
+        on_open(service)
+        opened.set_result(service)
+
+    task = asyncio.ensure_future(serve(settings, [listener], StandIn(), open_then, on_loaded))
     await asyncio.wait({task, opened}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
