@@ -1,17 +1,16 @@
 """Swagger UI at /docs: only if it is asked for, and from this server alone."""
 
-import asyncio
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from sparsectrl_lcm.runtime.errors import InvalidRequest
 from sparsectrl_lcm.service.app import create_app
 from sparsectrl_lcm.service.routes import api_docs
 from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
+from starlette.testclient import TestClient
 
 from .conftest import APP, missing, started
 from .test_dispatch import StandIn
@@ -47,13 +46,8 @@ def test_a_request_from_swagger_ui(page: Any, tmp_path: Path) -> None:  # noqa: 
         assert page.problems == []
 
 
-async def get(service: Any, path: str) -> int:
-    transport = httpx.ASGITransport(create_app(service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-        return (await client.get(path)).status_code
-
-
 def test_without_the_option_there_is_no_such_page(tmp_path: Path) -> None:
     service = open_service(Settings(tmp_path), StandIn())
-    assert [asyncio.run(get(service, path)) for path in ("/docs", "/docs/start.js")] == [404, 404]
+    client = TestClient(create_app(service))
+    assert [client.get(path).status_code for path in ("/docs", "/docs/start.js")] == [404, 404]
     service.store.close()
