@@ -34,7 +34,7 @@ def graph_work(folder: Path, manifest: Manifest, size: ClipSize, graphs: Iterabl
     """The work of each graph for one prompt; a decoder's work is for all frames."""
     found, layout = {}, engine_layout(manifest, size)
     for graph in graphs:
-        runs = layout.decoder_runs if graph.startswith("vae_decoder") else 1
+        runs = layout.decoder_runs(graph) if graph.startswith("vae_decoder") else 1
         one = count_work(folder / manifest.graphs[graph].path, layout.shapes(graph, manifest.graphs[graph]))
         found[graph] = Work(one.flops * runs, one.elements * runs)
     return found

@@ -9,6 +9,7 @@ from typing import Any
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import engine_layout
+from sparsectrl_lcm.runtime.format.decoders import DECODERS
 from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
 from sparsectrl_lcm.runtime.format.engine_sets import find_set
 from sparsectrl_lcm.runtime.format.layer_report import KernelGroup, LayerReport
@@ -52,7 +53,7 @@ def of_index(bundle: Bundle, index: EngineIndex, label: str) -> Kernels:
     reports = {graph: LayerReport.of(record.report) for graph, record in index.engines.items()}
     graphs = {graph: report.work for graph, report in reports.items() if report and report.work}
     size = index.size
-    runs = engine_layout(bundle.manifest, size).decoder_runs
+    runs = engine_layout(bundle.manifest, size).decoder_runs(DECODERS["full"])
     return Kernels(label, f"{size.width}x{size.height}x{size.frames}", runs, graphs)
 
 

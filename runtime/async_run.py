@@ -7,10 +7,10 @@ from threading import Event
 from typing import Any
 
 from .output.clip import Clip
-from .progress import OnFrames, OnProgress, Progress
+from .progress import OnFrames, OnPreview, OnProgress, Progress
 from .request import ClipRequest
 
-Make = Callable[[ClipRequest, OnProgress | None, OnFrames | None], Clip]
+Make = Callable[[ClipRequest, OnProgress | None, OnFrames | None, OnPreview | None], Clip]
 
 
 class AsyncRuns:
@@ -20,7 +20,12 @@ class AsyncRuns:
         self._thread = ThreadPoolExecutor(1, "clips")
 
     async def run(
-        self, make: Make, request: ClipRequest, on_progress: OnProgress | None, on_frames: OnFrames | None
+        self,
+        make: Make,
+        request: ClipRequest,
+        on_progress: OnProgress | None,
+        on_frames: OnFrames | None,
+        on_preview: OnPreview | None,
     ) -> Clip:
         """Makes a clip with `make`. A task that is cancelled ends when its run has ended: at the next step."""
         cancelled = Event()
@@ -28,7 +33,7 @@ class AsyncRuns:
         def report(progress: Progress) -> Any:
             return not cancelled.is_set() and (on_progress is None or on_progress(progress))
 
-        job = self._thread.submit(make, request, report, on_frames)
+        job = self._thread.submit(make, request, report, on_frames, on_preview)
         ended = asyncio.wrap_future(job)
         try:
             return await asyncio.shield(ended)

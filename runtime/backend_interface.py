@@ -11,7 +11,7 @@ from .format.bundle import Bundle
 from .format.clip_layout import ClipSize
 from .format.engine_keys import ANY_DEVICE, EngineSpec
 from .load_options import LoadOptions
-from .progress import OnFrames, OnProgress
+from .progress import OnFrames, OnPreview, OnProgress
 
 
 class OpenGraph(Protocol):
@@ -34,9 +34,16 @@ class Executor(Protocol):
         """The precision of its engines; None if it depends on the size of a request."""
 
     def run(
-        self, request: CheckedRequest, on_progress: OnProgress | None, on_frames: OnFrames | None = None
+        self,
+        request: CheckedRequest,
+        on_progress: OnProgress | None,
+        on_frames: OnFrames | None = None,
+        on_preview: OnPreview | None = None,
     ) -> tuple[Array, dict[str, float]]:
-        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets every frame once, before this returns."""
+        """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets every frame once, before this returns.
+
+        `on_preview` is called once for each step. Without it no previews are computed.
+        """
 
     def in_one_piece(self, size: ClipSize) -> bool:
         """Whether it can make clips of this size in one piece, without context windows of fewer frames."""

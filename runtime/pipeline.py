@@ -11,7 +11,7 @@ from .async_run import AsyncRuns
 from .load_options import KEPT_BYTES, LoadOptions
 from .many_requests import OnManyProgress, RequestResult, run_many
 from .output.clip import Clip
-from .progress import OnFrames, OnProgress
+from .progress import OnFrames, OnPreview, OnProgress
 from .request import ClipRequest, Keyframe
 
 if TYPE_CHECKING:  # imported when a bundle is loaded: `import sparsectrl_lcm` stays quick
@@ -132,6 +132,7 @@ class VideoPipeline:
         context_overlap: int | None = None,
         on_progress: OnProgress | None = None,
         on_frames: OnFrames | None = None,
+        on_preview: OnPreview | None = None,
     ) -> Clip:
         """Makes a clip.
 
@@ -171,6 +172,9 @@ class VideoPipeline:
             on_frames: called with the index of the first frame and uint8 frames [n, H, W, 3], in order, as they are
                 decoded: in parts on a CPU, all at once on a GPU. They are views of the clip's frames: do not change
                 them. An exception in the callback ends the request and reaches the caller.
+            on_preview: called after each step with the step, from 1, the index of a frame, and uint8 [h, w, 3]: the
+                frame as the step predicts it, from the tiny decoder. Without one in the bundle it has an eighth of the
+                sides, and approximate colours.
 
         Raises:
             InvalidRequest: a value is not allowed; nothing was computed.
@@ -200,13 +204,14 @@ class VideoPipeline:
             context_length=context_length,
             context_overlap=context_overlap,
         )
-        return self.run(request, on_progress, on_frames)
+        return self.run(request, on_progress, on_frames, on_preview)
 
     def run(
         self,
         request: ClipRequest,
         on_progress: OnProgress | None = None,
         on_frames: OnFrames | None = None,
+        on_preview: OnPreview | None = None,
         *,
         noise: "Callable[[], NoiseSource] | None" = None,
     ) -> Clip:
@@ -214,14 +219,14 @@ class VideoPipeline:
 
         Args:
             request: what to make.
-            on_progress, on_frames: as for `generate`.
+            on_progress, on_frames, on_preview: as for `generate`.
             noise: returns what draws the noise instead of torch's generator with the seed: an object with a method
                 `randn(shape, out=None)`. It is called again if the request is made again.
 
         Raises:
             InvalidRequest, Cancelled, BackendError: as `generate` does.
         """
-        return self._make(replace(self._check(request), noise=noise), on_progress, on_frames)
+        return self._make(replace(self._check(request), noise=noise), on_progress, on_frames, on_preview)
 
     async def generate_async(
         self,
@@ -230,6 +235,7 @@ class VideoPipeline:
         *,
         on_progress: OnProgress | None = None,
         on_frames: OnFrames | None = None,
+        on_preview: OnPreview | None = None,
         **options: Any,
     ) -> Clip:
         """Makes a clip on another thread, while the event loop goes on.
@@ -239,13 +245,14 @@ class VideoPipeline:
 
         Args:
             prompt, keyframes: as for `generate`.
-            on_progress, on_frames: as for `generate`; called on the other thread.
+            on_progress, on_frames, on_preview: as for `generate`; called on the other thread.
             options: the other arguments of `generate`.
 
         Raises:
             InvalidRequest, Cancelled, BackendError: as `generate` does.
         """
-        return await self._async_runs.run(self.run, ClipRequest(prompt, keyframes, **options), on_progress, on_frames)
+        request = ClipRequest(prompt, keyframes, **options)
+        return await self._async_runs.run(self.run, request, on_progress, on_frames, on_preview)
 
     def generate_many(
         self, requests: Iterable[ClipRequest], on_progress: OnManyProgress | None = None
@@ -298,8 +305,12 @@ class VideoPipeline:
         return check_request(request, self.bundle.manifest, self.executor.in_one_piece)
 
     def _make(
-        self, checked: "CheckedRequest", on_progress: OnProgress | None, on_frames: OnFrames | None = None
+        self,
+        checked: "CheckedRequest",
+        on_progress: OnProgress | None,
+        on_frames: OnFrames | None = None,
+        on_preview: OnPreview | None = None,
     ) -> Clip:
         with self._lock:
-            frames, timings = self.executor.run(checked, on_progress, on_frames)
+            frames, timings = self.executor.run(checked, on_progress, on_frames, on_preview)
         return Clip(frames=frames, seed=checked.seed, timings=timings, keyframes=checked.keyframes)

@@ -32,6 +32,9 @@ OnProgress = Callable[[Progress], Any]
 OnFrames = Callable[[int, NDArray[np.uint8]], Any]
 """Called with the index of the first frame and frames [n, H, W, 3], in order, as they are decoded."""
 
+OnPreview = Callable[[int, int, NDArray[np.uint8]], Any]
+"""Called after each step with the step, from 1, the index of a frame, and uint8 [h, w, 3]: this frame as predicted."""
+
 
 class Stages:
     """The stages of one request: reports, cancellation and seconds per stage.

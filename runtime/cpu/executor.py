@@ -9,6 +9,7 @@ from ..checked_request import CheckedRequest
 from ..errors import BackendError
 from ..format.bundle import Bundle
 from ..format.clip_layout import ClipLayout, ClipSize, frames_decoded_at_a_time
+from ..format.decoders import DECODERS
 from ..format.manifest import Manifest
 from ..loop.conditioning import (
     Conditioning,
@@ -19,15 +20,18 @@ from ..loop.conditioning import (
     residual_bytes,
     window_feeds,
 )
+from ..loop.previews import latent_colours, previewed_frame
 from ..loop.schedule import Schedule, lcm_schedule
 from ..loop.tokenizer import ClipTokenizer
 from ..loop.windows import Window, parts_of
-from ..progress import OnFrames, OnProgress, Stages
+from ..progress import OnFrames, OnPreview, OnProgress, Stages
 from .conditioning_graphs import encode_prompt, keyframe_feeds, no_residuals, residuals_at
 from .sessions import Array, Sessions, split_feeds
 
 DECODE_PIXELS = 256 * 256
 """Pixels that the host decodes at a time, but at least one frame; limits the decoder's memory (docs/cpu.md)."""
+TINY = DECODERS["tiny"]
+"""The decoder of previews."""
 
 
 class HostExecutor:
@@ -42,10 +46,14 @@ class HostExecutor:
         self.cache = ConditioningCache(kept_bytes)
 
     def run(
-        self, request: CheckedRequest, on_progress: OnProgress | None, on_frames: OnFrames | None = None
+        self,
+        request: CheckedRequest,
+        on_progress: OnProgress | None,
+        on_frames: OnFrames | None = None,
+        on_preview: OnPreview | None = None,
     ) -> tuple[Array, dict[str, float]]:
         """Frames uint8 [F, H, W, 3], and seconds per stage; `on_frames` gets each part as it is decoded."""
-        return _Run(self, request, on_progress, on_frames).frames()
+        return _Run(self, request, on_progress, on_frames, on_preview).frames()
 
     def refit(self, weights: Bundle | None) -> None:
         """Raises BackendError: the graphs read their weights from the bundle."""
@@ -95,23 +103,30 @@ class _Run:
         request: CheckedRequest,
         on_progress: OnProgress | None,
         on_frames: OnFrames | None,
+        on_preview: OnPreview | None,
     ) -> None:
         self.executor = executor
         self.sessions = executor.sessions
         self.manifest = executor.manifest
         self.request = request
         self.on_frames = on_frames
+        self.on_preview = on_preview
         self.prompts = executor.tokenizer.prompts(request)
         tokens = max(prompt.input_ids.size for prompt in self.prompts)
         self.windows = request.windows()
         self.layout = request.layout(self.manifest.sizes, DECODE_PIXELS, tokens)
-        self.decoded = parts_of(request.frames, self.layout.decoded)
+        self.decoded = parts_of(request.frames, self.layout.decoded_by(request.decoder_graph))
         steps = {"load": 1, "text": 1}
         if request.keyframes:
             steps |= {"keyframes": 1, "control": self.control_runs}
         steps |= {"denoise": sum(map(len, self.windows)), "decode": len(self.decoded)}
         self.stages = Stages(steps, on_progress)
         self.report: Callable[[str, int], None] = self.stages.report
+
+    @property
+    def has_tiny_decoder(self) -> bool:
+        """Whether the bundle has the decoder of previews."""
+        return TINY in self.manifest.graphs
 
     @property
     def control_runs(self) -> int:
@@ -134,6 +149,8 @@ class _Run:
         with self.stages.stage("load"):
             for graph in graphs_of(self.request, kept):
                 self.sessions.open(graph, self.layout.dimensions(graph))
+            if self.on_preview is not None and self.has_tiny_decoder:
+                self.sessions.open(TINY, self.layout.dimensions(TINY))
             self.report("load", 1)
 
     def conditioning(self, schedule: Schedule, key: Hashable) -> Conditioning:
@@ -198,7 +215,19 @@ class _Run:
                 latents, images = self.update(latents, prediction, noise, coefficients)
             done += len(self.windows[step])
             self.report("denoise", done)
+            if self.on_preview is not None:
+                index = previewed_frame(request.frames)
+                with self.stages.timed("previews"):
+                    frame = self.preview(images, index)
+                self.on_preview(step + 1, index, frame)
         return images
+
+    def preview(self, images: Array, index: int) -> Array:
+        """A frame of the clip that a step predicts: uint8 [H, W, 3], or [H/8, W/8, 3] without the tiny decoder."""
+        if not self.has_tiny_decoder:
+            return latent_colours(images[index])
+        (frames,) = self.sessions.session(TINY).run({"latents": images[index : index + 1]})
+        return frames[0]
 
     def predict(self, step: int, timestep: np.float32, latents: Array, conditioning: Conditioning, done: int) -> Array:
         """The UNet's prediction [B, 4, F, H/8, W/8] at one step, blended from the step's windows.

@@ -6,6 +6,7 @@ A `ClipLayout` holds the number for each name, either for a request on the host 
 
 from dataclasses import dataclass
 
+from .decoders import DECODERS
 from .manifest import GraphRecord, Manifest, Record, Sizes, resolve_shape
 
 ONE_PROMPT = {"batch": 1}
@@ -38,7 +39,7 @@ class ClipLayout:
         clip: size of the clip.
         prompts: prompts in a batch; 2 with guidance.
         keyframes: keyframes that SparseCtrl and the VAE's encoder take.
-        decoded: frames decoded at a time; divides the clip's frames.
+        decoded: frames that the full decoder takes at a time; divides the clip's frames.
         tokens: tokens of the prompt's embeddings.
     """
 
@@ -55,10 +56,13 @@ class ClipLayout:
         factor = self.sizes.vae_scale_factor
         return (1, self.sizes.latent_channels, self.clip.frames, self.clip.height // factor, self.clip.width // factor)
 
-    @property
-    def decoder_runs(self) -> int:
-        """Number of decoder runs that make the whole clip."""
-        return self.clip.frames // self.decoded
+    def decoded_by(self, decoder: str) -> int:
+        """Frames that a decoder's graph takes at a time: one for the tiny decoder, which makes previews too."""
+        return 1 if decoder == DECODERS["tiny"] else self.decoded
+
+    def decoder_runs(self, decoder: str) -> int:
+        """Number of runs of a decoder's graph that make the whole clip."""
+        return self.clip.frames // self.decoded_by(decoder)
 
     def dimensions(self, graph: str) -> dict[str, int]:
         """The symbolic dimensions of a graph; `images` are keyframes in the VAE's encoder and frames in decoders."""
@@ -71,7 +75,7 @@ class ClipLayout:
             "latent_height": latent_height,
             "latent_width": latent_width,
             "distinct_frames": self.keyframes + 1,
-            "images": self.keyframes if graph == "vae_encoder" else self.decoded,
+            "images": self.keyframes if graph == "vae_encoder" else self.decoded_by(graph),
             "tokens": self.tokens,
         }
 
@@ -86,7 +90,7 @@ def engine_layout(manifest: Manifest, clip: ClipSize) -> ClipLayout:
 
     An engine takes one prompt and runs twice with guidance, so one set of weights and activations serves both. Up to
     704x704 pixels, no attention then has more than 65,535 rows of batch and heads. SparseCtrl and the VAE's
-    encoder take all keyframe slots. The decoder takes as many frames as fit into `ENGINE_DECODE_PIXELS`.
+    encoder take all keyframe slots. The full decoder takes as many frames as fit into `ENGINE_DECODE_PIXELS`.
     """
     decoded = frames_decoded_at_a_time(clip, ENGINE_DECODE_PIXELS)
     tokens, slots = manifest.max_tokens, manifest.keyframe_slots

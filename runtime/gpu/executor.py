@@ -12,11 +12,12 @@ from ..cpu.sessions import Array
 from ..errors import BackendError, DeviceLost, DeviceOutOfMemory, InvalidRequest
 from ..format.bundle import Bundle
 from ..format.clip_layout import ClipSize, engine_layout
+from ..format.decoders import DECODERS
 from ..format.weights import check_same_graphs
 from ..loop.conditioning import cache_key
 from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
 from ..loop.windows import parts_of
-from ..progress import OnFrames, OnProgress, Stages
+from ..progress import OnFrames, OnPreview, OnProgress, Stages
 from .cuda import Cuda
 from .device_graph import DeviceGraph
 from .engine_interface import Loader
@@ -62,7 +63,11 @@ class GpuExecutor:
         weakref.finalize(self, _release, self._workspaces, self._cuda)
 
     def run(
-        self, request: CheckedRequest, on_progress: OnProgress | None, on_frames: OnFrames | None = None
+        self,
+        request: CheckedRequest,
+        on_progress: OnProgress | None,
+        on_frames: OnFrames | None = None,
+        on_preview: OnPreview | None = None,
     ) -> tuple[Array, dict[str, float]]:
         """Frames uint8 [F, H, W, 3], and seconds per stage. `on_frames` is called once, with all frames.
 
@@ -78,7 +83,7 @@ class GpuExecutor:
         prompts = self._tokenizer.prompts(request)
         _check_lengths(prompts)
         try:
-            frames, timings = self._run(request, prompts, on_progress)
+            frames, timings = self._run(request, prompts, on_progress, on_preview)
         except DeviceLost as error:
             self._lost = (error.field, error.reason, error.remedy)
             raise
@@ -127,16 +132,20 @@ class GpuExecutor:
             self._workspaces.popitem()[1].close()
 
     def _run(
-        self, request: CheckedRequest, prompts: list[TokenizedPrompt], on_progress: OnProgress | None
+        self,
+        request: CheckedRequest,
+        prompts: list[TokenizedPrompt],
+        on_progress: OnProgress | None,
+        on_preview: OnPreview | None,
     ) -> tuple[Array, dict[str, float]]:
         """Makes a clip. If memory runs out, frees everything kept and tries once more with the least memory."""
         try:
-            return self._attempt(request, prompts, on_progress, least_memory=False)
+            return self._attempt(request, prompts, on_progress, on_preview, least_memory=False)
         except DeviceOutOfMemory:
             self._cuda.clear_error()
             self.close()
         try:
-            return self._attempt(request, prompts, on_progress, least_memory=True)
+            return self._attempt(request, prompts, on_progress, on_preview, least_memory=True)
         except DeviceOutOfMemory as error:
             self._cuda.clear_error()
             self.close()
@@ -153,6 +162,7 @@ class GpuExecutor:
         request: CheckedRequest,
         prompts: list[TokenizedPrompt],
         on_progress: OnProgress | None,
+        on_preview: OnPreview | None,
         least_memory: bool,
     ) -> tuple[Array, dict[str, float]]:
         """Makes a clip. With `least_memory`, SparseCtrl's residuals are computed step by step and not kept."""
@@ -161,9 +171,11 @@ class GpuExecutor:
             with stages.stage("load"):
                 weighted = any(prompt.weighted for prompt in prompts)
                 workspace, variant, key = self._prepare(request, weighted, least_memory)
+                if on_preview is not None:
+                    variant = self._with_previews(workspace, variant)
                 stages.report("load", 1)
             kind = RequestRun if request.context_length is None else WindowsRun
-            run = kind(workspace, self._cuda, request, variant, stages)
+            run = kind(workspace, self._cuda, request, variant, stages, on_preview)
             frames = run.frames(self._tokenizer, prompts)
             self.replayed = run.replayed if workspace.capturable else None
             if run.conditioning_is_whole and variant.computes_conditioning and not variant.stepwise:
@@ -193,11 +205,19 @@ class GpuExecutor:
         workspace.conditioning_area.reserve(workspace.conditioning_bytes(variant))
         return workspace, variant, key
 
+    def _with_previews(self, workspace: Workspace, variant: Variant) -> Variant:
+        """The variant with previews, which the tiny decoder makes if the bundle has it."""
+        workspace.previews.reserve()
+        if DECODERS["tiny"] not in self.bundle.manifest.graphs:
+            return replace(variant, preview="latents")
+        self._load(workspace, DECODERS["tiny"])
+        return replace(variant, preview="tiny")
+
     def _steps(self, request: CheckedRequest) -> dict[str, int]:
         """Units of work of each stage."""
         runs, controlled = window_runs(request)
         keyframes = {"keyframes": 1, "control": len(controlled)} if request.keyframes else {}
-        decoded = engine_layout(self.bundle.manifest, request.window_size).decoded
+        decoded = engine_layout(self.bundle.manifest, request.window_size).decoded_by(request.decoder_graph)
         decoder_runs = len(parts_of(request.frames, decoded))
         return {"load": 1, "text": 1, **keyframes, "denoise": runs, "decode": decoder_runs}
 

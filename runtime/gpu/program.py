@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 Source = Literal["scribble", "rgb", "none", "kept"]
 """Where the conditioning comes from: a kind of keyframes, no keyframes, or kept from an earlier request."""
+Preview = Literal["none", "tiny", "latents"]
+"""What each step's preview is made with: the tiny decoder, or the host from latents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class Variant:
         stepwise: whether SparseCtrl runs before each step, because the residuals of all steps take too much memory.
         weighted: whether the prompt has weights: its embeddings are then computed before, and are inputs.
         controlled_steps: the steps that keyframes guide, counted from 0; the others take zeros as residuals.
+        preview: what the caller sees of each step.
     """
 
     steps: int
@@ -30,6 +33,7 @@ class Variant:
     stepwise: bool = False
     controlled_steps: range = range(0)
     weighted: bool = False
+    preview: Preview = "none"
 
     @property
     def computes_conditioning(self) -> bool:
@@ -46,13 +50,18 @@ class Machine(Protocol):
     """The engines that a program runs, and the address of each tensor."""
 
     residual_names: tuple[str, ...]
-    decoder_runs: int
+
+    def decoder_runs(self, graph: str) -> int:
+        """Number of runs of a decoder that make the whole clip."""
 
     def enqueue(self, graph: str, **addresses: int) -> None:
         """Enqueues a run of a graph's engine."""
 
     def decode(self, graph: str, part: int) -> None:
-        """Enqueues a run of a decoder on one of the `decoder_runs` parts of the frames."""
+        """Enqueues a run of a decoder on one of its `decoder_runs` parts of the frames."""
+
+    def make_preview(self, kind: Preview, step: int) -> None:
+        """Enqueues the preview of a step, whose update has been enqueued."""
 
     def at(self, name: str, index: int = 0) -> int:
         """Address of an input or buffer."""
@@ -133,7 +142,10 @@ def _after_first_prediction(machine: Machine, variant: Variant) -> Iterator[tupl
             _predict(machine, variant, step)
         _update(machine, variant, step)
         yield "denoise", step + 1
-    for run in range(machine.decoder_runs):
+        if variant.preview != "none":
+            machine.make_preview(variant.preview, step)
+            yield "previews", step + 1
+    for run in range(machine.decoder_runs(variant.decoder)):
         machine.decode(variant.decoder, run)
         yield "decode", run + 1
 

@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 
 from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
+from ..loop.previews import previewed_frame
 from ..loop.prompt_embeds import encode_prompts
 from ..loop.schedule import lcm_schedule
 from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
-from ..progress import Stages
+from ..progress import OnPreview, Stages
 from .buffers import from_type, to_type
 from .cuda import Cuda
 from .program import Variant, encode_text, noise_at_start
@@ -20,19 +21,34 @@ from .workspace import GIVEN_EMBEDS, Workspace
 class RequestRun:
     """Copies a request's inputs to the device, runs its work, and copies the frames back.
 
+    Args:
+        workspace: the engines and buffers of the size.
+        cuda: the stream.
+        request: what to make.
+        variant: the properties of the request that decide which engines run.
+        stages: get the progress.
+        on_preview: gets the previews, if the variant has them.
+
     Attributes:
         conditioning_is_whole: whether the conditioning area holds what the request computed; not after a failed proof.
         replayed: whether the frames came from a replayed CUDA graph.
     """
 
     def __init__(
-        self, workspace: Workspace, cuda: Cuda, request: CheckedRequest, variant: Variant, stages: Stages
+        self,
+        workspace: Workspace,
+        cuda: Cuda,
+        request: CheckedRequest,
+        variant: Variant,
+        stages: Stages,
+        on_preview: OnPreview | None,
     ) -> None:
         self.workspace = workspace
         self.cuda = cuda
         self.request = request
         self.variant = variant
         self.stages = stages
+        self.on_preview = on_preview
         self.generator = request.noise_source()
         self.conditioning_is_whole = True
         self.replayed = False
@@ -151,15 +167,24 @@ class RequestRun:
         inputs.copy_in("noise", "noise", noise[-1], noise[0])
 
     def follow(self) -> None:
-        """Reports each unit of work when the device has finished it."""
+        """Reports each unit of work when the device has finished it, and shows the previews."""
         workspace = self.workspace
         started: set[str] = set()
         for index, (stage, step) in enumerate(workspace.units[self.variant], start=1):
+            if stage == "previews":
+                self.cuda.wait(workspace.event(index))
+                self.show(step, workspace.previews.frame(self.variant.preview, step - 1))
+                continue
             if stage not in started:
                 started.add(stage)
                 self.stages.report(stage, 0)
             self.cuda.wait(workspace.event(index))
             self.stages.report(stage, step)
+
+    def show(self, step: int, preview: Array) -> None:
+        """Gives the caller the preview of a step, counted from 1."""
+        if self.on_preview is not None:
+            self.on_preview(step, previewed_frame(self.request.frames), preview)
 
     def add_seconds(self) -> None:
         """Adds the device's seconds to their stages, after all work is done."""

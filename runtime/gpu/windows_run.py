@@ -11,9 +11,11 @@ import numpy as np
 from ..checked_request import CheckedRequest
 from ..cpu.sessions import Array
 from ..errors import BackendError
+from ..format.decoders import DECODERS
+from ..loop.previews import latent_colours, previewed_frame
 from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
 from ..loop.windows import Window, parts_of
-from ..progress import Stages
+from ..progress import OnPreview, Stages
 from .buffers import host_array
 from .cuda import Cuda
 from .program import Variant, control, encode_text, predict
@@ -32,9 +34,15 @@ class WindowsRun(RequestRun):
     """Makes a clip on the engines of a window. The variant counts runs of windows instead of steps."""
 
     def __init__(
-        self, workspace: Workspace, cuda: Cuda, request: CheckedRequest, variant: Variant, stages: Stages
+        self,
+        workspace: Workspace,
+        cuda: Cuda,
+        request: CheckedRequest,
+        variant: Variant,
+        stages: Stages,
+        on_preview: OnPreview | None,
     ) -> None:
-        super().__init__(workspace, cuda, request, variant, stages)
+        super().__init__(workspace, cuda, request, variant, stages, on_preview)
         self.runs = [(step, window) for step, windows in enumerate(request.windows()) for window in windows]
         self.encoded: tuple[int, ...] | None = None
         self.latent_shape = workspace.layout.latent_shape  # of a window, [1, 4, L, H/8, W/8]
@@ -115,7 +123,17 @@ class WindowsRun(RequestRun):
                 latents, images = self.update(step, latents, prediction, noise)
             done += len(runs)
             self.stages.report("denoise", done)
+            if self.on_preview is not None:
+                with self.stages.timed("previews"):
+                    frame = self.preview(images, previewed_frame(request.frames))
+                self.show(step + 1, frame)
         return images
+
+    def preview(self, images: Array, index: int) -> Array:
+        """A frame of the clip that a step predicts: uint8 [H, W, 3], or [H/8, W/8, 3] of latents."""
+        if self.variant.preview == "latents":
+            return latent_colours(images[index])
+        return np.array(self.decode_part(DECODERS["tiny"], images[index : index + 1])[0])
 
     def predict(self, step: int, latents: Array, runs: list[int]) -> Array:
         """The UNet's prediction [prompts, 4, F, H/8, W/8] at one step, blended from the step's windows."""
@@ -168,17 +186,22 @@ class WindowsRun(RequestRun):
 
     def decode(self, images: Array) -> Array:
         """Decodes as many frames at a time as the engine takes; returns uint8 [F, H, W, 3]."""
-        workspace, request = self.workspace, self.request
-        latents = workspace.inputs.array("noise").reshape(-1)
+        request = self.request
         frames: Array = np.empty((request.frames, request.height, request.width, 3), np.uint8)
+        decoded = self.workspace.layout.decoded_by(request.decoder_graph)
         with self.stages.stage("decode"):
-            for run, part in enumerate(parts_of(request.frames, workspace.layout.decoded), start=1):
-                latents[: images[part].size] = images[part].reshape(-1)
-                workspace.inputs.copy_in("noise", "noise", 0)
-                workspace.enqueue(request.decoder_graph, latents=workspace.at("noise"), frames=workspace.at("frames"))
-                decoded = workspace.frames()[: workspace.layout.decoded]
-                self.cuda.copy_out(decoded.ctypes.data, workspace.at("frames"), decoded.nbytes)
-                self.cuda.synchronize()
-                frames[part] = decoded
+            for run, part in enumerate(parts_of(request.frames, decoded), start=1):
+                frames[part] = self.decode_part(request.decoder_graph, images[part])
                 self.stages.report("decode", run)
         return frames
+
+    def decode_part(self, graph: str, images: Array) -> Array:
+        """Decodes as many images as the engine takes; returns the page-locked frames, uint8 [n, H, W, 3]."""
+        workspace = self.workspace
+        workspace.inputs.array("noise").reshape(-1)[: images.size] = images.reshape(-1)
+        workspace.inputs.copy_in("noise", "noise", 0)
+        workspace.enqueue(graph, latents=workspace.at("noise"), frames=workspace.at("frames"))
+        decoded: Array = workspace.frames()[: len(images)]
+        self.cuda.copy_out(decoded.ctypes.data, workspace.at("frames"), decoded.nbytes)
+        self.cuda.synchronize()
+        return decoded

@@ -15,7 +15,8 @@ from .captures import Between, GraphCache
 from .conditioning_area import ConditioningArea
 from .cuda import Cuda
 from .engine_interface import Engine, Loader
-from .program import Variant, program
+from .preview_area import PreviewArea
+from .program import Preview, Variant, program
 
 MAX_PROMPTS = 2
 GIVEN_EMBEDS = "given_embeds"
@@ -53,6 +54,7 @@ class Workspace:
         self.units: dict[Variant, list[tuple[str, int]]] = {}
         self.graphs = GraphCache(cuda)
         self.conditioning_area = ConditioningArea(cuda, kept_bytes, self.graphs.clear)
+        self.previews = PreviewArea(self, cuda)
         try:
             for graph in ("unet", decoder, "text_encoder", "lcm_update"):
                 self.load(graph)
@@ -181,7 +183,7 @@ class Workspace:
 
     def close(self) -> None:
         """Frees everything, even if the device no longer answers."""
-        steps = [self._cuda.synchronize, self.graphs.clear, self.conditioning_area.close]
+        steps = [self._cuda.synchronize, self.graphs.clear, self.conditioning_area.close, self.previews.close]
         steps += [engine.close for engine in self._engines.values()]
         if self._inputs is not None:
             steps.append(self._inputs.close)
@@ -210,19 +212,27 @@ class Workspace:
 
         An engine takes aligned addresses only. Parts of clips with odd sides may begin elsewhere: these are copied.
         """
-        latents, frames = self._part_bytes["images"], self._part_bytes["frames"]
+        latents, frames = self._part_bytes(graph)
         source, target = self.at("images") + part * latents, self.at("frames") + part * frames
-        if not self._copies_parts:
+        if not self._copies_parts(graph):
             self.enqueue(graph, latents=source, frames=target)
             return
         self._cuda.copy(self.at("part_latents"), source, latents)
         self.enqueue(graph, latents=self.at("part_latents"), frames=self.at("part_frames"))
         self._cuda.copy(target, self.at("part_frames"), frames)
 
-    @property
-    def _copies_parts(self) -> bool:
-        """Whether parts of the frames begin at addresses that engines do not take."""
-        return self.decoder_runs > 1 and any(nbytes != aligned(nbytes) for nbytes in self._part_bytes.values())
+    def make_preview(self, kind: Preview, step: int) -> None:
+        """Enqueues the preview of a step."""
+        self.previews.enqueue(kind, step)
+
+    def _part_bytes(self, decoder: str) -> tuple[int, int]:
+        """Bytes of the latents and of the frames that a decoder takes and makes at a time."""
+        tensors, runs = self._buffers.tensors, self.decoder_runs(decoder)
+        return tensors["images"].nbytes // runs, tensors["frames"].nbytes // runs
+
+    def _copies_parts(self, decoder: str) -> bool:
+        """Whether a decoder's parts of the frames begin at addresses that engines do not take."""
+        return self.decoder_runs(decoder) > 1 and any(nbytes != aligned(nbytes) for nbytes in self._part_bytes(decoder))
 
     def at(self, name: str, index: int = 0) -> int:
         """Address of an input or buffer."""
@@ -264,10 +274,9 @@ class Workspace:
         buffers.add("prompt_embeds", self._embeds.shape, self._embeds.dtype, MAX_PROMPTS)
         buffers.add("latents", unet["latents"], "float32", 2)
         buffers.add("prediction", unet["prediction"], "float32", MAX_PROMPTS)
-        buffers.add("images", (self.decoder_runs, *decoder["latents"]), "float32")
-        buffers.add("frames", (self.decoder_runs, *decoder["frames"]), "uint8")
-        self._part_bytes = {name: buffers.tensors[name].nbytes // self.decoder_runs for name in ("images", "frames")}
-        if self._copies_parts:
+        buffers.add("images", (self.size.frames, *decoder["latents"][1:]), "float32")
+        buffers.add("frames", self._frames_shape, "uint8")
+        if any(map(self._copies_parts, DECODERS.values())):
             buffers.add("part_latents", decoder["latents"], "float32")
             buffers.add("part_frames", decoder["frames"], "uint8")
         buffers.address = cuda.allocate(buffers.nbytes)

@@ -1,4 +1,4 @@
-"""Options of the pipeline that fal's endpoint lacks. An input has them in an object of its own, which fal ignores."""
+"""Options that fal's endpoint lacks. An input has them in an object of its own, which fal ignores."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,11 @@ MAX_CLIP_SKIP = 100
 
 
 class AdvancedOptions(BaseModel):
-    """Keywords of `VideoPipeline.generate`, with its defaults. Unknown keys are errors."""
+    """Keywords of `VideoPipeline.generate`, with its defaults, and `previews`. Unknown keys are errors.
+
+    Attributes:
+        previews: whether streams show a frame after each step and while the clip is decoded.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,7 +27,8 @@ class AdvancedOptions(BaseModel):
     long_prompts: bool = False
     normalize_scribbles: bool = False
     resample: Literal["lanczos", "bilinear"] = "lanczos"
+    previews: bool = False
 
     def given(self) -> dict[str, Any]:
-        """Returns the given options by name."""
-        return self.model_dump(exclude_unset=True)
+        """Returns the given options of the pipeline by name."""
+        return self.model_dump(exclude_unset=True, exclude={"previews"})

@@ -152,6 +152,7 @@ async def _prepare(
         return None
     given, base_url = found
     options, seed, slots = given.options(), given.seed, tuple(slot for slot, *_ in given.keyframes())
+    previews = given.advanced.previews
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
 
     async def save(slot: int, frame: int, url: str) -> tuple[int, Path]:
@@ -180,7 +181,8 @@ async def _prepare(
             raise keyframe_error(error, slots) from None
     keyframes = tuple(task.result() for task in fetched)
     conditioning = await asyncio.to_thread(_conditioning, options, keyframes) if keyframes else _conditioning(options)
-    return Prepared(Job(request_id, options, keyframes, folder / "clip.mp4", conditioning), seed, slots)
+    job = Job(request_id, options, keyframes, folder / "clip.mp4", conditioning, previews)
+    return Prepared(job, seed, slots)
 
 
 def _conditioning(options: dict[str, Any], keyframes: Sequence[tuple[int, Path]] = ()) -> str:

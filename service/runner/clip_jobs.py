@@ -5,9 +5,10 @@ import io
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,22 @@ class Jobs:
         self._encoder = ThreadPoolExecutor(1, "encoder")
         self._encoding: Future[None] = self._encoder.submit(lambda: None)
 
-    def make(self, reports: Reports, options: dict[str, Any], keyframes: list[tuple[int, str]], output: str) -> None:
+    def make(
+        self,
+        reports: Reports,
+        options: dict[str, Any],
+        keyframes: list[tuple[int, str]],
+        output: str,
+        previews: bool = False,
+    ) -> None:
         """Makes one clip and reports its result or failure. Returns when the pipeline is free for the next job.
+
+        Args:
+            reports: get the messages.
+            options: keywords of `VideoPipeline.generate`.
+            keyframes: frame and file of each.
+            output: the file to write.
+            previews: whether the messages have previews.
 
         Raises:
             DeviceLost: the device can only be used again by a new process.
@@ -52,7 +67,8 @@ class Jobs:
         start = time.perf_counter()
         with reported(reports, options), ExitStack() as stack:
             recording = stack.enter_context(Recording(output, FPS))
-            clip = self._generate(reports, options, keyframes, recording)
+            show = partial(_show, reports) if previews else None
+            clip = self._generate(reports, options, keyframes, recording, show)
             self._encoding.result()  # so that only one clip is encoded while the next one is made
             reports.say("encoding")
             rest = stack.pop_all()
@@ -70,7 +86,12 @@ class Jobs:
         self._encoding.result()
 
     def _generate(
-        self, reports: Reports, options: dict[str, Any], keyframes: list[tuple[int, str]], recording: Recording
+        self,
+        reports: Reports,
+        options: dict[str, Any],
+        keyframes: list[tuple[int, str]],
+        recording: Recording,
+        show: Callable[[int, NDArray[np.uint8]], None] | None,
     ) -> Any:
         resample = options.get("resample", RESAMPLES[0])
         pictures = [
@@ -84,8 +105,11 @@ class Jobs:
 
         def on_frames(first: int, frames: NDArray[np.uint8]) -> None:
             recording.add(first, frames)
-            reports.say("preview", index=first, jpeg=base64.b64encode(preview(frames[0])).decode())
+            if show is not None:
+                show(first, frames[0])
 
+        if show is not None:
+            options = {**options, "on_preview": lambda _, index, frame: show(index, frame)}
         return self._pipeline.generate(**options, keyframes=pictures, on_progress=on_progress, on_frames=on_frames)
 
     def _read(self, path: Path, place: int, resample: str) -> NDArray[np.uint8]:
@@ -126,6 +150,10 @@ def about(pipeline: Any) -> dict[str, Any]:
         "bundle": str(pipeline.bundle.folder),
         "pid": os.getpid(),
     }
+
+
+def _show(reports: Reports, index: int, frame: NDArray[np.uint8]) -> None:
+    reports.say("preview", index=index, jpeg=base64.b64encode(preview(frame)).decode())
 
 
 def preview(frame: NDArray[np.uint8]) -> bytes:

@@ -25,6 +25,7 @@ class Job:
         keyframes: frame index and image file of each.
         output: the mp4 file to write.
         conditioning: equal for jobs that share what `VideoPipeline` keeps for the next seed: text and residuals.
+        previews: whether to send previews: after each step, and of each part of the frames when it is decoded.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Job:
     keyframes: tuple[tuple[int, Path], ...]
     output: Path
     conditioning: str = ""
+    previews: bool = False
 
 
 @dataclass(frozen=True, slots=True)

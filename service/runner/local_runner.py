@@ -236,6 +236,7 @@ class LocalRunner:
             self._heard_at = _now()
             keyframes = [(index, str(path)) for index, path in job.keyframes]
             order = {"options": job.options, "keyframes": keyframes, "output": str(job.output)}
+            order["previews"] = job.previews
             process.send({"do": "make", "job": self._number, **order})
 
     async def _listen(self, process: RunnerProcess) -> None:

@@ -7,7 +7,6 @@ from ...runtime import BackendError, InvalidRequest, VideoPipeline
 from ...runtime.backends import BACKENDS, choose_backend, find_backend
 from ...runtime.format.bundle import Bundle, bundle_folder
 from ...runtime.format.clip_layout import ClipSize
-from ...runtime.format.decoders import DECODERS
 from ...runtime.format.manifest import read_manifest
 from ...runtime.load_options import LoadOptions
 from ..protocol.clip_input import LAST
@@ -68,8 +67,7 @@ def open_graphs(pipeline: VideoPipeline) -> None:
     sizes = manifest.sizes
     size = ClipSize(width=sizes.width, height=sizes.height, frames=sizes.frames)
     for graph in manifest.graphs:
-        if graph != DECODERS["tiny"]:  # the endpoint has no option for it
-            pipeline.executor.open_graph(graph, size).close()
+        pipeline.executor.open_graph(graph, size).close()
 
 
 def check(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """The program of the runner's process: loads the pipeline, then makes one clip after the other.
 
 `python -m sparsectrl_lcm.service.runner.process_main FD` exchanges lines of JSON over the socket FD. It receives one
-`load`, then `make` and `cancel` with the number of a job. It sends `ready`; for each job `step` and `preview`,
+`load`, then `make` and `cancel` with the number of a job. It sends `ready`; for each job `step` and, if it wants them, `preview`,
 `encoding` once the pipeline is free for the next job, and at the end `made` or `failed`; and `ended` if only a new
 process can go on. `ended` has a `refusal` if no process can. The output of libraries goes to the server's log.
 """
@@ -79,7 +79,7 @@ def main() -> None:
     while True:
         order = channel.orders.get()
         try:
-            jobs.make(order.pop("reports"), order["options"], order["keyframes"], order["output"])
+            jobs.make(order.pop("reports"), *(order[name] for name in ("options", "keyframes", "output", "previews")))
         except DeviceLost as error:
             traceback.print_exc()
             jobs.finish()

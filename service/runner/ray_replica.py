@@ -70,7 +70,9 @@ class ClipReplica:
         """Tells Ray Serve that this replica keeps a conditioning, so that it gets the next job with it."""
         return conditioning
 
-    async def make(self, options: dict[str, Any], keyframes: list[tuple[int, bytes]]) -> AsyncIterator[dict[str, Any]]:
+    async def make(
+        self, options: dict[str, Any], keyframes: list[tuple[int, bytes]], previews: bool
+    ) -> AsyncIterator[dict[str, Any]]:
         """Makes a clip. Yields `begun` with the node, then the job's messages; `made` has the bytes of the `clip`.
 
         If the stream is cancelled, the job ends at its next step.
@@ -83,7 +85,8 @@ class ClipReplica:
                 Path(file).write_bytes(content)
             clip = Path(folder, "clip.mp4")
             job = self._job = _Channel(clip)
-            work = asyncio.get_running_loop().run_in_executor(self._thread, self._make, job, options, files, str(clip))
+            order = (job, options, files, str(clip), previews)
+            work = asyncio.get_running_loop().run_in_executor(self._thread, self._make, *order)
             try:
                 yield (message := {"say": "begun", "node": get_node_ip_address()})
                 while message["say"] not in ("made", "failed"):
@@ -93,9 +96,9 @@ class ClipReplica:
                 await asyncio.shield(work)  # the next job begins once this one has left the pipeline
                 self._job = None
 
-    def _make(self, job: _Channel, options: dict[str, Any], keyframes: list[tuple[int, str]], output: str) -> None:
+    def _make(self, *order: Any) -> None:
         try:
-            self._jobs.make(job, options, keyframes, output)
+            self._jobs.make(*order)
             self._jobs.finish()
         except DeviceLost:  # only a new process can use the device again
             traceback.print_exc()

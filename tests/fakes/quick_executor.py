@@ -22,7 +22,9 @@ class QuickExecutor:
     def __init__(self, at_step: Callable[[CheckedRequest], None] = lambda _: None) -> None:
         self.at_step = at_step
 
-    def run(self, request: CheckedRequest, on_progress: Any, on_frames: Any = None) -> tuple[Any, dict[str, float]]:
+    def run(
+        self, request: CheckedRequest, on_progress: Any, on_frames: Any = None, on_preview: Any = None
+    ) -> tuple[Any, dict[str, float]]:
         stages = Stages({"denoise": 1}, on_progress)
         with stages.timed("total"), stages.stage("denoise"):
             self.at_step(request)

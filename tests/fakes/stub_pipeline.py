@@ -77,19 +77,22 @@ class StubPipeline:
         seed: int | None = None,
         on_progress: Any = None,
         on_frames: Any = None,
+        on_preview: Any = None,
         **sizes: Any,
     ) -> Clip:
         seed = 1234 if seed is None else seed
         words = prompt.split()
         pause = float(words[1]) if words[:1] == ["slow"] else 0.0
         total = num_inference_steps + FRAMES // CHUNK
+        frames = self.picture(seed)
         for step in range(num_inference_steps + 1):
             if on_progress and on_progress(Progress("denoise", step, num_inference_steps, step / total)) is False:
                 raise Cancelled("", f"cancelled after denoise {step} of {num_inference_steps}")
+            if on_preview and step:
+                on_preview(step, FRAMES // 2, frames[FRAMES // 2])
             if step == 1:
                 behave(prompt)
             time.sleep(pause)
-        frames = self.picture(seed)
         for keyframe in keyframes:
             frames[keyframe.index] = keyframe.image
         for part, first in enumerate(range(0, FRAMES, CHUNK), 1):

@@ -68,7 +68,10 @@ def test_frames_that_an_engine_decodes_at_a_time(
     demo: Bundle, width: int, height: int, frames: int, decoded: int
 ) -> None:
     layout = engine_layout(demo.manifest, ClipSize(width=width, height=height, frames=frames))
-    assert (layout.decoded, layout.decoder_runs) == (decoded, frames // decoded)
+    assert (layout.decoded, layout.decoder_runs("vae_decoder")) == (decoded, frames // decoded)
+    assert layout.shapes("vae_decoder", demo.graph("vae_decoder"))["frames"] == (decoded, height, width, 3)
+    tiny = layout.shapes("vae_decoder_tiny", demo.graph("vae_decoder_tiny"))["frames"]
+    assert (tiny, layout.decoder_runs("vae_decoder_tiny")) == ((1, height, width, 3), frames)
 
 
 def test_parts_are_equal_within_the_bound_and_the_largest() -> None:

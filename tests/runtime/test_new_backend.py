@@ -34,7 +34,9 @@ class ToyExecutor:
 
     backend, precision = "toy", "fp4"
 
-    def run(self, request: Any, on_progress: Any, on_frames: Any = None) -> tuple[Any, dict[str, float]]:
+    def run(
+        self, request: Any, on_progress: Any, on_frames: Any = None, on_preview: Any = None
+    ) -> tuple[Any, dict[str, float]]:
         return np.full((request.frames, request.height, request.width, 3), 128, np.uint8), {"total": 0.0}
 
     def in_one_piece(self, size: Any) -> bool:

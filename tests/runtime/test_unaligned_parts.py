@@ -1,5 +1,6 @@
 """Clips on a GPU whose frames are decoded in parts that begin at addresses which engines do not take."""
 
+import numpy as np
 import pytest
 from closeness import assert_close
 from fakes.gpu_emulation import PortableGraphs, emulate
@@ -21,3 +22,12 @@ def test_frames_are_those_of_the_cpu_backend(monkeypatch: pytest.MonkeyPatch) ->
         clips = [pipeline.generate("a boat", **request).frames for pipeline in (device, host)]
         assert_close(clips[0], clips[1])
         assert [machine.executor.replayed, machine.loader.enqueued.count("vae_decoder")] == [seed == 2, 4]
+    request["decoder"] = "tiny"  # frame by frame
+    previews: list[list[np.ndarray]] = [[], []]
+    for pipeline, seen in zip((device, host), previews, strict=True):
+        frames = pipeline.generate(
+            "a boat", **request, on_preview=lambda *given, seen=seen: seen.append(given[2])
+        ).frames
+        seen.append(frames)
+    for mine, theirs in zip(*previews, strict=True):
+        assert_close(mine, theirs)

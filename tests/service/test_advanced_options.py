@@ -30,10 +30,18 @@ def test_given_options_reach_the_pipeline_and_the_store() -> None:
     assert parse_input({"prompt": "a", KEY: None}, 100).options() == parse_input({"prompt": "a"}, 100).options()
 
 
+def test_previews_are_no_option_of_the_pipeline() -> None:
+    asked, plain = (parse_input({"prompt": "a", **more}, 100) for more in ({KEY: {"previews": True}}, {}))
+    assert asked.options() == plain.options()
+    assert (asked.advanced.previews, plain.advanced.previews) == (True, False)
+    assert Input.model_validate(asked.stored()).advanced.previews
+
+
 def test_every_option_has_the_name_and_default_of_the_pipeline() -> None:
     arguments = signature(VideoPipeline.generate).parameters
     options = AdvancedOptions()
-    assert {name: arguments[name].default for name in AdvancedOptions.model_fields} == options.model_dump()
+    names = AdvancedOptions.model_fields.keys() - {"previews"}
+    assert {name: arguments[name].default for name in names} == options.model_dump(include=names)
     assert AdvancedOptions.model_fields.keys().isdisjoint(Input(prompt="a").options())
 
 

@@ -116,8 +116,11 @@ def test_run_stream_queue_and_uploads(demo: Server, tmp_path: Path) -> None:
     big.write_bytes(os.urandom(2**20) * 105)
     code = """
 assert fal_client.run(APP, {"prompt": "a", "seed": -1, "num_inference_steps": 1})["seed"] == -1
-events = list(fal_client.stream(APP, {"prompt": "a", "seed": 5, "num_inference_steps": 2}))
-assert events[-1]["seed"] == 5 and any("preview" in event for event in events) and "fraction" in events[0], events
+given = {"prompt": "a", "seed": 5, "num_inference_steps": 2}
+events = list(fal_client.stream(APP, given))
+assert events[-1]["seed"] == 5 and not any("preview" in event for event in events) and "fraction" in events[0], events
+events = list(fal_client.stream(APP, {**given, "sparsectrl_lcm": {"previews": True}}))
+assert events[-1]["seed"] == 5 and any("preview" in event for event in events), events
 handle = fal_client.submit(APP, {"prompt": "a", "num_inference_steps": 2})
 status = handle.status()
 assert not isinstance(status, fal_client.InProgress) or status.logs is None

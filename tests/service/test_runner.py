@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -125,14 +126,15 @@ def test_a_clip_with_progress_and_previews(loop: asyncio.Runner, runner: LocalRu
     events: list[Event] = []
     red = picture(tmp_path / "red.jpg", (255, 0, 0))
     green = picture(tmp_path / "green.webp", (0, 255, 0))
-    made = loop.run(runner.run(job(tmp_path, seed=2**64 - 1, keyframes=((9, red), (2, green))), events.append))
+    asked = replace(job(tmp_path, seed=2**64 - 1, keyframes=((9, red), (2, green))), previews=True)
+    made = loop.run(runner.run(asked, events.append))
 
     steps = [event for event in events if isinstance(event, Step)]
     assert [(step.stage, step.step) for step in steps[:2]] == [("denoise", 0), ("denoise", 1)]
     assert [step.fraction for step in steps] == sorted(step.fraction for step in steps)
     assert steps[-1].fraction == 1
     previews = [event for event in events if isinstance(event, Preview)]
-    assert [preview.index for preview in previews] == [0, 8]
+    assert [preview.index for preview in previews] == [8, 8, 8, 8, 0, 8]  # of four steps, and of two parts
     assert Image.open(io.BytesIO(previews[0].jpeg)).format == "JPEG"
 
     assert made.seed == 2**64 - 1
@@ -539,7 +541,8 @@ def test_the_demo_bundle(tmp_path: Path) -> None:
     async def scenario() -> tuple[LocalRunner, Made]:
         runner = LocalRunner(backend="onnxruntime", threads=1)
         await runner.start()
-        made = await runner.run(job(tmp_path, num_inference_steps=1, keyframes=((3, image),)), events.append)
+        asked = replace(job(tmp_path, num_inference_steps=1, keyframes=((3, image),)), previews=True)
+        made = await runner.run(asked, events.append)
         await runner.stop()
         return runner, made
 
@@ -549,7 +552,7 @@ def test_the_demo_bundle(tmp_path: Path) -> None:
     runner, made = asyncio.run(scenario())
     assert made.seed == 7
     assert {event.stage for event in events if isinstance(event, Step)} >= {"text", "denoise", "decode"}
-    assert any(isinstance(event, Preview) for event in events)
+    assert [event.index for event in events if isinstance(event, Preview)] == [8, 0, 4, 8, 12]  # a step, then parts
     assert (runner.about["backend"], runner.about["precision"]) == ("onnxruntime", "fp32")
     frames = np.stack(decode(tmp_path / "job.mp4"))
     assert frames.shape == (16, runner.about["height"], runner.about["width"], 3)
