@@ -116,6 +116,7 @@ BF16 = read("2026-11-27-compare-fp32-2cores.json")["contenders"]["openvino-bf16"
 EXPORT = read("2026-11-22-full-size-cpu.json")["export"]
 ROUNDS = read("2026-11-30-export-formats.json")["rounds"]
 FILES, FOLDERS = (sum(each[kind]["user_seconds"] for each in ROUNDS) for kind in ("files", "folders"))
+PREVIEWS = read("2026-11-30-previews.json")["backends"]
 POLLING = {name: read(name) for name in ("2026-11-26-polling-2cores.json", "2026-11-24-polling-2threads.json")}
 ONE_CONNECTION = read("2026-11-30-polling-2cores.json")["poll_ms_one_connection"]
 WARM_UP = read(AVX512_BF16)["contenders"]["openvino-bf16"]["starts"][0]["warm_up"]
@@ -129,6 +130,14 @@ def processor_seconds(run: dict[str, float]) -> float:
 
 CLAIMS = [
     # page, text that it contains
+    *(
+        (
+            "benchmarks.md",
+            f"| {name} | {row['step_ms']:.0f} ms | {row['preview_ms']:.1f} ms | {row['share']['median']:.1%} "
+            f"(largest {row['share']['largest']:.1%}) |",
+        )
+        for name, row in PREVIEWS.items()
+    ),
     ("service.md", f"waits {ONE_CONNECTION['p50']:.1f} ms (p50) and {ONE_CONNECTION['p90']:.1f} ms (p90)"),
     ("fidelity.md", f"largest difference of a pixel is {LEVELS['scribble, temporal norm clip']['max']} (scribbles)"),
     ("fidelity.md", f"and {LEVELS['rgb, temporal norm clip']['max']} (pictures) of 255"),
