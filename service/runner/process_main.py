@@ -1,9 +1,10 @@
 """The program of the runner's process: loads the pipeline, then makes one clip after the other.
 
 `python -m sparsectrl_lcm.service.runner.process_main FD` exchanges lines of JSON over the socket FD. It receives one
-`load`, then `make` and `cancel` with the number of a job. It sends `ready`; for each job `step` and, if it wants them, `preview`,
-`encoding` once the pipeline is free for the next job, and at the end `made` or `failed`; and `ended` if only a new
-process can go on. `ended` has a `refusal` if no process can. The output of libraries goes to the server's log.
+`load`, then `make` and `cancel` with the number of a job. It sends `ready`; for each job `step`, and `preview` if it
+wants them, `encoding` once the pipeline is free for the next job, and at the end `made` or `failed`; and `ended` if
+only a new process can go on. `ended` has a `refusal` if no process can. The output of libraries goes to the server's
+log.
 """
 
 import faulthandler

@@ -97,6 +97,7 @@ const stream = await fal.queue.streamStatus(APP, { requestId: request_id, logs: 
 const states = [], messages = [];
 for await (const state of stream) {
   states.push(state.status);
+  assert.ok(!("preview" in state));
   messages.push(...(state.logs ?? []).map(line => line.message));
 }
 const last = await stream.done();
