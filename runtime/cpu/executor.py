@@ -227,7 +227,8 @@ class _Run:
         if not self.has_tiny_decoder:
             return latent_colours(images[index])
         (frames,) = self.sessions.session(TINY).run({"latents": images[index : index + 1]})
-        return frames[0]
+        frame: Array = frames[0]
+        return frame
 
     def predict(self, step: int, timestep: np.float32, latents: Array, conditioning: Conditioning, done: int) -> Array:
         """The UNet's prediction [B, 4, F, H/8, W/8] at one step, blended from the step's windows.

@@ -18,4 +18,5 @@ def previewed_frame(frames: int) -> int:
 def latent_colours(latents: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The approximate colours of latents [4, H/8, W/8]: uint8 [H/8, W/8, 3]."""
     colours = np.einsum("chw,cr->hwr", latents, COLOURS)
-    return ((colours + 1) * 127.5).clip(0, 255).round().astype(np.uint8)
+    levels: NDArray[np.uint8] = ((colours + 1) * 127.5).clip(0, 255).round().astype(np.uint8)
+    return levels

@@ -235,8 +235,8 @@ class LocalRunner:
             self._begun[self._number] = self._running = turn
             self._heard_at = _now()
             keyframes = [(index, str(path)) for index, path in job.keyframes]
-            order = {"options": job.options, "keyframes": keyframes, "output": str(job.output)}
-            order["previews"] = job.previews
+            files = {"keyframes": keyframes, "output": str(job.output)}
+            order = {"options": job.options, "previews": job.previews, **files}
             process.send({"do": "make", "job": self._number, **order})
 
     async def _listen(self, process: RunnerProcess) -> None:
