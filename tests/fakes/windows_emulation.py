@@ -40,6 +40,7 @@ POSIX_ATTRIBUTES = {
     "mmap": _names("MADV_DONTNEED MAP_PRIVATE MAP_SHARED PROT_READ PROT_WRITE"),
 }
 _REPLACED = {"sys": {"platform": "win32"}, "os": {"name": "nt"}}
+_CHANGED = frozenset().union(*POSIX_ATTRIBUTES.values(), *_REPLACED.values())
 
 
 def emulate() -> None:
@@ -62,7 +63,7 @@ class _AsOnWindows(ModuleType):
     """
 
     def __getattribute__(self, attribute: str) -> Any:
-        if _asked_by_package(2):
+        if attribute in _CHANGED and _asked_by_package(2):
             name = super().__getattribute__("__name__")
             if attribute in POSIX_ATTRIBUTES.get(name, ()):
                 raise AttributeError(f"module {name!r} has no attribute {attribute!r} on Windows")
