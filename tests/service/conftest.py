@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shutil
 import socket
 import tempfile
 import threading
@@ -18,6 +19,8 @@ import pytest
 from fakes.missing_programs import missing  # noqa: F401
 from fakes.postgresql_server import postgresql
 from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.service.store import SqlStore
+from sparsectrl_lcm.service.store import database as database_module
 
 from .server_process import start_server
 
@@ -156,6 +159,28 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for server in started(tmp_path_factory.mktemp("demo"), backend="onnxruntime"):
         server.wait()
         yield server
+
+
+@pytest.fixture(scope="session")
+def _new_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of SQLite with all tables and no rows."""
+    path = tmp_path_factory.mktemp("database") / "new.sqlite3"
+    SqlStore(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _copied_databases(_new_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New databases of SQLite are copies of one, since creating the tables takes longer than most tests."""
+    make = database_module._make_private
+
+    def copy(path: Path) -> None:
+        is_new = not path.exists()
+        make(path)
+        if is_new:
+            shutil.copyfile(_new_database, path)
+
+    monkeypatch.setattr(database_module, "_make_private", copy)
 
 
 @pytest.fixture(scope="session")

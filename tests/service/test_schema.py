@@ -23,6 +23,11 @@ FIRST_COLUMNS = {
 """The columns of each table in the first schema."""
 
 
+@pytest.fixture(autouse=True)
+def _copied_databases() -> None:
+    """Databases are created as a server does."""
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database."""
