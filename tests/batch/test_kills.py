@@ -16,7 +16,7 @@ from sparsectrl_lcm.runtime import many_requests
 from .conftest import SMALL
 
 DRIVER = Path(__file__).parent / "killed_batch.py"
-CLIPS = 200
+CLIPS = 80
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
 
@@ -69,7 +69,7 @@ def check_all(folder: Path) -> None:
 @pytest.mark.parametrize("places", [("encoding", "result"), ("renamed", "probing")])
 def test_after_two_kills_each_clip_is_there_once_and_whole(folder: Path, places: tuple[str, str]) -> None:
     finished: list[str] = []
-    for place, number in zip(places, (60, 70), strict=True):
+    for place, number in zip(places, (25, 30), strict=True):
         assert run(folder, place, number) == -signal.SIGKILL
         again = {f"clip{seed}" for seed in ran(folder)} & set(finished)
         assert again == set(), "what is told is not made again"
@@ -82,7 +82,7 @@ def test_after_two_kills_each_clip_is_there_once_and_whole(folder: Path, places:
 
 
 def test_a_kill_from_outside_at_any_time(folder: Path) -> None:
-    for clips in (20, 90):
+    for clips in (10, 40):
         with subprocess.Popen(command("never", 0), cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
             results = folder / "out/results.jsonl"
             deadline = time.monotonic() + 60

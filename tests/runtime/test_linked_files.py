@@ -5,10 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.rewrites.typed_graph import typed_graph, write_typed
 from sparsectrl_lcm.runtime import BundleError, VideoPipeline
+from sparsectrl_lcm.runtime.cpu.onnxruntime import OnnxRuntimeSessions
+from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSessions
 from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.linked_files import without_links
@@ -34,12 +37,25 @@ def snapshot(tmp_path: Path) -> Path:
     return snapshot
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_such_a_bundle_makes_clips(backend: str, snapshot: Path) -> None:
+def test_such_a_bundle_makes_clips(snapshot: Path) -> None:
     request = {"num_inference_steps": 1, "num_frames": 1, "seed": 1, "height": 64, "width": 64}
-    loaded = (VideoPipeline.load(snapshot, backend), VideoPipeline.load(backend="onnxruntime"))
+    loaded = (VideoPipeline.load(snapshot, "onnxruntime"), VideoPipeline.load(backend="onnxruntime"))
     clips = [pipeline.generate("a red star", **request) for pipeline in loaded]
     assert abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 1
+
+
+def test_openvino_takes_such_a_bundle(snapshot: Path) -> None:
+    """It reads every graph with its files of weights, and computes as without links."""
+    core = pytest.importorskip("openvino").Core()
+    linked, plain = Bundle.load(snapshot), Bundle.load()
+    for record in linked.manifest.graphs.values():
+        assert core.read_model(linked.folder / record.path).inputs
+    latents = {"latents": np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)}
+    frames = []
+    for sessions in (OpenVinoSessions(linked), OnnxRuntimeSessions(plain)):
+        sessions.open("vae_decoder", {"images": 1, "latent_height": 8, "latent_width": 8})
+        frames.append(sessions.session("vae_decoder").run(latents)[0])
+    assert abs(frames[0].astype(int) - frames[1]).max() <= 1
 
 
 def test_engines_can_be_built(snapshot: Path) -> None:
