@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # the imported modules stay; each later collection of garbage would walk through all of them
+    _freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or nextitem.path != item.path:
+        _freeze()
+
+
+def _freeze() -> None:
+    """Takes what lives now for lasting, such as modules: each later collection of garbage would walk through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -208,11 +221,27 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def _cache_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("user-caches")  # once: it walks through all that was made before
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def _cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gives each test an empty user cache folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
-    yield
+def _cache_folder(_cache_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives each test a user cache folder of its own, which does not exist yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(next(_cache_folders)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_sessions() -> Iterator[None]:
+    from shared_sessions import DEMO, EXPORTED, opened_once
+    from sparsectrl_lcm.runtime.cpu import onnxruntime, openvino
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "OnnxRuntimeSession", opened_once(onnxruntime.OnnxRuntimeSession, DEMO, EXPORTED))
+        patch.setattr(openvino, "OpenVinoSession", opened_once(openvino.OpenVinoSession, DEMO))
+        yield
 
 
 @pytest.fixture

@@ -337,7 +337,7 @@ def test_an_engine_whose_results_are_not_finite_is_refused(bundle: Path, monkeyp
     def infinite(*_: Any) -> list[np.ndarray]:
         return [np.array([0.0, np.nan])]
 
-    monkeypatch.setattr(openvino.OpenVinoSession, "run", infinite)
+    monkeypatch.setattr(OpenVinoSession, "run", infinite)
     path = bundle / "engines/openvino/bf16/vae_encoder.onnx"
     with pytest.raises(BackendError, match="^build: 'vae_encoder' in bf16 gives NaN or infinity at"):
         compare(Bundle.load(bundle), "vae_encoder", path, "bf16")

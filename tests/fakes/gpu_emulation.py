@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from shared_sessions import DEMO, EXPORTED, opened_once
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
@@ -112,7 +113,7 @@ class EmulatedLoader:
         return self.tables.get(graph, WeightTable({}))
 
 
-def open_session(
+def _open_session(
     path: Path, level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 ) -> onnxruntime.InferenceSession:
     """Opens a CPU session fast, without memory reuse: planning it takes most of the time for large graphs."""
@@ -121,6 +122,9 @@ def open_session(
     options.enable_mem_reuse = False
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+open_session = opened_once(_open_session, DEMO, EXPORTED)
 
 
 class PortableGraphs:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -50,7 +51,8 @@ def test_the_cpu_runs_everywhere(name: str) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, None])
-def test_threads_reach_onnxruntime(threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_reach_onnxruntime(threads: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = shutil.copytree(demo_bundle(), tmp_path / "bundle")  # the tests share sessions of the demo bundle itself
     received = []
 
     def open_session(path: bytes, options: onnxruntime.SessionOptions, **rest: Any) -> onnxruntime.InferenceSession:
@@ -59,7 +61,7 @@ def test_threads_reach_onnxruntime(threads: int | None, monkeypatch: pytest.Monk
 
     session = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
-    sessions = VideoPipeline.load(backend="onnxruntime", threads=threads).executor.sessions  # type: ignore[attr-defined]
+    sessions = VideoPipeline.load(bundle, "onnxruntime", threads=threads).executor.sessions  # type: ignore[attr-defined]
     sessions.open("lcm_update", {})
     assert received == [threads or 0]
 
