@@ -180,14 +180,14 @@ def export_architecture(name: str) -> Exported:
 
 
 def _export(name: str) -> Exported:
-    from architectures import ARCHITECTURES
-    from sparsectrl_lcm.benchmarks.random_checkpoints import write_checkpoints
-    from sparsectrl_lcm.export.exporter import export_bundle
-    from sparsectrl_lcm.export.plan import ExportOptions
-
     folder = _cache() / name
     checkpoints, bundle = folder / "checkpoints", folder / "bundle"
     if not bundle.exists():
+        from architectures import ARCHITECTURES  # these import torch, which takes seconds
+        from sparsectrl_lcm.benchmarks.random_checkpoints import write_checkpoints
+        from sparsectrl_lcm.export.exporter import export_bundle
+        from sparsectrl_lcm.export.plan import ExportOptions
+
         parts = write_checkpoints(checkpoints, ARCHITECTURES[name])
         options = ExportOptions(
             base=str(parts["base"]),

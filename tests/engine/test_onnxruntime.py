@@ -18,8 +18,11 @@ from sparsectrl_lcm.engine.comparison import measure
 from sparsectrl_lcm.engine.onnxruntime import fuse_spatial_attention
 from sparsectrl_lcm.engine.rewrites.attention import is_spatial_self_attention
 from sparsectrl_lcm.runtime import BackendError, Keyframe, VideoPipeline
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.format.engine_sets import engine_folders, find_set
+
+UNCHECKED = BuildOptions(check=False)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,7 @@ def test_frames_of_engines_are_those_of_the_portable_graphs(
 @pytest.fixture(scope="module")
 def built_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path_factory.mktemp("demo") / "bundle"))
-    build(bundle, "onnxruntime")
+    build(bundle, "onnxruntime", UNCHECKED)
     return bundle
 
 
@@ -101,13 +104,18 @@ def demo(built_demo: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built_demo, tmp_path / "bundle"))
 
 
+def ask(bundle: Path) -> None:
+    pipeline = VideoPipeline.load(bundle, "onnxruntime")
+    pipeline.generate("a boat", num_frames=1, num_inference_steps=1, width=32, height=32)
+
+
 def refused(bundle: Path, reason: str) -> None:
     with pytest.raises(BackendError, match=reason) as error:
-        VideoPipeline.load(bundle, "onnxruntime").generate("a boat", num_frames=1, num_inference_steps=1)
+        ask(bundle)
     assert f"run: sparsectrl-lcm build {bundle} --backend onnxruntime" in str(error.value)
     assert "\n" not in str(error.value)
-    assert run(["build", str(bundle), "--backend", "onnxruntime"]) == 0
-    VideoPipeline.load(bundle, "onnxruntime").generate("a boat", num_frames=1, num_inference_steps=1)
+    assert run(["build", str(bundle), "--backend", "onnxruntime", "--no-check"]) == 0
+    ask(bundle)
 
 
 def test_an_engine_of_another_version_is_refused(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +124,7 @@ def test_an_engine_of_another_version_is_refused(demo: Path, monkeypatch: pytest
     monkeypatch.setattr(onnxruntime, "__version__", "0.9")
     refusal = r"was built by version 1\..*, this machine has 0\.9; run: sparsectrl-lcm build"
     with pytest.raises(BackendError, match=refusal):
-        VideoPipeline.load(demo, "onnxruntime").generate("a boat", num_frames=1, num_inference_steps=1)
+        ask(demo)
 
 
 def test_a_damaged_engine_is_refused(demo: Path) -> None:
@@ -148,10 +156,10 @@ def test_a_damaged_index_is_refused(demo: Path) -> None:
 def test_engines_of_a_read_only_bundle_lie_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
     (bundle / "engines").write_text("")  # a file in the place of the folder
-    build(bundle, "onnxruntime")
+    build(bundle, "onnxruntime", UNCHECKED)
     outside = engine_folders(bundle, "onnxruntime")[1] / "fp32"
     assert (outside / "unet.onnx").exists()
-    VideoPipeline.load(bundle, "onnxruntime").generate("a boat", num_frames=1, num_inference_steps=1)
+    ask(bundle)
     engines = find_set(bundle, "onnxruntime", "fp32")
     assert engines is not None
     assert engines.folder == outside
