@@ -29,6 +29,7 @@ from .runner import Runner
 from .runner.make_runner import make_runner
 from .settings import Settings
 from .store import STORE_FAILURES, OwnerLock, SqlStore
+from .systemd import Systemd
 
 SWEEP_SECONDS = 60.0
 LOADED_SECONDS = 0.1
@@ -129,33 +130,47 @@ async def serve(
         app = create_app(service)
         servers = [make_server(app, settings, listener) for listener in listeners]
         on_open(service)
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(AcceptFailures())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().set_exception_handler(AcceptFailures())
+        stop, systemd = _stop_signal(), Systemd()
+        watching = asyncio.ensure_future(systemd.watch())
         async with running(service) as dispatcher:
             tasks = [asyncio.ensure_future(s.serve([sock])) for s, sock in zip(servers, bound, strict=True)]
-            waiter, refused = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(service.runner.refused())
-            certificates = [listener.tls for listener in listeners if listener.tls is not None]
-            following = asyncio.ensure_future(follow_certificates(certificates))
-            loading = asyncio.ensure_future(_once_loaded(service, on_loaded))
-            await asyncio.wait([waiter, refused, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            systemd.tell("READY=1", "STATUS=loads the model")
+            refused = asyncio.ensure_future(service.runner.refused())
+            beside = [
+                asyncio.ensure_future(stop.wait()),
+                refused,
+                asyncio.ensure_future(_once_loaded(service, on_loaded, systemd)),
+                asyncio.ensure_future(follow_certificates(each.tls for each in listeners if each.tls is not None)),
+            ]
+            await asyncio.wait([*beside[:2], *tasks], return_when=asyncio.FIRST_COMPLETED)
+            systemd.tell("STOPPING=1", "STATUS=finishes the running requests")
             if not refused.done():
                 log.info("draining")
-            for task in (waiter, refused, following, loading):
+            for task in beside:
                 task.cancel()
             await dispatcher.drain(settings.drain_seconds)  # meanwhile clients still get states and results
             for server in servers:
                 server.should_exit = True
             await asyncio.gather(*tasks)
+        watching.cancel()
         if not refused.cancelled() and refused.done():
             raise refused.result()
 
 
-async def _once_loaded(service: Service, then: Callable[[Service], None]) -> None:
+def _stop_signal() -> asyncio.Event:
+    """Returns an event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _once_loaded(service: Service, then: Callable[[Service], None], systemd: Systemd) -> None:
     while not service.runner.capacity:
         await asyncio.sleep(LOADED_SECONDS)
+    systemd.tell("STATUS=takes requests")
     try:
         await asyncio.to_thread(then, service)
     except Exception:

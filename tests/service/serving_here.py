@@ -34,5 +34,6 @@ async def serving_here(
         await task
     async with asyncio.timeout(60):
         yield opened.result()
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not task.done():
+            os.kill(os.getpid(), signal.SIGTERM)
         await task

@@ -266,6 +266,7 @@ def test_what_only_the_runner_finds_out(capfd: pytest.CaptureFixture[str], tmp_p
 def server(tmp_path: Path) -> "Iterator[tuple[subprocess.Popen[str], Path, str]]":
     data, (port, tls_port, _) = tmp_path / "data", ports()
     command = [*PROGRAM, "serve", "--data", str(data), "--port", str(port), "--tls-port", str(tls_port)]
+    command += ["--backend", "onnxruntime"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         yield process, data, f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGTERM)
