@@ -15,11 +15,12 @@ PAGES = {
 }
 """Where pages of the repository lie on the site."""
 RESULTS = "benchmarks/results"
+SAMPLES = "deploy"
 _LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)]*)?\))")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages and the results."""
+    """Adds the pages, the results and the samples."""
     from mkdocs.structure.files import File
 
     for name, place in PAGES.items():
@@ -27,6 +28,8 @@ def on_files(files: Any, config: Any) -> Any:
     for path in (ROOT / RESULTS).iterdir():
         if path.suffix in (".json", ".png"):
             files.append(File.generated(config, f"{RESULTS}/{path.name}", abs_src_path=str(path)))
+    for path in (ROOT / SAMPLES).iterdir():
+        files.append(File.generated(config, f"{SAMPLES}/{path.name}", abs_src_path=str(path)))
     return files
 
 

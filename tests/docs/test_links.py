@@ -8,7 +8,19 @@ from importlib.util import find_spec
 import pytest
 from documents import PAGES, ROOT, anchors, links, name_of, prose
 
-FOLDERS = ("benchmarks", "cli", "demo", "docs", "engine", "export", "runtime", "service", "sparsectrl_lcm", "tests")
+FOLDERS = (
+    "benchmarks",
+    "cli",
+    "demo",
+    "deploy",
+    "docs",
+    "engine",
+    "export",
+    "runtime",
+    "service",
+    "sparsectrl_lcm",
+    "tests",
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -17,7 +17,7 @@ from fakes.missing_programs import missing
 
 ROOT = Path(__file__).parents[2]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-NOT_PACKAGED = {".ci", "demo", "docs", "tests"}
+NOT_PACKAGED = {".ci", "demo", "deploy", "docs", "tests"}
 """Folders at the top that are no packages; of `benchmarks` only `harness` is one."""
 
 
