@@ -46,7 +46,7 @@ LONG = (
     "service/test_runner.py",
     "engine/test_tensorrt_rtx.py",
     "service/test_dispatch.py",
-    "service/test_page.py",
+    "service/page",
     "service",
     "torch_engines",
     "export",

@@ -17,6 +17,9 @@ HEAVY = re.compile(
 SEPARATE = ("runtime/test_gpu_executor.py", "cli/test_cli.py")
 """Long files whose tests share no slow fixture; their tests are spread over the workers."""
 
+TOGETHER = ("service/page/",)
+"""Folders whose tests share servers and a browser; one worker runs all of them."""
+
 
 def imports_torch(path: Path) -> bool:
     """Tells whether a test file loads torch as soon as it is collected."""
@@ -33,12 +36,15 @@ def collects_all(worker: str, workers: int) -> bool:
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Sends all tests of a file to one worker, those for each exported architecture apart."""
+    """Sends a file, or a folder in `TOGETHER`, to one worker; the tests for each exported architecture go apart."""
 
     def _split_scope(self, nodeid: str) -> str:
         path, _, test = nodeid.partition("::")
         if path.removeprefix("tests/") in SEPARATE:
             return nodeid
+        for folder in TOGETHER:
+            if path.removeprefix("tests/").startswith(folder):
+                return folder
         words = re.split(r"[-\[\]]", test)
         return " ".join([path, *(name for name in ("sd15_like", "other") if name in words)])
 

@@ -44,6 +44,9 @@ export async function result(key, id) {
   return { ...JSON.parse(text), seed: /"seed":(-?\d+)/.exec(text)[1] };
 }
 
+/** Returns the last clips of a key, newest first: id, url, seed, and when each was made, in seconds since 1970. */
+export const clips = async key => (await (await call(key, "/page/clips.json")).json()).clips;
+
 /** Returns the server's description of itself: its https port, and its runners with their states. */
 export const about = async () => (await call("", "/page/about.json")).json();
 

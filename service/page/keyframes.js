@@ -1,15 +1,22 @@
-// Three keyframes. Each has a frame and a canvas for drawing and for dropped pictures.
+// Three keyframes. Each has a frame and a drawing, which also takes dropped, pasted and chosen pictures.
+import { Drawing, SIDE } from "./drawing.js";
 import { FRAMES, Timeline } from "./timeline.js";
+import { Tools, paintSkin } from "./tools.js";
 
-const SIDE = 512;
 const START = [0, 8, 15];
 
 export class Keyframes {
-  constructor(root, timeline) {
-    this.slots = START.map((frame, slot) => new Slot(root, slot, frame, () => this.timeline?.show()));
+  /** `changed` is called after every change, to save it. */
+  constructor(root, timeline, tools, changed) {
+    this.tools = new Tools(tools, () => this.showCursor(), () => this.show());
+    this.slots = START.map((frame, slot) => new Slot(root, slot, frame, this.tools, () => {
+      this.last = this.slots[slot];
+      this.show();
+      changed();
+    }));
     this.timeline = new Timeline(timeline, this.slots, (slot, frame) => {
       slot.frame = frame;
-      this.timeline.show();
+      slot.changed();
     });
     document.addEventListener("paste", event => this.take(event.clipboardData));
     // otherwise the browser would open a picture dropped beside them in place of the page
@@ -18,7 +25,14 @@ export class Keyframes {
       event.preventDefault();
       this.take(event.dataTransfer);
     });
-    this.timeline.show();
+    document.addEventListener("keydown", event => {
+      const writes = event.target.matches("textarea, input:not([type=range], [type=radio], [type=checkbox], [type=file])");
+      if (writes || event.key !== "z" || !(event.ctrlKey || event.metaKey)) return;
+      event.preventDefault();
+      this.last?.drawing.undo();
+    });
+    new ResizeObserver(() => this.showCursor()).observe(root);
+    this.show();
   }
 
   take(data) {
@@ -35,15 +49,49 @@ export class Keyframes {
     const frames = this.given().map(slot => slot.frame);
     return frames.find((frame, place) => frames.indexOf(frame) < place);
   }
+
+  show() {
+    this.timeline.show();
+    const inOrder = this.given().toSorted((one, other) => one.frame - other.frame);
+    for (const slot of this.slots) {
+      slot.skin.hidden = !this.tools.onion;
+      if (slot.skin.hidden) continue;
+      const before = inOrder.findLast(other => other !== slot && other.frame < slot.frame);
+      const after = inOrder.find(other => other !== slot && other.frame > slot.frame);
+      paintSkin(slot.skin, before?.drawing.canvas, after?.drawing.canvas);
+    }
+  }
+
+  showCursor() {
+    for (const { drawing } of this.slots) drawing.canvas.style.cursor = this.tools.cursor(drawing.canvas.clientWidth / SIDE);
+  }
+
+  saved() {
+    return this.slots.map(slot => ({ frame: slot.number.value, marks: slot.drawing.saved() }));
+  }
+
+  async restore(saved) {
+    await Promise.all(this.slots.map((slot, place) => {
+      slot.number.value = saved[place].frame;
+      return slot.drawing.restore(saved[place].marks);
+    }));
+    this.show();
+  }
 }
 
 class Slot {
-  constructor(root, slot, frame, changed) {
-    Object.assign(this, { slot, changed, empty: true, strokes: [] });
+  constructor(root, slot, frame, tools, changed) {
+    Object.assign(this, { slot, changed });
     this.box = document.createElement("div");
     this.box.className = "keyframe";
+    this.box.setAttribute("role", "group");
+    this.box.setAttribute("aria-label", `Keyframe ${slot + 1}`);
     this.box.innerHTML = `
-      <canvas width="${SIDE}" height="${SIDE}" aria-label="Keyframe ${slot + 1}: draw here, or choose a file"></canvas>
+      <div class="paper">
+        <canvas class="drawing" role="img" aria-label="Drawing of keyframe ${slot + 1}"></canvas>
+        <canvas class="skin" aria-hidden="true" hidden></canvas>
+        <span class="number" aria-hidden="true">${slot + 1}</span>
+      </div>
       <div class="row">
         <label>Frame <input type="number" id="keyframe_${slot}_index" min="0" max="${FRAMES - 1}" value="${frame}"></label>
         <button type="button" data-do="undo" title="Undo" aria-label="Undo in keyframe ${slot + 1}">↶</button>
@@ -52,38 +100,15 @@ class Slot {
       <label class="button file">Picture…
         <input type="file" id="keyframe_${slot}_image_url" accept="image/*" aria-label="Picture of keyframe ${slot + 1}"></label>`;
     root.append(this.box);
-    this.canvas = this.box.querySelector("canvas");
-    this.context = this.canvas.getContext("2d");
-    this.number = this.box.querySelector("input[type=number]");
-    this.file = this.box.querySelector("input[type=file]");
+    const find = selector => this.box.querySelector(selector);
+    this.skin = find(".skin");
+    this.number = find("input[type=number]");
+    this.file = find("input[type=file]");
+    this.drawing = new Drawing(find(".drawing"), tools, changed);
     this.number.addEventListener("input", changed);
     this.file.addEventListener("change", () => this.file.files[0] && this.load(this.file.files[0]));
-    this.box.querySelector("[data-do=undo]").addEventListener("click", () => this.undo());
-    this.box.querySelector("[data-do=clear]").addEventListener("click", () => this.clear());
-    this.listen();
-    this.paint();
-  }
-
-  get frame() {
-    return this.number.value === "" ? NaN : Number(this.number.value);
-  }
-
-  set frame(frame) {
-    this.number.value = frame;
-  }
-
-  listen() {
-    const at = event => [event.offsetX * SIDE / this.canvas.clientWidth, event.offsetY * SIDE / this.canvas.clientHeight];
-    this.canvas.addEventListener("pointerdown", event => {
-      this.canvas.setPointerCapture(event.pointerId);
-      this.strokes.push([at(event)]);
-      this.paint();
-    });
-    this.canvas.addEventListener("pointermove", event => {
-      if (!this.canvas.hasPointerCapture(event.pointerId)) return;
-      this.strokes.at(-1).push(at(event));
-      this.paint();
-    });
+    find("[data-do=undo]").addEventListener("click", () => this.drawing.undo());
+    find("[data-do=clear]").addEventListener("click", () => this.drawing.clear());
     for (const kind of ["dragover", "dragleave", "drop"]) {
       this.box.addEventListener(kind, event => {
         event.preventDefault();
@@ -94,46 +119,22 @@ class Slot {
     }
   }
 
+  get frame() {
+    return this.number.value === "" ? NaN : Number(this.number.value);
+  }
+
+  set frame(frame) {
+    this.number.value = frame;
+  }
+
+  get empty() {
+    return this.drawing.empty;
+  }
+
   async load(file) {
-    this.picture = await createImageBitmap(file).catch(() => null);
-    this.file.setCustomValidity(this.picture ? "" : "This is not a picture.");
+    const taken = await this.drawing.load(file);
+    this.file.value = "";  // so that the same file can be chosen again
+    this.file.setCustomValidity(taken ? "" : "This is not a picture.");
     this.file.reportValidity();
-    this.strokes = [];
-    this.paint();
-  }
-
-  undo() {
-    if (this.strokes.pop() === undefined) this.picture = null;
-    this.paint();
-  }
-
-  clear() {
-    Object.assign(this, { picture: null, strokes: [] });
-    this.file.value = "";
-    this.paint();
-  }
-
-  paint() {
-    const { context, picture } = this;
-    context.fillStyle = "#000";
-    context.fillRect(0, 0, SIDE, SIDE);
-    if (picture) {
-      const scale = Math.max(SIDE / picture.width, SIDE / picture.height);
-      const [width, height] = [picture.width * scale, picture.height * scale];
-      context.drawImage(picture, (SIDE - width) / 2, (SIDE - height) / 2, width, height);
-    }
-    Object.assign(context, { strokeStyle: "#fff", lineWidth: 8, lineCap: "round", lineJoin: "round" });
-    for (const [first, ...rest] of this.strokes) {
-      context.beginPath();
-      context.moveTo(...first);
-      for (const point of rest.length ? rest : [first]) context.lineTo(...point);
-      context.stroke();
-    }
-    this.empty = !picture && !this.strokes.length;
-    this.changed();
-  }
-
-  blob() {
-    return new Promise(resolve => this.canvas.toBlob(resolve, "image/png"));
   }
 }

@@ -1,107 +1,69 @@
+// The page: from the form to a request, its progress, its clip, and back after a reload.
 import { about, cancel, result, submit, upload, watch } from "./api.js";
+import { Clips, known, remember } from "./clips.js";
+import { showExample } from "./example.js";
+import { fail, fill, given, seed, settle, values, wrong } from "./form.js";
 import { Keyframes } from "./keyframes.js";
+import { Player } from "./player.js";
+import { load, save } from "./saved.js";
 import { javascript, python } from "./snippets.js";
 
 const $ = id => document.getElementById(id);
-const keyframes = new Keyframes($("keyframes"), $("timeline"));
+const RUNNERS_SECONDS = 5;
+const SAVE_SECONDS = 0.3;
+
+const keyframes = new Keyframes($("keyframes"), $("timeline"), $("tools"), saveSoon);
+const player = new Player($("screen"), $("player"));
+const clips = new Clips($("clips"), showClip);
 let running = null;
 /** Aborts the uploads and the submission, before there is a request to cancel. */
 let beginning = null;
-
-const RUNNERS_SECONDS = 5;
-
-/** Labels of the input's fields on the page. */
-const LABELS = {
-  prompt: "Prompt", negative_prompt: "Negative prompt", controlnet_type: "Keyframes",
-  num_inference_steps: "Steps", guidance_scale: "Guidance", seed: "Seed", conditioning_scale: "Strength of keyframes",
-  control_guidance_start: "Control starts at", control_guidance_end: "Control ends at",
-  clip_skip: "CLIP skip", normalize_scribbles: "Pale scribbles", prompt_weights: "Weights in prompts", long_prompts: "Long prompts",
-};
-for (const slot of [0, 1, 2]) {
-  LABELS[`keyframe_${slot}_index`] = `Frame of keyframe ${slot + 1}`;
-  LABELS[`keyframe_${slot}_image_url`] = `Picture of keyframe ${slot + 1}`;
-}
-
-/** Moves the key from the address into this tab's storage. */
-function takeKey() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (given) {
-    sessionStorage.setItem("key", given);
-    history.replaceState(null, "", location.pathname);
-  }
-  $("key").value = sessionStorage.getItem("key") ?? "";
-  $("key").addEventListener("input", () => sessionStorage.setItem("key", $("key").value.trim()));
-}
+let saving = null;
 
 const key = () => $("key").value.trim();
 
-function given() {
-  const input = {
-    prompt: $("prompt").value,
-    controlnet_type: document.querySelector("[name=controlnet_type]:checked").value,
-    num_inference_steps: Number($("num_inference_steps").value),
-    guidance_scale: Number($("guidance_scale").value),
-  };
-  if ($("negative_prompt").value) input.negative_prompt = $("negative_prompt").value;
-  if ($("seed").value.trim()) input.seed = seed($("seed").value.trim());
-  const options = advanced();
-  if (Object.keys(options).length) input.sparsectrl_lcm = options;
-  return input;
+/** Moves the key from the address into this tab's storage. */
+function takeKey() {
+  const inAddress = new URLSearchParams(location.hash.slice(1)).get("key");
+  if (inAddress) {
+    sessionStorage.setItem("key", inAddress);
+    history.replaceState(null, "", location.pathname);
+  }
+  $("key").value = sessionStorage.getItem("key") ?? "";
+  $("key").addEventListener("input", () => sessionStorage.setItem("key", key()));
+  $("key").addEventListener("change", () => clips.show(key()));
 }
 
-/** Returns the advanced options that differ from their defaults. fal has none of them, so they have a key of their own. */
-function advanced() {
-  const changed = [...$("advanced").querySelectorAll("input")].filter(field =>
-    field.type === "checkbox" ? field.checked : field.value !== field.defaultValue);
-  return Object.fromEntries(changed.map(field => [field.name, field.type === "checkbox" || number(field)]));
+/** Saves form and drawings, once no further change has come for a moment. */
+function saveSoon() {
+  clearTimeout(saving);
+  saving = setTimeout(saveNow, SAVE_SECONDS * 1000);
 }
 
-function number(field) {
-  if (!field.value) throw wrong(`${LABELS[field.name]}: give a number`, field.name);
-  return Number(field.value);
-}
-
-/** Returns a number if JavaScript can hold it exactly, otherwise its digits, which the server accepts too. */
-function seed(text) {
-  if (!/^-?\d+$/.test(text)) throw wrong("Seed: give a whole number, or nothing for a random one", "seed");
-  return Number.isSafeInteger(Number(text)) ? Number(text) : text;
-}
-
-const wrong = (message, ...fields) => Object.assign(new Error(message), { fields });
-
-function fail(error) {
-  const lines = error.details?.map(({ field, message }) =>
-    field === "body" ? message : `${LABELS[field] ?? field}: ${message.replace(/^(sparsectrl_lcm\.)?\w+: /, "")}`);
-  $("error").textContent = lines?.length ? lines.join("\n") : error.message;
-  $("error").hidden = false;
-  const names = error.status === 401 ? ["key"] : error.fields ?? [];
-  for (const name of names) $(name)?.setAttribute("aria-invalid", "true");
-  if (names.some(name => $("advanced").contains($(name)))) $("advanced").open = true;
-  $(names[0])?.focus();
-}
-
-function settle() {
-  $("error").hidden = true;
-  for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
+function saveNow() {
+  clearTimeout(saving);
+  saving = null;
+  save("form", values());
+  save("keyframes", keyframes.saved());
 }
 
 function busy(on) {
   $("submit").disabled = on;
-  $("cancel").hidden = $("progress").hidden = !on;
-  if (!on) $("preview").hidden = true;
-  $("empty").hidden = !$("preview").hidden || !$("video").hidden;
+  $("progress-row").hidden = !on;
+  if (on) {
+    $("progress").value = 0;
+    $("links").hidden = true;
+    player.clear();
+  }
 }
 
 function show(state) {
-  if (state.status === "IN_QUEUE") $("state").textContent = `waiting, ${state.queue_position} ahead`;
+  const ahead = state.queue_position;
+  if (state.status === "IN_QUEUE") $("state").textContent = ahead ? `waiting, ${ahead} ahead` : "waiting";
   const line = state.logs?.at(-1);
   if (line) $("state").textContent = line.message;
   if (line?.labels?.fraction) $("progress").value = Number(line.labels.fraction);
-  if (state.preview) {
-    $("preview").src = state.preview;
-    $("preview").hidden = false;
-    $("empty").hidden = true;
-  }
+  if (state.preview) player.showPreview(state.preview);
 }
 
 /** Shows each runner of the server, now and every few seconds while the page is looked at. */
@@ -117,51 +79,71 @@ async function showCode(input) {
   const { tls_port } = await about();
   $("python").textContent = python(input, location.origin, tls_port);
   $("javascript").textContent = javascript(input, location.origin);
+  $("code").hidden = false;
+}
+
+/** Shows a clip, and the code that makes it again if this browser knows its input. */
+async function showClip(clip) {
+  if (running || beginning) return;
+  $("download").href = clip.url;
+  $("download").download = clip.url.split("/").at(-1);
+  $("used-seed").value = clip.seed;
+  $("links").hidden = false;
+  $("code").hidden = !clip.input;
+  player.show(clip.url);
+  clips.mark(clip.id);
+  if (clip.input) await showCode({ ...clip.input, seed: seed(clip.seed) });
 }
 
 async function follow(id) {
   running = id;
   sessionStorage.setItem("request", id);
-  $("video").hidden = $("links").hidden = true;
-  $("progress").value = 0;
   busy(true);
+  let clip = null;
   try {
     await watch(key(), id, show);
-    const { video, seed } = await result(key(), id);
-    $("video").src = $("download").href = video.url;
-    $("download").download = video.file_name;
-    $("used-seed").value = seed;
-    $("video").hidden = $("links").hidden = false;
-    $("video").play().catch(() => {});
+    const made = await result(key(), id);
+    await remember(id, { url: made.video.url, seed: made.seed });
+    clip = await known(id);
   } catch (error) {
     $("state").textContent = "";
     fail(error);
-  } finally {
-    sessionStorage.removeItem("request");
-    running = null;
-    busy(false);
   }
+  sessionStorage.removeItem("request");
+  running = null;
+  busy(false);
+  if (!clip) return player.clear();
+  await clips.show(key());
+  await showClip(clip);
+}
+
+/** Moves a narrow screen, where the clip is below the form, to progress and clip. */
+function look() {
+  if (!matchMedia("(min-width: 62rem)").matches) $("result").scrollIntoView();
 }
 
 async function make() {
   if (running || beginning) return;
   settle();
-  if (!$("prompt").value.trim()) return fail(wrong("Prompt: describe the clip.", "prompt"));
-  const clash = keyframes.clash();
-  if (clash !== undefined) return fail(wrong(`Two keyframes are on frame ${clash}.`));
   beginning = new AbortController();
   const { signal } = beginning;
-  busy(true);
   try {
     const input = given();
+    const clash = keyframes.clash();
+    if (clash !== undefined) throw wrong(`Two keyframes are on frame ${clash}.`);
+    saveNow();
+    busy(true);
+    look();
     for (const slot of keyframes.given()) {
       $("state").textContent = `uploading keyframe ${slot.slot + 1}`;
-      input[`keyframe_${slot.slot}_image_url`] = await upload(key(), await slot.blob(), signal);
+      input[`keyframe_${slot.slot}_image_url`] = await upload(key(), await slot.drawing.blob(), signal);
       input[`keyframe_${slot.slot}_index`] = slot.frame;
     }
     await showCode(input);
     signal.throwIfAborted();
-    const { request_id } = await submit(key(), input);  // not aborted: an accepted request would run unseen
+    const asked = { ...input, sparsectrl_lcm: { ...input.sparsectrl_lcm, previews: true } };
+    const { request_id } = await submit(key(), asked);  // not aborted: an accepted request would run unseen
+    await remember(request_id, { input });
     if (signal.aborted) await cancel(key(), request_id).catch(() => {});
     beginning = null;
     await follow(request_id);
@@ -179,6 +161,17 @@ function stop() {
   beginning?.abort();
 }
 
+/** Shows what was there before a reload: form, drawings, the request that runs, or the last clip. */
+async function restore() {
+  const [form, drawings] = await Promise.all([load("form"), load("keyframes")]);
+  if (form) fill(form);
+  if (drawings) await keyframes.restore(drawings);
+  const left = sessionStorage.getItem("request");
+  const newest = await clips.show(key());
+  if (left) await follow(left);
+  else if (newest) await showClip(newest);
+}
+
 takeKey();
 showRunners();
 $("key-form").addEventListener("submit", event => event.preventDefault());
@@ -186,13 +179,22 @@ $("form").addEventListener("submit", event => {
   event.preventDefault();
   make();
 });
+$("form").addEventListener("input", saveSoon);
+document.addEventListener("visibilitychange", () => saving && saveNow());
 document.addEventListener("keydown", event => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) make();
 });
+$("example").addEventListener("click", () => showExample(keyframes.slots));
 $("cancel").addEventListener("click", stop);
-$("reuse").addEventListener("click", () => { $("seed").value = $("used-seed").value; });
+$("reuse").addEventListener("click", () => {
+  $("seed").value = $("used-seed").value;
+  saveSoon();
+});
 for (const button of document.querySelectorAll(".copy")) {
-  button.addEventListener("click", () => navigator.clipboard.writeText($(button.dataset.of).textContent));
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText($(button.dataset.of).textContent);
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
 }
-const left = sessionStorage.getItem("request");
-if (left) follow(left);
+restore();

@@ -2,7 +2,7 @@
 export const FRAMES = 16;
 
 export class Timeline {
-  /** `slots` have a number, a frame and a canvas. `move(slot, frame)` is called for every change. */
+  /** `slots` have a number, a frame and a drawing. `move(slot, frame)` is called for every change. */
   constructor(root, slots, move) {
     Object.assign(this, { root, slots, move, selected: slots[0] });
     for (let frame = 0; frame < FRAMES; frame++) {
@@ -70,7 +70,7 @@ export class Timeline {
 
   paint(handle, slot) {
     const context = handle.getContext("2d");
-    context.drawImage(slot.canvas, 0, 0, handle.width, handle.height);
+    context.drawImage(slot.drawing.canvas, 0, 0, handle.width, handle.height);
     context.font = "700 30px system-ui, sans-serif";
     Object.assign(context, { textAlign: "center", textBaseline: "middle", lineWidth: 8, strokeStyle: "#000", fillStyle: "#fff" });
     context.strokeText(slot.slot + 1, 32, 34);

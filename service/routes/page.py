@@ -7,12 +7,21 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from ..auth.callers import KeyId
 from ..components import CurrentService
+from ..http.called_url import root_url
 from ..protocol.errors import ServiceError
 from ..protocol.responses import Json
+from ..queue.last_clips import last_clips
 
 FOLDER = Path(__file__).parent.parent / "page"
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
 FILES = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in TYPES}
 
 router = APIRouter()
@@ -24,6 +33,13 @@ async def about(service: CurrentService) -> Response:
     runners = [{"name": runner.name, "state": runner.state} for runner in service.runner.runners]
     known = {"tls_port": service.settings.tls_port, "runners": runners}
     return Json(known, headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/page/clips.json")
+async def clips(service: CurrentService, key_id: KeyId, request: Request) -> Response:
+    """Returns the last clips of the caller's key."""
+    made = await last_clips(service, key_id, root_url(service.settings, request))
+    return Json({"clips": made}, headers={"Cache-Control": "no-store"})
 
 
 @router.get("/")

@@ -45,6 +45,13 @@ def read_logs(connection: Connection, request_id: str) -> list[LogRow]:
     return [LogRow(row.message, row.level, row.created_at, row.labels) for row in connection.execute(query)]
 
 
+def read_made(connection: Connection, key_id: str, limit: int) -> list[RequestRow]:
+    """Returns the last requests of a key whose clips were made and may be kept, newest first."""
+    made = (requests.c.key_id == key_id) & (requests.c.status == 200)  # as the index says it
+    query = select(*SHOWN).where(made, requests.c.keep_io).order_by(requests.c.sequence.desc()).limit(limit)
+    return [to_request(row) for row in connection.execute(query)]
+
+
 def add_logs(connection: Connection, request_id: str, lines: Sequence[LogRow]) -> None:
     """Adds lines to the log of a request."""
     names = LogRow.__dataclass_fields__

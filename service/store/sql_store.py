@@ -12,14 +12,22 @@ from sqlalchemy.exc import IntegrityError
 
 from . import tables
 from .key_quota import FILE_BYTES, check_quota, lock_name
-from .records import FileRow, KeyRow, WebhookRow
+from .records import FileRow, KeyRow, RequestRow, WebhookRow
 from .request_queries import Requests
+from .request_rows import read_made
 
 files, webhooks = tables.files, tables.webhooks
 
 
 class SqlStore(Requests):
     """Requests, logs, keys, files and webhooks."""
+
+    # Clips
+
+    def clips(self, key_id: str, limit: int) -> list[RequestRow]:
+        """Returns the last requests of a key whose clips were made, newest first."""
+        with self._read() as connection:
+            return read_made(connection, key_id, limit)
 
     # Keys
 

@@ -90,6 +90,8 @@ Index(
     sqlite_where=unstarted,
     postgresql_where=unstarted,
 )
+_made = requests.c.status == 200
+Index("clips_of_key", requests.c.key_id, requests.c.sequence, sqlite_where=_made, postgresql_where=_made)
 _repeatable = requests.c.idempotency_key.is_not(None)
 Index(
     "requests_by_idempotency_key",

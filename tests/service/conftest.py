@@ -1,10 +1,12 @@
 """A real server in a separate process, and helpers to call it."""
 
 import contextlib
+import hashlib
 import io
 import re
 import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from fakes.missing_programs import missing  # noqa: F401
+from fakes.missing_programs import missing
 from fakes.postgresql_server import postgresql
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.service.store import SqlStore
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 APP = "fal-ai/animatediff-sparsectrl-lcm"
 HERE = Path(__file__).parent
 FAKES = HERE.parent / "fakes"
+PACKAGES = HERE / "javascript"
+"""package.json of npm, and the lockfile with the checksums."""
+CACHE = HERE.parents[1] / ".cache/npm"
 
 
 (HOSTS,) = re.findall(r'^echo "(192.0.2.10 .*)" \| sudo', (HERE.parents[1] / "docs/service.md").read_text(), re.M)
@@ -181,6 +186,25 @@ def _copied_databases(_new_database: Path, monkeypatch: pytest.MonkeyPatch) -> N
             shutil.copyfile(_new_database, path)
 
     monkeypatch.setattr(database_module, "_make_private", copy)
+
+
+@pytest.fixture(scope="session")
+def modules() -> Path:
+    """A folder with the packages of npm."""
+    from filelock import FileLock
+
+    npm = shutil.which("npm") or missing("npm")
+    lockfile = (PACKAGES / "package-lock.json").read_bytes()
+    folder = CACHE / hashlib.sha256(lockfile).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "installed").exists():
+            for path in PACKAGES.iterdir():
+                shutil.copy(path, folder)
+            command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            subprocess.run(command, cwd=folder, check=True, capture_output=True)
+            (folder / "installed").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

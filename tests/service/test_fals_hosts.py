@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from .conftest import APP, HERE, HOSTS
-from .test_js_client import modules  # noqa: F401
 
 SCRIBBLE = HERE.parents[1] / "demo/scribbles/frame_00.png"
 PYTHON = f"""
@@ -46,7 +45,7 @@ wait $server
 
 
 @pytest.fixture(scope="module")
-def clients(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:  # noqa: F811
+def clients(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The commands of the clients."""
     folder = tmp_path_factory.mktemp("clients")
     (folder / "client.py").write_text(PYTHON)

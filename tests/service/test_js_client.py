@@ -1,24 +1,19 @@
 """fal's own JavaScript client from npm, against a running server."""
 
 import base64
-import hashlib
 import io
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import av
 import httpx
 import pytest
-from filelock import FileLock
 
-from .conftest import APP, Server, example, missing
+from .conftest import APP, Server, example
 from .test_webhooks import Receiver, delivered, verify
 
-PACKAGES = Path(__file__).parent / "javascript"  # package.json and the lockfile with the checksums
-CACHE = Path(__file__).parents[2] / ".cache" / "fal-client-js"
 HEAD = f"""
 import {{ createFalClient, ApiError, ValidationError }} from "@fal-ai/client";
 import assert from "node:assert";
@@ -32,22 +27,6 @@ const [png, ...others] = JSON.parse(process.env.PICTURES).map(text => Buffer.fro
 """
 SCRIBBLES = [Path(__file__).parents[2] / f"demo/scribbles/frame_{index:02}.png" for index in (0, 8, 15)]
 PICTURES = [base64.b64encode(path.read_bytes()).decode() for path in SCRIBBLES]
-
-
-@pytest.fixture(scope="module")
-def modules() -> Path:
-    npm = shutil.which("npm") or missing("npm")
-    lockfile = (PACKAGES / "package-lock.json").read_bytes()
-    folder = CACHE / hashlib.sha256(lockfile).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        if not (folder / "installed").exists():
-            for path in PACKAGES.iterdir():
-                shutil.copy(path, folder)
-            command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-            subprocess.run(command, cwd=folder, check=True, capture_output=True)
-            (folder / "installed").touch()
-    return folder
 
 
 def javascript(modules: Path, server: Server, folder: Path, code: str, head: str = HEAD) -> str:

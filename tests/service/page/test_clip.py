@@ -1,85 +1,17 @@
-"""The page in headless Chromium, against a running server."""
+"""Requests of the page: from scribbles to a clip, progress, cancellation, errors and options."""
 
-import base64
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from .conftest import APP, Server, missing, ports, started
-
-ARTIFACTS = Path(os.environ.get("ARTIFACTS", Path(__file__).parents[2] / ".cache/artifacts"))
-SCRIBBLE = Path(__file__).parents[2] / "demo/scribbles/frame_08.png"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or missing("chromium")
-    from playwright.sync_api import sync_playwright
-
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    context = browser.new_context()
-    opened = context.new_page()
-    opened.problems = []
-    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
-    opened.on("console", lambda said: opened.problems.append(said.text) if said.type == "error" else None)
-    opened.asked = []
-    opened.on("request", lambda request: opened.asked.append(request.url))
-    yield opened
-    context.close()
-
-
-def draw(page: Any, slot: int) -> None:
-    canvas = page.locator(".keyframe canvas").nth(slot)
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    page.mouse.move(box["x"] + 20, box["y"] + 20)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] - 20, box["y"] + box["height"] - 20, steps=5)
-    page.mouse.up()
-
-
-def frames(page: Any) -> list[int]:
-    """The frames of the keyframes, from the number inputs and from the timeline."""
-    numbers = [int(page.input_value(f"#keyframe_{slot}_index")) for slot in range(3)]
-    handles = page.locator(".handle")
-    assert [int(handles.nth(slot).get_attribute("aria-valuenow")) for slot in range(3)] == numbers
-    places = handles.evaluate_all(
-        "all => all.map(one => { const box = one.getBoundingClientRect(), all = one.parentNode.getBoundingClientRect();"
-        " return Math.floor((box.x + box.width / 2 - all.x) / all.width * 16); })"
-    )
-    assert places == numbers
-    return numbers
-
-
-def give(page: Any, kind: str, selector: str) -> None:
-    """Drops or pastes a picture."""
-    page.evaluate(
-        """([kind, selector, text]) => {
-          const bytes = Uint8Array.from(atob(text), one => one.charCodeAt(0)), data = new DataTransfer();
-          data.items.add(new File([bytes], "a.png", { type: "image/png" }));
-          const about = { bubbles: true, cancelable: true };
-          const event = kind === "paste" ? new ClipboardEvent(kind, { ...about, clipboardData: data })
-            : new DragEvent(kind, { ...about, dataTransfer: data });
-          document.querySelector(selector).dispatchEvent(event);
-        }""",
-        [kind, selector, base64.b64encode(SCRIBBLE.read_bytes()).decode()],
-    )
+from ..conftest import APP, Server, ports, started
+from .conftest import ARTIFACTS, DESKTOP, SCRIBBLE, draw
 
 
 def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server) -> None:
@@ -109,7 +41,7 @@ def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server) -> None:
             and "/files/" in code
         )
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
-    page.set_viewport_size({"width": 1280, "height": 900})
+    page.set_viewport_size(DESKTOP)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     page.screenshot(path=ARTIFACTS / "page.png", full_page=True)
     assert page.problems == []
@@ -127,58 +59,6 @@ def run_as_shown(code: str, server: Server) -> None:
         ["bash", "-c", command, sys.executable, code], env=clean, capture_output=True, text=True, check=False
     )
     assert done.stdout.startswith(f"https://127.0.0.1:{server.tls_port}/files/"), done.stdout + done.stderr
-
-
-def test_keyframes_are_placed_on_the_timeline(page: Any, stub: Server) -> None:
-    page.goto(stub.url)
-    assert frames(page) == [0, 8, 15]
-    track = page.locator("#timeline").bounding_box()
-
-    def cell(frame: int) -> tuple[float, float]:
-        return track["x"] + track["width"] * (frame + 0.5) / 16, track["y"] + track["height"] - 8
-
-    box = page.locator(".handle").nth(0).bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(*cell(4), steps=4)
-    page.mouse.up()
-    assert frames(page) == [4, 8, 15]
-    page.mouse.click(*cell(5))  # moves the keyframe that was moved last
-    assert frames(page) == [5, 8, 15]
-    page.locator("#keyframe_2_index").focus()
-    page.keyboard.press("Tab")
-    page.locator(".handle").nth(1).focus()
-    for key in ("ArrowRight", "ArrowRight", "ArrowUp", "ArrowLeft"):
-        page.keyboard.press(key)
-    assert frames(page) == [5, 10, 15]
-    page.keyboard.press("Home")
-    page.keyboard.press("ArrowLeft")
-    page.locator(".handle").nth(2).focus()
-    page.keyboard.press("PageDown")
-    assert frames(page) == [5, 0, 11]
-    page.fill("#keyframe_0_index", "11")
-    assert frames(page) == [11, 0, 11]
-    assert page.locator(".handle.clash").count() == 0
-    draw(page, 0)
-    draw(page, 2)
-    assert page.locator(".handle.clash").count() == 2
-    assert page.problems == []
-
-
-def test_pictures_are_dropped_and_pasted(page: Any, stub: Server) -> None:
-    page.goto(stub.url)
-    for kind, selector, filled in (
-        ("drop", ".keyframe:nth-child(2)", [1]),
-        ("paste", "body", [0, 1]),
-        ("drop", "header", [0, 1, 2]),
-    ):
-        give(page, kind, selector)
-        page.wait_for_selector(f".handle:not(.empty) >> nth={len(filled) - 1}")
-        empty = page.locator(".handle").evaluate_all("all => all.map(one => one.classList.contains('empty'))")
-        assert [slot for slot in range(3) if not empty[slot]] == filled
-    page.locator("[data-do=clear]").nth(1).click()
-    assert page.locator(".handle.empty").count() == 1
-    assert page.problems == []
 
 
 def test_progress_reload_and_cancel(page: Any, stub: Server) -> None:
@@ -270,11 +150,11 @@ def test_advanced_options_are_sent_if_they_were_changed(page: Any, stub: Server)
     page.wait_for_selector("#cancel:not([hidden])")
     page.wait_for_selector("#video:not([hidden])")
     assert [given.get("sparsectrl_lcm") for given in sent] == [
-        None,
-        {"conditioning_scale": 0.5, "prompt_weights": True},
+        {"previews": True},
+        {"conditioning_scale": 0.5, "prompt_weights": True, "previews": True},
     ]
     page.click("#code summary")
-    assert '"prompt_weights": True' in page.inner_text("#python")
+    assert '"prompt_weights": True' in page.inner_text("#python") and "previews" not in page.inner_text("#python")
     page.fill("#conditioning_scale", "11")
     page.click("#advanced summary")
     page.click("#submit")
@@ -295,12 +175,6 @@ def test_a_page_of_another_origin_than_its_files(page: Any, tmp_path: Path) -> N
         page.locator("#video").evaluate("video => new Promise(done => video.requestVideoFrameCallback(done))")
         assert page.get_attribute("#video", "src").startswith(f"http://localhost:{server.port}/")
         assert page.problems == []
-
-
-def test_a_narrow_screen_has_no_horizontal_scroll(page: Any, stub: Server) -> None:
-    page.set_viewport_size({"width": 360, "height": 700})
-    page.goto(stub.url)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_files_of_the_page(stub: Server) -> None:

@@ -12,9 +12,8 @@ from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
 from starlette.testclient import TestClient
 
-from .conftest import APP, missing, started
-from .test_dispatch import StandIn
-from .test_page import browser, page  # noqa: F401
+from ..conftest import APP, missing, started
+from ..test_dispatch import StandIn
 
 
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +23,7 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(told.value) == "docs: the page needs swagger-ui-bundle; run: pip install swagger-ui-bundle"
 
 
-def test_a_request_from_swagger_ui(page: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_request_from_swagger_ui(page: Any, tmp_path: Path) -> None:
     if find_spec("swagger_ui_bundle") is None:
         missing("swagger-ui-bundle")
     for server in started(tmp_path, pipeline="stub_pipeline:load", docs=True):

@@ -1,0 +1,56 @@
+// The last clips of this key, from the server, with what this browser knows of them: their inputs.
+import { clips } from "./api.js";
+import { load, save } from "./saved.js";
+
+const REMEMBERED = 24;
+
+/** Remembers the input of a request; later its seed and its clip. The newest come first. */
+export async function remember(id, news) {
+  const known = await remembered();
+  const before = known.find(one => one.id === id) ?? { id, at: Date.now() / 1000 };
+  await save("requests", [{ ...before, ...news }, ...known.filter(one => one.id !== id)].slice(0, REMEMBERED));
+}
+
+const remembered = async () => (await load("requests")) ?? [];
+
+/** What this browser knows of a request. */
+export const known = async id => (await remembered()).find(one => one.id === id) ?? { id };
+
+export class Clips {
+  /** `choose` is called with a clip that the user has clicked. */
+  constructor(section, choose) {
+    Object.assign(this, { section, choose, list: section.querySelector("ul") });
+  }
+
+  /** Shows the clips of a key; without one, those that this browser has made. Returns the newest. */
+  async show(key) {
+    const mine = await remembered();
+    const made = key ? await clips(key).catch(() => []) : mine.filter(one => one.url);
+    const all = made.map(clip => ({ ...mine.find(({ id }) => id === clip.id), ...clip }));
+    this.list.replaceChildren(...all.map(clip => this.item(clip)));
+    this.section.hidden = !all.length;
+    return all[0];
+  }
+
+  item(clip) {
+    const item = document.createElement("li"), button = document.createElement("button"), video = document.createElement("video");
+    const made = new Date(clip.at * 1000).toLocaleString();
+    const name = `${clip.input?.prompt ?? "Clip"}, seed ${clip.seed}, ${made}`;
+    Object.assign(button, { type: "button", title: name });
+    button.setAttribute("aria-label", name);
+    button.dataset.id = clip.id;
+    Object.assign(video, { src: clip.url, muted: true, playsInline: true, loop: true, preload: "metadata", tabIndex: -1 });
+    video.addEventListener("error", () => item.remove());  // the clip has expired
+    button.addEventListener("pointerenter", () => video.play().catch(() => {}));
+    button.addEventListener("pointerleave", () => video.pause());
+    button.addEventListener("click", () => this.choose(clip));
+    button.append(video);
+    item.append(button);
+    return item;
+  }
+
+  /** Marks the clip that is shown. */
+  mark(id) {
+    for (const button of this.list.querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.id === id);
+  }
+}

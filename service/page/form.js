@@ -1,0 +1,85 @@
+// The form's fields: the input that they give, and errors that stand at them.
+const $ = id => document.getElementById(id);
+
+/** Labels of the input's fields on the page. */
+const LABELS = {
+  prompt: "Prompt", negative_prompt: "Negative prompt", controlnet_type: "Keyframes",
+  num_inference_steps: "Steps", guidance_scale: "Guidance", seed: "Seed", conditioning_scale: "Strength of keyframes",
+  control_guidance_start: "Control starts at", control_guidance_end: "Control ends at",
+  clip_skip: "CLIP skip", normalize_scribbles: "Pale scribbles", prompt_weights: "Weights in prompts", long_prompts: "Long prompts",
+};
+for (const slot of [0, 1, 2]) {
+  LABELS[`keyframe_${slot}_index`] = `Frame of keyframe ${slot + 1}`;
+  LABELS[`keyframe_${slot}_image_url`] = `Picture of keyframe ${slot + 1}`;
+}
+
+/** The fields with a name, except those of the drawing tools. */
+const fields = () => [...$("form").elements].filter(field => field.name && field.name !== "tool");
+
+/** Returns the input without its keyframes. Throws what `wrong` returns. */
+export function given() {
+  if (!$("prompt").value.trim()) throw wrong("Prompt: describe the clip.", "prompt");
+  const input = {
+    prompt: $("prompt").value,
+    controlnet_type: document.querySelector("[name=controlnet_type]:checked").value,
+    num_inference_steps: Number($("num_inference_steps").value),
+    guidance_scale: Number($("guidance_scale").value),
+  };
+  if ($("negative_prompt").value) input.negative_prompt = $("negative_prompt").value;
+  if ($("seed").value.trim()) input.seed = seed($("seed").value.trim());
+  const options = advanced();
+  if (Object.keys(options).length) input.sparsectrl_lcm = options;
+  return input;
+}
+
+/** Returns the advanced options that differ from their defaults. fal has none of them, so they have a key of their own. */
+function advanced() {
+  const changed = [...$("advanced").querySelectorAll("input")].filter(field =>
+    field.type === "checkbox" ? field.checked : field.value !== field.defaultValue);
+  return Object.fromEntries(changed.map(field => [field.name, field.type === "checkbox" || number(field)]));
+}
+
+function number(field) {
+  if (!field.value) throw wrong(`${LABELS[field.name]}: give a number`, field.name);
+  return Number(field.value);
+}
+
+/** Returns a number if JavaScript can hold it exactly, otherwise its digits, which the server accepts too. */
+export function seed(text) {
+  if (!/^-?\d+$/.test(text)) throw wrong("Seed: give a whole number, or nothing for a random one", "seed");
+  return Number.isSafeInteger(Number(text)) ? Number(text) : text;
+}
+
+/** The values of all fields as they are, to be filled in again. */
+export const values = () => fields().filter(field => field.type !== "radio" || field.checked)
+  .map(({ name, type, value, checked }) => ({ name, value: type === "checkbox" ? checked : value }));
+
+export function fill(saved) {
+  for (const { name, value } of saved) {
+    for (const field of fields().filter(one => one.name === name)) {
+      if (field.type === "radio") field.checked = field.value === value;
+      else if (field.type === "checkbox") field.checked = value;
+      else field.value = value;
+    }
+  }
+}
+
+export const wrong = (message, ...names) => Object.assign(new Error(message), { fields: names });
+
+/** Shows an error, marks its fields and moves to the first of them. */
+export function fail(error) {
+  const lines = error.details?.map(({ field, message }) =>
+    field === "body" ? message : `${LABELS[field] ?? field}: ${message.replace(/^(sparsectrl_lcm\.)?\w+: /, "")}`);
+  $("error").textContent = lines?.length ? lines.join("\n") : error.message;
+  $("error").hidden = false;
+  const names = error.status === 401 ? ["key"] : error.fields ?? [];
+  for (const name of names) $(name)?.setAttribute("aria-invalid", "true");
+  if (names.some(name => $("advanced").contains($(name)))) $("advanced").open = true;
+  ($(names[0]) ?? $("error")).scrollIntoView({ block: "nearest" });
+  $(names[0])?.focus();
+}
+
+export function settle() {
+  $("error").hidden = true;
+  for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
+}

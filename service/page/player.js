@@ -1,0 +1,89 @@
+// Plays a clip in its own pixels, with a scrubber that shows the frame.
+import { FRAMES } from "./timeline.js";
+
+export class Player {
+  constructor(screen, controls) {
+    this.screen = screen;
+    this.video = screen.querySelector("video");
+    this.preview = screen.querySelector("img");
+    this.empty = screen.querySelector("p");
+    this.controls = controls;
+    this.button = controls.querySelector("button");
+    this.scrubber = controls.querySelector("input");
+    this.position = controls.querySelector("output");
+    this.scrubber.max = FRAMES - 1;
+    const { video } = this;
+    video.addEventListener("loadedmetadata", () => this.fit());
+    this.preview.addEventListener("load", () => this.fit());
+    new ResizeObserver(() => this.fit()).observe(screen);
+    for (const kind of ["play", "pause"]) video.addEventListener(kind, () => this.showState());
+    this.button.addEventListener("click", () => (video.paused ? this.play() : video.pause()));
+    video.addEventListener("click", () => this.button.click());
+    this.scrubber.addEventListener("input", () => {
+      video.pause();
+      video.currentTime = (Number(this.scrubber.value) + 0.5) * video.duration / FRAMES;
+    });
+    const follow = (_, { mediaTime }) => {
+      this.showFrame(mediaTime);
+      video.requestVideoFrameCallback(follow);
+    };
+    if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(follow);
+    else video.addEventListener("timeupdate", () => this.showFrame(video.currentTime));
+  }
+
+  play() {
+    this.video.play().catch(() => {});
+  }
+
+  /** Shows a clip, and plays it unless the user wants less motion. */
+  show(url) {
+    this.video.src = url;
+    this.showOnly(this.video);
+    this.showFrame(0);
+    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) this.play();
+  }
+
+  /** Shows a frame of a clip that is being made. */
+  showPreview(url) {
+    this.preview.src = url;
+    this.showOnly(this.preview);
+  }
+
+  /** Shows neither, until there is one. */
+  clear() {
+    this.video.pause();
+    this.showOnly(this.empty);
+  }
+
+  showOnly(shown) {
+    for (const one of [this.video, this.preview, this.empty]) one.hidden = one !== shown;
+    this.controls.hidden = shown !== this.video;
+  }
+
+  showFrame(seconds) {
+    const frame = Math.min(FRAMES - 1, Math.floor(seconds / (this.video.duration || 1) * FRAMES + 0.01));
+    if (document.activeElement !== this.scrubber || !this.video.paused) this.scrubber.value = frame;
+    this.position.value = `${frame} / ${FRAMES - 1}`;
+    this.scrubber.setAttribute("aria-valuetext", `frame ${frame}`);
+  }
+
+  showState() {
+    const { paused } = this.video;
+    this.button.textContent = paused ? "▶" : "❚❚";
+    this.button.setAttribute("aria-label", paused ? "Play" : "Pause");
+  }
+
+  /** Scales clip and preview by whole numbers of the screen's pixels, if they are smaller than the box. */
+  fit() {
+    const { video, preview, screen } = this;
+    const box = screen.clientWidth * devicePixelRatio;
+    for (const [picture, width, height] of [
+      [video, video.videoWidth, video.videoHeight], [preview, preview.naturalWidth, preview.naturalHeight],
+    ]) {
+      if (!width) continue;
+      const whole = Math.floor(box / Math.max(width, height));
+      picture.style.width = `${whole ? whole * width / devicePixelRatio : screen.clientWidth}px`;
+      picture.classList.toggle("pixelated", whole > 1);
+    }
+  }
+}

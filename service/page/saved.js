@@ -1,0 +1,22 @@
+// What the page keeps in this browser, in IndexedDB: the form, the drawings, and the inputs of its requests.
+const opened = new Promise((resolve, reject) => {
+  const request = indexedDB.open("sparsectrl-lcm", 1);
+  request.onupgradeneeded = () => request.result.createObjectStore("page");
+  request.onsuccess = () => resolve(request.result);
+  request.onerror = () => reject(request.error);
+});
+
+async function ask(mode, use) {
+  const store = (await opened).transaction("page", mode).objectStore("page");
+  return new Promise((resolve, reject) => {
+    const request = use(store);
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+/** Returns a saved value, or undefined if there is none or the browser keeps none. */
+export const load = name => ask("readonly", store => store.get(name)).catch(() => undefined);
+
+/** Saves a value. A browser that keeps nothing, as in some private windows, is no error. */
+export const save = (name, value) => ask("readwrite", store => store.put(value, name)).catch(() => {});

@@ -1,0 +1,93 @@
+"""The page in headless Chromium. All tests of this folder share the servers and the browser."""
+
+import base64
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..conftest import Server, missing, started
+
+ARTIFACTS = Path(os.environ.get("ARTIFACTS", Path(__file__).parents[3] / ".cache/artifacts"))
+SCRIBBLE = Path(__file__).parents[3] / "demo/scribbles/frame_08.png"
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="package")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a stub pipeline, which does what the prompt says."""
+    yield from started(tmp_path_factory.mktemp("stub"), pipeline="stub_pipeline:load", step_seconds=5.0)
+
+
+@pytest.fixture(scope="package")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the demo bundle."""
+    for server in started(tmp_path_factory.mktemp("demo"), backend="onnxruntime"):
+        server.wait()
+        yield server
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or missing("chromium")
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    context = browser.new_context()
+    opened = context.new_page()
+    opened.problems = []
+    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+    opened.on("console", lambda said: opened.problems.append(said.text) if said.type == "error" else None)
+    opened.asked = []
+    opened.on("request", lambda request: opened.asked.append(request.url))
+    yield opened
+    context.close()
+
+
+def draw(page: Any, slot: int) -> None:
+    canvas = page.locator(".drawing").nth(slot)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 20, box["y"] + box["height"] - 20, steps=5)
+    page.mouse.up()
+
+
+def frames(page: Any) -> list[int]:
+    """The frames of the keyframes, from the number inputs and from the timeline."""
+    numbers = [int(page.input_value(f"#keyframe_{slot}_index")) for slot in range(3)]
+    handles = page.locator(".handle")
+    assert [int(handles.nth(slot).get_attribute("aria-valuenow")) for slot in range(3)] == numbers
+    places = handles.evaluate_all(
+        "all => all.map(one => { const box = one.getBoundingClientRect(), all = one.parentNode.getBoundingClientRect();"
+        " return Math.floor((box.x + box.width / 2 - all.x) / all.width * 16); })"
+    )
+    assert places == numbers
+    return numbers
+
+
+def give(page: Any, kind: str, selector: str) -> None:
+    """Drops or pastes a picture."""
+    page.evaluate(
+        """([kind, selector, text]) => {
+          const bytes = Uint8Array.from(atob(text), one => one.charCodeAt(0)), data = new DataTransfer();
+          data.items.add(new File([bytes], "a.png", { type: "image/png" }));
+          const about = { bubbles: true, cancelable: true };
+          const event = kind === "paste" ? new ClipboardEvent(kind, { ...about, clipboardData: data })
+            : new DragEvent(kind, { ...about, dataTransfer: data });
+          document.querySelector(selector).dispatchEvent(event);
+        }""",
+        [kind, selector, base64.b64encode(SCRIBBLE.read_bytes()).decode()],
+    )
