@@ -32,7 +32,7 @@ def test_a_clip_in_its_own_pixels_with_a_scrubber(page: Any, stub: Server) -> No
     page.fill("#prompt", "a")
     page.click("#submit")
     page.wait_for_selector("#video", state="visible")
-    page.wait_for_function("document.querySelector('#video').offsetWidth > 64")
+    page.wait_for_function("document.querySelector('#video').videoWidth === 64")
     size = page.locator("#video").evaluate(
         "one => [one.offsetWidth / one.videoWidth, one.offsetHeight / one.videoHeight]"
     )
