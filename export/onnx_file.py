@@ -14,9 +14,9 @@ from onnxscript import optimizer
 from torch import nn
 
 from .graph_specs import GraphSpec
+from .torch_exporter import to_onnx
 from .upsampling import merge_cuts
 
-OPSET = 21
 IR_VERSION = 10
 PREFIX = "model."
 """Prefix of the weights' names: the modules of `traced_modules.py` keep the checkpoint's model as `self.model`."""
@@ -35,19 +35,13 @@ def trace(module: nn.Module, spec: GraphSpec, inputs: tuple[torch.Tensor, ...]) 
         shapes = [*shapes[: spec.variadic], tuple(shapes[spec.variadic :])]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        model = to_onnx(
             module,
             inputs,
             dynamic_shapes=tuple(shapes),
             input_names=[item.name for item in spec.inputs],
             output_names=[name for name, _ in spec.outputs],
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=False,
-            verbose=False,
         )
-    assert program is not None
-    model = program.model
     _restore_weight_names(model.graph)
     _fold_weight_transposes(model.graph)
     _simplify(model)

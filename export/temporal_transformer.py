@@ -49,7 +49,7 @@ class TemporalTransformer(nn.Module):
             states = states.permute(0, 3, 2, 1)
         else:  # before frames and pixels change places: the norm is then one of images like any other
             states = self.norm(hidden_states).reshape(layout).permute(0, 3, 1, 2)
-        states = self.proj_in(states.flatten(0, 1))  # [B*h*w, F, C]
+        states = self.proj_in(states.reshape(-1, num_frames, channels))  # [B*h*w, F, C]
         for block in self.transformer_blocks:
             states = block(states)
         states = self.proj_out(states).reshape(-1, height * width, num_frames, channels)

@@ -92,10 +92,11 @@ class SparseCtrl(nn.Module):
         sample = model.controlnet_cond_embedding(conditioning) + model.conv_in.bias[None, :, None, None]
 
         def to_all_frames(states: torch.Tensor) -> torch.Tensor:  # [B*U, ...] -> [B*F, ...]
-            return states.unflatten(0, (batch, -1)).index_select(1, frame_index).flatten(0, 1)
+            clips = states.reshape(batch, -1, *states.shape[1:])
+            return clips.index_select(1, frame_index).reshape(-1, *states.shape[1:])
 
         first, *others = model.down_blocks
-        sample = sample.expand(batch, *sample.shape).flatten(0, 1)  # [B*U, C, h, w]
+        sample = sample.expand(batch, *sample.shape).reshape(-1, *sample.shape[1:])  # [B*U, C, h, w]
         residuals = [to_all_frames(model.controlnet_down_blocks[0](sample))]
         states = []
         for layer, (resnet, motion_module) in enumerate(zip(first.resnets, first.motion_modules, strict=True)):
@@ -151,7 +152,7 @@ class UNet(nn.Module):
         self.frame_count.value = num_frames
         temb = model.time_embedding(model.time_proj(timestep))  # [1, T], the same for every frame
         sample = model.conv_in(latents[0].transpose(0, 1))  # [F, C, h, w]
-        sample = sample.expand(batch, *sample.shape).flatten(0, 1)  # [B*F, C, h, w]
+        sample = sample.expand(batch, *sample.shape).reshape(-1, *sample.shape[1:])  # [B*F, C, h, w]
         shared = {"temb": temb, "encoder_hidden_states": prompt_embeds, "num_frames": num_frames}
 
         states = [sample]
@@ -175,7 +176,7 @@ class UNet(nn.Module):
             sample = block(hidden_states=sample, res_hidden_states_tuple=skipped, upsample_size=size, **arguments)
 
         sample = model.conv_out(model.conv_act(model.conv_norm_out(sample)))
-        return sample.unflatten(0, (batch, -1)).transpose(1, 2)
+        return sample.reshape(batch, -1, *sample.shape[1:]).transpose(1, 2)
 
 
 class LcmUpdate(nn.Module):

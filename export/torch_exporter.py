@@ -1,0 +1,67 @@
+"""torch's ONNX exporter, without decompositions that ONNX does not need.
+
+The exporter replaces torch's composite operators by simpler ones before it translates them. For this it traces the
+program twice more, which takes half of the export's time. ONNX has its own counterpart of nearly every operator here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset21 as op
+from torch import nn
+
+OPSET = 21
+
+
+def to_onnx(module: nn.Module, inputs: tuple[Any, ...], **options: Any) -> ir.Model:
+    """Traces `module` with `inputs`; `options` are those of `torch.onnx.export`.
+
+    Raises:
+        torch.onnx.OnnxExporterError: torch cannot trace the module, or ONNX has no counterpart of an operator.
+    """
+
+    def export() -> Any:
+        return torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+            custom_translation_table={torch.ops.aten.to.dtype: _cast},
+            **options,
+        )
+
+    try:
+        with _few_decompositions():
+            program = export()
+    except torch.onnx.OnnxExporterError:  # a composite operator that has no counterpart
+        program = export()
+    assert program is not None
+    model: ir.Model = program.model
+    return model
+
+
+def _cast(values: Any, dtype: int, non_blocking: bool = False, copy: bool = False, memory_format: int = 0) -> Any:
+    return op.Cast(values, to=dtype)
+
+
+@contextmanager
+def _few_decompositions() -> Iterator[None]:
+    """Leaves a program as it is if none of its operators is in the table of those without a counterpart in ONNX."""
+    decompose = torch.export.ExportedProgram.run_decompositions
+
+    def decompose_if_needed(program: Any, table: dict[Any, Any], **options: Any) -> Any:
+        operators = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+        if any(operator in table or operator._schema.is_mutable for operator in operators):
+            return decompose(program, table, **options)
+        return program
+
+    torch.export.ExportedProgram.run_decompositions = decompose_if_needed
+    try:
+        yield
+    finally:
+        torch.export.ExportedProgram.run_decompositions = decompose
