@@ -57,6 +57,9 @@ def serve(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A limit from docs/service.md; repeatable."),
     ] = None,
+    extensions: Annotated[
+        bool, typer.Option("--extensions", help="Inputs may have num_frames, width, height, fps and output_format.")
+    ] = False,
     docs: Annotated[bool, typer.Option("--docs", help="Swagger UI at /docs.")] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
@@ -81,6 +84,7 @@ def serve(
         files=files,
         anonymous=anonymous,
         docs=docs,
+        extensions=extensions,
         allow_private=tuple(allow_private or ()),
         queue_port=queue_port,
         tls_port=tls_port,

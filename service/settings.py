@@ -26,6 +26,7 @@ class Settings:
         endpoint: the name that clients call.
         anonymous: whether to accept calls without a key.
         docs: whether to serve Swagger UI at /docs.
+        extensions: whether inputs may have the fields of `ExtendedInput`.
         allow_private: host names, addresses or networks that keyframe and webhook URLs may reach even if not public.
         bundle, backend, precision, threads: as for `VideoPipeline.load`; without `threads` the server keeps a core.
             `bundle` may be the URL of an object store, from which each machine fetches it once.
@@ -44,6 +45,7 @@ class Settings:
         image_bytes, image_pixels: largest keyframe.
         image_seconds: longest time to read the keyframes of a request.
         prompt_characters: longest prompt.
+        clip_pixels: largest clip that `extensions` may ask for: width times height times frames.
         key_queue: most waiting requests of one key.
         queue: most waiting requests in total.
         fetch_seconds, fetch_redirects: limits for the download of a keyframe.
@@ -76,6 +78,7 @@ class Settings:
     endpoint: str = "fal-ai/animatediff-sparsectrl-lcm"
     anonymous: bool = False
     docs: bool = False
+    extensions: bool = False
     allow_private: tuple[str, ...] = ()
 
     bundle: Path | str | None = None
@@ -102,6 +105,7 @@ class Settings:
     image_pixels: int = 16_000_000
     image_seconds: float = 20.0
     prompt_characters: int = 10_000
+    clip_pixels: int = 33_554_432
     key_queue: int = 1000
     queue: int = 10_000
     fetch_seconds: float = 20.0

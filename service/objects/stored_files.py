@@ -20,7 +20,7 @@ from ..settings import DAY
 from ..store import FileRow, QuotaExceeded
 from .disk_space import disk_full_is_507
 
-CLIP_TYPE = "video/mp4"
+CLIP_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif", ".webp": "image/webp"}
 
 _log = logging.getLogger(__name__)
 _FILE_ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
@@ -130,11 +130,16 @@ def _size(source: BinaryIO | Path | bytes) -> int:
     return len(source) if isinstance(source, bytes) else 0
 
 
-def announced_clip(key_id: str) -> FileRow:
-    """Returns the record of a clip that will be made. Without a size it is not stored yet, and expires within a day."""
+def announced_clip(key_id: str, ending: str) -> FileRow:
+    """Returns the record of a clip that will be made. Without a size it is not stored yet, and expires within a day.
+
+    Args:
+        key_id: the API key that it counts for.
+        ending: a key of `CLIP_TYPES`.
+    """
     now, file_id = clock.now(), new_file_id()
-    name = f"{token_hex(8)}.mp4"
-    return FileRow(file_id, key_id, name, CLIP_TYPE, 0, _object_name(file_id), now, now + DAY)
+    name = f"{token_hex(8)}{ending}"
+    return FileRow(file_id, key_id, name, CLIP_TYPES[ending], 0, _object_name(file_id), now, now + DAY)
 
 
 def store_clip(service: Service, clip: FileRow, source: Path) -> FileRow:

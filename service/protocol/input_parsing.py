@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from .advanced_options import KEY
-from .clip_input import Input
+from .clip_input import KEYFRAMES, Input
 from .errors import ServiceError, field_detail
+from .extended_input import ExtendedInput
 
 MOST_VALUES = 20_000
 """Most values in one body, counted by brackets and commas: more than any prompt has, and parsed in milliseconds."""
@@ -43,18 +44,19 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_input(value: Mapping[str, Any], prompt_characters: int) -> Input:
+def parse_input(value: Mapping[str, Any], prompt_characters: int, extensions: bool = False) -> Input:
     """Parses and checks an input.
 
     Args:
         value: the input, as JSON values.
         prompt_characters: longest prompt.
+        extensions: whether the fields of `ExtendedInput` count; they are ignored otherwise.
 
     Raises:
         ServiceError: 422 that lists the wrong fields.
     """
     try:
-        parsed = Input.model_validate(dict(value))
+        parsed = (ExtendedInput if extensions else Input).model_validate(dict(value))
     except ValidationError as error:
         found = error.errors(include_url=False)[:MOST_DETAILS]
         raise ServiceError(422, [_detail(dict(item)) for item in found]) from None
@@ -71,6 +73,8 @@ def parse_input(value: Mapping[str, Any], prompt_characters: int) -> Input:
     if start >= end:
         message = f"Input should be less than control_guidance_end ({end:g})"
         wrong.append(field_detail(f"{KEY}.control_guidance_start", message, "less_than", {"lt": end}, start))
+    if isinstance(parsed, ExtendedInput):
+        wrong += _beyond_the_end(parsed)
     taken: dict[int, int] = {}
     for slot, frame, _ in parsed.keyframes():
         if frame in taken:
@@ -80,6 +84,13 @@ def parse_input(value: Mapping[str, Any], prompt_characters: int) -> Input:
     if wrong:
         raise ServiceError(422, wrong)
     return parsed
+
+
+def _beyond_the_end(parsed: ExtendedInput) -> list[dict[str, Any]]:
+    message = f"Input should be less than or equal to {parsed.last}, the last frame"
+    indices = {name: getattr(parsed, name) for name in (f"keyframe_{slot}_index" for slot in KEYFRAMES)}
+    late = [(name, index) for name, index in indices.items() if index > parsed.last]
+    return [field_detail(name, message, "less_than_equal", {"le": parsed.last}, index) for name, index in late]
 
 
 def _detail(error: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from .clip_input import Input, Output
+from .extended_input import ExtendedInput
 from .urls import QUEUE_PREFIX
 
 ID = {"name": "request_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
@@ -13,9 +14,15 @@ NULL = {"type": "null"}
 TEXT, OBJECT = {"type": "string"}, {"type": "object"}
 
 
-def queue_document(endpoint: str, root: str) -> dict[str, Any]:
-    """Returns the document for the queue of `endpoint` at the server `root`, a URL without a path."""
-    schemas = _schemas()
+def queue_document(endpoint: str, root: str, extensions: bool = False) -> dict[str, Any]:
+    """Returns the document for a queue.
+
+    Args:
+        endpoint: its name.
+        root: URL of the server, without a path.
+        extensions: whether the input has the fields of `ExtendedInput`.
+    """
+    schemas = _schemas(ExtendedInput if extensions else Input)
     reference = {name: {"$ref": f"#/components/schemas/{name}"} for name in schemas}
     result, status = reference["AnimatediffSparsectrlLcmOutput"], reference["QueueStatus"]
     body = {"required": True, "content": _json(reference["AnimatediffSparsectrlLcmInput"])}
@@ -53,13 +60,13 @@ def queue_document(endpoint: str, root: str) -> dict[str, Any]:
     }
 
 
-def _schemas() -> dict[str, Any]:
+def _schemas(given: type[Input]) -> dict[str, Any]:
     _, definitions = models_json_schema(
-        [(Input, "validation"), (Output, "validation")], ref_template="#/components/schemas/{model}"
+        [(given, "validation"), (Output, "validation")], ref_template="#/components/schemas/{model}"
     )
     schemas: dict[str, Any] = definitions["$defs"]
-    for name, title in (("Input", "AnimatediffSparsectrlLcmInput"), ("Output", "AnimatediffSparsectrlLcmOutput")):
-        schemas[title] = schemas.pop(name)
+    for name, kind in ((given.__name__, "Input"), ("Output", "Output")):
+        schemas[f"AnimatediffSparsectrlLcm{kind}"] = schemas.pop(name)
     for schema in schemas.values():
         schema["properties"] = {name: _as_3_0(about) for name, about in schema["properties"].items()}
         schema["x-fal-order-properties"] = list(schema["properties"])

@@ -18,7 +18,7 @@ from ..protocol.clip_input import INPUT_FIELDS
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
 from ..runner import Encoding, Event, Job, JobFailed, Made, OnEvent, Preview, RunnerLost
 from ..store import STORE_FAILURES, Outcome
-from .job_preparation import Preparation, Preparations, Prepared, keyframe_error
+from .job_preparation import Preparation, Preparations, Prepared, check_clip_size, keyframe_error
 from .next_requests import NextRequests
 from .periodic_work import work_forever
 from .retries import until_there_is_room, waits
@@ -134,7 +134,9 @@ class Dispatcher:
         """Claims a request. Returns None if it was cancelled, has expired, or was claimed by another server."""
         view = None
         if not preparation.inconclusive:
-            clip = None if preparation.failed else announced_clip(preparation.key_id)
+            prepared = None if preparation.failed else preparation.task.result()
+            ending = None if prepared is None else prepared.job.output.suffix
+            clip = None if ending is None else announced_clip(preparation.key_id, ending)
             view = await self._board.claim(request_id, self.service.settings.lease_seconds, clip)
         self._preparations.take(request_id)
         if view is None:
@@ -202,6 +204,7 @@ class Dispatcher:
         return failed(infrastructure_error("runner_server_error", "The runner died while it made the clip"))
 
     async def _make(self, view: View, prepared: Prepared) -> Outcome:
+        check_clip_size(self.service, prepared.job.options)
         made = await self._run_job(view, prepared.job)
         for stage, seconds in made.timings.items():
             self.service.metrics.stages.labels(stage).observe(seconds)

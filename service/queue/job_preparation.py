@@ -1,6 +1,7 @@
 """Prepares jobs while their requests still wait: reads the input and fetches the keyframes to this machine's disk."""
 
 import asyncio
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,21 @@ def keyframe_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:
     """Returns the error that the caller gets for a keyframe. `slots` are the keyframes' slots in the input."""
     assert error.keyframe is not None
     return field_error(f"keyframe_{slots[error.keyframe]}_image_url", error.message, "image_load_error")
+
+
+def check_clip_size(service: Service, options: Mapping[str, Any]) -> None:
+    """Checks the size that a request asks for against `clip_pixels`. Those of the bundle are always allowed.
+
+    Raises:
+        ServiceError: 422: the clip has too many pixels.
+    """
+    asked = [name for name in ("num_frames", "width", "height") if name in options]
+    about, most = service.runner.about, service.settings.clip_pixels
+    sides = {"num_frames": about.get("frames", 0), "width": about.get("width", 0), "height": about.get("height", 0)}
+    pixels = math.prod(options.get(name, default) for name, default in sides.items())
+    if asked and pixels > most:
+        message = f"The clip would have {pixels} pixels in all its frames; {most} are allowed"
+        raise field_error(asked[0], message, "value_error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +168,7 @@ async def _prepare(
         return None
     given, base_url = found
     options, seed, slots = given.options(), given.seed, tuple(slot for slot, *_ in given.keyframes())
-    previews = given.advanced.previews
+    previews, fps, clip = given.advanced.previews, given.fps, folder / f"clip.{given.output_format}"
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
 
     async def save(slot: int, frame: int, url: str) -> tuple[int, Path]:
@@ -173,7 +189,7 @@ async def _prepare(
         raise errors.exceptions[0] from None
     if fetched:
         about = service.runner.about
-        size = (about["width"], about["height"]) if about else None
+        size = (options.get("width", about["width"]), options.get("height", about["height"])) if about else None
         files = [path for _, path in (task.result() for task in fetched)]
         try:
             await pictures.read(key_id, files, size, options.get("resample", RESAMPLES[0]))
@@ -181,7 +197,7 @@ async def _prepare(
             raise keyframe_error(error, slots) from None
     keyframes = tuple(task.result() for task in fetched)
     conditioning = await asyncio.to_thread(_conditioning, options, keyframes) if keyframes else _conditioning(options)
-    job = Job(request_id, options, keyframes, folder / "clip.mp4", conditioning, previews)
+    job = Job(request_id, options, keyframes, clip, conditioning, previews, fps)
     return Prepared(job, seed, slots)
 
 

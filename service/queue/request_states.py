@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from .. import clock
 from ..metrics import Metrics
-from ..protocol.clip_input import Input
 from ..protocol.errors import not_found
+from ..protocol.extended_input import ExtendedInput
 from ..store import STORE_FAILURES, FileRow, LogRow, NewRequest, Outcome, SqlStore, Submitted
 from ..store.request_rows import REVOKED
 from .queue_positions import QueuePositions
@@ -101,14 +101,14 @@ class Board:
         except TimeoutError:
             return
 
-    async def input_of(self, request_id: str) -> tuple[Input, str] | None:
+    async def input_of(self, request_id: str) -> tuple[ExtendedInput, str] | None:
         """Returns input and base URL of a waiting request.
 
         The input was checked before it was stored. An earlier release stored it as the client sent it, with numbers
         as text, for example.
         """
         found = await self._store.read(self._store.given, request_id)
-        return None if found is None else (Input.model_validate(found[0]), found[1])
+        return None if found is None else (ExtendedInput.model_validate(found[0]), found[1])
 
     async def counts(self) -> dict[str, int]:
         """Returns how many requests are `queued` and `running`."""

@@ -97,9 +97,10 @@ async def _submit(service: Service, request: Request, new: NewRequest, given: di
         new = dataclasses.replace(new, fingerprint=await asyncio.to_thread(_fingerprint, given))
     try:
         if _is_small(request):
-            parsed = parse_input(given, settings.prompt_characters)
+            parsed = parse_input(given, settings.prompt_characters, settings.extensions)
         else:
-            parsed = await asyncio.to_thread(parse_input, given, settings.prompt_characters)
+            order = (given, settings.prompt_characters, settings.extensions)
+            parsed = await asyncio.to_thread(parse_input, *order)
         new = dataclasses.replace(new, input=parsed.stored())
     except ServiceError as error:
         wrong, outcome = error, failed(error)

@@ -26,4 +26,4 @@ async def openapi(service: CurrentService, request: Request) -> Response:
     asked = request.query_params.get("endpoint_id", endpoint)
     if asked != endpoint:
         raise ServiceError(404, f"Endpoint {asked[:200]!r} not found; this server has {endpoint}")
-    return Json(queue_document(endpoint, root_url(service.settings, request)))
+    return Json(queue_document(endpoint, root_url(service.settings, request), service.settings.extensions))

@@ -19,6 +19,7 @@ from PIL import Image
 from ...runtime import Cancelled, DeviceLost, DeviceOutOfMemory, InvalidRequest, Keyframe, Progress
 from ...runtime.disk_errors import is_disk_full
 from ...runtime.errors import first_line, message
+from ...runtime.format.clip_layout import ClipSize
 from ...runtime.images import RESAMPLES, fit, load_picture
 from ...runtime.output.recording import Recording
 from .interface import JobFailed
@@ -51,6 +52,7 @@ class Jobs:
         keyframes: list[tuple[int, str]],
         output: str,
         previews: bool = False,
+        fps: float = FPS,
     ) -> None:
         """Makes one clip and reports its result or failure. Returns when the pipeline is free for the next job.
 
@@ -60,13 +62,14 @@ class Jobs:
             keyframes: frame and file of each.
             output: the file to write.
             previews: whether the messages have previews.
+            fps: frames per second of the file.
 
         Raises:
             DeviceLost: the device can only be used again by a new process.
         """
         start = time.perf_counter()
         with reported(reports, options), ExitStack() as stack:
-            recording = stack.enter_context(Recording(output, FPS))
+            recording = stack.enter_context(Recording(output, fps))
             show = partial(_show, reports) if previews else None
             clip = self._generate(reports, options, keyframes, recording, show)
             self._encoding.result()  # so that only one clip is encoded while the next one is made
@@ -93,9 +96,9 @@ class Jobs:
         recording: Recording,
         show: Callable[[int, NDArray[np.uint8]], None] | None,
     ) -> Any:
-        resample = options.get("resample", RESAMPLES[0])
+        self._check_engines(options)
         pictures = [
-            Keyframe(index, self._read(Path(path), place, resample)) for place, (index, path) in enumerate(keyframes)
+            Keyframe(index, self._read(Path(path), place, options)) for place, (index, path) in enumerate(keyframes)
         ]
 
         def on_progress(progress: Progress) -> bool:
@@ -112,12 +115,24 @@ class Jobs:
             options = {**options, "on_preview": lambda _, index, frame: show(index, frame)}
         return self._pipeline.generate(**options, keyframes=pictures, on_progress=on_progress, on_frames=on_frames)
 
-    def _read(self, path: Path, place: int, resample: str) -> NDArray[np.uint8]:
+    def _check_engines(self, options: dict[str, Any]) -> None:
+        """Fails a job whose size none of the engines has, if the backend needs one for each size."""
+        given = next((name for name in ("width", "height") if name in options), None)
+        if given is None:
+            return
+        width, height = options.get("width", self._sizes.width), options.get("height", self._sizes.height)
+        lengths = {options.get("num_frames", self._sizes.frames), self._sizes.frames}  # at once, or in windows
+        sizes = [ClipSize(width=width, height=height, frames=frames) for frames in lengths]
+        if not any(self._pipeline.executor.in_one_piece(size) for size in sizes):
+            raise JobFailed("invalid", f"this server has no engines for {width}x{height}", field=given)
+
+    def _read(self, path: Path, place: int, options: dict[str, Any]) -> NDArray[np.uint8]:
         """Reads a keyframe and resizes it to the clip's size [H, W, 3]. Frees the large original at once."""
+        width, height = options.get("width", self._sizes.width), options.get("height", self._sizes.height)
         with path.open("rb") as file:
             try:
                 picture = open_image(file, self._image_pixels)
-                return fit(load_picture(picture, "image"), self._sizes.width, self._sizes.height, resample)
+                return fit(load_picture(picture, "image"), width, height, options.get("resample", RESAMPLES[0]))
             except InvalidRequest as error:
                 raise JobFailed("invalid", str(error), keyframe=place) from None
 

@@ -23,9 +23,10 @@ class Job:
         id: identifies the job for `Runner.cancel`.
         options: keywords of `VideoPipeline.generate`, except keyframes and callbacks.
         keyframes: frame index and image file of each.
-        output: the mp4 file to write.
+        output: the file to write, in the format of its ending.
         conditioning: equal for jobs that share what `VideoPipeline` keeps for the next seed: text and residuals.
         previews: whether to send previews: after each step, and of each part of the frames when it is decoded.
+        fps: frames per second of the file.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Job:
     output: Path
     conditioning: str = ""
     previews: bool = False
+    fps: float = 8.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,7 +235,7 @@ class LocalRunner:
             self._begun[self._number] = self._running = turn
             self._heard_at = _now()
             keyframes = [(index, str(path)) for index, path in job.keyframes]
-            files = {"keyframes": keyframes, "output": str(job.output)}
+            files = {"keyframes": keyframes, "output": str(job.output), "fps": job.fps}
             order = {"options": job.options, "previews": job.previews, **files}
             process.send({"do": "make", "job": self._number, **order})
 

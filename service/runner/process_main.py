@@ -80,7 +80,8 @@ def main() -> None:
     while True:
         order = channel.orders.get()
         try:
-            jobs.make(order.pop("reports"), *(order[name] for name in ("options", "keyframes", "output", "previews")))
+            names = ("options", "keyframes", "output", "previews", "fps")
+            jobs.make(order.pop("reports"), *(order[name] for name in names))
         except DeviceLost as error:
             traceback.print_exc()
             jobs.finish()

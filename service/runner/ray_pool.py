@@ -120,7 +120,9 @@ class RayPool:
             raise RunnerLost("stopped", "the runner was stopped")
         keyframes = await asyncio.to_thread(lambda: [(index, path.read_bytes()) for index, path in job.keyframes])
         handle = self._handle.options(stream=True, multiplexed_model_id=job.conditioning)
-        stream = self._streams[job.id] = handle.make.remote(job.options, keyframes, job.previews)
+        stream = self._streams[job.id] = handle.make.remote(
+            job.options, keyframes, job.previews, job.output.name, job.fps
+        )
         try:
             return await self._follow(job, stream, on_event)
         except (JobFailed, RunnerLost):

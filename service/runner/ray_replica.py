@@ -71,7 +71,7 @@ class ClipReplica:
         return conditioning
 
     async def make(
-        self, options: dict[str, Any], keyframes: list[tuple[int, bytes]], previews: bool
+        self, options: dict[str, Any], keyframes: list[tuple[int, bytes]], previews: bool, name: str, fps: float
     ) -> AsyncIterator[dict[str, Any]]:
         """Makes a clip. Yields `begun` with the node, then the job's messages; `made` has the bytes of the `clip`.
 
@@ -83,9 +83,9 @@ class ClipReplica:
             files = [(index, str(Path(folder, f"keyframe-{place}"))) for place, (index, _) in enumerate(keyframes)]
             for (_, file), (_, content) in zip(files, keyframes, strict=True):
                 Path(file).write_bytes(content)
-            clip = Path(folder, "clip.mp4")
+            clip = Path(folder, name)
             job = self._job = _Channel(clip)
-            order = (job, options, files, str(clip), previews)
+            order = (job, options, files, str(clip), previews, fps)
             work = asyncio.get_running_loop().run_in_executor(self._thread, self._make, *order)
             try:
                 yield (message := {"say": "begun", "node": get_node_ip_address()})

@@ -62,6 +62,7 @@ class StubPipeline:
         self.bundle = SimpleNamespace(folder=Path(bundle or "stub"), manifest=SimpleNamespace(sizes=sizes))
         self.backend = backend
         self.precision = precision
+        self.executor = SimpleNamespace(in_one_piece=lambda size: size.width <= 2 * SIDE)
 
     def picture(self, seed: int) -> Any:
         return picture(seed)
