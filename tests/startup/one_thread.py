@@ -4,12 +4,16 @@ The test workers fill the cores. A thread per core in each of them would mostly 
 costs half of the processor time.
 """
 
+from __future__ import annotations
+
 import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # every program that the tests start imports this module: it has to be quick
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 __all__ = ["compute_with_one_thread"]
 
@@ -19,7 +23,7 @@ def compute_with_one_thread() -> None:
     sys.meta_path.insert(0, _Finder())
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds a package with the finders behind it, and has it changed once it is loaded."""
 
     def __init__(self) -> None:
@@ -35,7 +39,7 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-class _Loader(Loader):
+class _Loader:
     def __init__(self, loader: Loader, change: Any) -> None:
         self._loader, self._change = loader, change
 
