@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def upgrade(connection: Connection) -> None:
         InvalidRequest: a newer version wrote the database, its tables are not those of its version, or the upgrade
             failed. The database is unchanged then.
     """
-    script = ScriptDirectory(FOLDER, version_locations=[FOLDER])
+    script = _migrations()
     known = [each.revision for each in script.walk_revisions()]  # newest first
 
     def steps(revision: Any, _: Any) -> Any:
@@ -55,6 +56,11 @@ def upgrade(connection: Connection) -> None:
     _check(connection)
     if before not in (None, known[0]):
         log.info("the database was upgraded", extra={"from_schema": before, "to_schema": known[0]})
+
+
+@cache
+def _migrations() -> ScriptDirectory:
+    return ScriptDirectory(FOLDER, version_locations=[FOLDER])
 
 
 def _check(connection: Connection) -> None:
