@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import typer
@@ -59,7 +60,7 @@ def run(arguments: list[str] | None = None) -> int:
     from ..runtime.errors import SparseCtrlLcmError, reason_of
     from .options import error_message
 
-    command = typer.main.get_command(app)
+    command = _command()
     try:
         code = command.main(args=arguments, prog_name="sparsectrl-lcm", standalone_mode=False)
     except WrongUse as error:
@@ -76,6 +77,12 @@ def run(arguments: list[str] | None = None) -> int:
     if code == 130:  # typer caught Ctrl-C itself
         print("stopped", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+@cache
+def _command() -> Any:
+    """The command line as a tree of commands; typer makes it anew, from all functions, each time it is asked."""
+    return typer.main.get_command(app)
 
 
 def _options_of(command: Any) -> Iterator[str]:
