@@ -234,13 +234,17 @@ def _cache_folder(_cache_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_sessions() -> Iterator[None]:
-    from shared_sessions import DEMO, EXPORTED, opened_once
+def _lasting_bundles() -> Iterator[None]:
+    """Bundles that no test changes are verified once, and the sessions of their graphs are shared."""
+    from lasting_bundles import DEMO, EXPORTED, opened_once, verified_once
     from sparsectrl_lcm.runtime.cpu import onnxruntime, openvino
+    from sparsectrl_lcm.runtime.format import bundle, weights
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime, "OnnxRuntimeSession", opened_once(onnxruntime.OnnxRuntimeSession, DEMO, EXPORTED))
         patch.setattr(openvino, "OpenVinoSession", opened_once(openvino.OpenVinoSession, DEMO))
+        for module in (bundle, weights):
+            patch.setattr(module, "first_difference", verified_once(bundle.first_difference, DEMO, EXPORTED))
         yield
 
 
