@@ -36,19 +36,24 @@ class FakeModule(ModuleType):
         self.answers: dict[str, Callable[..., Any]] = {}
         self.__version__ = api["version"]
         self._label = f"TensorRT {version}"
-        self._classes: dict[str, Any] = {}
-        for name, spec in api["classes"].items():
-            self._classes[name] = self._enum(name, spec) if "members" in spec else self._class(name, spec)
-        for name, spec in api["classes"].items():
-            for attribute, constant in spec["attributes"].items():
-                setattr(self._classes[name], attribute, self._constant(constant))
-        for name, constant in api["constants"].items():
-            setattr(self, name, self._constant(constant))
-        for name, overloads in api["functions"].items():
-            setattr(self, name, self._function(name, overloads))
+        self._api = api
+        self._classes = _Classes(self._made, api["classes"])
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"{self._label} has no {name}")
+        """Makes a class or function of the module when it is first asked for: tests use few of them."""
+        if name in self._api["constants"]:
+            value = self._constant(self._api["constants"][name])
+        elif name in self._api["functions"]:
+            value = self._function(name, self._api["functions"][name])
+        else:
+            raise AttributeError(f"{self._label} has no {name}")
+        setattr(self, name, value)
+        return value
+
+    def _made(self, name: str, spec: Spec) -> None:
+        self._classes[name] = self._enum(name, spec) if "members" in spec else self._class(name, spec)
+        for attribute, constant in spec["attributes"].items():
+            setattr(self._classes[name], attribute, self._constant(constant))
 
     def new(self, name: str, /, **properties: Any) -> Any:
         """Creates an instance of a class without a constructor, such as ICudaEngine, with values for its properties."""
@@ -205,6 +210,24 @@ class FakeModule(ModuleType):
         made_of = [one["arguments"] for one in _overloads(expected, "__init__")]
         plain = [one[0] for one in made_of if len(one) == 1 and one[0]["annotation"] not in self._classes]
         return not isinstance(value, FakeObject | FakeEnum) and any(self._fits(one, value) for one in plain)
+
+
+class _Classes(dict[str, Any]):
+    """The classes of a module by name, made when they are first asked for."""
+
+    def __init__(self, make: Callable[[str, Spec], None], specs: dict[str, Spec]) -> None:
+        super().__init__()
+        self._make, self._specs = make, specs
+
+    def __missing__(self, name: str) -> Any:
+        self._make(name, self._specs[name])
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self._specs else default
 
 
 def _overloads(cls: Any, name: str) -> list[Spec]:
