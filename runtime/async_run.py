@@ -1,6 +1,5 @@
 """Runs requests on a thread of their own for tasks of asyncio."""
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -28,6 +27,8 @@ class AsyncRuns:
         on_preview: OnPreview | None,
     ) -> Clip:
         """Makes a clip with `make`. A task that is cancelled ends when its run has ended: at the next step."""
+        import asyncio  # takes as long as a third of this package, and few callers have tasks
+
         cancelled = Event()
 
         def report(progress: Progress) -> Any:
