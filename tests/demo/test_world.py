@@ -1,6 +1,7 @@
 """The scenes of the demo, and the measurements that evaluate clips of them."""
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,11 @@ SEEDS = range(400)
 
 def combinations(world: Scene) -> list[tuple[str, str, str]]:
     return [(shape.colours[0], shape.kind, world.motion) for shape in world.shapes]
+
+
+@cache
+def worlds() -> list[Scene]:
+    return [scene(seed) for seed in range(2000)]
 
 
 def test_held_out_combinations_are_never_trained_on() -> None:
@@ -92,8 +98,7 @@ def test_edges_within_two_pixels_are_met() -> None:
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_shapes_are_told_apart_at_any_size_and_angle(kind: str) -> None:
-    worlds = (scene(seed) for seed in range(2000))
-    chosen = [world for world in worlds if len(world.shapes) == 1 and world.shapes[0].kind == kind][:8]
+    chosen = [world for world in worlds() if len(world.shapes) == 1 and world.shapes[0].kind == kind][:8]
     for world in chosen:
         for index in (0, FRAMES - 1):
             assert measure.kind_of(measure.foreground(drawing.frame(world, index))) == kind
@@ -108,8 +113,7 @@ def test_crosses_at_any_angle_are_no_squares() -> None:
 
 
 def test_two_shapes_are_told_apart_whatever_colours_their_rims_fade_through() -> None:
-    worlds = [world for world in map(scene, range(2000)) if world.motion == "crosses"][:60]
-    for world in worlds:
+    for world in [world for world in worlds() if world.motion == "crosses"][:60]:
         found = measure.parts(drawing.frame(world, 0), world, 0)
         assert [measure.kind_of(mask) for mask in found] == [shape.kind for shape in world.shapes], world.caption
 
