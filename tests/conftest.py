@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -95,18 +96,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if imports_torch(collection_path) else None
 
 
-def pytest_collection_finish() -> None:
-    _freeze()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    _freeze(item.path)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    if nextitem is None or nextitem.path != item.path:
-        _freeze()
+@lru_cache(1)
+def _freeze(_: Path) -> None:
+    """Takes what lives when a file begins for lasting, such as modules. Collections of garbage would walk through it.
 
-
-def _freeze() -> None:
-    """Takes what lives now for lasting, such as modules: each later collection of garbage would walk through it."""
+    Builds of engines collect garbage after every graph.
+    """
     gc.collect()
     gc.freeze()
 
