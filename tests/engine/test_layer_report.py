@@ -275,6 +275,7 @@ def layer(name: str, kind: str, inputs: list[str], constants: list[str], outputs
             "fp16",
             2 * 32 * 64 * 77 * 40,
         ),
+        (("to_out_myl0_5", "gemm", ["256,32"], ["32,64"], ["256,64"], "Int8"), "product", "int8", 256 * 32 * 64),
         (("__myl_SiluGnor_myl0_7", "kgen", ["8,64"], ["8,64"], ["8,64"], "Float"), "other", "fp32", 0),
     ],
 )

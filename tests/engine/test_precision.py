@@ -93,6 +93,8 @@ def test_norms_softmax_and_the_update_stay_in_fp32(kind: str) -> None:
             heavy = node.op_type in ("Attention", "Conv") or (node.op_type == "MatMul" and ".to_" in (node.name or ""))
             if heavy and not (node.name or "").startswith(("conv_in/", "conv_out/")):
                 assert {dtype_of(value) for value in node.inputs} == {precision.DTYPES[kind]}, node.name
+            if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()) == precision.DTYPES[kind]:
+                assert not moved_only_here(node), f"{node.name} comes after a copy in fp32, which moves twice the bytes"
     update = typed.typed_graph(bundle, "lcm_update", kind)
     assert "Cast" not in {node.op_type for node in update.graph}
 
@@ -111,6 +113,15 @@ def test_the_silu_after_a_group_norm_is_in_fp32_and_its_result_in_the_low_precis
         assert {dtype_of(value) for value in product.inputs} == {ir.DataType.FLOAT}
         (cast,) = (use.node for use in product.outputs[0].uses())
         assert dtype_of(cast.outputs[0]) == precision.DTYPES[kind], cast.name
+
+
+def moved_only_here(cast: ir.Node) -> bool:
+    """Whether a cast takes what an operator only moved, and nothing else takes it."""
+    source = cast.inputs[0]
+    assert source is not None
+    move = source.producer()
+    moves = ("Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+    return move is not None and move.op_type in moves and len(source.uses()) == 1
 
 
 def dtype_of(value: ir.Value | None) -> ir.DataType | None:

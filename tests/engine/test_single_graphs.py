@@ -27,6 +27,7 @@ def test_one_graph_is_built_for_itself_until_all_are_there(bundle: Path) -> None
     assert toy.made == ["unet", "vae_decoder"]
     index = toy.build(graphs=("text_encoder", "lcm_update"))
     assert index.missing == ()
+    assert "missing" not in (bundle / "engines/openvino/fp32/engines.json").read_text()
     assert list(index.engines) == GRAPHS
     assert names(bundle) == ["fp32"]
 

@@ -16,3 +16,4 @@ def test_the_share_of_a_precision_counts_products_and_convolutions() -> None:
     assert report.share("fp16") == 10 / 40
     assert report.share("fp8", attention=True) == 30 / 100
     assert LayerReport(layers={}, attention={}).share("fp8") == 0
+    assert WORK[-1].flops == 0, "other operations have none"
