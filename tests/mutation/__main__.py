@@ -2,6 +2,7 @@
 
     python tests/mutation FOLDER record tests/runtime tests/engine    # which tests run which lines, once
     python tests/mutation FOLDER run --mutants 300 --seed 0           # continues where it stopped
+    python tests/mutation FOLDER run --seconds 60                     # tries the survivors with more of their tests
     python tests/mutation FOLDER report
 
 FOLDER gets a copy of the checkout, so that work in the checkout can go on. Each change runs in a fork of this process,
@@ -49,7 +50,7 @@ def main() -> None:
     run.add_argument("--parts", nargs="+", default=PARTS, help="folders of code")
     run.add_argument("--mutants", type=int, default=300)
     run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--seconds", type=float, default=15.0, help="of the quickest tests of a line; more find more")
+    run.add_argument("--seconds", type=float, default=15.0, help="of the quickest tests of a line")
     for command in (record, run):
         command.add_argument("--minutes", type=float, default=1e6, help="stop after this time")
     commands.add_parser("report")
@@ -127,7 +128,11 @@ class Work:
             for mutant in find_mutants(file, source):
                 if covering.of(self.tree / file, mutant):
                     lines.setdefault((file, mutant.line), []).append(mutant)
-        done = {(record["file"], record["line"]) for record in lines_of(self.mutants)}
+        done = {
+            place
+            for place, last in self._results().items()
+            if last["result"] == "killed" or last["tests"] == last["of"] or last.get("most", 0.0) >= options.seconds
+        }
         for file, line in random.Random(options.seed).sample(sorted(lines), len(lines))[: options.mutants]:
             found = [mutant for mutant in lines[file, line] if mutant.compiles(sources[file])]
             if found and (file, line) not in done:
@@ -150,13 +155,22 @@ class Work:
             path.write_text(source)
             os.utime(path, ns=(original.st_atime_ns, original.st_mtime_ns))
         result = {0: "survived", None: "out of time"}.get(code, "killed")
-        figures = {"tests": len(chosen), "of": len(covered), "seconds": round(time.monotonic() - began, 1)}
+        figures = {
+            "tests": len(chosen),
+            "of": len(covered),
+            "most": most,
+            "seconds": round(time.monotonic() - began, 1),
+        }
         append(self.mutants, vars(mutant) | {"result": result, "code": code} | figures)
         return result
 
+    def _results(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """The last result of each line."""
+        return {(record["file"], record["line"]): record for record in lines_of(self.mutants)}
+
     def report(self) -> None:
         """Prints the survivors and how many were killed."""
-        records = lines_of(self.mutants)
+        records = self._results().values()
         for record in records:
             if record["result"] != "killed":
                 place, run = f"{record['file']}:{record['line']}", f"{record['tests']} of {record['of']} tests"

@@ -214,6 +214,23 @@ def test_object_stores_take_the_object_at_its_name(monkeypatch: pytest.MonkeyPat
     assert read(files, "a/object") == b"abc"
 
 
+def test_no_empty_range_is_asked_of_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers it with an error."""
+    files = open_files("memory://bucket")
+    assert isinstance(files, ObjectFiles)
+    files.put("object", b"abc")
+    files.put("empty", b"")
+    cat_file, ranges = files._system.cat_file, []
+
+    def cat(path: str, start: int, end: int) -> bytes:
+        ranges.append((start, end))
+        return bytes(cat_file(path, start=start, end=end))
+
+    monkeypatch.setattr(files._system, "cat_file", cat)
+    assert (read(files, "object"), read(files, "empty")) == (b"abc", b"")
+    assert ranges == [(0, 3)]
+
+
 def test_binary_files_only(files: Files) -> None:
     files.put("object", b"a\r\nb\x1a")
     file: BinaryIO = files.open("object")

@@ -79,6 +79,7 @@ def test_order_priority_and_claims(store: SqlStore) -> None:
     assert store.finish(row, DONE, 3.0, [LogRow("a", "INFO", 2.5, {"x": "y"})])
     assert not store.finish(row, DONE, 3.0)
     assert outcome_of(store, first) == DONE
+    assert store.counts().keys() == {"queued", "running"}
     assert store.logs(first) == [LogRow("a", "INFO", 2.5, {"x": "y"})]
     assert input_of(store, first) is None
 

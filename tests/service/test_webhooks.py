@@ -87,7 +87,9 @@ def verify(headers: dict[str, str], body: bytes, jwks: dict[str, Any]) -> None:
 
 
 def test_success_and_failure_are_told_and_signed(stub: Server, receiver: Receiver) -> None:
-    jwks = httpx.get(stub.url + "/.well-known/jwks.json").json()
+    published = httpx.get(stub.url + "/.well-known/jwks.json")
+    assert published.headers["Cache-Control"] == "public, max-age=3600"
+    jwks = published.json()
     receiver.refuse = 1
     with httpx.Client(headers=stub.headers()) as client:
         given = {"prompt": "a", "seed": 9}
