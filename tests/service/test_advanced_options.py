@@ -65,6 +65,20 @@ def test_wrong_options_are_named(given: Any, field: list[str], kind: str) -> Non
     assert (detail["loc"], detail["type"]) == (["body", KEY, *field], kind)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("conditioning_scale", (0, 10)),
+        ("control_guidance_start", (0, 0.9)),
+        ("control_guidance_end", (0.1, 1)),
+        ("clip_skip", (0, 100)),
+    ],
+)
+def test_bounds_are_allowed(name: str, values: tuple[float, float]) -> None:
+    for value in values:
+        assert parse_input({"prompt": "a", KEY: {name: value}}, 100).options()[name] == value
+
+
 def test_a_wrong_choice_lists_the_right_ones() -> None:
     with pytest.raises(ServiceError) as error:
         parse_input({"prompt": "a", "controlnet_type": "x", KEY: {"resample": "nearest"}}, 100)

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
 import shutil
+import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,24 @@ def test_the_second_server_is_refused(database: str, tmp_path: Path, monkeypatch
 
     serving(first, scenario, database=database)
     close(open_service(Settings(copy, database=database), StandIn()))  # the first has ended
+
+
+def test_the_name_of_a_server_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    name = owner_name(tmp_path)
+    assert synced == [len(name)]
+    assert owner_name(tmp_path) == name
+
+
+def test_a_start_waits_for_the_session_of_the_server_before(database: str) -> None:
+    store, name = SqlStore(database), uuid.uuid4().hex
+    before, after = OwnerLock(store.engine, name), OwnerLock(store.engine, name)
+    assert before.take()
+    threading.Timer(0.15, before.close).start()
+    assert after.take()
+    after.close()
+    store.close()
 
 
 def test_a_lost_session_takes_the_lock_again(database: str, tmp_path: Path) -> None:

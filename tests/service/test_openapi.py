@@ -49,6 +49,18 @@ def test_any_request(document: Any, stub: Server, operation: str, mode: Generati
     check()
 
 
+def test_the_schemas_are_whole(stub: Server) -> None:
+    """Code generators need what is required, fal's page the order of the fields and what they mean."""
+    schemas = httpx.get(f"{stub.url}/openapi.json").json()["components"]["schemas"]
+    for schema in schemas.values():
+        assert set(schema.get("required", [])) <= set(schema["properties"])
+    assert schemas["QueueStatus"]["required"] == ["status", "request_id"]
+    fields = schemas["AnimatediffSparsectrlLcmInput"]
+    assert [name for name, field in fields["properties"].items() if "description" not in field] == []
+    for title in ("AnimatediffSparsectrlLcmInput", "AnimatediffSparsectrlLcmOutput"):
+        assert schemas[title]["x-fal-order-properties"] == list(schemas[title]["properties"])
+
+
 def test_requests_that_exist(document: Any, stub: Server) -> None:
     """Generated ids are unknown. These belong to requests that have succeeded, failed, or not ended yet."""
     with httpx.Client(headers=stub.headers(), timeout=30) as client:

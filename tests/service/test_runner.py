@@ -527,8 +527,10 @@ def test_it_dies_with_the_server(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert not gone(pid)
+        ended, session = gone(pid), os.getsid(pid)
         parent.kill()
+    assert not ended
+    assert session == pid, "Ctrl-C in the server's terminal would reach it"
     asyncio.run(until(lambda: gone(pid), 5))
 
 

@@ -88,8 +88,20 @@ def test_a_job_goes_where_its_conditioning_is_kept(loop: asyncio.Runner, pool: R
             assert await made_together(pool, job(tmp_path, "c", "c", conditioning)) == [runner]
         third = await made_together(pool, job(tmp_path, "d", "d", "tree"))  # the one that was free longest
         assert third == [first]
+        assert await made_together(pool, job(tmp_path, "g", "g", "lamp")) == [second]
         both = await made_together(pool, job(tmp_path, "e", "e", "car"), job(tmp_path, "f", "f", "car"))
         assert both == [second, first]  # rather than wait for it
+
+    loop.run(scenario())
+
+
+def test_a_new_process_keeps_no_conditioning(loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        first, _ = await made_together(pool, job(tmp_path, "a", "a", "ship"), job(tmp_path, "b", "b", "bike"))
+        (lost,) = await made_together(pool, job(tmp_path, "c", "crash", "bike"))
+        assert isinstance(lost, RunnerLost)
+        await until(lambda: pool.capacity == 2)
+        assert await made_together(pool, job(tmp_path, "d", "d", "bike")) == [first]
 
     loop.run(scenario())
 

@@ -1,5 +1,6 @@
 """Limits from the command line, and their use in the runner's process."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ def test_values_take_the_type_of_their_setting() -> None:
     [
         ("key_que=7", "key_que: unknown; there are "),
         ("anonymous=1", "anonymous: unknown"),
+        ("runners=2", "runners: unknown"),
         ("key_queue", "key_queue: not allowed; give NAME=VALUE"),
         ("key_queue=", "key_queue: '' is not a whole number"),
         ("key_queue=1.5", "'1.5' is not a whole number"),
@@ -45,9 +47,33 @@ def test_a_wrong_limit_is_one_line(tmp_path: Path, text: str, told: str) -> None
     assert not (tmp_path / "data").exists()
 
 
-def test_every_limit_is_documented() -> None:
-    documented = (ROOT / "docs/service.md").read_text()
-    assert [name for name in LIMITS if f"`{name}`" not in documented] == []
+def test_what_may_be_zero(tmp_path: Path) -> None:
+    taken = []
+    for name in LIMITS:
+        with contextlib.suppress(InvalidRequest):
+            with_limits(Settings(tmp_path), [f"{name}=0"])
+            taken.append(name)
+    assert sorted(taken) == [
+        *("drain_seconds", "fetch_redirects", "free_bytes", "private_seconds", "request_seconds", "retries"),
+        *("webhook_attempts", "webhook_wait_seconds"),
+    ]
+
+
+def test_every_limit_is_documented_with_its_default() -> None:
+    table = (ROOT / "docs/service.md").read_text().partition("| limit | default | bounds |")[2].partition("\n\n")[0]
+    documented: dict[str, float] = {}
+    for row in table.splitlines()[2:]:
+        _, names, defaults, *_ = (cell.strip() for cell in row.split("|"))
+        documented |= zip(names.replace("`", "").split(", "), map(number, defaults.split(", ")), strict=True)
+    assert documented == {name: getattr(Settings(Path("x")), name) for name in LIMITS}
+
+
+def number(text: str) -> float:
+    """A default as the table writes it, such as 12 MiB or a week."""
+    value, _, unit = text.partition(" ")
+    units = {"": 1, "MiB": 2**20, "GiB": 2**30, "million": 10**6}
+    units |= {"hour": 3600, "week": 7 * 86400, "year": 365 * 86400}
+    return (1.0 if value in ("a", "an") else float(value.replace(",", ""))) * units[unit]
 
 
 @pytest.mark.parametrize(

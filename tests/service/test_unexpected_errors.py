@@ -60,6 +60,17 @@ def test_an_error_anywhere_is_told_as_fal_does(tmp_path: Path, monkeypatch: pyte
     assert answer.headers["x-fal-request-id"] == "abc"
 
 
+def test_an_error_of_a_route_is_logged_as_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = open_service(Settings(tmp_path, anonymous=True), StandIn())
+    monkeypatch.setattr(type(service.board), "view", None)
+    with caplog.at_level("INFO"):
+        assert asyncio.run(_answer(service, f"/{APP}/requests/abc")).status_code == 500
+    service.store.close()
+    assert [vars(record)["status"] for record in caplog.records if record.getMessage() == "answered"] == [500]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
 def test_without_descriptors_the_log_does_not_grow(stub: Server) -> None:
     assert stub.process is not None
