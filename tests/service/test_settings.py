@@ -28,7 +28,6 @@ def test_values_take_the_type_of_their_setting() -> None:
     [
         ("key_que=7", "key_que: unknown; there are "),
         ("anonymous=1", "anonymous: unknown"),
-        ("runners=2", "runners: unknown"),
         ("key_queue", "key_queue: not allowed; give NAME=VALUE"),
         ("key_queue=", "key_queue: '' is not a whole number"),
         ("key_queue=1.5", "'1.5' is not a whole number"),
@@ -45,6 +44,12 @@ def test_a_wrong_limit_is_one_line(tmp_path: Path, text: str, told: str) -> None
     said = f"{done.output}{done.exception or ''}"
     assert f"--set {text.partition('=')[0]}" in said and told in said
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("text", ["runners=2", "gpus_per_replica=0.5"])
+def test_an_option_of_serve_is_no_limit(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidRequest, match="unknown"):
+        with_limits(Settings(tmp_path), [text])
 
 
 def test_what_may_be_zero(tmp_path: Path) -> None:
