@@ -12,7 +12,7 @@ SLOW := tests/service tests/demo tests/benchmarks tests/gpu tests/docs
 # Python may keep its bytecode: test workers and the servers they start import the same modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Types are checked as on each of these, whatever the machine.
+# `make types` checks types as on each of these, whatever the machine.
 PLATFORMS := linux darwin win32
 
 .PHONY: demo test test-slow test-fast test-lowest test-py313 pytest lint types $(PLATFORMS:%=types-%) links docs clean
@@ -25,9 +25,9 @@ $(DEMO)/installed: pyproject.toml $(shell find sparsectrl_lcm runtime batch cli 
 	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
 	touch $@
 
-# Everything that CI runs. Types are checked beside the tests, which often wait.
+# CI also checks the types of the other platforms. Types are checked beside the tests, which often wait.
 test: lint links
-	$(MAKE) --no-print-directory --jobs 2 pytest $(PLATFORMS:%=types-%)
+	$(MAKE) --no-print-directory --jobs 2 pytest types-linux
 
 pytest: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(XDIST)

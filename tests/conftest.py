@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bytecode import write_bytecode
 from scheduling import collects_all, imports_torch
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +84,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     global _fast  # noqa: PLW0603
     _fast = config.getoption("--fast")
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        write_bytecode(ROOT, config)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

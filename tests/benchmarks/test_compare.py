@@ -22,7 +22,6 @@ import compare_report  # noqa: E402
 import cpu_contenders  # noqa: E402
 import frame_differences  # noqa: E402
 import models  # noqa: E402
-import plot  # noqa: E402
 import scaling  # noqa: E402
 
 
@@ -120,6 +119,8 @@ def test_the_table_has_a_row_for_each_contender(report: dict[str, Any]) -> None:
 
 
 def test_pictures_are_small(report: dict[str, Any], tmp_path: Path) -> None:
+    import plot
+
     samples = {kind: [{"total": 2.0, "denoise": 1.0}] for kind in ("first", "second_seed")}
     points = [{"axis": axis, "value": 4, "samples": samples} for axis in plot.AXES]
     report["scaling"] = {"contender": "openvino-bf16", "points": [*points, {"failed": "ended"}]}
@@ -140,6 +141,8 @@ def test_memory_is_expected_to_grow_with_the_size() -> None:
 
 
 def test_points_of_scaling_differ_in_one_thing() -> None:
+    import plot
+
     base = RequestSize(256, 256, 16)
     sizes = read_manifest(demo_bundle()).sizes
     points = scaling.points(base, sizes)
