@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,11 +172,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session", autouse=True)
 def _one_tls_context() -> Iterator[None]:
     """Clients of httpx share what they trust by default: each would read all certificates, for 0.04 s."""
-    create, known = httpx.create_ssl_context, httpx.create_ssl_context()
+    create = httpx.create_ssl_context
+    trusted = cache(lambda *names: create())
 
     def shared(verify: Any = True, cert: Any = None, trust_env: bool = True) -> ssl.SSLContext:
-        chosen = verify is not True or cert or {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys()
-        return create(verify, cert, trust_env) if chosen else known
+        if verify is not True or cert or not trust_env:
+            return create(verify, cert, trust_env)
+        return trusted(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("httpx._transports.default.create_ssl_context", shared)
