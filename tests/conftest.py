@@ -22,6 +22,7 @@ from scheduling import collects_all, imports_torch
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLCONFIGDIR", str(ROOT / ".cache/tests/matplotlib"))  # its list of fonts, for all tests
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers fill the cores; more torch threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     STARTUP = str(ROOT / "tests/startup")
