@@ -37,7 +37,6 @@ def address() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{FAKES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_prestart_worker_first_driver", "0")  # it would start a process for each core at once
         import ray
         from ray.cluster_utils import Cluster
 
