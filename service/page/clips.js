@@ -27,7 +27,8 @@ export class Clips {
     const mine = await remembered();
     const made = key ? await clips(key).catch(() => []) : mine.filter(one => one.url);
     const all = made.map(clip => ({ ...mine.find(({ id }) => id === clip.id), ...clip }));
-    this.list.replaceChildren(...all.map(clip => this.item(clip)));
+    const shown = new Map([...this.list.children].map(item => [item.dataset.id, item]));
+    this.list.replaceChildren(...all.map(clip => shown.get(clip.id) ?? this.item(clip)));
     this.section.hidden = !all.length;
     return all[0];
   }
@@ -38,7 +39,7 @@ export class Clips {
     const name = `${clip.input?.prompt ?? "Clip"}, seed ${clip.seed}, ${made}`;
     Object.assign(button, { type: "button", title: name });
     button.setAttribute("aria-label", name);
-    button.dataset.id = clip.id;
+    item.dataset.id = clip.id;
     Object.assign(video, { src: clip.url, muted: true, playsInline: true, loop: true, preload: "metadata", tabIndex: -1 });
     video.addEventListener("error", () => item.remove());  // the clip has expired
     button.addEventListener("pointerenter", () => video.play().catch(() => {}));
@@ -51,6 +52,6 @@ export class Clips {
 
   /** Marks the clip that is shown. */
   mark(id) {
-    for (const button of this.list.querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.id === id);
+    for (const item of this.list.children) item.firstChild.setAttribute("aria-pressed", item.dataset.id === id);
   }
 }

@@ -19,6 +19,8 @@ let running = null;
 /** Aborts the uploads and the submission, before there is a request to cancel. */
 let beginning = null;
 let saving = null;
+/** The clip that is shown, or was before the request that runs. */
+let shown = null;
 
 const key = () => $("key").value.trim();
 
@@ -57,6 +59,14 @@ function busy(on) {
   }
 }
 
+/** Shows the clip from before again, after a request that made none. */
+function back() {
+  $("state").textContent = "";
+  busy(false);
+  if (shown) showClip(shown);
+  else player.clear();
+}
+
 function show(state) {
   const ahead = state.queue_position;
   if (state.status === "IN_QUEUE") $("state").textContent = ahead ? `waiting, ${ahead} ahead` : "waiting";
@@ -85,6 +95,7 @@ async function showCode(input) {
 /** Shows a clip, and the code that makes it again if this browser knows its input. */
 async function showClip(clip) {
   if (running || beginning) return;
+  shown = clip;
   $("download").href = clip.url;
   $("download").download = clip.url.split("/").at(-1);
   $("used-seed").value = clip.seed;
@@ -99,22 +110,25 @@ async function follow(id) {
   running = id;
   sessionStorage.setItem("request", id);
   busy(true);
-  let clip = null;
+  let failure = null;
   try {
     await watch(key(), id, show);
     const made = await result(key(), id);
     await remember(id, { url: made.video.url, seed: made.seed });
-    clip = await known(id);
+    shown = await known(id);
+    await clips.show(key());
   } catch (error) {
-    $("state").textContent = "";
-    fail(error);
+    failure = error;
   }
   sessionStorage.removeItem("request");
   running = null;
-  busy(false);
-  if (!clip) return player.clear();
-  await clips.show(key());
-  await showClip(clip);
+  if (failure) {
+    back();
+    fail(failure);
+  } else {
+    busy(false);
+    await showClip(shown);
+  }
 }
 
 /** Moves a narrow screen, where the clip is below the form, to progress and clip. */
@@ -122,18 +136,28 @@ function look() {
   if (!matchMedia("(min-width: 62rem)").matches) $("result").scrollIntoView();
 }
 
+/** Returns the input without its keyframes, or nothing after it has shown what is wrong. */
+function checked() {
+  try {
+    const clash = keyframes.clash();
+    if (clash !== undefined) throw wrong(`Two keyframes are on frame ${clash}.`);
+    return given();
+  } catch (error) {
+    fail(error);
+  }
+}
+
 async function make() {
   if (running || beginning) return;
   settle();
+  const input = checked();
+  if (!input) return;
   beginning = new AbortController();
   const { signal } = beginning;
+  saveNow();
+  busy(true);
+  look();
   try {
-    const input = given();
-    const clash = keyframes.clash();
-    if (clash !== undefined) throw wrong(`Two keyframes are on frame ${clash}.`);
-    saveNow();
-    busy(true);
-    look();
     for (const slot of keyframes.given()) {
       $("state").textContent = `uploading keyframe ${slot.slot + 1}`;
       input[`keyframe_${slot.slot}_image_url`] = await upload(key(), await slot.drawing.blob(), signal);
@@ -148,11 +172,9 @@ async function make() {
     beginning = null;
     await follow(request_id);
   } catch (error) {
-    $("state").textContent = "";
-    busy(false);
-    fail(signal.aborted ? new Error("Request was cancelled") : error);
-  } finally {
     beginning = null;
+    back();
+    fail(signal.aborted ? new Error("Request was cancelled") : error);
   }
 }
 
@@ -167,9 +189,9 @@ async function restore() {
   if (form) fill(form);
   if (drawings) await keyframes.restore(drawings);
   const left = sessionStorage.getItem("request");
-  const newest = await clips.show(key());
+  shown = await clips.show(key()) ?? null;
   if (left) await follow(left);
-  else if (newest) await showClip(newest);
+  else if (shown) await showClip(shown);
 }
 
 takeKey();
@@ -192,7 +214,10 @@ $("reuse").addEventListener("click", () => {
 });
 for (const button of document.querySelectorAll(".copy")) {
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText($(button.dataset.of).textContent);
+    const code = $(button.dataset.of);
+    getSelection().selectAllChildren(code);
+    if (navigator.clipboard) await navigator.clipboard.writeText(code.textContent);
+    else document.execCommand("copy");  // a page over http on another machine has no clipboard
     button.textContent = "Copied";
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });

@@ -1,6 +1,9 @@
 // Plays a clip in its own pixels, with a scrubber that shows the frame.
 import { FRAMES } from "./timeline.js";
 
+/** The largest part of the window's height that a clip takes. */
+const HEIGHT = 0.7;
+
 export class Player {
   constructor(screen, controls) {
     this.screen = screen;
@@ -73,16 +76,16 @@ export class Player {
     this.button.setAttribute("aria-label", paused ? "Play" : "Pause");
   }
 
-  /** Scales clip and preview by whole numbers of the screen's pixels, if they are smaller than the box. */
+  /** Scales clip and preview by whole numbers of the screen's pixels, or down to the room that there is. */
   fit() {
     const { video, preview, screen } = this;
-    const box = screen.clientWidth * devicePixelRatio;
+    const side = Math.min(screen.clientWidth, HEIGHT * innerHeight), box = side * devicePixelRatio;
     for (const [picture, width, height] of [
       [video, video.videoWidth, video.videoHeight], [preview, preview.naturalWidth, preview.naturalHeight],
     ]) {
       if (!width) continue;
       const whole = Math.floor(box / Math.max(width, height));
-      picture.style.width = `${whole ? whole * width / devicePixelRatio : screen.clientWidth}px`;
+      picture.style.width = `${whole ? whole * width / devicePixelRatio : side * width / Math.max(width, height)}px`;
       picture.classList.toggle("pixelated", whole > 1);
     }
   }

@@ -32,7 +32,7 @@ def test_a_clip_in_its_own_pixels_with_a_scrubber(page: Any, stub: Server) -> No
     page.fill("#prompt", "a")
     page.click("#submit")
     page.wait_for_selector("#video", state="visible")
-    page.wait_for_function("document.querySelector('#video').videoWidth === 64")
+    page.wait_for_selector("#video.pixelated")
     size = page.locator("#video").evaluate(
         "one => [one.offsetWidth / one.videoWidth, one.offsetHeight / one.videoHeight]"
     )
@@ -73,6 +73,14 @@ def test_a_phone_moves_to_progress_and_clip(page: Any, stub: Server) -> None:
     page.wait_for_selector("#video", state="visible")
     box = page.locator("#player").bounding_box()
     assert box["y"] + box["height"] <= PHONE["height"]
+    made = page.get_attribute("#video", "src")
+    page.fill("#prompt", "fail")
+    page.click("#submit")
+    page.wait_for_selector("#error", state="visible")
+    box = page.locator("#error").bounding_box()
+    assert 0 <= box["y"] <= PHONE["height"] - box["height"], "the error can be seen"
+    page.wait_for_selector("#video", state="visible")
+    assert page.get_attribute("#video", "src") == made, "the clip from before is there again"
 
 
 def test_no_width_scrolls_sideways(page: Any, stub: Server) -> None:
