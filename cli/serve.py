@@ -42,6 +42,9 @@ def serve(
     bundle: Annotated[
         str | None, typer.Option(help="A folder from `export`, or its fsspec URL; the demo bundle by default.")
     ] = None,
+    endpoint: Annotated[
+        str, typer.Option(metavar="OWNER/NAME", help="The name that clients call.")
+    ] = "fal-ai/animatediff-sparsectrl-lcm",
     backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a runner on the CPU; all cores but one.")] = None,
@@ -88,6 +91,7 @@ def serve(
         allow_private=tuple(allow_private or ()),
         queue_port=queue_port,
         tls_port=tls_port,
+        endpoint=endpoint,
         bundle=bundle,
         backend=backend,
         precision=precision,

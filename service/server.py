@@ -53,7 +53,7 @@ def open_service(settings: Settings, runner: Runner | None = None) -> Service:
     Allowed.parse(settings.allow_private)
     settings.data.mkdir(0o700, parents=True, exist_ok=True)
     files = open_files(settings.files_url)
-    store = SqlStore(settings.database_url)
+    store = SqlStore(settings.database_url, settings.endpoint)
     owner_lock = _lock_owner(settings, store)
     store.make_shrinkable()
     metrics = Metrics()

@@ -11,6 +11,9 @@ from ..runtime.errors import InvalidRequest
 SQLITE = "service.sqlite3"
 MIB = 2**20
 _ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TAKEN = {"api", "comfy", "docs", "files", "page", "queue", "storage", "tokens", "workflows"}
+"""First parts of paths that have another meaning, here or in fal's clients."""
 DAY = 86_400.0
 
 
@@ -23,7 +26,7 @@ class Settings:
         database: SQLAlchemy URL; None means SQLite in `data`.
         files: fsspec URL for uploads and clips; None means a folder in `data`.
         public_url: scheme and authority of the URLs in responses; None means those that the caller used.
-        endpoint: the name that clients call.
+        endpoint: the name that clients call. Servers that share a database each work on the queue of theirs.
         anonymous: whether to accept calls without a key.
         docs: whether to serve Swagger UI at /docs.
         extensions: whether inputs may have the fields of `ExtendedInput`.
@@ -130,6 +133,11 @@ class Settings:
     free_bytes: int = 256 * MIB
 
     def __post_init__(self) -> None:
+        owner, _, alias = self.endpoint.partition("/")
+        if not (_NAME.fullmatch(owner) and _NAME.fullmatch(alias)) or owner in TAKEN or len(self.endpoint) > 255:
+            raise InvalidRequest(
+                "endpoint", f"{self.endpoint!r} is not allowed", "give OWNER/NAME, such as me/portraits"
+            )
         if self.public_url is not None and not _ORIGIN.fullmatch(self.public_url):
             reason = f"{self.public_url!r} is not allowed"
             raise InvalidRequest("public_url", reason, "give http(s)://HOST or http(s)://HOST:PORT")

@@ -1,7 +1,4 @@
 // The part of fal's protocol that the page needs.
-export const APP = "fal-ai/animatediff-sparsectrl-lcm";
-const QUEUE = `/queue/${APP}`;
-
 /** An error response: a message, and the wrong fields of the input. */
 export class ApiError extends Error {
   constructor(status, body) {
@@ -47,8 +44,12 @@ export async function result(key, id) {
 /** Returns the last clips of a key, newest first: id, url, seed, and when each was made, in seconds since 1970. */
 export const clips = async key => (await (await call(key, "/page/clips.json")).json()).clips;
 
-/** Returns the server's description of itself: its https port, and its runners with their states. */
+/** Returns the server's description of itself: its endpoint, its https port, and its runners with their states. */
 export const about = async () => (await call("", "/page/about.json")).json();
+
+/** The endpoint's name. */
+export const APP = (await about()).endpoint;
+const QUEUE = `/queue/${APP}`;
 
 /** Calls `onState` with every state of a request until it has ended. Reconnects if the stream breaks. */
 export async function watch(key, id, onState) {

@@ -31,7 +31,7 @@ router = APIRouter()
 async def about(service: CurrentService) -> Response:
     """Returns what the page cannot know by itself."""
     runners = [{"name": runner.name, "state": runner.state} for runner in service.runner.runners]
-    known = {"tls_port": service.settings.tls_port, "runners": runners}
+    known = {"endpoint": service.settings.endpoint, "tls_port": service.settings.tls_port, "runners": runners}
     return Json(known, headers={"Cache-Control": "no-cache"})
 
 

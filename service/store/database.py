@@ -55,6 +55,7 @@ class Database:
 
     Args:
         url: SQLAlchemy URL. One server at a time may use SQLite, several may share PostgreSQL.
+        endpoint: the endpoint whose queue the server works on. Everything else is that of all servers.
 
     Raises:
         InvalidRequest: the URL is invalid or of another kind, its driver is not installed, or as `schema.upgrade`.
@@ -65,7 +66,8 @@ class Database:
         deadline: set while the server ends: calls then take no longer.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, endpoint: str = tables.ENDPOINT) -> None:
+        self.endpoint = endpoint
         self.deadline = Deadline()
         self.engine = _engine(url, self.deadline)
         self.shared = self.engine.dialect.name != "sqlite"

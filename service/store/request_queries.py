@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Text, delete, func, insert, li
 from . import tables
 from .database import Database
 from .key_quota import check_quota, lock_name
-from .queue_order import IN_ORDER, TURNS, close_gaps, count_ahead, next_turn
+from .queue_order import TURNS, close_gaps, count_ahead, in_order, next_turn
 from .records import FileRow, LogRow, NewRequest, Outcome, RequestRow, Submitted
 from .request_rows import (
     CANCELLED,
@@ -83,10 +83,10 @@ class Requests(Database):
                 if connection.execute(own).scalar_one() >= key_limit:
                     raise QueueFull(f"{key_limit} requests of this key are waiting already")
             row = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
-            turn = next_turn(connection, new.key_id, new.priority)
-            ahead = count_ahead(connection, new.priority, turn) if outcome is None else 0
+            turn = next_turn(connection, self.endpoint, new.key_id, new.priority)
+            ahead = count_ahead(connection, self.endpoint, new.priority, turn) if outcome is None else 0
             row |= {"state": "queued", "attempts": 0, "crashes": 0, "cancelled": False, "turn": turn}
-            row |= {"input": literal(given, Text), "input_bytes": len(given)}
+            row |= {"input": literal(given, Text), "input_bytes": len(given), "endpoint": self.endpoint}
             connection.execute(insert(requests).values(row))
             if outcome is not None:
                 end_request(connection, new.id, new.webhook, outcome, new.created_at)
@@ -106,14 +106,14 @@ class Requests(Database):
         return None if row is None else (row.input, row.base_url)
 
     def waiting(self) -> list[str]:
-        """Returns the ids of waiting requests, the next one first."""
+        """Returns the ids of the endpoint's waiting requests, the next one first."""
         with self._read() as connection:
-            return list(connection.execute(IN_ORDER).scalars())
+            return list(connection.execute(in_order(self.endpoint)).scalars())
 
     def ahead(
         self, limit: int, now: float, known: Collection[str] = (), without_keys: Collection[str] = ()
     ) -> dict[str, str]:
-        """Returns the next requests that may still be started, in order: request id -> API key.
+        """Returns the endpoint's next requests that may still be started, in order: request id -> API key.
 
         Args:
             limit: most requests to return.
@@ -122,7 +122,7 @@ class Requests(Database):
             without_keys: API keys of which only `known` requests are included.
         """
         included = or_(requests.c.key_id.not_in(without_keys), requests.c.id.in_(known))
-        query = IN_ORDER.add_columns(requests.c.key_id).where(in_time(now), included).limit(limit)
+        query = in_order(self.endpoint).add_columns(requests.c.key_id).where(in_time(now), included).limit(limit)
         with self._read() as connection:
             return dict(row._tuple() for row in connection.execute(query))
 
@@ -273,8 +273,9 @@ class Requests(Database):
         return list(ids)
 
     def counts(self) -> dict[str, int]:
-        """Returns the number of `queued` and `running` requests."""
-        query = select(requests.c.state, func.count()).where(requests.c.state != "done").group_by(requests.c.state)
+        """Returns the number of the endpoint's `queued` and `running` requests."""
+        counted = requests.c.state.in_(("queued", "running")) & (requests.c.endpoint == self.endpoint)
+        query = select(requests.c.state, func.count()).where(counted).group_by(requests.c.state)
         with self._read() as connection:
             return {"queued": 0, "running": 0} | dict(row._tuple() for row in connection.execute(query))
 
@@ -292,5 +293,5 @@ def _first(connection: Connection, new: NewRequest) -> Submitted | None:
         return None
     if first.fingerprint != new.fingerprint:
         raise OtherInput
-    ahead = count_ahead(connection, first.priority, first.turn) - 1 if first.state == "queued" else 0
+    ahead = count_ahead(connection, first.endpoint, first.priority, first.turn) - 1 if first.state == "queued" else 0
     return Submitted(first.id, first.key_id, max(ahead, 0), is_new=False)

@@ -41,6 +41,8 @@ class Json(TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
+ENDPOINT = "fal-ai/animatediff-sparsectrl-lcm"
+"""The endpoint of requests from before the database recorded it, and of servers that name no other."""
 Counter = BigInteger().with_variant(Integer, "sqlite")  # SQLite assigns row numbers only to an INTEGER key
 metadata = MetaData()
 
@@ -78,8 +80,9 @@ requests = Table(
     Column("idempotency_key", String(255)),
     Column("fingerprint", String(64)),
     Column("input_bytes", BigInteger),  # null if the input is
-    Index("requests_in_order", "state", "priority", "turn", "sequence"),
-    Index("requests_of_key", "key_id", "state", "priority", "turn"),
+    Column("endpoint", String(255), nullable=False, server_default=ENDPOINT),
+    Index("requests_in_order", "state", "endpoint", "priority", "turn", "sequence"),
+    Index("requests_of_key", "key_id", "state", "endpoint", "priority", "turn"),
     sqlite_autoincrement=True,
 )
 unstarted = (requests.c.state == "done") & requests.c.started_at.is_(None)

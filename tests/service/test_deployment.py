@@ -41,6 +41,8 @@ def nginx(stub: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ht
         ("# ssl_certificate /etc/letsencrypt/live/clips.example.com/fullchain.pem", f"ssl_certificate {certificate}"),
         ("# ssl_certificate_key /etc/letsencrypt/live/clips.example.com/privkey.pem", f"ssl_certificate_key {key}"),
         ("server 127.0.0.1:8000;", f"server 127.0.0.1:{stub.port};"),
+        ("# location ~ ^/(queue/)?me/portraits", "location ~ ^/(queue/)?me/portraits"),
+        ("http://127.0.0.1:8010", f"http://127.0.0.1:{ports()[0]}"),
     ):
         assert sample.count(written) == 1, written
         sample = sample.replace(written, here)
@@ -94,6 +96,12 @@ def test_events_arrive_while_the_clip_is_made(nginx: httpx.Client, stub: Server)
 def test_metrics_are_closed(nginx: httpx.Client, stub: Server, path: str) -> None:
     assert httpx.get(stub.url + "/metrics", headers=stub.headers()).status_code == 200
     assert nginx.get(f"{nginx.base_url}{path}").status_code == 404
+
+
+@pytest.mark.parametrize(("path", "status"), [("", 502), ("/requests/1/status", 502), ("2", 404)])
+def test_a_further_bundle_has_a_server_of_its_own(nginx: httpx.Client, path: str, status: int) -> None:
+    for prefix in ("/me/portraits", "/queue/me/portraits"):
+        assert nginx.get(f"{prefix}{path}").status_code == status  # 502: no server listens there
 
 
 def settings_of(unit: Path) -> dict[str, str]:

@@ -1,0 +1,85 @@
+"""Servers with different bundles on one database: each endpoint has a queue of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sparsectrl_lcm.runtime.errors import InvalidRequest
+from sparsectrl_lcm.service.app import create_app
+from sparsectrl_lcm.service.server import open_service
+from sparsectrl_lcm.service.settings import Settings
+from sparsectrl_lcm.service.store import NewRequest, SqlStore, tables
+from starlette.testclient import TestClient
+
+from .test_dispatch import StandIn
+
+OTHER = "me/portraits"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[SqlStore, SqlStore]]:
+    """The stores of two servers with different endpoints."""
+    shared = request.param == "postgresql"
+    url = request.getfixturevalue("database") if shared else f"sqlite:///{tmp_path / 'a.sqlite3'}"
+    pair = SqlStore(url), SqlStore(url, OTHER)
+    with pair[0].engine.begin() as connection:
+        connection.execute(tables.requests.delete())
+    yield pair
+    for store in pair:
+        store.close()
+
+
+def submit(store: SqlStore, *names: str) -> list[int]:
+    """Submits requests whose key is the first letter of the name; returns how many wait ahead of each."""
+    new = [NewRequest(name, name[0], {"prompt": name}, 1.0, "http://x") for name in names]
+    return [store.submit(each, limit=100, key_limit=100).ahead for each in new]
+
+
+def test_each_server_works_on_its_own_queue(stores: tuple[SqlStore, SqlStore]) -> None:
+    one, other = stores
+    assert submit(one, "a1", "a2", "b1") == [0, 1, 1]
+    assert submit(other, "a3", "b2", "a4") == [0, 1, 2]
+    assert (one.waiting(), list(other.ahead(9, 2.0))) == (["a1", "b1", "a2"], ["a3", "b2", "a4"])
+    assert (one.counts(), other.counts()) == ({"queued": 3, "running": 0},) * 2
+    assert other.claim("a3", "server", 2.0, 30.0) is not None
+    assert (one.counts()["running"], other.counts()) == (0, {"queued": 2, "running": 1})
+    assert submit(one, "c1") == [2]  # the turn that runs is that of its own queue
+
+
+def test_a_cancelled_request_moves_only_those_of_its_queue(stores: tuple[SqlStore, SqlStore]) -> None:
+    one, other = stores
+    submit(one, "a1", "a2", "b1", "b2")
+    submit(other, "a3", "a4", "b3", "b4")
+    assert one.cancel("a1", 2.0) == "ended"
+    assert one.waiting() == ["a2", "b1", "b2"]
+    assert other.waiting() == ["a3", "b3", "a4", "b4"]
+
+
+def test_any_server_knows_the_requests_of_all(stores: tuple[SqlStore, SqlStore]) -> None:
+    one, other = stores
+    submit(other, "a1")
+    row = one.get("a1")
+    assert row is not None and row.state == "queued"
+
+
+def test_the_name_is_in_the_paths_the_page_and_the_schema(tmp_path: Path) -> None:
+    service = open_service(Settings(tmp_path, anonymous=True, endpoint=OTHER), StandIn())
+    client = TestClient(create_app(service))
+    submitted: dict[str, Any] = client.post(f"/queue/{OTHER}", json={"prompt": "a"}).raise_for_status().json()
+    assert submitted["status_url"].startswith(f"http://testserver/queue/{OTHER}/requests/")
+    assert client.get(submitted["status_url"]).json()["status"] == "IN_QUEUE"
+    assert client.post("/fal-ai/animatediff-sparsectrl-lcm", json={"prompt": "a"}).status_code == 404
+    assert client.get("/page/about.json").json()["endpoint"] == OTHER
+    assert f"/{OTHER}" in client.get("/openapi.json").json()["paths"]
+    assert service.store.waiting() == [submitted["request_id"]]
+    service.store.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["portraits", "me/", "/me", "me/a/b", "queue/me", "files/me", "me/a b", "../me", "me/" + "a" * 300]
+)
+def test_names_that_cannot_be_served(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        Settings(tmp_path, endpoint=name)
+    assert refused.value.field == "endpoint"
