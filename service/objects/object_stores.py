@@ -47,6 +47,11 @@ class Files(Protocol):
         ...
 
 
+def on_every_machine(url: str) -> bool:
+    """Whether a store is the same on every machine: an object store of the network rather than a folder or memory."""
+    return url.partition("://")[0] in _WHOLE
+
+
 def open_files(url: str) -> Files:
     """Opens the store at a path, a file:// URL or any URL that fsspec knows (memory://, s3://bucket/prefix).
 

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ...runtime.errors import first_line
 from .. import clock
 from ..components import Service
+from ..objects.object_stores import on_every_machine
 from ..objects.stored_files import announced_clip, file_url, store_clip
 from ..protocol.clip_input import INPUT_FIELDS
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
@@ -204,14 +206,23 @@ class Dispatcher:
         return failed(infrastructure_error("runner_server_error", "The runner died while it made the clip"))
 
     async def _make(self, view: View, prepared: Prepared) -> Outcome:
+        assert view.clip is not None
         check_clip_size(self.service, prepared.job.options)
-        made = await self._run_job(view, prepared.job)
+        files_url = self.service.settings.files_url
+        place = (files_url, view.clip.object_name) if on_every_machine(files_url) else None
+        made = await self._run_job(view, replace(prepared.job, place=place))
         for stage, seconds in made.timings.items():
             self.service.metrics.stages.labels(stage).observe(seconds)
-        video = await self._keep_clip(view, prepared.job.output)
+        if made.stored is None:
+            await self._keep_clip(view, prepared.job.output)
+        else:
+            view.clip = replace(view.clip, size=made.stored)
         seed = made.seed if prepared.seed is None else prepared.seed
         self.service.metrics.clips.labels(made.runner).inc()
         self._board.log(view, _summary(made), "INFO", {"fraction": "1"})
+        file = view.clip
+        video: dict[str, Any] = {"url": file_url(view.row.base_url, file), "content_type": file.content_type}
+        video |= {"file_name": file.name, "file_size": file.size}
         return Outcome(200, {"video": video, "seed": seed}, seconds=round(made.seconds, 4))
 
     async def _run_job(self, view: View, job: Job) -> Made:
@@ -237,26 +248,21 @@ class Dispatcher:
 
         return listen
 
-    async def _keep_clip(self, view: View, clip: Path) -> dict[str, Any]:
-        """Stores a clip. Retries while the database or the object store fails or is full: the clip is made."""
+    async def _keep_clip(self, view: View, clip: Path) -> None:
+        """Stores a clip. Retries while the object store fails or is full: the clip is made."""
+        assert view.clip is not None
         again = waits()
         while True:
             try:
-                return await asyncio.to_thread(self._store_clip, view, clip)
-            except (*STORE_FAILURES, OSError, ServiceError) as error:
-                if not clip.exists() or (isinstance(error, ServiceError) and error.status != 507):
+                view.clip = await asyncio.to_thread(store_clip, self.service, view.clip, clip)
+                return
+            except (OSError, ServiceError) as error:
+                if not clip.exists():
                     raise
                 wait = next(again)
-                if not isinstance(error, STORE_FAILURES):
-                    extra = {"request_id": view.row.id, "seconds": wait}
-                    log.warning("a clip could not be stored, and is tried again: %s", first_line(error), extra=extra)
+                extra = {"request_id": view.row.id, "seconds": wait}
+                log.warning("a clip could not be stored, and is tried again: %s", first_line(error), extra=extra)
             await asyncio.sleep(wait)
-
-    def _store_clip(self, view: View, clip: Path) -> dict[str, Any]:
-        assert view.clip is not None
-        file = view.clip = store_clip(self.service, view.clip, clip)
-        url = file_url(view.row.base_url, file)
-        return {"url": url, "content_type": file.content_type, "file_name": file.name, "file_size": file.size}
 
 
 def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:

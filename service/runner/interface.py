@@ -27,6 +27,8 @@ class Job:
         conditioning: equal for jobs that share what `VideoPipeline` keeps for the next seed: text and residuals.
         previews: whether to send previews: after each step, and of each part of the frames when it is decoded.
         fps: frames per second of the file.
+        place: URL of an object store and name of the object that the clip is to become. A runner on another machine may
+            write it there itself instead of to `output`. None if the store is not the same on every machine.
     """
 
     id: str
@@ -36,23 +38,26 @@ class Job:
     conditioning: str = ""
     previews: bool = False
     fps: float = 8.0
+    place: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A clip, which is at `Job.output`.
+    """A clip, which is at `Job.output`, or at `Job.place`.
 
     Attributes:
         seed: the seed used.
         seconds: time from reading the keyframes to the finished file.
         timings: seconds per stage, as `Clip.timings`.
         runner: name of the runner that made it.
+        stored: bytes of the clip if it is at `Job.place`.
     """
 
     seed: int
     seconds: float
     timings: dict[str, float]
     runner: str = ""
+    stored: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ def _ray_pool(settings: "Settings") -> Runner:
         gpus=settings.gpus_per_replica,
         setup={"pipeline": settings.pipeline, "options": options, "image_pixels": settings.image_pixels},
         step_seconds=settings.step_seconds,
+        start_seconds=settings.start_seconds,
     )
 
 

@@ -1,12 +1,14 @@
 """A runner on a Ray cluster: the class whose replicas Ray Serve places, restarts and scales."""
 
 import asyncio
+import logging
 import os
 import threading
 import time
 import traceback
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,29 +16,63 @@ from typing import Any
 from ray import serve
 from ray.util import get_node_ip_address
 
-from ...runtime.errors import DeviceLost
+from ...runtime.errors import DeviceLost, first_line
+from ..objects.object_stores import open_files
 from .clip_jobs import Jobs, about
 from .process_main import load
 from .runner_pool import KEPT
 
+GATHER_SECONDS = 0.05
+"""Messages that come within this time travel together; the last one of a job does not wait."""
+LAST = ("made", "failed")
+
+log = logging.getLogger(__package__)
+
 
 class _Channel:
-    """What one job says, and whether it was cancelled. The job runs in a thread, its reader in the event loop."""
+    """What one job says, and whether it was cancelled. The job runs in a thread, its reader in the event loop.
 
-    def __init__(self, clip: Path) -> None:
+    Args:
+        clip: the local file of the clip.
+        place: URL of an object store and name of the object that the clip becomes; None sends it by value.
+    """
+
+    def __init__(self, clip: Path, place: tuple[str, str] | None) -> None:
         self.cancelled = threading.Event()
-        self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.spoke_at = time.monotonic()
+        self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._clip = clip
+        self._place = place
         self._loop = asyncio.get_running_loop()
 
     def say(self, what: str, **values: Any) -> None:
         if what == "encoding":
             return
         if what == "made":
-            values["clip"] = self._clip.read_bytes()
+            values |= self._deliver()
         self.spoke_at = time.monotonic()
-        self._loop.call_soon_threadsafe(self.messages.put_nowait, {"say": what, **values})
+        self._loop.call_soon_threadsafe(self._messages.put_nowait, {"say": what, **values})
+
+    def _deliver(self) -> dict[str, Any]:
+        """Writes the clip to the object store and returns its size; if this node cannot, returns the clip."""
+        if self._place is not None:
+            url, name = self._place
+            try:
+                return {"stored": open_files(url).put(name, self._clip)}
+            except Exception as error:  # of the store's own library
+                log.warning("the server stores a clip, since this node cannot: %s", first_line(error))
+        return {"clip": self._clip.read_bytes()}
+
+    async def parts(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yields the messages, several at a time, until the job has ended."""
+        messages: list[dict[str, Any]] = []
+        while not messages or messages[-1]["say"] not in LAST:
+            messages = [await self._messages.get()]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_SECONDS):
+                    while messages[-1]["say"] not in LAST:
+                        messages.append(await self._messages.get())
+            yield messages
 
 
 class ClipReplica:
@@ -71,26 +107,33 @@ class ClipReplica:
         return conditioning
 
     async def make(
-        self, options: dict[str, Any], keyframes: list[tuple[int, bytes]], previews: bool, name: str, fps: float
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Makes a clip. Yields `begun` with the node, then the job's messages; `made` has the bytes of the `clip`.
+        self,
+        options: dict[str, Any],
+        keyframes: list[tuple[int, bytes]],
+        previews: bool,
+        name: str,
+        fps: float,
+        place: tuple[str, str] | None,
+    ) -> AsyncIterator[list[dict[str, Any]]]:
+        """Makes a clip. Yields `begun` with the node, then the job's messages, several at a time.
 
+        `made` has the size of the clip if it is `stored` at `place`, as `_Channel` takes it; otherwise the `clip`.
         If the stream is cancelled, the job ends at its next step.
         """
         if conditioning := serve.get_multiplexed_model_id():
             await self.keep(conditioning)
         with TemporaryDirectory() as folder:
-            files = [(index, str(Path(folder, f"keyframe-{place}"))) for place, (index, _) in enumerate(keyframes)]
+            files = [(index, str(Path(folder, f"keyframe-{number}"))) for number, (index, _) in enumerate(keyframes)]
             for (_, file), (_, content) in zip(files, keyframes, strict=True):
                 Path(file).write_bytes(content)
             clip = Path(folder, name)
-            job = self._job = _Channel(clip)
+            job = self._job = _Channel(clip, place)
             order = (job, options, files, str(clip), previews, fps)
             work = asyncio.get_running_loop().run_in_executor(self._thread, self._make, *order)
             try:
-                yield (message := {"say": "begun", "node": get_node_ip_address()})
-                while message["say"] not in ("made", "failed"):
-                    yield (message := await job.messages.get())
+                yield [{"say": "begun", "node": get_node_ip_address()}]
+                async for messages in job.parts():
+                    yield messages
             finally:
                 job.cancelled.set()
                 await asyncio.shield(work)  # the next job begins once this one has left the pipeline

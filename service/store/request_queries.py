@@ -201,14 +201,14 @@ class Requests(Database):
             The status, or None if the attempt is no longer the current one, for instance after a lost lease.
         """
         with self._write() as connection:
-            mine = lock_attempt(connection, row)
-            if mine is None:
-                return None
-            if mine.cancelled and outcome.status != CANCELLED:
-                outcome = cancellation("client_cancelled")
+            current = is_current(row), ~requests.c.cancelled
+            if not end_request(connection, row.id, row.webhook, outcome, now, *current):
+                if lock_attempt(connection, row) is None:
+                    return None
+                outcome = outcome if outcome.status == CANCELLED else cancellation("client_cancelled")
+                end_request(connection, row.id, row.webhook, outcome, now)
             add_logs(connection, row.id, lines)
-            end_request(connection, row.id, mine.webhook, outcome, now)
-            until = None if mine.object_seconds is None else now + mine.object_seconds
+            until = None if row.object_seconds is None else now + row.object_seconds
             end_clip(connection, clip, until, keep=outcome.status != CANCELLED)
             return outcome.status
 

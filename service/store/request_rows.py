@@ -104,17 +104,26 @@ def cancellation(reason: str) -> Outcome:
     return failure(CANCELLED, "Request was cancelled", reason)
 
 
-def end_request(connection: Connection, request_id: str, webhook: str | None, outcome: Outcome, now: float) -> None:
-    """Ends a request and deletes its input, which is no longer needed."""
+def end_request(
+    connection: Connection,
+    request_id: str,
+    webhook: str | None,
+    outcome: Outcome,
+    now: float,
+    *only: ColumnElement[bool],
+) -> bool:
+    """Ends a request and deletes its input, which is no longer needed. Returns False if a condition is not met."""
     values = {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
     values |= {"state": "done", "owner": None, "lease_until": None, "finished_at": now}
     values |= {"input": None, "input_bytes": None}
-    connection.execute(update(requests).where(requests.c.id == request_id).values(values))
+    if not connection.execute(update(requests).where(requests.c.id == request_id, *only).values(values)).rowcount:
+        return False
     if webhook is not None:
         host = (urlsplit(webhook).hostname or "")[:255]
         due = {"request_id": request_id, "url": webhook, "host": host, "attempts": 0, "next_at": now}
         key_id = select(requests.c.key_id).where(requests.c.id == request_id).scalar_subquery()
         connection.execute(insert(webhooks).values(due | {"key_id": key_id}))
+    return True
 
 
 def to_request(row: Any) -> RequestRow:

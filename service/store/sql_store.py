@@ -144,6 +144,12 @@ class SqlStore(Requests):
             key_limit: most webhooks of one key that are under way.
             most_seconds: longest wait. One that is due later was written by a clock that was set back, and is due now.
         """
+        with self._read() as connection:
+            if (
+                connection.execute(select(webhooks.c.next_at).where(webhooks.c.next_at.is_not(None)).limit(1)).first()
+                is None
+            ):
+                return []
         in_time = or_(webhooks.c.next_at <= now, webhooks.c.next_at > now + most_seconds)
         due = in_time & webhooks.c.host.not_in(busy_hosts)
         due &= webhooks.c.request_id.not_in([row.request_id for row in under_way])

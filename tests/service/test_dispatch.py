@@ -18,7 +18,6 @@ from sparsectrl_lcm.service.protocol.errors import field_error
 from sparsectrl_lcm.service.queue import dispatcher as dispatch
 from sparsectrl_lcm.service.queue import job_preparation as preparation
 from sparsectrl_lcm.service.queue import periodic_work, retries
-from sparsectrl_lcm.service.queue.dispatcher import Dispatcher
 from sparsectrl_lcm.service.queue.request_states import Board
 from sparsectrl_lcm.service.queue.submission import accept
 from sparsectrl_lcm.service.queue.views import View
@@ -322,13 +321,13 @@ def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int, m
 def test_what_was_cancelled_as_its_clip_was_stored_ends_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
         loop = asyncio.get_running_loop()
-        store = Dispatcher._store_clip
+        put = service.files.put
 
-        def cancelled_meanwhile(self: Dispatcher, view: Any, clip: Path) -> dict[str, Any]:
+        def cancelled_meanwhile(*given: Any) -> int:
             assert asyncio.run_coroutine_threadsafe(service.board.cancel("a"), loop).result(10)
-            return store(self, view, clip)
+            return put(*given)
 
-        monkeypatch.setattr(Dispatcher, "_store_clip", cancelled_meanwhile)
+        monkeypatch.setattr(service.files, "put", cancelled_meanwhile)
         await submit(service, "a")
         outcome = await ended(service, "a")
         assert (outcome.status, outcome.error_type) == (499, "client_cancelled")

@@ -1,0 +1,150 @@
+"""What a replica on Ray and its server say to each other, without a cluster."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import fsspec
+import pytest
+from sparsectrl_lcm.service.objects.object_stores import on_every_machine
+from sparsectrl_lcm.service.runner import JobFailed, Made, RunnerLost, Step
+from sparsectrl_lcm.service.runner import ray_replica as replica
+from sparsectrl_lcm.service.runner.ray_pool import RayPool
+
+from .test_runner import failure_of, ignore, job
+
+MADE = {"seed": 7, "seconds": 0.1, "timings": {"total": 0.1}}
+
+
+def step(number: int) -> dict[str, Any]:
+    return {"stage": "denoise", "step": number, "steps": 4, "fraction": number / 4}
+
+
+def said(scenario: Any, clip: Path, place: tuple[str, str] | None = None) -> list[list[dict[str, Any]]]:
+    """What travels of a job that says what the scenario says, in a thread as the pipeline does."""
+
+    async def main() -> list[list[dict[str, Any]]]:
+        channel = replica._Channel(clip, place)
+        talking = asyncio.create_task(asyncio.to_thread(scenario, channel.say))
+        async with asyncio.timeout(10):
+            parts = [part async for part in channel.parts()]
+        await talking
+        return parts
+
+    return asyncio.run(main())
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"the clip")
+    return path
+
+
+def test_messages_that_come_together_travel_together(monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
+    monkeypatch.setattr(replica, "GATHER_SECONDS", 5.0)
+
+    def talk(say: Any) -> None:
+        for number in range(3):
+            say("step", **step(number))
+        say("encoding")
+        say("made", **MADE)
+
+    (part,) = said(talk, clip)
+    assert [message["say"] for message in part] == ["step", "step", "step", "made"]
+    assert part[-1]["clip"] == b"the clip"
+    monkeypatch.setattr(replica, "GATHER_SECONDS", 0.0)
+    parts = said(talk, clip)
+    assert [message["say"] for part in parts for message in part] == ["step", "step", "step", "made"]
+
+
+def test_a_node_that_reaches_the_store_writes_the_clip_there(clip: Path) -> None:
+    ((made,),) = said(lambda say: say("made", **MADE), clip, ("memory://clips-of-nodes", "objects/a-1"))
+    assert made == {"say": "made", **MADE, "stored": len(b"the clip")}
+    assert fsspec.filesystem("memory").cat_file("/clips-of-nodes/objects/a-1") == b"the clip"
+
+
+def test_a_node_that_does_not_sends_the_clip(clip: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ((made,),) = said(lambda say: say("made", **MADE), clip, ("unknown://bucket", "objects/a-1"))
+    assert (made["clip"], "stored" in made) == (b"the clip", False)
+    assert caplog.messages[0].startswith("the server stores a clip, since this node cannot: files: unknown://")
+
+
+class Stream:
+    """The answer of a replica: its parts, then silence."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = self._parts(parts)
+        self.cancel = Mock()
+
+    async def _parts(self, parts: Any) -> AsyncIterator[Any]:
+        for part in parts:
+            yield part
+        await asyncio.sleep(60)
+
+    def __anext__(self) -> Any:
+        return self.parts.__anext__()
+
+
+def run(folder: Path, *parts: Any, on_event: Any = ignore, **limits: float) -> Any:
+    """The outcome of a job on a replica that answers so."""
+    options = {"step_seconds": 10.0, "start_seconds": 10.0, **limits}
+    pool = RayPool(address="auto", replicas=(1, 1), gpus=0, setup={"options": {}}, **options)
+    pool._handle = handle = Mock()
+    handle.options.return_value.make.remote.return_value = stream = Stream(*parts)
+
+    async def main() -> Any:
+        pool._supervisor = asyncio.create_task(asyncio.sleep(60))
+        async with asyncio.timeout(10):
+            made = pool.run(job(folder), on_event)
+            return await (made if parts and parts[-1][-1]["say"] == "made" else failure_of(made))
+
+    outcome = asyncio.run(main())
+    assert stream.cancel.called
+    return outcome
+
+
+BEGUN = [{"say": "begun", "node": "10.0.0.1"}]
+
+
+def test_a_clip_comes_by_value_or_is_stored(tmp_path: Path) -> None:
+    events: list[Any] = []
+    last = [{"say": "step", **step(1)}, {"say": "made", **MADE, "clip": b"the clip"}]
+    made = run(tmp_path, BEGUN, last, on_event=events.append)
+    assert (made, events) == (Made(**MADE, runner="10.0.0.1"), [Step(**step(1))])
+    assert (tmp_path / "job.mp4").read_bytes() == b"the clip"
+    made = run(tmp_path, BEGUN, [{"say": "made", **MADE, "stored": 8}])
+    assert made == Made(**MADE, runner="10.0.0.1", stored=8)
+
+
+def test_a_failed_job(tmp_path: Path) -> None:
+    failed = run(
+        tmp_path, BEGUN, [{"say": "failed", "kind": "failed", "message": "no", "field": None, "keyframe": None}]
+    )
+    assert isinstance(failed, JobFailed) and failed.message == "no"
+
+
+def test_a_replica_that_falls_silent_is_lost(tmp_path: Path) -> None:
+    lost = run(tmp_path, BEGUN, [{"say": "step", **step(1)}], step_seconds=0.1)
+    assert isinstance(lost, RunnerLost) and (lost.kind, lost.message) == ("hung", "the replica said nothing for 0.1 s")
+
+
+def test_a_job_that_no_replica_takes_waits_again(tmp_path: Path) -> None:
+    lost = run(tmp_path, start_seconds=0.1)
+    assert isinstance(lost, RunnerLost) and (lost.kind, lost.message) == (
+        "stopped",
+        "no replica took the job for 0.1 s",
+    )
+
+
+def test_stores_that_every_machine_reaches() -> None:
+    given = {
+        "s3://bucket/files": True,
+        "gs://bucket": True,
+        "/srv/files": False,
+        "file:///srv": False,
+        "memory://a": False,
+    }
+    assert {url: on_every_machine(url) for url in given} == given
