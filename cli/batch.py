@@ -42,16 +42,15 @@ def batch(
     from ..batch.run import run_batch
     from ..runtime import InvalidRequest, VideoPipeline
     from ..runtime.output.writers import ENDINGS
+    from ..service.runner.ray_cluster import check_pool_options, threads_of
     from .clips_bar import ClipsBar
 
     ending = f".{format.lower()}"
     if ending not in ENDINGS:
         allowed = ", ".join(name.removeprefix(".") for name in ENDINGS)
         raise InvalidRequest("format", f"{format!r} is not allowed", f"give {allowed}")
-    if pool not in ("local", "ray"):
-        raise InvalidRequest("pool", f"{pool!r} is not allowed", "give local or ray")
-    if pool == "local" and (ray_address, replicas, gpus_per_replica) != ("auto", 1, 1.0):
-        raise InvalidRequest("pool", "the local one takes no options of Ray", "give ray, or leave them out")
+    of_ray = {"ray_address": ray_address, "replicas": replicas, "gpus_per_replica": gpus_per_replica}
+    check_pool_options(pool, of_ray)
     options: dict[str, Any] = {"backend": backend, "precision": precision, "device": device, "threads": threads}
     in_file = requests != "-" and Path(requests).is_file()  # a pipe can be read only once
     pictures = Path(requests).parent if in_file else Path()
@@ -63,7 +62,6 @@ def batch(
         clips: ClipPool
         if pool == "ray":
             from ..batch.ray_pipelines import RayPipelines
-            from ..service.runner.ray_cluster import threads_of
 
             options["threads"] = threads_of(gpus_per_replica, threads)
             clips = RayPipelines(ray_address, replicas, gpus_per_replica, bundle, options)

@@ -1,7 +1,10 @@
 """Bundles in an object store: each machine fetches one once, into the cache of its user."""
 
 import hashlib
+import os
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from ...runtime.format.bundle import verify
 from ...runtime.format.manifest import read_manifest
 
 MANIFEST = "manifest.json"
+UNUSED_SECONDS = 30 * 86_400.0
+"""A version of a bundle that nobody has loaded for so long is deleted when another one has been fetched."""
 
 
 def is_url(bundle: Path | str | None) -> bool:
@@ -43,6 +48,8 @@ def local_bundle(bundle: str | None) -> str | None:
         version = _version(store, root, bundle)
         folder = Path(user_cache_path("sparsectrl-lcm"), "bundles", version)
         if folder.exists():
+            with suppress(OSError):  # another user's
+                os.utime(folder)  # when it was last loaded
             return str(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
@@ -51,11 +58,19 @@ def local_bundle(bundle: str | None) -> str | None:
                 if _version(store, root, bundle) != version:
                     raise BundleError("bundle", f"{bundle} changed while it was fetched", "start again")
                 part.rename(folder)
+                os.utime(folder)
+                _delete_unused(folder.parent)
     except BundleError:
         raise
     except Exception as error:  # of the store's own library
         raise BundleError("bundle", f"{bundle} cannot be fetched: {first_line(error)}") from None
     return str(folder)
+
+
+def _delete_unused(bundles: Path) -> None:
+    for folder in bundles.iterdir():
+        if folder.is_dir() and folder.stat().st_mtime < time.time() - UNUSED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_remote_manifest(bundle: str, folder: Path) -> Path:

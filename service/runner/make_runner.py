@@ -8,14 +8,12 @@ from .bundle_cache import absolute_bundle
 from .devices import runner_devices, runner_names
 from .interface import Runner
 from .local_runner import LocalRunner
-from .ray_cluster import check_address, check_gpus, threads_of
+from .ray_cluster import RAY_OPTIONS, check_pool_options, threads_of
 from .runner_pool import RunnerPool
 
 if TYPE_CHECKING:
     from ..settings import Settings
 
-POOLS = ("local", "ray")
-RAY_SETTINGS = ("ray_address", "replicas", "gpus_per_replica")
 _REPLICAS = re.compile(r"(\d+)(?:\.\.(\d+))?")
 
 
@@ -83,17 +81,10 @@ def check_pool(settings: "Settings") -> None:
     Raises:
         InvalidRequest: one is not allowed, or belongs to the other pool.
     """
-    if settings.pool not in POOLS:
-        raise InvalidRequest("pool", f"{settings.pool!r} is not allowed", f"give {' or '.join(POOLS)}")
-    check_gpus(settings.gpus_per_replica)
     parse_replicas(settings.replicas)
-    if settings.pool == "ray":
-        if settings.devices or settings.runners != 1:
-            name = "devices" if settings.devices else "runners"
-            raise InvalidRequest(name, "not allowed with Ray, which places the replicas", "give replicas")
-        check_address(settings.ray_address)
-        return
-    runner_devices(settings.devices, settings.runners)
-    for name in RAY_SETTINGS:
-        if getattr(settings, name) != type(settings).__dataclass_fields__[name].default:
-            raise InvalidRequest(name, "only for runners on Ray", "give pool ray, or leave it out")
+    check_pool_options(settings.pool, {name: getattr(settings, name) for name in RAY_OPTIONS})
+    if settings.pool == "local":
+        runner_devices(settings.devices, settings.runners)
+    elif settings.devices or settings.runners != 1:
+        name = "devices" if settings.devices else "runners"
+        raise InvalidRequest(name, "not allowed with Ray, which places the replicas", "give replicas")

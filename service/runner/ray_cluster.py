@@ -5,6 +5,7 @@ Ray is imported only here and in what this is called for.
 
 import logging
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from ...runtime.errors import BackendError, InvalidRequest, first_line
@@ -14,6 +15,31 @@ REACH_SECONDS = 5.0
 INSTALL = "pip install 'sparsectrl-lcm[ray]'"
 TOKEN = "if the cluster takes tokens, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the one of its head"
 """Ray reads them; by itself it takes the token of ~/.ray/auth_token for the address `auto` only."""
+
+
+POOLS = ("local", "ray")
+RAY_OPTIONS = {"ray_address": "auto", "replicas": "1", "gpus_per_replica": 1.0}
+"""The options of `serve` and `batch` that only Ray has, with their defaults."""
+
+
+def check_pool_options(pool: str, given: Mapping[str, Any]) -> None:
+    """Checks the name of a pool and Ray's options before Ray is imported.
+
+    Args:
+        pool: the name.
+        given: the values of `RAY_OPTIONS`.
+
+    Raises:
+        InvalidRequest: one is not allowed, or given for the local pool.
+    """
+    if pool not in POOLS:
+        raise InvalidRequest("pool", f"{pool!r} is not allowed", f"give {' or '.join(POOLS)}")
+    check_gpus(given["gpus_per_replica"])
+    if pool == "ray":
+        return check_address(given["ray_address"])
+    for name, default in RAY_OPTIONS.items():
+        if str(given[name]) != str(default):
+            raise InvalidRequest(name, "only for runners on Ray", "give pool ray, or leave it out")
 
 
 def check_address(address: str) -> None:

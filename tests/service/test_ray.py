@@ -18,10 +18,9 @@ import pytest
 from PIL import Image
 from sparsectrl_lcm.batch import ray_pipelines
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.runtime import BackendError, BundleError, InvalidRequest
+from sparsectrl_lcm.runtime import BackendError, InvalidRequest
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.runner import Event, Job, JobFailed, Made, Preview, RunnerLost, Step
-from sparsectrl_lcm.service.runner.bundle_cache import local_bundle
 from sparsectrl_lcm.service.runner.make_runner import check_pool
 from sparsectrl_lcm.service.runner.ray_cluster import join_cluster
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
@@ -272,7 +271,7 @@ def test_wrong_settings(given: dict[str, Any], told: str, tmp_path: Path) -> Non
 
 def test_a_local_batch_takes_no_options_of_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["batch", "none.jsonl", "-o", str(tmp_path / "out"), "--replicas", "2"]) == 2
-    assert "--pool: the local one takes no options of Ray; give ray, or leave them out" in capsys.readouterr().err
+    assert "--replicas: only for runners on Ray; give pool ray, or leave it out" in capsys.readouterr().err
 
 
 def test_without_a_cluster_it_ends_in_one_line(tmp_path: Path) -> None:
@@ -298,46 +297,3 @@ def test_a_head_that_wants_a_token_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert "did not let this process in (Failed to connect to Ray cluster" in told
     assert told.endswith("set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the one of its head")
     assert "RAY_AUTH_TOKEN" in refuse(ray.exceptions.AuthenticationError("No token was found. Do"))
-
-
-def test_a_bundle_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import fsspec
-
-    monkeypatch.setattr("sparsectrl_lcm.service.runner.bundle_cache.user_cache_path", lambda _: tmp_path)
-    store = fsspec.filesystem("memory")
-    store.put(f"{demo_bundle()}/", "/bundles/demo/", recursive=True)
-    folder = local_bundle("memory://bundles/demo")
-    assert folder is not None
-    here = {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-    demo = {path.relative_to(demo_bundle()): path.read_bytes() for path in demo_bundle().rglob("*") if path.is_file()}
-    assert here == demo
-    store.rm("/bundles/demo/onnx", recursive=True)
-    assert local_bundle("memory://bundles/demo") == folder  # the manifest is unchanged
-    manifest = store.cat_file("/bundles/demo/manifest.json")
-    store.pipe_file("/bundles/demo/manifest.json", manifest + b"\n")
-    with pytest.raises(BundleError, match="'onnx/.*' in .* is missing"):
-        local_bundle("memory://bundles/demo")
-    assert folder.startswith(str(tmp_path))
-
-
-def test_a_bundle_that_changes_while_it_is_fetched_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import fsspec
-
-    monkeypatch.setattr("sparsectrl_lcm.service.runner.bundle_cache.user_cache_path", lambda _: tmp_path)
-    store = fsspec.filesystem("memory")
-    store.put(f"{demo_bundle()}/", "/bundles/changing/", recursive=True)
-    first = store.cat_file("/bundles/changing/manifest.json")
-    get = type(store).get
-
-    def changed(self: Any, *given: Any, **named: Any) -> None:
-        store.pipe_file("/bundles/changing/manifest.json", first + b"\n")
-        get(self, *given, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(store), "get", changed)
-        with pytest.raises(BundleError, match="changed while it was fetched; start again"):
-            local_bundle("memory://bundles/changing")
-    store.pipe_file("/bundles/changing/manifest.json", first)  # as after a rollback
-    folder = local_bundle("memory://bundles/changing")
-    assert folder is not None
-    assert Path(folder, "manifest.json").read_bytes() == first

@@ -1,0 +1,62 @@
+"""Bundles in an object store are fetched once, whole, and deleted when nobody loads them any more."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sparsectrl_lcm.runtime import BundleError
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+from sparsectrl_lcm.service.runner.bundle_cache import local_bundle
+
+
+def test_a_bundle_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import fsspec
+
+    monkeypatch.setattr("sparsectrl_lcm.service.runner.bundle_cache.user_cache_path", lambda _: tmp_path)
+    store = fsspec.filesystem("memory")
+    store.put(f"{demo_bundle()}/", "/bundles/demo/", recursive=True)
+    folder = local_bundle("memory://bundles/demo")
+    assert folder is not None
+    here = {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    demo = {path.relative_to(demo_bundle()): path.read_bytes() for path in demo_bundle().rglob("*") if path.is_file()}
+    assert here == demo
+    store.rm("/bundles/demo/onnx", recursive=True)
+    assert local_bundle("memory://bundles/demo") == folder  # the manifest is unchanged
+    manifest = store.cat_file("/bundles/demo/manifest.json")
+    store.pipe_file("/bundles/demo/manifest.json", manifest + b"\n")
+    with pytest.raises(BundleError, match="'onnx/.*' in .* is missing"):
+        local_bundle("memory://bundles/demo")
+    assert folder.startswith(str(tmp_path))
+
+
+def test_a_bundle_that_changes_while_it_is_fetched_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import fsspec
+
+    monkeypatch.setattr("sparsectrl_lcm.service.runner.bundle_cache.user_cache_path", lambda _: tmp_path)
+    store = fsspec.filesystem("memory")
+    store.put(f"{demo_bundle()}/", "/bundles/changing/", recursive=True)
+    first = store.cat_file("/bundles/changing/manifest.json")
+    get = type(store).get
+
+    def changed(self: Any, *given: Any, **named: Any) -> None:
+        store.pipe_file("/bundles/changing/manifest.json", first + b"\n")
+        get(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "get", changed)
+        with pytest.raises(BundleError, match="changed while it was fetched; start again"):
+            local_bundle("memory://bundles/changing")
+    store.pipe_file("/bundles/changing/manifest.json", first)  # as after a rollback
+    folder = local_bundle("memory://bundles/changing")
+    assert folder is not None
+    assert Path(folder, "manifest.json").read_bytes() == first
+    store.pipe_file("/bundles/changing/manifest.json", first + b"\n")
+    os.utime(folder, (0, 0))
+    second = local_bundle("memory://bundles/changing")
+    assert not Path(folder).exists()  # nobody has loaded it for a month
+    os.utime(folder := str(second), (0, 0))
+    assert local_bundle("memory://bundles/changing") == folder  # loaded now
+    store.pipe_file("/bundles/changing/manifest.json", first)
+    assert local_bundle("memory://bundles/changing") != folder
+    assert Path(folder).exists()
