@@ -15,7 +15,8 @@ from ... import __version__
 from ...runtime.errors import BackendError, SparseCtrlLcmError, first_line
 from .interface import Job, JobFailed, Made, OnEvent, RunnerLost, RunnerState, RunnerStatus
 from .messages import event_of, notify
-from .ray_cluster import join_cluster, needs_of, reason_in
+from .ray_cluster import join_cluster, reason_in
+from .ray_deployment import deploy_once
 
 log = logging.getLogger(__package__)
 
@@ -217,31 +218,12 @@ class RayPool:
         """Returns the handle of the application, which is deployed unless another server did. Blocks."""
         os.environ.setdefault("RAY_SERVE_MULTIPLEXED_MODEL_ID_MATCHING_TIMEOUT_S", MATCHING_SECONDS)
         os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-        join_cluster(self._address)
+        ray = join_cluster(self._address)
         from ray import serve
 
         serve.start(proxy_location="Disabled")
         if self.name not in serve.status().applications:
-            from .ray_replica import ClipReplica
-
-            low, high = self._replicas
-            deployment = serve.deployment(
-                ClipReplica,
-                name="clips",
-                logging_config={"enable_access_log": False},
-                max_ongoing_requests=1,
-                ray_actor_options=needs_of(self._gpus, self._setup["options"]["threads"]),
-                health_check_period_s=5,
-                autoscaling_config={
-                    "min_replicas": low,
-                    "max_replicas": high,
-                    "target_ongoing_requests": 1,
-                    "upscale_delay_s": 1,
-                    "downscale_delay_s": 60,
-                },
-            )
-            target = serve.RunTarget(deployment.bind(**self._setup), name=self.name, route_prefix=None)
-            serve.run_many([target], wait_for_applications_running=False)
+            deploy_once(ray, self.name, self._replicas, self._gpus, self._setup)
         return serve.get_app_handle(self.name)
 
     async def _look(self) -> None:
