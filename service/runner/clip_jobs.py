@@ -117,14 +117,14 @@ class Jobs:
 
     def _check_engines(self, options: dict[str, Any]) -> None:
         """Fails a job whose size none of the engines has, if the backend needs one for each size."""
-        given = next((name for name in ("width", "height") if name in options), None)
-        if given is None:
-            return
-        width, height = options.get("width", self._sizes.width), options.get("height", self._sizes.height)
-        lengths = {options.get("num_frames", self._sizes.frames), self._sizes.frames}  # at once, or in windows
-        sizes = [ClipSize(width=width, height=height, frames=frames) for frames in lengths]
-        if not any(self._pipeline.executor.in_one_piece(size) for size in sizes):
-            raise JobFailed("invalid", f"this server has no engines for {width}x{height}", field=given)
+        of_bundle = {"width": self._sizes.width, "height": self._sizes.height, "num_frames": self._sizes.frames}
+        given = [name for name in of_bundle if name in options]
+        width, height, frames = (options.get(name, default) for name, default in of_bundle.items())
+        lengths = {frames, min(frames, self._sizes.frames)}  # at once, or in windows of the bundle's length
+        sizes = [ClipSize(width=width, height=height, frames=length) for length in lengths]
+        if given and not any(self._pipeline.executor.in_one_piece(size) for size in sizes):
+            told = f"this server has no engines for {frames} frames of {width}x{height}"
+            raise JobFailed("invalid", told, field=given[0])
 
     def _read(self, path: Path, place: int, options: dict[str, Any]) -> NDArray[np.uint8]:
         """Reads a keyframe and resizes it to the clip's size [H, W, 3]. Frees the large original at once."""

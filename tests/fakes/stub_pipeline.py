@@ -62,7 +62,7 @@ class StubPipeline:
         self.bundle = SimpleNamespace(folder=Path(bundle or "stub"), manifest=SimpleNamespace(sizes=sizes))
         self.backend = backend
         self.precision = precision
-        self.executor = SimpleNamespace(in_one_piece=lambda size: size.width <= 2 * SIDE)
+        self.executor = SimpleNamespace(in_one_piece=lambda size: (size.width, size.frames) == (SIDE, FRAMES))
 
     def picture(self, seed: int) -> Any:
         return picture(seed)

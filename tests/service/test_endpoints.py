@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sparsectrl_lcm.runtime.errors import InvalidRequest
 from sparsectrl_lcm.service.app import create_app
@@ -12,6 +13,7 @@ from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import NewRequest, SqlStore, tables
 from starlette.testclient import TestClient
 
+from .conftest import started
 from .test_dispatch import StandIn
 
 OTHER = "me/portraits"
@@ -61,6 +63,19 @@ def test_any_server_knows_the_requests_of_all(stores: tuple[SqlStore, SqlStore])
     submit(other, "a1")
     row = one.get("a1")
     assert row is not None and row.state == "queued"
+
+
+def test_servers_with_different_bundles_share_keys_and_files(database: str, tmp_path: Path) -> None:
+    common = {"pipeline": "stub_pipeline:load", "database": database, "files": str(tmp_path / "files")}
+    for one in started(tmp_path / "one", **common):
+        for other in started(tmp_path / "other", endpoint=OTHER, **common):
+            urls = {}
+            for server, name in ((one, tables.ENDPOINT), (other, OTHER)):
+                answer = httpx.post(f"{server.url}/{name}", json={"prompt": "a"}, headers=one.headers(), timeout=60)
+                urls[server.port] = answer.raise_for_status().json()["video"]["url"]
+            from_one = urls[other.port].replace(other.url, one.url)
+            assert httpx.get(from_one).content == httpx.get(urls[other.port]).raise_for_status().content
+            assert httpx.post(f"{one.url}/{OTHER}", json={"prompt": "a"}, headers=one.headers()).status_code == 404
 
 
 def test_the_name_is_in_the_paths_the_page_and_the_schema(tmp_path: Path) -> None:

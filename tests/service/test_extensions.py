@@ -70,13 +70,37 @@ def test_without_the_option_the_fields_are_ignored_as_on_fal(tmp_path: Path) -> 
     service.store.close()
 
 
-def test_a_size_without_engines_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "field", "size"),
+    [
+        ({"width": 4 * SIDE}, "width", "16 frames of 256x64"),
+        ({"width": 2 * SIDE, "num_frames": 24}, "width", "24 frames of 128x64"),
+        ({"num_frames": 8}, "num_frames", "8 frames of 64x64"),
+    ],
+)
+def test_a_size_without_engines_is_refused_by_name(
+    tmp_path: Path, given: dict[str, int], field: str, size: str
+) -> None:
+    failed = made(tmp_path, given)
+    assert failed.items() >= {"say": "failed", "kind": "invalid", "field": field}.items()
+    assert failed["message"] == f"this server has no engines for {size}"
+
+
+@pytest.mark.parametrize("given", [{}, {"num_frames": 24}, {"width": SIDE}])
+def test_engines_of_one_length_make_longer_clips_in_windows(tmp_path: Path, given: dict[str, int]) -> None:
+    assert made(tmp_path, given)["say"] == "made"
+
+
+def made(folder: Path, given: dict[str, int]) -> dict[str, Any]:
+    """Returns the last message of a job of a pipeline whose engines make 16 frames of 64x64."""
     said: list[dict[str, Any]] = []
-    reports: Any = SimpleNamespace(say=lambda what, **values: said.append({"say": what, **values}))
+    reports: Any = SimpleNamespace(
+        say=lambda what, **values: said.append({"say": what, **values}), cancelled=SimpleNamespace(is_set=bool)
+    )
     jobs = Jobs(StubPipeline(None, "auto", None), 10_000)
-    jobs.make(reports, {"prompt": "a", "width": 4 * SIDE}, [], str(tmp_path / "clip.mp4"))
-    assert said[-1].items() >= {"say": "failed", "kind": "invalid", "field": "width"}.items()
-    assert said[-1]["message"] == "this server has no engines for 256x64"
+    jobs.make(reports, {"prompt": "a", **given}, [], str(folder / "clip.mp4"))
+    jobs.finish()
+    return said[-1]
 
 
 @pytest.fixture(scope="module")
