@@ -52,6 +52,13 @@ def test_an_option_of_serve_is_no_limit(tmp_path: Path, text: str) -> None:
         with_limits(Settings(tmp_path), [text])
 
 
+@pytest.mark.parametrize(
+    "url", ["https://a.example", "http://10.0.0.1:8000/", "https://[fd00::7]:8443", "http://b-1_c/"]
+)
+def test_a_public_url_is_scheme_and_host(tmp_path: Path, url: str) -> None:
+    assert Settings(tmp_path, public_url=url).public_url == url
+
+
 def test_what_may_be_zero(tmp_path: Path) -> None:
     taken = []
     for name in LIMITS:
