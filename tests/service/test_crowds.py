@@ -84,6 +84,9 @@ def test_one_address_cannot_take_the_place_of_others(host: str) -> None:
     assert [one.ended for one in greedy] == [True] * 8 + [False] * 2
     greedy[-1].idle = greedy[-2].idle = False
     assert not connections.add(Idle(), host.format(9))
+    for one in (*others, *greedy):
+        connections.remove(one)
+    assert not connections._count, "an attacker has many addresses"
 
 
 def test_answers_are_sent_at_once() -> None:

@@ -30,6 +30,11 @@ def test_the_proxy_does_not_ask_itself(stub: Server, client: httpx.Client, path:
         assert proxied(stub, client, f"https://{host}{path}").status_code in (404, 412)
 
 
+def test_a_target_without_a_path_is_the_page(stub: Server, client: httpx.Client) -> None:
+    answer = proxied(stub, client, "https://fal.run")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+
+
 def test_a_proxied_request_is_one_request(stub: Server, client: httpx.Client) -> None:
     answer = proxied(stub, client, f"https://queue.fal.run/{APP.replace('-', '%2D')}", "POST", json={"prompt": "a"})
     request_id = answer.json()["request_id"]

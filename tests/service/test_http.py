@@ -1,5 +1,6 @@
 """Connections of clients that misbehave: closed in time, and bounded in memory."""
 
+import json
 import socket
 import ssl
 import threading
@@ -213,7 +214,9 @@ def test_connections_are_counted() -> None:
             sock.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
         time.sleep(0.2)
         with socket.create_connection(("127.0.0.1", port)) as sock:
-            assert b" 503 " in seconds_until_closed(sock)[1]
+            refused = seconds_until_closed(sock)[1]
+            assert b" 503 " in refused
+            assert json.loads(refused.rpartition(b"\r\n")[2])["error_type"] == "runner_scheduling_failure"
         for sock in held:
             sock.close()
         time.sleep(0.2)

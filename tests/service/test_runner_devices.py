@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest, operating_system
 from sparsectrl_lcm.service.runner import devices
 from sparsectrl_lcm.service.runner import pipeline_loading as loading
 from sparsectrl_lcm.service.runner.devices import runner_devices, runner_names, take_device
+from sparsectrl_lcm.service.settings import Settings
 
 
 @pytest.fixture
@@ -88,6 +91,21 @@ def test_a_gpu_that_the_backend_does_not_use_is_refused() -> None:
     with pytest.raises(BackendError) as caught:
         loading.load(None, "onnxruntime", device="cuda:0")
     assert str(caught.value).startswith("devices: onnxruntime, which runs this bundle, does not use cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"pool": "nope"}, "pool"),
+        ({"replicas": "2..1"}, "replicas"),
+        ({"replicas": "2"}, "replicas"),
+        ({"runners": 0}, "runners"),
+    ],
+)
+def test_a_wrong_pool_is_refused_before_a_model_loads(tmp_path: Path, settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        loading.check(Settings(tmp_path, **settings))
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

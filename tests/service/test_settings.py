@@ -10,6 +10,7 @@ import pytest
 from sparsectrl_lcm.cli import app
 from sparsectrl_lcm.runtime import InvalidRequest
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+from sparsectrl_lcm.runtime.load_options import LoadOptions
 from sparsectrl_lcm.service.runner import devices
 from sparsectrl_lcm.service.runner import pipeline_loading as loading
 from sparsectrl_lcm.service.settings import LIMITS, Settings, with_limits
@@ -107,6 +108,15 @@ def test_auto_chooses_a_backend_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "open_graphs", lambda _: None)  # OpenVINO compiles for 20 s
     pipeline = loading.load()
     assert pipeline.backend in ("openvino", "onnxruntime")
+
+
+def test_the_backend_that_auto_chooses_has_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[LoadOptions] = []
+    monkeypatch.setattr(loading, "choose_backend", lambda _, options: chosen.append(options) or "onnxruntime")
+    monkeypatch.setattr(loading, "open_graphs", lambda _: None)
+    monkeypatch.setattr(loading.VideoPipeline, "load", lambda *_, **__: None)
+    loading.load(None, precision="fp16", device="GPU")
+    assert chosen == [LoadOptions(precision="fp16", device="GPU")]
 
 
 def test_a_bundle_of_shorter_clips_is_an_invalid_request(tmp_path: Path) -> None:
