@@ -18,7 +18,7 @@ from polygraphy.mod import lazy_import
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.engine.verify.header import CLIP, EngineRun, Header
 from sparsectrl_lcm.engine.verify.interruptions import stoppable
-from sparsectrl_lcm.engine.verify.saved_results import SavedResults
+from sparsectrl_lcm.engine.verify.saved_results import SavedResults, cut
 from sparsectrl_lcm.engine.verify.verify import VerifyOptions, verify
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
@@ -232,3 +232,8 @@ def test_a_swallowed_ctrl_c_is_raised_at_the_end() -> None:
     with stoppable():
         signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_library_may_say_300_characters() -> None:
+    assert cut("x" * 300) == "x" * 300
+    assert cut("x" * 301) == "x" * 300 + " ..."

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def main() -> None:
     record = commands.add_parser("record")
     record.add_argument("tests", nargs="+", help="folders or files of tests")
     run = commands.add_parser("run")
-    run.add_argument("--parts", nargs="+", default=PARTS, help="folders of code")
+    run.add_argument("--parts", nargs="+", default=PARTS, help="folders or files of code")
     run.add_argument("--mutants", type=int, default=300)
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--seconds", type=float, default=15.0, help="of the quickest tests of a line")
@@ -101,7 +101,7 @@ class Work:
         """Runs each file of tests that was not recorded yet."""
         done = {record["file"] for record in lines_of(self.tests)}
         for path in map(Path, tests):
-            for file in sorted(map(str, path.rglob("test_*.py") if path.is_dir() else [path])):
+            for file in sorted(map(str, python_files(path, "test_*.py"))):
                 if file not in done:
                     in_fork(lambda name=file: self._record(name), 1500, self.output)  # type: ignore[misc]
                     yield file
@@ -122,7 +122,7 @@ class Work:
         """Runs the tests of each sampled mutant. Samples lines, and one mutant of each."""
         seconds = {test: tuple(spent) for record in lines_of(self.tests) for test, spent in record["tests"].items()}
         covering = CoveringTests(self.data, seconds)
-        sources = {str(path): path.read_text() for part in options.parts for path in Path(part).rglob("*.py")}
+        sources = {str(path): path.read_text() for part in options.parts for path in python_files(Path(part))}
         lines: dict[tuple[str, int], list[Mutant]] = {}
         for file, source in sources.items():
             for mutant in find_mutants(file, source):
@@ -189,6 +189,10 @@ class HangLimits:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         faulthandler.dump_traceback_later(20 + 5 * self._covering.cost(item.nodeid), exit=True)
+
+
+def python_files(path: Path, names: str = "*.py") -> Iterable[Path]:
+    return path.rglob(names) if path.is_dir() else [path]
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
