@@ -34,7 +34,8 @@ def test_clips_engines_and_reports_are_made_as_on_windows(tmp_path: Path) -> Non
         [*build, "--backend", "onnxruntime"],
         [*generate, "--backend", "onnxruntime"],
         [*build, "--backend", "onnxruntime"],  # replaces the first
-        [*build[:-1], "--backend", "openvino", "--precision", "fp32"],
+        [*build[:-1], "--backend", "openvino", "--precision", "fp32", "--graph", "vae_decoder"],  # with its check
+        [*build, "--backend", "openvino", "--precision", "fp32"],
         ["inspect", str(bundle)],
         ["doctor"],
     ]
