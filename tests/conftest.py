@@ -185,23 +185,24 @@ def export_architecture(name: str) -> Exported:
 
 def _export(name: str) -> Exported:
     folder = _cache() / name
-    checkpoints, bundle = folder / "checkpoints", folder / "bundle"
-    if not bundle.exists():
-        from architectures import ARCHITECTURES  # these import torch, which takes seconds
-        from sparsectrl_lcm.benchmarks.random_checkpoints import write_checkpoints
-        from sparsectrl_lcm.export.exporter import export_bundle
-        from sparsectrl_lcm.export.plan import ExportOptions
+    exported = Exported(name, folder / "checkpoints", folder / "bundle")
+    if exported.bundle.exists():
+        return exported
+    from architectures import ARCHITECTURES  # loads torch, which most workers do without
+    from sparsectrl_lcm.benchmarks.random_checkpoints import write_checkpoints
+    from sparsectrl_lcm.export.exporter import export_bundle
+    from sparsectrl_lcm.export.plan import ExportOptions
 
-        parts = write_checkpoints(checkpoints, ARCHITECTURES[name])
-        options = ExportOptions(
-            base=str(parts["base"]),
-            motion_adapter=str(parts["motion_adapter"]),
-            controlnets={"scribble": str(parts["scribble"]), "rgb": str(parts["rgb"])},
-            tiny_decoder=str(parts["tiny_decoder"]),
-            temporal_norm="clip",
-        )
-        export_bundle(options, bundle)
-    return Exported(name, checkpoints, bundle)
+    parts = write_checkpoints(exported.checkpoints, ARCHITECTURES[name])
+    options = ExportOptions(
+        base=str(parts["base"]),
+        motion_adapter=str(parts["motion_adapter"]),
+        controlnets={"scribble": str(parts["scribble"]), "rgb": str(parts["rgb"])},
+        tiny_decoder=str(parts["tiny_decoder"]),
+        temporal_norm="clip",
+    )
+    export_bundle(options, exported.bundle)
+    return exported
 
 
 @pytest.fixture(scope="session", params=["sd15_like", pytest.param("other", marks=pytest.mark.slow)])
