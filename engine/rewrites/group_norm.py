@@ -12,6 +12,8 @@ _GROUP_NORMS = (("Reshape", "InstanceNormalization", "Mul", "Add"), ("Reshape", 
 """The operators of a group norm from the split into groups on: of images, and over a clip."""
 _OVER_FRAMES = re.compile(r"((^|\.)resnets\.\d+\.norm[12]|^conv_norm_out)/Reciprocal")
 """Matches the name of a node that only norms of images have whose statistics are over the frames of a clip."""
+_OF_ATTENTION = re.compile(r"(^|\.)attentions\.\d+\.group_norm/")
+"""Matches the name of a node of the norm in a VAE's attention, which takes flattened images."""
 _AFFINE_OF_IMAGES = [-1, 1, 1]
 """The shape to which a group norm of images reshapes its weight; that of a motion module has one axis of pixels."""
 
@@ -55,6 +57,16 @@ def read_group_norm(shifted: ir.Node) -> GroupNorm:
     return GroupNorm(split, _parameter(scaled), _parameter(shifted), int(groups), epsilon)
 
 
+def _flattening(instance: ir.Node, source: ir.Value | None) -> ir.Node | None:
+    """Returns the Reshape from [N, C, H, W] to [N, C, H*W] before the norm of a VAE's attention."""
+    if not _OF_ATTENTION.search(instance.name or ""):
+        return None
+    node = producer(source)
+    while node.op_type == "Transpose":  # twice: there and back
+        node = producer(node.inputs[0])
+    return node if node.op_type == "Reshape" else None
+
+
 def _parameter(node: ir.Node) -> ir.Value:
     """Returns the weight or bias [C] that `node` takes after a reshape to [C, 1, 1]."""
     for value in node.inputs:
@@ -81,20 +93,26 @@ def is_of_images(instance: ir.Node) -> bool:
 def fuse_group_norm(model: ir.Model) -> int:
     """Replaces Reshape, InstanceNormalization, Reshape, Mul, Add with GroupNormalization; returns how many.
 
-    This saves an engine the two changes of layout that the reshapes require.
+    This saves an engine the two changes of layout that the reshapes require. A norm of flattened images [N, C, H*W], as
+    in the attention of a VAE, becomes one of images: TensorRT-RTX has one kernel for it, and three for the other.
     """
     found = [node for node in model.graph if node.op_type == "InstanceNormalization"]
     for norm in found:
         shifted = only_user(only_user(only_user(norm)))
         parts = read_group_norm(shifted)
+        source = parts.split.inputs[0]
+        flattening = _flattening(norm, source)
         fused = ir.node(
             "GroupNormalization",
-            [parts.split.inputs[0], parts.weight, parts.bias],
+            [flattening.inputs[0] if flattening else source, parts.weight, parts.bias],
             {"num_groups": parts.groups, "epsilon": parts.epsilon},
             name=(norm.name or "").replace("Instance", "Group"),
         )
-        model.graph.insert_after(shifted, fused)
-        shifted.outputs[0].replace_all_uses_with(fused.outputs[0])
+        nodes = [fused]
+        if flattening:
+            nodes.append(ir.node("Reshape", [fused.outputs[0], flattening.inputs[1]], name=f"{fused.name}.flattened"))
+        model.graph.insert_after(shifted, nodes)
+        shifted.outputs[0].replace_all_uses_with(nodes[-1].outputs[0])
     if found:
         common.RemoveUnusedNodesPass()(model)
     return len(found)

@@ -135,3 +135,22 @@ def test_transposes_around_norms_and_convolutions_cancel(tmp_path: Path) -> None
 
     assert left(fuse) <= 20
     assert left(fuse_group_norm) > 60, "norms with channels first need them at every convolution"
+
+
+@pytest.mark.parametrize("graph", ["vae_decoder", "vae_encoder"])
+def test_the_norm_of_a_vaes_attention_is_one_of_images(graph: str, tmp_path: Path) -> None:
+    """TensorRT-RTX splits a norm of flattened images into three kernels, with fp32 between them."""
+    bundle = Bundle.load()
+    model = typed_graph(bundle, graph, "fp32", fuse_group_norm)
+    norms = [node for node in model.graph if node.op_type == "GroupNormalization"]
+    sources = [norm.inputs[0].producer() for norm in norms if norm.inputs[0] is not None]
+    assert len(norms) == NORMS[graph][0]
+    assert {node.op_type for node in sources if node is not None} == {"Conv", "Div"}
+    write_typed(model, tmp_path / "graph.onnx")
+    feeds = random_inputs(bundle, graph)
+    (expected,) = run_portable(bundle.folder / bundle.graph(graph).path, feeds)
+    (actual,) = run_portable(tmp_path / "graph.onnx", feeds)
+    for name, values in expected.items():
+        assert np.allclose(
+            actual[name].astype(float), values.astype(float), atol=1e-4 if values.dtype != np.uint8 else 1
+        )
