@@ -89,9 +89,9 @@ def profile(bundle: Path, precision: str, size: RequestSize, threads: int) -> di
         SparseCtrlLcmError: OpenVINO or the engines are missing.
     """
     from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
-    from sparsectrl_lcm.runtime.cpu import openvino
+    from sparsectrl_lcm.runtime.cpu import openvino_compile
 
-    openvino._core().set_property("CPU", {"PERF_COUNT": True})  # before the graphs are compiled
+    openvino_compile.core().set_property("CPU", {"PERF_COUNT": True})  # before the graphs are compiled
     pipeline = VideoPipeline.load(bundle, "openvino", precision=precision, threads=threads)
     executor: Any = pipeline.executor
     sessions = executor.sessions = ProfiledSessions(executor.sessions)

@@ -82,6 +82,9 @@ def generate(
     """Make a clip from a prompt and keyframes."""
     from ..runtime import ClipRequest, VideoPipeline
     from ..runtime.field_checks import integer
+    from ..runtime.format.bundle import Bundle
+    from ..runtime.load_options import LoadOptions
+    from ..runtime.one_shot import one_shot_backend
     from ..runtime.output.writers import check_output
     from ..runtime.request import with_seeds
     from .options import parse_size
@@ -120,6 +123,9 @@ def generate(
     with _output_file(output, format, seeds) as file:
         for path in seed_outputs(file, requests) if seeds > 1 else [file]:
             check_output(path, fps)
+        if backend == "auto":
+            options = LoadOptions(precision=precision, device=device)
+            backend = one_shot_backend(Bundle.load(bundle), options, requests)
         pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
         if seeds > 1:
             generate_seeds(pipeline, requests, file, fps)

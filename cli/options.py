@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection
+from typing import overload
 
 from ..runtime.errors import BackendError, BundleError, InvalidRequest, SparseCtrlLcmError, message
 
@@ -21,6 +22,14 @@ OPTION_NAMES = {"height": "--size height", "keyframe index": "--keyframe index",
 """How to name fields that are part of an option."""
 PARTS = ("backend", "build", "bundle", "refit")
 """Fields of BackendError and BundleError that mean the part itself, not the option of that name."""
+
+
+@overload
+def parse_size(text: str) -> tuple[int, int]: ...
+
+
+@overload
+def parse_size(text: None) -> tuple[None, None]: ...
 
 
 def parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:

@@ -48,6 +48,9 @@ def serve(
     backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a runner on the CPU; all cores but one.")] = None,
+    warm: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Size to warm up for before the server is ready; on a GPU.")
+    ] = None,
     devices: Annotated[
         str | None, typer.Option(help="A runner for each: cuda:0,cuda:1 or auto for every GPU; cpu; OpenVINO's names.")
     ] = None,
@@ -75,6 +78,7 @@ def serve(
     from ..service.runner.pipeline_loading import check
     from ..service.server import serve
     from ..service.settings import Settings, with_limits
+    from .options import parse_size
 
     if log_level not in LEVELS:
         raise InvalidRequest("log_level", f"{log_level!r} is not allowed", f"give {', '.join(LEVELS)}")
@@ -96,6 +100,7 @@ def serve(
         backend=backend,
         precision=precision,
         threads=threads,
+        warm=None if warm is None else parse_size(warm),
         devices=chosen,
         runners=runners,
         pool=pool,

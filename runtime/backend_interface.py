@@ -113,6 +113,9 @@ class Implementation(Protocol):
     def computes_in(self, precision: str) -> bool:
         """Whether this precision may be chosen if the user names none, because this machine is fast in it."""
 
+    def is_compiled(self, bundle: Bundle, options: LoadOptions, size: ClipSize) -> bool:
+        """Whether graphs for clips of a size were compiled before and open at once; if the record `compiles`."""
+
     def notes(self, found: Availability) -> Iterable[str]:
         """The lines that `doctor` adds."""
 

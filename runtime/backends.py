@@ -5,7 +5,7 @@ module (and one in `engine/` if its engines are built), and add a record to `BAC
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +39,7 @@ class Backend:
         load_options: the options in `LoadOptions` that this backend takes but not every backend.
         portable: whether it can run the portable graphs, in fp32, if no engines were built.
         build_needs_library: whether its library has to be installed for a build; other builders check what they need.
+        compiles: whether it compiles graphs for seconds when they are first opened. Its module then has `is_compiled`.
         built_at_export: whether `export` builds its engines.
         library_runner: the module of `engine` that runs its engines without this runtime, for `verify`.
         emulation: the module of `engine` that emulates its engines on the CPU (`Emulation` in emulated_sessions.py).
@@ -55,6 +56,7 @@ class Backend:
     load_options: tuple[str, ...] = ()
     portable: bool = False
     build_needs_library: bool = False
+    compiles: bool = False
     built_at_export: bool = False
     library_runner: str | None = None
     emulation: str | None = None
@@ -186,6 +188,7 @@ _RECORDS = (
         load_options=("device", "threads"),
         portable=True,
         build_needs_library=True,
+        compiles=True,
     ),
     Backend(
         name="onnxruntime",
@@ -255,15 +258,15 @@ def open_executor(bundle: Bundle, backend: str, options: LoadOptions) -> Executo
     return record.implementation.open_executor(backend, bundle, options)
 
 
-def choose_backend(bundle: Bundle, options: LoadOptions = _DEFAULTS) -> str:
+def choose_backend(bundle: Bundle, options: LoadOptions = _DEFAULTS, without: Collection[str] = ()) -> str:
     """The fastest backend that can run here and has loadable engines in the precision. CPU backends need no engines.
 
     If none has engines in the precision, it is a CPU backend that could build them, whose error names the command, or
-    `REFERENCE`, whose error names the backends with that precision.
+    `REFERENCE`, whose error names the backends with that precision. Backends in `without` are left out.
     """
     if options.device is not None:
         return _takers("device")[0]
-    faster = [backend for backend in BACKENDS if backend != REFERENCE]
+    faster = [backend for backend in BACKENDS if backend not in (REFERENCE, *without)]
     for backend in faster:
         if can_run(bundle, backend, options.precision):
             return backend

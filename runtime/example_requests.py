@@ -1,7 +1,8 @@
-"""Typical requests for the calibration of int8 engines and for `verify`."""
+"""Typical requests for the calibration of int8 engines, for `verify`, and to warm up."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,25 +57,28 @@ def sample_size(bundle: Bundle, max_side: int = MAX_SIDE) -> ClipSize:
 
 def sample_requests(bundle: Bundle, size: ClipSize | None = None) -> Iterator[CheckedRequest]:
     """Requests of a size: one without keyframes and one for each kind of keyframe, the last with guidance."""
-    size = size or sample_size(bundle)
-    kinds: list[str | None] = [None, *bundle.manifest.controlnets]
-    for seed, kind in enumerate(kinds):
+    plain = list(plain_requests(bundle, size or sample_size(bundle)))
+    for request in (*plain[:-1], replace(plain[-1], guidance_scale=1.5)):
+        yield check_request(request, bundle.manifest)
+
+
+def plain_requests(bundle: Bundle, size: ClipSize) -> Iterator[ClipRequest]:
+    """Requests of a size without guidance: one without keyframes and one for each kind of keyframe."""
+    for seed, kind in enumerate((None, *bundle.manifest.controlnets)):
         keyframes = [
             Keyframe(index, (picture if kind == "rgb" else scribble)(index / size.frames, size.width, size.height))
             for index in sorted({0, size.frames // 2, size.frames - 1})[: bundle.manifest.keyframe_slots]
         ]
-        request = ClipRequest(
+        yield ClipRequest(
             PROMPTS[seed % len(PROMPTS)],
             keyframes if kind else (),
             kind or "scribble",
             negative_prompt="low quality, blurred",
-            guidance_scale=1.5 if seed == len(kinds) - 1 else 1.0,
             seed=seed,
             height=size.height,
             width=size.width,
             num_frames=size.frames,
         )
-        yield check_request(request, bundle.manifest)
 
 
 def scribble(place: float, width: int, height: int) -> NDArray[np.uint8]:

@@ -77,6 +77,7 @@ class VideoPipeline:
         threads: int | None = None,
         kept_bytes: int = KEPT_BYTES,
         cuda_graphs: bool = True,
+        warm: bool = False,
     ) -> "VideoPipeline":
         """Opens a bundle.
 
@@ -92,6 +93,7 @@ class VideoPipeline:
                 mostly SparseCtrl's residuals. If a request's residuals are larger, they are computed step by step.
             cuda_graphs: whether a GPU backend captures requests into CUDA graphs and replays them. False is slower; use
                 it for measurements and to find faults.
+            warm: whether to call `warmup` for the bundle's default size.
 
         Raises:
             BundleError: the bundle is missing, damaged or has another version.
@@ -105,7 +107,29 @@ class VideoPipeline:
             precision=precision, device=device, threads=threads, kept_bytes=kept_bytes, cuda_graphs=cuda_graphs
         )
         opened = Bundle.load(bundle)
-        return cls(opened, open_executor(opened, backend, options))
+        pipeline = cls(opened, open_executor(opened, backend, options))
+        if warm:
+            pipeline.warmup()
+        return pipeline
+
+    def warmup(self, width: int | None = None, height: int | None = None, num_frames: int | None = None) -> None:
+        """Does what the first request of a size would do besides its clip: loads, compiles and captures graphs.
+
+        On a CPU this opens the graphs for requests with three keyframes (fewer in short clips) and the full decoder.
+        On a GPU it makes clips.
+
+        Args:
+            width, height, num_frames: as for `generate`.
+
+        Raises:
+            InvalidRequest: a size is not allowed.
+            BackendError: a graph cannot be opened, or the backend failed.
+        """
+        from .warmup import warm_up
+
+        checked = self._check(ClipRequest("", width=width, height=height, num_frames=num_frames))
+        with self._lock:
+            warm_up(self.bundle, self.executor, checked.clip_size)
 
     def generate(
         self,

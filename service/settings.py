@@ -33,6 +33,7 @@ class Settings:
         allow_private: host names, addresses or networks that keyframe and webhook URLs may reach even if not public.
         bundle, backend, precision, threads: as for `VideoPipeline.load`; without `threads` the server keeps a core.
             `bundle` may be the URL of an object store, from which each machine fetches it once.
+        warm: width and height that runners warm up for before they are ready.
         pool: `local`, or `ray`: runners on a Ray cluster.
         devices, runners: of the local pool; as `runner_devices` takes them.
         ray_address, replicas, gpus_per_replica: of Ray: as `RayPool` takes them; `replicas` is MIN..MAX.
@@ -88,6 +89,7 @@ class Settings:
     backend: str = "auto"
     precision: str | None = None
     threads: int | None = None
+    warm: tuple[int, int] | None = None
     pool: str = "local"
     devices: tuple[str, ...] = ()
     runners: int = 1

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -226,6 +227,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def share_compiled_graphs(cache: Path) -> None:
+    """Puts the compiled graphs of all test runs into a user cache folder. Their names depend on all that they do."""
+    compiled = ROOT / ".cache/tests/openvino"
+    compiled.mkdir(parents=True, exist_ok=True)
+    (cache / "sparsectrl-lcm").mkdir(parents=True)
+    with suppress(OSError):  # Windows wants rights for a link
+        (cache / "sparsectrl-lcm/openvino").symlink_to(compiled)
+
+
 @pytest.fixture(scope="session")
 def _cache_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("user-caches")  # once: it walks through all that was made before
@@ -234,8 +244,10 @@ def _cache_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _cache_folder(_cache_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives each test a user cache folder of its own, which does not exist yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(next(_cache_folders)))
+    """Gives each test a user cache folder of its own. In it are only the graphs that OpenVINO has compiled so far."""
+    cache = next(_cache_folders)
+    share_compiled_graphs(cache)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
 @pytest.fixture(scope="session", autouse=True)

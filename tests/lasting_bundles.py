@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sparsectrl_lcm.runtime.cpu.compiled_cache import CompiledGraph
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 
 DEMO = demo_bundle()
@@ -33,7 +34,9 @@ def opened_once(open_session: Callable[..., Any], *folders: Path) -> Callable[..
 
 
 def without_cache(value: Any) -> Any:
-    """OpenVINO's options without those that name its cache, which makes no difference to the session."""
+    """OpenVINO's options without those that name a cache, which makes no difference to the session."""
+    if isinstance(value, CompiledGraph):
+        return None
     return {name: item for name, item in value.items() if "CACHE" not in name} if isinstance(value, dict) else value
 
 

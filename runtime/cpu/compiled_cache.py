@@ -1,24 +1,74 @@
-"""Compiled graphs in the user's cache folder, one file for each graph and size, up to a limit."""
+"""Compiled graphs in the user's cache folder: a file for each graph, size and processor, all together up to a limit."""
 
+import hashlib
+import os
+import shutil
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
-from ..format.checksums import user_cache
-from ..operating_system import check_writable
+from platformdirs import user_cache_path
+
+from ..operating_system import UNFINISHED, check_writable
 
 MAX_BYTES = 8 * 1024**3
-"""Limit on the files of one bundle."""
+"""Limit on all files of a backend."""
+MAX_SHARE = 0.1
+"""Largest share of the disk's free space that a file takes."""
 
 
-def cache_folder(bundle: Path, backend: str) -> Path | None:
-    """The folder for the graphs that a backend compiles for a bundle; None if the user's cache cannot be written."""
-    folder = user_cache(bundle, backend)
+def cache_folder(backend: str) -> Path | None:
+    """The folder for the graphs that a backend compiles; None if the user's cache cannot be written.
+
+    Bundles share it, so a copy of a bundle finds the graphs of the other.
+    """
+    folder = user_cache_path("sparsectrl-lcm") / backend
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder)
     except OSError:
         return None
     return folder
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledGraph:
+    """A compiled graph on disk, after its own checksum: a library may crash on a damaged one.
+
+    Attributes:
+        folder: from `cache_folder`.
+        key: a checksum of all that the compiled graph depends on.
+    """
+
+    folder: Path
+    key: str
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.folder / f"{self.key}.blob"
+
+    def read(self) -> bytes | None:
+        """The compiled graph; None if there is none, or if it is damaged."""
+        try:
+            content = self.path.read_bytes()
+            os.utime(self.path)  # `trim` removes the least recently used
+        except OSError:
+            return None
+        size = hashlib.sha256().digest_size
+        return content[size:] if hashlib.sha256(content[size:]).digest() == content[:size] else None
+
+    def write(self, blob: bytes) -> None:
+        """Writes the compiled graph, unless the disk has little space left or cannot be written."""
+        part = self.folder / f"{UNFINISHED}{token_hex(4)}"
+        try:
+            if len(blob) <= MAX_SHARE * shutil.disk_usage(self.folder).free:
+                part.write_bytes(hashlib.sha256(blob).digest() + blob)
+                part.replace(self.path)
+        except OSError:
+            with suppress(OSError):
+                part.unlink()
 
 
 def trim(folder: Path, max_bytes: int = MAX_BYTES) -> None:

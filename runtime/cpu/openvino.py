@@ -1,9 +1,9 @@
 """OpenVINO: each graph is compiled for the sizes of a request and kept for the next request."""
 
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,19 @@ from ..backend_interface import Availability, any_machine, unbound_scope
 from ..backends import BACKENDS
 from ..errors import BackendError, first_line
 from ..format.bundle import Bundle
-from ..format.clip_layout import ONE_PROMPT
+from ..format.clip_layout import ONE_PROMPT, ClipLayout, ClipSize
 from ..format.engine_sets import EngineSet, find_set, set_name
-from ..format.manifest import GraphRecord, resolve_shape
+from ..format.manifest import FileRecord, GraphRecord, resolve_shape
 from ..format.weights import check_files
 from ..load_options import LoadOptions
-from ..operating_system import forget_mapped_files
-from .compiled_cache import cache_folder, trim
+from .compiled_cache import CompiledGraph, cache_folder, trim
 from .executor import HostExecutor
+from .openvino_compile import CHANGES, compiled_model, core
 from .sessions import Array, split_feeds
 
 BACKEND = "openvino"
 CACHED_WITH_WEIGHTS = 256 * 1024**2
-"""Up to this many bytes of a graph, OpenVINO's cache also holds packed weights; they are mapped beside those in use."""
-FORGET_EVERY = 0.2
-"""Seconds between two releases of mapped weights while a graph is compiled."""
+"""Up to this many bytes of a graph, the cache holds its weights, too. OpenVINO's own cache keeps larger graphs."""
 INT8_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 """Instruction sets of x86; int8 is faster than fp32 with any of them."""
 
@@ -60,37 +58,67 @@ class OpenVinoSessions:
 
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
         """Compiles a graph for these sizes. This replaces the one compiled for other sizes."""
-        record = self._bundle.graph(graph)
-        sizes = {**dimensions, **ONE_PROMPT}
-        shapes = {item.name: resolve_shape(item.shape, sizes) for item in record.inputs}
+        record, shapes = self._bundle.graph(graph), self._shapes(graph, dimensions)
         if graph in self._sessions and self._sessions[graph].shapes == shapes:
             return
         self._sessions.pop(graph, None)
-        path, precision, size = self._source(graph)
-        options = compile_options(self._device, precision, self._threads)
-        if (folder := cache_folder(self._bundle.folder, BACKEND)) is not None:
+        source = self._source(graph)
+        options = compile_options(self._device, source.precision, self._threads)
+        compiled = self._compiled(source, shapes)
+        if compiled is None and (folder := cache_folder(BACKEND)) is not None:
             trim(folder)
-            options["CACHE_DIR"] = str(folder)
-            options["CACHE_MODE"] = "OPTIMIZE_SPEED" if size <= CACHED_WITH_WEIGHTS else "OPTIMIZE_SIZE"
-        self._sessions[graph] = OpenVinoSession(path, record, shapes, self._device, options)
+            options |= {"CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SIZE"}
+        self._sessions[graph] = OpenVinoSession(source.path, record, shapes, self._device, options, compiled)
 
     def session(self, graph: str) -> "OpenVinoSession":
         """The session of an open graph."""
         return self._sessions[graph]
 
+    def is_compiled(self, graph: str, dimensions: Mapping[str, int]) -> bool:
+        """Whether the cache has a graph for these sizes."""
+        compiled = self._compiled(self._source(graph), self._shapes(graph, dimensions))
+        return compiled is not None and compiled.path.exists()
+
     def close(self) -> None:
         """Frees all sessions."""
         self._sessions.clear()
 
-    def _source(self, graph: str) -> tuple[Path, str, int]:
-        """The file of a graph, its precision, and the bytes of graph and weights."""
+    def _shapes(self, graph: str, dimensions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """The shapes of a graph's inputs."""
+        sizes = {**dimensions, **ONE_PROMPT}
+        return {item.name: resolve_shape(item.shape, sizes) for item in self._bundle.graph(graph).inputs}
+
+    def _compiled(self, source: "_Source", shapes: Mapping[str, tuple[int, ...]]) -> CompiledGraph | None:
+        """Where a compiled graph is kept; None if OpenVINO's own cache keeps it, or if none can be written."""
+        if self._device != "CPU" or source.bytes > CACHED_WITH_WEIGHTS or (folder := cache_folder(BACKEND)) is None:
+            return None
+        trim(folder)
+        return CompiledGraph(folder, _key(source, shapes, compile_options(self._device, source.precision)))
+
+    def _source(self, graph: str) -> "_Source":
+        """What a graph is compiled from."""
         if self._engines is not None and (engine := self._engines.index.engines.get(graph)):
             path = self._engines.open(self._bundle.manifest, graph, version())
-            return path, self.precision, sum(file.bytes for file in engine.files.values())
+            return _Source(path, self.precision, tuple(engine.files.values()))
         record = self._bundle.graph(graph)
-        check_files(self._bundle, record.weights, "bundle")
-        size = sum(self._bundle.manifest.files[name].bytes for name in (record.path, *record.weights))
-        return self._bundle.folder / record.path, "fp32", size
+        names = (record.path, *record.weights)
+        check_files(self._bundle, names, "bundle")
+        files = tuple(self._bundle.manifest.files[name] for name in names)
+        return _Source(self._bundle.folder / record.path, "fp32", files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An ONNX graph, its precision, and the records of its file and of its weights."""
+
+    path: Path
+    precision: str
+    files: tuple[FileRecord, ...]
+
+    @property
+    def bytes(self) -> int:
+        """The size of graph and weights."""
+        return sum(file.bytes for file in self.files)
 
 
 class OpenVinoSession:
@@ -102,6 +130,7 @@ class OpenVinoSession:
         shapes: shapes of the inputs.
         device: OpenVINO's name of a device.
         options: from `compile_options`.
+        compiled: where the compiled graph is kept; None keeps none.
 
     Raises:
         BackendError: OpenVINO cannot read or compile the graph.
@@ -114,17 +143,15 @@ class OpenVinoSession:
         shapes: Mapping[str, tuple[int, ...]],
         device: str,
         options: dict[str, Any],
+        compiled: CompiledGraph | None = None,
     ) -> None:
         import openvino
 
         self.shapes = dict(shapes)
         self._outputs = [item.name for item in record.outputs]
         try:
-            with _releasing_mapped_weights(path.parent):
-                model = _core().read_model(path)
-                model.reshape({name: list(shape) for name, shape in shapes.items()})
-                _move_heads_into_batch(model)
-                self._request = _core().compile_model(_in_fp32(model), device, options).create_infer_request()
+            model = compiled_model(path, shapes, device, options, compiled)
+            self._request = model.create_infer_request()
         except (RuntimeError, openvino.exceptions.UserInputError) as error:
             raise BackendError("backend", f"OpenVINO cannot compile {path.name}: {_reason(error)}") from error
 
@@ -160,14 +187,14 @@ def version() -> str:
 def check_device(device: str) -> None:
     """Raises BackendError if OpenVINO does not find the device here; the remedy lists those it finds."""
     version()
-    devices = _core().available_devices
+    devices = core().available_devices
     if device.partition(".")[0] not in {name.partition(".")[0] for name in devices}:
         raise BackendError("device", f"OpenVINO finds no {device!r} here", f"available are {', '.join(devices)}")
 
 
 def capabilities(device: str = "CPU") -> list[str]:
     """The types that a device computes in, by OpenVINO's names: FP32, BF16, INT8, ..."""
-    named = map(str, _core().get_property(device, "OPTIMIZATION_CAPABILITIES"))  # also other features, such as WINOGRAD
+    named = map(str, core().get_property(device, "OPTIMIZATION_CAPABILITIES"))  # also other features, such as WINOGRAD
     return [name for name in named if name[-1:].isdigit()]
 
 
@@ -194,6 +221,12 @@ def open_executor(name: str, bundle: Bundle, options: LoadOptions) -> HostExecut
     """Opens a bundle on this backend."""
     sessions = OpenVinoSessions(bundle, options.precision, options.device or "CPU", options.threads)
     return HostExecutor(bundle, sessions, options.kept_bytes)
+
+
+def is_compiled(bundle: Bundle, options: LoadOptions, size: ClipSize) -> bool:
+    """Whether the cache has the UNet, which takes the longest, for clips of a size."""
+    sessions = OpenVinoSessions(bundle, options.precision, options.device or "CPU")
+    return sessions.is_compiled("unet", ClipLayout(bundle.manifest.sizes, size).dimensions("unet"))
 
 
 def notes(found: Availability) -> Iterable[str]:
@@ -224,6 +257,16 @@ def compile_options(device: str, precision: str, threads: int | None = None) -> 
     return options
 
 
+def _key(source: _Source, shapes: Mapping[str, tuple[int, ...]], options: dict[str, Any]) -> str:
+    """A checksum of all that a compiled graph depends on. The number of threads is not among it."""
+    import openvino
+
+    processor = [str(core().get_property("CPU", "FULL_DEVICE_NAME")), *capabilities()]
+    files = [file.sha256 for file in source.files]
+    facts = [CHANGES, openvino.__version__, processor, files, shapes, options]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def _choose(bundle: Bundle, precision: str | None, device: str) -> EngineSet | None:
     """The engines to run; None for the portable graphs."""
     if device != "CPU":
@@ -235,74 +278,8 @@ def _choose(bundle: Bundle, precision: str | None, device: str) -> EngineSet | N
     return BACKENDS[BACKEND].engine_set(bundle.folder, precision)
 
 
-def _move_heads_into_batch(model: Any) -> None:
-    """Moves the heads into the batch in every attention that has as many positions as heads.
-
-    OpenVINO 2026.4 fuses the transpose of heads and positions into its bf16 kernel, which confuses the two axes if they
-    are equal: a clip of 8 frames with 8 heads would come out wrong.
-    """
-    from openvino import opset13 as operators
-
-    for node in model.get_ops():
-        if node.get_type_name() != "ScaledDotProductAttention":
-            continue
-        shapes = [tuple(node.input_value(index).shape) for index in range(3)]  # [B, heads, S, d]
-        if all(heads != positions for _, heads, positions, _ in shapes):
-            continue
-        result, users = list(node.output(0).shape), node.output(0).get_target_inputs()
-        for index, (batch, heads, positions, size) in enumerate(shapes):
-            rows = [batch * heads, 1, positions, size]
-            source = node.input_value(index)
-            node.input(index).replace_source_output(operators.reshape(source, rows, special_zero=False).output(0))
-        node.validate_and_infer_types()
-        joined = operators.reshape(node.output(0), result, special_zero=False)
-        for user in users:
-            user.replace_source_output(joined.output(0))
-
-
-def _in_fp32(model: Any) -> Any:
-    """Casts the inputs and outputs of a typed graph to fp32, since numpy has no bf16."""
-    from openvino import Type
-    from openvino.preprocess import PrePostProcessor
-
-    edges = PrePostProcessor(model)
-    for index, port in enumerate(model.inputs):
-        if port.element_type in (Type.bf16, Type.f16):
-            edges.input(index).tensor().set_element_type(Type.f32)
-    for index, port in enumerate(model.outputs):
-        if port.element_type in (Type.bf16, Type.f16):
-            edges.output(index).tensor().set_element_type(Type.f32)
-    return edges.build()
-
-
-@contextmanager
-def _releasing_mapped_weights(folder: Path) -> Iterator[None]:
-    """Releases the mapped weights while a graph is compiled and after it: packed copies replace them."""
-    done = threading.Event()
-
-    def release_regularly() -> None:
-        while not done.wait(FORGET_EVERY):
-            forget_mapped_files(folder, ".weights")
-
-    thread = threading.Thread(target=release_regularly, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        forget_mapped_files(folder, ".weights")
-
-
 def _reason(error: BaseException) -> str:
     """The line of OpenVINO's message that names the cause; the first lines name its own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return causes[0] if causes else first_line(error)
-
-
-@cache
-def _core() -> Any:
-    import openvino
-
-    return openvino.Core()

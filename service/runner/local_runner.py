@@ -49,10 +49,11 @@ class LocalRunner:
     All methods belong to one event loop. On Linux the process ends with the thread that runs this loop.
 
     Args:
-        pipeline: `module:callable` that creates the pipeline in the process; gets the next seven options as keywords.
+        pipeline: `module:callable` that creates the pipeline in the process; gets the next eight options as keywords.
         bundle, backend, precision, threads: as `VideoPipeline.load` takes them.
         device: what it computes on, as `take_device` takes it.
         place, runners: number of this runner and how many share the machine; see `share_cores`.
+        warm: width and height to warm up for.
         image_pixels: pixels of the largest keyframe.
         step_seconds: longest silence during a job; after that the process counts as hung.
         start_seconds: longest time to load.
@@ -71,6 +72,7 @@ class LocalRunner:
         device: str | None = None,
         place: int = 0,
         runners: int = 1,
+        warm: tuple[int, int] | None = None,
         image_pixels: int = 50_000_000,
         step_seconds: float = 600.0,
         start_seconds: float = 900.0,
@@ -79,7 +81,7 @@ class LocalRunner:
     ) -> None:
         path = None if bundle is None else str(bundle)
         loading = {"bundle": path, "backend": backend, "precision": precision, "threads": threads}
-        options = {**loading, "device": device, "place": place, "runners": runners}
+        options = {**loading, "device": device, "place": place, "runners": runners, "warm": warm}
         self._setup = {"pipeline": pipeline, "options": options, "image_pixels": image_pixels, "nice": nice}
         self._step_seconds = step_seconds
         self._start_seconds = start_seconds

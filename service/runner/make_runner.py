@@ -33,6 +33,7 @@ def make_runner(settings: "Settings") -> Runner:
             device=device,
             place=place,
             runners=len(devices),
+            warm=settings.warm,
             image_pixels=settings.image_pixels,
             step_seconds=settings.step_seconds,
             start_seconds=settings.start_seconds,
@@ -51,6 +52,7 @@ def _ray_pool(settings: "Settings") -> Runner:
         "backend": settings.backend,
         "precision": settings.precision,
         "threads": threads_of(settings.gpus_per_replica, settings.threads),
+        "warm": settings.warm,
     }
     return RayPool(
         address=settings.ray_address,

@@ -1,10 +1,12 @@
 """Loads the pipeline in the runner's process, and checks its options in the server's process."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ...runtime import BackendError, InvalidRequest, VideoPipeline
+from ...runtime import BackendError, ClipRequest, InvalidRequest, VideoPipeline
 from ...runtime.backends import BACKENDS, choose_backend, find_backend
+from ...runtime.checked_request import check_request
 from ...runtime.format.bundle import Bundle, bundle_folder
 from ...runtime.format.clip_layout import ClipSize
 from ...runtime.format.manifest import read_manifest
@@ -26,6 +28,7 @@ def load(
     device: str | None = None,
     place: int = 0,
     runners: int = 1,
+    warm: Sequence[int] | None = None,
 ) -> VideoPipeline:
     """Loads as `VideoPipeline.load` does, on a runner's device and with its share of the cores, and opens all graphs.
 
@@ -37,6 +40,7 @@ def load(
         backend, precision, threads: as `VideoPipeline.load` takes them.
         device: as `take_device` takes it.
         place, runners: as `share_cores` takes them.
+        warm: width and height to warm up for, besides opening all graphs in the bundle's size.
 
     Raises:
         BackendError: no backend that runs the bundle uses the device, a graph cannot be opened, or as
@@ -52,6 +56,8 @@ def load(
         threads = share_cores(place, runners)
     pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=named, threads=threads)
     open_graphs(pipeline)
+    if warm is not None:
+        pipeline.warmup(*warm)
     return pipeline
 
 
@@ -85,7 +91,10 @@ def check(settings: Settings) -> None:
     with TemporaryDirectory() as folder:
         url = settings.bundle if isinstance(settings.bundle, str) and is_url(settings.bundle) else None
         place = read_remote_manifest(url, Path(folder)) if url else bundle_folder(settings.bundle)
-        frames = read_manifest(place).sizes.frames
+        manifest = read_manifest(place)
+    if settings.warm is not None:
+        check_request(ClipRequest("", width=settings.warm[0], height=settings.warm[1]), manifest)
+    frames = manifest.sizes.frames
     if frames != LAST + 1:
         reason = f"its clips have {frames} frames, the endpoint's {LAST + 1}"
         raise InvalidRequest("bundle", reason, f"export one with {LAST + 1} frames")

@@ -33,9 +33,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_the_clone(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs blocks at the root of the clone, with a shared cache of OpenVINO's compiled graphs."""
+    """Runs blocks at the root of the clone."""
     monkeypatch.chdir(clone)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(clone / "cache"))
     for check in ("openvino.compare", "onnxruntime_cuda.check_precision"):  # slow, and tested elsewhere
         monkeypatch.setattr(f"sparsectrl_lcm.engine.{check}", lambda *_: {})
 

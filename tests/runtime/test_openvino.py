@@ -21,12 +21,11 @@ from references import animatediff_pipeline, sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.cli.options import error_message
 from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError, VideoPipeline
-from sparsectrl_lcm.runtime.cpu import openvino
+from sparsectrl_lcm.runtime.cpu import compiled_cache, openvino, openvino_compile
 from sparsectrl_lcm.runtime.cpu.onnxruntime import OnnxRuntimeSessions
 from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSessions
 from sparsectrl_lcm.runtime.cpu.sessions import Array, Sessions
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
-from sparsectrl_lcm.runtime.format.checksums import user_cache
 
 SIDES, FRAMES, STEPS, SEED = {"sd15_like": 64, "other": 32}, 3, 2, 5
 PROMPT, NEGATIVE = "a red circle moves right", "blue small square"
@@ -145,13 +144,20 @@ def replace_weights(folder: Path, name: str) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's cache folder without the graphs that other tests compiled."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.mark.parametrize("with_weights", [True, False])
 def test_what_was_compiled_is_kept_for_the_same_weights_only(
-    demo: Path, with_weights: bool, monkeypatch: pytest.MonkeyPatch
+    demo: Path, empty_cache: Path, with_weights: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not with_weights:
         monkeypatch.setattr(openvino, "CACHED_WITH_WEIGHTS", 0)
-    folder = user_cache(demo, "openvino")
+    folder = empty_cache / "sparsectrl-lcm/openvino"
     first = encode(OpenVinoSessions(Bundle.load(demo)))
     (compiled,) = folder.glob("*.blob")
     assert (encode(OpenVinoSessions(Bundle.load(demo))) == first).all()
@@ -161,6 +167,27 @@ def test_what_was_compiled_is_kept_for_the_same_weights_only(
     expected = encode(OnnxRuntimeSessions(bundle))
     assert np.abs(expected - first).max() > 0.1
     np.testing.assert_allclose(encode(OpenVinoSessions(bundle)), expected, rtol=0, atol=1e-4)
+
+
+def test_copies_of_a_bundle_share_what_was_compiled(demo: Path, empty_cache: Path, tmp_path: Path) -> None:
+    """The second process reads no ONNX graph; a damaged file is compiled again."""
+    first = encode(OpenVinoSessions(Bundle.load(demo)))
+    copy = Bundle.load(shutil.copytree(demo, tmp_path / "copy"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_compile, "_in_fp32", lambda _: pytest.fail("compiled again"))
+        assert (encode(OpenVinoSessions(copy)) == first).all()
+    (compiled,) = (empty_cache / "sparsectrl-lcm/openvino").glob("*.blob")
+    content = compiled.read_bytes()
+    for damaged in (content[:1000], content[:-1] + bytes([content[-1] ^ 1]), b""):
+        compiled.write_bytes(damaged)
+        assert (encode(OpenVinoSessions(copy)) == first).all()
+        assert compiled.read_bytes() != damaged
+
+
+def test_a_nearly_full_disk_keeps_nothing(demo: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_cache, "MAX_SHARE", 0.0)
+    encode(OpenVinoSessions(Bundle.load(demo)))
+    assert list((empty_cache / "sparsectrl-lcm/openvino").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", [OnnxRuntimeSessions, OpenVinoSessions])
@@ -194,7 +221,7 @@ def resident(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others do not map the weights, or keep them")
-def test_mapped_weights_are_given_back(demo: Path) -> None:
+def test_mapped_weights_are_given_back(demo: Path, empty_cache: Path) -> None:
     bundle = Bundle.load(demo)
     sessions = OpenVinoSessions(bundle)
     for graph in ("text_encoder", "vae_decoder"):
