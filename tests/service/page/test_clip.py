@@ -174,6 +174,10 @@ def test_a_page_of_another_origin_than_its_files(page: Any, tmp_path: Path) -> N
         page.wait_for_selector("#video:not([hidden])")
         page.locator("#video").evaluate("video => new Promise(done => video.requestVideoFrameCallback(done))")
         assert page.get_attribute("#video", "src").startswith(f"http://localhost:{server.port}/")
+        assert httpx.get(f"{server.url}/page/clips.json").json() == {"clips": []}, "those of others without a key"
+        page.reload()
+        page.wait_for_selector("#clips li")
+        assert page.locator("#clips li").count() == 1, "its own, which the browser knows"
         assert page.problems == []
 
 
