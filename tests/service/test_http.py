@@ -215,11 +215,12 @@ def test_connections_are_counted() -> None:
         time.sleep(0.2)
         with socket.create_connection(("127.0.0.1", port)) as sock:
             refused = seconds_until_closed(sock)[1]
-            assert b" 503 " in refused
-            assert json.loads(refused.rpartition(b"\r\n")[2])["error_type"] == "runner_scheduling_failure"
         for sock in held:
             sock.close()
         time.sleep(0.2)
         with socket.create_connection(("127.0.0.1", port)) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert b" 200 " in seconds_until_closed(sock)[1]
+            accepted = seconds_until_closed(sock)[1]
+    assert b" 200 " in accepted
+    assert b" 503 " in refused
+    assert json.loads(refused.rpartition(b"\r\n")[2])["error_type"] == "runner_scheduling_failure"
