@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -95,6 +96,11 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._waits and self.timeout_keep_alive_task is None and self._timer is None:
             self._arm()  # bytes that do not begin a request, such as empty lines
+
+    def send_400_response(self, msg: str) -> None:
+        """What arrived is no HTTP."""
+        self.transport.write(_last_answer(HTTPStatus.BAD_REQUEST, msg, "bad_request"))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -246,10 +252,11 @@ class _LimitedTransport:
         self._protocol.loop.call_later(seconds, self._transport.abort)
 
 
-def _busy() -> bytes:
-    body = json.dumps({"detail": "Too many connections", "error_type": "runner_scheduling_failure"}).encode()
-    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    return head.encode() + b"Connection: close\r\n\r\n" + body
+def _last_answer(status: HTTPStatus, detail: str, error_type: str) -> bytes:
+    """Returns an answer after which the connection ends, as the application's errors look."""
+    body = json.dumps({"detail": detail, "error_type": error_type}).encode()
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
 
 
-_BUSY = _busy()
+_BUSY = _last_answer(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections", "runner_scheduling_failure")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,16 @@ def test_nobody_holds_a_connection(port: int, first: bytes, drip: bytes) -> None
         seconds, got = seconds_until_closed(sock, drip)
     assert seconds < 6
     assert bool(got) == (first.endswith(b"\r\n\r\n"))
+
+
+def test_nonsense_gets_an_answer_like_those_of_the_application(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(b"nonsense\r\n\r\n")
+        response = HTTPResponse(sock)
+        response.begin()
+        told = response.status, response.headers["content-type"], json.load(response)
+    error = {"detail": "Invalid HTTP request received.", "error_type": "bad_request"}
+    assert told == (400, "application/json", error)
 
 
 def test_an_early_answer_is_read_although_the_body_goes_on(port: int) -> None:
