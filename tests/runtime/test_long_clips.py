@@ -125,6 +125,8 @@ def test_windows_are_chosen_by_the_number_of_frames(pipeline: VideoPipeline) -> 
         checked = check_request(ClipRequest(PROMPT, **options), manifest, lambda size: in_one_piece)
         return checked.context_length, checked.context_overlap
 
+    unnamed = check_request(ClipRequest(PROMPT, num_frames=24), manifest)
+    assert unnamed.context_length is None and pipeline.executor.in_one_piece(unnamed.clip_size), "a CPU takes any"
     assert chosen() == chosen(num_frames=32) == (None, 0)
     assert chosen(num_frames=33) == chosen(num_frames=128) == (16, 8)
     assert chosen(False, num_frames=24) == (16, 8)
