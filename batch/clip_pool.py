@@ -1,6 +1,5 @@
 """Who makes the clips of a batch: the interface, and a pool of one pipeline in this process."""
 
-import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -55,8 +54,7 @@ class ClipPool(Protocol):
 
 def model_of(pipeline: VideoPipeline) -> str:
     """Returns `ClipPool.model` of a pipeline."""
-    manifest = pipeline.bundle.manifest.model_dump_json()  # has the checksums of all files
-    return hashlib.sha256(manifest.encode()).hexdigest()
+    return pipeline.bundle.manifest.checksum
 
 
 class LocalPool:

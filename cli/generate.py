@@ -68,6 +68,9 @@ def generate(
         int | None, typer.Option(help="Frames that consecutive windows share at least; by default half of a window.")
     ] = None,
     fps: Annotated[float, typer.Option(help="Frames per second, 1 to 60 (GIF: 50).")] = 8.0,
+    no_metadata: Annotated[
+        bool, typer.Option("--no-metadata", help="Write no prompt, seed and so on into the file.")
+    ] = False,
     bundle: Annotated[Path | None, typer.Option(help="A folder from `export`; the demo bundle by default.")] = None,
     backend: Annotated[
         str, typer.Option(help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime-cuda or onnxruntime.")
@@ -128,9 +131,9 @@ def generate(
             backend = one_shot_backend(Bundle.load(bundle), options, requests)
         pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
         if seeds > 1:
-            generate_seeds(pipeline, requests, file, fps)
+            generate_seeds(pipeline, requests, file, fps, metadata=not no_metadata)
         else:
-            _generate_one(pipeline, request, file, fps, to_stdout=file is not output)
+            _generate_one(pipeline, request, file, fps, to_stdout=file is not output, metadata=not no_metadata)
 
 
 def _output_file(output: Path, format: str | None, seeds: int) -> AbstractContextManager[Path]:
@@ -147,14 +150,17 @@ def _output_file(output: Path, format: str | None, seeds: int) -> AbstractContex
     return clip_for_stdout("mp4" if format is None else format)
 
 
-def _generate_one(pipeline: "VideoPipeline", request: "ClipRequest", output: Path, fps: float, to_stdout: bool) -> None:
+def _generate_one(
+    pipeline: "VideoPipeline", request: "ClipRequest", output: Path, fps: float, to_stdout: bool, metadata: bool
+) -> None:
     from ..runtime.output.recording import Recording
     from .clip_reports import seed_told, summary
     from .progress_bar import Bar
 
-    with Recording(output, fps) as recording:
+    checked = pipeline.check(request)
+    with Recording(output, fps, pipeline.metadata(checked) if metadata else None) as recording:
         with Bar() as bar:
-            clip = pipeline.run(request, on_progress=bar.of_clip, on_frames=recording.add)
+            clip = pipeline.run(checked, on_progress=bar.of_clip, on_frames=recording.add)
         with seed_told(clip):
             path = recording.save(clip)
     typer.echo(summary(clip, Path("stdout") if to_stdout else path, pipeline), err=to_stdout)

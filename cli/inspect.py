@@ -10,18 +10,25 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    bundle: Annotated[Path | None, typer.Argument(help="A folder from `export`; the demo bundle by default.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="[BUNDLE|CLIP]", help="A folder from `export` (the demo bundle by default), or a clip."),
+    ] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="List split attentions and norms in fp32 of TensorRT's engines.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show what a bundle holds, check its files, and list its engines."""
+    """Show what a bundle holds, check its files, and list its engines. Of a clip, show what it was made from."""
     from rich.table import Table
 
     from ..runtime.format.bundle import Bundle
+    from .clip_metadata import is_clip, show_clip
     from .tables import print_table
 
+    if bundle is not None and is_clip(bundle):
+        show_clip(bundle, json)
+        return
     opened = Bundle.load(bundle)
     if json:
         import json as encoder

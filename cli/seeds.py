@@ -9,7 +9,8 @@ import typer
 
 from ..runtime.errors import InvalidRequest
 from ..runtime.output.contact_sheet import clip_row, stacked
-from ..runtime.output.writers import complete_file, save
+from ..runtime.output.metadata import as_text
+from ..runtime.output.writers import complete_file, save_sheet
 from .clip_reports import seed_told, summary
 from .progress_bar import Bar
 
@@ -32,7 +33,9 @@ def seed_outputs(output: Path, requests: Sequence["ClipRequest"]) -> list[Path]:
     return [*clips, output.with_name(f"{output.stem}-seeds.png")]
 
 
-def generate_seeds(pipeline: "VideoPipeline", requests: Sequence["ClipRequest"], output: Path, fps: float) -> None:
+def generate_seeds(
+    pipeline: "VideoPipeline", requests: Sequence["ClipRequest"], output: Path, fps: float, metadata: bool = True
+) -> None:
     """Makes a clip for each request, and a contact sheet with a row for each; `seed_outputs` names the files.
 
     Raises:
@@ -45,12 +48,13 @@ def generate_seeds(pipeline: "VideoPipeline", requests: Sequence["ClipRequest"],
             for path, result in zip(outputs, results, strict=True):
                 clip = result.get()
                 with seed_told(clip):
-                    save(clip, path, fps)
+                    clip.save(path, fps, metadata=metadata)
                 summaries.append(summary(clip, path, pipeline))
                 rows.append(clip_row(clip))
     finally:  # after the bar has ended
         for text in summaries:
             typer.echo(text)
+    of_all = {**clip.metadata, "seed": [request.seed for request in requests]} if metadata else {}
     with complete_file(sheet) as part:
-        stacked(rows).save(part)
+        save_sheet(stacked(rows), part, as_text(of_all))
     typer.echo(f"{sheet}: up to eight frames of each")

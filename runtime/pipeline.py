@@ -28,7 +28,7 @@ class VideoPipeline:
     """
 
     def __init__(self, bundle: "Bundle", executor: "Executor") -> None:
-        self.bundle = bundle
+        self.bundle = self._weights = bundle
         self.executor = executor
         self._lock = threading.Lock()
         self._async_runs = AsyncRuns()
@@ -127,7 +127,7 @@ class VideoPipeline:
         """
         from .warmup import warm_up
 
-        checked = self._check(ClipRequest("", width=width, height=height, num_frames=num_frames))
+        checked = self.check(ClipRequest("", width=width, height=height, num_frames=num_frames))
         with self._lock:
             warm_up(self.bundle, self.executor, checked.clip_size)
 
@@ -232,7 +232,7 @@ class VideoPipeline:
 
     def run(
         self,
-        request: ClipRequest,
+        request: "ClipRequest | CheckedRequest",
         on_progress: OnProgress | None = None,
         on_frames: OnFrames | None = None,
         on_preview: OnPreview | None = None,
@@ -242,7 +242,7 @@ class VideoPipeline:
         """Makes the clip of a request: like `generate`, with the arguments in one object.
 
         Args:
-            request: what to make.
+            request: what to make; may come from `check`.
             on_progress, on_frames, on_preview: as for `generate`.
             noise: returns what draws the noise instead of torch's generator with the seed: an object with a method
                 `randn(shape, out=None)`. It is called again if the request is made again.
@@ -250,7 +250,12 @@ class VideoPipeline:
         Raises:
             InvalidRequest, Cancelled, BackendError: as `generate` does.
         """
-        return self._make(replace(self._check(request), noise=noise), on_progress, on_frames, on_preview)
+        from .checked_request import CheckedRequest
+
+        checked = request if isinstance(request, CheckedRequest) else self.check(request)
+        if noise is not None:
+            checked = replace(checked, noise=noise)
+        return self._make(checked, on_progress, on_frames, on_preview)
 
     async def generate_async(
         self,
@@ -299,7 +304,7 @@ class VideoPipeline:
         Raises:
             DeviceLost: the device is gone; this request and those after it have no result.
         """
-        return run_many(self._check, self._make, requests, on_progress)
+        return run_many(self.check, self._make, requests, on_progress)
 
     def refit(self, bundle: str | os.PathLike[str] | None) -> None:
         """Gives the engines another motion module or other LoRAs, without a build.
@@ -317,16 +322,28 @@ class VideoPipeline:
         weights = None if bundle is None else Bundle.load(bundle)
         with self._lock:
             self.executor.refit(weights)
+            self._weights = weights or self.bundle
 
     def close(self) -> None:
         """Frees the graphs and kept conditionings; the next request opens the graphs again."""
         with self._lock:
             self.executor.close()
 
-    def _check(self, request: ClipRequest) -> "CheckedRequest":
+    def check(self, request: ClipRequest) -> "CheckedRequest":
+        """Reads the keyframes of a request and fills in its defaults, also a random seed.
+
+        Raises:
+            InvalidRequest: a value is not allowed.
+        """
         from .checked_request import check_request
 
         return check_request(request, self.bundle.manifest, self.executor.in_one_piece)
+
+    def metadata(self, request: "CheckedRequest") -> dict[str, Any]:
+        """`Clip.metadata` of a request before its clip is made, for `Recording`."""
+        from .output.metadata import describe
+
+        return describe(request, self._weights, self.executor)
 
     def _make(
         self,
@@ -337,4 +354,4 @@ class VideoPipeline:
     ) -> Clip:
         with self._lock:
             frames, timings = self.executor.run(checked, on_progress, on_frames, on_preview)
-        return Clip(frames=frames, seed=checked.seed, timings=timings, keyframes=checked.keyframes)
+        return Clip(frames, checked.seed, timings, checked.keyframes, self.metadata(checked))

@@ -1,5 +1,6 @@
 """The manifest of a bundle: the contents of `manifest.json`, validated when it is read."""
 
+import hashlib
 import os
 from contextlib import suppress
 from math import prod
@@ -126,6 +127,11 @@ class Manifest(Record):
     def decoders(self) -> tuple[str, ...]:
         """The names in `DECODERS` whose graphs the bundle has."""
         return tuple(name for name, graph in DECODERS.items() if graph in self.graphs)
+
+    @property
+    def checksum(self) -> str:
+        """A checksum of the whole bundle: the manifest has those of all files."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
         """Writes `manifest.json` to `folder` atomically."""

@@ -2,14 +2,16 @@
 
 import os
 from base64 import b64encode
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, overload
+from typing import IO, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..request import FittedKeyframe
+from .metadata import as_text
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,21 +25,28 @@ class Clip:
             control, denoise, decode, capture (on a GPU, of the first requests of a kind), total. A stage whose result
             was kept from an earlier request is missing.
         keyframes: the keyframes in the clip's size, as the model got them.
+        metadata: what was asked for and what made it; values of JSON.
     """
 
     frames: NDArray[np.uint8] = field(repr=False)
     seed: int
     timings: dict[str, float]
     keyframes: tuple[FittedKeyframe, ...] = field(default=(), repr=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @overload
-    def save(self, output: str | os.PathLike[str], fps: float = 8) -> Path: ...
+    def save(self, output: str | os.PathLike[str], fps: float = 8, *, metadata: bool = True) -> Path: ...
 
     @overload
-    def save(self, output: IO[bytes], fps: float = 8, *, format: str) -> None: ...
+    def save(self, output: IO[bytes], fps: float = 8, *, format: str, metadata: bool = True) -> None: ...
 
     def save(
-        self, output: str | os.PathLike[str] | IO[bytes], fps: float = 8, *, format: str | None = None
+        self,
+        output: str | os.PathLike[str] | IO[bytes],
+        fps: float = 8,
+        *,
+        format: str | None = None,
+        metadata: bool = True,
     ) -> Path | None:
         """Writes the clip to a path, or to an open binary file.
 
@@ -48,6 +57,7 @@ class Clip:
                 per frame); or a file.
             fps: frames per second, 1 to 60; for `.gif` 1 to 50.
             format: of a file: `mp4`, `webm`, `gif`, `webp` or `png`. A path's ending says it.
+            metadata: whether prompt, seed and the rest of `Clip.metadata` go into the file.
 
         Raises:
             OutputError: the output cannot be written.
@@ -55,18 +65,19 @@ class Clip:
         """
         from . import clip_bytes, writers
 
+        text = as_text(self.metadata if metadata else {})
         if isinstance(output, str | os.PathLike):
             clip_bytes.check_no_format(format)
-            return writers.save(self, Path(output), fps)
-        clip_bytes.write(output, self, format, fps)
+            return writers.save(self, Path(output), fps, text)
+        clip_bytes.write(output, self, format, fps, text)
         return None
 
-    def to_bytes(self, format: str = "mp4", fps: float = 8) -> bytes:
+    def to_bytes(self, format: str = "mp4", fps: float = 8, *, metadata: bool = True) -> bytes:
         """The bytes of the file that `save` writes.
 
         Args:
             format: `mp4`, `webm`, `gif`, `webp` or `png`.
-            fps: as for `save`.
+            fps, metadata: as for `save`.
 
         Raises:
             OutputError: no temporary file can be written.
@@ -74,7 +85,7 @@ class Clip:
         """
         from .clip_bytes import encoded
 
-        return encoded(self, format, fps)
+        return encoded(self, format, fps, as_text(self.metadata if metadata else {}))
 
     def _repr_html_(self) -> str:
         """The clip as a video that notebooks play."""

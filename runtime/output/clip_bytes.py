@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 FORMATS = tuple(ending.removeprefix(".") for ending in ENDINGS)
 
 
-def encoded(clip: "Clip", format: Any, fps: float) -> bytes:
+def encoded(clip: "Clip", format: Any, fps: float, text: str | None) -> bytes:
     """The bytes of the file that `Clip.save` writes; made in a temporary folder, since MP4 is not written in order."""
     if not isinstance(format, str) or format not in FORMATS:
         raise InvalidRequest("format", f"{shown(format)} is not allowed", f"allowed are {', '.join(FORMATS)}")
     try:
         with TemporaryDirectory(prefix="sparsectrl-lcm-") as folder:
-            return save(clip, Path(folder) / f"clip.{format}", fps).read_bytes()
+            return save(clip, Path(folder) / f"clip.{format}", fps, text).read_bytes()
     except OutputError:
         raise
     except OSError as error:
         raise OutputError("output", f"no temporary file can be written: {reason_of(error)}") from error
 
 
-def write(file: Any, clip: "Clip", format: Any, fps: float) -> None:
+def write(file: Any, clip: "Clip", format: Any, fps: float, text: str | None) -> None:
     """Writes a clip to an open binary file."""
     if not hasattr(file, "write"):
         what = f"{type(file).__name__} is not allowed"
         raise InvalidRequest("output", what, "give a path or a file that is open for writing")
-    data = memoryview(encoded(clip, format, fps))
+    data = memoryview(encoded(clip, format, fps, text))
     try:
         while data:
             count = file.write(data)

@@ -1,11 +1,12 @@
 """Writes a clip while its frames are made."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import Full, Queue
 from threading import Thread
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidRequest
 from . import video
 from .clip import Clip
+from .metadata import as_text
 from .writers import check_output, complete_file, save
 
 MAX_WAITING = 32
@@ -32,15 +34,17 @@ class Recording:
     Args:
         path: as in `Clip.save`.
         fps: frames per second, as in `Clip.save`.
+        metadata: what goes into the file; `VideoPipeline.metadata` gives it before the clip is made.
 
     Raises:
         InvalidRequest: the ending or the frame rate is not known.
         OutputError: the folder cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fps: float = 8) -> None:
+    def __init__(self, path: str | os.PathLike[str], fps: float = 8, metadata: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.fps = fps
+        self.text = as_text(metadata or {})
         check_output(self.path, fps)
         self._parts: Queue[NDArray[np.uint8] | None] = Queue(MAX_WAITING)  # None is the end
         self._arrived = 0
@@ -83,7 +87,7 @@ class Recording:
             OutputError: the path cannot be written.
         """
         if self._encoder is None:
-            return save(clip, self.path, self.fps)
+            return save(clip, self.path, self.fps, self.text)
         if self._arrived < len(clip.frames):
             self.add(self._arrived, clip.frames[self._arrived :])
         self._parts.put(None)
@@ -97,7 +101,7 @@ class Recording:
         frames = self._frames()
         try:
             with complete_file(self.path) as part:
-                video.encode(part, self.fps, frames, height, width)
+                video.encode(part, self.fps, frames, height, width, self.text)
                 self._check()
         except Exception as error:
             self._error = error

@@ -31,13 +31,17 @@ CODECS = {
 """The video formats, by the ending of the file."""
 
 
-def encode(path: Path, fps: float, frames: Iterable[NDArray[np.uint8]], height: int, width: int) -> None:
-    """Encodes frames [H, W, 3] to video, one by one."""
+def encode(
+    path: Path, fps: float, frames: Iterable[NDArray[np.uint8]], height: int, width: int, text: str | None = None
+) -> None:
+    """Encodes frames [H, W, 3] to video, one by one; `text` becomes the comment of the file."""
     import av
 
     codec = CODECS[path.suffix.lower()]
     rate = Fraction(float(fps)).limit_denominator(1001)
     with av.open(str(path), "w", options=codec.container) as container:
+        if text is not None:
+            container.metadata["comment"] = text
         stream: Any = container.add_stream(codec.name, rate=rate, options=codec.options)
         stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p"
@@ -48,3 +52,11 @@ def encode(path: Path, fps: float, frames: Iterable[NDArray[np.uint8]], height: 
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def comment(path: Path) -> str | None:
+    """The comment of a video file."""
+    import av
+
+    with av.open(str(path)) as container:
+        return next((text for key, text in container.metadata.items() if key.lower() == "comment"), None)

@@ -13,8 +13,12 @@ from ..errors import InvalidRequest, OutputError, reason_of, shown
 from ..operating_system import UNFINISHED, check_writable
 from . import video
 from .contact_sheet import contact_sheet
+from .metadata import IMAGE_DESCRIPTION, KEY
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
     from .clip import Clip
 
 MAX_FPS = 60
@@ -22,14 +26,14 @@ MAX_GIF_FPS = 50
 """Browsers show a frame shorter than two hundredths of a second for ten hundredths."""
 
 
-def save(clip: "Clip", path: Path, fps: float) -> Path:
-    """Writes `clip` in the format of `path`'s ending; see `Clip.save`."""
+def save(clip: "Clip", path: Path, fps: float, text: str | None = None) -> Path:
+    """Writes `clip` in the format of `path`'s ending; see `Clip.save`. `text` is its metadata."""
     check_output(path, fps)
     if (write := _WRITERS.get(path.suffix.lower())) is not None:
         with complete_file(path) as part:
-            write(clip, part, fps)
+            write(clip, part, fps, text)
     else:
-        _write_folder(clip, path)
+        _write_folder(clip, path, text)
     return path
 
 
@@ -98,7 +102,7 @@ def remove_parts(folder: Path) -> None:
             part.unlink()
 
 
-def _write_folder(clip: "Clip", path: Path) -> None:
+def _write_folder(clip: "Clip", path: Path, text: str | None) -> None:
     """Writes one PNG per frame to a folder that is new or empty."""
     from PIL import Image
 
@@ -107,7 +111,7 @@ def _write_folder(clip: "Clip", path: Path) -> None:
     try:
         part.mkdir(parents=True)
         for index, frame in enumerate(clip.frames):
-            Image.fromarray(frame).save(part / f"frame_{index:0{digits}d}.png")
+            Image.fromarray(frame).save(part / f"frame_{index:0{digits}d}.png", pnginfo=_png_text(text))
         for file in sorted(part.iterdir()):
             file.replace(path / file.name)
     except OSError as error:
@@ -118,16 +122,17 @@ def _write_folder(clip: "Clip", path: Path) -> None:
             path.rmdir()  # succeeds if nothing was written
 
 
-def _write_video(clip: "Clip", path: Path, fps: float) -> None:
-    video.encode(path, fps, clip.frames, *clip.frames.shape[1:3])
+def _write_video(clip: "Clip", path: Path, fps: float, text: str | None) -> None:
+    height, width = clip.frames.shape[1:3]
+    video.encode(path, fps, clip.frames, height, width, text)
 
 
-def _write_gif(clip: "Clip", path: Path, fps: float) -> None:
-    _write_animation(clip, path, fps, 10, {"disposal": 1, "optimize": False})
+def _write_gif(clip: "Clip", path: Path, fps: float, text: str | None) -> None:
+    _write_animation(clip, path, fps, 10, {"disposal": 1, "optimize": False} | ({KEY: text} if text else {}))
 
 
-def _write_webp(clip: "Clip", path: Path, fps: float) -> None:
-    _write_animation(clip, path, fps, 1, {"quality": 90, "method": 4})
+def _write_webp(clip: "Clip", path: Path, fps: float, text: str | None) -> None:
+    _write_animation(clip, path, fps, 1, {"quality": 90, "method": 4, "exif": _exif(text)})
 
 
 def _write_animation(clip: "Clip", path: Path, fps: float, unit: int, options: dict[str, Any]) -> None:
@@ -139,11 +144,36 @@ def _write_animation(clip: "Clip", path: Path, fps: float, unit: int, options: d
     first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **options)
 
 
-def _write_contact_sheet(clip: "Clip", path: Path, fps: float) -> None:
-    contact_sheet(clip.frames, clip.keyframes).save(path)
+def _write_contact_sheet(clip: "Clip", path: Path, fps: float, text: str | None) -> None:
+    save_sheet(contact_sheet(clip.frames, clip.keyframes), path, text)
 
 
-_WRITERS: dict[str, Callable[["Clip", Path, float], None]] = {
+def save_sheet(sheet: "Image.Image", path: Path, text: str | None) -> None:
+    """Writes a contact sheet with its metadata."""
+    sheet.save(path, pnginfo=_png_text(text))
+
+
+def _png_text(text: str | None) -> "PngInfo | None":
+    if text is None:
+        return None
+    from PIL.PngImagePlugin import PngInfo
+
+    found = PngInfo()
+    found.add_text(KEY.title(), text)
+    return found
+
+
+def _exif(text: str | None) -> bytes:
+    from PIL import Image
+
+    if text is None:
+        return b""
+    found = Image.Exif()
+    found[IMAGE_DESCRIPTION] = text
+    return found.tobytes()
+
+
+_WRITERS: dict[str, Callable[["Clip", Path, float, str | None], None]] = {
     ".mp4": _write_video,
     ".webm": _write_video,
     ".gif": _write_gif,

@@ -31,8 +31,8 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_write(clip: Any, path: Path, fps: float) -> None:
-    write_gif(clip, path, fps)
+def killed_write(clip: Any, path: Path, fps: float, text: str | None) -> None:
+    write_gif(clip, path, fps, text)
     encoded.append(path)
     if place == "encoding" and len(encoded) == number:
         os.truncate(path, path.stat().st_size // 2)

@@ -118,7 +118,7 @@ def test_scribbles_are_stretched_on_demand(
         asked.append(request)
         raise Cancelled("", "no clip is needed")
 
-    monkeypatch.setattr(VideoPipeline, "run", run)
+    monkeypatch.setattr(VideoPipeline, "check", run)
     options = ["--prompt", "a boat", "-o", str(tmp_path / "a.gif"), "--backend", "onnxruntime"]
     for more in ([], ["--normalize-scribbles"], ["--normalize-scribbles", "--controlnet", "rgb"]):
         cli.run(["generate", *options, *more])
