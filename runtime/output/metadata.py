@@ -6,7 +6,6 @@ description in the EXIF of WebP. It is ASCII, since GIF and EXIF allow nothing e
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +30,11 @@ _IF_SET = (
 
 def describe(request: "CheckedRequest", bundle: "Bundle", executor: "Executor") -> dict[str, Any]:
     """The metadata of a request's clip, with the names that `VideoPipeline.generate` has for its arguments."""
+    from ... import __version__
     from ..checked_request import CheckedRequest
 
     found = {
-        "software": f"{PROGRAM} {version(PROGRAM)}",
+        "software": f"{PROGRAM} {__version__}",
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt if request.guidance else None,
         "seed": request.seed if request.noise is None else None,
