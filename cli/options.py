@@ -25,15 +25,15 @@ PARTS = ("backend", "build", "bundle", "refit")
 
 
 @overload
-def parse_size(text: str) -> tuple[int, int]: ...
+def parse_size(text: str, field: str = "size") -> tuple[int, int]: ...
 
 
 @overload
-def parse_size(text: None) -> tuple[None, None]: ...
+def parse_size(text: None, field: str = "size") -> tuple[None, None]: ...
 
 
-def parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
-    """Returns width and height of a text such as `512x512`.
+def parse_size(text: str | None, field: str = "size") -> tuple[int, int] | tuple[None, None]:
+    """Returns width and height of a text such as `512x512`; `field` is named in errors.
 
     Raises:
         InvalidRequest: `text` is not two whole numbers.
@@ -42,7 +42,7 @@ def parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
         return None, None
     width, separator, height = text.lower().partition("x")
     if not (separator and re.fullmatch(r"\d{1,9}", width) and re.fullmatch(r"\d{1,9}", height)):
-        raise InvalidRequest("size", f"{text!r} is not allowed", "give WIDTHxHEIGHT in pixels, such as 512x512")
+        raise InvalidRequest(field, f"{text!r} is not allowed", "give WIDTHxHEIGHT in pixels, such as 512x512")
     return int(width), int(height)
 
 

@@ -11,15 +11,17 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """A bar on stderr. It appears with the first update, so an error before that shows no bar."""
+    """A bar on stderr, if that is a terminal. It appears with the first update: an error before shows none."""
 
     def __init__(self) -> None:
+        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=console,
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=1.0)
 

@@ -49,7 +49,7 @@ def serve(
     precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a runner on the CPU; all cores but one.")] = None,
     warm: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Size to warm up for before the server is ready; on a GPU.")
+        str | None, typer.Option(metavar="WxH", help="Size of the clips to warm up for before the server is ready.")
     ] = None,
     devices: Annotated[
         str | None, typer.Option(help="A runner for each: cuda:0,cuda:1 or auto for every GPU; cpu; OpenVINO's names.")
@@ -100,7 +100,7 @@ def serve(
         backend=backend,
         precision=precision,
         threads=threads,
-        warm=None if warm is None else parse_size(warm),
+        warm=None if warm is None else parse_size(warm, "warm"),
         devices=chosen,
         runners=runners,
         pool=pool,

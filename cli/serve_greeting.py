@@ -32,6 +32,8 @@ class Greeting:
 
     def opened(self, service: "Service") -> None:
         """Prints what is known before a model has loaded."""
+        from ..service.store.tables import ENDPOINT
+
         settings = service.settings
         if self.own_authority:
             authority = (settings.data / "tls/ca.pem").absolute()
@@ -43,6 +45,10 @@ class Greeting:
             typer.echo(f"{url}/ (another key: {keys_command('create', settings.data, settings.database)})")
         else:
             typer.echo(f"{url}/ loads the model; a first API key follows")
+        if settings.docs:
+            typer.echo(f"{url}/docs has Swagger UI")
+        if settings.endpoint != ENDPOINT:
+            typer.echo(f"clients call {settings.endpoint}")
 
     def loaded(self, service: "Service") -> None:
         """Makes the first key. Only a terminal shows it: anything else may be a journal that others read. Blocks."""

@@ -70,7 +70,8 @@ export const wrong = (message, ...names) => Object.assign(new Error(message), { 
 export function fail(error) {
   const lines = error.details?.map(({ field, message }) =>
     field === "body" ? message : `${LABELS[field] ?? field}: ${message.replace(/^(sparsectrl_lcm\.)?\w+: /, "")}`);
-  $("error").textContent = lines?.length ? lines.join("\n") : error.message;
+  const hint = error.status === 401 ? ": enter the key that serve printed, or one from sparsectrl-lcm keys create" : "";
+  $("error").textContent = lines?.length ? lines.join("\n") : error.message + hint;
   $("error").hidden = false;
   const names = error.status === 401 ? ["key"] : error.fields ?? [];
   for (const name of names) $(name)?.setAttribute("aria-invalid", "true");

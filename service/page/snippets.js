@@ -6,7 +6,8 @@ export function python(input, origin, tlsPort) {
   const { protocol, hostname, host } = new URL(origin);
   const secure = protocol === "https:" ? host : `${hostname}:${tlsPort ?? "TLS_PORT"}`;
   const text = JSON.stringify(input, null, 4).replaceAll(`"${origin}/`, `"https://${secure}/`).replace(/\n/g, "\n    ");
-  return `# export FAL_KEY=... FAL_RUN_HOST=${secure} FAL_QUEUE_RUN_HOST=${secure}/queue
+  const note = protocol === "https:" || tlsPort ? "" : "# fal's Python client needs https: start the server with --tls-port TLS_PORT\n";
+  return `${note}# export FAL_KEY=... FAL_RUN_HOST=${secure} FAL_QUEUE_RUN_HOST=${secure}/queue
 # export SSL_CERT_FILE=DATA/tls/ca.pem  # of the server's data folder, for a certificate of its own
 import fal_client
 

@@ -75,6 +75,13 @@ def test_the_start_after_one_that_failed_shows_the_first_key(
     assert KEY.match((tmp_path / "first-key").read_text())
 
 
+def test_what_was_asked_for_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    greeted: Any = SimpleNamespace(settings=Settings(tmp_path, anonymous=True, docs=True, endpoint="me/portraits"))
+    Greeting(Listener("127.0.0.1", 8000), False).opened(greeted)
+    url = "http://127.0.0.1:8000"
+    assert capsys.readouterr().out == f"{url}/\n{url}/docs has Swagger UI\nclients call me/portraits\n"
+
+
 def test_the_hint_names_the_database_but_not_its_password(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(tmp_path, database="postgresql://me:secret@db/clips")
     service: Any = SimpleNamespace(settings=settings, store=SimpleNamespace(all_keys=lambda: ["one"]))

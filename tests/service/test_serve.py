@@ -56,6 +56,7 @@ def port() -> str:
             "--backend onnxruntime --devices GPU",
             "--devices: onnxruntime does not use GPU; give cuda:N",
         ),
+        ("--warm 1000", "--warm: '1000' is not allowed; give WIDTHxHEIGHT"),
         ("--threads 0", "--threads: 0 is not allowed; give a whole number from 1 on"),
         ("--tls-certificate a", "--tls-certificate and --tls-key go together"),
         ("--tls-certificate a --tls-key a", "--tls-certificate: a: No such file"),
