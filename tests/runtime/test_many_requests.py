@@ -191,9 +191,11 @@ def test_closing_ends_the_request_that_runs_and_those_that_wait() -> None:
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from fakes.quick_executor import quick_pipeline
 from sparsectrl_lcm.runtime import ClipRequest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 
 def at_step(request):
     if request.seed == 1:

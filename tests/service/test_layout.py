@@ -15,7 +15,7 @@ from sparsectrl_lcm.service.http.middleware.request_id import RequestId
 from sparsectrl_lcm.service.http.middleware.unexpected_errors import UnexpectedErrors
 
 SERVICE = Path(__file__).parents[2] / "service"
-ROOMS = ("store", "protocol", "runner", "auth", "objects", "network", "http", "queue", "routes")
+ROOMS = ("store", "protocol", "auth", "objects", "runner", "network", "http", "queue", "routes")
 """The folders of the service, in order: each may import those before it."""
 BASE = {"settings", "clock", "metrics", "json_logs", "components"}
 """Files beside the folders that every folder may import. The other files put the folders together."""
