@@ -28,7 +28,7 @@ class _Rate(TextColumn):
 
 
 class ClipsBar:
-    """A bar on stderr, if that is a terminal.
+    """A bar on stderr.
 
     Args:
         total: clips to make, if known.
@@ -37,7 +37,7 @@ class ClipsBar:
     def __init__(self, total: int | None) -> None:
         console = Console(stderr=True)
         columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600)
+        self._progress = Progress(*columns, console=console, speed_estimate_period=600)
         self._task = self._progress.add_task("", total=total)
         self._ended = 0
         self._running: dict[str, float] = {}

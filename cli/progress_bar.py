@@ -11,17 +11,15 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """A bar on stderr, if that is a terminal. It appears with the first update: an error before shows none."""
+    """A bar on stderr. It appears with the first update, so an error before that shows no bar."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
+            console=Console(stderr=True),
         )
         self._task = self._progress.add_task("", total=1.0)
 
