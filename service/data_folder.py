@@ -12,6 +12,7 @@ from typing import IO
 
 from ..runtime.errors import InvalidRequest, reason_of
 from .settings import SQLITE
+from .synced_files import replace_file
 
 OWNER, LOCK, FIRST_KEY = "owner", "lock", "first-key"
 FIRST_START = {"files", LOCK, "owner.new", "work"}
@@ -53,15 +54,11 @@ def locked(data: Path) -> Iterator[None]:
 
 def owner_name(data: Path) -> str:
     """Returns the name under which this folder's server claims requests. It is the same at every start."""
-    path, new = data / OWNER, data / "owner.new"
+    path = data / OWNER
     name = path.read_text().strip() if path.exists() else ""
     if not name:
         name = uuid.uuid4().hex
-        with new.open("w") as file:
-            file.write(name)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        replace_file(path, name.encode(), 0o644)
     return name
 
 

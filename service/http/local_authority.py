@@ -3,18 +3,22 @@
 import datetime
 import ipaddress
 import logging
-import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ...runtime.errors import InvalidRequest, reason_of, shown
 from .. import clock
+from ..synced_files import replace_file
 
 AUTHORITY_LASTS = datetime.timedelta(days=3650)
 CERTIFICATE_LASTS = datetime.timedelta(days=365)
@@ -23,6 +27,9 @@ FAL_HOSTS = ("fal.run", "queue.fal.run", "rest.fal.ai", "rest.alpha.fal.ai", "v3
 """fal's own host names, for clients that reach this server under them."""
 CLOCKS_DIFFER = datetime.timedelta(hours=1)
 """Certificates begin earlier by this: a client's clock may be behind."""
+REMEDY = "restore or repair it; without ca.pem and ca.key a new authority is made, which every client has to be given"
+
+_Parsed = TypeVar("_Parsed")
 
 log = logging.getLogger("sparsectrl_lcm.service")
 
@@ -34,22 +41,10 @@ class _Signed:
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
-    @classmethod
-    def read(cls, certificate: Path, key: Path) -> "_Signed | None":
-        """Reads both from PEM files. None if a file is missing or damaged, or they do not belong together."""
-        try:
-            read = x509.load_pem_x509_certificate(certificate.read_bytes())
-            private = load_pem_private_key(key.read_bytes(), None)
-        except (OSError, ValueError, TypeError):
-            return None
-        if not isinstance(private, ec.EllipticCurvePrivateKey) or read.public_key() != private.public_key():
-            return None
-        return cls(read, private)
-
     def write(self, certificate: Path, key: Path) -> None:
         private = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        _replace(key, private, 0o600)
-        _replace(certificate, self.certificate.public_bytes(Encoding.PEM), 0o644)
+        replace_file(key, private)
+        replace_file(certificate, self.certificate.public_bytes(Encoding.PEM), 0o644)
 
     def lasts_until(self, time: datetime.datetime) -> bool:
         now = _now()
@@ -59,7 +54,7 @@ class _Signed:
 def local_certificate(folder: Path, names: tuple[str, ...] = ()) -> tuple[Path, Path, Path]:
     """Makes an authority and a certificate for this machine. Later calls renew what is near its end or lacks a name.
 
-    The authority stays the same, so that clients trust renewed certificates, too.
+    The authority keeps its key, so that clients trust renewed certificates, too.
 
     Args:
         folder: where their files are kept.
@@ -67,19 +62,68 @@ def local_certificate(folder: Path, names: tuple[str, ...] = ()) -> tuple[Path, 
 
     Returns:
         Paths of the authority (clients have to trust it), of the certificate, and of its key.
+
+    Raises:
+        InvalidRequest: a file of the authority is missing, damaged or cannot be read, or a name is no host name.
+        OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ca, ca_key, server, server_key = (folder / name for name in ("ca.pem", "ca.key", "server.pem", "server.key"))
     wanted = {_general(name) for name in ("localhost", "127.0.0.1", "::1", *FAL_HOSTS, *names)}
-    authority, signed = _Signed.read(ca, ca_key), _Signed.read(server, server_key)
-    if authority is None or signed is None or not _serves(signed, authority, wanted):
-        if authority is None or not authority.lasts_until(_now() + CERTIFICATE_LASTS):
-            if authority is not None:
-                log.warning("%s was renewed; give it to the clients before the earlier one ends", ca)
-            authority = _make_authority(authority)
-            authority.write(ca, ca_key)
+    authority = _open_authority(ca, ca_key)
+    signed = None
+    with suppress(InvalidRequest):  # it is signed again, which clients do not notice
+        signed = _read(server, server_key)[0]
+    if signed is None or not _serves(signed, authority, wanted):
         _sign(authority, wanted).write(server, server_key)
     return ca, server, server_key
+
+
+def _open_authority(certificate: Path, key: Path) -> _Signed:
+    """The authority of these files: renewed near its end, and new if neither file is there."""
+    authority, private = _read(certificate, key)
+    if authority is not None and authority.lasts_until(_now() + CERTIFICATE_LASTS):
+        return authority
+    if authority is not None:
+        log.warning("%s was renewed; give it to the clients before the earlier one ends", certificate)
+    authority = _make_authority(private)
+    authority.write(certificate, key)
+    return authority
+
+
+def _read(certificate: Path, key: Path) -> tuple[_Signed | None, ec.EllipticCurvePrivateKey | None]:
+    """Reads a certificate and its key from PEM files. A key may be there alone: it is written first.
+
+    Raises:
+        InvalidRequest: a file is damaged or cannot be read, the key is missing, or they do not belong together.
+    """
+    public, private = _load(certificate, x509.load_pem_x509_certificate), _load(key, _private_key)
+    if public is None:
+        return None, private
+    if private is None:
+        raise InvalidRequest("data", f"{key} is missing", REMEDY)
+    if public.public_key() != private.public_key():
+        raise InvalidRequest("data", f"{key} is not the key of {certificate}", REMEDY)
+    return _Signed(public, private), private
+
+
+def _load(path: Path, parse: Callable[[bytes], _Parsed]) -> _Parsed | None:
+    """What a file holds; None if there is no such file."""
+    try:
+        return parse(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InvalidRequest("data", f"{path} cannot be read ({reason_of(error)})", REMEDY) from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError if it is encrypted
+        raise InvalidRequest("data", f"{path} is damaged", REMEDY) from None
+
+
+def _private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    key = load_pem_private_key(pem, None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("a key of another kind")
+    return key
 
 
 def _serves(signed: _Signed, authority: _Signed, wanted: set[x509.GeneralName]) -> bool:
@@ -92,9 +136,9 @@ def _serves(signed: _Signed, authority: _Signed, wanted: set[x509.GeneralName]) 
     return wanted <= set(extension.value) and signed.lasts_until(_now() + RENEWED_BEFORE_END)
 
 
-def _make_authority(earlier: _Signed | None) -> _Signed:
+def _make_authority(key: ec.EllipticCurvePrivateKey | None) -> _Signed:
     """Makes an authority; with the key of an earlier one, clients that trust only that accept new certificates."""
-    key = ec.generate_private_key(ec.SECP256R1()) if earlier is None else earlier.key
+    key = key or ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sparsectrl-lcm local authority")])
     builder = _begin(name, name, key, AUTHORITY_LASTS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -128,19 +172,14 @@ def _begin(
 
 
 def _general(name: str) -> x509.GeneralName:
-    try:
+    with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
+    try:
         return x509.DNSName(name.lower().encode("idna").decode())
+    except UnicodeError:
+        reason = f"{shown(name)} is no host name, so no certificate can hold it"
+        raise InvalidRequest("tls_port", reason, "correct --public-url and --host") from None
 
 
 def _now() -> datetime.datetime:
     return datetime.datetime.fromtimestamp(clock.now(), datetime.UTC)
-
-
-def _replace(path: Path, content: bytes, mode: int) -> None:
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    with open(new, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        file.write(content)
-    new.replace(path)

@@ -12,6 +12,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from ...runtime.errors import InvalidRequest, first_line
+from ..synced_files import sync_folder
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -101,7 +102,7 @@ class FolderFiles:
                 size = file.tell()
             _make_folder(target.parent)
             part.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         finally:
             part.unlink(missing_ok=True)
         return size
@@ -229,14 +230,4 @@ def _make_folder(folder: Path) -> None:
         if folder.parent != folder:
             _make_folder(folder.parent)
         folder.mkdir(0o700, exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # other systems cannot open a folder
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_folder(folder.parent)

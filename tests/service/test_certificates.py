@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import datetime
+import errno
+import os
 import socket
 import ssl
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from sparsectrl_lcm.cli.serve import _listeners
+from sparsectrl_lcm.runtime import InvalidRequest
 from sparsectrl_lcm.service.http import local_authority, tls_certificates
 from sparsectrl_lcm.service.http.listeners import Listener
 from sparsectrl_lcm.service.http.local_authority import local_certificate
@@ -119,7 +123,7 @@ def test_clients_with_the_earlier_authority_trust_certificates_of_the_renewed_on
     assert "ca.pem was renewed; give it to the clients" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["ca.pem", "ca.key", "server.pem", "server.key"])
+@pytest.mark.parametrize("name", ["server.pem", "server.key"])
 def test_damaged_and_foreign_files_are_made_again(tmp_path: Path, name: str) -> None:
     local_certificate(tmp_path / "a")
     local_certificate(tmp_path / "b")
@@ -127,6 +131,64 @@ def test_damaged_and_foreign_files_are_made_again(tmp_path: Path, name: str) -> 
         (tmp_path / "a" / name).write_bytes(content)
         context = Certificate(lambda: local_certificate(tmp_path / "a")[1:]).context()
         seen(context, tmp_path / "a/ca.pem", "localhost")
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "ca.key"])
+def test_an_authority_that_cannot_be_read_is_told_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for folder in ("a", "b"):
+        local_certificate(tmp_path / folder)
+    file, other = tmp_path / "a" / name, tmp_path / "a" / ({"ca.pem", "ca.key"} - {name}).pop()
+    kept = other.read_bytes()
+    certificate = Certificate(lambda: local_certificate(tmp_path / "a")[1:])
+    certificate.context()
+    damaged = {b"": "is damaged", b"nonsense": "is damaged", (tmp_path / "b" / name).read_bytes(): "is not the key of"}
+    for content, reason in damaged.items():
+        file.write_bytes(content)
+        with pytest.raises(InvalidRequest, match=rf"{'ca.key' if 'key' in reason else name} {reason}"):
+            asyncio.run(certificate.follow())
+        assert (file.read_bytes(), other.read_bytes()) == (content, kept)
+    read = Path.read_bytes
+
+    def failing(self: Path) -> bytes:
+        if self == file:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(InvalidRequest, match=rf"{name} cannot be read \(Too many open files\)"):
+        asyncio.run(certificate.follow())
+    assert other.read_bytes() == kept
+
+
+def test_a_lost_key_is_told_and_a_key_alone_gets_its_certificate(tmp_path: Path) -> None:
+    ca, pem, key = local_certificate(tmp_path)
+    context = Certificate(lambda: (pem, key)).context()
+    ca.unlink()  # as after a kill between the key and its certificate
+    local_certificate(tmp_path)
+    seen(context, ca, "localhost")
+    (tmp_path / "ca.key").unlink()
+    with pytest.raises(InvalidRequest, match=r"ca\.key is missing; restore"):
+        local_certificate(tmp_path)
+
+
+def test_certificates_are_on_the_disk_before_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def sync(handle: int) -> None:
+        synced.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    local_certificate(tmp_path)
+    assert synced == ["file", "folder"] * 4
+
+
+def test_a_name_that_no_certificate_can_hold_is_told(tmp_path: Path) -> None:
+    (listener,) = _listeners(tmp_path, "localhost", {"--tls-port": 8443}, "https://a..b", None, None)
+    assert listener.tls is not None
+    with pytest.raises(InvalidRequest, match=r"'a\.\.b' is no host name, so no certificate can hold it; correct"):
+        listener.tls.context()
 
 
 def test_files_of_the_user_are_loaded_again_when_they_change(

@@ -17,7 +17,7 @@ from sparsectrl_lcm.service.http.middleware.unexpected_errors import UnexpectedE
 SERVICE = Path(__file__).parents[2] / "service"
 ROOMS = ("store", "protocol", "auth", "objects", "runner", "network", "http", "queue", "routes")
 """The folders of the service, in order: each may import those before it."""
-BASE = {"settings", "clock", "metrics", "json_logs", "components"}
+BASE = {"settings", "clock", "metrics", "json_logs", "components", "synced_files"}
 """Files beside the folders that every folder may import. The other files put the folders together."""
 POSIX_ONLY = ("fcntl", "grp", "pwd", "resource", "termios", "tty", "pty", "syslog")
 
