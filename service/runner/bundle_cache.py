@@ -3,10 +3,11 @@
 import hashlib
 import os
 import shutil
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock
 from platformdirs import user_cache_path
@@ -17,7 +18,11 @@ from ...runtime.format.manifest import read_manifest
 
 MANIFEST = "manifest.json"
 UNUSED_SECONDS = 30 * 86_400.0
-"""A version of a bundle that nobody has loaded for so long is deleted when another one has been fetched."""
+"""A version of a bundle that was last loaded so long ago is deleted when another one has been fetched, unless a process
+still uses it."""
+
+_in_use: dict[Path, IO[bytes]] = {}
+"""The versions that this process has loaded. Each has a file beside it, which stays locked until the process ends."""
 
 
 def is_url(bundle: Path | str | None) -> bool:
@@ -47,11 +52,12 @@ def local_bundle(bundle: str | None) -> str | None:
         store, root = _open(bundle)
         version = _version(store, root, bundle)
         folder = Path(user_cache_path("sparsectrl-lcm"), "bundles", version)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _keep_while_running(folder)
         if folder.exists():
             with suppress(OSError):  # another user's
                 os.utime(folder)  # when it was last loaded
             return str(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
                 part = _fetch(store, root, folder)
@@ -67,10 +73,32 @@ def local_bundle(bundle: str | None) -> str | None:
     return str(folder)
 
 
+def _keep_while_running(folder: Path) -> None:
+    """Keeps a version from being deleted until this process ends. Waits while it is being deleted."""
+    if sys.platform == "win32":  # deletes none
+        return
+    import fcntl
+
+    with suppress(OSError):  # another user's, or a file system without locks
+        file = _lock_file(folder).open("ab")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _in_use[folder] = file
+
+
 def _delete_unused(bundles: Path) -> None:
+    if sys.platform == "win32":  # has no locks that processes share
+        return
+    import fcntl
+
     for folder in bundles.iterdir():
         if folder.is_dir() and folder.stat().st_mtime < time.time() - UNUSED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError), _lock_file(folder).open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: a process uses it
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_suffix(".used")
 
 
 def read_remote_manifest(bundle: str, folder: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sparsectrl_lcm.runtime import BundleError
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+from sparsectrl_lcm.service.runner import bundle_cache
 from sparsectrl_lcm.service.runner.bundle_cache import local_bundle
 
 
@@ -54,7 +55,12 @@ def test_a_bundle_that_changes_while_it_is_fetched_is_not_kept(monkeypatch: pyte
     store.pipe_file("/bundles/changing/manifest.json", first + b"\n")
     os.utime(folder, (0, 0))
     second = local_bundle("memory://bundles/changing")
+    assert Path(folder).exists(), "this process uses it"
+    bundle_cache._in_use.clear()  # as when the process has ended
+    store.pipe_file("/bundles/changing/manifest.json", first + b"\n\n")
+    local_bundle("memory://bundles/changing")
     assert not Path(folder).exists()  # nobody has loaded it for a month
+    store.pipe_file("/bundles/changing/manifest.json", first + b"\n")
     os.utime(folder := str(second), (0, 0))
     assert local_bundle("memory://bundles/changing") == folder  # loaded now
     store.pipe_file("/bundles/changing/manifest.json", first)
