@@ -195,6 +195,7 @@ def test_the_images_first_stage_builds_the_wheel(tmp_path: Path) -> None:
 def test_the_services_of_compose_fit_together() -> None:
     compose: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     stages = {rest.split(" AS ")[1] for name, rest in instructions() if name == "FROM"}
+    bundles: dict[tuple[str | None, ...], str | None] = {}
     for name, service in compose["services"].items():
         if build := service.get("build"):
             context = (DEPLOY / build["context"]).resolve()
@@ -203,6 +204,9 @@ def test_the_services_of_compose_fit_together() -> None:
             inside = {volume.rpartition(":")[2] for volume in service["volumes"]}
             given = dict(word[2:].split("=") for word in service["command"][1:])
             assert {given["data"], given["files"]} <= inside
+            bundle = given.get("bundle")
+            queue = given["database"], given.get("endpoint")
+            assert bundles.setdefault(queue, bundle) == bundle, f"{name} makes clips for a server with another bundle"
         named = {volume.partition(":")[0] for volume in service["volumes"]}
         assert {volume for volume in named if re.match(r"\w", volume)} <= compose["volumes"].keys(), name
         assert service.get("depends_on", {}).keys() <= compose["services"].keys()
