@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ MAX_BYTES = 8 * 1024**3
 """Limit on all files of a backend."""
 MAX_SHARE = 0.1
 """Largest share of the disk's free space that a file takes."""
+UNFINISHED_SECONDS = 3600.0
+"""An unfinished file older than this was left behind by a process that died."""
 
 
 def cache_folder(backend: str) -> Path | None:
@@ -72,7 +75,11 @@ class CompiledGraph:
 
 
 def trim(folder: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Removes the least recently used files until the rest take at most `max_bytes`."""
+    """Removes the least recently used files until the rest take at most `max_bytes`, and what killed processes left."""
+    for part in folder.glob(f"{UNFINISHED}*"):
+        with suppress(OSError):
+            if part.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                part.unlink()
     stats = []
     for path in folder.glob("*.blob"):
         with suppress(OSError):  # another process may trim at the same time

@@ -261,7 +261,9 @@ def _key(source: _Source, shapes: Mapping[str, tuple[int, ...]], options: dict[s
     """A checksum of all that a compiled graph depends on. The number of threads is not among it."""
     import openvino
 
-    processor = [str(core().get_property("CPU", "FULL_DEVICE_NAME")), *capabilities()]
+    from ..machine import instruction_sets
+
+    processor = [str(core().get_property("CPU", "FULL_DEVICE_NAME")), *capabilities(), *sorted(instruction_sets())]
     files = [file.sha256 for file in source.files]
     facts = [CHANGES, openvino.__version__, processor, files, shapes, options]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -37,7 +37,8 @@ def compiled_model(
         _move_heads_into_batch(model)
         made = core().compile_model(_in_fp32(model), device, options)
         if compiled is not None:
-            compiled.write(made.export_model().getvalue())
+            with suppress(RuntimeError):  # not every graph can be exported
+                compiled.write(made.export_model().getvalue())
         return made
 
 
