@@ -206,17 +206,20 @@ class Dispatcher:
         return failed(infrastructure_error("runner_server_error", "The runner died while it made the clip"))
 
     async def _make(self, view: View, prepared: Prepared) -> Outcome:
-        assert view.clip is not None
+        clip = view.clip
+        assert clip is not None
         check_clip_size(self.service, prepared.job.options)
         files_url = self.service.settings.files_url
-        place = (files_url, view.clip.object_name) if on_every_machine(files_url) else None
+        place = None
+        if on_every_machine(files_url):
+            place = (files_url, clip.object_name)
+            view.clip = None  # a runner that is lost or cancelled may have written the object: its record stays
         made = await self._run_job(view, replace(prepared.job, place=place))
+        view.clip = clip if made.stored is None else replace(clip, size=made.stored)
         for stage, seconds in made.timings.items():
             self.service.metrics.stages.labels(stage).observe(seconds)
         if made.stored is None:
             await self._keep_clip(view, prepared.job.output)
-        else:
-            view.clip = replace(view.clip, size=made.stored)
         seed = made.seed if prepared.seed is None else prepared.seed
         self.service.metrics.clips.labels(made.runner).inc()
         self._board.log(view, _summary(made), "INFO", {"fraction": "1"})

@@ -14,7 +14,8 @@ class View:
         row: its record.
         logs: its log.
         loaded_at: when both were read, as `time.monotonic`.
-        clip: the record of its clip while it runs here, without a size until the clip is stored.
+        clip: the record of its clip while it runs here, without a size until the clip is stored. None while another
+            machine may store it.
         preview: a JPEG of a frame, while the clip is made here.
         changed: set at the next change and then replaced by a new event.
     """

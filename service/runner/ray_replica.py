@@ -48,7 +48,7 @@ class _Channel:
     def say(self, what: str, **values: Any) -> None:
         if what == "encoding":
             return
-        if what == "made":
+        if what == "made" and not self.cancelled.is_set():
             values |= self._deliver()
         self.spoke_at = time.monotonic()
         self._loop.call_soon_threadsafe(self._messages.put_nowait, {"say": what, **values})

@@ -68,7 +68,8 @@ def announce_clip(connection: Connection, clip: FileRow) -> None:
 def end_clip(connection: Connection, clip: FileRow | None, expires_at: float | None, *, keep: bool = False) -> None:
     """Updates the record of a clip at the end of an attempt. One that was not stored has no size: its record goes.
 
-    A stored clip gets its lifetime if it is to be kept. Otherwise its bytes go with the record, within a day.
+    A stored clip gets its lifetime if it is to be kept. Otherwise its bytes go with the record, within a day. `clip` is
+    None if nobody knows whether it was stored: then too its record stays as it was announced.
     """
     if clip is None:
         return

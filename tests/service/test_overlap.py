@@ -11,7 +11,6 @@ import pytest
 from fakes.stub_pipeline import StubPipeline
 from sparsectrl_lcm.runtime.output import video
 from sparsectrl_lcm.service.components import Service
-from sparsectrl_lcm.service.queue import dispatcher
 from sparsectrl_lcm.service.runner import Encoding, Job, LocalRunner, Made, OnEvent, RunnerLost, RunnerPool
 from sparsectrl_lcm.service.runner import clip_jobs as jobs_module
 from sparsectrl_lcm.service.store import tables
@@ -268,23 +267,3 @@ def test_a_clip_whose_record_expired_has_one_again(tmp_path: Path) -> None:
         assert service.store.get_file(url.split("/")[-2]) is not None
 
     serving(tmp_path, scenario)
-
-
-def test_a_clip_that_its_runner_has_stored_is_not_stored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A runner on another machine gets the place of the clip in an object store that both reach."""
-
-    async def scenario(service: Service, runner: StandIn) -> None:
-        async def stores(given: Job, _: Any) -> Made:
-            runner.jobs.append(given)
-            return Made(1, 0.1, {"total": 0.1}, stored=7)
-
-        runner.run = stores  # type: ignore[method-assign]
-        await submit(service, "a")
-        outcome = await ended(service, "a")
-        video = outcome.body["video"]
-        assert (outcome.status, video["file_size"]) == (200, 7)
-        row = service.store.get_file(video["url"].split("/")[-2])
-        assert row is not None and (row.size, runner.jobs[0].place) == (7, ("memory://clips", row.object_name))
-
-    monkeypatch.setattr(dispatcher, "on_every_machine", lambda url: url.startswith("memory://"))
-    serving(tmp_path, scenario, files="memory://clips")

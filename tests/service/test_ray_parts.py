@@ -72,6 +72,16 @@ def test_a_node_that_does_not_sends_the_clip(clip: Path, caplog: pytest.LogCaptu
     assert caplog.messages[0].startswith("the server stores a clip, since this node cannot: files: unknown://")
 
 
+def test_a_cancelled_clip_is_not_stored(clip: Path) -> None:
+    async def main() -> None:
+        channel = replica._Channel(clip, ("memory://cancelled-clips", "objects/a-1"))
+        channel.cancelled.set()
+        channel.say("made", **MADE)
+
+    asyncio.run(main())
+    assert not fsspec.filesystem("memory").exists("/cancelled-clips/objects/a-1")
+
+
 class Stream:
     """The answer of a replica: its parts, then silence."""
 
