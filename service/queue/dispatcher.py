@@ -214,7 +214,7 @@ class Dispatcher:
         if on_every_machine(files_url):
             place = (files_url, clip.object_name)
             view.clip = None  # a runner that is lost or cancelled may have written the object: its record stays
-        made = await self._run_job(view, replace(prepared.job, place=place))
+        made = await self._run_job(view, replace(prepared.job, place=place, retry=view.row.retry))
         view.clip = clip if made.stored is None else replace(clip, size=made.stored)
         for stage, seconds in made.timings.items():
             self.service.metrics.stages.labels(stage).observe(seconds)

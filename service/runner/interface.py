@@ -29,6 +29,7 @@ class Job:
         fps: frames per second of the file.
         place: URL of an object store and name of the object that the clip is to become. A runner on another machine may
             write it there itself instead of to `output`. None if the store is not the same on every machine.
+        retry: whether the runner may make the clip again if its process dies and another clip may be the cause.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Job:
     previews: bool = False
     fps: float = 8.0
     place: tuple[str, str] | None = None
+    retry: bool = True
 
 
 @dataclass(frozen=True, slots=True)

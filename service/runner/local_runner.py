@@ -21,11 +21,20 @@ FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """A call of `run`. Its listener is not called after the result is set."""
+    """A call of `run`. Its listener is not called after the result is set.
+
+    Attributes:
+        heard_at: when the process said something of the job or got it, in the loop's time.
+        alone: whether the process may have no other job meanwhile.
+        cancelled: whether the job was cancelled.
+    """
 
     job: Job
     on_event: OnEvent
     result: asyncio.Future[Made]
+    heard_at: float = 0.0
+    alone: bool = False
+    cancelled: bool = False
 
     def notify(self, event: Event) -> None:
         if not self.result.done():
@@ -42,6 +51,8 @@ class _Turn:
 
 class LocalRunner:
     """Makes clips in a process that it starts again after a crash or a hang: one, while the one before is encoded.
+
+    If a process with two jobs dies, either may be the cause: both are made again, each alone in the process.
 
     Its methods and properties are those of `Runner`, of which `RunnerPool` makes one.
 
@@ -95,8 +106,7 @@ class LocalRunner:
         self._begun: dict[int, _Turn] = {}  # by number: the one that has the pipeline, and one that is encoded
         self._running: _Turn | None = None  # has the pipeline
         self._number = 0
-        self._heard_at = 0.0  # when the process said something or got a job, in the loop's time
-        self._wake = asyncio.Event()  # a turn has come, the pipeline is free, or the process has ended
+        self._wake = asyncio.Event()  # a turn has come or ended, the pipeline is free, or the process has ended
         self._supervisor: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -160,6 +170,7 @@ class LocalRunner:
                 self._cancel(turn)
 
     def _cancel(self, turn: _Turn) -> None:
+        turn.cancelled = True
         number = next((number for number, begun in self._begun.items() if begun is turn), None)
         if number is not None and self._process is not None:
             self._process.send({"do": "cancel", "job": number})
@@ -210,15 +221,14 @@ class LocalRunner:
                 self._wake.clear()
                 self._begin_next(process)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout_at(self._heard_at + self._step_seconds if self._begun else None):
+                    async with asyncio.timeout_at(self._end_of_silence):
                         await self._wake.wait()
-                if self._begun and self._heard_at + self._step_seconds <= _now():
+                if (end := self._end_of_silence) is not None and end <= _now():
                     raise process.hung(self._step_seconds)
             await listener
         except RunnerLost as lost:
             self._process = None
-            for turn in self._begun.values():
-                turn.end(lost if turn is self._running or self._running is None else _bystander())
+            self._lose_jobs(lost)
             raise
         finally:
             listener.cancel()
@@ -226,16 +236,36 @@ class LocalRunner:
                 turn.end(_stopped())
             self._begun, self._running = {}, None
 
+    @property
+    def _end_of_silence(self) -> float | None:
+        """When the process counts as hung unless it says something of the job that has been silent longest."""
+        return min((turn.heard_at + self._step_seconds for turn in self._begun.values()), default=None)
+
+    def _lose_jobs(self, lost: RunnerLost) -> None:
+        """Ends the job that the process died of. If it had two, puts both first in the queue, to be made alone."""
+        turns, self._begun = list(self._begun.values()), {}
+        for turn in reversed(turns):
+            if len(turns) == 1 or not turn.job.retry:
+                turn.end(lost)
+            elif turn.cancelled:
+                turn.end(JobFailed("cancelled", "cancelled when its process died"))
+            else:
+                turn.alone = True
+                self._waiting.appendleft(turn)
+
     def _begin_next(self, process: RunnerProcess) -> None:
         """Gives the process the next turn, if its pipeline is free. It finishes it even if the caller has left."""
         while self._waiting and self._running is None and not process.ended:
-            turn = self._waiting.popleft()
+            turn = self._waiting[0]
+            if any(turn.alone or begun.alone for begun in self._begun.values()):
+                return
+            self._waiting.popleft()
             if turn.result.done():
                 continue
             job = turn.job
             self._number += 1
             self._begun[self._number] = self._running = turn
-            self._heard_at = _now()
+            turn.heard_at = _now()
             keyframes = [(index, str(path)) for index, path in job.keyframes]
             files = {"keyframes": keyframes, "output": str(job.output), "fps": job.fps}
             order = {"options": job.options, "previews": job.previews, **files}
@@ -245,16 +275,17 @@ class LocalRunner:
         """Passes on what the process says, until it ends."""
         while True:
             message = await process.receive(None)
-            self._heard_at = _now()
             number, event = message.pop("job"), event_of(message)
             turn = self._begun[number]
+            turn.heard_at = _now()
             if isinstance(event, Made | JobFailed):
                 del self._begun[number]
                 turn.end(event)
             elif event is not None:
                 turn.notify(event)
-            if turn is self._running and isinstance(event, Encoding | Made | JobFailed):
-                self._running = None
+            if isinstance(event, Encoding | Made | JobFailed):
+                if turn is self._running:
+                    self._running = None
                 self._wake.set()
 
 
@@ -264,7 +295,3 @@ def _now() -> float:
 
 def _stopped() -> RunnerLost:
     return RunnerLost("stopped", "the runner was stopped")
-
-
-def _bystander() -> RunnerLost:
-    return RunnerLost("stopped", "the runner died at another clip while it encoded this one")

@@ -1,7 +1,6 @@
 """A runner makes the next clip while the one before is encoded and stored."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -11,13 +10,13 @@ import pytest
 from fakes.stub_pipeline import StubPipeline
 from sparsectrl_lcm.runtime.output import video
 from sparsectrl_lcm.service.components import Service
-from sparsectrl_lcm.service.runner import Encoding, Job, LocalRunner, Made, OnEvent, RunnerLost, RunnerPool
+from sparsectrl_lcm.service.runner import Encoding, Job, Made, OnEvent, RunnerLost, RunnerPool
 from sparsectrl_lcm.service.runner import clip_jobs as jobs_module
 from sparsectrl_lcm.service.store import tables
 from sqlalchemy import func, select
 
 from .test_dispatch import StandIn, ended, serving, submit, until
-from .test_runner import failure_of, ignore, job
+from .test_runner import ignore, job
 
 
 class Reports:
@@ -67,67 +66,6 @@ def test_a_clip_that_cannot_be_encoded_fails_alone(monkeypatch: pytest.MonkeyPat
     assert (first.said[-1], second.said[-1]) == ("failed", "made")
 
 
-class Process:
-    """The server's handle of a process that says what it is told to. None ends it."""
-
-    def __init__(self) -> None:
-        self.says: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self.sent: list[dict[str, Any]] = []
-        self.ended = False
-
-    def send(self, message: dict[str, Any]) -> None:
-        self.sent.append(message)
-
-    async def receive(self, _: float | None) -> dict[str, Any]:
-        if (message := await self.says.get()) is not None:
-            return message
-        self.ended = True
-        raise RunnerLost("crashed", "the runner ended with code 3")
-
-
-def served(scenario: Callable[[LocalRunner, Process], Any], folder: Path) -> None:
-    async def main() -> None:
-        runner, process = LocalRunner(), Process()
-        runner._process = process  # type: ignore[assignment]
-        serving_it = asyncio.create_task(runner._serve(process))  # type: ignore[arg-type]
-        async with asyncio.timeout(10):
-            await scenario(runner, process)
-        serving_it.cancel()
-        await asyncio.gather(serving_it, return_exceptions=True)
-
-    asyncio.run(main())
-
-
-def test_a_crash_is_not_the_fault_of_the_clip_that_was_encoded(tmp_path: Path) -> None:
-    async def scenario(runner: LocalRunner, process: Process) -> None:
-        first = asyncio.create_task(failure_of(runner.run(job(tmp_path, name="a"), ignore)))
-        second = asyncio.create_task(failure_of(runner.run(job(tmp_path, name="b"), ignore)))
-        await until(lambda: len(process.sent) == 1)
-        process.says.put_nowait({"say": "encoding", "job": 1})
-        await until(lambda: len(process.sent) == 2)
-        process.says.put_nowait(None)
-        assert [(await lost).kind for lost in (first, second)] == ["stopped", "crashed"]
-
-    served(scenario, tmp_path)
-
-
-def test_a_cancellation_reaches_its_own_job(tmp_path: Path) -> None:
-    async def scenario(runner: LocalRunner, process: Process) -> None:
-        tasks = [asyncio.create_task(runner.run(job(tmp_path, name=name), ignore)) for name in "ab"]
-        await until(lambda: len(process.sent) == 1)
-        process.says.put_nowait({"say": "encoding", "job": 1})
-        await until(lambda: len(process.sent) == 2)
-        runner.cancel("a")
-        assert process.sent[-1] == {"do": "cancel", "job": 1}
-        for number in (2, 1):  # whichever ends first
-            process.says.put_nowait(
-                {"say": "made", "job": number, "seed": number, "seconds": 0.1, "timings": {"total": 0.1}}
-            )
-        assert [(await task).seed for task in tasks] == [1, 2]
-
-    served(scenario, tmp_path)
-
-
 class Overlapping(StandIn):
     """Tells at once that it encodes; holds the clips after that."""
 
@@ -156,9 +94,9 @@ def test_the_next_request_begins_while_clips_are_encoded(monkeypatch: pytest.Mon
     serving(tmp_path, scenario)
 
 
-def test_a_lost_bystander_is_tried_again_without_blame(tmp_path: Path) -> None:
+def test_a_request_whose_runner_was_stopped_is_tried_again_without_blame(tmp_path: Path) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
-        run, left = runner.run, [RunnerLost("stopped", "a bystander")] * 3 + [RunnerLost("crashed", "its own")]
+        run, left = runner.run, [RunnerLost("stopped", "stopped")] * 3 + [RunnerLost("crashed", "its own")]
 
         async def lost(given: Job, on_event: Any) -> Made:
             if left:
