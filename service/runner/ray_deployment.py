@@ -1,9 +1,15 @@
-"""The Ray Serve application of the replicas: of several servers that start at once, one deploys it."""
+"""The Ray Serve application of the replicas: of several servers that start at once, one deploys it.
 
+Also what its replicas publish for all servers in Ray's key-value store, which answers while all of them are busy.
+"""
+
+import json
 from typing import Any
 
 from .ray_cluster import needs_of
 
+NAMESPACE = "sparsectrl-lcm"
+"""Of the actors and keys in the cluster."""
 DEPLOY_SECONDS = 300.0
 """Longest wait for a deployment to be accepted, which may have to wait for those of other servers."""
 
@@ -49,6 +55,20 @@ def deploy_once(ray: Any, *application: Any) -> None:
 
     The deployer ends with the server that started it. Then the calls of others fail, and find the application later.
     """
-    one = {"name": "deployer", "namespace": "sparsectrl-lcm", "get_if_exists": True, "num_cpus": 0}
+    one = {"name": "deployer", "namespace": NAMESPACE, "get_if_exists": True, "num_cpus": 0}
     deployer = ray.remote(Deployer).options(**one).remote()
     ray.get(deployer.deploy.remote(*application), timeout=DEPLOY_SECONDS)
+
+
+def publish_about(name: str, about: dict[str, Any]) -> None:
+    """Publishes what the replicas of an application run, as `Runner.about` describes it. Blocks."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(name, json.dumps(about), namespace=NAMESPACE)
+
+
+def published_about(name: str) -> dict[str, Any]:
+    """Returns what a replica of an application has published; empty until one has loaded. Blocks."""
+    from ray.experimental import internal_kv
+
+    return json.loads(internal_kv._internal_kv_get(name, namespace=NAMESPACE) or "{}")  # type: ignore[no-any-return]

@@ -16,12 +16,14 @@ from ...runtime.errors import BackendError, SparseCtrlLcmError, first_line
 from .interface import Job, JobFailed, Made, OnEvent, RunnerLost, RunnerState, RunnerStatus
 from .messages import event_of, notify
 from .ray_cluster import join_cluster, reason_in
-from .ray_deployment import deploy_once
+from .ray_deployment import deploy_once, published_about
 
 log = logging.getLogger(__package__)
 
 LOOK_SECONDS, STEADY_SECONDS = 1.0, 5.0
 """How often the state of the replicas is read, and how often while all of them run: it takes 20 ms of a processor."""
+ANSWER_SECONDS = 30.0
+"""Longest wait for Ray's answer about the replicas; until the next answer none counts as running."""
 CLOSE_SECONDS = 5.0
 """Longest wait for the end of a handle's threads."""
 MATCHING_SECONDS = "0.05"
@@ -227,8 +229,9 @@ class RayPool:
         return serve.get_app_handle(self.name)
 
     async def _look(self) -> None:
-        """Reads the states of the replicas, and asks the first one what it runs."""
-        status = await _aside(self._status)
+        """Reads the states of the replicas and, once one is running, what they run."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            status = await _aside(self._status)
         if status is None:
             log.warning("the replicas were shut down; they are deployed again")
             self._states = {}
@@ -237,7 +240,8 @@ class RayPool:
         deployment = next(iter(status.deployments.values()), None)
         self._states = {str(state): count for state, count in deployment.replica_states.items()} if deployment else {}
         if self._states.get("RUNNING") and not self._about:
-            self._about = await self._handle.about.remote()
+            async with asyncio.timeout(ANSWER_SECONDS):
+                self._about = await _aside(lambda: published_about(self.name))
             log.info("The runner is ready: %s", self._about)
         failed = status.status == "DEPLOY_FAILED"
         if deployment and (reason := reason_in(deployment.message)):

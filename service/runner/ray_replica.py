@@ -20,6 +20,7 @@ from ...runtime.errors import DeviceLost, first_line
 from ..objects.object_stores import open_files
 from .clip_jobs import Jobs, about
 from .process_main import load
+from .ray_deployment import publish_about
 from .runner_pool import KEPT
 
 GATHER_SECONDS = 0.05
@@ -78,6 +79,8 @@ class _Channel:
 class ClipReplica:
     """One pipeline. Takes one job at a time and streams the messages that `process_main.py` describes.
 
+    Publishes what it runs once it has loaded.
+
     Args:
         pipeline: `module:callable` that creates the pipeline; gets `options` as keywords.
         options: as `LocalRunner` passes them. Paths are those of every node.
@@ -91,15 +94,12 @@ class ClipReplica:
         self._step_seconds = step_seconds
         self._thread = ThreadPoolExecutor(1, "pipeline")
         self._job: _Channel | None = None
+        publish_about(serve.get_replica_context().app_name, about(self._pipeline))
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces the replica if this raises."""
         if self._job is not None and time.monotonic() - self._job.spoke_at > self._step_seconds:
             raise TimeoutError(f"the pipeline said nothing for {self._step_seconds:g} s")
-
-    async def about(self) -> dict[str, Any]:
-        """Returns what `Runner.about` returns."""
-        return about(self._pipeline)
 
     @serve.multiplexed(max_num_models_per_replica=KEPT)  # type: ignore[untyped-decorator]
     async def keep(self, conditioning: str) -> str:

@@ -1,15 +1,17 @@
 """What a replica on Ray and its server say to each other, without a cluster."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import fsspec
 import pytest
 from sparsectrl_lcm.service.objects.object_stores import on_every_machine
-from sparsectrl_lcm.service.runner import JobFailed, Made, RunnerLost, Step
+from sparsectrl_lcm.service.runner import JobFailed, Made, RunnerLost, Step, ray_pool
 from sparsectrl_lcm.service.runner import ray_replica as replica
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
 
@@ -147,6 +149,47 @@ def test_a_job_that_no_replica_takes_waits_again(tmp_path: Path) -> None:
         "stopped",
         "no replica took the job for 0.1 s",
     )
+
+
+def running_pool(monkeypatch: pytest.MonkeyPatch) -> RayPool:
+    """A pool with a replica that is busy without end."""
+    pool = RayPool(address="auto", replicas=(1, 1), gpus=0, setup={"options": {}}, step_seconds=10)
+    pool._handle = Mock()
+    pool._handle.about.remote.side_effect = lambda: asyncio.sleep(60)
+    clips = SimpleNamespace(replica_states={"RUNNING": 1}, message="")
+    status = SimpleNamespace(status="RUNNING", deployments={"clips": clips})
+    monkeypatch.setattr(pool, "_status", lambda: status)
+    return pool
+
+
+def looked(pool: RayPool) -> BaseException | None:
+    """The error with which a look at the replicas ended, which may not take long."""
+
+    async def main() -> BaseException | None:
+        looking = asyncio.create_task(pool._look())
+        done, _ = await asyncio.wait({looking}, timeout=5)
+        assert done
+        return looking.exception()
+
+    return asyncio.run(main())
+
+
+def test_a_server_is_ready_while_all_replicas_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = {"backend": "tensorrt", "pid": 1}
+    monkeypatch.setattr(ray_pool, "published_about", lambda _: published, raising=False)
+    pool = running_pool(monkeypatch)
+    assert looked(pool) is None
+    assert (pool.about, pool.capacity) == (published, 1)
+
+
+def test_a_cluster_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_pool, "ANSWER_SECONDS", 0.05, raising=False)
+    pool, silence = running_pool(monkeypatch), threading.Event()
+    monkeypatch.setattr(pool, "_status", silence.wait)
+    try:
+        assert isinstance(looked(pool), TimeoutError)
+    finally:
+        silence.set()
 
 
 def test_stores_that_every_machine_reaches() -> None:
