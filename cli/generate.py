@@ -158,7 +158,7 @@ def _generate_one(
     from .progress_bar import Bar
 
     checked = pipeline.check(request)
-    with Recording(output, fps, pipeline.metadata(checked) if metadata else None) as recording:
+    with Recording(output, fps, pipeline.metadata(checked) if metadata else {}) as recording:
         with Bar() as bar:
             clip = pipeline.run(checked, on_progress=bar.of_clip, on_frames=recording.add)
         with seed_told(clip):

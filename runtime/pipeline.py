@@ -112,7 +112,14 @@ class VideoPipeline:
             pipeline.warmup()
         return pipeline
 
-    def warmup(self, width: int | None = None, height: int | None = None, num_frames: int | None = None) -> None:
+    def warmup(
+        self,
+        width: int | None = None,
+        height: int | None = None,
+        num_frames: int | None = None,
+        *,
+        previews: bool = False,
+    ) -> None:
         """Does what the first request of a size would do besides its clip: loads, compiles and captures graphs.
 
         On a CPU this opens the graphs for requests with three keyframes (fewer in short clips) and the full decoder.
@@ -120,6 +127,7 @@ class VideoPipeline:
 
         Args:
             width, height, num_frames: as for `generate`.
+            previews: whether requests with `on_preview` will come, too.
 
         Raises:
             InvalidRequest: a size is not allowed.
@@ -129,7 +137,7 @@ class VideoPipeline:
 
         checked = self.check(ClipRequest("", width=width, height=height, num_frames=num_frames))
         with self._lock:
-            warm_up(self.bundle, self.executor, checked.clip_size)
+            warm_up(self.bundle, self.executor, checked.clip_size, previews)
 
     def generate(
         self,
@@ -354,4 +362,5 @@ class VideoPipeline:
     ) -> Clip:
         with self._lock:
             frames, timings = self.executor.run(checked, on_progress, on_frames, on_preview)
-        return Clip(frames, checked.seed, timings, checked.keyframes, self.metadata(checked))
+            metadata = self.metadata(checked)  # before a `refit` that waits for its turn
+        return Clip(frames, checked.seed, timings, checked.keyframes, metadata)

@@ -24,8 +24,8 @@ MAX_WAITING = 32
 class Recording:
     """Writes a clip while its frames are made. If its block ends before `save`, the file is removed.
 
-    A separate thread encodes video to the same bytes that `Clip.save` writes. VP9 keeps pace with the frames. H.264
-    looks 40 frames ahead, so a shorter clip is only converted meanwhile. `save` writes other formats.
+    A separate thread encodes video to the bytes that `Clip.save` writes for the same metadata. VP9 keeps pace with the
+    frames. H.264 looks 40 frames ahead, so a shorter clip is only converted meanwhile. `save` writes other formats.
 
     >>> with Recording("clip.mp4") as recording:
     ...     clip = pipeline.generate("a boat", on_frames=recording.add)
@@ -34,7 +34,8 @@ class Recording:
     Args:
         path: as in `Clip.save`.
         fps: frames per second, as in `Clip.save`.
-        metadata: what goes into the file; `VideoPipeline.metadata` gives it before the clip is made.
+        metadata: what goes into the file; `VideoPipeline.metadata` gives it before the clip is made. Empty writes none.
+            None writes `Clip.metadata`, which comes too late for a video that has been begun.
 
     Raises:
         InvalidRequest: the ending or the frame rate is not known.
@@ -44,7 +45,7 @@ class Recording:
     def __init__(self, path: str | os.PathLike[str], fps: float = 8, metadata: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.fps = fps
-        self.text = as_text(metadata or {})
+        self._metadata = metadata
         check_output(self.path, fps)
         self._parts: Queue[NDArray[np.uint8] | None] = Queue(MAX_WAITING)  # None is the end
         self._arrived = 0
@@ -87,7 +88,8 @@ class Recording:
             OutputError: the path cannot be written.
         """
         if self._encoder is None:
-            return save(clip, self.path, self.fps, self.text)
+            metadata = clip.metadata if self._metadata is None else self._metadata
+            return save(clip, self.path, self.fps, as_text(metadata))
         if self._arrived < len(clip.frames):
             self.add(self._arrived, clip.frames[self._arrived :])
         self._parts.put(None)
@@ -101,7 +103,7 @@ class Recording:
         frames = self._frames()
         try:
             with complete_file(self.path) as part:
-                video.encode(part, self.fps, frames, height, width, self.text)
+                video.encode(part, self.fps, frames, height, width, as_text(self._metadata or {}))
                 self._check()
         except Exception as error:
             self._error = error

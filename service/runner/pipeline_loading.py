@@ -57,7 +57,7 @@ def load(
     pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=named, threads=threads)
     open_graphs(pipeline)
     if warm is not None:
-        pipeline.warmup(*warm)
+        pipeline.warmup(*warm, previews=True)  # the page asks for them
     return pipeline
 
 

@@ -1,6 +1,7 @@
 """What a clip was made from, in its file: read by PyAV and Pillow, by `inspect`, and left out on request."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime.output.clip import Clip
+from sparsectrl_lcm.runtime.output.recording import Recording
 
 from sparsectrl_lcm import VideoPipeline
 
@@ -62,3 +64,30 @@ def test_generate_writes_metadata_unless_told_not_to(tmp_path: Path, capsys: pyt
     found = json.loads(independently_read(tmp_path / "a.mp4") or "")
     assert f"seed {found['seed']}," in capsys.readouterr().out
     assert independently_read(tmp_path / "b.mp4") is None
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_recording_writes_the_metadata_that_is_at_hand(name: str, clip: Clip, tmp_path: Path) -> None:
+    """Frames that are added only at the end leave a video, too, to be begun when the clip is complete."""
+    for folder, metadata in (("given", clip.metadata), ("own", None), ("none", {})):
+        with Recording(tmp_path / folder / name, metadata=metadata) as recording:
+            path = recording.save(clip)
+        found = independently_read(path)
+        assert (json.loads(found) if found else {}) == ({} if folder == "none" else clip.metadata)
+
+
+def test_a_clip_names_the_weights_that_it_was_made_with(clip: Clip) -> None:
+    """Also if a refit waits for the clip's end."""
+    pipeline = VideoPipeline.load(backend="onnxruntime")
+    other = replace(pipeline.bundle, folder=Path("other"))
+
+    class Lock:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            pipeline._weights = other  # as a refit whose turn comes now
+
+    pipeline._lock = Lock()  # type: ignore[assignment]
+    pipeline.executor.run = lambda *_: (clip.frames, {})  # type: ignore[method-assign]
+    assert pipeline.generate("a", num_frames=2).metadata["bundle"] == "demo_bundle"
+    assert pipeline.generate("a", num_frames=2).metadata["bundle"] == "other"

@@ -23,9 +23,10 @@ KEYFRAMES = [Keyframe(index, image) for index, image in enumerate(pictures(2, 64
 
 def test_a_warm_pipeline_compiles_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = VideoPipeline.load(backend="openvino")
-    pipeline.warmup(**SIZE)
+    pipeline.warmup(**SIZE, previews=True)
     monkeypatch.setattr(openvino, "compiled_model", lambda *_: pytest.fail("compiled for a request"))
-    for request in ({}, {"keyframes": KEYFRAMES}, {"keyframes": KEYFRAMES, "controlnet": "rgb"}):
+    previews = {"on_preview": lambda *_: None}
+    for request in (previews, {"keyframes": KEYFRAMES}, {"keyframes": KEYFRAMES, "controlnet": "rgb"}):
         assert len(pipeline.generate("a star", num_inference_steps=1, seed=1, **SIZE, **request).frames) == 2
     with pytest.raises(InvalidRequest, match="width: 63 is not allowed"):
         pipeline.warmup(width=63)
@@ -44,13 +45,18 @@ def test_load_warms_up_for_the_default_size(monkeypatch: pytest.MonkeyPatch) -> 
 def warm_gpu() -> SimpleNamespace:
     machine = emulated_demo(SMALL)
     machine.size = {"width": SMALL.width, "height": SMALL.height, "num_frames": SMALL.frames}
-    machine.pipeline.warmup(**machine.size)
+    machine.pipeline.warmup(**machine.size, previews=True)
     return machine
 
 
-@pytest.mark.parametrize("controlnet", ["scribble", "rgb", None])
-def test_the_first_request_of_a_warm_gpu_is_replayed(warm_gpu: SimpleNamespace, controlnet: str | None) -> None:
+@pytest.mark.parametrize(
+    ("controlnet", "previews"), [("scribble", False), ("rgb", False), (None, False), ("scribble", True), (None, True)]
+)
+def test_the_first_request_of_a_warm_gpu_is_replayed(
+    warm_gpu: SimpleNamespace, controlnet: str | None, previews: bool
+) -> None:
     given = {"keyframes": keyframes(2), "controlnet": controlnet} if controlnet else {}
+    given |= {"on_preview": lambda *_: None} if previews else {}
     for seed in (1, 2):
         clip = warm_gpu.pipeline.generate("a boat", seed=seed, **given, **warm_gpu.size)
         assert "capture" not in clip.timings
