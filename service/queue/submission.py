@@ -94,7 +94,7 @@ async def _submit(service: Service, request: Request, new: NewRequest, given: di
     outcome = None
     wrong = None
     if new.idempotency_key is not None:
-        new = dataclasses.replace(new, fingerprint=await asyncio.to_thread(_fingerprint, given, settings.endpoint))
+        new = dataclasses.replace(new, fingerprint=await asyncio.to_thread(_fingerprint, given))
     try:
         if _is_small(request):
             parsed = parse_input(given, settings.prompt_characters, settings.extensions)
@@ -130,8 +130,9 @@ def _is_small(request: Request) -> bool:
     return not length.isdigit() or int(length) <= SMALL_BODY
 
 
-def _fingerprint(given: dict[str, Any], endpoint: str) -> str:
-    return hashlib.sha256(json.dumps([endpoint, given], sort_keys=True).encode()).hexdigest()
+def _fingerprint(given: dict[str, Any]) -> str:
+    """Returns a hash of the input. Databases hold it: another formula would refuse what a client repeats."""
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
 def _idempotency_key(text: str | None) -> str | None:

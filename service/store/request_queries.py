@@ -58,7 +58,7 @@ class Requests(Database):
         """Adds a request. With `outcome` the request has ended already.
 
         Raises:
-            OtherInput: the key has a request with the same idempotency key and another input.
+            OtherInput: the key has a request of this endpoint with the same idempotency key and another input.
             QueueFull: `limit` requests wait already, or `key_limit` of this key do, or `unstarted_limit` of this key
                 ended within an hour without a start.
             QuotaExceeded: more than `key_bytes` bytes would be stored for this key.
@@ -69,7 +69,7 @@ class Requests(Database):
         with self._write() as connection:
             if new.idempotency_key is not None:
                 self._alone(connection, f"{new.key_id} {new.idempotency_key}")
-                if (first := _first(connection, new)) is not None:
+                if (first := _first(connection, self.endpoint, new)) is not None:
                     return first
             if outcome is None and key_bytes is not None:
                 self._alone(connection, lock_name(new.key_id))
@@ -285,9 +285,10 @@ class Requests(Database):
             return read_logs(connection, request_id)
 
 
-def _first(connection: Connection, new: NewRequest) -> Submitted | None:
-    """Returns the request that was submitted with this idempotency key before."""
-    named = (requests.c.key_id == new.key_id) & (requests.c.idempotency_key == new.idempotency_key)
+def _first(connection: Connection, endpoint: str, new: NewRequest) -> Submitted | None:
+    """Returns the request that was submitted to the endpoint with this idempotency key before."""
+    caller = (requests.c.key_id == new.key_id) & (requests.c.endpoint == endpoint)
+    named = caller & (requests.c.idempotency_key == new.idempotency_key)
     first = connection.execute(select(*SHOWN).where(named)).one_or_none()
     if first is None:
         return None

@@ -99,6 +99,7 @@ _repeatable = requests.c.idempotency_key.is_not(None)
 Index(
     "requests_by_idempotency_key",
     requests.c.key_id,
+    requests.c.endpoint,
     requests.c.idempotency_key,
     unique=True,
     sqlite_where=_repeatable,

@@ -1,6 +1,7 @@
 """Servers with different bundles on one database: each endpoint has a queue of its own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ def test_a_cancelled_request_moves_only_those_of_its_queue(stores: tuple[SqlStor
     assert one.cancel("a1", 2.0) == "ended"
     assert one.waiting() == ["a2", "b1", "b2"]
     assert other.waiting() == ["a3", "b3", "a4", "b4"]
+
+
+def test_endpoints_may_be_given_the_same_idempotency_key(stores: tuple[SqlStore, SqlStore]) -> None:
+    for name, store, given in (("r1", stores[0], "f"), ("r2", stores[1], "g")):
+        new = NewRequest(name, "k", {}, 1.0, "http://x", idempotency_key="order 17", fingerprint=given)
+        for again in (new, replace(new, id="again")):
+            assert store.submit(again, limit=100, key_limit=100).id == name
 
 
 def test_any_server_knows_the_requests_of_all(stores: tuple[SqlStore, SqlStore]) -> None:

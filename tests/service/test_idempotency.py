@@ -1,5 +1,6 @@
 """A submission that a client repeats, for want of an answer, gets the first request again."""
 
+import hashlib
 import threading
 import time
 from dataclasses import replace
@@ -8,9 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from sparsectrl_lcm.service.app import create_app
+from sparsectrl_lcm.service.auth.api_keys import ANONYMOUS
+from sparsectrl_lcm.service.server import open_service
+from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import OtherInput, SqlStore
+from starlette.testclient import TestClient
 
-from .conftest import Server
+from .conftest import APP, Server
+from .test_dispatch import StandIn
 from .test_store import DONE, new, store  # noqa: F401
 
 
@@ -30,6 +37,19 @@ def test_a_repeated_submission_gets_the_first_request(stub: Server) -> None:
         assert post(idempotency_key=wrong).status_code == 400
     wrong_input = {post(idempotency_key="order 19", seed="?").json()["request_id"] for _ in range(2)}
     assert len(wrong_input) == 1
+
+
+def test_a_submission_is_known_to_later_versions(tmp_path: Path) -> None:
+    """The fingerprint is that of the first version, whatever reads it: SHA-256 of the input as sorted JSON."""
+    given = {"seed": 3, "prompt": "a"}
+    fingerprint = hashlib.sha256(b'{"prompt": "a", "seed": 3}').hexdigest()
+    service = open_service(Settings(tmp_path, anonymous=True), StandIn())
+    first = replace(new("r1"), key_id=ANONYMOUS, idempotency_key="order 17", fingerprint=fingerprint)
+    submit(service.store, first)
+    client = TestClient(create_app(service))
+    answer = client.post(f"/queue/{APP}", json=given, headers={"Idempotency-Key": "order 17"})
+    assert answer.json()["request_id"] == "r1"
+    service.store.close()
 
 
 def test_the_key_is_stored_with_the_request(store: SqlStore) -> None:  # noqa: F811
