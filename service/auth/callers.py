@@ -65,7 +65,8 @@ async def _key_of_stream(request: Request) -> str:
         return await _key_of_header(request)
     claims = read_token(service.secret, "app", token, clock.now())
     await require_valid_key(service, claims["key_id"], 401)
-    if not claims["own"]:
+    endpoint = service.settings.endpoint
+    if not {endpoint, endpoint.partition("/")[2]} & set(claims.get("apps", ())):
         raise ServiceError(403, "The token is for other apps")
     return str(claims["key_id"])
 

@@ -19,6 +19,7 @@ _NAMES: dict[Kind, str] = {
     "app": "token",
 }
 MAX_LENGTH = 4096
+"""Most characters of a token. Longer ones are not read."""
 
 
 def make_token(secret: bytes, kind: Kind, claims: Mapping[str, Any], expires_at: float) -> str:

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 
 from .. import clock
 from ..auth.callers import KeyId
-from ..auth.signed_tokens import make_token
+from ..auth.signed_tokens import MAX_LENGTH, make_token
 from ..components import CurrentService
 from ..http.request_bodies import read_object
 from ..protocol.errors import infrastructure_error
@@ -22,13 +22,18 @@ router = APIRouter()
 
 @router.post("/tokens")
 async def token(service: CurrentService, key_id: KeyId, request: Request) -> Response:
-    """Returns a token of the caller's key for the named apps. A name may have its owner in front or not."""
+    """Returns a token of the caller's key for the named apps, of this server or of others with the same database.
+
+    A name may have its owner in front or not.
+    """
     body: dict[str, Any] = await read_object(service, request)
     apps, seconds = body.get("allowed_apps"), body.get("token_expiration", SECONDS)
     if not isinstance(apps, list) or not all(isinstance(app, str) for app in apps):
         raise infrastructure_error("bad_request", "allowed_apps: give a list of names")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
         raise infrastructure_error("bad_request", "token_expiration: give seconds above 0")
-    endpoint = service.settings.endpoint
-    claims = {"key_id": key_id, "own": endpoint in apps or endpoint.partition("/")[2] in apps}
-    return Json(make_token(service.secret, "app", claims, clock.now() + min(seconds, MOST_SECONDS)))
+    claims = {"key_id": key_id, "apps": apps}
+    signed = make_token(service.secret, "app", claims, clock.now() + min(seconds, MOST_SECONDS))
+    if len(signed) > MAX_LENGTH:
+        raise infrastructure_error("bad_request", "allowed_apps: too long for a token; give fewer or shorter names")
+    return Json(signed)

@@ -99,6 +99,34 @@ def test_the_name_is_in_the_paths_the_page_and_the_schema(tmp_path: Path) -> Non
     service.store.close()
 
 
+def test_a_token_is_for_the_named_apps_whichever_server_made_it(tmp_path: Path) -> None:
+    names = (tables.ENDPOINT, OTHER)
+    url = f"sqlite:///{tmp_path / 'a.sqlite3'}"
+    folders = (tmp_path / "one", tmp_path / "other")
+    services = [
+        open_service(Settings(folder, anonymous=True, database=url, endpoint=name), StandIn())
+        for folder, name in zip(folders, names, strict=True)
+    ]
+    clients = [TestClient(create_app(service)) for service in services]
+
+    def allowed(token: str) -> list[int]:
+        """What each server answers to the token; 422 is for the missing prompt."""
+        streams = [f"/{name}/stream?fal_jwt_token={token}" for name in names]
+        return [client.post(path, json={}).status_code for client, path in zip(clients, streams, strict=True)]
+
+    def token(client: TestClient, *apps: str) -> str:
+        text: str = client.post("/tokens/", json={"allowed_apps": apps}).raise_for_status().json()
+        return text
+
+    for client in clients:
+        assert allowed(token(client, tables.ENDPOINT)) == [422, 403]
+        assert allowed(token(client, OTHER)) == allowed(token(client, "portraits")) == [403, 422]
+        assert allowed(token(client, *names)) == [422, 422]
+        assert client.post("/tokens/", json={"allowed_apps": [OTHER] * 1000}).status_code == 400
+    for service in services:
+        service.store.close()
+
+
 @pytest.mark.parametrize(
     "name", ["portraits", "me/", "/me", "me/a/b", "queue/me", "files/me", "me/a b", "../me", "me/" + "a" * 300]
 )
