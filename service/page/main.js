@@ -115,7 +115,7 @@ async function follow(id) {
     await watch(key(), id, show);
     const made = await result(key(), id);
     await remember(id, { url: made.video.url, seed: made.seed });
-    shown = await known(id);
+    shown = { ...await known(id), url: made.video.url, seed: made.seed };  // a browser may keep nothing
     await clips.show(key());
   } catch (error) {
     failure = error;

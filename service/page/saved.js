@@ -5,6 +5,7 @@ const opened = new Promise((resolve, reject) => {
   request.onsuccess = () => resolve(request.result);
   request.onerror = () => reject(request.error);
 });
+opened.catch(() => {});  // each use of it deals with the error
 
 async function ask(mode, use) {
   const store = (await opened).transaction("page", mode).objectStore("page");

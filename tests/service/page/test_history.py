@@ -69,6 +69,16 @@ def test_the_code_has_the_seed_that_was_drawn(page: Any, stub: Server) -> None:
         assert '"seed": 1234' in page.inner_text(f"#{language}")
 
 
+def test_a_browser_that_keeps_nothing(page: Any, stub: Server) -> None:
+    page.add_init_script(
+        "indexedDB.open = () => { const asked = {}; setTimeout(() => asked.onerror()); return asked; }"
+    )
+    page.goto(f"{stub.url}/#key={stub.new_key()}")
+    clip(page, "a", "5")
+    assert (page.inner_text("#used-seed"), page.problems) == ("5", [])
+    assert page.get_attribute("#download", "href").startswith(f"{stub.url}/files/")
+
+
 def test_clips_are_those_of_the_key(stub: Server) -> None:
     """The newest dozen, without failures and without requests that keep nothing."""
     one, other = stub.new_key(), stub.new_key()
