@@ -1,13 +1,13 @@
 // The last clips of this key, from the server, with what this browser knows of them: their inputs.
 import { clips } from "./api.js";
-import { load, save } from "./saved.js";
+import { load, owner, save } from "./saved.js";
 
 const REMEMBERED = 24;
 
-/** Remembers the input of a request; later its seed and its clip. The newest come first. */
-export async function remember(id, news) {
+/** Remembers the input of a request of a key; later its seed and its clip. The newest come first. */
+export async function remember(key, id, news) {
   const known = await remembered();
-  const before = known.find(one => one.id === id) ?? { id, at: Date.now() / 1000 };
+  const before = known.find(one => one.id === id) ?? { id, owner: owner(key), at: Date.now() / 1000 };
   await save("requests", [{ ...before, ...news }, ...known.filter(one => one.id !== id)].slice(0, REMEMBERED));
 }
 
@@ -22,9 +22,9 @@ export class Clips {
     Object.assign(this, { section, choose, list: section.querySelector("ul") });
   }
 
-  /** Shows the clips of a key; without one, those that this browser has made. Returns the newest. */
+  /** Shows the clips of a key; without one, those that this browser has made without one. Returns the newest. */
   async show(key) {
-    const mine = await remembered();
+    const mine = (await remembered()).filter(one => one.owner === owner(key));
     const made = key ? await clips(key).catch(() => []) : mine.filter(one => one.url);
     const all = made.map(clip => ({ ...mine.find(({ id }) => id === clip.id), ...clip }));
     const shown = new Map([...this.list.children].map(item => [item.dataset.id, item]));

@@ -5,7 +5,7 @@ import { showExample } from "./example.js";
 import { fail, fill, given, seed, settle, values, wrong } from "./form.js";
 import { Keyframes } from "./keyframes.js";
 import { Player } from "./player.js";
-import { load, save } from "./saved.js";
+import { loadOf, saveOf } from "./saved.js";
 import { javascript, python } from "./snippets.js";
 
 const $ = id => document.getElementById(id);
@@ -19,6 +19,8 @@ let running = null;
 /** Aborts the uploads and the submission, before there is a request to cancel. */
 let beginning = null;
 let saving = null;
+/** Whether form or drawings were changed since the page was opened. */
+let edited = false;
 /** The clip that is shown, or was before the request that runs. */
 let shown = null;
 
@@ -33,11 +35,19 @@ function takeKey() {
   }
   $("key").value = sessionStorage.getItem("key") ?? "";
   $("key").addEventListener("input", () => sessionStorage.setItem("key", key()));
-  $("key").addEventListener("change", () => clips.show(key()));
+  $("key").addEventListener("change", changeKey);
+}
+
+/** Shows what belongs to the key. Form and drawings that were begun without it become its own. */
+async function changeKey() {
+  if (edited) saveNow();
+  else await restoreForm();
+  await clips.show(key());
 }
 
 /** Saves form and drawings, once no further change has come for a moment. */
 function saveSoon() {
+  edited = true;
   clearTimeout(saving);
   saving = setTimeout(saveNow, SAVE_SECONDS * 1000);
 }
@@ -45,8 +55,8 @@ function saveSoon() {
 function saveNow() {
   clearTimeout(saving);
   saving = null;
-  save("form", values());
-  save("keyframes", keyframes.saved());
+  saveOf(key(), "form", values());
+  saveOf(key(), "keyframes", keyframes.saved());
 }
 
 function busy(on) {
@@ -114,7 +124,7 @@ async function follow(id) {
   try {
     await watch(key(), id, show);
     const made = await result(key(), id);
-    await remember(id, { url: made.video.url, seed: made.seed });
+    await remember(key(), id, { url: made.video.url, seed: made.seed });
     shown = { ...await known(id), url: made.video.url, seed: made.seed };  // a browser may keep nothing
     await clips.show(key());
   } catch (error) {
@@ -167,7 +177,7 @@ async function make() {
     signal.throwIfAborted();
     const asked = { ...input, sparsectrl_lcm: { ...input.sparsectrl_lcm, previews: true } };
     const { request_id } = await submit(key(), asked);  // not aborted: an accepted request would run unseen
-    await remember(request_id, { input });
+    await remember(key(), request_id, { input });
     if (signal.aborted) await cancel(key(), request_id).catch(() => {});
     beginning = null;
     await follow(request_id);
@@ -183,11 +193,16 @@ function stop() {
   beginning?.abort();
 }
 
-/** Shows what was there before a reload: form, drawings, the request that runs, or the last clip. */
-async function restore() {
-  const [form, drawings] = await Promise.all([load("form"), load("keyframes")]);
+/** Shows the form and the drawings that were saved for the key. */
+async function restoreForm() {
+  const [form, drawings] = await Promise.all([loadOf(key(), "form"), loadOf(key(), "keyframes")]);
   if (form) fill(form);
   if (drawings) await keyframes.restore(drawings);
+}
+
+/** Shows what was there before a reload: form, drawings, the request that runs, or the last clip. */
+async function restore() {
+  await restoreForm();
   const left = sessionStorage.getItem("request");
   shown = await clips.show(key()) ?? null;
   if (left) await follow(left);

@@ -61,6 +61,41 @@ def test_a_reload_keeps_form_drawings_and_clips(page: Any, stub: Server) -> None
     assert page.problems == []
 
 
+def test_the_next_user_of_a_browser_is_not_shown_what_others_made(page: Any, stub: Server) -> None:
+    def shown() -> tuple[str, int, int]:
+        """The prompt, the number of drawings, and the number of clips."""
+        drawings = page.locator(".handle:not(.empty)").count()
+        return page.input_value("#prompt"), drawings, page.locator("#clips li").count()
+
+    def closed() -> None:
+        """Opens the page as a new tab does, and waits until it has shown what it will."""
+        page.evaluate("sessionStorage.clear()")
+        page.goto(stub.url)
+        page.wait_for_selector("#runners:not(:empty)")
+        page.wait_for_timeout(300)
+
+    key, other = stub.new_key(), stub.new_key()
+    page.goto(stub.url)
+    draw(page, 0)
+    page.fill("#prompt", "a secret")
+    page.wait_for_timeout(500)  # saved without a key
+    page.fill("#key", key)
+    clip(page, "a secret", "5")
+    thumbnails(page, 1)
+    closed()
+    assert shown() == ("", 0, 0)
+    page.fill("#key", other)
+    page.locator("#key").blur()
+    page.wait_for_timeout(300)
+    assert shown() == ("", 0, 0)
+    closed()
+    page.fill("#key", key)
+    page.locator("#key").blur()
+    thumbnails(page, 1)
+    assert shown() == ("a secret", 1, 1)
+    assert page.problems == []
+
+
 def test_the_code_has_the_seed_that_was_drawn(page: Any, stub: Server) -> None:
     page.goto(f"{stub.url}/#key={stub.new_key()}")
     clip(page, "a random one")
