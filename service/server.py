@@ -5,6 +5,7 @@ import contextlib
 import logging
 import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 
 from ..runtime.errors import InvalidRequest
@@ -110,6 +111,8 @@ async def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT. Then it finishes the running request and keeps the rest for the next start.
 
+    A second SIGINT ends the process at once.
+
     Args:
         settings: the settings.
         listeners: the addresses to listen on.
@@ -131,7 +134,7 @@ async def serve(
         servers = [make_server(app, settings, listener) for listener in listeners]
         on_open(service)
         asyncio.get_running_loop().set_exception_handler(AcceptFailures())
-        stop, systemd = _stop_signal(), Systemd()
+        stop, systemd = _stop_signal(settings.drain_seconds), Systemd()
         watching = asyncio.ensure_future(systemd.watch())
         async with running(service) as dispatcher:
             tasks = [asyncio.ensure_future(s.serve([sock])) for s, sock in zip(servers, bound, strict=True)]
@@ -158,12 +161,21 @@ async def serve(
             raise refused.result()
 
 
-def _stop_signal() -> asyncio.Event:
-    """Returns an event that SIGTERM and SIGINT set."""
+def _stop_signal(drain_seconds: float) -> asyncio.Event:
+    """Returns an event that SIGTERM and SIGINT set. A second SIGINT ends the process, as a crash would."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+
+    def interrupted() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if sys.stderr.isatty():
+            told = f"stopping: the running request is finished, at most {drain_seconds:g} s; Ctrl-C again ends now"
+            print(told, file=sys.stderr, flush=True)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, interrupted)
     return stop
 
 
