@@ -86,7 +86,7 @@ class LocalPool:
                 job = taken.pop(position)
                 try:
                     clip = result.get()
-                    clip.save(job.output, job.fps)
+                    clip.save(job.output, job.fps, metadata=job.metadata)
                 except Exception as error:
                     if is_disk_full(error):
                         raise

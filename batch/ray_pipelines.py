@@ -42,7 +42,7 @@ class RemotePipeline:
         """Returns `ClipPool.model`."""
         return model_of(self._pipeline)
 
-    def make(self, request: ClipRequest, name: str, fps: float) -> tuple[int, float, bytes]:
+    def make(self, request: ClipRequest, name: str, fps: float, metadata: bool) -> tuple[int, float, bytes]:
         """Returns the seed used, the seconds of a clip, and its file, whose format follows from `name`."""
         try:
             clip = self._pipeline.run(request)
@@ -51,7 +51,7 @@ class RemotePipeline:
             os._exit(1)
         with TemporaryDirectory() as folder:
             file = Path(folder, name)
-            clip.save(file, fps)
+            clip.save(file, fps, metadata=metadata)
             return clip.seed, clip.timings["total"], file.read_bytes()
 
 
@@ -96,7 +96,7 @@ class RayPipelines:
             while True:
                 while self._free and (job := next(left, None)) is not None:
                     pipeline = self._free.popleft()
-                    task = pipeline.make.remote(_by_value(job.request), job.output.name, job.fps)
+                    task = pipeline.make.remote(_by_value(job.request), job.output.name, job.fps, job.metadata)
                     running[task] = job, pipeline
                 if self._free and not running:
                     return

@@ -79,6 +79,7 @@ class Job:
         request: what to make.
         output: the file to write.
         fps: frames per second.
+        metadata: whether the file says what the clip was made from.
     """
 
     line: int
@@ -86,12 +87,13 @@ class Job:
     request: ClipRequest
     output: Path
     fps: float
+    metadata: bool
 
     def digest(self, model: str) -> str:
-        """A checksum over all that the clip depends on: the request, the contents of its pictures, and the model."""
+        """A checksum over all that the file depends on: the request, the contents of its pictures, and the model."""
         fields = asdict(replace(self.request, keyframes=()))
         pictures = [(item.index, _digest(item.image)) for item in self.request.keyframes]
-        content = [fields, pictures, self.fps, self.output.suffix, model]
+        content = [fields, pictures, self.fps, self.output.suffix, model, *([] if self.metadata else ["no metadata"])]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -110,7 +112,9 @@ class WrongLine:
     error: SparseCtrlLcmError
 
 
-def read_jobs(lines: Iterable[bytes], pictures: Path, outputs: Path, ending: str) -> Iterator[Job | WrongLine]:
+def read_jobs(
+    lines: Iterable[bytes], pictures: Path, outputs: Path, ending: str, metadata: bool
+) -> Iterator[Job | WrongLine]:
     """Yields the jobs of lines; empty lines have none.
 
     Args:
@@ -118,6 +122,7 @@ def read_jobs(lines: Iterable[bytes], pictures: Path, outputs: Path, ending: str
         pictures: the folder where relative paths of pictures begin.
         outputs: the folder of the clips.
         ending: of the clips' files, such as `.mp4`.
+        metadata: whether the files say what the clips were made from.
     """
     taken: dict[str, int] = {}
     for number, text in enumerate(lines, start=1):
@@ -138,7 +143,7 @@ def read_jobs(lines: Iterable[bytes], pictures: Path, outputs: Path, ending: str
                 fault = InvalidRequest("id", f"{job_id!r} is that of line {first} too", "give each line its own")
                 yield WrongLine(number, f"{number:06d}", fault)
             else:
-                yield Job(number, job_id, request, outputs / f"{job_id}{ending}", line.fps)
+                yield Job(number, job_id, request, outputs / f"{job_id}{ending}", line.fps, metadata)
 
 
 def _parse(text: bytes) -> RequestLine:

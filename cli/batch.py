@@ -19,6 +19,9 @@ def batch(
         bool, typer.Option("--resume", help="Go on in a folder with results: make only what is missing or changed.")
     ] = False,
     format: Annotated[str, typer.Option(help="Of the clips: mp4, webm, gif, webp or png (contact sheet).")] = "mp4",
+    no_metadata: Annotated[
+        bool, typer.Option("--no-metadata", help="Write no prompt, seed and so on into the files.")
+    ] = False,
     bundle: Annotated[
         str | None,
         typer.Option(help="A folder from `export`, with Ray also its URL; the demo bundle by default."),
@@ -56,7 +59,7 @@ def batch(
     pictures = Path(requests).parent if in_file else Path()
 
     def jobs(lines: BinaryIO) -> Iterator[Job | WrongLine]:
-        return read_jobs(lines, pictures, output, ending)
+        return read_jobs(lines, pictures, output, ending, metadata=not no_metadata)
 
     with _lines(requests) as lines, open_results(output, resume) as results:
         clips: ClipPool

@@ -38,7 +38,7 @@ def inspect(
         typer.echo(encoder.dumps(bundle_facts(opened), indent=1))
         return
     manifest = opened.manifest
-    sizes, scheduler = manifest.sizes, manifest.scheduler
+    sizes, scheduler, trained = manifest.sizes, manifest.scheduler, manifest.trained_for
     facts = {
         "bundle": str(opened.folder),
         "made by": manifest.created_by,
@@ -48,6 +48,11 @@ def inspect(
         "temporal norm": manifest.temporal_norm,
         "schedule": f"LCM, {scheduler.beta_schedule} betas, {scheduler.original_inference_steps} original steps",
     }
+    if trained is not None:
+        frames = f"{trained.frames} frames of {trained.width}x{trained.height}"
+        facts["trained for"] = f"{frames}, up to {trained.max_keyframes} keyframes"
+        if trained.words is not None:
+            facts["words"] = ", ".join(trained.words)
     for name, value in facts.items():
         typer.echo(f"{name + ':':<22}{value}")
     table = Table("graph", "weights", "inputs", "outputs", "largest error")

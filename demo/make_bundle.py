@@ -12,9 +12,13 @@ from pathlib import Path
 
 from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.plan import ExportOptions
+from sparsectrl_lcm.runtime.format.manifest import TrainingRecord, read_manifest
+from world import FRAMES, KEYFRAMES, SIZE, scene
 
 HERE = Path(__file__).parent
 TRAINED, OUTPUT = HERE / "trained", HERE.parent / "runtime" / "demo_bundle"
+SCENES = 1000
+"""Captions that have all words, many times over."""
 
 
 def main() -> None:
@@ -30,6 +34,7 @@ def main() -> None:
         export_bundle(
             export_options(options.trained), made, lambda name, index, count: print(f"{index}/{count} {name}")
         )
+        record_training(made)
         shutil.rmtree(options.output, ignore_errors=True)
         shutil.copytree(made, options.output)
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
@@ -45,6 +50,15 @@ def export_options(trained: Path) -> ExportOptions:
         tiny_decoder=str(trained / "tiny_decoder"),
         temporal_norm="frame",
     )
+
+
+def record_training(bundle: Path) -> None:
+    """Writes into a bundle's manifest what the model of the demo was trained for."""
+    words = {word for seed in range(SCENES) for word in scene(seed).caption.split()}
+    record = TrainingRecord(
+        height=SIZE, width=SIZE, frames=FRAMES, max_keyframes=len(KEYFRAMES), words=tuple(sorted(words))
+    )
+    read_manifest(bundle).model_copy(update={"trained_for": record}).write(bundle)
 
 
 if __name__ == "__main__":

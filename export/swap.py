@@ -123,6 +123,7 @@ class Swap:
             update={
                 "sources": self.sources,
                 "scheduler": self.scheduler,
+                "trained_for": None,
                 "files": self.manifest.files | self.files,
                 "graphs": self.manifest.graphs | self.graphs,
             }

@@ -32,6 +32,7 @@ class VideoPipeline:
         self.executor = executor
         self._lock = threading.Lock()
         self._async_runs = AsyncRuns()
+        self._warned: set[str] = set()
 
     @property
     def backend(self) -> str:
@@ -135,7 +136,7 @@ class VideoPipeline:
         """
         from .warmup import warm_up
 
-        checked = self.check(ClipRequest("", width=width, height=height, num_frames=num_frames))
+        checked = self._checked(ClipRequest("", width=width, height=height, num_frames=num_frames))
         with self._lock:
             warm_up(self.bundle, self.executor, checked.clip_size, previews)
 
@@ -340,18 +341,28 @@ class VideoPipeline:
     def check(self, request: ClipRequest) -> "CheckedRequest":
         """Reads the keyframes of a request and fills in its defaults, also a random seed.
 
+        Logs a warning if the model was not trained for such a request: once for its size, its frames, its keyframes and
+        its words.
+
         Raises:
             InvalidRequest: a value is not allowed.
         """
-        from .checked_request import check_request
+        from .training_limits import warn_if_untrained
 
-        return check_request(request, self.bundle.manifest, self.executor.in_one_piece)
+        checked = self._checked(request)
+        warn_if_untrained(checked, self._weights.manifest.trained_for, self._warned)
+        return checked
 
     def metadata(self, request: "CheckedRequest") -> dict[str, Any]:
         """`Clip.metadata` of a request before its clip is made, for `Recording`."""
         from .output.metadata import describe
 
         return describe(request, self._weights, self.executor)
+
+    def _checked(self, request: ClipRequest) -> "CheckedRequest":
+        from .checked_request import check_request
+
+        return check_request(request, self.bundle.manifest, self.executor.in_one_piece)
 
     def _make(
         self,

@@ -33,6 +33,8 @@ def _relative(path: str) -> str:
 
 RelativePath = Annotated[str, AfterValidator(_relative)]
 Positive = Annotated[int, Field(ge=1)]
+Word = Annotated[str, Field(pattern=r"^[^\sA-Z]+$")]
+"""A word in lower case."""
 
 
 class Record(BaseModel):
@@ -99,6 +101,17 @@ class Sizes(Record):
     latent_channels: Positive
 
 
+class TrainingRecord(Record):
+    """What a model was trained for; the clips of other requests may be poor. Height and width in pixels."""
+
+    height: Positive
+    width: Positive
+    frames: Positive
+    max_keyframes: Annotated[int, Field(ge=0)]
+    words: Annotated[tuple[Word, ...], Field(min_length=1)] | None = None
+    """All words of its prompts, for a model that knows only some."""
+
+
 class Manifest(Record):
     """Everything the runtime needs to know about a bundle besides its graphs."""
 
@@ -114,6 +127,7 @@ class Manifest(Record):
     """Layers of the text encoder; `clip_skip` skips at most all but one."""
     keyframe_slots: Positive
     """Keyframes that GPU engines take if `build` was not told another number."""
+    trained_for: TrainingRecord | None = None
     tokenizer: RelativePath
     graphs: dict[str, GraphRecord]
     files: dict[RelativePath, FileRecord]
@@ -130,8 +144,8 @@ class Manifest(Record):
 
     @property
     def checksum(self) -> str:
-        """A checksum of the whole bundle: the manifest has those of all files."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """A checksum of all that clips depend on: the manifest has those of all files."""
+        return hashlib.sha256(self.model_dump_json(exclude={"trained_for"}).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
         """Writes `manifest.json` to `folder` atomically."""

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sparsectrl_lcm.batch.ray_pipelines import RemotePipeline
 from sparsectrl_lcm.batch.results_file import open_results
-from sparsectrl_lcm.runtime import DeviceLost
+from sparsectrl_lcm.runtime import ClipRequest, DeviceLost
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.output import writers
 
@@ -127,6 +128,25 @@ def test_another_order_or_spelling_of_a_line_is_no_change(ran: Ran) -> None:
     Path("out").rename("first")
     assert batch() == 0
     assert {name: Path("out", name).read_bytes() for name in clips()} == before
+
+
+def comment(name: str) -> object:
+    with Image.open(Path("out", name)) as image:
+        return image.info.get("comment")
+
+
+def test_clips_say_what_they_were_made_from_unless_told_not_to(ran: Ran) -> None:
+    write(SMALL | {"seed": 1})
+    assert batch() == 0
+    assert b'"prompt": "a boat"' in comment("000001.gif")  # type: ignore[operator]
+    for _ in range(2):
+        assert batch("--resume", "--no-metadata") == 0
+        assert comment("000001.gif") is None
+    assert ran.seeds == [1, 1], "once with and once without"
+    request = ClipRequest("a boat", seed=1, width=64, height=64, num_frames=2)
+    for metadata in (True, False):
+        *_, content = RemotePipeline(None, {}).make(request, "a.gif", 8, metadata)
+        assert (b'"prompt": "a boat"' in content) == metadata, "on Ray"
 
 
 def test_another_model_makes_all_again(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sparsectrl_lcm.runtime.format.bundle import Bundle
 
 DEMO = Path(__file__).parents[2] / "demo"
 sys.path.append(str(DEMO))
@@ -62,6 +63,13 @@ def test_captions_say_what_is_drawn_in_known_words() -> None:
         for shape in world.shapes:
             assert {shape.kind, *shape.colours} <= set(words)
         assert set(world.grounds) <= set(words)
+
+
+def test_the_demo_bundle_says_what_its_model_was_trained_for() -> None:
+    trained = Bundle.load().manifest.trained_for
+    assert trained is not None and trained.words is not None
+    assert (trained.width, trained.height, trained.frames, trained.max_keyframes) == (SIZE, SIZE, FRAMES, 3)
+    assert list(trained.words) == sorted({word for world in worlds() for word in world.caption.split()})
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,7 +1,9 @@
 """Damaged, foreign and newer bundles."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -80,6 +82,12 @@ CHANGES = [
     (lambda m: m["files"]["tokenizer.json"].update(sha256="0" * 64), "differs from its checksum"),
     (lambda m: m["scheduler"].update(beta_schedule="cosine"), "beta_schedule"),
     (lambda m: m["scheduler"].update(original_inference_steps=2000), "original_inference_steps"),
+    (lambda m: m["trained_for"].update(width=0), "trained_for.width"),
+    (lambda m: m["trained_for"].pop("frames"), "trained_for.frames: Field required"),
+    (lambda m: m["trained_for"].update(max_keyframes="some"), "trained_for.max_keyframes"),
+    (lambda m: m["trained_for"].update(words=[]), "trained_for.words"),
+    (lambda m: m["trained_for"].update(words=["red", "Blue"]), "trained_for.words.1"),
+    (lambda m: m.update(trained_for="all"), "trained_for"),
     (lambda m: m["graphs"].pop("unet"), "has no graph 'unet'"),
     (lambda m: m["graphs"].pop("vae_encoder"), "has no graph 'vae_encoder'"),
 ]
@@ -91,6 +99,18 @@ def test_a_wrong_manifest_is_refused(bundle: Path, change, message: str) -> None
     change(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     refused(bundle, message)
+
+
+def test_what_a_model_was_trained_for_is_optional_and_changes_no_checksum(bundle: Path) -> None:
+    before = read_manifest(bundle)
+    assert before.trained_for is not None
+    text = re.sub(r'  "trained_for": {.*?\n  },\n', "", (bundle / "manifest.json").read_text(), flags=re.DOTALL)
+    (bundle / "manifest.json").write_text(text)
+    old = Bundle.load(bundle).manifest
+    assert old.trained_for is None
+    assert old.checksum == before.checksum
+    compact = re.sub(r"\n *", "", text).replace('": ', '":')
+    assert old.checksum == hashlib.sha256(compact.encode()).hexdigest(), "as before the field was there"
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:

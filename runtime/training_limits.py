@@ -1,0 +1,55 @@
+"""Warns of requests that a bundle's model was not trained for."""
+
+import logging
+import re
+from textwrap import shorten
+
+from .checked_request import CheckedRequest
+from .format.manifest import TrainingRecord
+from .loop.prompt_syntax import parse_weights
+
+_logger = logging.getLogger("sparsectrl_lcm")
+
+_WORD = re.compile(r"[^\W_][\w'-]*")
+_SHOWN = 80
+"""Characters of unknown words that a warning shows."""
+
+
+def warn_if_untrained(request: CheckedRequest, record: TrainingRecord | None, warned: set[str]) -> None:
+    """Logs one line that names all limits of the training that a request leaves, each limit once.
+
+    Args:
+        request: the request.
+        record: what the model was trained for; without it nothing is logged.
+        warned: the limits that were named before; gets those that are named now.
+    """
+    if record is None:
+        return
+    new = {limit: told for limit, told in _untrained(request, record).items() if limit not in warned}
+    if new:
+        warned.update(new)
+        _logger.warning(
+            "the model was not trained for this request, whose clip may be poor: %s", "; ".join(new.values())
+        )
+
+
+def _untrained(request: CheckedRequest, record: TrainingRecord) -> dict[str, str]:
+    """What a request has that the training had not, by the limit that it leaves."""
+    found = {}
+    if (request.width, request.height) != (record.width, record.height):
+        found["size"] = f"{request.width}x{request.height} instead of {record.width}x{record.height}"
+    if request.frames != record.frames:
+        found["frames"] = f"{request.frames} frames instead of {record.frames}"
+    if len(request.keyframes) > record.max_keyframes:
+        found["keyframes"] = f"{len(request.keyframes)} keyframes instead of at most {record.max_keyframes}"
+    if record.words is not None and (unknown := _words(request) - set(record.words)):
+        found["words"] = f"unknown words: {shorten(', '.join(sorted(unknown)), _SHOWN, placeholder=' ...')}"
+    return found
+
+
+def _words(request: CheckedRequest) -> set[str]:
+    """The words of the prompts that the model reads, in lower case; without the numbers of weights."""
+    texts = request.texts
+    if request.prompt_weights:
+        texts = ["".join(fragment.text for fragment in parse_weights(text)) for text in texts]
+    return {word for text in texts for word in _WORD.findall(text.lower())}
