@@ -90,6 +90,7 @@ def generate(
     from ..runtime.one_shot import one_shot_backend
     from ..runtime.output.writers import check_output
     from ..runtime.request import with_seeds
+    from .ctrl_c import interruptible
     from .options import parse_size
     from .seeds import MAX_SEEDS, generate_seeds, seed_outputs
 
@@ -123,7 +124,7 @@ def generate(
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)
     requests = with_seeds(request, integer("seeds", seeds, 1, MAX_SEEDS))
-    with _output_file(output, format, seeds) as file:
+    with interruptible(), _output_file(output, format, seeds) as file:
         for path in seed_outputs(file, requests) if seeds > 1 else [file]:
             check_output(path, fps)
         if backend == "auto":

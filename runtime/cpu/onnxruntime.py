@@ -1,7 +1,7 @@
 """ONNX Runtime's CPU provider, on the portable graphs or on engines."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..format.engine_sets import find_set, set_name
 from ..format.weights import check_files
 from ..load_options import LoadOptions
 from .executor import HostExecutor
+from .graph_runs import RUNS
 from .sessions import Array
 
 check_machine = any_machine
@@ -119,10 +120,14 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Runs the graph; returns its outputs in order."""
-        try:
-            return [np.asarray(output) for output in self._session.run(None, dict(feeds))]
-        except Exception as error:
-            raise BackendError("backend", f"ONNX Runtime failed: {first_line(error)}") from error
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        with RUNS.cancellable(partial(setattr, options, "terminate", True)):
+            try:
+                return [np.asarray(output) for output in self._session.run(None, dict(feeds), options)]
+            except Exception as error:
+                raise BackendError("backend", f"ONNX Runtime failed: {first_line(error)}") from error
 
 
 @cache

@@ -20,6 +20,7 @@ from ..format.weights import check_files
 from ..load_options import LoadOptions
 from .compiled_cache import CompiledGraph, cache_folder, trim
 from .executor import HostExecutor
+from .graph_runs import RUNS
 from .openvino_compile import CHANGES, compiled_model, core
 from .sessions import Array, split_feeds
 
@@ -164,11 +165,12 @@ class OpenVinoSession:
         arrays = {
             name: np.ascontiguousarray(np.broadcast_to(array, self.shapes[name])) for name, array in feeds.items()
         }
-        try:
-            self._request.infer(arrays, share_inputs=True)
-            return [np.array(self._request.get_tensor(name).data) for name in self._outputs]
-        except RuntimeError as error:
-            raise BackendError("backend", f"OpenVINO failed: {_reason(error)}") from error
+        with RUNS.cancellable(self._request.cancel):
+            try:
+                self._request.infer(arrays, share_inputs=True)
+                return [np.array(self._request.get_tensor(name).data) for name in self._outputs]
+            except RuntimeError as error:
+                raise BackendError("backend", f"OpenVINO failed: {_reason(error)}") from error
 
 
 def version() -> str:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_FPS = 60
 MAX_GIF_FPS = 50
 """Browsers show a frame shorter than two hundredths of a second for ten hundredths."""
+_unfinished: set[Path] = set()
+"""Temporary files of `complete_file` that are being written."""
 
 
 def save(clip: "Clip", path: Path, fps: float, text: str | None = None) -> Path:
@@ -80,6 +82,7 @@ def complete_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`. It replaces `path` if the block succeeds, and is removed if not."""
     part = path.with_name(f"{UNFINISHED}{token_hex(4)}{path.suffix}")  # short, because a long name leaves no room
     missing = [folder for folder in path.parents if not folder.exists()]
+    _unfinished.add(part)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch(exist_ok=False)
@@ -90,9 +93,17 @@ def complete_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+        _unfinished.discard(part)
         for folder in missing:
             with suppress(OSError):
                 folder.rmdir()  # succeeds if nothing was written
+
+
+def remove_unfinished() -> None:
+    """Removes the files that this process is writing, before it ends without doing so itself."""
+    for part in list(_unfinished):
+        with suppress(OSError):
+            part.unlink()
 
 
 def remove_parts(folder: Path) -> None:
