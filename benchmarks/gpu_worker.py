@@ -15,6 +15,8 @@ from machine_limits import cuda_product_rate
 from sparsectrl_lcm.benchmarks.harness.measured_requests import PROMPT
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
 
+ABOUT_REQUESTS = ("checked_request", "training_limits")
+"""Modules whose warnings say nothing of how a request runs."""
 LEAST = 3
 """Fewest samples, which are taken even if time runs out."""
 SAMPLING = 0.85
@@ -226,9 +228,10 @@ def last_warning() -> Iterator["LastWarning"]:
 
 
 class LastWarning(logging.Handler):
-    """Keeps the last message in `text`."""
+    """Keeps the last message in `text`, except those about the request."""
 
     text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
+        if record.module not in ABOUT_REQUESTS:
+            self.text = record.getMessage()
