@@ -55,6 +55,21 @@ def page(browser: Any) -> Iterator[Any]:
     context.close()
 
 
+def visit(page: Any, url: str) -> None:
+    """Opens the page, and waits for its scripts: a busy Chromium may run modules after the page has loaded."""
+    page.goto(url)
+    _scripts(page)
+
+
+def reload(page: Any) -> None:
+    page.reload()
+    _scripts(page)
+
+
+def _scripts(page: Any) -> None:
+    page.wait_for_selector(".keyframe >> nth=2")
+
+
 def draw(page: Any, slot: int) -> None:
     canvas = page.locator(".drawing").nth(slot)
     canvas.scroll_into_view_if_needed()

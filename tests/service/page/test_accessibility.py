@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ..conftest import Server
-from .conftest import DESKTOP, PHONE, SCRIBBLE
+from .conftest import DESKTOP, PHONE, SCRIBBLE, visit
 
 FINDINGS = """async () => (await axe.run()).violations.map(found =>
   [found.id, ...found.nodes.map(node => `${node.target} ${node.failureSummary}`)].join("\\n"))"""
@@ -21,7 +21,7 @@ def axe(modules: Path) -> str:
 def test_axe_finds_nothing(page: Any, stub: Server, axe: str, size: Any) -> None:
     """On the empty page, and with drawings, a clip, its code, the advanced options and an error, in both schemes."""
     page.set_viewport_size(size)
-    page.goto(f"{stub.url}/#key={stub.key}")
+    visit(page, f"{stub.url}/#key={stub.key}")
     page.wait_for_selector("#runners:has-text('runner')")
     page.evaluate(f"() => {{ {axe} }}")
     assert page.evaluate(FINDINGS) == []
@@ -44,7 +44,7 @@ def test_axe_finds_nothing(page: Any, stub: Server, axe: str, size: Any) -> None
 
 def test_a_clip_without_a_mouse(page: Any, stub: Server) -> None:
     """Every control can be reached with Tab, in order, and shows that it has the focus."""
-    page.goto(f"{stub.url}/#key={stub.new_key()}")
+    visit(page, f"{stub.url}/#key={stub.new_key()}")
 
     def tab_to(selector: str) -> None:
         for _ in range(40):

@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from ..conftest import APP, Server, ports, started
-from .conftest import ARTIFACTS, DESKTOP, SCRIBBLE, draw
+from .conftest import ARTIFACTS, DESKTOP, SCRIBBLE, draw, reload, visit
 
 
 def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server) -> None:
-    page.goto(f"{demo.url}/#key={demo.key}")
+    visit(page, f"{demo.url}/#key={demo.key}")
     assert page.problems == []
     assert page.evaluate("location.hash") == ""
     draw(page, 0)
@@ -62,11 +62,11 @@ def run_as_shown(code: str, server: Server) -> None:
 
 
 def test_progress_reload_and_cancel(page: Any, stub: Server) -> None:
-    page.goto(f"{stub.url}/#key={stub.key}")
+    visit(page, f"{stub.url}/#key={stub.key}")
     page.fill("#prompt", "slow 1")
     page.click("#submit")
     page.wait_for_selector("#state:has-text('denoise')")
-    page.reload()
+    reload(page)
     page.wait_for_selector("#state:has-text('denoise')")
     page.wait_for_selector("#runners:has-text('runner: busy')")
     page.click("#cancel")
@@ -79,7 +79,7 @@ def test_cancel_before_there_is_a_request(page: Any, stub: Server, held: str) ->
     """After a cancelled upload nothing is submitted. A request that is being submitted is cancelled right after it."""
     waiting: list[Any] = []
     page.route(held, lambda route: waiting.append(route))  # noqa: PLW0108  playwright marks what it is given
-    page.goto(f"{stub.url}/#key={stub.key}")
+    visit(page, f"{stub.url}/#key={stub.key}")
     page.fill("#prompt", "slow 1")
     draw(page, 0)
     page.click("#submit")
@@ -100,7 +100,7 @@ def test_cancel_before_there_is_a_request(page: Any, stub: Server, held: str) ->
 def test_errors_stand_at_their_fields(page: Any, stub: Server) -> None:
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
-    page.goto(stub.url)
+    visit(page, stub.url)
     page.click("#submit")
     page.wait_for_selector("#prompt[aria-invalid=true]")
     assert f"{stub.url}/queue/{APP}" not in page.asked
@@ -125,7 +125,7 @@ def test_errors_stand_at_their_fields(page: Any, stub: Server) -> None:
 
 
 def test_a_seed_keeps_all_of_its_digits(page: Any, stub: Server) -> None:
-    page.goto(f"{stub.url}/#key={stub.key}")
+    visit(page, f"{stub.url}/#key={stub.key}")
     page.fill("#prompt", "a")
     page.fill("#seed", "18446744073709551615")
     page.click("#submit")
@@ -139,7 +139,7 @@ def test_a_seed_keeps_all_of_its_digits(page: Any, stub: Server) -> None:
 def test_advanced_options_are_sent_if_they_were_changed(page: Any, stub: Server) -> None:
     sent: list[Any] = []
     page.on("request", lambda request: sent.append(request.post_data_json) if request.url == stub.queue else None)
-    page.goto(f"{stub.url}/#key={stub.key}")
+    visit(page, f"{stub.url}/#key={stub.key}")
     page.fill("#prompt", "a")
     page.click("#submit")
     page.wait_for_selector("#video:not([hidden])")
@@ -167,7 +167,7 @@ def test_a_page_of_another_origin_than_its_files(page: Any, tmp_path: Path) -> N
     port = ports()[0]
     options = {"pipeline": "stub_pipeline:load", "anonymous": True, "public_url": f"http://localhost:{port}"}
     for server in started(tmp_path, port=port, **options):
-        page.goto(server.url)
+        visit(page, server.url)
         draw(page, 0)
         page.fill("#prompt", "a")
         page.click("#submit")
@@ -175,7 +175,7 @@ def test_a_page_of_another_origin_than_its_files(page: Any, tmp_path: Path) -> N
         page.locator("#video").evaluate("video => new Promise(done => video.requestVideoFrameCallback(done))")
         assert page.get_attribute("#video", "src").startswith(f"http://localhost:{server.port}/")
         assert httpx.get(f"{server.url}/page/clips.json").json() == {"clips": []}, "those of others without a key"
-        page.reload()
+        reload(page)
         page.wait_for_selector("#clips li")
         assert page.locator("#clips li").count() == 1, "its own, which the browser knows"
         assert page.problems == []

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 
 from ..conftest import APP, Server
-from .conftest import SCRIBBLE, draw, frames
+from .conftest import SCRIBBLE, draw, frames, reload, visit
 
 COLOURS = """all => all.map(one => {
   const { data } = one.getContext("2d").getImageData(0, 0, 512, 512);
@@ -30,7 +30,7 @@ def thumbnails(page: Any, count: int) -> Any:
 
 def test_a_reload_keeps_form_drawings_and_clips(page: Any, stub: Server) -> None:
     key = stub.new_key()
-    page.goto(f"{stub.url}/#key={key}")
+    visit(page, f"{stub.url}/#key={key}")
     draw(page, 0)
     page.set_input_files("#keyframe_1_image_url", SCRIBBLE)
     page.fill("#keyframe_0_index", "3")
@@ -43,7 +43,7 @@ def test_a_reload_keeps_form_drawings_and_clips(page: Any, stub: Server) -> None
     page.fill("#prompt", "a third one, not made yet")
     drawings = page.locator(".drawing").evaluate_all(COLOURS)
     page.wait_for_timeout(500)  # what was typed is saved after a moment
-    page.reload()
+    reload(page)
     page.wait_for_selector("#video", state="visible")
     assert page.input_value("#prompt") == "a third one, not made yet"
     assert (page.input_value("#clip_skip"), page.is_checked("input[value=rgb]")) == ("1", True)
@@ -70,12 +70,12 @@ def test_the_next_user_of_a_browser_is_not_shown_what_others_made(page: Any, stu
     def closed() -> None:
         """Opens the page as a new tab does, and waits until it has shown what it will."""
         page.evaluate("sessionStorage.clear()")
-        page.goto(stub.url)
+        visit(page, stub.url)
         page.wait_for_selector("#runners:not(:empty)")
         page.wait_for_timeout(300)
 
     key, other = stub.new_key(), stub.new_key()
-    page.goto(stub.url)
+    visit(page, stub.url)
     draw(page, 0)
     page.fill("#prompt", "a secret")
     page.wait_for_timeout(500)  # saved without a key
@@ -97,7 +97,7 @@ def test_the_next_user_of_a_browser_is_not_shown_what_others_made(page: Any, stu
 
 
 def test_the_code_has_the_seed_that_was_drawn(page: Any, stub: Server) -> None:
-    page.goto(f"{stub.url}/#key={stub.new_key()}")
+    visit(page, f"{stub.url}/#key={stub.new_key()}")
     clip(page, "a random one")
     page.click("#code summary")
     for language in ("python", "javascript"):
@@ -108,7 +108,7 @@ def test_a_browser_that_keeps_nothing(page: Any, stub: Server) -> None:
     page.add_init_script(
         "indexedDB.open = () => { const asked = {}; setTimeout(() => asked.onerror()); return asked; }"
     )
-    page.goto(f"{stub.url}/#key={stub.new_key()}")
+    visit(page, f"{stub.url}/#key={stub.new_key()}")
     clip(page, "a", "5")
     assert (page.inner_text("#used-seed"), page.problems) == ("5", [])
     assert page.get_attribute("#download", "href").startswith(f"{stub.url}/files/")

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from ..conftest import Server
-from .conftest import draw, frames, give
+from .conftest import draw, frames, give, visit
 
 DEMO = Path(__file__).parents[3] / "demo"
 
 
 def test_keyframes_are_placed_on_the_timeline(page: Any, stub: Server) -> None:
-    page.goto(stub.url)
+    visit(page, stub.url)
     assert frames(page) == [0, 8, 15]
     track = page.locator("#timeline").bounding_box()
 
@@ -51,7 +51,7 @@ def test_keyframes_are_placed_on_the_timeline(page: Any, stub: Server) -> None:
 
 
 def test_pictures_are_dropped_and_pasted(page: Any, stub: Server) -> None:
-    page.goto(stub.url)
+    visit(page, stub.url)
     for kind, selector, filled in (
         ("drop", ".keyframe:nth-child(2)", [1]),
         ("paste", "body", [0, 1]),
@@ -88,7 +88,7 @@ def line(page: Any, slot: int, start: tuple[float, float], end: tuple[float, flo
 
 
 def test_brush_eraser_and_undo(page: Any, stub: Server) -> None:
-    page.goto(stub.url)
+    visit(page, stub.url)
     page.locator(".drawing").nth(0).scroll_into_view_if_needed()
     line(page, 0, (0.25, 0.5), (0.75, 0.5))
     middle, near = (256, 256), (256, 256 + 20)
@@ -130,7 +130,7 @@ def test_the_onion_skin_shows_the_neighbours_in_time(page: Any, stub: Server) ->
             })"""
         )
 
-    page.goto(stub.url)
+    visit(page, stub.url)
     assert page.locator(".skin").nth(0).is_hidden()
     page.check("#onion")
     line(page, 0, (0.2, 0.3), (0.8, 0.3))
@@ -148,7 +148,7 @@ def test_the_example_is_that_of_the_demo(page: Any, stub: Server, monkeypatch: p
     """Keyframes, prompt and seed. What was drawn before comes back with undo."""
     monkeypatch.syspath_prepend(DEMO)
     sent = runpy.run_path(str(DEMO / "run.py"))["request"]()
-    page.goto(stub.url)
+    visit(page, stub.url)
     draw(page, 0)
     before = pixels(page, 0, (256, 256))
     page.click("#example")

@@ -3,14 +3,14 @@
 from typing import Any
 
 from ..conftest import Server
-from .conftest import DESKTOP, PHONE, draw
+from .conftest import DESKTOP, PHONE, draw, visit
 
 
 def test_a_preview_of_every_step(page: Any, stub: Server) -> None:
     """Without them in the code that others copy, and not stored."""
     shown: list[str] = []
     page.expose_function("shown", lambda url: shown.append(url))  # noqa: PLW0108  playwright marks what it is given
-    page.goto(f"{stub.url}/#key={stub.new_key()}")
+    visit(page, f"{stub.url}/#key={stub.new_key()}")
     page.evaluate(
         "new MutationObserver(() => shown(document.querySelector('#preview').src))"
         ".observe(document.querySelector('#preview'), { attributeFilter: ['src'] })"
@@ -27,7 +27,7 @@ def test_a_preview_of_every_step(page: Any, stub: Server) -> None:
 
 def test_a_clip_in_its_own_pixels_with_a_scrubber(page: Any, stub: Server) -> None:
     page.set_viewport_size(DESKTOP)
-    page.goto(f"{stub.url}/#key={stub.new_key()}")
+    visit(page, f"{stub.url}/#key={stub.new_key()}")
     draw(page, 1)
     page.fill("#prompt", "a")
     page.click("#submit")
@@ -63,7 +63,7 @@ def test_a_clip_in_its_own_pixels_with_a_scrubber(page: Any, stub: Server) -> No
 
 def test_a_phone_moves_to_progress_and_clip(page: Any, stub: Server) -> None:
     page.set_viewport_size(PHONE)
-    page.goto(f"{stub.url}/#key={stub.new_key()}")
+    visit(page, f"{stub.url}/#key={stub.new_key()}")
     page.fill("#prompt", "slow 0.3")
     page.click("#submit")
     page.wait_for_selector("#state:has-text('denoise')")
@@ -86,5 +86,5 @@ def test_a_phone_moves_to_progress_and_clip(page: Any, stub: Server) -> None:
 def test_no_width_scrolls_sideways(page: Any, stub: Server) -> None:
     for width in (320, 360, PHONE["width"], 768, DESKTOP["width"]):
         page.set_viewport_size({"width": width, "height": 700})
-        page.goto(stub.url)
+        visit(page, stub.url)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
