@@ -11,7 +11,6 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ...runtime.errors import first_line
 from .. import clock
 from ..components import Service
 from ..objects.object_stores import on_every_machine
@@ -19,11 +18,11 @@ from ..objects.stored_files import announced_clip, file_url, store_clip
 from ..protocol.clip_input import INPUT_FIELDS
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
 from ..runner import Encoding, Event, Job, JobFailed, Made, OnEvent, Preview, RunnerLost
-from ..store import STORE_FAILURES, Outcome
+from ..store import STORE_FAILURES, FileRow, Outcome
 from .job_preparation import Preparation, Preparations, Prepared, check_clip_size, keyframe_error
 from .next_requests import NextRequests
 from .periodic_work import work_forever
-from .retries import until_there_is_room, waits
+from .retries import until_it_is_stored, until_there_is_room
 from .views import View
 
 AHEAD = 2
@@ -253,19 +252,13 @@ class Dispatcher:
 
     async def _keep_clip(self, view: View, clip: Path) -> None:
         """Stores a clip. Retries while the object store fails or is full: the clip is made."""
-        assert view.clip is not None
-        again = waits()
-        while True:
-            try:
-                view.clip = await asyncio.to_thread(store_clip, self.service, view.clip, clip)
-                return
-            except (OSError, ServiceError) as error:
-                if not clip.exists():
-                    raise
-                wait = next(again)
-                extra = {"request_id": view.row.id, "seconds": wait}
-                log.warning("a clip could not be stored, and is tried again: %s", first_line(error), extra=extra)
-            await asyncio.sleep(wait)
+        announced = view.clip
+        assert announced is not None
+
+        async def store() -> FileRow:
+            return await asyncio.to_thread(store_clip, self.service, announced, clip)
+
+        view.clip = await until_it_is_stored(store, clip, view.row.id)
 
 
 def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:

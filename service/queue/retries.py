@@ -1,52 +1,81 @@
-"""When to try again what failed because the store is out or the disk is full."""
+"""Repeats what failed because the store is out, the disk is full, or a clip could not be stored."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 from ...runtime.disk_errors import is_disk_full
+from ...runtime.errors import first_line
+from ..protocol.errors import ServiceError
 from ..runner import JobFailed
 from ..store import STORE_FAILURES
 
 T = TypeVar("T")
+Attempt = Callable[[], Awaitable[T]]
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
 """First and longest wait, in seconds, before what failed is tried again; the wait doubles."""
 LONGEST_STORE_WAIT = 1.0
-"""The same for the database, which is not even asked while it is known to be out."""
+"""The longest wait for the database, which is not even asked while it is known to be out."""
 
 log = logging.getLogger("sparsectrl_lcm.service")
 
 
-def waits() -> Iterator[float]:
-    """Seconds to wait before each new attempt at what failed, without end."""
-    wait = FIRST_WAIT
-    while True:
-        yield wait
-        wait = min(2 * wait, LONGEST_WAIT)
+async def until_the_store_works(attempt: Attempt[T]) -> T:
+    """Repeats an attempt until the store does not fail, and returns its result."""
+    return await _repeat(attempt, lambda error: isinstance(error, STORE_FAILURES), longest_wait=LONGEST_STORE_WAIT)
 
 
-async def until_the_store_works(call: Callable[[], Awaitable[T]]) -> T:
-    """Awaits a call, again and again until the store does not fail, and returns its result."""
-    again = waits()
-    while True:
-        with suppress(*STORE_FAILURES):
-            return await call()
-        await asyncio.sleep(min(next(again), LONGEST_STORE_WAIT))
-
-
-async def until_there_is_room(attempt: Callable[[], Awaitable[T]], request_id: str) -> T:
+async def until_there_is_room(attempt: Attempt[T], request_id: str) -> T:
     """Repeats an attempt as long as the disk is full, and returns its result."""
-    again = waits()
+
+    def disk_is_full(error: Exception) -> bool:
+        if isinstance(error, JobFailed):
+            return error.kind == "disk_full"
+        return isinstance(error, OSError) and is_disk_full(error)
+
+    def tell(_: Exception, wait: float) -> None:
+        extra = {"request_id": request_id, "seconds": wait}
+        log.warning("the disk has no room for a request, which is tried again", extra=extra)
+
+    return await _repeat(attempt, disk_is_full, tell)
+
+
+async def until_it_is_stored(attempt: Attempt[T], clip: Path, request_id: str) -> T:
+    """Repeats an attempt to store a clip while the object store fails or is full, and returns its result."""
+
+    def can_be_stored(error: Exception) -> bool:
+        return isinstance(error, OSError | ServiceError) and clip.exists()
+
+    def tell(error: Exception, wait: float) -> None:
+        extra = {"request_id": request_id, "seconds": wait}
+        log.warning("a clip could not be stored, and is tried again: %s", first_line(error), extra=extra)
+
+    return await _repeat(attempt, can_be_stored, tell)
+
+
+async def _repeat(
+    attempt: Attempt[T],
+    passes: Callable[[Exception], bool],
+    tell: Callable[[Exception, float], None] = lambda *_: None,
+    longest_wait: float = LONGEST_WAIT,
+) -> T:
+    """Repeats an attempt while it fails with an error that `passes`, and returns its result.
+
+    Args:
+        attempt: what may fail.
+        passes: whether another attempt may succeed after an error; other errors are raised.
+        tell: called with the error and the seconds until the next attempt.
+        longest_wait: seconds; the wait doubles up to it.
+    """
+    wait = FIRST_WAIT
     while True:
         try:
             return await attempt()
-        except (OSError, JobFailed) as error:
-            full = error.kind == "disk_full" if isinstance(error, JobFailed) else is_disk_full(error)
-            if not full:
+        except Exception as error:
+            if not passes(error):
                 raise
-            wait = next(again)
-            extra = {"request_id": request_id, "seconds": wait}
-            log.warning("the disk has no room for a request, which is tried again", extra=extra)
+            tell(error, wait)
         await asyncio.sleep(wait)
+        wait = min(2 * wait, longest_wait)
