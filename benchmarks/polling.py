@@ -24,8 +24,8 @@ import httpx
 import numpy as np
 import reports
 from sparsectrl_lcm.runtime.machine import report_head
+from sparsectrl_lcm.service.protocol.urls import DEFAULT_ENDPOINT
 
-APP = "fal-ai/animatediff-sparsectrl-lcm"
 PORT = 8791
 HZ = 10
 ALONE_POLLS = 500
@@ -77,7 +77,7 @@ def poll(url: str, key: str, waiters: int, answers: "multiprocessing.Queue[list[
 
 def clip(client: httpx.Client, key: str, steps: int, waiters: int) -> tuple[float, list[float]]:
     """Makes one clip. Returns its seconds, and the seconds of the polls meanwhile."""
-    queue = f"http://127.0.0.1:{PORT}/queue/{APP}"
+    queue = f"http://127.0.0.1:{PORT}/queue/{DEFAULT_ENDPOINT}"
     given = {"prompt": "a yellow star", "seed": 1, "num_inference_steps": steps}
     url = f"{queue}/requests/" + client.post(queue, json=given).raise_for_status().json()["request_id"]
     answers: multiprocessing.Queue[list[float]] = multiprocessing.Queue()
@@ -96,7 +96,7 @@ def clip(client: httpx.Client, key: str, steps: int, waiters: int) -> tuple[floa
 def one_connection(client: httpx.Client, key: str) -> list[float]:
     """Polls a finished request over one kept connection, while no clip is made. Returns the seconds of every poll."""
     given = {"prompt": "a yellow star", "seed": 2, "num_inference_steps": 1}
-    queue = f"http://127.0.0.1:{PORT}/queue/{APP}"
+    queue = f"http://127.0.0.1:{PORT}/queue/{DEFAULT_ENDPOINT}"
     url = f"{queue}/requests/" + client.post(queue, json=given).raise_for_status().json()["request_id"]
     end = time.monotonic() + LIMIT
     while client.get(url + "/status").json()["status"] != "COMPLETED":

@@ -38,9 +38,9 @@ import psutil
 import reports
 import sleeping_pipeline
 from sparsectrl_lcm.runtime.machine import report_head
+from sparsectrl_lcm.service.protocol.urls import DEFAULT_ENDPOINT
 from sparsectrl_lcm.service.settings import SQLITE
 
-APP = "fal-ai/animatediff-sparsectrl-lcm"
 PORT = 8792
 LIMIT = 300.0
 """Longest time for the requests of one measurement, in seconds."""
@@ -144,7 +144,7 @@ def measure(runners: int, requests: int, ray: bool) -> dict[str, Any]:
         client, server = stack.enter_context(served(data, runners, address))
         gate = f"sleep {2 + 0.02 * requests}"
         for prompt in [gate] * runners + ["a star"] * requests:
-            client.post(f"/queue/{APP}", json={"prompt": prompt, "seed": 1}).raise_for_status()
+            client.post(f"/queue/{DEFAULT_ENDPOINT}", json={"prompt": prompt, "seed": 1}).raise_for_status()
         before, end = processor_seconds(server), time.monotonic() + LIMIT
         with closing(sqlite3.connect(data / SQLITE)) as store:
             while store.execute("select count(*) from requests where status = 200").fetchone()[0] < runners + requests:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..service.protocol.urls import DEFAULT_ENDPOINT
 from .serve_greeting import ANY, Greeting
 from .service_requirements import database_errors, need_service
 
@@ -42,9 +43,7 @@ def serve(
     bundle: Annotated[
         str | None, typer.Option(help="A folder from `export`, or its fsspec URL; the demo bundle by default.")
     ] = None,
-    endpoint: Annotated[
-        str, typer.Option(metavar="OWNER/NAME", help="The name that clients call.")
-    ] = "fal-ai/animatediff-sparsectrl-lcm",
+    endpoint: Annotated[str, typer.Option(metavar="OWNER/NAME", help="The name that clients call.")] = DEFAULT_ENDPOINT,
     backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a runner on the CPU; all cores but one.")] = None,

@@ -32,7 +32,7 @@ class Greeting:
 
     def opened(self, service: "Service") -> None:
         """Prints what is known before a model has loaded."""
-        from ..service.store.tables import ENDPOINT
+        from ..service.protocol.urls import DEFAULT_ENDPOINT
 
         settings = service.settings
         if self.own_authority:
@@ -47,7 +47,7 @@ class Greeting:
             typer.echo(f"{url}/ loads the model; a first API key follows")
         if settings.docs:
             typer.echo(f"{url}/docs has Swagger UI")
-        if settings.endpoint != ENDPOINT:
+        if settings.endpoint != DEFAULT_ENDPOINT:
             typer.echo(f"clients call {settings.endpoint}")
 
     def loaded(self, service: "Service") -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ..runtime.errors import InvalidRequest
+from .protocol.urls import DEFAULT_ENDPOINT
 
 SQLITE = "service.sqlite3"
 MIB = 2**20
@@ -79,7 +80,7 @@ class Settings:
     database: str | None = None
     files: str | None = None
     public_url: str | None = None
-    endpoint: str = "fal-ai/animatediff-sparsectrl-lcm"
+    endpoint: str = DEFAULT_ENDPOINT
     anonymous: bool = False
     docs: bool = False
     extensions: bool = False

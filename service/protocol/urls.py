@@ -3,6 +3,9 @@
 import re
 from urllib.parse import quote
 
+DEFAULT_ENDPOINT = "fal-ai/animatediff-sparsectrl-lcm"
+"""The name of a server that is given no other, and of requests from before the database recorded it."""
+
 QUEUE_PREFIX = "/queue"
 """A POST to the endpoint under this prefix is a submission. Other paths mean the same with and without it."""
 

@@ -34,6 +34,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from ...runtime.errors import InvalidRequest, first_line
+from ..protocol.urls import DEFAULT_ENDPOINT
 from . import sqlite, tables
 from .deadline import Deadline
 from .outage import STORE_FAILURES, Outage, StoreUnavailable
@@ -66,7 +67,7 @@ class Database:
         deadline: set while the server ends: calls then take no longer.
     """
 
-    def __init__(self, url: str, endpoint: str = tables.ENDPOINT) -> None:
+    def __init__(self, url: str, endpoint: str = DEFAULT_ENDPOINT) -> None:
         self.endpoint = endpoint
         self.deadline = Deadline()
         self.engine = _engine(url, self.deadline)

@@ -20,6 +20,8 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
+from ..protocol.urls import DEFAULT_ENDPOINT
+
 
 def to_text(value: Any) -> str:
     """Returns a value as JSON in ASCII."""
@@ -41,8 +43,6 @@ class Json(TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
-ENDPOINT = "fal-ai/animatediff-sparsectrl-lcm"
-"""The endpoint of requests from before the database recorded it, and of servers that name no other."""
 Counter = BigInteger().with_variant(Integer, "sqlite")  # SQLite assigns row numbers only to an INTEGER key
 metadata = MetaData()
 
@@ -80,7 +80,7 @@ requests = Table(
     Column("idempotency_key", String(255)),
     Column("fingerprint", String(64)),
     Column("input_bytes", BigInteger),  # null if the input is
-    Column("endpoint", String(255), nullable=False, server_default=ENDPOINT),
+    Column("endpoint", String(255), nullable=False, server_default=DEFAULT_ENDPOINT),
     Index("requests_in_order", "state", "endpoint", "priority", "turn", "sequence"),
     Index("requests_of_key", "key_id", "state", "endpoint", "priority", "turn"),
     sqlite_autoincrement=True,

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from sparsectrl_lcm.runtime.errors import InvalidRequest
 from sparsectrl_lcm.service.app import create_app
+from sparsectrl_lcm.service.protocol.urls import DEFAULT_ENDPOINT
 from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import NewRequest, SqlStore, tables
@@ -78,7 +79,7 @@ def test_servers_with_different_bundles_share_keys_and_files(database: str, tmp_
     for one in started(tmp_path / "one", **common):
         for other in started(tmp_path / "other", endpoint=OTHER, **common):
             urls = {}
-            for server, name in ((one, tables.ENDPOINT), (other, OTHER)):
+            for server, name in ((one, DEFAULT_ENDPOINT), (other, OTHER)):
                 answer = httpx.post(f"{server.url}/{name}", json={"prompt": "a"}, headers=one.headers(), timeout=60)
                 urls[server.port] = answer.raise_for_status().json()["video"]["url"]
             from_one = urls[other.port].replace(other.url, one.url)
@@ -100,7 +101,7 @@ def test_the_name_is_in_the_paths_the_page_and_the_schema(tmp_path: Path) -> Non
 
 
 def test_a_token_is_for_the_named_apps_whichever_server_made_it(tmp_path: Path) -> None:
-    names = (tables.ENDPOINT, OTHER)
+    names = (DEFAULT_ENDPOINT, OTHER)
     url = f"sqlite:///{tmp_path / 'a.sqlite3'}"
     folders = (tmp_path / "one", tmp_path / "other")
     services = [
@@ -119,7 +120,7 @@ def test_a_token_is_for_the_named_apps_whichever_server_made_it(tmp_path: Path) 
         return text
 
     for client in clients:
-        assert allowed(token(client, tables.ENDPOINT)) == [422, 403]
+        assert allowed(token(client, DEFAULT_ENDPOINT)) == [422, 403]
         assert allowed(token(client, OTHER)) == allowed(token(client, "portraits")) == [403, 422]
         assert allowed(token(client, *names)) == [422, 422]
         assert client.post("/tokens/", json={"allowed_apps": [OTHER] * 1000}).status_code == 400
