@@ -14,9 +14,8 @@ from gpu_contenders import CUDA_GRAPH, PLAIN, RECORDS, Diffusers, Job, Keyframes
 from machine_limits import cuda_product_rate
 from sparsectrl_lcm.benchmarks.harness.measured_requests import PROMPT
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
+from sparsectrl_lcm.runtime.request import request_log
 
-ABOUT_REQUESTS = ("checked_request", "training_limits")
-"""Modules whose warnings say nothing of how a request runs."""
 LEAST = 3
 """Fewest samples, which are taken even if time runs out."""
 SAMPLING = 0.85
@@ -233,5 +232,5 @@ class LastWarning(logging.Handler):
     text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.module not in ABOUT_REQUESTS:
+        if record.name != request_log.name:
             self.text = record.getMessage()

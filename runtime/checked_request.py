@@ -1,6 +1,5 @@
 """Checks a request once; all later code relies on the checked values."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,9 +27,8 @@ from .request import (
     FittedKeyframe,
     Keyframe,
     random_seed,
+    request_log,
 )
-
-_logger = logging.getLogger("sparsectrl_lcm")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,7 +231,9 @@ def _keyframes_guide(checked: CheckedRequest) -> bool:
     """Whether the keyframes of a request guide any step. If its steps are too few for that, a warning is logged."""
     start, end = checked.control_guidance_start, checked.control_guidance_end
     if checked.keyframes and not checked.controlled_steps:
-        _logger.warning("keyframes guide none of the %d steps: none lies within %g to %g", checked.steps, start, end)
+        request_log.warning(
+            "keyframes guide none of the %d steps: none lies within %g to %g", checked.steps, start, end
+        )
     return checked.conditioning_scale > 0 and bool(checked.controlled_steps)
 
 
@@ -252,7 +252,7 @@ def _fitted(index: int, image: Any, checked: CheckedRequest, asked: ClipRequest)
         if asked.normalize_scribbles:
             pixels = normalize_scribble(pixels)
         if doubt := scribble_doubt(pixels, had_transparency(picture)):
-            _logger.warning("keyframe %d %s; a scribble is white lines on black", index, doubt)
+            request_log.warning("keyframe %d %s; a scribble is white lines on black", index, doubt)
     return FittedKeyframe(index, pixels)
 
 

@@ -1,14 +1,12 @@
 """Warns of requests that a bundle's model was not trained for."""
 
-import logging
 import re
 from textwrap import shorten
 
 from .checked_request import CheckedRequest
 from .format.manifest import TrainingRecord
 from .loop.prompt_syntax import parse_weights
-
-_logger = logging.getLogger("sparsectrl_lcm")
+from .request import request_log
 
 _WORD = re.compile(r"[^\W_][\w'-]*")
 _SHOWN = 80
@@ -28,7 +26,7 @@ def warn_if_untrained(request: CheckedRequest, record: TrainingRecord | None, wa
     new = {limit: told for limit, told in _untrained(request, record).items() if limit not in warned}
     if new:
         warned.update(new)
-        _logger.warning(
+        request_log.warning(
             "the model was not trained for this request, whose clip may be poor: %s", "; ".join(new.values())
         )
 

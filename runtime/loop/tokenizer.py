@@ -1,6 +1,5 @@
 """The CLIP tokenizer, from the bundle's tokenizer.json: prompts as chunks of tokens with weights."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,9 +11,8 @@ from numpy.typing import NDArray
 
 from ..checked_request import CheckedRequest
 from ..errors import InvalidRequest
+from ..request import request_log
 from .prompt_syntax import Fragment, parse_weights
-
-_logger = logging.getLogger("sparsectrl_lcm")
 
 MAX_CHUNKS = 10
 """The attention to the text takes memory in proportion to its chunks."""
@@ -65,7 +63,7 @@ class ClipTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._begin, self._end = self._tokenizer.encode("").ids
-        self._warn_once = lru_cache(maxsize=64)(_logger.warning)
+        self._warn_once = lru_cache(maxsize=64)(request_log.warning)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Token ids of plain texts, each cut to one chunk, int64 [B, 77]."""

@@ -1,5 +1,7 @@
 """The demo bundle on an emulated device."""
 
+import logging
+from collections.abc import Iterable
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
 from sparsectrl_lcm.runtime.output.clip import Clip
+from sparsectrl_lcm.runtime.request import request_log
 
 from .gpu_emulation import Digests, emulate
 
@@ -65,3 +68,8 @@ def fresh(*args: Any, **options: Any) -> np.ndarray:
 def fresh_small(*args: Any, **options: Any) -> np.ndarray:
     """The same, for clips of `SMALL`."""
     return small_clip(emulated_demo(SMALL, cuda_graphs=False), *args, **options).frames
+
+
+def told(records: Iterable[logging.LogRecord]) -> list[str]:
+    """The messages of a log without those about requests: random pictures are no scribbles."""
+    return [record.getMessage() for record in records if record.name != request_log.name]
