@@ -5,10 +5,10 @@ import io
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,25 @@ FPS = 8
 PREVIEW_SIDE = 256
 
 
+@dataclass(frozen=True, slots=True)
+class ClipOrder:
+    """What the process with the pipeline is told of a `Job`.
+
+    Attributes:
+        options: keywords of `VideoPipeline.generate`.
+        keyframes: frame and file of each.
+        output: the file to write.
+        previews: whether the messages have previews.
+        fps: frames per second of the file.
+    """
+
+    options: dict[str, Any]
+    keyframes: Sequence[tuple[int, str]]
+    output: str
+    previews: bool = False
+    fps: float = FPS
+
+
 class Jobs:
     """Makes clips with a pipeline. A clip is encoded while the next one is made.
 
@@ -45,39 +64,22 @@ class Jobs:
         self._encoder = ThreadPoolExecutor(1, "encoder")
         self._encoding: Future[None] = self._encoder.submit(lambda: None)
 
-    def make(
-        self,
-        reports: Reports,
-        options: dict[str, Any],
-        keyframes: list[tuple[int, str]],
-        output: str,
-        previews: bool = False,
-        fps: float = FPS,
-    ) -> None:
+    def make(self, reports: Reports, order: ClipOrder) -> None:
         """Makes one clip and reports its result or failure. Returns when the pipeline is free for the next job.
-
-        Args:
-            reports: get the messages.
-            options: keywords of `VideoPipeline.generate`.
-            keyframes: frame and file of each.
-            output: the file to write.
-            previews: whether the messages have previews.
-            fps: frames per second of the file.
 
         Raises:
             DeviceLost: the device can only be used again by a new process.
         """
         start = time.perf_counter()
-        with reported(reports, options), ExitStack() as stack:
-            recording = stack.enter_context(Recording(output, fps))
-            show = partial(_show, reports) if previews else None
-            clip = self._generate(reports, options, keyframes, recording, show)
+        with reported(reports, order.options), ExitStack() as stack:
+            recording = stack.enter_context(Recording(order.output, order.fps))
+            clip = self._generate(reports, order, recording)
             self._encoding.result()  # so that only one clip is encoded while the next one is made
             reports.say("encoding")
             rest = stack.pop_all()
 
             def encode() -> None:
-                with reported(reports, options), rest:
+                with reported(reports, order.options), rest:
                     recording.save(clip)
                     timings = {stage: float(seconds) for stage, seconds in clip.timings.items()}
                     reports.say("made", seed=int(clip.seed), seconds=time.perf_counter() - start, timings=timings)
@@ -88,18 +90,11 @@ class Jobs:
         """Waits for the end of the last clip."""
         self._encoding.result()
 
-    def _generate(
-        self,
-        reports: Reports,
-        options: dict[str, Any],
-        keyframes: list[tuple[int, str]],
-        recording: Recording,
-        show: Callable[[int, NDArray[np.uint8]], None] | None,
-    ) -> Any:
+    def _generate(self, reports: Reports, order: ClipOrder, recording: Recording) -> Any:
+        options = order.options
         self._check_engines(options)
-        pictures = [
-            Keyframe(index, self._read(Path(path), place, options)) for place, (index, path) in enumerate(keyframes)
-        ]
+        files = enumerate(order.keyframes)
+        pictures = [Keyframe(index, self._read(Path(path), place, options)) for place, (index, path) in files]
 
         def on_progress(progress: Progress) -> bool:
             done = {"step": progress.step, "steps": progress.steps, "fraction": progress.fraction}
@@ -108,11 +103,11 @@ class Jobs:
 
         def on_frames(first: int, frames: NDArray[np.uint8]) -> None:
             recording.add(first, frames)
-            if show is not None:
-                show(first, frames[0])
+            if order.previews:
+                _show(reports, first, frames[0])
 
-        if show is not None:
-            options = {**options, "on_preview": lambda _, index, frame: show(index, frame)}
+        if order.previews:
+            options = {**options, "on_preview": lambda _, index, frame: _show(reports, index, frame)}
         return self._pipeline.generate(**options, keyframes=pictures, on_progress=on_progress, on_frames=on_frames)
 
     def _check_engines(self, options: dict[str, Any]) -> None:

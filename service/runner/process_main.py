@@ -19,7 +19,7 @@ from typing import Any
 
 from ...runtime import DeviceLost, DeviceOutOfMemory, SparseCtrlLcmError
 from ...runtime.errors import first_line
-from .clip_jobs import Jobs, about
+from .clip_jobs import ClipOrder, Jobs, about
 from .interface import REFUSALS
 from .process_channel import Channel
 
@@ -81,7 +81,7 @@ def main() -> None:
         order = channel.orders.get()
         try:
             names = ("options", "keyframes", "output", "previews", "fps")
-            jobs.make(order.pop("reports"), *(order[name] for name in names))
+            jobs.make(order.pop("reports"), ClipOrder(**{name: order[name] for name in names}))
         except DeviceLost as error:
             traceback.print_exc()
             jobs.finish()

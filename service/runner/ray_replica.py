@@ -18,7 +18,7 @@ from ray.util import get_node_ip_address
 
 from ...runtime.errors import DeviceLost, first_line
 from ..objects.object_stores import open_files
-from .clip_jobs import Jobs, about
+from .clip_jobs import ClipOrder, Jobs, about
 from .process_main import load
 from .ray_deployment import publish_about
 from .runner_pool import KEPT
@@ -128,8 +128,8 @@ class ClipReplica:
                 Path(file).write_bytes(content)
             clip = Path(folder, name)
             job = self._job = _Channel(clip, place)
-            order = (job, options, files, str(clip), previews, fps)
-            work = asyncio.get_running_loop().run_in_executor(self._thread, self._make, *order)
+            order = ClipOrder(options, files, str(clip), previews, fps)
+            work = asyncio.get_running_loop().run_in_executor(self._thread, self._make, job, order)
             try:
                 yield [{"say": "begun", "node": get_node_ip_address()}]
                 async for messages in job.parts():
@@ -139,9 +139,9 @@ class ClipReplica:
                 await asyncio.shield(work)  # the next job begins once this one has left the pipeline
                 self._job = None
 
-    def _make(self, *order: Any) -> None:
+    def _make(self, job: _Channel, order: ClipOrder) -> None:
         try:
-            self._jobs.make(*order)
+            self._jobs.make(job, order)
             self._jobs.finish()
         except DeviceLost:  # only a new process can use the device again
             traceback.print_exc()

@@ -17,7 +17,7 @@ from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.protocol.input_parsing import MOST_DETAILS, parse_input
 from sparsectrl_lcm.service.queue.dispatcher import _job_error
 from sparsectrl_lcm.service.runner import JobFailed
-from sparsectrl_lcm.service.runner.clip_jobs import Jobs
+from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
 
 
 def test_given_options_reach_the_pipeline_and_the_store() -> None:
@@ -114,7 +114,8 @@ def test_the_runner_resizes_keyframes_as_asked(tmp_path: Path, monkeypatch: pyte
     jobs = Jobs(pipeline, 10**6)
     reports = SimpleNamespace(say=lambda *_, **__: None, cancelled=SimpleNamespace(is_set=bool))
     for options in ({}, {"resample": "bilinear"}):
-        jobs.make(reports, {"prompt": "a", **options}, [(0, str(tmp_path / "picture.png"))], str(tmp_path / "clip.mp4"))
+        keyframes = [(0, str(tmp_path / "picture.png"))]
+        jobs.make(reports, ClipOrder({"prompt": "a", **options}, keyframes, str(tmp_path / "clip.mp4")))
         jobs.finish()
     assert (taken[0] == fit(picture, SIDE, SIDE)).all()
     assert (taken[1] == fit(picture, SIDE, SIDE, "bilinear")).all()

@@ -16,7 +16,7 @@ from sparsectrl_lcm.service.app import create_app
 from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.protocol.extended_input import ExtendedInput
 from sparsectrl_lcm.service.protocol.input_parsing import parse_input
-from sparsectrl_lcm.service.runner.clip_jobs import Jobs
+from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
 from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
 from starlette.testclient import TestClient
@@ -98,7 +98,7 @@ def made(folder: Path, given: dict[str, int]) -> dict[str, Any]:
         say=lambda what, **values: said.append({"say": what, **values}), cancelled=SimpleNamespace(is_set=bool)
     )
     jobs = Jobs(StubPipeline(None, "auto", None), 10_000)
-    jobs.make(reports, {"prompt": "a", **given}, [], str(folder / "clip.mp4"))
+    jobs.make(reports, ClipOrder({"prompt": "a", **given}, [], str(folder / "clip.mp4")))
     jobs.finish()
     return said[-1]
 

@@ -11,7 +11,7 @@ from fakes.stub_pipeline import StubPipeline
 from sparsectrl_lcm.runtime.output import video
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.runner import Encoding, Job, Made, OnEvent, RunnerLost, RunnerPool
-from sparsectrl_lcm.service.runner import clip_jobs as jobs_module
+from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
 from sparsectrl_lcm.service.store import tables
 from sqlalchemy import func, select
 
@@ -30,6 +30,10 @@ class Reports:
         self.said.append(what)
 
 
+def order(prompt: str, output: Path) -> ClipOrder:
+    return ClipOrder({"prompt": prompt}, [], str(output))
+
+
 def test_the_pipeline_is_free_while_a_clip_is_encoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     encode, go_on = video.encode, Event()
 
@@ -38,14 +42,14 @@ def test_the_pipeline_is_free_while_a_clip_is_encoded(monkeypatch: pytest.Monkey
         encode(*given)
 
     monkeypatch.setattr(video, "encode", held)
-    jobs = jobs_module.Jobs(StubPipeline(None, "stub", None), 10**6)
+    jobs = Jobs(StubPipeline(None, "stub", None), 10**6)
     first, second, failed = Reports(), Reports(), Reports()
-    jobs.make(first, {"prompt": "a"}, [], str(tmp_path / "first.mp4"))
-    jobs.make(failed, {"prompt": "fail"}, [], str(tmp_path / "failed.mp4"))
+    jobs.make(first, order("a", tmp_path / "first.mp4"))
+    jobs.make(failed, order("fail", tmp_path / "failed.mp4"))
     assert (first.said[-1], failed.said[-1]) == ("encoding", "failed")
     assert not (tmp_path / "first.mp4").exists()
     go_on.set()
-    jobs.make(second, {"prompt": "b"}, [], str(tmp_path / "second.mp4"))
+    jobs.make(second, order("b", tmp_path / "second.mp4"))
     assert first.said[-1] == "made"  # before the second is encoded: at most one clip waits for that
     jobs.finish()
     assert second.said[-2:] == ["encoding", "made"]
@@ -56,12 +60,12 @@ def test_a_clip_that_cannot_be_encoded_fails_alone(monkeypatch: pytest.MonkeyPat
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    jobs = jobs_module.Jobs(StubPipeline(None, "stub", None), 10**6)
+    jobs = Jobs(StubPipeline(None, "stub", None), 10**6)
     with monkeypatch.context() as patched:
         patched.setattr(video, "encode", full)
-        jobs.make(first := Reports(), {"prompt": "a"}, [], str(tmp_path / "first.mp4"))
+        jobs.make(first := Reports(), order("a", tmp_path / "first.mp4"))
         jobs.finish()
-    jobs.make(second := Reports(), {"prompt": "b"}, [], str(tmp_path / "second.mp4"))
+    jobs.make(second := Reports(), order("b", tmp_path / "second.mp4"))
     jobs.finish()
     assert (first.said[-1], second.said[-1]) == ("failed", "made")
 
