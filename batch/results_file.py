@@ -58,10 +58,6 @@ class ResultsFile:
         self._file = file
         self._clips = {record["id"]: record for record in self._read() if record["status"] == "done"}
 
-    def knows(self, job_id: str) -> bool:
-        """Whether there is a clip of this ID; of what, and whether it is whole, only `has` tells."""
-        return job_id in self._clips
-
     def has(self, job_id: str, digest: str) -> bool:
         """Whether the clip of this ID was made from what `digest` stands for, and its file is whole."""
         record = self._clips.get(job_id)

@@ -33,6 +33,7 @@ def run_batch(
     pool: ClipPool,
     on_fraction: OnFraction = lambda *_: None,
     on_end: Callable[[Job], None] = lambda _: None,
+    on_kept: Callable[[Job], None] = lambda _: None,
 ) -> Tally:
     """Makes all clips that `results` does not have. A job that fails does not stop the others.
 
@@ -42,6 +43,7 @@ def run_batch(
         pool: makes the clips.
         on_fraction: called with a job that runs and the fraction of it that is done, on any thread.
         on_end: called with each job that has ended.
+        on_kept: called with each job whose clip is there.
 
     Raises:
         DeviceLost: the device is gone. The results so far are written.
@@ -64,6 +66,7 @@ def run_batch(
             digest = job.digest(pool.model)
             if results.has(job.id, digest):
                 tally.kept += 1
+                on_kept(job)
                 continue
             try:
                 check_output(job.output, job.fps)

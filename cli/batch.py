@@ -73,11 +73,9 @@ def batch(
         total = None
         if in_file:
             with _lines(requests) as again:
-                found = (job for job in jobs(again) if isinstance(job, Job))
-                kept = (results.knows(job.id) and results.has(job.id, job.digest(clips.model)) for job in found)
-                total = sum(not is_kept for is_kept in kept)  # of a new batch, no picture is read for this
+                total = sum(isinstance(job, Job) for job in jobs(again))
         with ClipsBar(total) as bar:
-            tally = run_batch(jobs(lines), results, clips, bar.on_fraction, bar.on_end)
+            tally = run_batch(jobs(lines), results, clips, bar.on_fraction, bar.on_end, bar.on_kept)
     for sentence in tally.failed[:SHOWN]:
         typer.echo(sentence, err=True)
     if len(tally.failed) > SHOWN:

@@ -31,7 +31,7 @@ class ClipsBar:
     """A bar on stderr.
 
     Args:
-        total: clips to make, if known.
+        total: clips of the batch, if known. Those that are there already are taken off it as they are found.
     """
 
     def __init__(self, total: int | None) -> None:
@@ -39,6 +39,7 @@ class ClipsBar:
         columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=console, speed_estimate_period=600)
         self._task = self._progress.add_task("", total=total)
+        self._total = total
         self._ended = 0
         self._running: dict[str, float] = {}
 
@@ -60,6 +61,12 @@ class ClipsBar:
         self._ended += 1
         self._show()
 
+    def on_kept(self, _: Job) -> None:
+        """Takes a clip that is there already off the total."""
+        if self._total is not None:
+            self._total -= 1
+            self._show()
+
     def _show(self) -> None:
         running = sum(tuple(self._running.values()))  # a copy, since another thread may add one
-        self._progress.update(self._task, completed=self._ended + running)
+        self._progress.update(self._task, completed=self._ended + running, total=self._total)

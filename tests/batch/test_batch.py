@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sparsectrl_lcm.batch import results_file
 from sparsectrl_lcm.batch.ray_pipelines import RemotePipeline
 from sparsectrl_lcm.batch.results_file import open_results
 from sparsectrl_lcm.runtime import ClipRequest, DeviceLost
@@ -88,6 +89,21 @@ def test_a_batch_that_wrote_no_result_needs_no_resume(ran: Ran) -> None:
     write(SMALL | {"seed": 1})
     assert batch() == 0
     assert ran.seeds == [1]
+
+
+def test_clips_that_are_there_are_looked_at_once_and_not_counted(
+    ran: Ran, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(*(SMALL | {"seed": seed} for seed in range(3)))
+    assert batch() == 0
+    Path("out/000002.gif").unlink()
+    seen: list[str] = []
+    checksum = results_file.checksum
+    monkeypatch.setattr(results_file, "checksum", lambda path: seen.append(path.name) or checksum(path))
+    capsys.readouterr()
+    assert batch("--resume") == 0
+    assert seen == ["000001.gif", "000002.gif", "000003.gif"]
+    assert "1/1" in capsys.readouterr().err
 
 
 def changed_line() -> None:
