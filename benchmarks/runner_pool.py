@@ -13,7 +13,8 @@ the server's database five times a second, which costs the server nothing.
     overhead_ms        wall time of a request on a runner, beside `pipeline_ms`
     pipeline_ms        what the runner reports for a clip: sleep and encoding
     gap_ms             from the end of a sleep to the next one in the same runner
-    processor_ms       processor time of a request: server, runners, Ray's own processes, and this client
+    processor_ms       processor time of a request by kind of process: server, runners, this client, and Ray's own
+    idle_ms            processor time of each second before the first request, with `--idle`
     out_of_order       requests that began before an earlier one
 """
 
@@ -58,6 +59,19 @@ settings = Settings(Path(data), pipeline="sleeping_pipeline:load", threads=1, an
 asyncio.run(serve(settings, [Listener("127.0.0.1", int(port))]))
 """
 NODES = 3
+KINDS = {
+    "process_main": "runners",
+    "ray::ServeReplica": "runners",
+    "ray::ServeController": "serve controller",
+    "ray::": "other workers",
+    "/gcs_server ": "gcs_server",
+    "/raylet ": "raylets",
+    "dashboard/agent.py": "dashboard agents",
+    "runtime_env/agent": "runtime_env agents",
+    "log_monitor.py": "log monitors",
+    "monitor.py": "autoscaler",
+}
+"""What the commands of processes contain, in the order of the search."""
 
 
 def arguments() -> argparse.Namespace:
@@ -66,6 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runners", type=int, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
     parser.add_argument("--requests", type=int, default=200, help="default: 200")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--idle", type=float, default=0.0, help="seconds to wait before the requests; default: 0")
     parser.add_argument("--output", type=Path, help="a JSON file; default: a new one in benchmarks/results")
     return parser.parse_args()
 
@@ -117,13 +132,16 @@ def processor_seconds(server: int) -> Counter[str]:
     this = psutil.Process()
     for process in (this, *this.children(recursive=True)):
         with suppress(psutil.Error):
-            command = " ".join(process.cmdline())
-            kind = "client" if process == this else "server" if process.pid == server else "ray"
-            if ".process_main" in command or command.startswith("ray::ServeReplica"):
-                kind = "runners"
             times = process.cpu_times()
-            seconds[kind] += times.user + times.system
+            seconds[kind_of(process, this, server)] += times.user + times.system
     return seconds
+
+
+def kind_of(process: psutil.Process, this: psutil.Process, server: int) -> str:
+    if process.pid in (this.pid, server):
+        return "server" if process.pid == server else "client"
+    command = " ".join(process.cmdline()) + " "
+    return next((kind for part, kind in KINDS.items() if part in command), "other")
 
 
 def gaps(folder: Path) -> list[float]:
@@ -135,13 +153,16 @@ def gaps(folder: Path) -> list[float]:
     return found
 
 
-def measure(runners: int, requests: int, ray: bool) -> dict[str, Any]:
+def measure(runners: int, requests: int, ray: bool, idle: float) -> dict[str, Any]:
     """Runs the requests once."""
     with ExitStack() as stack:
         data, times = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
         os.environ[sleeping_pipeline.TIMES] = str(times)
         address = stack.enter_context(ray_cluster(runners)) if ray else ""
         client, server = stack.enter_context(served(data, runners, address))
+        before = processor_seconds(server)
+        time.sleep(idle)
+        resting = processor_seconds(server) - before
         gate = f"sleep {2 + 0.02 * requests}"
         for prompt in [gate] * runners + ["a star"] * requests:
             client.post(f"/queue/{DEFAULT_ENDPOINT}", json={"prompt": prompt, "seed": 1}).raise_for_status()
@@ -164,6 +185,7 @@ def measure(runners: int, requests: int, ray: bool) -> dict[str, Any]:
         "pipeline_ms": median(seconds for *_, seconds in rows) * 1e3,
         "gap_ms": median(between) * 1e3,
         "processor_ms": {kind: seconds / requests * 1e3 for kind, seconds in sorted(taken.items())},
+        "idle_ms": {kind: seconds / idle * 1e3 for kind, seconds in sorted(resting.items()) if idle},
         "out_of_order": sum(later < earlier for earlier, later in pairwise(starts)),
     }
 
@@ -182,7 +204,7 @@ def main() -> None:
     found: dict[int, list[dict[str, Any]]] = {count: [] for count in options.runners}
     for _ in range(options.rounds):
         for count in options.runners:
-            found[count].append(measure(count, options.requests, options.pool == "ray"))
+            found[count].append(measure(count, options.requests, options.pool == "ray", options.idle))
             print(count, json.dumps(found[count][-1]), flush=True)
     rows = {count: {name: median_of([run[name] for run in runs]) for name in runs[0]} for count, runs in found.items()}
     single = rows[min(rows)]["clips_per_second"] / min(rows)

@@ -25,10 +25,12 @@ class Deployer:
             replicas, gpus, setup: as `RayPool` takes them.
         """
         from ray import serve
+        from ray.serve.config import RequestRouterConfig
 
         if name in serve.status().applications:
             return
         from .ray_replica import ClipReplica
+        from .ray_router import FreeReplicaRouter
 
         low, high = replicas
         deployment = serve.deployment(
@@ -38,6 +40,7 @@ class Deployer:
             max_ongoing_requests=1,
             ray_actor_options=needs_of(gpus, setup["options"]["threads"]),
             health_check_period_s=5,
+            request_router_config=RequestRouterConfig(request_router_class=FreeReplicaRouter),
             autoscaling_config={
                 "min_replicas": low,
                 "max_replicas": high,

@@ -26,8 +26,8 @@ ANSWER_SECONDS = 30.0
 """Longest wait for Ray's answer about the replicas; until the next answer none counts as running."""
 CLOSE_SECONDS = 5.0
 """Longest wait for the end of a handle's threads."""
-MATCHING_SECONDS = "0.05"
-"""How long Ray Serve waits for the replica that keeps a conditioning, before it takes any other."""
+END_SECONDS = 5.0
+"""Longest wait for the end of a stream whose last message has come."""
 
 
 class RayPool:
@@ -176,6 +176,8 @@ class RayPool:
                 if (clip := message.pop("clip", None)) is not None:
                     await asyncio.to_thread(job.output.write_bytes, clip)
                 event = event_of(message)
+                if isinstance(event, Made | JobFailed):
+                    await _exhaust(stream)
                 if isinstance(event, Made):
                     return replace(event, runner=begun["node"])
                 if isinstance(event, JobFailed):
@@ -218,7 +220,6 @@ class RayPool:
 
     def _deploy(self) -> Any:
         """Returns the handle of the application, which is deployed unless another server did. Blocks."""
-        os.environ.setdefault("RAY_SERVE_MULTIPLEXED_MODEL_ID_MATCHING_TIMEOUT_S", MATCHING_SECONDS)
         os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
         ray = join_cluster(self._address)
         from ray import serve
@@ -253,6 +254,14 @@ class RayPool:
         from ray import serve
 
         return serve.status().applications.get(self.name)
+
+
+async def _exhaust(stream: Any) -> None:
+    """Waits until the replica has left a job: only then does Ray Serve give it another one."""
+    with suppress(Exception):
+        async with asyncio.timeout(END_SECONDS):
+            async for _ in stream:
+                pass
 
 
 async def _aside(function: Callable[[], Any]) -> Any:

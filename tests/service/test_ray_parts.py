@@ -85,16 +85,22 @@ def test_a_cancelled_clip_is_not_stored(clip: Path) -> None:
 
 
 class Stream:
-    """The answer of a replica: its parts, then silence."""
+    """The answer of a replica: its parts, then its end, or silence if the job has not ended."""
 
     def __init__(self, *parts: Any) -> None:
         self.parts = self._parts(parts)
         self.cancel = Mock()
+        self.ended = False
 
     async def _parts(self, parts: Any) -> AsyncIterator[Any]:
         for part in parts:
             yield part
-        await asyncio.sleep(60)
+        if not parts or parts[-1][-1]["say"] not in replica.LAST:
+            await asyncio.sleep(60)
+        self.ended = True
+
+    def __aiter__(self) -> Any:
+        return self
 
     def __anext__(self) -> Any:
         return self.parts.__anext__()
@@ -115,6 +121,7 @@ def run(folder: Path, *parts: Any, on_event: Any = ignore, **limits: float) -> A
 
     outcome = asyncio.run(main())
     assert stream.cancel.called
+    assert stream.ended == isinstance(outcome, Made | JobFailed)  # then the replica is free
     return outcome
 
 
