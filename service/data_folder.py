@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ _OWNER_NAME = re.compile(rb"[0-9a-f]{32}\s*")
 def locked(data: Path) -> Iterator[None]:
     """Locks the data folder for this process and makes it private. The lock ends with the process.
 
+    A folder that was made for this is removed if the block raises before there is a file in it.
+
     Raises:
         InvalidRequest: the folder cannot be used, no server created it, or another server uses it.
     """
@@ -33,6 +36,7 @@ def locked(data: Path) -> Iterator[None]:
         raise RuntimeError("the service needs Linux or macOS")
     file: IO[str]
     try:
+        made = [folder for folder in (data, *data.parents) if not folder.exists()]
         data.mkdir(parents=True, exist_ok=True)
         if (foreign := _foreign_name(data)) is not None:
             remedy = "give a new or empty folder, or the folder of a server"
@@ -46,10 +50,16 @@ def locked(data: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_nlink == 0:  # a start that was refused has removed it just now
+                raise FileNotFoundError
         except OSError:
             reason = f"another server uses {data}"
             raise InvalidRequest("data", reason, "give another folder, or end that server") from None
-        yield
+        try:
+            yield
+        except BaseException:
+            _remove_unused(made)
+            raise
 
 
 def owner_name(data: Path) -> str:
@@ -69,6 +79,15 @@ def write_first_key(data: Path, key: str) -> Path:
     with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(f"{key}\n")
     return path
+
+
+def _remove_unused(made: list[Path]) -> None:
+    """Removes the data folder and its parents, if they were made and have no file but the lock; the innermost first."""
+    with contextlib.suppress(OSError):
+        if made and all(path.is_dir() or path == made[0] / LOCK for path in made[0].rglob("*")):
+            shutil.rmtree(made[0])
+            for parent in made[1:]:
+                parent.rmdir()
 
 
 def _foreign_name(data: Path) -> str | None:

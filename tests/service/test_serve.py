@@ -249,8 +249,18 @@ def test_a_database_that_does_not_answer(capfd: pytest.CaptureFixture[str], tmp_
 def test_an_address_that_is_taken(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        told = refused(capfd, "serve", "--data", tmp_path, "--port", port)
-    assert told == f"127.0.0.1:{port}: Address already in use; give another host or port"
+        for data in (tmp_path, tmp_path / "new/data"):
+            told = refused(capfd, "serve", "--data", data, "--port", port)
+            assert told == f"127.0.0.1:{port}: Address already in use; give another host or port"
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("option", ["--database=mysql://h/x", "--files=nope://x", "--allow-private=a/b"])
+def test_a_refused_start_leaves_no_folder(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str, option: str
+) -> None:
+    refused(capfd, "serve", "--data", tmp_path / "new/data", "--port", port, option)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_only_the_runner_finds_out(capfd: pytest.CaptureFixture[str], tmp_path: Path, port: str) -> None:
