@@ -47,6 +47,7 @@ def batch(
     from ..runtime.output.writers import ENDINGS
     from ..service.runner.ray_cluster import check_pool_options, threads_of
     from .clips_bar import ClipsBar
+    from .ctrl_c import interruptible
 
     ending = f".{format.lower()}"
     if ending not in ENDINGS:
@@ -61,7 +62,7 @@ def batch(
     def jobs(lines: BinaryIO) -> Iterator[Job | WrongLine]:
         return read_jobs(lines, pictures, output, ending, metadata=not no_metadata)
 
-    with _lines(requests) as lines, open_results(output, resume) as results:
+    with interruptible(), _lines(requests) as lines, open_results(output, resume) as results:
         clips: ClipPool
         if pool == "ray":
             from ..batch.ray_pipelines import RayPipelines

@@ -5,15 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from fakes.quick_executor import quick_pipeline
 from PIL import Image
-from sparsectrl_lcm.runtime import many_requests
+from sparsectrl_lcm.runtime import VideoPipeline, many_requests
+from sparsectrl_lcm.runtime.checked_request import CheckedRequest
+from sparsectrl_lcm.runtime.cpu.graph_runs import RUNS
 
-from .conftest import SMALL
+from .conftest import SMALL, batch, results, write
 
 DRIVER = Path(__file__).parent / "killed_batch.py"
 CLIPS = 80
@@ -114,3 +118,21 @@ def test_an_interrupt_ends_in_order(folder: Path) -> None:
     assert not list((folder / "out").glob(".part-*"))
     assert run(folder, "never") == 0
     check_all(folder)
+
+
+@pytest.mark.usefixtures("raising")
+def test_ctrl_c_ends_the_graph_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cancelled = threading.Event()
+
+    def run_until_cancelled(_: CheckedRequest) -> None:
+        with RUNS.cancellable(cancelled.set):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert cancelled.wait(20)
+            raise RuntimeError("ended by its library")
+
+    monkeypatch.setattr(VideoPipeline, "load", lambda *_, **__: quick_pipeline(run_until_cancelled))
+    monkeypatch.chdir(tmp_path)
+    write(SMALL)
+    assert batch() == 130
+    assert cancelled.is_set()
+    assert results() == []
