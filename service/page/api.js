@@ -44,11 +44,24 @@ export async function result(key, id) {
 /** Returns the last clips of a key, newest first: id, url, seed, and when each was made, in seconds since 1970. */
 export const clips = async key => (await (await call(key, "/page/clips.json")).json()).clips;
 
-/** Returns the server's description of itself: its endpoint, its https port, and its runners with their states. */
+/**
+ * Returns the server's description of itself: its endpoint, its https port, its runners with their states, and with
+ * `--extensions` how many pixels a clip may have in all its frames.
+ */
 export const about = async () => (await call("", "/page/about.json")).json();
 
+const server = await about();
 /** The endpoint's name. */
-export const APP = (await about()).endpoint;
+export const APP = server.endpoint;
+/** The pixels that a clip may have in all its frames; null if the server has no extensions. */
+export const CLIP_PIXELS = server.clip_pixels;
+
+/** Returns the schema of each field of the input. */
+export async function schema() {
+  const document = await (await call("", "/openapi.json")).json();
+  return document.components.schemas.AnimatediffSparsectrlLcmInput.properties;
+}
+
 const QUEUE = `/queue/${APP}`;
 
 /** Calls `onState` with every state of a request until it has ended. Reconnects if the stream breaks. */

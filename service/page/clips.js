@@ -1,5 +1,6 @@
 // The last clips of this key, from the server, with what this browser knows of them: their inputs.
 import { clips } from "./api.js";
+import { isPicture } from "./player.js";
 import { load, owner, save } from "./saved.js";
 
 const REMEMBERED = 24;
@@ -34,18 +35,23 @@ export class Clips {
   }
 
   item(clip) {
-    const item = document.createElement("li"), button = document.createElement("button"), video = document.createElement("video");
+    const item = document.createElement("li"), button = document.createElement("button");
+    const moving = document.createElement(isPicture(clip.url) ? "img" : "video");
     const made = new Date(clip.at * 1000).toLocaleString();
     const name = `${clip.input?.prompt ?? "Clip"}, seed ${clip.seed}, ${made}`;
     Object.assign(button, { type: "button", title: name });
     button.setAttribute("aria-label", name);
     item.dataset.id = clip.id;
-    Object.assign(video, { src: clip.url, muted: true, playsInline: true, loop: true, preload: "metadata", tabIndex: -1 });
-    video.addEventListener("error", () => item.remove());  // the clip has expired
-    button.addEventListener("pointerenter", () => video.play().catch(() => {}));
-    button.addEventListener("pointerleave", () => video.pause());
+    moving.addEventListener("error", () => item.remove());  // the clip has expired
+    if (moving.matches("img")) {
+      Object.assign(moving, { src: clip.url, alt: "" });
+    } else {
+      Object.assign(moving, { src: clip.url, muted: true, playsInline: true, loop: true, preload: "metadata", tabIndex: -1 });
+      button.addEventListener("pointerenter", () => moving.play().catch(() => {}));
+      button.addEventListener("pointerleave", () => moving.pause());
+    }
     button.addEventListener("click", () => this.choose(clip));
-    button.append(video);
+    button.append(moving);
     item.append(button);
     return item;
   }

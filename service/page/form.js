@@ -6,6 +6,7 @@ const LABELS = {
   prompt: "Prompt", negative_prompt: "Negative prompt", controlnet_type: "Keyframes",
   num_inference_steps: "Steps", guidance_scale: "Guidance", seed: "Seed", conditioning_scale: "Strength of keyframes",
   control_guidance_start: "Control starts at", control_guidance_end: "Control ends at",
+  width: "Width", height: "Height", num_frames: "Frames", fps: "Frame rate", output_format: "Format",
   clip_skip: "CLIP skip", normalize_scribbles: "Pale scribbles", prompt_weights: "Weights in prompts", long_prompts: "Long prompts",
 };
 for (const slot of [0, 1, 2]) {
@@ -27,19 +28,24 @@ export function given() {
   };
   if ($("negative_prompt").value) input.negative_prompt = $("negative_prompt").value;
   if ($("seed").value.trim()) input.seed = seed($("seed").value.trim());
-  const options = advanced();
+  if (!$("extensions").hidden) Object.assign(input, changed("#extensions"));
+  const options = changed(".options");  // fal has none of them, so they have a key of their own
   if (Object.keys(options).length) input.sparsectrl_lcm = options;
   return input;
 }
 
-/** Returns the advanced options that differ from their defaults. fal has none of them, so they have a key of their own. */
-function advanced() {
-  const changed = [...$("advanced").querySelectorAll("input")].filter(field =>
-    field.type === "checkbox" ? field.checked : field.value !== field.defaultValue);
-  return Object.fromEntries(changed.map(field => [field.name, field.type === "checkbox" || number(field)]));
+/** Returns the values of the fields in some parts of the form that differ from their defaults. */
+function changed(parts) {
+  const found = [...document.querySelectorAll(`:is(${parts}) :is(input, select)`)].filter(field => {
+    if (field.type === "checkbox") return field.checked;
+    return field.matches("select") ? field.selectedIndex > 0 : field.value !== field.defaultValue;
+  });
+  return Object.fromEntries(found.map(field => [field.name, value(field)]));
 }
 
-function number(field) {
+function value(field) {
+  if (field.type === "checkbox") return true;
+  if (field.matches("select")) return field.value;
   if (!field.value) throw wrong(`${LABELS[field.name]}: give a number`, field.name);
   return Number(field.value);
 }

@@ -1,6 +1,6 @@
 // Three keyframes. Each has a frame and a drawing, which also takes dropped, pasted and chosen pictures.
 import { Drawing, SIDE } from "./drawing.js";
-import { FRAMES, Timeline } from "./timeline.js";
+import { Timeline } from "./timeline.js";
 import { Tools, paintSkin } from "./tools.js";
 
 const START = [0, 8, 15];
@@ -32,7 +32,7 @@ export class Keyframes {
       this.last?.drawing.undo();
     });
     new ResizeObserver(() => this.showCursor()).observe(root);
-    this.show();
+    this.resize(this.timeline.frames);
   }
 
   take(data) {
@@ -48,6 +48,14 @@ export class Keyframes {
   clash() {
     const frames = this.given().map(slot => slot.frame);
     return frames.find((frame, place) => frames.indexOf(frame) < place);
+  }
+
+  /** Follows the clip's number of frames. Keyframes keep their place in the clip, also if it becomes longer again. */
+  resize(frames) {
+    const last = this.timeline.frames - 1;
+    this.timeline.resize(frames);
+    for (const slot of this.slots) slot.move(last, frames - 1);
+    this.show();
   }
 
   show() {
@@ -72,7 +80,7 @@ export class Keyframes {
 
   async restore(saved) {
     await Promise.all(this.slots.map((slot, place) => {
-      slot.number.value = saved[place].frame;
+      slot.frame = saved[place].frame;
       return slot.drawing.restore(saved[place].marks);
     }));
     this.show();
@@ -93,7 +101,7 @@ class Slot {
         <span class="number" aria-hidden="true">${slot + 1}</span>
       </div>
       <div class="row">
-        <label>Frame <input type="number" id="keyframe_${slot}_index" min="0" max="${FRAMES - 1}" value="${frame}"></label>
+        <label>Frame <input type="number" id="keyframe_${slot}_index" min="0" value="${frame}"></label>
         <button type="button" data-do="undo" title="Undo" aria-label="Undo in keyframe ${slot + 1}">↶</button>
         <button type="button" data-do="clear" title="Clear" aria-label="Clear keyframe ${slot + 1}">✕</button>
       </div>
@@ -105,7 +113,10 @@ class Slot {
     this.number = find("input[type=number]");
     this.file = find("input[type=file]");
     this.drawing = new Drawing(find(".drawing"), tools, changed);
-    this.number.addEventListener("input", changed);
+    this.number.addEventListener("input", () => {
+      this.place = undefined;
+      changed();
+    });
     this.file.addEventListener("change", () => this.file.files[0] && this.load(this.file.files[0]));
     find("[data-do=undo]").addEventListener("click", () => this.drawing.undo());
     find("[data-do=clear]").addEventListener("click", () => this.drawing.clear());
@@ -125,6 +136,16 @@ class Slot {
 
   set frame(frame) {
     this.number.value = frame;
+    this.place = undefined;
+  }
+
+  /** Moves to the frame that is at the same place between the first and the new last frame. */
+  move(before, last) {
+    this.number.max = last;
+    const place = this.place ?? (before ? this.frame / before : 0);
+    if (Number.isNaN(place)) return;
+    this.frame = Math.round(place * last);
+    this.place = place;
   }
 
   get empty() {

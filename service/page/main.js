@@ -2,6 +2,7 @@
 import { about, cancel, result, submit, upload, watch } from "./api.js";
 import { Clips, known, remember } from "./clips.js";
 import { showExample } from "./example.js";
+import { frames, showExtensions } from "./extensions.js";
 import { fail, fill, given, seed, settle, values, wrong } from "./form.js";
 import { Keyframes } from "./keyframes.js";
 import { Player } from "./player.js";
@@ -111,7 +112,7 @@ async function showClip(clip) {
   $("used-seed").value = clip.seed;
   $("links").hidden = false;
   $("code").hidden = !clip.input;
-  player.show(clip.url);
+  player.show(clip.url, clip.input?.num_frames);
   clips.mark(clip.id);
   if (clip.input) await showCode({ ...clip.input, seed: seed(clip.seed) });
 }
@@ -196,7 +197,10 @@ function stop() {
 /** Shows the form and the drawings that were saved for the key. */
 async function restoreForm() {
   const [form, drawings] = await Promise.all([loadOf(key(), "form"), loadOf(key(), "keyframes")]);
-  if (form) fill(form);
+  if (form) {
+    fill(form);
+    keyframes.resize(frames());
+  }
   if (drawings) await keyframes.restore(drawings);
 }
 
@@ -217,11 +221,15 @@ $("form").addEventListener("submit", event => {
   make();
 });
 $("form").addEventListener("input", saveSoon);
+$("num_frames").addEventListener("change", () => {
+  keyframes.resize(frames());
+  saveSoon();
+});
 document.addEventListener("visibilitychange", () => saving && saveNow());
 document.addEventListener("keydown", event => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) make();
 });
-$("example").addEventListener("click", () => showExample(keyframes.slots));
+$("example").addEventListener("click", () => showExample(keyframes));
 $("cancel").addEventListener("click", stop);
 $("reuse").addEventListener("click", () => {
   $("seed").value = $("used-seed").value;
@@ -237,4 +245,5 @@ for (const button of document.querySelectorAll(".copy")) {
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 }
+await showExtensions();
 restore();

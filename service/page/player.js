@@ -1,5 +1,8 @@
-// Plays a clip in its own pixels, with a scrubber that shows the frame.
+// Plays a clip in its own pixels. Video has a scrubber that shows the frame; GIF and WebP play as a browser shows pictures.
 import { FRAMES } from "./timeline.js";
+
+/** Whether a clip is a picture to browsers. */
+export const isPicture = url => /\.(gif|webp)$/.test(url);
 
 /** The largest part of the window's height that a clip takes. */
 const HEIGHT = 0.7;
@@ -8,23 +11,24 @@ export class Player {
   constructor(screen, controls) {
     this.screen = screen;
     this.video = screen.querySelector("video");
-    this.preview = screen.querySelector("img");
+    this.preview = screen.querySelector("#preview");
+    this.picture = screen.querySelector("#picture");
     this.empty = screen.querySelector("p");
     this.controls = controls;
     this.button = controls.querySelector("button");
     this.scrubber = controls.querySelector("input");
     this.position = controls.querySelector("output");
-    this.scrubber.max = FRAMES - 1;
+    this.frames = FRAMES;
     const { video } = this;
     video.addEventListener("loadedmetadata", () => this.fit());
-    this.preview.addEventListener("load", () => this.fit());
+    for (const image of [this.preview, this.picture]) image.addEventListener("load", () => this.fit());
     new ResizeObserver(() => this.fit()).observe(screen);
     for (const kind of ["play", "pause"]) video.addEventListener(kind, () => this.showState());
     this.button.addEventListener("click", () => (video.paused ? this.play() : video.pause()));
     video.addEventListener("click", () => this.button.click());
     this.scrubber.addEventListener("input", () => {
       video.pause();
-      video.currentTime = (Number(this.scrubber.value) + 0.5) * video.duration / FRAMES;
+      video.currentTime = (Number(this.scrubber.value) + 0.5) * video.duration / this.frames;
     });
     const follow = (_, { mediaTime }) => {
       this.showFrame(mediaTime);
@@ -38,8 +42,15 @@ export class Player {
     this.video.play().catch(() => {});
   }
 
-  /** Shows a clip, and plays it unless the user wants less motion. */
-  show(url) {
+  /** Shows a clip of so many frames, and plays it unless the user wants less motion. */
+  show(url, frames = FRAMES) {
+    if (isPicture(url)) {
+      this.picture.src = url;
+      this.showOnly(this.picture);
+      return;
+    }
+    this.frames = frames;
+    this.scrubber.max = frames - 1;
     this.video.src = url;
     this.showOnly(this.video);
     this.showFrame(0);
@@ -59,14 +70,15 @@ export class Player {
   }
 
   showOnly(shown) {
-    for (const one of [this.video, this.preview, this.empty]) one.hidden = one !== shown;
+    for (const one of [this.video, this.picture, this.preview, this.empty]) one.hidden = one !== shown;
     this.controls.hidden = shown !== this.video;
   }
 
   showFrame(seconds) {
-    const frame = Math.min(FRAMES - 1, Math.floor(seconds / (this.video.duration || 1) * FRAMES + 0.01));
+    const last = this.frames - 1;
+    const frame = Math.min(last, Math.floor(seconds / (this.video.duration || 1) * this.frames + 0.01));
     if (document.activeElement !== this.scrubber || !this.video.paused) this.scrubber.value = frame;
-    this.position.value = `${frame} / ${FRAMES - 1}`;
+    this.position.value = `${frame} / ${last}`;
     this.scrubber.setAttribute("aria-valuetext", `frame ${frame}`);
   }
 
@@ -78,15 +90,14 @@ export class Player {
 
   /** Scales clip and preview by whole numbers of the screen's pixels, or down to the room that there is. */
   fit() {
-    const { video, preview, screen } = this;
+    const { video, picture, preview, screen } = this;
     const side = Math.min(screen.clientWidth, HEIGHT * innerHeight), box = side * devicePixelRatio;
-    for (const [picture, width, height] of [
-      [video, video.videoWidth, video.videoHeight], [preview, preview.naturalWidth, preview.naturalHeight],
-    ]) {
+    const images = [picture, preview].map(image => [image, image.naturalWidth, image.naturalHeight]);
+    for (const [shown, width, height] of [[video, video.videoWidth, video.videoHeight], ...images]) {
       if (!width) continue;
       const whole = Math.floor(box / Math.max(width, height));
-      picture.style.width = `${whole ? whole * width / devicePixelRatio : side * width / Math.max(width, height)}px`;
-      picture.classList.toggle("pixelated", whole > 1);
+      shown.style.width = `${whole ? whole * width / devicePixelRatio : side * width / Math.max(width, height)}px`;
+      shown.classList.toggle("pixelated", whole > 1);
     }
   }
 }

@@ -1,25 +1,40 @@
-// The 16 frames. Each keyframe has a handle, moved with the pointer or with the arrow keys.
+// The frames of the clip. Each keyframe has a handle, moved with the pointer or with the arrow keys.
+
+/** The frames of a clip, unless the user asks for another number. */
 export const FRAMES = 16;
+/** About as many cells as can have a number. */
+const NUMBERED = 16;
 
 export class Timeline {
   /** `slots` have a number, a frame and a drawing. `move(slot, frame)` is called for every change. */
   constructor(root, slots, move) {
     Object.assign(this, { root, slots, move, selected: slots[0] });
-    for (let frame = 0; frame < FRAMES; frame++) {
+    this.handles = slots.map(slot => this.handle(slot));
+    this.resize(FRAMES);
+  }
+
+  /** Makes a cell for each frame. */
+  resize(frames) {
+    this.frames = frames;
+    this.root.style.setProperty("--frames", frames);
+    const every = Math.ceil(frames / NUMBERED);
+    this.root.classList.toggle("dense", every > 1);
+    const cells = Array.from({ length: frames }, (_, frame) => {
       const cell = document.createElement("div");
       cell.className = "cell";
-      cell.textContent = frame;
+      if (frame % every === 0) cell.textContent = frame;
       cell.style.gridColumn = frame + 1;
       cell.addEventListener("click", () => this.place(this.selected, frame));
-      root.append(cell);
-    }
-    this.handles = slots.map(slot => this.handle(slot));
+      return cell;
+    });
+    this.root.replaceChildren(...cells, ...this.handles);
+    for (const handle of this.handles) handle.setAttribute("aria-valuemax", frames - 1);
   }
 
   handle(slot) {
     const handle = document.createElement("canvas");
     Object.assign(handle, { className: "handle", width: 64, height: 64, tabIndex: 0, role: "slider" });
-    const about = { valuemin: 0, valuemax: FRAMES - 1, label: `Frame of keyframe ${slot.slot + 1}` };
+    const about = { valuemin: 0, label: `Frame of keyframe ${slot.slot + 1}` };
     for (const [name, value] of Object.entries(about)) handle.setAttribute(`aria-${name}`, value);
     handle.addEventListener("focus", () => this.select(slot));
     handle.addEventListener("pointerdown", event => {
@@ -30,15 +45,14 @@ export class Timeline {
     handle.addEventListener("pointermove", event => {
       if (!handle.hasPointerCapture(event.pointerId)) return;
       const box = this.root.getBoundingClientRect();
-      this.place(slot, Math.floor((event.clientX - box.left) / box.width * FRAMES));
+      this.place(slot, Math.floor((event.clientX - box.left) / box.width * this.frames));
     });
-    const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -4, PageUp: 4, Home: -FRAMES, End: FRAMES };
+    const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -4, PageUp: 4, Home: -Infinity, End: Infinity };
     handle.addEventListener("keydown", event => {
       if (!(event.key in steps)) return;
       event.preventDefault();
       this.place(slot, slot.frame + steps[event.key]);
     });
-    this.root.append(handle);
     return handle;
   }
 
@@ -49,13 +63,13 @@ export class Timeline {
 
   place(slot, frame) {
     this.selected = slot;
-    this.move(slot, Math.min(FRAMES - 1, Math.max(0, frame)));
+    this.move(slot, Math.min(this.frames - 1, Math.max(0, frame)));
   }
 
   show() {
     for (const [place, slot] of this.slots.entries()) {
       const handle = this.handles[place];
-      const inside = Number.isInteger(slot.frame) && slot.frame >= 0 && slot.frame < FRAMES;
+      const inside = Number.isInteger(slot.frame) && slot.frame >= 0 && slot.frame < this.frames;
       handle.hidden = !inside;
       if (!inside) continue;
       handle.style.gridColumn = slot.frame + 1;

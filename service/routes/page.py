@@ -30,8 +30,13 @@ router = APIRouter()
 @router.get("/page/about.json")
 async def about(service: CurrentService) -> Response:
     """Returns what the page cannot know by itself."""
-    runners = [{"name": runner.name, "state": runner.state} for runner in service.runner.runners]
-    known = {"endpoint": service.settings.endpoint, "tls_port": service.settings.tls_port, "runners": runners}
+    settings = service.settings
+    known = {
+        "endpoint": settings.endpoint,
+        "tls_port": settings.tls_port,
+        "clip_pixels": settings.clip_pixels if settings.extensions else None,
+        "runners": [{"name": runner.name, "state": runner.state} for runner in service.runner.runners],
+    }
     return Json(known, headers={"Cache-Control": "no-cache"})
 
 

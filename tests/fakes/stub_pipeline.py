@@ -2,7 +2,7 @@
 
     crash, hang, oom, device oom, device lost, fail, invalid, noisy: does so at the second of four steps
     slow SECONDS: each step takes that long
-    anything else: a clip of 16 frames 64x64 in a colour that the seed gives, with the keyframes at their frames
+    anything else: a clip of frames 64x64 in a colour that the seed gives, with the keyframes at their frames
 
 `backend` controls loading:
 
@@ -79,28 +79,30 @@ class StubPipeline:
         on_progress: Any = None,
         on_frames: Any = None,
         on_preview: Any = None,
+        num_frames: int = FRAMES,
         **sizes: Any,
     ) -> Clip:
         seed = 1234 if seed is None else seed
         words = prompt.split()
         pause = float(words[1]) if words[:1] == ["slow"] else 0.0
-        total = num_inference_steps + FRAMES // CHUNK
-        frames = self.picture(seed)
+        parts = -(-num_frames // CHUNK)
+        total = num_inference_steps + parts
+        frames = np.resize(self.picture(seed), (num_frames, SIDE, SIDE, 3))
         for step in range(num_inference_steps + 1):
             if on_progress and on_progress(Progress("denoise", step, num_inference_steps, step / total)) is False:
                 raise Cancelled("", f"cancelled after denoise {step} of {num_inference_steps}")
             if on_preview and step:
-                on_preview(step, FRAMES // 2, frames[FRAMES // 2])
+                on_preview(step, num_frames // 2, frames[num_frames // 2])
             if step == 1:
                 behave(prompt)
             time.sleep(pause)
         for keyframe in keyframes:
             frames[keyframe.index] = keyframe.image
-        for part, first in enumerate(range(0, FRAMES, CHUNK), 1):
+        for part, first in enumerate(range(0, num_frames, CHUNK), 1):
             if on_frames:
                 on_frames(first, frames[first : first + CHUNK])
             if on_progress:
-                on_progress(Progress("decode", part, FRAMES // CHUNK, (num_inference_steps + part) / total))
+                on_progress(Progress("decode", part, parts, (num_inference_steps + part) / total))
         return Clip(frames=frames, seed=seed, timings={"denoise": pause * num_inference_steps, "total": pause})
 
 

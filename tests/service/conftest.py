@@ -155,18 +155,20 @@ def started(folder: Path, port: int = 0, **options: Any) -> Iterator[Server]:
             server.stop()
 
 
-@pytest.fixture(scope="module")
-def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def stub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a stub pipeline, which does what the prompt says."""
     yield from started(tmp_path_factory.mktemp("stub"), pipeline="stub_pipeline:load", step_seconds=5.0)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the demo bundle."""
     for server in started(tmp_path_factory.mktemp("demo"), backend="onnxruntime"):
         server.wait()
         yield server
+
+
+stub = pytest.fixture(scope="module")(stub_server)
+demo = pytest.fixture(scope="module")(demo_server)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,25 +9,22 @@ from typing import Any
 
 import pytest
 
-from ..conftest import Server, missing, started
+from ..conftest import demo_server, missing, stub_server
 
 ARTIFACTS = Path(os.environ.get("ARTIFACTS", Path(__file__).parents[3] / ".cache/artifacts"))
 SCRIBBLE = Path(__file__).parents[3] / "demo/scribbles/frame_08.png"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+FINDINGS = """async () => (await axe.run()).violations.map(found =>
+  [found.id, ...found.nodes.map(node => `${node.target} ${node.failureSummary}`)].join("\\n"))"""
+
+
+stub = pytest.fixture(scope="package")(stub_server)
+demo = pytest.fixture(scope="package")(demo_server)
 
 
 @pytest.fixture(scope="package")
-def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a stub pipeline, which does what the prompt says."""
-    yield from started(tmp_path_factory.mktemp("stub"), pipeline="stub_pipeline:load", step_seconds=5.0)
-
-
-@pytest.fixture(scope="package")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the demo bundle."""
-    for server in started(tmp_path_factory.mktemp("demo"), backend="onnxruntime"):
-        server.wait()
-        yield server
+def axe(modules: Path) -> str:
+    return (modules / "node_modules/axe-core/axe.min.js").read_text()
 
 
 @pytest.fixture(scope="package")
@@ -80,14 +77,14 @@ def draw(page: Any, slot: int) -> None:
     page.mouse.up()
 
 
-def frames(page: Any) -> list[int]:
-    """The frames of the keyframes, from the number inputs and from the timeline."""
+def frames(page: Any, count: int = 16) -> list[int]:
+    """The frames of the keyframes, from the number inputs and from the timeline of so many frames."""
     numbers = [int(page.input_value(f"#keyframe_{slot}_index")) for slot in range(3)]
     handles = page.locator(".handle")
     assert [int(handles.nth(slot).get_attribute("aria-valuenow")) for slot in range(3)] == numbers
     places = handles.evaluate_all(
         "all => all.map(one => { const box = one.getBoundingClientRect(), all = one.parentNode.getBoundingClientRect();"
-        " return Math.floor((box.x + box.width / 2 - all.x) / all.width * 16); })"
+        f" return Math.floor((box.x + box.width / 2 - all.x) / all.width * {count}); }})"
     )
     assert places == numbers
     return numbers

@@ -1,20 +1,11 @@
 """The page for everybody: axe-core finds nothing, and the keyboard is enough."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ..conftest import Server
-from .conftest import DESKTOP, PHONE, SCRIBBLE, visit
-
-FINDINGS = """async () => (await axe.run()).violations.map(found =>
-  [found.id, ...found.nodes.map(node => `${node.target} ${node.failureSummary}`)].join("\\n"))"""
-
-
-@pytest.fixture(scope="module")
-def axe(modules: Path) -> str:
-    return (modules / "node_modules/axe-core/axe.min.js").read_text()
+from .conftest import DESKTOP, FINDINGS, PHONE, SCRIBBLE, visit
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
