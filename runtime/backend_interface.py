@@ -56,7 +56,18 @@ class Executor(Protocol):
         """
 
     def refit(self, weights: Bundle | None) -> None:
-        """Takes the weights of another bundle of the same architecture; None restores the base weights."""
+        """Takes the weights of another bundle of the same architecture; None restores the base weights.
+
+        Raises:
+            BackendError: this is not possible; it has the base weights.
+        """
+
+    def check_refit(self, weights: Bundle) -> None:
+        """Checks whether requests of the bundle's default size can have the weights of another bundle.
+
+        Raises:
+            BackendError: they cannot.
+        """
 
     def close(self) -> None:
         """Frees all memory; the next request allocates it again."""

@@ -7,6 +7,7 @@ from typing import Any
 from .errors import InvalidRequest, shown
 from .field_checks import integer as _integer
 from .field_checks import number as _number
+from .field_checks import one_of as _one_of
 from .field_checks import switch as _switch
 from .field_checks import text as _text
 from .format.clip_layout import TOKENS, ClipLayout, ClipSize, frames_decoded_at_a_time
@@ -53,6 +54,7 @@ class CheckedRequest:
         control_guidance_start, control_guidance_end: fractions of the steps between which keyframes guide the clip.
         context_length: frames of a context window; None makes the clip in one piece.
         context_overlap: frames that consecutive windows share at least.
+        weights: name of the weights; None takes those of the pipeline.
         noise: starts the source of the noise; None takes torch's generator with the seed.
     """
 
@@ -75,6 +77,7 @@ class CheckedRequest:
     long_prompts: bool = False
     context_length: int | None = None
     context_overlap: int = 0
+    weights: str | None = None
     noise: Callable[[], NoiseSource] | None = None
 
     @property
@@ -148,7 +151,10 @@ def _one_piece(size: ClipSize) -> bool:
 
 
 def check_request(
-    request: ClipRequest, manifest: Manifest, in_one_piece: Callable[[ClipSize], bool] = _one_piece
+    request: ClipRequest,
+    manifest: Manifest,
+    in_one_piece: Callable[[ClipSize], bool] = _one_piece,
+    weights: tuple[str, ...] = (),
 ) -> CheckedRequest:
     """Checks every field against the limits of `manifest`, and fits the keyframes to the clip's size.
 
@@ -158,6 +164,7 @@ def check_request(
         request: what is asked for.
         manifest: the bundle's.
         in_one_piece: whether the backend can make clips of a size without context windows.
+        weights: names of the weights that it may ask for.
 
     Raises:
         InvalidRequest: a value is not allowed; names the field, its value and what is allowed.
@@ -188,6 +195,7 @@ def check_request(
         clip_skip=_integer("clip_skip", asked.clip_skip, 0, manifest.text_layers - 1),
         prompt_weights=_switch("prompt_weights", asked.prompt_weights),
         long_prompts=_switch("long_prompts", asked.long_prompts),
+        weights=_weights(asked.weights, weights),
     )
     if checked.prompt_weights:
         check_weights("prompt", checked.prompt)
@@ -238,9 +246,7 @@ def _keyframes_guide(checked: CheckedRequest) -> bool:
 
 
 def _check_pictures(asked: ClipRequest) -> None:
-    if not isinstance(asked.resample, str) or asked.resample not in RESAMPLES:
-        allowed = f"allowed are {', '.join(RESAMPLES)}"
-        raise InvalidRequest("resample", f"{shown(asked.resample)} is not allowed", allowed)
+    _one_of("resample", asked.resample, RESAMPLES)
     _switch("normalize_scribbles", asked.normalize_scribbles)
 
 
@@ -285,6 +291,12 @@ def _keyframes(keyframes: Any, frames: int) -> list[tuple[int, Any]]:
             raise InvalidRequest("keyframes", f"index {index} was given twice", "each frame takes one keyframe")
         pictures[index] = item.image
     return sorted(pictures.items(), key=lambda item: item[0])
+
+
+def _weights(value: Any, known: tuple[str, ...]) -> str | None:
+    if value is None:
+        return None
+    return _one_of("weights", value, known, "this pipeline was loaded with no other weights")
 
 
 def _side(name: str, value: Any, multiple: int) -> int:

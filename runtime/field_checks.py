@@ -1,5 +1,6 @@
 """Checks of the values of a request: each returns the value, or raises InvalidRequest with its name."""
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -29,6 +30,14 @@ def switch(name: str, value: Any) -> bool:
     """The value, if it is True or False."""
     if not isinstance(value, bool):
         raise InvalidRequest(name, f"{shown(value)} is not allowed", "give True or False")
+    return value
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str], if_none: str = "") -> str:
+    """The value, if it is one of the allowed texts; `if_none` is the remedy if nothing is allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        remedy = f"allowed are {', '.join(allowed)}" if allowed else if_none
+        raise InvalidRequest(name, f"{shown(value)} is not allowed", remedy)
     return value
 
 

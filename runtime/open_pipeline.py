@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -24,9 +24,14 @@ class OpenPipeline:
     In a `with` statement it is closed at the end of the block.
     """
 
-    def __init__(self, bundle: "Bundle", executor: "Executor") -> None:
-        self.bundle = self._weights = bundle
+    def __init__(
+        self, bundle: "Bundle", executor: "Executor", weights: Mapping[str, str | os.PathLike[str]]
+    ) -> None:
+        from .weight_sets import WeightSets
+
+        self.bundle = bundle
         self.executor = executor
+        self._weights = WeightSets(bundle, executor, weights)
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
@@ -54,6 +59,11 @@ class OpenPipeline:
     def num_frames(self) -> int:
         """Frames of a clip if a request names no number."""
         return self.bundle.manifest.sizes.frames
+
+    @property
+    def weights(self) -> "Mapping[str, Bundle]":
+        """The other bundles whose weights requests may name."""
+        return self._weights.named
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +128,7 @@ class OpenPipeline:
         return self._make(checked, on_progress, on_frames, on_preview)
 
     def refit(self, bundle: str | os.PathLike[str] | None) -> None:
-        """Gives the engines another motion module or other LoRAs, without a build.
+        """Gives the engines another motion module or other LoRAs, without a build; requests that name none get these.
 
         Args:
             bundle: a bundle of the same architecture, exported with the other weights; None restores the pipeline's own
@@ -132,8 +142,7 @@ class OpenPipeline:
 
         weights = None if bundle is None else Bundle.load(bundle)
         with self._lock:
-            self.executor.refit(weights)
-            self._weights = weights or self.bundle
+            self._weights.set_base(weights)
 
     def close(self) -> None:
         """Frees the graphs and kept conditionings; the next request opens the graphs again."""
@@ -152,19 +161,19 @@ class OpenPipeline:
         from .training_limits import warn_if_untrained
 
         checked = self._checked(request)
-        warn_if_untrained(checked, self._weights.manifest.trained_for, self._warned)
+        warn_if_untrained(checked, self._weights.bundle_of(checked.weights).manifest.trained_for, self._warned)
         return checked
 
     def metadata(self, request: "CheckedRequest") -> dict[str, Any]:
         """`Clip.metadata` of a request before its clip is made, for `Recording`."""
         from .output.metadata import describe
 
-        return describe(request, self._weights, self.executor)
+        return describe(request, self._weights.bundle_of(request.weights), self.executor)
 
     def _checked(self, request: ClipRequest) -> "CheckedRequest":
         from .checked_request import check_request
 
-        return check_request(request, self.bundle.manifest, self.executor.in_one_piece)
+        return check_request(request, self.bundle.manifest, self.executor.in_one_piece, tuple(self.weights))
 
     def _make(
         self,
@@ -174,6 +183,9 @@ class OpenPipeline:
         on_preview: OnPreview | None = None,
     ) -> Clip:
         with self._lock:
+            refit_seconds = self._weights.fit(checked.weights)
             frames, timings = self.executor.run(checked, on_progress, on_frames, on_preview)
             metadata = self.metadata(checked)  # before a `refit` that waits for its turn
+        if refit_seconds:
+            timings = {"refit": refit_seconds, **timings, "total": refit_seconds + timings["total"]}
         return Clip(frames, checked.seed, timings, checked.keyframes, metadata)

@@ -1,7 +1,7 @@
 """The pipeline: keyframes and a prompt in, a clip out."""
 
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .async_run import AsyncRuns
@@ -23,8 +23,10 @@ class VideoPipeline(OpenPipeline):
     In a `with` statement it is closed at the end of the block.
     """
 
-    def __init__(self, bundle: "Bundle", executor: "Executor") -> None:
-        super().__init__(bundle, executor)
+    def __init__(
+        self, bundle: "Bundle", executor: "Executor", weights: Mapping[str, str | os.PathLike[str]] | None = None
+    ) -> None:
+        super().__init__(bundle, executor, weights or {})
         self._async_runs = AsyncRuns()
 
     @classmethod
@@ -39,6 +41,7 @@ class VideoPipeline(OpenPipeline):
         kept_bytes: int = KEPT_BYTES,
         cuda_graphs: bool = True,
         warm: bool = False,
+        weights: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> "VideoPipeline":
         """Opens a bundle.
 
@@ -55,10 +58,13 @@ class VideoPipeline(OpenPipeline):
             cuda_graphs: whether a GPU backend captures requests into CUDA graphs and replays them. False is slower; use
                 it for measurements and to find faults.
             warm: whether to call `warmup` for the bundle's default size.
+            weights: other bundles of the same architecture, each with a name by which requests ask for its LoRAs and
+                motion module. They need engines that were built with refit.
 
         Raises:
-            BundleError: the bundle is missing, damaged or has another version.
-            BackendError: the backend cannot run here, or not in this precision.
+            BundleError: a bundle is missing, damaged or has another version.
+            BackendError: the backend cannot run here, or not in this precision, or its engines cannot get the weights
+                of another bundle.
             InvalidRequest: `threads` or `kept_bytes` is not allowed.
         """
         from .backends import open_executor
@@ -68,7 +74,7 @@ class VideoPipeline(OpenPipeline):
             precision=precision, device=device, threads=threads, kept_bytes=kept_bytes, cuda_graphs=cuda_graphs
         )
         opened = Bundle.load(bundle)
-        pipeline = cls(opened, open_executor(opened, backend, options))
+        pipeline = cls(opened, open_executor(opened, backend, options), weights)
         if warm:
             pipeline.warmup()
         return pipeline
@@ -96,6 +102,7 @@ class VideoPipeline(OpenPipeline):
         long_prompts: bool = False,
         context_length: int | None = None,
         context_overlap: int | None = None,
+        weights: str | None = None,
         on_progress: OnProgress | None = None,
         on_frames: OnFrames | None = None,
         on_preview: OnPreview | None = None,
@@ -134,6 +141,7 @@ class VideoPipeline(OpenPipeline):
                 of the bundle's default number of frames.
             context_overlap: frames that consecutive windows share at least, below the window's length; None takes half
                 of it. More overlap is smoother and slower.
+            weights: a name from `weights` of `load`. None takes the pipeline's own, whatever the request before took.
             on_progress: called with a `Progress`; returning False cancels.
             on_frames: called with the index of the first frame and uint8 frames [n, H, W, 3], in order, as they are
                 decoded: in parts on a CPU, all at once on a GPU. They are views of the clip's frames: do not change
@@ -169,6 +177,7 @@ class VideoPipeline(OpenPipeline):
             long_prompts=long_prompts,
             context_length=context_length,
             context_overlap=context_overlap,
+            weights=weights,
         )
         return self.run(request, on_progress, on_frames, on_preview)
 

@@ -65,6 +65,7 @@ class ClipRequest:
     long_prompts: bool = False
     context_length: int | None = None
     context_overlap: int | None = None
+    weights: str | None = None
 
 
 def random_seed() -> int:

@@ -57,7 +57,12 @@ class HostExecutor:
 
     def refit(self, weights: Bundle | None) -> None:
         """Raises BackendError: the graphs read their weights from the bundle."""
-        raise BackendError("refit", "this backend reads its weights from the bundle", "load the other bundle instead")
+        reason = f"{self.backend} reads its weights from the bundle"
+        raise BackendError("refit", reason, "load the other bundle instead")
+
+    def check_refit(self, weights: Bundle) -> None:
+        """Raises BackendError, as `refit` does."""
+        self.refit(weights)
 
     def open_graph(self, graph: str, size: ClipSize) -> "HostGraph":
         """Opens one graph for clips of a size."""

@@ -91,6 +91,11 @@ def check_same_graphs(base: Bundle, wanted: Bundle) -> None:
         raise BackendError("refit", f"{str(wanted.folder)!r} has another {differs}", "load that bundle instead")
 
 
+def changed_graphs(current: Bundle, wanted: Bundle) -> list[str]:
+    """Names of the graphs whose weights differ between two bundles with the same graphs."""
+    return [graph for graph in current.manifest.graphs if _changed_files(graph, current, wanted)]
+
+
 def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bundle) -> list[str]:
     """Names of the weights to replace in an engine that has those of `current` and is to get those of `wanted`.
 
@@ -103,11 +108,15 @@ def changed_weights(table: WeightTable, graph: str, current: Bundle, wanted: Bun
     Raises:
         BackendError: the engine cannot be refitted.
     """
-    files, others = current.manifest.files, wanted.manifest.files
-    changed = {path for path in current.graph(graph).weights if files[path].sha256 != others[path].sha256}
+    changed = _changed_files(graph, current, wanted)
     if changed and not table.root:
         raise BackendError("refit", f"the engine of {graph!r} was built without refit", "build it again with refit")
     return [name for name, record in table.root.items() if record.path in changed]
+
+
+def _changed_files(graph: str, current: Bundle, wanted: Bundle) -> set[str]:
+    files, others = current.manifest.files, wanted.manifest.files
+    return {path for path in current.graph(graph).weights if files[path].sha256 != others[path].sha256}
 
 
 def check_files(bundle: Bundle, paths: Iterable[str], field: str = "refit") -> None:

@@ -13,7 +13,7 @@ from ..errors import BackendError, DeviceLost, DeviceOutOfMemory, InvalidRequest
 from ..format.bundle import Bundle
 from ..format.clip_layout import ClipSize, engine_layout
 from ..format.decoders import DECODERS
-from ..format.weights import check_same_graphs
+from ..format.weights import changed_graphs, changed_weights, check_same_graphs
 from ..loop.conditioning import cache_key
 from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
 from ..loop.windows import parts_of
@@ -96,10 +96,11 @@ class GpuExecutor:
 
         Raises:
             BackendError: the architectures, tokenizers or schedules differ, or the engines were built without refit.
+                They have their own weights, or get these when they are loaded again.
         """
         wanted = weights or self.bundle
-        check_same_graphs(self.bundle, wanted)
         if weights is not None:
+            check_same_graphs(self.bundle, wanted)
             self._loader.check_refit(self.bundle)
         try:
             for workspace in self._workspaces.values():
@@ -107,10 +108,22 @@ class GpuExecutor:
                     workspace.refit(graph, self.weights, wanted)
                 workspace.graphs.clear()
                 workspace.conditioning_area.forget()
-        except BaseException:  # only some engines have the new weights: load all again, with the old ones
+        except BaseException:  # only some engines have the new weights: load all again, with their own
             self.close()
+            self.weights = self.bundle
             raise
         self.weights = wanted
+
+    def check_refit(self, weights: Bundle) -> None:
+        """Raises BackendError if requests of the bundle's default size cannot have the weights of another bundle."""
+        check_same_graphs(self.bundle, weights)
+        self._loader.check_refit(self.bundle)
+        sizes = self.bundle.manifest.sizes
+        size = ClipSize(width=sizes.width, height=sizes.height, frames=sizes.frames)
+        if self.in_one_piece(size):
+            for graph in changed_graphs(self.bundle, weights):
+                table = self._loader.weight_table(self.bundle, graph, size)
+                changed_weights(table, graph, self.bundle, weights)
 
     def open_graph(self, graph: str, size: ClipSize) -> DeviceGraph:
         """Opens the engine of one graph, with buffers of its own."""

@@ -135,7 +135,8 @@ class TensorRtLoader:
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
         """The weights of an engine; empty if it was built without refit."""
         engines = self._set(bundle, size)
-        return _weight_table(engines.folder / engines.index.engines[graph].path)
+        record = engines.index.engines.get(graph)
+        return WeightTable({}) if record is None else _weight_table(engines.folder / record.path)
 
     def _set(self, bundle: Bundle, size: ClipSize) -> EngineSet:
         if found := BACKENDS[self.backend].engine_set(bundle.folder, self.precision, size):

@@ -85,7 +85,7 @@ def test_a_clip_names_the_weights_that_it_was_made_with(clip: Clip) -> None:
         def __enter__(self) -> None: ...
 
         def __exit__(self, *_: object) -> None:
-            pipeline._weights = other  # as a refit whose turn comes now
+            pipeline._weights._base = pipeline._weights._fitted = other  # as a refit whose turn comes now
 
     pipeline._lock = Lock()  # type: ignore[assignment]
     pipeline.executor.run = lambda *_: (clip.frames, {})  # type: ignore[method-assign]

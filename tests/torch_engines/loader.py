@@ -96,8 +96,10 @@ class TorchLoader:
             raise BackendError("refit", "these engines take no other weights", "load with refit")
 
     def weight_table(self, bundle: Bundle, graph: str, size: ClipSize) -> WeightTable:
-        """The weights of an open engine."""
-        return self._tables[graph] if self._refit else WeightTable({})
+        """The weights of an engine, also before it is opened."""
+        if not self._refit:
+            return WeightTable({})
+        return self._tables.get(graph) or weight_table(bundle, graph, typed_graph(bundle, graph, self.precision))
 
     def _closed(self, stream: Stream) -> None:
         self._open -= 1

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import with_other_motion_module
+from bundles import with_other_motion_module, with_other_weights
 from closeness import assert_close
 from fakes.gpu_emulation import EmulatedCudart
 from gpu.requests import keyframes
@@ -26,11 +26,11 @@ LEVELS = {"fp32": 1, "fp16": 4}
 """Largest difference from the CPU backend, in levels of 255."""
 
 
-def open_pipeline(bundle: Path | None = None, **options: Any) -> VideoPipeline:
+def open_pipeline(bundle: Path | None = None, weights: Any = None, **options: Any) -> VideoPipeline:
     """A pipeline on an emulated device."""
     api, opened = EmulatedCudart(), Bundle.load(bundle)
     loader = TorchLoader(stream=lambda cuda: HostStream(api, cuda.stream), **options)
-    return VideoPipeline(opened, GpuExecutor(opened, loader, 1 << 30, Cuda(api)))
+    return VideoPipeline(opened, GpuExecutor(opened, loader, 1 << 30, Cuda(api)), weights)
 
 
 def ask(pipeline: VideoPipeline, controlnet: str | None = "scribble", **options: Any) -> np.ndarray:
@@ -64,16 +64,17 @@ def test_a_long_clip_runs_on_the_engines_of_a_window() -> None:
     assert_close(made, expected)
 
 
-def test_a_refit_gives_the_frames_of_the_other_bundle(tmp_path: Path) -> None:
-    other = with_other_motion_module(demo_bundle(), tmp_path / "other")
-    pipeline = open_pipeline(precision="fp32", refit=True)
-    first = ask(pipeline)
-    pipeline.refit(other)
-    expected = ask(VideoPipeline.load(other, "onnxruntime"))
-    assert np.abs(expected.astype(int) - first).max() > 10
-    assert np.abs(ask(pipeline).astype(int) - expected).max() <= 1
-    pipeline.refit(None)
-    np.testing.assert_array_equal(ask(pipeline), first)
+def test_each_request_has_the_weights_that_it_names(tmp_path: Path) -> None:
+    """The same keyframes and prompt each time: a conditioning of other weights would show, and so would a graph."""
+    motion = with_other_motion_module(demo_bundle(), tmp_path / "motion")
+    other = with_other_weights(motion, tmp_path / "other", "onnx/text_encoder.weights")
+    expected = {
+        name: ask(open_pipeline(bundle, precision="fp32")) for name, bundle in {None: None, "other": other}.items()
+    }
+    assert np.abs(expected["other"].astype(int) - expected[None]).max() > 10
+    pipeline = open_pipeline(precision="fp32", refit=True, weights={"other": other})
+    for name in ("other", None, "other"):
+        np.testing.assert_array_equal(ask(pipeline, weights=name), expected[name], str(name))
 
 
 def test_without_refit_the_engines_refuse_other_weights() -> None:
