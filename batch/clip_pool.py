@@ -40,10 +40,11 @@ class ClipPool(Protocol):
     """Makes clips, in one process or in many.
 
     Attributes:
-        model: a checksum of the model; clips of another one are not the same.
+        models: checksums of the model by the weights that a request names, "" for none; clips of another model are not
+            the same.
     """
 
-    model: str
+    models: dict[str, str]
 
     def make(self, jobs: Iterable[Job], on_fraction: OnFraction) -> Generator[Made | Failed, None, None]:
         """Yields the outcome of each job, in any order. Takes few jobs ahead; closing the iterator ends the work.
@@ -52,9 +53,10 @@ class ClipPool(Protocol):
         """
 
 
-def model_of(pipeline: VideoPipeline) -> str:
-    """Returns `ClipPool.model` of a pipeline."""
-    return pipeline.bundle.manifest.checksum
+def models_of(pipeline: VideoPipeline) -> dict[str, str]:
+    """Returns `ClipPool.models` of a pipeline."""
+    own = pipeline.bundle.manifest.checksum
+    return {"": own} | {name: f"{own} {other.manifest.checksum}" for name, other in pipeline.weights.items()}
 
 
 class LocalPool:
@@ -62,7 +64,7 @@ class LocalPool:
 
     def __init__(self, pipeline: VideoPipeline) -> None:
         self._pipeline = pipeline
-        self.model = model_of(pipeline)
+        self.models = models_of(pipeline)
 
     def make(self, jobs: Iterable[Job], on_fraction: OnFraction) -> Generator[Made | Failed, None, None]:
         """Yields the outcomes in the order of the jobs.

@@ -18,7 +18,7 @@ from ..runtime.output.writers import complete_file
 from ..runtime.request import Keyframe
 from ..service.runner.bundle_cache import absolute_bundle, local_bundle
 from ..service.runner.ray_cluster import check_gpus, join_cluster, needs_of, reason_in
-from .clip_pool import Failed, Made, OnFraction, model_of
+from .clip_pool import Failed, Made, OnFraction, models_of
 from .request_lines import Job
 
 log = logging.getLogger(__name__)
@@ -32,15 +32,16 @@ class RemotePipeline:
 
     Args:
         bundle: a folder that every node has, an fsspec URL, or None.
-        options: further keywords of `VideoPipeline.load`.
+        options: further keywords of `VideoPipeline.load`; the bundles of its `weights` are given as `bundle` is.
     """
 
     def __init__(self, bundle: str | None, options: dict[str, Any]) -> None:
-        self._pipeline = VideoPipeline.load(local_bundle(bundle), **options)
+        weights = {name: local_bundle(other) for name, other in options.get("weights", {}).items()}
+        self._pipeline = VideoPipeline.load(local_bundle(bundle), **{**options, "weights": weights})
 
-    def model(self) -> str:
-        """Returns `ClipPool.model`."""
-        return model_of(self._pipeline)
+    def models(self) -> dict[str, str]:
+        """Returns `ClipPool.models`."""
+        return models_of(self._pipeline)
 
     def make(self, request: ClipRequest, name: str, fps: float, metadata: bool) -> tuple[int, float, bytes]:
         """Returns the seed used, the seconds of a clip, and its file, whose format follows from `name`."""
@@ -76,11 +77,13 @@ class RayPipelines:
         check_gpus(gpus)
         self._ray = ray = join_cluster(address)
         needs = needs_of(gpus, options["threads"])
+        weights = {name: absolute_bundle(other) for name, other in options.get("weights", {}).items()}
+        options = {**options, "weights": weights}
         actor = ray.remote(RemotePipeline).options(**needs, max_restarts=-1, max_task_retries=RETRIES)
         pipelines = [actor.remote(absolute_bundle(bundle), options) for _ in range(replicas)]
-        self._loading = {pipeline.model.remote(): pipeline for pipeline in pipelines}
+        self._loading = {pipeline.models.remote(): pipeline for pipeline in pipelines}
         self._free: deque[Any] = deque()
-        self.model = ""
+        self.models: dict[str, str] = {}
         while not self._free:
             (task,), _ = ray.wait(list(self._loading))
             self._end_loading(task)
@@ -128,12 +131,12 @@ class RayPipelines:
     def _end_loading(self, task: Any, in_use: int = 0) -> None:
         pipeline = self._loading.pop(task)
         try:
-            model = self._ray.get(task)
+            models = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
             self._leave_out(error, in_use)
             return
-        self.model = self.model or model
-        if model == self.model:
+        self.models = self.models or models
+        if models == self.models:
             self._free.append(pipeline)
         else:
             log.warning("a pipeline is left out: its node has another bundle")

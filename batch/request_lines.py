@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,14 @@ class Job:
     fps: float
     metadata: bool
 
-    def digest(self, model: str) -> str:
-        """A checksum over all that the file depends on: the request, the contents of its pictures, and the model."""
+    def digest(self, models: Mapping[str, str]) -> str:
+        """A checksum over all that the file depends on: the request, the contents of its pictures, and the model.
+
+        Args:
+            models: as `ClipPool.models`.
+        """
         fields = asdict(replace(self.request, keyframes=()))
+        model = models.get(fields.pop("weights") or "")
         pictures = [(item.index, _digest(item.image)) for item in self.request.keyframes]
         content = [fields, pictures, self.fps, self.output.suffix, model, *([] if self.metadata else ["no metadata"])]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

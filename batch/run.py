@@ -63,7 +63,7 @@ def run_batch(
             if isinstance(job, WrongLine):
                 fail(job.line, job.id, job.error)
                 continue
-            digest = job.digest(pool.model)
+            digest = job.digest(pool.models)
             if results.has(job.id, digest):
                 tally.kept += 1
                 on_kept(job)

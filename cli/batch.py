@@ -28,6 +28,10 @@ def batch(
     ] = None,
     backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=BUNDLE", help="Other LoRAs or motion module, for lines that name them; repeatable."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="For openvino: CPU (default), GPU or NPU.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU; one per core by default.")] = None,
     pool: Annotated[str, typer.Option(help="local, or ray: pipelines on a Ray cluster.")] = "local",
@@ -48,6 +52,7 @@ def batch(
     from ..service.runner.ray_cluster import check_pool_options, threads_of
     from .clips_bar import ClipsBar
     from .ctrl_c import interruptible
+    from .options import parse_weights
 
     ending = f".{format.lower()}"
     if ending not in ENDINGS:
@@ -56,6 +61,7 @@ def batch(
     of_ray = {"ray_address": ray_address, "replicas": replicas, "gpus_per_replica": gpus_per_replica}
     check_pool_options(pool, of_ray)
     options: dict[str, Any] = {"backend": backend, "precision": precision, "device": device, "threads": threads}
+    options["weights"] = parse_weights(weights or ())
     in_file = requests != "-" and Path(requests).is_file()  # a pipe can be read only once
     pictures = Path(requests).parent if in_file else Path()
 

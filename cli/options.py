@@ -1,11 +1,12 @@
 """Reads values of options, and names options in errors."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import overload
 
-from ..runtime.errors import BackendError, BundleError, InvalidRequest, SparseCtrlLcmError, message
+from ..runtime.errors import BackendError, BundleError, InvalidRequest, SparseCtrlLcmError, message, shown
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RENAMED = {
     "compute_capabilities": "compute_capability",
     "control_guidance_end": "control_end",
@@ -44,6 +45,23 @@ def parse_size(text: str | None, field: str = "size") -> tuple[int, int] | tuple
     if not (separator and re.fullmatch(r"\d{1,9}", width) and re.fullmatch(r"\d{1,9}", height)):
         raise InvalidRequest(field, f"{text!r} is not allowed", "give WIDTHxHEIGHT in pixels, such as 512x512")
     return int(width), int(height)
+
+
+def parse_weights(texts: Iterable[str]) -> dict[str, str]:
+    """Returns the bundles of texts such as `anime=FOLDER` by name.
+
+    Raises:
+        InvalidRequest: one is not NAME=BUNDLE, its name is not plain, or another one has it.
+    """
+    bundles: dict[str, str] = {}
+    for text in texts:
+        name, _, bundle = text.partition("=")
+        if not (bundle and _NAME.fullmatch(name)):
+            raise InvalidRequest("weights", f"{shown(text)} is not allowed", "give NAME=BUNDLE, such as anime=FOLDER")
+        if name in bundles:
+            raise InvalidRequest("weights", f"{name} is given twice", "give each bundle a name of its own")
+        bundles[name] = bundle
+    return bundles
 
 
 def error_message(error: SparseCtrlLcmError, options: Collection[str]) -> str:

@@ -36,7 +36,7 @@ class Ran:
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ran:
     ran = Ran()
-    monkeypatch.setattr(VideoPipeline, "load", lambda *_, **__: quick_pipeline(ran))
+    monkeypatch.setattr(VideoPipeline, "load", lambda *_, weights=None, **__: quick_pipeline(ran, weights))
     monkeypatch.chdir(tmp_path)
     return ran
 

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import with_other_motion_module
 from PIL import Image
 from sparsectrl_lcm.batch import results_file
 from sparsectrl_lcm.batch.ray_pipelines import RemotePipeline
 from sparsectrl_lcm.batch.results_file import open_results
 from sparsectrl_lcm.runtime import ClipRequest, DeviceLost
-from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
 from sparsectrl_lcm.runtime.output import writers
 
 from .conftest import SMALL, Ran, batch, clips, results, write
@@ -175,6 +176,23 @@ def test_another_model_makes_all_again(ran: Ran, monkeypatch: pytest.MonkeyPatch
     assert ran.seeds == [1, 1]
 
 
+def test_lines_name_their_weights(ran: Ran, tmp_path: Path) -> None:
+    """If a name gets another bundle, its clips are made again."""
+    first, second = (with_other_motion_module(demo_bundle(), tmp_path / f"{seed}", seed) for seed in (1, 2))
+    named = [{"sparsectrl_lcm": {"weights": name}} for name in ("anime", "x")]
+    write(SMALL | {"seed": 1}, SMALL | {"seed": 2} | named[0], SMALL | {"seed": 3} | named[1])
+    assert batch("--weights", f"anime={first}") == 1
+    assert [(request.seed, request.weights) for request in ran.requests] == [(1, None), (2, "anime")]
+    wrong = next(item["error"] for item in results() if item["status"] == "error")
+    told = {"field": "sparsectrl_lcm.weights", "reason": "'x' is not allowed", "remedy": "allowed are anime"}
+    assert wrong == told
+    assert b'"bundle": "1"' in comment("000002.gif")  # type: ignore[operator]
+    for bundle, made in ((first, []), (second, [2])):
+        ran.requests.clear()
+        assert batch("--resume", "--weights", f"anime={bundle}") == 1
+        assert ran.seeds == made
+
+
 def test_a_folder_has_one_batch_at_a_time(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
     write(SMALL)
     with open_results(Path("out"), resume=False):
@@ -186,6 +204,7 @@ def test_a_folder_has_one_batch_at_a_time(ran: Ran, capsys: pytest.CaptureFixtur
     ("arguments", "requests", "message"),
     [
         (("--format", "avi"), "requests.jsonl", "error: --format: 'avi' is not allowed; give mp4, webm"),
+        (("--weights", "anime"), "requests.jsonl", "error: --weights: 'anime' is not allowed; give NAME=BUNDLE"),
         ((), "missing.jsonl", "error: missing.jsonl: No such file or directory"),
     ],
 )

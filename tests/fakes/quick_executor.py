@@ -36,6 +36,11 @@ class QuickExecutor:
             on_frames(0, frames)
         return frames, stages.timings
 
+    def refit(self, weights: Bundle | None) -> None:
+        """Takes any weights, which change nothing."""
+
+    check_refit = refit
+
     def in_one_piece(self, size: object) -> bool:
         return True
 
@@ -43,5 +48,5 @@ class QuickExecutor:
         pass
 
 
-def quick_pipeline(at_step: Callable[[CheckedRequest], None] = lambda _: None) -> VideoPipeline:
-    return VideoPipeline(Bundle.load(), QuickExecutor(at_step))  # type: ignore[arg-type]
+def quick_pipeline(at_step: Callable[[CheckedRequest], None] = lambda _: None, weights: Any = None) -> VideoPipeline:
+    return VideoPipeline(Bundle.load(), QuickExecutor(at_step), weights)  # type: ignore[arg-type]
