@@ -50,6 +50,12 @@ def serve(
     warm: Annotated[
         str | None, typer.Option(metavar="WxH", help="Size of the clips to warm up for before the server is ready.")
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=BUNDLE", help="Other LoRAs or motion module, for requests that name them; repeatable."
+        ),
+    ] = None,
     devices: Annotated[
         str | None, typer.Option(help="A runner for each: cuda:0,cuda:1 or auto for every GPU; cpu; OpenVINO's names.")
     ] = None,
@@ -77,7 +83,7 @@ def serve(
     from ..service.runner.pipeline_loading import check
     from ..service.server import serve
     from ..service.settings import Settings, with_limits
-    from .options import parse_size
+    from .options import parse_size, parse_weights
 
     if log_level not in LEVELS:
         raise InvalidRequest("log_level", f"{log_level!r} is not allowed", f"give {', '.join(LEVELS)}")
@@ -100,6 +106,7 @@ def serve(
         precision=precision,
         threads=threads,
         warm=None if warm is None else parse_size(warm, "warm"),
+        weights=parse_weights(weights or ()),
         devices=chosen,
         runners=runners,
         pool=pool,

@@ -24,9 +24,7 @@ class OpenPipeline:
     In a `with` statement it is closed at the end of the block.
     """
 
-    def __init__(
-        self, bundle: "Bundle", executor: "Executor", weights: Mapping[str, str | os.PathLike[str]]
-    ) -> None:
+    def __init__(self, bundle: "Bundle", executor: "Executor", weights: Mapping[str, str | os.PathLike[str]]) -> None:
         from .weight_sets import WeightSets
 
         self.bundle = bundle

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ..runtime.errors import InvalidRequest
@@ -35,6 +35,7 @@ class Settings:
         bundle, backend, precision, threads: as for `VideoPipeline.load`; without `threads` the server keeps a core.
             `bundle` may be the URL of an object store, from which each machine fetches it once.
         warm: width and height that runners warm up for before they are ready.
+        weights: other bundles, given as `bundle` is, by the names with which requests ask for their weights.
         pool: `local`, or `ray`: runners on a Ray cluster.
         devices, runners: of the local pool; as `runner_devices` takes them.
         ray_address, replicas, gpus_per_replica: of Ray: as `RayPool` takes them; `replicas` is MIN..MAX.
@@ -91,6 +92,7 @@ class Settings:
     precision: str | None = None
     threads: int | None = None
     warm: tuple[int, int] | None = None
+    weights: Mapping[str, Path | str] = field(default_factory=dict)
     pool: str = "local"
     devices: tuple[str, ...] = ()
     runners: int = 1
@@ -174,9 +176,9 @@ class Settings:
 
 
 LIMITS = {
-    field.name: field.type
-    for field in fields(Settings)
-    if field.type in (int, float, float | None) and field.name not in ("runners", "gpus_per_replica")
+    each.name: each.type
+    for each in fields(Settings)
+    if each.type in (int, float, float | None) and each.name not in ("runners", "gpus_per_replica")
 }
 """Sizes, times and counts, which `with_limits` may change."""
 _MAY_BE_ZERO = {

@@ -27,8 +27,9 @@ class AdvancedOptions(BaseModel):
     long_prompts: bool = False
     normalize_scribbles: bool = False
     resample: Literal["lanczos", "bilinear"] = "lanczos"
+    weights: str | None = None
     previews: bool = False
 
     def given(self) -> dict[str, Any]:
         """Returns the given options of the pipeline by name."""
-        return self.model_dump(exclude_unset=True, exclude={"previews"})
+        return self.model_dump(exclude_unset=True, exclude_none=True, exclude={"previews"})

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -44,13 +44,16 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_input(value: Mapping[str, Any], prompt_characters: int, extensions: bool = False) -> Input:
+def parse_input(
+    value: Mapping[str, Any], prompt_characters: int, extensions: bool = False, weights: Sequence[str] = ()
+) -> Input:
     """Parses and checks an input.
 
     Args:
         value: the input, as JSON values.
         prompt_characters: longest prompt.
         extensions: whether the fields of `ExtendedInput` count; they are ignored otherwise.
+        weights: the names of weights that it may ask for.
 
     Raises:
         ServiceError: 422 that lists the wrong fields.
@@ -73,6 +76,7 @@ def parse_input(value: Mapping[str, Any], prompt_characters: int, extensions: bo
     if start >= end:
         message = f"Input should be less than control_guidance_end ({end:g})"
         wrong.append(field_detail(f"{KEY}.control_guidance_start", message, "less_than", {"lt": end}, start))
+    wrong += _unknown_weights(parsed.advanced.weights, weights)
     if isinstance(parsed, ExtendedInput):
         wrong += _beyond_the_end(parsed)
     taken: dict[int, int] = {}
@@ -84,6 +88,15 @@ def parse_input(value: Mapping[str, Any], prompt_characters: int, extensions: bo
     if wrong:
         raise ServiceError(422, wrong)
     return parsed
+
+
+def _unknown_weights(name: str | None, known: Sequence[str]) -> list[dict[str, Any]]:
+    if name is None or name in known:
+        return []
+    listed = " or ".join(map(repr, known))
+    message = f"Input should be {listed}" if known else "This endpoint has no other weights; leave it out"
+    shown = name if _is_unicode(name) else None
+    return [field_detail(f"{KEY}.weights", message, "one_of", {"expected": list(known)}, shown)]
 
 
 def _beyond_the_end(parsed: ExtendedInput) -> list[dict[str, Any]]:

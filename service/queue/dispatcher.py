@@ -268,7 +268,8 @@ def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:
     if error.kind == "out_of_memory":
         return model_error(500, "internal_server_error", "The clip does not fit into memory")
     if error.kind == "failed":
-        return model_error(500, "internal_server_error", "The clip could not be made")
+        what = "The weights could not be loaded" if error.field == "weights" else "The clip could not be made"
+        return model_error(500, "internal_server_error", what)
     if error.keyframe is not None:
         return keyframe_error(error, slots)
     if error.field is None:

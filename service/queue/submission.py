@@ -96,11 +96,8 @@ async def _submit(service: Service, request: Request, new: NewRequest, given: di
     if new.idempotency_key is not None:
         new = dataclasses.replace(new, fingerprint=await asyncio.to_thread(_fingerprint, given))
     try:
-        if _is_small(request):
-            parsed = parse_input(given, settings.prompt_characters, settings.extensions)
-        else:
-            order = (given, settings.prompt_characters, settings.extensions)
-            parsed = await asyncio.to_thread(parse_input, *order)
+        order = (given, settings.prompt_characters, settings.extensions, tuple(settings.weights))
+        parsed = parse_input(*order) if _is_small(request) else await asyncio.to_thread(parse_input, *order)
         new = dataclasses.replace(new, input=parsed.stored())
     except ServiceError as error:
         wrong, outcome = error, failed(error)

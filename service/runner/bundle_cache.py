@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 
 from filelock import FileLock
 from platformdirs import user_cache_path
@@ -35,6 +35,14 @@ def absolute_bundle(bundle: Path | str | None) -> str | None:
     if bundle is None or is_url(bundle):
         return None if bundle is None else str(bundle)
     return str(Path(bundle).absolute())
+
+
+@overload
+def local_bundle(bundle: str) -> str: ...
+
+
+@overload
+def local_bundle(bundle: None) -> None: ...
 
 
 def local_bundle(bundle: str | None) -> str | None:

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...runtime import Cancelled, DeviceLost, DeviceOutOfMemory, InvalidRequest, Keyframe, Progress
+from ...runtime import BackendError, Cancelled, DeviceLost, DeviceOutOfMemory, InvalidRequest, Keyframe, Progress
 from ...runtime.disk_errors import is_disk_full
 from ...runtime.errors import first_line, message
 from ...runtime.format.clip_layout import ClipSize
 from ...runtime.images import RESAMPLES, fit, load_picture
 from ...runtime.output.recording import Recording
-from .interface import JobFailed
+from .interface import FailureKind, JobFailed
 from .picture_main import open_image
 from .process_channel import Reports
 
@@ -187,4 +187,6 @@ def failure_of(error: Exception, options: dict[str, Any]) -> JobFailed:
         return JobFailed("cancelled", first_line(error))
     if isinstance(error, DeviceOutOfMemory | MemoryError):
         return JobFailed("out_of_memory", first_line(error))
-    return JobFailed("disk_full" if is_disk_full(error) else "failed", first_line(error))
+    of_weights = isinstance(error, BackendError) and error.field == "refit"
+    kind: FailureKind = "disk_full" if is_disk_full(error) else "failed"
+    return JobFailed(kind, first_line(error), field="weights" if of_weights else None)

@@ -42,6 +42,11 @@ class Job:
     place: tuple[str, str] | None = None
     retry: bool = True
 
+    @property
+    def weights(self) -> str | None:
+        """Name of the weights that it needs; None means those of the bundle."""
+        return self.options.get("weights")
+
 
 @dataclass(frozen=True, slots=True)
 class Made:

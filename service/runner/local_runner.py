@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +61,12 @@ class LocalRunner:
     All methods belong to one event loop. On Linux the process ends with the thread that runs this loop.
 
     Args:
-        pipeline: `module:callable` that creates the pipeline in the process; gets the next eight options as keywords.
+        pipeline: `module:callable` that creates the pipeline in the process; gets the next nine options as keywords.
         bundle, backend, precision, threads: as `VideoPipeline.load` takes them.
         device: what it computes on, as `take_device` takes it.
         place, runners: number of this runner and how many share the machine; see `share_cores`.
         warm: width and height to warm up for.
+        weights: other bundles by the names that jobs give.
         image_pixels: pixels of the largest keyframe.
         step_seconds: longest silence during a job; after that the process counts as hung.
         start_seconds: longest time to load.
@@ -84,6 +86,7 @@ class LocalRunner:
         place: int = 0,
         runners: int = 1,
         warm: tuple[int, int] | None = None,
+        weights: Mapping[str, Path | str] | None = None,
         image_pixels: int = 50_000_000,
         step_seconds: float = 600.0,
         start_seconds: float = 900.0,
@@ -92,7 +95,8 @@ class LocalRunner:
     ) -> None:
         path = None if bundle is None else str(bundle)
         loading = {"bundle": path, "backend": backend, "precision": precision, "threads": threads}
-        options = {**loading, "device": device, "place": place, "runners": runners, "warm": warm}
+        share = {"device": device, "place": place, "runners": runners, "warm": warm}
+        options = {**loading, **share, "weights": {name: str(folder) for name, folder in (weights or {}).items()}}
         self._setup = {"pipeline": pipeline, "options": options, "image_pixels": image_pixels, "nice": nice}
         self._step_seconds = step_seconds
         self._start_seconds = start_seconds

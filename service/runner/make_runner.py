@@ -34,6 +34,7 @@ def make_runner(settings: "Settings") -> Runner:
             place=place,
             runners=len(devices),
             warm=settings.warm,
+            weights=settings.weights,
             image_pixels=settings.image_pixels,
             step_seconds=settings.step_seconds,
             start_seconds=settings.start_seconds,
@@ -54,11 +55,13 @@ def _ray_pool(settings: "Settings") -> Runner:
         "threads": threads_of(settings.gpus_per_replica, settings.threads),
         "warm": settings.warm,
     }
+    others = {name: absolute_bundle(other) for name, other in settings.weights.items()}
+    weights = {"weights": others} if others else {}  # without any, applications keep their name
     return RayPool(
         address=settings.ray_address,
         replicas=parse_replicas(settings.replicas),
         gpus=settings.gpus_per_replica,
-        setup={"pipeline": settings.pipeline, "options": options, "image_pixels": settings.image_pixels},
+        setup={"pipeline": settings.pipeline, "options": options | weights, "image_pixels": settings.image_pixels},
         step_seconds=settings.step_seconds,
         start_seconds=settings.start_seconds,
     )

@@ -1,8 +1,9 @@
 """Loads the pipeline in the runner's process, and checks its options in the server's process."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from ...runtime import BackendError, ClipRequest, InvalidRequest, VideoPipeline
 from ...runtime.backends import BACKENDS, choose_backend, find_backend
@@ -29,6 +30,7 @@ def load(
     place: int = 0,
     runners: int = 1,
     warm: Sequence[int] | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> VideoPipeline:
     """Loads as `VideoPipeline.load` does, on a runner's device and with its share of the cores, and opens all graphs.
 
@@ -41,6 +43,7 @@ def load(
         device: as `take_device` takes it.
         place, runners: as `share_cores` takes them.
         warm: width and height to warm up for, besides opening all graphs in the bundle's size.
+        weights: other bundles, as `bundle` is given, by the names that jobs give.
 
     Raises:
         BackendError: no backend that runs the bundle uses the device, a graph cannot be opened, or as
@@ -54,11 +57,25 @@ def load(
         raise BackendError("devices", f"{backend}, which runs this bundle, does not use {device}", SHOW_BACKENDS)
     if not on_gpu and threads is None and named in (None, "CPU"):
         threads = share_cores(place, runners)
-    pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=named, threads=threads)
+    check_weights(backend, weights or ())
+    options: dict[str, Any] = {"precision": precision, "device": named, "threads": threads}
+    options["weights"] = {name: local_bundle(other) for name, other in (weights or {}).items()}
+    pipeline = VideoPipeline.load(bundle, backend, **options)
     open_graphs(pipeline)
     if warm is not None:
         pipeline.warmup(*warm, previews=True)  # the page asks for them
     return pipeline
+
+
+def check_weights(backend: str, names: Collection[str]) -> None:
+    """Checks whether a backend can have other weights for requests that name them.
+
+    Raises:
+        BackendError: it has none whose engines can be refitted.
+    """
+    if names and "refit" not in BACKENDS[backend].build_options:
+        reason = f"{backend} cannot change the weights of its engines"
+        raise BackendError("weights", reason, "serve each bundle under a name of its own: --endpoint OWNER/NAME=BUNDLE")
 
 
 def open_graphs(pipeline: VideoPipeline) -> None:
@@ -86,6 +103,7 @@ def check(settings: Settings) -> None:
     check_pool(settings)
     if settings.backend != "auto":
         takes_names = "device" in find_backend(settings.backend, "auto").load_options
+        check_weights(settings.backend, settings.weights)
         if not takes_names and (named := next(filter(has_own_name, settings.devices), None)):
             raise BackendError("devices", f"{settings.backend} does not use {named}", "give cuda:N, cpu or auto")
     with TemporaryDirectory() as folder:

@@ -28,6 +28,8 @@ CLOSE_SECONDS = 5.0
 """Longest wait for the end of a handle's threads."""
 END_SECONDS = 5.0
 """Longest wait for the end of a stream whose last message has come."""
+OWN_WEIGHTS = "-"
+"""Stands for the bundle's weights among the names of others, which begin with a letter or digit."""
 
 
 class RayPool:
@@ -128,13 +130,13 @@ class RayPool:
         return await asyncio.shield(self._refused)
 
     async def run(self, job: Job, on_event: OnEvent) -> Made:
-        """Makes a clip; see `Runner.run`. Ray Serve prefers a replica that keeps the job's conditioning."""
+        """Makes a clip; see `Runner.run`. Ray Serve prefers a replica that keeps what `_model_id` names."""
         if self._handle is None or self._supervisor is None:
             raise RunnerLost("stopped", "the runner was stopped")
         keyframes: list[tuple[int, bytes]] = []
         if job.keyframes:
             keyframes = await asyncio.to_thread(lambda: [(index, path.read_bytes()) for index, path in job.keyframes])
-        handle = self._handle.options(stream=True, multiplexed_model_id=job.conditioning)
+        handle = self._handle.options(stream=True, multiplexed_model_id=self._model_id(job))
         file = (job.output.name, job.fps, job.place)
         stream = self._streams[job.id] = handle.make.remote(job.options, keyframes, job.previews, *file)
         try:
@@ -153,6 +155,10 @@ class RayPool:
                 stream.cancel()
             self._cancelled.discard(job.id)
             del self._streams[job.id]
+
+    def _model_id(self, job: Job) -> str:
+        """Returns what Ray Serve matches jobs and replicas by: of several weights, to change them takes longest."""
+        return (job.weights or OWN_WEIGHTS) if self._setup["options"].get("weights") else job.conditioning
 
     def _ended(self, job_id: str) -> JobFailed | RunnerLost | None:
         """Returns what ended a job on purpose, if anything did."""

@@ -146,3 +146,12 @@ class ClipReplica:
         except DeviceLost:  # only a new process can use the device again
             traceback.print_exc()
             os._exit(1)
+
+
+class WeightsReplica(ClipReplica):
+    """A replica that changes its weights as jobs name them."""
+
+    @serve.multiplexed(max_num_models_per_replica=1)  # type: ignore[untyped-decorator]
+    async def keep(self, weights: str) -> str:
+        """Tells Ray Serve which weights this replica has."""
+        return weights

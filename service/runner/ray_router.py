@@ -1,4 +1,4 @@
-"""Which replica Ray Serve gives a job to: a free one, and among those one that keeps the job's conditioning."""
+"""Which replica Ray Serve gives a job to: a free one, among those one that has the job's weights or conditioning."""
 
 import random
 
@@ -19,11 +19,11 @@ class FreeReplicaRouter(FIFOMixin, MultiplexMixin, RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Called by Ray Serve. Returns groups of replicas, the best group first."""
-        conditioning = ""
+        needed = ""
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # Ray pauses before the next attempt
-            conditioning = pending_request.metadata.multiplexed_model_id
+            needed = pending_request.metadata.multiplexed_model_id
         free = self.select_available_replicas(candidate_replicas)
         if not free:  # unless another server has left one
             return [random.sample(candidate_replicas, min(ASKED, len(candidate_replicas)))]
-        return self.rank_replicas_via_multiplex(free, conditioning)  # type: ignore[no-any-return]
+        return self.rank_replicas_via_multiplex(free, needed)  # type: ignore[no-any-return]

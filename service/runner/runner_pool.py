@@ -25,13 +25,15 @@ class _Member:
     Attributes:
         jobs: how many jobs need its pipeline.
         begun: when its last job began, as a count of all jobs.
-        kept: the conditionings that it probably keeps, oldest first.
+        weights: name of the weights that its pipeline has or is given; None means those of the bundle.
+        kept: the conditionings that it probably keeps, oldest first, all made with these weights.
     """
 
     name: str
     runner: LocalRunner
     jobs: int = 0
     begun: int = 0
+    weights: str | None = None
     kept: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
 
     def keep(self, conditioning: str) -> None:
@@ -40,19 +42,27 @@ class _Member:
         if len(self.kept) > KEPT:
             self.kept.popitem(last=False)
 
+    def forget(self, weights: str | None = None) -> None:
+        """Takes it that the pipeline has these weights, and keeps nothing."""
+        self.weights = weights
+        self.kept.clear()
+
     @contextmanager
-    def at_pipeline(self, conditioning: str) -> Iterator[None]:
+    def at_pipeline(self, job: Job) -> Iterator[None]:
         """The block counts as a job that needs the pipeline, which keeps the conditioning if the block succeeds."""
         self.jobs += 1
+        if job.weights != self.weights:
+            self.forget(job.weights)
         try:
             yield
-            self.keep(conditioning)
+            self.keep(job.conditioning)
         finally:
             self.jobs -= 1
 
-    def cost(self, job: Job) -> tuple[bool, int, bool, int]:
+    def cost(self, job: Job) -> tuple[bool, int, bool, bool, int]:
         """Returns a value to compare members by: the lowest one gets the job."""
-        return not self.runner.ready, self.jobs, job.conditioning not in self.kept, self.begun
+        other_weights, unknown = job.weights != self.weights, job.conditioning not in self.kept
+        return not self.runner.ready, self.jobs, other_weights, unknown, self.begun
 
     @property
     def status(self) -> RunnerStatus:
@@ -65,8 +75,9 @@ class _Member:
 class RunnerPool:
     """A `Runner` of several local ones. What happens to one of them touches its own job only.
 
-    A job goes to a free runner; among several, to one that keeps its conditioning, otherwise to the one that has been
-    free longest. A runner whose options are wrong is left out. If those of all are wrong, the pool is `refused`.
+    A job goes to a free runner; among several, to one that has its weights, then to one that keeps its conditioning,
+    otherwise to the one that has been free longest. A runner whose options are wrong is left out. If those of all are
+    wrong, the pool is `refused`.
     All methods belong to one event loop.
 
     Args:
@@ -127,7 +138,7 @@ class RunnerPool:
         self._begun += 1
         member.begun = self._begun
         with ExitStack() as at_pipeline:
-            at_pipeline.enter_context(member.at_pipeline(job.conditioning))
+            at_pipeline.enter_context(member.at_pipeline(job))
 
             def listen(event: Event) -> None:
                 if isinstance(event, Encoding):
@@ -137,7 +148,7 @@ class RunnerPool:
             try:
                 made = await member.runner.run(job, listen)
             except RunnerLost:
-                member.kept.clear()
+                member.forget()
                 raise
         return replace(made, runner=member.name)
 

@@ -39,8 +39,8 @@ def pool(loop: asyncio.Runner, members: dict[str, LocalRunner]) -> Iterator[Runn
         loop.run(made.stop())
 
 
-def job(folder: Path, name: str, prompt: str = "slow 0.02", conditioning: str = "") -> Job:
-    return Job(name, {"prompt": prompt, "seed": 7}, (), folder / f"{name}.mp4", conditioning)
+def job(folder: Path, name: str, prompt: str = "slow 0.02", conditioning: str = "", **options: Any) -> Job:
+    return Job(name, {"prompt": prompt, "seed": 7, **options}, (), folder / f"{name}.mp4", conditioning)
 
 
 async def made_together(pool: RunnerPool, *jobs: Job) -> list[Any]:
@@ -91,6 +91,27 @@ def test_a_job_goes_where_its_conditioning_is_kept(loop: asyncio.Runner, pool: R
         assert await made_together(pool, job(tmp_path, "g", "g", "lamp")) == [second]
         both = await made_together(pool, job(tmp_path, "e", "e", "car"), job(tmp_path, "f", "f", "car"))
         assert both == [second, first]  # rather than wait for it
+
+    loop.run(scenario())
+
+
+def test_a_job_goes_where_its_weights_are(loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path) -> None:
+    """Conditionings made with other weights are gone."""
+
+    def asking(conditioning: str, weights: str | None = None) -> Job:
+        return job(tmp_path, conditioning, "a", conditioning, **({"weights": weights} if weights else {}))
+
+    async def scenario() -> None:
+        plain, anime = await made_together(pool, asking("hill"), asking("anime lake", "anime"))
+        assert await made_together(pool, asking("anime wood", "anime")) == [anime]
+        assert await made_together(pool, asking("anime lake", "anime")) == [anime]
+        assert await made_together(pool, asking("rain")) == [plain]
+        assert await made_together(pool, asking("snow")) == [plain]  # rather than the one that was free longest
+        both = await made_together(pool, asking("x", "anime"), asking("y", "anime"))
+        assert both == [anime, plain]  # rather than wait for it
+        own = await made_together(pool, asking("z"), asking("anime lake", "anime"))
+        assert own == [anime, plain]  # the one that was free longest; the other has the weights, without the lake
+        assert await made_together(pool, asking("hill")) == [anime]
 
     loop.run(scenario())
 

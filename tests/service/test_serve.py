@@ -57,6 +57,11 @@ def port() -> str:
             "--devices: onnxruntime does not use GPU; give cuda:N",
         ),
         ("--warm 1000", "--warm: '1000' is not allowed; give WIDTHxHEIGHT"),
+        ("--weights anime", "--weights: 'anime' is not allowed; give NAME=BUNDLE"),
+        (
+            "--backend onnxruntime --weights anime=a",
+            "--weights: onnxruntime cannot change the weights of its engines; serve each bundle under a name",
+        ),
         ("--threads 0", "--threads: 0 is not allowed; give a whole number from 1 on"),
         ("--tls-certificate a", "--tls-certificate and --tls-key go together"),
         ("--tls-certificate a --tls-key a", "--tls-certificate: a: No such file"),

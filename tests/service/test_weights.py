@@ -1,0 +1,140 @@
+"""Requests that name the weights of another bundle."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes.stub_pipeline import StubPipeline
+from sparsectrl_lcm.cli.options import parse_weights
+from sparsectrl_lcm.runtime import BackendError, InvalidRequest
+from sparsectrl_lcm.service.components import Service
+from sparsectrl_lcm.service.protocol.advanced_options import KEY
+from sparsectrl_lcm.service.protocol.errors import ServiceError
+from sparsectrl_lcm.service.queue.submission import accept
+from sparsectrl_lcm.service.runner import Job, JobFailed
+from sparsectrl_lcm.service.runner import pipeline_loading as loading
+from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
+from sparsectrl_lcm.service.runner.ray_pool import RayPool
+
+from .test_dispatch import StandIn, ended, posted, serving, submit
+
+
+def asking(name: Any) -> dict[str, Any]:
+    return {"prompt": "a", KEY: {"weights": name}}
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        (["anime", "slow-motion"], "Input should be 'anime' or 'slow-motion'"),
+        ([], "This endpoint has no other weights; leave it out"),
+    ],
+)
+def test_an_unknown_name_is_told_with_the_known_ones(known: list[str], told: str, tmp_path: Path) -> None:
+    async def scenario(service: Service, _: StandIn) -> None:
+        await accept(service, posted("queued", asking("x")), "k", "queue")
+        with pytest.raises(ServiceError) as refused:
+            await accept(service, posted("run", asking("x")), "k", "run")
+        for status, body in ((refused.value.status, refused.value.body), _outcome(await ended(service, "queued"))):
+            (detail,) = body["detail"]
+            assert (status, detail["loc"], detail["type"]) == (422, ["body", KEY, "weights"], "one_of")
+            assert (detail["msg"], detail["ctx"], detail["input"]) == (told, {"expected": known}, "x")
+
+    serving(tmp_path, scenario, weights=dict.fromkeys(known, "bundle"))
+
+
+def _outcome(outcome: Any) -> tuple[int, Any]:
+    return outcome.status, outcome.body
+
+
+def test_a_job_has_the_weights_of_its_request_and_a_conditioning_of_its_own(tmp_path: Path) -> None:
+    async def scenario(service: Service, runner: StandIn) -> None:
+        given = [asking("anime"), {"prompt": "a"}, asking(None), asking("slow-motion"), asking("anime")]
+        for number, each in enumerate(given):
+            await accept(service, posted(str(number), each), "k", "queue")
+            assert (await ended(service, str(number))).status == 200
+        assert [job.weights for job in runner.jobs] == ["anime", None, None, "slow-motion", "anime"]
+        first, own, none, other, again = (job.conditioning for job in runner.jobs)
+        assert first == again and own == none
+        assert len({first, own, other}) == 3
+
+    serving(tmp_path, scenario, weights={"anime": "a", "slow-motion": "b"})
+
+
+def test_weights_that_are_gone_end_what_waited_for_them(tmp_path: Path) -> None:
+    """The server was started again without them: the pipeline refuses the name."""
+
+    async def scenario(service: Service, runner: StandIn) -> None:
+        runner.fails = JobFailed("invalid", "'anime' is not allowed; allowed are slow-motion", field="weights")
+        await submit(service, "a", input=asking("anime"))
+        outcome = await ended(service, "a")
+        (detail,) = outcome.body["detail"]
+        assert (outcome.status, detail["loc"]) == (422, ["body", KEY, "weights"])
+
+    serving(tmp_path, scenario)
+
+
+def test_weights_that_cannot_be_fitted_are_told(tmp_path: Path) -> None:
+    said: list[dict[str, Any]] = []
+    reports: Any = SimpleNamespace(
+        say=lambda what, **values: said.append(values), cancelled=SimpleNamespace(is_set=bool)
+    )
+    pipeline = StubPipeline(None, "auto", None)
+
+    def generate(**_: Any) -> None:
+        raise BackendError("refit", "the weights of 'anime' cannot be used: no room", "free some")
+
+    pipeline.generate = generate  # type: ignore[assignment,method-assign]
+    order = ClipOrder({"prompt": "a", "weights": "anime"}, [], str(tmp_path / "clip.mp4"))
+    Jobs(pipeline, 10_000).make(reports, order)
+    (failed,) = said
+    assert (failed["kind"], failed["field"]) == ("failed", "weights")
+    assert failed["message"].startswith("refit: the weights of 'anime' cannot be used: no room")
+
+    async def scenario(service: Service, runner: StandIn) -> None:
+        runner.fails = JobFailed("failed", failed["message"], field="weights")
+        await submit(service, "a")
+        outcome = await ended(service, "a")
+        assert (outcome.status, outcome.body["detail"][0]["msg"]) == (500, "The weights could not be loaded")
+
+    serving(tmp_path / "data", scenario)
+
+
+def test_a_backend_that_cannot_refit_is_refused_with_a_way_out() -> None:
+    """Also if it is chosen only when the bundle is loaded: here one of the CPU."""
+    with pytest.raises(BackendError) as refused:
+        loading.load(weights={"anime": "none"})
+    assert refused.value.field == "weights"
+    assert refused.value.remedy == "serve each bundle under a name of its own: --endpoint OWNER/NAME=BUNDLE"
+    loading.check_weights("tensorrt", ["anime"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["anime"], "'anime' is not allowed; give NAME=BUNDLE"),
+        (["anime="], "'anime=' is not allowed"),
+        (["=folder"], "'=folder' is not allowed"),
+        (["a,b=folder"], "'a,b=folder' is not allowed"),
+        (["anime=a", "anime=b"], "anime is given twice; give each bundle a name of its own"),
+    ],
+)
+def test_wrong_options_are_told(texts: list[str], told: str) -> None:
+    with pytest.raises(InvalidRequest, match="^weights: ") as refused:
+        parse_weights(texts)
+    assert told in str(refused.value)
+
+
+def test_options_are_names_and_bundles() -> None:
+    assert parse_weights(["anime=a=b", "v2.slow=s3://bucket/x"]) == {"anime": "a=b", "v2.slow": "s3://bucket/x"}
+
+
+def test_ray_matches_jobs_and_replicas_by_weights_if_there_are_others(tmp_path: Path) -> None:
+    def model_ids(options: dict[str, Any]) -> list[str]:
+        pool = RayPool(address="auto", replicas=(1, 1), gpus=0, setup={"options": options}, step_seconds=1)
+        jobs = [Job("a", {"weights": name}, (), tmp_path / "a", conditioning="boat") for name in ("anime", None)]
+        return [pool._model_id(job) for job in jobs]
+
+    assert model_ids({"weights": {"anime": "a"}}) == ["anime", "-"]
+    assert model_ids({}) == ["boat", "boat"]
