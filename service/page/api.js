@@ -45,8 +45,8 @@ export async function result(key, id) {
 export const clips = async key => (await (await call(key, "/page/clips.json")).json()).clips;
 
 /**
- * Returns the server's description of itself: its endpoint, its https port, its runners with their states, and with
- * `--extensions` how many pixels a clip may have in all its frames.
+ * Returns the server's description of itself: its endpoint, its https port, the names of weights, its runners with
+ * their states, and with `--extensions` how many pixels a clip may have in all its frames.
  */
 export const about = async () => (await call("", "/page/about.json")).json();
 
@@ -55,6 +55,8 @@ const server = await about();
 export const APP = server.endpoint;
 /** The pixels that a clip may have in all its frames; null if the server has no extensions. */
 export const CLIP_PIXELS = server.clip_pixels;
+/** The names of weights that requests may give. */
+export const WEIGHTS = server.weights;
 
 /** Returns the schema of each field of the input. */
 export async function schema() {

@@ -8,6 +8,7 @@ const LABELS = {
   control_guidance_start: "Control starts at", control_guidance_end: "Control ends at",
   width: "Width", height: "Height", num_frames: "Frames", fps: "Frame rate", output_format: "Format",
   clip_skip: "CLIP skip", normalize_scribbles: "Pale scribbles", prompt_weights: "Weights in prompts", long_prompts: "Long prompts",
+  weights: "Weights of the model",
 };
 for (const slot of [0, 1, 2]) {
   LABELS[`keyframe_${slot}_index`] = `Frame of keyframe ${slot + 1}`;
@@ -54,6 +55,12 @@ function value(field) {
 export function seed(text) {
   if (!/^-?\d+$/.test(text)) throw wrong("Seed: give a whole number, or nothing for a random one", "seed");
   return Number.isSafeInteger(Number(text)) ? Number(text) : text;
+}
+
+/** Offers the weights that requests may name, if there are any. */
+export function offerWeights(names) {
+  $("weights").append(...names.map(name => new Option(name, name)));
+  $("weights-choice").hidden = !names.length;
 }
 
 /** The values of all fields as they are, to be filled in again. */

@@ -1,9 +1,9 @@
 // The page: from the form to a request, its progress, its clip, and back after a reload.
-import { about, cancel, result, submit, upload, watch } from "./api.js";
+import { about, cancel, result, submit, upload, watch, WEIGHTS } from "./api.js";
 import { Clips, known, remember } from "./clips.js";
 import { showExample } from "./example.js";
 import { frames, showExtensions } from "./extensions.js";
-import { fail, fill, given, seed, settle, values, wrong } from "./form.js";
+import { fail, fill, given, offerWeights, seed, settle, values, wrong } from "./form.js";
 import { Keyframes } from "./keyframes.js";
 import { Player } from "./player.js";
 import { loadOf, saveOf } from "./saved.js";
@@ -214,6 +214,7 @@ async function restore() {
 }
 
 takeKey();
+offerWeights(WEIGHTS);
 showRunners();
 $("key-form").addEventListener("submit", event => event.preventDefault());
 $("form").addEventListener("submit", event => {

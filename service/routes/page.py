@@ -35,6 +35,7 @@ async def about(service: CurrentService) -> Response:
         "endpoint": settings.endpoint,
         "tls_port": settings.tls_port,
         "clip_pixels": settings.clip_pixels if settings.extensions else None,
+        "weights": list(settings.weights),
         "runners": [{"name": runner.name, "state": runner.state} for runner in service.runner.runners],
     }
     return Json(known, headers={"Cache-Control": "no-cache"})

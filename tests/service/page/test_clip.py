@@ -146,12 +146,14 @@ def test_advanced_options_are_sent_if_they_were_changed(page: Any, stub: Server)
     page.click("#advanced summary")
     page.fill("#conditioning_scale", "0.5")
     page.check("#prompt_weights")
+    assert page.locator("#weights option").all_inner_texts() == ["its own", "anime"]
+    page.select_option("#weights", "anime")
     page.click("#submit")
     page.wait_for_selector("#cancel:not([hidden])")
     page.wait_for_selector("#video:not([hidden])")
     assert [given.get("sparsectrl_lcm") for given in sent] == [
         {"previews": True},
-        {"conditioning_scale": 0.5, "prompt_weights": True, "previews": True},
+        {"conditioning_scale": 0.5, "prompt_weights": True, "weights": "anime", "previews": True},
     ]
     page.click("#code summary")
     assert '"prompt_weights": True' in page.inner_text("#python") and "previews" not in page.inner_text("#python")
