@@ -2,6 +2,7 @@
 
     crash, hang, oom, device oom, device lost, fail, invalid, noisy: does so at the second of four steps
     slow SECONDS: each step takes that long
+    process: the seed is the number of the process
     anything else: a clip of frames 64x64 in a colour that the seed gives, with the keyframes at their frames
 
 `backend` controls loading:
@@ -83,6 +84,8 @@ class StubPipeline:
         **sizes: Any,
     ) -> Clip:
         seed = 1234 if seed is None else seed
+        if prompt == "process":
+            seed = os.getpid()
         words = prompt.split()
         pause = float(words[1]) if words[:1] == ["slow"] else 0.0
         parts = -(-num_frames // CHUNK)

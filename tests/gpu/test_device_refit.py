@@ -67,6 +67,16 @@ def test_engines_that_open_after_a_refit_get_the_other_weights(refittable: Video
     np.testing.assert_array_equal(ask(refittable), first)
 
 
+def test_requests_name_their_weights(refittable: VideoPipeline, other: Path) -> None:
+    expected = ask(VideoPipeline.load(other, "onnxruntime"))
+    pipeline = VideoPipeline(refittable.bundle, refittable.executor, {"other": other})
+    first, named = ask(pipeline), ask(pipeline, weights="other")
+    assert_near(named, expected)
+    for _ in range(2):
+        np.testing.assert_array_equal(ask(pipeline), first)
+        np.testing.assert_array_equal(ask(pipeline, weights="other"), named)
+
+
 def test_what_cannot_be_refitted_says_so_and_goes_on_as_before(load: Load, other: Path) -> None:
     pipeline = load()
     first = ask(pipeline)

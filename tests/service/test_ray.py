@@ -112,6 +112,27 @@ def test_replicas_follow_the_requests(loop: asyncio.Runner, pool: RayPool, tmp_p
 
 
 @pytest.mark.slow
+def test_jobs_go_to_the_replica_that_has_their_weights(loop: asyncio.Runner, address: str, tmp_path: Path) -> None:
+    chosen = ray_pool(address, (2, 2), weights={"anime": "bundle"})
+
+    async def process(name: str | None) -> int:
+        options = {"prompt": "process", **({"weights": name} if name else {})}
+        return (await chosen.run(Job(str(name), options, (), tmp_path / f"{name}.mp4", "boat"), ignore)).seed
+
+    async def scenario() -> None:
+        await chosen.start()
+        await until(lambda: [runner.state for runner in chosen.runners] == ["ready", "ready"], 180)
+        own, anime = await asyncio.gather(process(None), process("anime"))
+        assert own != anime
+        await asyncio.sleep(3)  # Ray tells its routers once a second
+        for name, expected in ((None, own), (None, own), ("anime", anime), ("anime", anime), (None, own)) * 2:
+            assert await process(name) == expected
+        await chosen.stop()
+
+    loop.run(scenario())
+
+
+@pytest.mark.slow
 def test_options_that_no_replica_can_load(address: str) -> None:
     async def scenario() -> str:
         pool = ray_pool(address, backend="refused")
