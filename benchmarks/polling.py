@@ -24,7 +24,7 @@ import httpx
 import numpy as np
 import reports
 from sparsectrl_lcm.runtime.machine import report_head
-from sparsectrl_lcm.service.protocol.urls import DEFAULT_ENDPOINT
+from sparsectrl_lcm.service.settings import DEFAULT_ENDPOINT
 
 PORT = 8791
 HZ = 10

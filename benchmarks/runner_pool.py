@@ -39,8 +39,7 @@ import psutil
 import reports
 import sleeping_pipeline
 from sparsectrl_lcm.runtime.machine import report_head
-from sparsectrl_lcm.service.protocol.urls import DEFAULT_ENDPOINT
-from sparsectrl_lcm.service.settings import SQLITE
+from sparsectrl_lcm.service.settings import DEFAULT_ENDPOINT, SQLITE
 
 PORT = 8792
 LIMIT = 300.0
@@ -120,10 +119,10 @@ def served(data: Path, runners: int, ray_address: str) -> Iterator[tuple[httpx.C
 
 def ready(client: httpx.Client) -> int:
     try:
-        states = client.get("/readyz").json()["runners"]
+        (endpoint,) = client.get("/readyz").json()["endpoints"].values()
     except httpx.TransportError:
         return 0
-    return sum(runner["state"] == "ready" for runner in states)
+    return sum(runner["state"] == "ready" for runner in endpoint["runners"])
 
 
 def processor_seconds(server: int) -> Counter[str]:

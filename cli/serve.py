@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..service.protocol.urls import DEFAULT_ENDPOINT
+from ..service.settings import DEFAULT_ENDPOINT
 from .serve_greeting import ANY, Greeting
 from .service_requirements import database_errors, need_service
 
@@ -100,8 +100,7 @@ def serve(
         allow_private=tuple(allow_private or ()),
         queue_port=queue_port,
         tls_port=tls_port,
-        endpoint=endpoint,
-        bundle=bundle,
+        endpoints={endpoint: bundle},
         backend=backend,
         precision=precision,
         threads=threads,

@@ -32,7 +32,7 @@ class Greeting:
 
     def opened(self, service: "Service") -> None:
         """Prints what is known before a model has loaded."""
-        from ..service.protocol.urls import DEFAULT_ENDPOINT
+        from ..service.settings import DEFAULT_ENDPOINT
 
         settings = service.settings
         if self.own_authority:
@@ -47,8 +47,8 @@ class Greeting:
             typer.echo(f"{url}/ loads the model; a first API key follows")
         if settings.docs:
             typer.echo(f"{url}/docs has Swagger UI")
-        if settings.endpoint != DEFAULT_ENDPOINT:
-            typer.echo(f"clients call {settings.endpoint}")
+        if list(settings.endpoints) != [DEFAULT_ENDPOINT]:
+            typer.echo(f"clients call {', '.join(settings.endpoints)}")
 
     def loaded(self, service: "Service") -> None:
         """Makes the first key. Only a terminal shows it: anything else may be a journal that others read. Blocks."""

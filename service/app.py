@@ -28,7 +28,6 @@ def create_app(service: Service) -> FastAPI:
     Raises:
         InvalidRequest: the settings ask for Swagger UI, whose package is missing.
     """
-    name = service.settings.endpoint
     app = FastAPI(
         openapi_url=None,
         docs_url=None,
@@ -42,7 +41,7 @@ def create_app(service: Service) -> FastAPI:
         middleware=[  # outermost first
             Middleware(RequestPath),
             Middleware(ProxyTarget),
-            Middleware(RequestId, endpoint=name),
+            Middleware(RequestId, endpoints=service.endpoints),
             Middleware(CorsHeaders),
             Middleware(UnexpectedErrors),
             Middleware(StatusPolls, service=service),
@@ -51,8 +50,9 @@ def create_app(service: Service) -> FastAPI:
         ],
     )
     app.state.service = service
-    for router in (new_requests.make_router(name), requests.make_router(name)):
-        app.include_router(router)
+    for name in service.endpoints:
+        for routes in (new_requests, requests):
+            app.include_router(routes.make_router(name))
     if service.settings.docs:
         app.include_router(api_docs.make_router())
     for module in (monitoring, public_documents, uploads, tokens, files, page, proxy):

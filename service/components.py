@@ -1,7 +1,8 @@
-"""All components of a running service in one object, which routes and workers share."""
+"""All components of a running service, which routes and workers share, and what each endpoint has of its own."""
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # the folders that hold the parts import this file
     from .http.body_slots import BodySlots
     from .metrics import Metrics
     from .objects.object_stores import Files
+    from .queue.endpoint_queue import EndpointQueue
     from .queue.request_states import Board
     from .runner import Runner
     from .settings import Settings
@@ -21,6 +23,21 @@ if TYPE_CHECKING:  # the folders that hold the parts import this file
 
 LARGE_BODIES = 2
 """How many large bodies may be in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A bundle that is served under a name.
+
+    Attributes:
+        name: the name that clients call, OWNER/NAME.
+        runner: makes the clips.
+        queue: its waiting requests.
+    """
+
+    name: str
+    runner: "Runner"
+    queue: "EndpointQueue"
 
 
 @dataclass(slots=True)
@@ -32,13 +49,13 @@ class Service:
         store: requests, logs, keys, file records and webhooks, in SQL.
         owner_lock: keeps servers with a copy of the data folder from claiming the same requests.
         files: the bytes of uploads and clips.
-        runner: makes the clips.
-        board: the state of every request, for routes and dispatcher.
+        endpoints: by name.
+        board: the state of every request, for routes and dispatchers.
         keyring: checks API keys.
         signer: signs webhooks.
         metrics: counts and times for Prometheus.
         secret: 32 bytes that sign tokens, the same on every start.
-        answered_at: when the store last did the dispatcher's periodic work, as `time.monotonic`.
+        answered_at: when the store last did the periodic work, as `time.monotonic`.
         draining: true while the server shuts down. It then begins nothing more.
         bodies: a task holds one of its slots while it receives a body to disk.
         large_bodies: a task holds it while it has a large body in memory.
@@ -48,7 +65,7 @@ class Service:
     store: "SqlStore"
     owner_lock: "OwnerLock"
     files: "Files"
-    runner: "Runner"
+    endpoints: Mapping[str, Endpoint]
     board: "Board"
     keyring: "Keyring"
     signer: "Signer"
@@ -70,5 +87,13 @@ async def _service_of(request: Request) -> Service:
     return service
 
 
+async def _endpoint_of(request: Request) -> Endpoint:
+    service: Service = request.app.state.service
+    _, owner, alias, *_ = request.scope["path"].split("/")
+    return service.endpoints[f"{owner}/{alias}"]
+
+
 CurrentService = Annotated[Service, Depends(_service_of)]
 """A route's parameter: the service."""
+CurrentEndpoint = Annotated[Endpoint, Depends(_endpoint_of)]
+"""The same for routes below an endpoint's path: the endpoint."""

@@ -13,18 +13,20 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         named: dict[str, Any] = {"registry": self.registry, "namespace": "sparsectrl_lcm"}
-        self.waiting = Gauge("queue_depth", "Requests that wait.", **named)
-        self.running = Gauge("running", "Requests that run.", **named)
-        self.ready = Gauge("runner_ready", "1 if the runner has a model loaded.", ["runner"], **named)
-        self.busy = Gauge("runner_busy", "1 if the runner has a job.", ["runner"], **named)
-        self.clips = Counter("runner_clips", "Clips that the runner made.", ["runner"], **named)
-        self.submitted = Counter("requests_submitted", "Requests that were accepted.", ["kind"], **named)
-        self.ended = Counter("requests_ended", "Requests that ended, by HTTP status.", ["status"], **named)
-        self.lost = Counter("runner_lost", "Runner processes that crashed, hung or could not load.", ["kind"], **named)
         self.webhooks = Counter("webhook_deliveries", "Attempts to deliver.", ["result"], **named)
-        self.wait = Histogram("queue_wait_seconds", "From submission to start.", buckets=SECONDS, **named)
-        self.total = Histogram("clip_seconds", "From start to the stored clip.", buckets=SECONDS, **named)
-        self.stages = Histogram("stage_seconds", "Stages of a clip.", ["stage"], buckets=SECONDS, **named)
+        runner, timed = ["endpoint", "runner"], {"buckets": SECONDS} | named
+        self.waiting = Gauge("queue_depth", "Requests that wait.", ["endpoint"], **named)
+        self.running = Gauge("running", "Requests that run.", ["endpoint"], **named)
+        self.ready = Gauge("runner_ready", "1 if the runner has a model loaded.", runner, **named)
+        self.busy = Gauge("runner_busy", "1 if the runner has a job.", runner, **named)
+        self.clips = Counter("runner_clips", "Clips that the runner made.", runner, **named)
+        self.submitted = Counter("requests_submitted", "Requests that were accepted.", ["endpoint", "kind"], **named)
+        self.ended = Counter("requests_ended", "Requests that ended, by HTTP status.", ["endpoint", "status"], **named)
+        lost = "Runner processes that crashed, hung or could not load."
+        self.lost = Counter("runner_lost", lost, ["endpoint", "kind"], **named)
+        self.wait = Histogram("queue_wait_seconds", "From submission to start.", ["endpoint"], **timed)
+        self.total = Histogram("clip_seconds", "From start to the stored clip.", ["endpoint"], **timed)
+        self.stages = Histogram("stage_seconds", "Stages of a clip.", ["endpoint", "stage"], **timed)
 
     def text(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""

@@ -1,4 +1,4 @@
-"""Puts the service together and runs it: store, runner, dispatcher, webhooks, sweeper and listeners."""
+"""Puts the service together and runs it: store, runners, dispatchers, webhooks, sweeper and listeners."""
 
 import asyncio
 import contextlib
@@ -6,14 +6,14 @@ import logging
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
-from ..runtime.errors import InvalidRequest
+from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
 from . import clock
 from .app import create_app
 from .auth.api_keys import Keyring
 from .auth.webhook_signatures import Signer
-from .components import Service
+from .components import Endpoint, Service
 from .data_folder import locked, owner_name
 from .http.accept_failures import AcceptFailures
 from .http.body_slots import BodySlots
@@ -24,27 +24,27 @@ from .network.public_addresses import Allowed
 from .network.webhook_delivery import Webhooks
 from .objects.object_stores import open_files
 from .objects.stored_files import remove_expired_files
-from .queue.dispatcher import Dispatcher
+from .queue.dispatchers import Dispatchers
 from .queue.request_states import Board
 from .runner import Runner
-from .runner.make_runner import make_runner
+from .runner.make_runners import make_runners
 from .settings import Settings
 from .store import STORE_FAILURES, OwnerLock, SqlStore
 from .systemd import Systemd
 
 SWEEP_SECONDS = 60.0
 LOADED_SECONDS = 0.1
-"""How often to look whether a first model has loaded."""
+"""How often to look whether all endpoints have loaded a model."""
 
 log = logging.getLogger("sparsectrl_lcm.service")
 
 
-def open_service(settings: Settings, runner: Runner | None = None) -> Service:
+def open_service(settings: Settings, *runners: Runner) -> Service:
     """Opens the stores and creates the service. Nothing runs yet.
 
     Args:
         settings: the settings.
-        runner: makes the clips; None means the one that the settings ask for.
+        runners: make the clips, one for each endpoint; none means those that the settings ask for.
 
     Raises:
         InvalidRequest: the settings name a database or an object store that cannot be opened, another server has a copy
@@ -54,17 +54,19 @@ def open_service(settings: Settings, runner: Runner | None = None) -> Service:
     Allowed.parse(settings.allow_private)
     settings.data.mkdir(0o700, parents=True, exist_ok=True)
     files = open_files(settings.files_url)
-    store = SqlStore(settings.database_url, settings.endpoint)
+    store = SqlStore(settings.database_url)
     owner_lock = _lock_owner(settings, store)
     store.make_shrinkable()
     metrics = Metrics()
+    board = Board(store, owner_lock.owner, metrics, settings.endpoints, settings.key_unstarted)
+    made = zip(settings.endpoints, runners or make_runners(settings), strict=True)
     return Service(
         settings=settings,
         store=store,
         owner_lock=owner_lock,
         files=files,
-        runner=runner or make_runner(settings),
-        board=Board(store, owner_lock.owner, metrics, settings.key_unstarted),
+        endpoints={name: Endpoint(name, runner, board.queues[name]) for name, runner in made},
+        board=board,
         keyring=Keyring(store),
         signer=Signer(store.secret("webhooks")),
         metrics=metrics,
@@ -84,20 +86,22 @@ def _lock_owner(settings: Settings, store: SqlStore) -> OwnerLock:
 
 
 @contextlib.asynccontextmanager
-async def running(service: Service) -> AsyncIterator[Dispatcher]:
-    """Runs runner, dispatcher, webhooks and sweeper until the block ends."""
-    dispatcher, webhooks = Dispatcher(service), Webhooks(service)
-    await service.runner.start()
-    await dispatcher.start()
+async def running(service: Service) -> AsyncIterator[Dispatchers]:
+    """Runs runners, dispatchers, webhooks and sweeper until the block ends."""
+    dispatchers, webhooks = Dispatchers(service), Webhooks(service)
+    runners = [endpoint.runner for endpoint in service.endpoints.values()]
+    for runner in runners:
+        await runner.start()
+    await dispatchers.start()
     await webhooks.start()
     sweeper = asyncio.ensure_future(_sweep(service))
     try:
-        yield dispatcher
+        yield dispatchers
     finally:
         sweeper.cancel()
-        await dispatcher.drain(service.settings.drain_seconds)
+        await dispatchers.drain(service.settings.drain_seconds)
         await webhooks.stop()
-        await service.runner.stop()
+        await asyncio.gather(*(runner.stop() for runner in runners))
         service.owner_lock.close()
         service.store.close()
 
@@ -105,7 +109,7 @@ async def running(service: Service) -> AsyncIterator[Dispatcher]:
 async def serve(
     settings: Settings,
     listeners: list[Listener],
-    runner: Runner | None = None,
+    runners: Sequence[Runner] = (),
     on_open: Callable[[Service], None] = lambda _: None,
     on_loaded: Callable[[Service], None] = lambda _: None,
 ) -> None:
@@ -116,30 +120,30 @@ async def serve(
     Args:
         settings: the settings.
         listeners: the addresses to listen on.
-        runner: makes the clips; None means the one that the settings ask for.
+        runners: as `open_service` takes them.
         on_open: called once the data folder is locked and all addresses are bound.
-        on_loaded: called, in a thread, once the first model has loaded.
+        on_loaded: called, in a thread, once every endpoint has a model loaded.
 
     Raises:
         InvalidRequest: the data folder cannot be used, or as `open_service`.
-        SparseCtrlLcmError: no model can be loaded with these settings.
+        SparseCtrlLcmError: an endpoint's model cannot be loaded with these settings.
         OSError: an address cannot be used.
     """
     with locked(settings.data), contextlib.ExitStack() as sockets:
         bound = [sockets.enter_context(listener.bind()) for listener in listeners]
         for folder in (settings.work, settings.incoming):  # an earlier process may have left files
             shutil.rmtree(folder, ignore_errors=True)
-        service = open_service(settings, runner)
+        service = open_service(settings, *runners)
         app = create_app(service)
         servers = [make_server(app, settings, listener) for listener in listeners]
         on_open(service)
         asyncio.get_running_loop().set_exception_handler(AcceptFailures())
         stop, systemd = _stop_signal(settings.drain_seconds), Systemd()
         watching = asyncio.ensure_future(systemd.watch())
-        async with running(service) as dispatcher:
+        async with running(service) as dispatchers:
             tasks = [asyncio.ensure_future(s.serve([sock])) for s, sock in zip(servers, bound, strict=True)]
             systemd.tell("READY=1", "STATUS=loads the model")
-            refused = asyncio.ensure_future(service.runner.refused())
+            refused = asyncio.ensure_future(_refused(service))
             beside = [
                 asyncio.ensure_future(stop.wait()),
                 refused,
@@ -152,7 +156,7 @@ async def serve(
                 log.info("draining")
             for task in beside:
                 task.cancel()
-            await dispatcher.drain(settings.drain_seconds)  # meanwhile clients still get states and results
+            await dispatchers.drain(settings.drain_seconds)  # meanwhile clients still get states and results
             for server in servers:
                 server.should_exit = True
             await asyncio.gather(*tasks)
@@ -179,8 +183,19 @@ def _stop_signal(drain_seconds: float) -> asyncio.Event:
     return stop
 
 
+async def _refused(service: Service) -> SparseCtrlLcmError:
+    """Returns the error in the options of the first endpoint for which no model can be loaded."""
+    waits = [asyncio.ensure_future(endpoint.runner.refused()) for endpoint in service.endpoints.values()]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        return next(wait.result() for wait in waits if wait.done())
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
 async def _once_loaded(service: Service, then: Callable[[Service], None], systemd: Systemd) -> None:
-    while not service.runner.capacity:
+    while not all(endpoint.runner.capacity for endpoint in service.endpoints.values()):
         await asyncio.sleep(LOADED_SECONDS)
     systemd.tell("STATUS=takes requests")
     try:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ..runtime.errors import InvalidRequest
-from .protocol.urls import DEFAULT_ENDPOINT
 
 SQLITE = "service.sqlite3"
 MIB = 2**20
 _ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
+DEFAULT_ENDPOINT = "fal-ai/animatediff-sparsectrl-lcm"
+"""The name of a server that is given no other, and of requests from before the database recorded it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TAKEN = {"api", "comfy", "docs", "files", "page", "queue", "storage", "tokens", "workflows"}
 """First parts of paths that have another meaning, here or in fal's clients."""
@@ -27,17 +28,18 @@ class Settings:
         database: SQLAlchemy URL; None means SQLite in `data`.
         files: fsspec URL for uploads and clips; None means a folder in `data`.
         public_url: scheme and authority of the URLs in responses; None means those that the caller used.
-        endpoint: the name that clients call. Servers that share a database each work on the queue of theirs.
+        endpoints: the names that clients call, each with its bundle: a folder, or the URL of an object store, from
+            which each machine fetches it once; None means the demo bundle. Each has a queue, which all servers with
+            this endpoint on one database share.
         anonymous: whether to accept calls without a key.
         docs: whether to serve Swagger UI at /docs.
         extensions: whether inputs may have the fields of `ExtendedInput`.
         allow_private: host names, addresses or networks that keyframe and webhook URLs may reach even if not public.
-        bundle, backend, precision, threads: as for `VideoPipeline.load`; without `threads` the server keeps a core.
-            `bundle` may be the URL of an object store, from which each machine fetches it once.
+        backend, precision, threads: as for `VideoPipeline.load`; without `threads` the server keeps a core.
         warm: width and height that runners warm up for before they are ready.
         weights: other bundles, given as `bundle` is, by the names with which requests ask for their weights.
         pool: `local`, or `ray`: runners on a Ray cluster.
-        devices, runners: of the local pool; as `runner_devices` takes them.
+        devices, runners: of the local pool of each endpoint; as `runner_devices` takes them.
         ray_address, replicas, gpus_per_replica: of Ray: as `RayPool` takes them; `replicas` is MIN..MAX.
         pipeline: `module:callable` that creates the pipeline.
         queue_port: port on which every POST to the endpoint is a submission; None means prefix and host name decide.
@@ -81,13 +83,12 @@ class Settings:
     database: str | None = None
     files: str | None = None
     public_url: str | None = None
-    endpoint: str = DEFAULT_ENDPOINT
+    endpoints: Mapping[str, Path | str | None] = field(default_factory=lambda: {DEFAULT_ENDPOINT: None})
     anonymous: bool = False
     docs: bool = False
     extensions: bool = False
     allow_private: tuple[str, ...] = ()
 
-    bundle: Path | str | None = None
     backend: str = "auto"
     precision: str | None = None
     threads: int | None = None
@@ -138,11 +139,11 @@ class Settings:
     free_bytes: int = 256 * MIB
 
     def __post_init__(self) -> None:
-        owner, _, alias = self.endpoint.partition("/")
-        if not (_NAME.fullmatch(owner) and _NAME.fullmatch(alias)) or owner in TAKEN or len(self.endpoint) > 255:
-            raise InvalidRequest(
-                "endpoint", f"{self.endpoint!r} is not allowed", "give OWNER/NAME, such as me/portraits"
-            )
+        for endpoint in self.endpoints:
+            owner, _, alias = endpoint.partition("/")
+            if not (_NAME.fullmatch(owner) and _NAME.fullmatch(alias)) or owner in TAKEN or len(endpoint) > 255:
+                reason = f"{endpoint!r} is not allowed"
+                raise InvalidRequest("endpoint", reason, "give OWNER/NAME, such as me/portraits")
         if self.public_url is not None and not _ORIGIN.fullmatch(self.public_url):
             reason = f"{self.public_url!r} is not allowed"
             raise InvalidRequest("public_url", reason, "give http(s)://HOST or http(s)://HOST:PORT")

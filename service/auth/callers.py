@@ -7,7 +7,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from .. import clock
-from ..components import Service
+from ..components import CurrentEndpoint, Service
 from ..protocol.errors import ServiceError
 from .api_keys import ANONYMOUS
 from .signed_tokens import read_token
@@ -53,7 +53,7 @@ async def _key_of_header(request: Request) -> str:
     return key_id
 
 
-async def _key_of_stream(request: Request) -> str:
+async def _key_of_stream(request: Request, endpoint: CurrentEndpoint) -> str:
     """Returns the id of the key in the header, or of the key that a token in the query was made for.
 
     Raises:
@@ -65,8 +65,7 @@ async def _key_of_stream(request: Request) -> str:
         return await _key_of_header(request)
     claims = read_token(service.secret, "app", token, clock.now())
     await require_valid_key(service, claims["key_id"], 401)
-    endpoint = service.settings.endpoint
-    if not {endpoint, endpoint.partition("/")[2]} & set(claims.get("apps", ())):
+    if not {endpoint.name, endpoint.name.partition("/")[2]} & set(claims.get("apps", ())):
         raise ServiceError(403, "The token is for other apps")
     return str(claims["key_id"])
 

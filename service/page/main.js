@@ -90,8 +90,8 @@ function show(state) {
 /** Shows each runner of the server, now and every few seconds while the page is looked at. */
 async function showRunners() {
   if (!document.hidden) {
-    const { runners } = await about().catch(() => ({ runners: [] }));
-    $("runners").textContent = runners.map(({ name, state }) => `${name}: ${state}`).join(", ");
+    const { endpoints } = await about().catch(() => ({ endpoints: [] }));
+    $("runners").textContent = endpoints.flatMap(({ runners }) => runners).map(({ name, state }) => `${name}: ${state}`).join(", ");
   }
   setTimeout(showRunners, RUNNERS_SECONDS * 1000);
 }

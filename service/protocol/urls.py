@@ -1,10 +1,8 @@
 """The URLs of the endpoint and of its requests."""
 
 import re
+from collections.abc import Iterable
 from urllib.parse import quote
-
-DEFAULT_ENDPOINT = "fal-ai/animatediff-sparsectrl-lcm"
-"""The name of a server that is given no other, and of requests from before the database recorded it."""
 
 QUEUE_PREFIX = "/queue"
 """A POST to the endpoint under this prefix is a submission. Other paths mean the same with and without it."""
@@ -19,9 +17,13 @@ def request_urls(base_url: str, endpoint: str, request_id: str) -> dict[str, str
     return {"response_url": response, "status_url": f"{response}/status", "cancel_url": f"{response}/cancel"}
 
 
-def request_path(endpoint: str) -> re.Pattern[str]:
-    """Returns a pattern for a request's path and the paths below it. Group 1 is the request's id, group 2 the rest."""
-    return re.compile(rf"/{re.escape(endpoint)}/requests/([0-9A-Za-z-]{{1,64}})(/.*)?")
+def request_path(endpoints: Iterable[str]) -> re.Pattern[str]:
+    """Returns a pattern for a request's path and the paths below it.
+
+    Group 1 is the name of the endpoint, group 2 the request's id, group 3 the rest.
+    """
+    names = "|".join(map(re.escape, endpoints))
+    return re.compile(rf"/({names})/requests/([0-9A-Za-z-]{{1,64}})(/.*)?")
 
 
 def stored_file_url(base_url: str, file_id: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Takes waiting requests, hands them to the runners, stores their clips, and ends them."""
+"""Takes the waiting requests of an endpoint, hands them to its runner, stores their clips, and ends them."""
 
 import asyncio
 import logging
@@ -9,19 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from .. import clock
-from ..components import Service
+from ..components import Endpoint, Service
 from ..objects.object_stores import on_every_machine
 from ..objects.stored_files import announced_clip, file_url, store_clip
 from ..protocol.clip_input import INPUT_FIELDS
 from ..protocol.errors import ServiceError, failed, field_error, infrastructure_error, model_error
 from ..runner import Encoding, Event, Job, JobFailed, Made, OnEvent, Preview, RunnerLost
+from ..runner.picture_reader import PictureReader
 from ..store import STORE_FAILURES, FileRow, Outcome
 from .job_preparation import Preparation, Preparations, Prepared, check_clip_size, keyframe_error
 from .next_requests import NextRequests
-from .periodic_work import work_forever
 from .retries import until_it_is_stored, until_there_is_room
 from .views import View
 
@@ -40,54 +38,50 @@ log = logging.getLogger("sparsectrl_lcm.service")
 
 
 class Dispatcher:
-    """Claims waiting requests in order, as soon as a runner is free, and ends each of them."""
+    """Claims an endpoint's waiting requests in order, as soon as a runner is free, and ends each of them.
 
-    def __init__(self, service: Service) -> None:
+    Args:
+        service: the service.
+        endpoint: the endpoint.
+        pictures: reads the keyframes.
+    """
+
+    def __init__(self, service: Service, endpoint: Endpoint, pictures: PictureReader) -> None:
         self.service = service
         self._board = service.board
-        self._next = NextRequests(service.store, self._board)
-        self._preparations = Preparations(service, service.board.arrived)
+        self._endpoint = endpoint
+        self._runner = endpoint.runner
+        self._next = NextRequests(service.store, endpoint.queue)
+        self._preparations = Preparations(service, endpoint, pictures)
         self._at_runners: set[str] = set()
         self._claimer: asyncio.Task[None] | None = None
-        self._ticker: asyncio.Task[None] | None = None
         self._claimed: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
-        """Starts. Requests that an earlier process left running wait again, unless their callers are gone."""
-        left = await self._board.give_back(others=False)
-        await self._board.end_runs()
-        if left:
-            log.info("requests that were interrupted run again", extra={"requests": left})
+    def start(self) -> None:
+        """Begins to claim."""
         self._claimer = asyncio.create_task(self._claim_all(), name="dispatcher")
-        self._ticker = asyncio.create_task(work_forever(self.service), name="tick")
 
-    async def drain(self, seconds: float) -> None:
-        """Begins nothing more, waits for running requests and puts the rest back into the queue. May be repeated."""
-        self.service.draining = True
-        self._board.arrived.set()
-        end = time.monotonic() + seconds
-        self.service.store.deadline.at = min(self.service.store.deadline.at, end)
+    async def drain(self, end: float) -> None:
+        """Begins nothing more, and waits for what runs until `end`, as `time.monotonic`. May be repeated.
+
+        The service is `draining` already.
+        """
+        self._endpoint.queue.arrived.set()
         if self._claimer is not None:
-            await asyncio.wait({self._claimer}, timeout=seconds)
+            await asyncio.wait({self._claimer}, timeout=max(0.0, end - time.monotonic()))
         if self._claimed:
             await asyncio.wait(self._claimed, timeout=max(0.0, end - time.monotonic()))
-        tasks = [task for task in (self._claimer, self._ticker, *self._claimed) if task is not None]
+        tasks = [task for task in (self._claimer, *self._claimed) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._claimer = self._ticker = None
+        self._claimer = None
         await self._preparations.keep({})
-        await self._preparations.close()
-        if self.service.owner_lock.problem is not None:
-            return  # the requests of this server's name are the other's
-        try:
-            await self._board.give_back(others=False)
-        except SQLAlchemyError as error:  # the next start does it again
-            log.warning("the store failed: %s", error)
 
     async def _claim_all(self) -> None:
+        arrived = self._endpoint.queue.arrived
         while not self.service.draining:
-            self._board.arrived.clear()
+            arrived.clear()
             try:
                 if await self._begin_next():
                     continue
@@ -97,10 +91,10 @@ class Dispatcher:
                     log.exception("no request could be begun")
                 await asyncio.sleep(IDLE_SECONDS)
                 continue
-            soon = len(self._preparations) and len(self._at_runners) < max(1, self.service.runner.capacity)
+            soon = len(self._preparations) and len(self._at_runners) < max(1, self._runner.capacity)
             with suppress(TimeoutError):
                 async with asyncio.timeout(READY_SECONDS if soon else IDLE_SECONDS):
-                    await self._board.arrived.wait()
+                    await arrived.wait()
 
     async def _begin_next(self) -> bool:
         """Begins the first request that is ready; returns False if there is none."""
@@ -109,7 +103,7 @@ class Dispatcher:
             return False
         slow = self._preparations.slow()
         busy = [key_id for key_id, count in Counter(slow.values()).items() if count >= SLOW_OF_KEY]
-        limit = AHEAD + max(1, self.service.runner.capacity) + min(SLOW, len(slow))
+        limit = AHEAD + max(1, self._runner.capacity) + min(SLOW, len(slow))
         ahead = await self._next.first(limit, slow, busy)
         await self._preparations.keep(ahead)
         for request_id in ahead:
@@ -148,21 +142,21 @@ class Dispatcher:
 
     @property
     def _free(self) -> bool:
-        capacity = self.service.runner.capacity
+        capacity = self._runner.capacity
         return len(self._at_runners) < capacity and len(self._claimed) < capacity * (1 + STORED_AT_ONCE)
 
     async def _run(self, view: View, preparation: Preparation) -> None:
         row, start = view.row, time.monotonic()
-        metrics = self.service.metrics
-        metrics.wait.observe(max(0.0, clock.now() - row.created_at))
+        metrics, endpoint = self.service.metrics, self._endpoint.name
+        metrics.wait.labels(endpoint).observe(max(0.0, clock.now() - row.created_at))
         try:
             outcome = await self._attempt(view, preparation)
             if isinstance(outcome, RunnerLost):
                 await self._board.put_back(view, crashed=outcome.kind != "stopped")
             elif (status := await self._board.finish(view, outcome)) is not None:
                 seconds = time.monotonic() - start
-                metrics.total.observe(seconds)
-                about = {"request_id": row.id, "status": status, "seconds": round(seconds, 3)}
+                metrics.total.labels(endpoint).observe(seconds)
+                about = {"endpoint": endpoint, "request_id": row.id, "status": status, "seconds": round(seconds, 3)}
                 log.info("request ended", extra=about)
         except Exception:
             log.exception("the end of a request was not written", extra={"request_id": row.id})
@@ -174,7 +168,7 @@ class Dispatcher:
     def _leave_runner(self, view: View) -> None:
         if view.row.id in self._at_runners:
             self._at_runners.remove(view.row.id)
-            self._board.arrived.set()
+            self._endpoint.queue.arrived.set()
 
     async def _attempt(self, view: View, preparation: Preparation) -> Outcome | RunnerLost:
         """Makes one attempt. Returns the outcome, or how the runner was lost if the request should be tried again."""
@@ -195,8 +189,9 @@ class Dispatcher:
             return failed(infrastructure_error("internal_error", "Internal Server Error"))
 
     def _lost(self, view: View, error: RunnerLost) -> Outcome | RunnerLost:
-        self.service.metrics.lost.labels(error.kind).inc()
-        log.error("the runner was lost: %s", error.message, extra={"request_id": view.row.id})
+        self.service.metrics.lost.labels(self._endpoint.name, error.kind).inc()
+        extra = {"endpoint": self._endpoint.name, "request_id": view.row.id}
+        log.error("the runner was lost: %s", error.message, extra=extra)
         self._board.log(view, f"The runner was lost: {error.message}", "ERROR")
         if error.kind == "stopped" or (view.row.retry and view.row.crashes < self.service.settings.retries):
             return error
@@ -207,7 +202,7 @@ class Dispatcher:
     async def _make(self, view: View, prepared: Prepared) -> Outcome:
         clip = view.clip
         assert clip is not None
-        check_clip_size(self.service, prepared.job.options)
+        check_clip_size(self.service, self._endpoint, prepared.job.options)
         files_url = self.service.settings.files_url
         place = None
         if on_every_machine(files_url):
@@ -215,12 +210,13 @@ class Dispatcher:
             view.clip = None  # a runner that is lost or cancelled may have written the object: its record stays
         made = await self._run_job(view, replace(prepared.job, place=place, retry=view.row.retry))
         view.clip = clip if made.stored is None else replace(clip, size=made.stored)
+        metrics, endpoint = self.service.metrics, self._endpoint.name
         for stage, seconds in made.timings.items():
-            self.service.metrics.stages.labels(stage).observe(seconds)
+            metrics.stages.labels(endpoint, stage).observe(seconds)
         if made.stored is None:
             await self._keep_clip(view, prepared.job.output)
         seed = made.seed if prepared.seed is None else prepared.seed
-        self.service.metrics.clips.labels(made.runner).inc()
+        metrics.clips.labels(endpoint, made.runner).inc()
         self._board.log(view, _summary(made), "INFO", {"fraction": "1"})
         file = view.clip
         video: dict[str, Any] = {"url": file_url(view.row.base_url, file), "content_type": file.content_type}
@@ -232,7 +228,7 @@ class Dispatcher:
 
         async def run() -> Made:
             try:
-                return await self.service.runner.run(job, self._listener(view))
+                return await self._runner.run(job, self._listener(view))
             finally:
                 self._leave_runner(view)
 

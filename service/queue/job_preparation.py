@@ -12,7 +12,7 @@ from secrets import token_hex
 from typing import Any
 
 from ...runtime.images import RESAMPLES
-from ..components import Service
+from ..components import Endpoint, Service
 from ..network.keyframe_urls import save_keyframe
 from ..protocol.errors import ServiceError, field_error
 from ..protocol.urls import QUEUE_PREFIX
@@ -33,14 +33,14 @@ def keyframe_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:
     return field_error(f"keyframe_{slots[error.keyframe]}_image_url", error.message, "image_load_error")
 
 
-def check_clip_size(service: Service, options: Mapping[str, Any]) -> None:
+def check_clip_size(service: Service, endpoint: Endpoint, options: Mapping[str, Any]) -> None:
     """Checks the size that a request asks for against `clip_pixels`. Those of the bundle are always allowed.
 
     Raises:
         ServiceError: 422: the clip has too many pixels.
     """
     asked = [name for name in ("num_frames", "width", "height") if name in options]
-    about, most = service.runner.about, service.settings.clip_pixels
+    about, most = endpoint.runner.about, service.settings.clip_pixels
     sides = {"num_frames": about.get("frames", 0), "width": about.get("width", 0), "height": about.get("height", 0)}
     pixels = math.prod(options.get(name, default) for name, default in sides.items())
     if asked and pixels > most:
@@ -102,22 +102,19 @@ class Preparation:
 
 
 class Preparations:
-    """The preparations of the next requests. These are not claimed yet, so they still count as waiting.
+    """The preparations of an endpoint's next requests. These are not claimed yet, so they still count as waiting.
 
     Args:
         service: the service.
-        ended: event that is set whenever a preparation ends.
+        endpoint: the endpoint. Its queue is told whenever a preparation ends.
+        pictures: reads the keyframes.
     """
 
-    def __init__(self, service: Service, ended: asyncio.Event) -> None:
+    def __init__(self, service: Service, endpoint: Endpoint, pictures: PictureReader) -> None:
         self._service = service
-        self._ended = ended
-        self._pictures = PictureReader(service.settings.image_pixels, service.settings.image_seconds)
+        self._endpoint = endpoint
+        self._pictures = pictures
         self._of_request: dict[str, Preparation] = {}
-
-    async def close(self) -> None:
-        """Ends the process that waits for keyframes."""
-        await self._pictures.close()
 
     def __len__(self) -> int:
         return len(self._of_request)
@@ -146,13 +143,13 @@ class Preparations:
             if request_id not in self._of_request:
                 folder = self._service.settings.work / f"job-{token_hex(8)}"
                 task = asyncio.create_task(self._prepare(request_id, key_id, folder))
-                task.add_done_callback(lambda _: self._ended.set())
+                task.add_done_callback(lambda _: self._endpoint.queue.arrived.set())
                 self._of_request[request_id] = Preparation(key_id, folder, task, time.monotonic())
 
     async def _prepare(self, request_id: str, key_id: str, folder: Path) -> Prepared | None:
         async def prepare() -> Prepared | None:
             try:
-                return await _prepare(self._service, self._pictures, request_id, key_id, folder)
+                return await _prepare(self._service, self._endpoint, self._pictures, request_id, key_id, folder)
             except OSError:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # others may need the room
                 raise
@@ -161,7 +158,7 @@ class Preparations:
 
 
 async def _prepare(
-    service: Service, pictures: PictureReader, request_id: str, key_id: str, folder: Path
+    service: Service, endpoint: Endpoint, pictures: PictureReader, request_id: str, key_id: str, folder: Path
 ) -> Prepared | None:
     found = await service.board.input_of(request_id)
     if found is None:
@@ -188,7 +185,7 @@ async def _prepare(
     except ExceptionGroup as errors:  # the first error cancels the others
         raise errors.exceptions[0] from None
     if fetched:
-        about = service.runner.about
+        about = endpoint.runner.about
         size = (options.get("width", about["width"]), options.get("height", about["height"])) if about else None
         files = [path for _, path in (task.result() for task in fetched)]
         try:

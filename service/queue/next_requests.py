@@ -6,23 +6,23 @@ from itertools import islice
 
 from .. import clock
 from ..store import SqlStore
-from .request_states import Board
+from .endpoint_queue import EndpointQueue
 
 OWN_SECONDS, SHARED_SECONDS = 1.0, 0.02
 """How long what was read counts if nobody tells of a change; the second if other servers use the store, too."""
 
 
 class NextRequests:
-    """The requests that begin next, in order.
+    """The requests of an endpoint that begin next, in order.
 
     Args:
         store: has the order.
-        board: tells of changes.
+        queue: tells of changes.
     """
 
-    def __init__(self, store: SqlStore, board: Board) -> None:
+    def __init__(self, store: SqlStore, queue: EndpointQueue) -> None:
         self._store = store
-        self._board = board
+        self._queue = queue
         self._found: dict[str, str] = {}
         self._all = False  # whether these are all that wait
         self._basis: tuple[int, frozenset[str], frozenset[str]] | None = None
@@ -35,11 +35,12 @@ class NextRequests:
             count: most requests to return.
             known, without_keys: as `SqlStore.ahead` takes them.
         """
-        store, basis = self._store, (self._board.changes, frozenset(known), frozenset(without_keys))
+        store, basis = self._store, (self._queue.changes, frozenset(known), frozenset(without_keys))
         old = time.monotonic() - self._read_at > (SHARED_SECONDS if store.shared else OWN_SECONDS)
         if old or basis != self._basis or not (self._all or len(self._found) >= count):
             self.forget()  # if the store fails
-            self._found = await store.read(store.ahead, 2 * count, clock.now(), known, without_keys)
+            order = (self._queue.endpoint, 2 * count, clock.now(), known, without_keys)
+            self._found = await store.read(store.ahead, *order)
             self._basis, self._read_at, self._all = basis, time.monotonic(), len(self._found) < 2 * count
         return dict(islice(self._found.items(), count))
 

@@ -42,8 +42,8 @@ async def work_forever(service: Service) -> None:
 
 
 async def _renew(service: Service) -> None:
-    for request_id in await service.board.renew(service.settings.lease_seconds):
-        service.runner.cancel(request_id)  # cancelled at another server, or taken over by it
+    for row in await service.board.renew(service.settings.lease_seconds):
+        service.endpoints[row.endpoint].runner.cancel(row.id)  # cancelled at another server, or taken over by it
 
 
 async def _take_over(service: Service) -> None:
@@ -57,9 +57,11 @@ async def _take_over(service: Service) -> None:
 
 
 async def _measure(service: Service) -> None:
-    metrics, counts = service.metrics, await service.board.counts()
-    metrics.waiting.set(counts["queued"])
-    metrics.running.set(counts["running"])
-    for runner in service.runner.runners:
-        metrics.ready.labels(runner.name).set(runner.state in ("ready", "busy"))
-        metrics.busy.labels(runner.name).set(runner.state == "busy")
+    metrics = service.metrics
+    for name, endpoint in service.endpoints.items():
+        counts = await service.board.counts(name)
+        metrics.waiting.labels(name).set(counts["queued"])
+        metrics.running.labels(name).set(counts["running"])
+        for runner in endpoint.runner.runners:
+            metrics.ready.labels(name, runner.name).set(runner.state in ("ready", "busy"))
+            metrics.busy.labels(name, runner.name).set(runner.state == "busy")

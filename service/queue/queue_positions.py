@@ -9,18 +9,20 @@ ORDER_SECONDS = 0.2
 
 
 class QueuePositions:
-    """The places of the waiting requests.
+    """The places of the waiting requests of an endpoint.
 
     Args:
         store: has the order.
+        endpoint: its name.
 
     Attributes:
         changed: whether the order may have changed since it was read.
     """
 
-    def __init__(self, store: SqlStore) -> None:
+    def __init__(self, store: SqlStore, endpoint: str) -> None:
         self.changed = True
         self._store = store
+        self._endpoint = endpoint
         self._places: dict[str, int] = {}
         self._read_at = 0.0
 
@@ -36,7 +38,7 @@ class QueuePositions:
         if position is None:
             self.changed, self._read_at = self._store.shared, time.monotonic()
             try:
-                ids = await self._store.read(self._store.waiting)
+                ids = await self._store.read(self._store.waiting, self._endpoint)
             except STORE_FAILURES:
                 self.changed = True
                 return self._places.get(request_id, len(self._places))

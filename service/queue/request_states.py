@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -11,9 +11,8 @@ from .. import clock
 from ..metrics import Metrics
 from ..protocol.errors import not_found
 from ..protocol.extended_input import ExtendedInput
-from ..store import STORE_FAILURES, FileRow, LogRow, NewRequest, Outcome, SqlStore, Submitted
-from ..store.request_rows import REVOKED
-from .queue_positions import QueuePositions
+from ..store import STORE_FAILURES, Change, FileRow, LogRow, NewRequest, Outcome, RequestRow, SqlStore, Submitted
+from .endpoint_queue import EndpointQueue
 from .retries import until_the_store_works
 from .views import View
 
@@ -30,17 +29,18 @@ class Board:
         store: holds the authoritative state.
         owner: the name under which this server claims requests.
         metrics: counts every ended request.
+        endpoints: the endpoints that this server works on.
         unstarted_limit: as `SqlStore.submit` takes it.
 
     Attributes:
-        arrived: set if a request may be ready to begin.
-        changes: counts what may add to the waiting requests or change their order.
-        positions: how many requests wait ahead of each.
+        queues: the queue of each endpoint, by its name.
     """
 
-    def __init__(self, store: SqlStore, owner: str, metrics: Metrics, unstarted_limit: int = 2000) -> None:
+    def __init__(
+        self, store: SqlStore, owner: str, metrics: Metrics, endpoints: Iterable[str], unstarted_limit: int = 2000
+    ) -> None:
         self.owner = owner
-        self.arrived = asyncio.Event()
+        self.queues = {name: EndpointQueue(store, name) for name in endpoints}
         self._store = store
         self._metrics = metrics
         self._unstarted_limit = unstarted_limit
@@ -50,8 +50,6 @@ class Board:
         self._writing = asyncio.Lock()  # for writes that depend on the two above, or change them
         self._loads: dict[str, asyncio.Task[View | None]] = {}
         self._changed_while_loading: set[str] = set()
-        self.positions = QueuePositions(store)
-        self.changes = 0
 
     async def submit(self, new: NewRequest, outcome: Outcome | None = None, **limits: int) -> Submitted:
         """Adds a request as `SqlStore.submit` does."""
@@ -59,8 +57,8 @@ class Board:
         limits["unstarted_limit"] = self._unstarted_limit
         made = await self._store.write(self._store.submit, new, **limits, outcome=outcome)
         if outcome is not None and made.is_new:
-            self._count(outcome.status)
-        self._queue_changed()
+            self._count(new.endpoint, outcome.status)
+        self.queues[new.endpoint].changed()
         return made
 
     def known(self, request_id: str) -> View | None:
@@ -110,9 +108,9 @@ class Board:
         found = await self._store.read(self._store.given, request_id)
         return None if found is None else (ExtendedInput.model_validate(found[0]), found[1])
 
-    async def counts(self) -> dict[str, int]:
-        """Returns how many requests are `queued` and `running`."""
-        return await self._store.read(self._store.counts)
+    async def counts(self, endpoint: str) -> dict[str, int]:
+        """Returns how many requests of an endpoint are `queued` and `running`."""
+        return await self._store.read(self._store.counts, endpoint)
 
     async def claim(self, request_id: str, lease_seconds: float, clip: FileRow | None = None) -> View | None:
         """Claims a request. `log` and `show` may change its view until `finish` or `put_back`.
@@ -126,6 +124,7 @@ class Board:
                 return None
             view = self._running[request_id] = View(*taken, time.monotonic(), clip)
             self._written[request_id] = len(view.logs)
+        self.queues[view.row.endpoint].positions.changed = True
         self._forget_views(request_id)
         return view
 
@@ -139,8 +138,8 @@ class Board:
         view.preview = preview
         view.wake()
 
-    async def renew(self, lease_seconds: float) -> list[str]:
-        """Extends the leases and writes new log lines. Returns the ids of requests to stop."""
+    async def renew(self, lease_seconds: float) -> list[RequestRow]:
+        """Extends the leases and writes new log lines. Returns the records of requests to stop."""
         async with self._writing:
             held = dict(self._running)
             lines = {request_id: self._unwritten(view) for request_id, view in held.items()}
@@ -149,7 +148,7 @@ class Board:
             for request_id, view in held.items():
                 if self._running.get(request_id) is view:
                     self._written[request_id] += len(lines[request_id])
-        return [request_id for request_id in stop if self._running.get(request_id) is held[request_id]]
+        return [held[request_id].row for request_id in stop if self._running.get(request_id) is held[request_id]]
 
     async def finish(self, view: View, outcome: Outcome) -> int | None:
         """Ends a request that ran here. Returns its status, or None if it no longer belonged to this server."""
@@ -157,7 +156,7 @@ class Board:
             view, lambda lines: self._store.finish(view.row, outcome, clock.now(), lines, view.clip)
         )
         if ended is not None:
-            self._count(ended)
+            self._count(view.row.endpoint, ended)
         return ended
 
     async def put_back(self, view: View, *, crashed: bool) -> None:
@@ -166,8 +165,8 @@ class Board:
             view, lambda lines: self._store.put_back(view.row, lines, clock.now(), crashed=crashed, clip=view.clip)
         )
         if ended is not None:
-            self._count(ended)
-        self._queue_changed()
+            self._count(view.row.endpoint, ended)
+        self.queues[view.row.endpoint].changed()
 
     def abandon(self, view: View) -> None:
         """Stops tracking a request without a write to the store; `give_back` finds it later."""
@@ -179,9 +178,8 @@ class Board:
     async def cancel(self, request_id: str, reason: str = "client_cancelled") -> bool:
         """Ends a waiting request, or marks a running one as cancelled. Returns False if it did neither."""
         done = await self._store.write(self._store.cancel, request_id, clock.now(), reason)
-        if done == "ended":
-            self._count(499)
-            self._queue_changed()
+        if done is not None and done.status is not None:
+            self._note(done)
         if request_id not in self._running:
             self._forget_views(request_id)
         return done is not None
@@ -191,23 +189,18 @@ class Board:
         async with self._writing:
             held, now = list(self._running), clock.now()
             given = await self._store.write(self._store.give_back, self.owner, held, now, others)
-        for status in given.values():
-            if status is not None:
-                self._count(status)
-        if given:
-            self._forget_views(*given)
-            self._queue_changed()
-        return list(given)
+        self._note(*given)
+        return [change.id for change in given]
 
     async def end_runs(self) -> None:
         """Ends runs whose callers were connected to an earlier process of this server."""
-        self._all_ended(await self._store.write(self._store.end_runs, self.owner, clock.now()), 499)
+        self._note(*await self._store.write(self._store.end_runs, self.owner, clock.now()))
 
     async def expire_waiting(self) -> None:
         """Ends waiting requests that were not started in time, or whose API key was revoked."""
         now = clock.now()
-        self._all_ended(await self._store.write(self._store.expire_waiting, now), 504)
-        self._all_ended(await self._store.write(self._store.end_revoked, now), REVOKED)
+        self._note(*await self._store.write(self._store.expire_waiting, now))
+        self._note(*await self._store.write(self._store.end_revoked, now))
 
     async def forget(self, before: float, private_before: float) -> None:
         """Deletes all requests that ended long ago; calls `SqlStore.forget` until none is left."""
@@ -261,23 +254,20 @@ class Board:
         finally:
             self.abandon(view)
 
-    def _queue_changed(self) -> None:
-        self.changes += 1
-        self.positions.changed = True
-        self.arrived.set()
+    def _count(self, endpoint: str, status: int) -> None:
+        self._metrics.ended.labels(endpoint, str(status)).inc()
 
-    def _count(self, status: int) -> None:
-        self._metrics.ended.labels(str(status)).inc()
-
-    def _all_ended(self, request_ids: Sequence[str], status: int) -> None:
-        for _ in request_ids:
-            self._count(status)
-        self._forget_views(*request_ids)
-        self.changes += len(request_ids)  # others of their keys move up
+    def _note(self, *changes: Change) -> None:
+        """Notes requests that ended while they waited, so that others of their keys move up, or that wait again."""
+        for change in changes:
+            if change.status is not None:
+                self._count(change.endpoint, change.status)
+            if change.endpoint in self.queues:  # other servers on the database may have other endpoints
+                self.queues[change.endpoint].changed()
+        self._forget_views(*(change.id for change in changes))
 
     def _forget_views(self, *request_ids: str) -> None:
         """Drops the views of requests that have changed in the store, and wakes all who wait for a change."""
-        self.positions.changed = True
         for request_id in request_ids:
             if request_id in self._loads:
                 self._changed_while_loading.add(request_id)

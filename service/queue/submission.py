@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from .. import clock
-from ..components import Service
+from ..components import Endpoint, Service
 from ..http.called_url import root_url
 from ..http.request_bodies import read_body, received
 from ..network.downloads import FetchError, check_url
@@ -35,10 +35,13 @@ IDEMPOTENCY_KEY = 255
 """Most characters of an idempotency key."""
 
 
-async def accept(service: Service, request: Request, key_id: str, kind: Literal["queue", "run"]) -> Submitted:
-    """Puts a request into the queue. As on fal, a submission with wrong input is accepted, and its result is the error.
+async def accept(
+    service: Service, endpoint: Endpoint, request: Request, key_id: str, kind: Literal["queue", "run"]
+) -> Submitted:
+    """Puts a request into the queue of an endpoint.
 
-    A submission that repeats the `Idempotency-Key` of an earlier one gets the request of that one.
+    As on fal, a submission with wrong input is accepted, and its result is the error. A submission that repeats the
+    `Idempotency-Key` of an earlier one gets the request of that one.
 
     Raises:
         ServiceError: 400 for a wrong header, 413 for a body that is too large, 422 for a body that is not a JSON
@@ -48,12 +51,14 @@ async def accept(service: Service, request: Request, key_id: str, kind: Literal[
     """
     if kind == "run" and service.draining:
         raise infrastructure_error("runner_scheduling_failure", "The server is about to stop")
-    new = _request_of_headers(service, request, key_id, kind)
+    new = _request_of_headers(service, endpoint, request, key_id, kind)
     async with _given_input(service, request, key_id) as given:
         return await _submit(service, request, new, given)
 
 
-def _request_of_headers(service: Service, request: Request, key_id: str, kind: Literal["queue", "run"]) -> NewRequest:
+def _request_of_headers(
+    service: Service, endpoint: Endpoint, request: Request, key_id: str, kind: Literal["queue", "run"]
+) -> NewRequest:
     """Returns a new request with the options from headers and query."""
     settings, query, headers = service.settings, request.query_params, request.headers
     now = clock.now()
@@ -72,6 +77,7 @@ def _request_of_headers(service: Service, request: Request, key_id: str, kind: L
         object_seconds=lifetime_in_header(headers, settings),
         webhook=_webhook(query.get("fal_webhook"), settings.allow_private),
         idempotency_key=_idempotency_key(headers.get("Idempotency-Key")) if kind == "queue" else None,
+        endpoint=endpoint.name,
     )
 
 
@@ -116,7 +122,7 @@ async def _submit(service: Service, request: Request, new: NewRequest, given: di
     if wrong is not None and new.kind == "run":  # stored nevertheless, since it counts among the key's `key_unstarted`
         raise wrong
     if made.is_new:
-        service.metrics.submitted.labels(new.kind).inc()
+        service.metrics.submitted.labels(new.endpoint, new.kind).inc()
     return made
 
 

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -9,6 +10,7 @@ from fastapi.responses import Response
 from ..auth.callers import KeyId
 from ..components import CurrentService
 from ..protocol.responses import Json
+from ..runner import Runner
 
 STALE_SECONDS = 5.0
 """Longest time without periodic work, which happens each second, before the server counts as not ready."""
@@ -23,7 +25,7 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(service: CurrentService) -> Response:
-    """Returns 200 and the state of each runner if a model is loaded, the database answers and requests are accepted.
+    """Returns 200 and the state of each runner if every endpoint has a model loaded and the database answers.
 
     Needs no key, so it shows no paths or process ids.
     """
@@ -34,13 +36,20 @@ async def readyz(service: CurrentService) -> Response:
         problem = "the database does not answer"
     if problem is not None:
         return Json({"status": "failed", "problem": problem}, 503)
-    runner = service.runner
+    endpoints = {name: _readiness(endpoint.runner) for name, endpoint in service.endpoints.items()}
+    states = {endpoint["status"] for endpoint in endpoints.values()}
+    status = next(state for state in ("failed", "loading", "ready") if state in states)
+    return Json({"status": status, "endpoints": endpoints}, 200 if status == "ready" else 503)
+
+
+def _readiness(runner: Runner) -> dict[str, Any]:
+    """Returns the state of an endpoint: what it runs, or why it does not."""
     runners = {"runners": [{k: v for k, v in asdict(status).items() if v is not None} for status in runner.runners]}
     if not runner.capacity:
         state = {"status": "failed", "problem": runner.problem} if runner.problem else {"status": "loading"}
-        return Json(state | runners, 503)
+        return state | runners
     about = {name: value for name, value in runner.about.items() if name not in ("bundle", "pid")}
-    return Json({"status": "ready", **about, **runners})
+    return {"status": "ready", **about, **runners}
 
 
 @router.get("/metrics")

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ..auth.callers import KeyId, StreamKeyId
-from ..components import CurrentService, Service
+from ..components import CurrentEndpoint, CurrentService, Endpoint, Service
 from ..http.called_url import base_url, role
 from ..protocol.errors import infrastructure_error
 from ..protocol.request_status import preview_uri
@@ -29,24 +30,26 @@ def make_router(endpoint: str) -> APIRouter:
     return router
 
 
-async def submit_or_run(service: CurrentService, key_id: KeyId, request: Request) -> Response:
+async def submit_or_run(
+    service: CurrentService, endpoint: CurrentEndpoint, key_id: KeyId, request: Request
+) -> Response:
     """Submits a request or runs it, depending on port, host name or prefix."""
     if role(service.settings, request) == "run":
-        return await _run(service, request, key_id)
-    new = await accept(service, request, key_id, "queue")
+        return await _run(service, endpoint, request, key_id)
+    new = await accept(service, endpoint, request, key_id, "queue")
     body = {"status": "IN_QUEUE", "request_id": new.id, "gateway_request_id": new.id, "queue_position": new.ahead}
-    links = request_urls(base_url(service.settings, request), service.settings.endpoint, new.id)
+    links = request_urls(base_url(service.settings, request), endpoint.name, new.id)
     return Json(body | links, headers={"X-Fal-Request-Id": new.id})
 
 
-async def stream(service: CurrentService, key_id: StreamKeyId, request: Request) -> Response:
+async def stream(service: CurrentService, endpoint: CurrentEndpoint, key_id: StreamKeyId, request: Request) -> Response:
     """Makes a clip and sends progress and previews as server-sent events. The last event is the result."""
-    return _Stream(service, await accept(service, request, key_id, "run"))
+    return _Stream(service, endpoint, await accept(service, endpoint, request, key_id, "run"))
 
 
-async def _run(service: Service, request: Request, key_id: str) -> Response:
+async def _run(service: Service, endpoint: Endpoint, request: Request, key_id: str) -> Response:
     """Makes a clip and responds with it. The request ends with its connection."""
-    new = await accept(service, request, key_id, "run")
+    new = await accept(service, endpoint, request, key_id, "run")
     disconnected = asyncio.ensure_future(_disconnected(request))
     outcome = None
     try:
@@ -61,7 +64,7 @@ async def _run(service: Service, request: Request, key_id: str) -> Response:
     finally:
         disconnected.cancel()
         if outcome is None:
-            await _cancel_unfinished(service, new.id)
+            await _cancel_unfinished(service, endpoint, new.id)
     if outcome is None:
         raise infrastructure_error("client_disconnected", "Client disconnected")
     return outcome_response(outcome)
@@ -70,16 +73,16 @@ async def _run(service: Service, request: Request, key_id: str) -> Response:
 class _Stream(StreamingResponse):
     """The events of a run. The request ends with its connection, even if no event was sent."""
 
-    def __init__(self, service: Service, new: Submitted) -> None:
+    def __init__(self, service: Service, endpoint: Endpoint, new: Submitted) -> None:
         super().__init__(_events(service, new), media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
-        self._service, self._id = service, new.id
+        self._cancel = partial(_cancel_unfinished, service, endpoint, new.id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await asyncio.shield(_cancel_unfinished(self._service, self._id))
+            await asyncio.shield(self._cancel())
 
 
 async def _events(service: Service, new: Submitted) -> AsyncIterator[bytes]:
@@ -113,13 +116,13 @@ async def _first_view(service: Service, new: Submitted) -> View:
     return await until_the_store_works(lambda: service.board.view(new.id, new.key_id))
 
 
-async def _cancel_unfinished(service: Service, request_id: str) -> None:
+async def _cancel_unfinished(service: Service, endpoint: Endpoint, request_id: str) -> None:
     """Cancels a run if it has not ended."""
 
     async def cancel() -> None:
         if service.draining and service.database_problem:
             return  # the next start ends all runs
         if await service.board.cancel(request_id, "client_disconnected"):
-            service.runner.cancel(request_id)
+            endpoint.runner.cancel(request_id)
 
     await until_the_store_works(cancel)

@@ -32,11 +32,13 @@ async def about(service: CurrentService) -> Response:
     """Returns what the page cannot know by itself."""
     settings = service.settings
     known = {
-        "endpoint": settings.endpoint,
+        "endpoints": [
+            {"name": name, "runners": [{"name": each.name, "state": each.state} for each in endpoint.runner.runners]}
+            for name, endpoint in service.endpoints.items()
+        ],
         "tls_port": settings.tls_port,
         "clip_pixels": settings.clip_pixels if settings.extensions else None,
         "weights": list(settings.weights),
-        "runners": [{"name": runner.name, "state": runner.state} for runner in service.runner.runners],
     }
     return Json(known, headers={"Cache-Control": "no-cache"})
 

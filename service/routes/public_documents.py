@@ -21,9 +21,8 @@ async def jwks(service: CurrentService) -> Response:
 @router.get("/api/openapi/queue/openapi.json")
 @router.get("/openapi.json")
 async def openapi(service: CurrentService, request: Request) -> Response:
-    """Returns the OpenAPI document of the endpoint, as fal publishes it."""
-    endpoint = service.settings.endpoint
-    asked = request.query_params.get("endpoint_id", endpoint)
-    if asked != endpoint:
-        raise ServiceError(404, f"Endpoint {asked[:200]!r} not found; this server has {endpoint}")
-    return Json(queue_document(endpoint, root_url(service.settings, request), service.settings.extensions))
+    """Returns the OpenAPI document of an endpoint, as fal publishes it: of `endpoint_id`, or of the first one."""
+    asked = request.query_params.get("endpoint_id", next(iter(service.endpoints)))
+    if asked not in service.endpoints:
+        raise ServiceError(404, f"Endpoint {asked[:200]!r} not found; this server has {', '.join(service.endpoints)}")
+    return Json(queue_document(asked, root_url(service.settings, request), service.settings.extensions))

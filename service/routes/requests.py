@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 
 from ..auth.callers import KeyId
-from ..components import CurrentService, Service
+from ..components import CurrentEndpoint, CurrentService, Service
 from ..http.called_url import base_url
 from ..protocol.errors import ServiceError, not_found
 from ..protocol.request_status import WANTS_LOGS, preview_uri, status_of
@@ -31,11 +31,17 @@ def make_router(endpoint: str) -> APIRouter:
     return router
 
 
-async def _own_request(service: CurrentService, key_id: KeyId, request_id: str) -> View:
-    """Returns the caller's request. Checks the key first, since people test keys with the status of a random id."""
+async def _own_request(service: CurrentService, endpoint: CurrentEndpoint, key_id: KeyId, request_id: str) -> View:
+    """Returns the caller's request of the endpoint in the path.
+
+    Checks the key first, since people test keys with the status of a random id.
+    """
     if len(request_id) > 64 or not request_id.isascii() or not request_id.isprintable():
         raise not_found()
-    return await service.board.view(request_id, key_id)
+    view = await service.board.view(request_id, key_id)
+    if view.row.endpoint != endpoint.name:
+        raise not_found()
+    return view
 
 
 OwnRequest = Annotated[View, Depends(_own_request)]
@@ -61,18 +67,19 @@ async def result(view: OwnRequest) -> Response:
     return outcome_response(outcome)
 
 
-async def cancel(service: CurrentService, view: OwnRequest) -> Response:
+async def cancel(service: CurrentService, endpoint: CurrentEndpoint, view: OwnRequest) -> Response:
     """Ends a waiting request at once, and a running one at its next step."""
     if not await service.board.cancel(view.row.id):
         return Json({"status": "ALREADY_COMPLETED"}, 400)
-    service.runner.cancel(view.row.id)
+    endpoint.runner.cancel(view.row.id)
     return Json({"status": "CANCELLATION_REQUESTED"}, 202)
 
 
 async def _status(service: Service, request: Request, view: View, logs_from: int | None) -> tuple[int, dict[str, Any]]:
-    position = await service.board.positions.of(view.row.id) if view.row.state == "queued" else 0
-    links = request_urls(base_url(service.settings, request), service.settings.endpoint, view.row.id)
-    return status_of(view.row, view.logs, links, position, logs_from)
+    row = view.row
+    position = await service.endpoints[row.endpoint].queue.positions.of(row.id) if row.state == "queued" else 0
+    links = request_urls(base_url(service.settings, request), row.endpoint, row.id)
+    return status_of(row, view.logs, links, position, logs_from)
 
 
 async def _states(service: Service, request: Request, view: View) -> AsyncIterator[bytes]:

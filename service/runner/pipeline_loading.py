@@ -16,7 +16,7 @@ from ..protocol.clip_input import LAST
 from ..settings import Settings
 from .bundle_cache import is_url, local_bundle, read_remote_manifest
 from .devices import has_own_name, is_cuda, share_cores, take_device
-from .make_runner import check_pool
+from .make_runners import check_pool
 
 SHOW_BACKENDS = "run sparsectrl-lcm doctor; engines for it may have to be built"
 
@@ -106,12 +106,16 @@ def check(settings: Settings) -> None:
         check_weights(settings.backend, settings.weights)
         if not takes_names and (named := next(filter(has_own_name, settings.devices), None)):
             raise BackendError("devices", f"{settings.backend} does not use {named}", "give cuda:N, cpu or auto")
+    for bundle in settings.endpoints.values():
+        _check_bundle(bundle, settings.warm)
+
+
+def _check_bundle(bundle: Path | str | None, warm: tuple[int, int] | None) -> None:
     with TemporaryDirectory() as folder:
-        url = settings.bundle if isinstance(settings.bundle, str) and is_url(settings.bundle) else None
-        place = read_remote_manifest(url, Path(folder)) if url else bundle_folder(settings.bundle)
-        manifest = read_manifest(place)
-    if settings.warm is not None:
-        check_request(ClipRequest("", width=settings.warm[0], height=settings.warm[1]), manifest)
+        url = bundle if isinstance(bundle, str) and is_url(bundle) else None
+        manifest = read_manifest(read_remote_manifest(url, Path(folder)) if url else bundle_folder(bundle))
+    if warm is not None:
+        check_request(ClipRequest("", width=warm[0], height=warm[1]), manifest)
     frames = manifest.sizes.frames
     if frames != LAST + 1:
         reason = f"its clips have {frames} frames, the endpoint's {LAST + 1}"

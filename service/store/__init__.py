@@ -7,12 +7,13 @@ All access goes through `SqlStore`. Its methods block; the event loop calls them
 from .key_quota import QuotaExceeded
 from .outage import STORE_FAILURES
 from .owner_lock import OwnerLock
-from .records import FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, Submitted, WebhookRow
+from .records import Change, FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, Submitted, WebhookRow
 from .request_queries import OtherInput, QueueFull
 from .sql_store import SqlStore
 
 __all__ = [
     "STORE_FAILURES",
+    "Change",
     "FileRow",
     "KeyRow",
     "LogRow",

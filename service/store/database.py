@@ -34,7 +34,6 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from ...runtime.errors import InvalidRequest, first_line
-from ..protocol.urls import DEFAULT_ENDPOINT
 from . import sqlite, tables
 from .deadline import Deadline
 from .outage import STORE_FAILURES, Outage, StoreUnavailable
@@ -56,7 +55,6 @@ class Database:
 
     Args:
         url: SQLAlchemy URL. One server at a time may use SQLite, several may share PostgreSQL.
-        endpoint: the endpoint whose queue the server works on. Everything else is that of all servers.
 
     Raises:
         InvalidRequest: the URL is invalid or of another kind, its driver is not installed, or as `schema.upgrade`.
@@ -67,8 +65,7 @@ class Database:
         deadline: set while the server ends: calls then take no longer.
     """
 
-    def __init__(self, url: str, endpoint: str = DEFAULT_ENDPOINT) -> None:
-        self.endpoint = endpoint
+    def __init__(self, url: str) -> None:
         self.deadline = Deadline()
         self.engine = _engine(url, self.deadline)
         self.shared = self.engine.dialect.name != "sqlite"

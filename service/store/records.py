@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..settings import DEFAULT_ENDPOINT
+
 State = Literal["queued", "running", "done"]
 NORMAL, LOW = 0, 1
 
@@ -27,6 +29,7 @@ class NewRequest:
         home: for `run`, the server that the caller is connected to.
         idempotency_key: the caller's name of this submission; a repeated one gets the first request.
         fingerprint: hash of the input as the caller gave it, to tell a repeated submission from another.
+        endpoint: the endpoint in whose queue it waits.
     """
 
     id: str
@@ -44,6 +47,7 @@ class NewRequest:
     home: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
+    endpoint: str = DEFAULT_ENDPOINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,7 @@ class RequestRow:
     sequence: int
     id: str
     key_id: str
+    endpoint: str
     kind: str
     state: State
     priority: int
@@ -113,6 +118,21 @@ class RequestRow:
     crashes: int
     cancelled: bool
     outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What was done to a request that neither runs here nor is submitted now.
+
+    Attributes:
+        id: of the request.
+        endpoint: its endpoint.
+        status: how it ended; None if it has not.
+    """
+
+    id: str
+    endpoint: str
+    status: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

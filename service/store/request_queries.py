@@ -1,7 +1,7 @@
 """Requests in SQL: submission, waiting, attempts and end. Every method is one transaction and may run in any thread."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Text, delete, func, insert, literal, or_, select, true, update
 
@@ -9,7 +9,7 @@ from . import tables
 from .database import Database
 from .key_quota import check_quota, lock_name
 from .queue_order import TURNS, close_gaps, count_ahead, in_order, next_turn
-from .records import FileRow, LogRow, NewRequest, Outcome, RequestRow, Submitted
+from .records import Change, FileRow, LogRow, NewRequest, Outcome, RequestRow, Submitted
 from .request_rows import (
     CANCELLED,
     REVOKED,
@@ -58,7 +58,7 @@ class Requests(Database):
         """Adds a request. With `outcome` the request has ended already.
 
         Raises:
-            OtherInput: the key has a request of this endpoint with the same idempotency key and another input.
+            OtherInput: the key has a request of the endpoint with the same idempotency key and another input.
             QueueFull: `limit` requests wait already, or `key_limit` of this key do, or `unstarted_limit` of this key
                 ended within an hour without a start.
             QuotaExceeded: more than `key_bytes` bytes would be stored for this key.
@@ -69,7 +69,7 @@ class Requests(Database):
         with self._write() as connection:
             if new.idempotency_key is not None:
                 self._alone(connection, f"{new.key_id} {new.idempotency_key}")
-                if (first := _first(connection, self.endpoint, new)) is not None:
+                if (first := _first(connection, new)) is not None:
                     return first
             if outcome is None and key_bytes is not None:
                 self._alone(connection, lock_name(new.key_id))
@@ -83,10 +83,10 @@ class Requests(Database):
                 if connection.execute(own).scalar_one() >= key_limit:
                     raise QueueFull(f"{key_limit} requests of this key are waiting already")
             row = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
-            turn = next_turn(connection, self.endpoint, new.key_id, new.priority)
-            ahead = count_ahead(connection, self.endpoint, new.priority, turn) if outcome is None else 0
+            turn = next_turn(connection, new.endpoint, new.key_id, new.priority)
+            ahead = count_ahead(connection, new.endpoint, new.priority, turn) if outcome is None else 0
             row |= {"state": "queued", "attempts": 0, "crashes": 0, "cancelled": False, "turn": turn}
-            row |= {"input": literal(given, Text), "input_bytes": len(given), "endpoint": self.endpoint}
+            row |= {"input": literal(given, Text), "input_bytes": len(given)}
             connection.execute(insert(requests).values(row))
             if outcome is not None:
                 end_request(connection, new.id, new.webhook, outcome, new.created_at)
@@ -105,24 +105,25 @@ class Requests(Database):
             row = connection.execute(query).one_or_none()
         return None if row is None else (row.input, row.base_url)
 
-    def waiting(self) -> list[str]:
-        """Returns the ids of the endpoint's waiting requests, the next one first."""
+    def waiting(self, endpoint: str) -> list[str]:
+        """Returns the ids of an endpoint's waiting requests, the next one first."""
         with self._read() as connection:
-            return list(connection.execute(in_order(self.endpoint)).scalars())
+            return list(connection.execute(in_order(endpoint)).scalars())
 
     def ahead(
-        self, limit: int, now: float, known: Collection[str] = (), without_keys: Collection[str] = ()
+        self, endpoint: str, limit: int, now: float, known: Collection[str] = (), without_keys: Collection[str] = ()
     ) -> dict[str, str]:
-        """Returns the endpoint's next requests that may still be started, in order: request id -> API key.
+        """Returns the next requests of an endpoint that may still be started, in order: request id -> API key.
 
         Args:
+            endpoint: its name.
             limit: most requests to return.
             now: the current time.
             known: ids of requests that are included regardless of their key.
             without_keys: API keys of which only `known` requests are included.
         """
         included = or_(requests.c.key_id.not_in(without_keys), requests.c.id.in_(known))
-        query = in_order(self.endpoint).add_columns(requests.c.key_id).where(in_time(now), included).limit(limit)
+        query = in_order(endpoint).add_columns(requests.c.key_id).where(in_time(now), included).limit(limit)
         with self._read() as connection:
             return dict(row._tuple() for row in connection.execute(query))
 
@@ -161,14 +162,14 @@ class Requests(Database):
                     stop.add(row.id)
         return stop
 
-    def give_back(self, owner: str, keep: Collection[str], now: float, others: bool = True) -> dict[str, int | None]:
+    def give_back(self, owner: str, keep: Collection[str], now: float, others: bool = True) -> list[Change]:
         """Puts requests that no server works on back into the queue, at their old position.
 
         In a store of one server these are all running requests except `keep`. In a shared store they are the running
         requests of `owner` except `keep`, and with `others` those of other servers whose lease has ended.
 
         Returns:
-            Request id -> None, or the status if the request ended instead: 499 if cancelled, 500 after `ATTEMPTS`.
+            What was done. A request that was cancelled ended with 499 instead, and one after `ATTEMPTS` with 500.
         """
         lost = requests.c.owner == owner if self.shared else true()
         if others:
@@ -176,12 +177,16 @@ class Requests(Database):
         query = select(*SHOWN).where(running, lost, requests.c.id.not_in(keep)).with_for_update(skip_locked=True)
         with self._write() as connection:
             rows = connection.execute(query).all()
-            return {row.id: wait_again(connection, row, now) for row in rows}
+            return [Change(row.id, row.endpoint, wait_again(connection, row, now)) for row in rows]
 
     def put_back(
         self, row: RequestRow, lines: Sequence[LogRow], now: float, *, crashed: bool, clip: FileRow | None = None
     ) -> int | None:
-        """Ends an attempt and lets the request wait again, at its old position. Returns a value as in `give_back`."""
+        """Ends an attempt and lets the request wait again, at its old position.
+
+        Returns:
+            The status if the request ended instead: 499 if it was cancelled, 500 after `ATTEMPTS`; otherwise None.
+        """
         with self._write() as connection:
             mine = lock_attempt(connection, row)
             if mine is None:
@@ -212,9 +217,7 @@ class Requests(Database):
             end_clip(connection, clip, until, keep=outcome.status != CANCELLED)
             return outcome.status
 
-    def cancel(
-        self, request_id: str, now: float, reason: str = "client_cancelled"
-    ) -> Literal["ended", "marked"] | None:
+    def cancel(self, request_id: str, now: float, reason: str = "client_cancelled") -> Change | None:
         """Ends a waiting request or marks a running one. Returns None if it has ended or was cancelled before."""
         with self._write() as connection:
             self._alone(connection, TURNS)
@@ -224,28 +227,28 @@ class Requests(Database):
                 return None
             connection.execute(update(requests).where(requests.c.id == request_id).values(cancelled=True))
             if row.state == "running":
-                return "marked"
+                return Change(row.id, row.endpoint)
             end_request(connection, request_id, row.webhook, cancellation(reason), now)
             close_gaps(connection, [row])
-            return "ended"
+            return Change(row.id, row.endpoint, CANCELLED)
 
-    def end_runs(self, home: str, now: float) -> list[str]:
-        """Ends the waiting `run` requests of a restarted server, whose callers are gone. Returns their ids."""
+    def end_runs(self, home: str, now: float) -> list[Change]:
+        """Ends the waiting `run` requests of a restarted server, whose callers are gone."""
         own = (requests.c.home == home) if self.shared else true()
         return self._end_waiting(own & (requests.c.kind == "run"), cancellation("client_disconnected"), now)
 
-    def expire_waiting(self, now: float) -> list[str]:
-        """Ends requests that were not started in time, with status 504. Returns their ids."""
+    def expire_waiting(self, now: float) -> list[Change]:
+        """Ends requests that were not started in time, with status 504."""
         late = failure(504, "Request was not started in the time that it gave", "startup_timeout")
         return self._end_waiting(requests.c.start_by <= now, late, now)
 
-    def end_revoked(self, now: float) -> list[str]:
-        """Ends waiting requests whose API key was revoked, with status `REVOKED`. Returns their ids."""
+    def end_revoked(self, now: float) -> list[Change]:
+        """Ends waiting requests whose API key was revoked, with status `REVOKED`."""
         revoked = select(tables.keys.c.id).where(tables.keys.c.revoked_at.is_not(None))
         outcome = failure(REVOKED, "The API key of this request was revoked", "bad_request")
         return self._end_waiting(requests.c.key_id.in_(revoked), outcome, now)
 
-    def _end_waiting(self, which: ColumnElement[bool], outcome: Outcome, now: float) -> list[str]:
+    def _end_waiting(self, which: ColumnElement[bool], outcome: Outcome, now: float) -> list[Change]:
         with self._write() as connection:
             self._alone(connection, TURNS)
             query = select(*SHOWN).where(waiting, which).with_for_update(skip_locked=True)
@@ -253,7 +256,7 @@ class Requests(Database):
             for row in rows:
                 end_request(connection, row.id, row.webhook, outcome, now)
             close_gaps(connection, rows)
-        return [row.id for row in rows]
+        return [Change(row.id, row.endpoint, outcome.status) for row in rows]
 
     def forget(self, before: float, private_before: float) -> list[str]:
         """Deletes requests that ended before `before`, or before `private_before` if they asked for no storage.
@@ -272,9 +275,9 @@ class Requests(Database):
                 connection.execute(delete(column.table).where(column.in_(ids)))
         return list(ids)
 
-    def counts(self) -> dict[str, int]:
-        """Returns the number of the endpoint's `queued` and `running` requests."""
-        counted = requests.c.state.in_(("queued", "running")) & (requests.c.endpoint == self.endpoint)
+    def counts(self, endpoint: str) -> dict[str, int]:
+        """Returns the number of an endpoint's `queued` and `running` requests."""
+        counted = requests.c.state.in_(("queued", "running")) & (requests.c.endpoint == endpoint)
         query = select(requests.c.state, func.count()).where(counted).group_by(requests.c.state)
         with self._read() as connection:
             return {"queued": 0, "running": 0} | dict(row._tuple() for row in connection.execute(query))
@@ -285,9 +288,9 @@ class Requests(Database):
             return read_logs(connection, request_id)
 
 
-def _first(connection: Connection, endpoint: str, new: NewRequest) -> Submitted | None:
+def _first(connection: Connection, new: NewRequest) -> Submitted | None:
     """Returns the request that was submitted to the endpoint with this idempotency key before."""
-    caller = (requests.c.key_id == new.key_id) & (requests.c.endpoint == endpoint)
+    caller = (requests.c.key_id == new.key_id) & (requests.c.endpoint == new.endpoint)
     named = caller & (requests.c.idempotency_key == new.idempotency_key)
     first = connection.execute(select(*SHOWN).where(named)).one_or_none()
     if first is None:

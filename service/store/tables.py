@@ -20,7 +20,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-from ..protocol.urls import DEFAULT_ENDPOINT
+from ..settings import DEFAULT_ENDPOINT
 
 
 def to_text(value: Any) -> str:

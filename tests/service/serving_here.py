@@ -28,7 +28,7 @@ async def serving_here(
         on_open(service)
         opened.set_result(service)
 
-    task = asyncio.ensure_future(serve(settings, [listener], StandIn(), open_then, on_loaded))
+    task = asyncio.ensure_future(serve(settings, [listener], [StandIn()], open_then, on_loaded))
     await asyncio.wait({task, opened}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task

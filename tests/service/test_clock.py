@@ -13,6 +13,7 @@ from sparsectrl_lcm.service.server import forget_what_is_old, open_service
 from sparsectrl_lcm.service.settings import DAY, Settings
 from sparsectrl_lcm.service.store import SqlStore
 
+from .conftest import APP
 from .test_dispatch import StandIn, ended, serving
 from .test_dispatch import submit as submit_to
 from .test_store import DONE, ids, new, store  # noqa: F401
@@ -69,7 +70,7 @@ def test_a_clock_that_is_set_forward_deletes_nothing(tmp_path: Path, monkeypatch
             await forget_what_is_old(service)
             await service.board.expire_waiting()
             found: list[Any] = [service.store.get("ended"), service.store.get_file(clip.id)]
-            assert [*(each is not None for each in found), "waiting" in service.store.waiting()] == expected
+            assert [*(each is not None for each in found), "waiting" in service.store.waiting(APP)] == expected
 
     service = open_service(Settings(tmp_path), StandIn())
     asyncio.run(scenario())

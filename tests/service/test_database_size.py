@@ -81,8 +81,7 @@ def is_whole(folder: Path) -> None:
 
 
 def opened(folder: Path, **settings: Any) -> Service:
-    runner: Any = None
-    return open_service(Settings(folder / "data", pipeline="stub_pipeline:load", **settings), runner)
+    return open_service(Settings(folder / "data", pipeline="stub_pipeline:load", **settings))
 
 
 def old_database(path: Path) -> None:

@@ -31,6 +31,8 @@ from sqlalchemy.exc import OperationalError
 from starlette.requests import Request
 from starlette.types import Message
 
+from .conftest import APP
+
 
 class StandIn:
     """A runner that makes empty clips. `hold` keeps jobs from ending; the next `lose` jobs end in a crash."""
@@ -395,8 +397,8 @@ def test_what_is_kept_of_an_input(tmp_path: Path) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
         runner.capacity = 0
         given = {"prompt": "a", "seed": 1, "unknown": "x" * 10**6}
-        await accept(service, posted("wrong", given | {"guidance_scale": 9}), "k", "queue")
-        await accept(service, posted("a", given), "k", "queue")
+        await accept(service, service.endpoints[APP], posted("wrong", given | {"guidance_scale": 9}), "k", "queue")
+        await accept(service, service.endpoints[APP], posted("a", given), "k", "queue")
         query = select(tables.requests.c.input).order_by(tables.requests.c.sequence)
         with service.store.engine.connect() as connection:
             assert connection.execute(query).scalars().all() == [None, {"prompt": "a", "seed": 1}]
@@ -412,7 +414,7 @@ def test_an_input_that_an_earlier_release_stored(tmp_path: Path) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
         row = new("a", input=query)
         await service.store.write(service.store.submit, row, limit=9, key_limit=9)
-        service.board.arrived.set()
+        service.board.queues[APP].arrived.set()
         assert (await ended(service, "a")).status == 200
         (job,) = runner.jobs
         options = {"num_inference_steps": 6, "guidance_scale": 2, "seed": 2**64 - 1}
@@ -474,7 +476,7 @@ def store(tmp_path: Path) -> SqlStore:
 
 def boarding(store: SqlStore, scenario: Callable[[Board], Awaitable[None]]) -> None:
     async def main() -> None:
-        board = Board(store, "me", Metrics())
+        board = Board(store, "me", Metrics(), [APP])
         async with asyncio.timeout(20):
             await scenario(board)
 

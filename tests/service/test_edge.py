@@ -170,12 +170,12 @@ def test_the_document_is_of_its_version(stub: Server, client: httpx.Client) -> N
 
 
 def test_readiness_tells_why_not(tmp_path: Path) -> None:
-    options = {"pipeline": "stub_pipeline:load", "backend": "broken", "bundle": str(tmp_path / "none")}
+    options = {"pipeline": "stub_pipeline:load", "backend": "broken", "endpoints": {APP: tmp_path / "none"}}
     for server in started(tmp_path / "data", **options):
         while (answer := httpx.get(server.url + "/readyz")).json()["status"] == "loading":
             time.sleep(0.05)
         assert answer.status_code == 503
-        assert "the stub does not load" in answer.json()["problem"]
+        assert "the stub does not load" in answer.json()["endpoints"][APP]["problem"]
 
 
 def test_a_server_that_drains_says_so_and_begins_nothing(tmp_path: Path) -> None:

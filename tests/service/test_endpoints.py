@@ -1,4 +1,4 @@
-"""Servers with different bundles on one database: each endpoint has a queue of its own."""
+"""Several bundles on one database, in one server or in several: each endpoint has a queue of its own."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,10 +9,9 @@ import httpx
 import pytest
 from sparsectrl_lcm.runtime.errors import InvalidRequest
 from sparsectrl_lcm.service.app import create_app
-from sparsectrl_lcm.service.protocol.urls import DEFAULT_ENDPOINT
 from sparsectrl_lcm.service.server import open_service
-from sparsectrl_lcm.service.settings import Settings
-from sparsectrl_lcm.service.store import NewRequest, SqlStore, tables
+from sparsectrl_lcm.service.settings import DEFAULT_ENDPOINT, Settings
+from sparsectrl_lcm.service.store import Change, NewRequest, SqlStore, tables
 from starlette.testclient import TestClient
 
 from .conftest import started
@@ -22,62 +21,53 @@ OTHER = "me/portraits"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[SqlStore, SqlStore]]:
-    """The stores of two servers with different endpoints."""
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
+    """A store without requests."""
     shared = request.param == "postgresql"
-    url = request.getfixturevalue("database") if shared else f"sqlite:///{tmp_path / 'a.sqlite3'}"
-    pair = SqlStore(url), SqlStore(url, OTHER)
-    with pair[0].engine.begin() as connection:
+    opened = SqlStore(request.getfixturevalue("database") if shared else f"sqlite:///{tmp_path / 'a.sqlite3'}")
+    with opened.engine.begin() as connection:
         connection.execute(tables.requests.delete())
-    yield pair
-    for store in pair:
-        store.close()
+    yield opened
+    opened.close()
 
 
-def submit(store: SqlStore, *names: str) -> list[int]:
+def submit(store: SqlStore, endpoint: str, *names: str) -> list[int]:
     """Submits requests whose key is the first letter of the name; returns how many wait ahead of each."""
-    new = [NewRequest(name, name[0], {"prompt": name}, 1.0, "http://x") for name in names]
+    new = [NewRequest(name, name[0], {"prompt": name}, 1.0, "http://x", endpoint=endpoint) for name in names]
     return [store.submit(each, limit=100, key_limit=100).ahead for each in new]
 
 
-def test_each_server_works_on_its_own_queue(stores: tuple[SqlStore, SqlStore]) -> None:
-    one, other = stores
-    assert submit(one, "a1", "a2", "b1") == [0, 1, 1]
-    assert submit(other, "a3", "b2", "a4") == [0, 1, 2]
-    assert (one.waiting(), list(other.ahead(9, 2.0))) == (["a1", "b1", "a2"], ["a3", "b2", "a4"])
-    assert (one.counts(), other.counts()) == ({"queued": 3, "running": 0},) * 2
-    assert other.claim("a3", "server", 2.0, 30.0) is not None
-    assert (one.counts()["running"], other.counts()) == (0, {"queued": 2, "running": 1})
-    assert submit(one, "c1") == [2]  # the turn that runs is that of its own queue
+def test_each_endpoint_has_a_queue(store: SqlStore) -> None:
+    assert submit(store, DEFAULT_ENDPOINT, "a1", "a2", "b1") == [0, 1, 1]
+    assert submit(store, OTHER, "a3", "b2", "a4") == [0, 1, 2]
+    assert store.waiting(DEFAULT_ENDPOINT) == ["a1", "b1", "a2"]
+    assert list(store.ahead(OTHER, 9, 2.0)) == ["a3", "b2", "a4"]
+    assert (store.counts(DEFAULT_ENDPOINT), store.counts(OTHER)) == ({"queued": 3, "running": 0},) * 2
+    assert store.claim("a3", "server", 2.0, 30.0) is not None
+    assert (store.counts(DEFAULT_ENDPOINT)["running"], store.counts(OTHER)) == (0, {"queued": 2, "running": 1})
+    assert submit(store, DEFAULT_ENDPOINT, "c1") == [2]  # the turn that runs is that of its own queue
 
 
-def test_a_cancelled_request_moves_only_those_of_its_queue(stores: tuple[SqlStore, SqlStore]) -> None:
-    one, other = stores
-    submit(one, "a1", "a2", "b1", "b2")
-    submit(other, "a3", "a4", "b3", "b4")
-    assert one.cancel("a1", 2.0) == "ended"
-    assert one.waiting() == ["a2", "b1", "b2"]
-    assert other.waiting() == ["a3", "b3", "a4", "b4"]
+def test_a_cancelled_request_moves_only_those_of_its_queue(store: SqlStore) -> None:
+    submit(store, DEFAULT_ENDPOINT, "a1", "a2", "b1", "b2")
+    submit(store, OTHER, "a3", "a4", "b3", "b4")
+    assert store.cancel("a1", 2.0) == Change("a1", DEFAULT_ENDPOINT, 499)
+    assert store.waiting(DEFAULT_ENDPOINT) == ["a2", "b1", "b2"]
+    assert store.waiting(OTHER) == ["a3", "b3", "a4", "b4"]
 
 
-def test_endpoints_may_be_given_the_same_idempotency_key(stores: tuple[SqlStore, SqlStore]) -> None:
-    for name, store, given in (("r1", stores[0], "f"), ("r2", stores[1], "g")):
-        new = NewRequest(name, "k", {}, 1.0, "http://x", idempotency_key="order 17", fingerprint=given)
+def test_endpoints_may_be_given_the_same_idempotency_key(store: SqlStore) -> None:
+    for name, endpoint, given in (("r1", DEFAULT_ENDPOINT, "f"), ("r2", OTHER, "g")):
+        named = {"idempotency_key": "order 17", "fingerprint": given}
+        new = NewRequest(name, "k", {}, 1.0, "http://x", endpoint=endpoint, **named)
         for again in (new, replace(new, id="again")):
             assert store.submit(again, limit=100, key_limit=100).id == name
-
-
-def test_any_server_knows_the_requests_of_all(stores: tuple[SqlStore, SqlStore]) -> None:
-    one, other = stores
-    submit(other, "a1")
-    row = one.get("a1")
-    assert row is not None and row.state == "queued"
 
 
 def test_servers_with_different_bundles_share_keys_and_files(database: str, tmp_path: Path) -> None:
     common = {"pipeline": "stub_pipeline:load", "database": database, "files": str(tmp_path / "files")}
     for one in started(tmp_path / "one", **common):
-        for other in started(tmp_path / "other", endpoint=OTHER, **common):
+        for other in started(tmp_path / "other", endpoints={OTHER: None}, **common):
             urls = {}
             for server, name in ((one, DEFAULT_ENDPOINT), (other, OTHER)):
                 answer = httpx.post(f"{server.url}/{name}", json={"prompt": "a"}, headers=one.headers(), timeout=60)
@@ -88,15 +78,15 @@ def test_servers_with_different_bundles_share_keys_and_files(database: str, tmp_
 
 
 def test_the_name_is_in_the_paths_the_page_and_the_schema(tmp_path: Path) -> None:
-    service = open_service(Settings(tmp_path, anonymous=True, endpoint=OTHER), StandIn())
+    service = open_service(Settings(tmp_path, anonymous=True, endpoints={OTHER: None}), StandIn())
     client = TestClient(create_app(service))
     submitted: dict[str, Any] = client.post(f"/queue/{OTHER}", json={"prompt": "a"}).raise_for_status().json()
     assert submitted["status_url"].startswith(f"http://testserver/queue/{OTHER}/requests/")
     assert client.get(submitted["status_url"]).json()["status"] == "IN_QUEUE"
     assert client.post("/fal-ai/animatediff-sparsectrl-lcm", json={"prompt": "a"}).status_code == 404
-    assert client.get("/page/about.json").json()["endpoint"] == OTHER
+    assert [each["name"] for each in client.get("/page/about.json").json()["endpoints"]] == [OTHER]
     assert f"/{OTHER}" in client.get("/openapi.json").json()["paths"]
-    assert service.store.waiting() == [submitted["request_id"]]
+    assert service.store.waiting(OTHER) == [submitted["request_id"]]
     service.store.close()
 
 
@@ -105,7 +95,7 @@ def test_a_token_is_for_the_named_apps_whichever_server_made_it(tmp_path: Path) 
     url = f"sqlite:///{tmp_path / 'a.sqlite3'}"
     folders = (tmp_path / "one", tmp_path / "other")
     services = [
-        open_service(Settings(folder, anonymous=True, database=url, endpoint=name), StandIn())
+        open_service(Settings(folder, anonymous=True, database=url, endpoints={name: None}), StandIn())
         for folder, name in zip(folders, names, strict=True)
     ]
     clients = [TestClient(create_app(service)) for service in services]
@@ -133,5 +123,5 @@ def test_a_token_is_for_the_named_apps_whichever_server_made_it(tmp_path: Path) 
 )
 def test_names_that_cannot_be_served(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        Settings(tmp_path, endpoint=name)
+        Settings(tmp_path, endpoints={name: None})
     assert refused.value.field == "endpoint"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sparsectrl_lcm.service.store import NewRequest, SqlStore
+from sparsectrl_lcm.service.store import Change, NewRequest, SqlStore
 
-from .conftest import Server
+from .conftest import APP, Server
 
 
 @pytest.mark.parametrize(("header", "attempts"), [(None, 2), ("1", 1), ("TRUE", 1), ("0", 2)])
@@ -36,7 +36,7 @@ def test_only_the_first_start_has_a_deadline(tmp_path: Path) -> None:
     taken = store.claim("lost", "me", 2.0, 30.0)
     assert taken is not None
     store.put_back(taken[0], [], 3.0, crashed=True)
-    assert store.expire_waiting(11.0) == ["late"]
+    assert store.expire_waiting(11.0) == [Change("late", APP, 504)]
     assert store.claim("lost", "me", 12.0, 30.0) is not None
     store.close()
 

@@ -62,7 +62,7 @@ def test_the_start_after_one_that_failed_shows_the_first_key(
 
     async def scenario() -> None:
         with pytest.raises(BackendError):
-            await serve(settings, [listener], Refused(), greeting.opened, greeting.loaded)
+            await serve(settings, [listener], [Refused()], greeting.opened, greeting.loaded)
         assert not (tmp_path / "first-key").exists()
         async with serving_here(settings, listener, on_open=greeting.opened, on_loaded=greeting.loaded):
             while "a first API key is in" not in (told := capsys.readouterr().out):
@@ -76,7 +76,8 @@ def test_the_start_after_one_that_failed_shows_the_first_key(
 
 
 def test_what_was_asked_for_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    greeted: Any = SimpleNamespace(settings=Settings(tmp_path, anonymous=True, docs=True, endpoint="me/portraits"))
+    settings = Settings(tmp_path, anonymous=True, docs=True, endpoints={"me/portraits": None})
+    greeted: Any = SimpleNamespace(settings=settings)
     Greeting(Listener("127.0.0.1", 8000), False).opened(greeted)
     url = "http://127.0.0.1:8000"
     assert capsys.readouterr().out == f"{url}/\n{url}/docs has Swagger UI\nclients call me/portraits\n"

@@ -271,7 +271,8 @@ def test_browsers_may_call_from_anywhere(stub: Server) -> None:
 def test_operations(stub: Server, client: httpx.Client) -> None:
     client.post(f"{stub.url}/{APP}", json={"prompt": "a"}).raise_for_status()
     told = client.get(stub.url + "/metrics").text
-    for name in ("queue_depth", "queue_wait_seconds_bucket", 'stage_seconds_count{stage="denoise"}', "requests_ended"):
+    stage = f'stage_seconds_count{{endpoint="{APP}",stage="denoise"}}'
+    for name in ("queue_depth", "queue_wait_seconds_bucket", stage, "requests_ended"):
         assert f"sparsectrl_lcm_{name}" in told
     document = httpx.get(stub.url + "/openapi.json").json()
     assert set(document["paths"]) == {

@@ -140,9 +140,8 @@ def test_uploads_at_once_do_not_exceed_it(request: pytest.FixtureRequest, tmp_pa
 
 def test_inputs_count_until_their_requests_end(tmp_path: Path) -> None:
     async def scenario() -> None:
-        runner: Any = None
         settings = Settings(tmp_path / "data", pipeline="stub_pipeline:load", anonymous=True, key_bytes=QUOTA)
-        service = open_service(settings, runner)
+        service = open_service(settings)
         transport = httpx.ASGITransport(create_app(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             given = {"prompt": "a", "keyframe_0_image_url": "data:," + "x" * (QUOTA // 3)}

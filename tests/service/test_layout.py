@@ -122,7 +122,7 @@ def test_an_unexpected_error_is_json_with_the_usual_headers() -> None:
         raise RuntimeError("a surprise")
 
     async def ask() -> httpx.Response:
-        app = RequestId(UnexpectedErrors(fails), endpoint="a/b")
+        app = RequestId(UnexpectedErrors(fails), endpoints=["a/b"])
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             return await client.get("/a/b/requests/one/status")

@@ -5,6 +5,7 @@ from pathlib import Path
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.runner import RunnerStatus
 
+from .conftest import APP
 from .test_dispatch import StandIn, _soon, ended, serving, submit, until  # noqa: F401 (a fixture)
 
 
@@ -18,12 +19,20 @@ def test_waiting_and_running_requests(tmp_path: Path) -> None:
         runner.hold.clear()
         for name in "abc":
             await submit(service, name)
-        busy = ('runner_busy{runner="cpu"} 1.0', 'runner_ready{runner="cpu"} 1.0')
-        await until(lambda: told("queue_depth 2.0", "running 1.0", *busy, 'runner_ready{runner="cuda:0"} 0.0'))
+        of = f'endpoint="{APP}"'
+
+        def shown(name: str, runner: str, value: int) -> str:
+            return f'runner_{name}{{{of},runner="{runner}"}} {value}.0'
+
+        def counted(waiting: int, running: int) -> tuple[str, str]:
+            return f"queue_depth{{{of}}} {waiting}.0", f"running{{{of}}} {running}.0"
+
+        states = shown("busy", "cpu", 1), shown("ready", "cpu", 1), shown("ready", "cuda:0", 0)
+        await until(lambda: told(*counted(2, 1), *states))
         runner.runners = [RunnerStatus("cpu", "ready")]
         runner.hold.set()
         assert (await ended(service, "c")).status == 200
-        await until(lambda: told("queue_depth 0.0", "running 0.0", 'runner_busy{runner="cpu"} 0.0'))
-        assert told('requests_ended_total{status="200"} 3.0', "queue_wait_seconds_count 3.0")
+        await until(lambda: told(*counted(0, 0), shown("busy", "cpu", 0)))
+        assert told(f'requests_ended_total{{{of},status="200"}} 3.0', f"queue_wait_seconds_count{{{of}}} 3.0")
 
     serving(tmp_path, scenario)

@@ -22,7 +22,7 @@ from sparsectrl_lcm.service.store import database as database_module
 from sparsectrl_lcm.service.store.outage import StoreUnavailable
 from sqlalchemy import event
 
-from .conftest import Server, started
+from .conftest import APP, Server, started
 from .test_dispatch import StandIn, _soon, ended, failing, serving  # noqa: F401 (a fixture)
 from .test_dispatch import submit as submit_to
 
@@ -172,7 +172,7 @@ def test_refused_writes_are_found_without_a_call(
         assert answer["problem"] == "the database cannot be written"
         with pytest.raises(StoreUnavailable):
             await service.board.cancel("a")
-        assert sum((await service.board.counts()).values()) == 0
+        assert sum((await service.board.counts(APP)).values()) == 0
         refuse[0] = False
         while (await ready(service))["status"] != "ready":
             await asyncio.sleep(0.01)
@@ -213,7 +213,7 @@ def test_a_run_whose_client_leaves_during_an_outage_is_cancelled(
         runner.capacity = 0
         await submit_to(service, "a", kind="run")
         failing(monkeypatch, service.store, "cancel", 2, committed=False)
-        await new_requests._cancel_unfinished(service, "a")
+        await new_requests._cancel_unfinished(service, service.endpoints[APP], "a")
         outcome = await ended(service, "a")
         assert (outcome.status, outcome.error_type) == (499, "client_disconnected")
 

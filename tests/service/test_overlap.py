@@ -70,19 +70,17 @@ def test_a_clip_that_cannot_be_encoded_fails_alone(monkeypatch: pytest.MonkeyPat
     assert (first.said[-1], second.said[-1]) == ("failed", "made")
 
 
-class Overlapping(StandIn):
-    """Tells at once that it encodes; holds the clips after that."""
-
-    async def run(self, given: Job, on_event: OnEvent) -> Made:  # type: ignore[override]
-        on_event(Encoding())
-        return await super().run(given, on_event)
-
-
 def test_the_next_request_begins_while_clips_are_encoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """But only so many: their clips take room."""
 
-    async def scenario(service: Service, _: StandIn) -> None:
-        runner = service.runner = Overlapping()
+    async def scenario(service: Service, runner: StandIn) -> None:
+        run = runner.run
+
+        async def encode_at_once(given: Job, on_event: OnEvent) -> Made:
+            on_event(Encoding())
+            return await run(given, on_event)
+
+        runner.run = encode_at_once  # type: ignore[method-assign]
         runner.hold.clear()
         for name in "abcde":
             await submit(service, name)

@@ -12,7 +12,7 @@ from sparsectrl_lcm.service.app import create_app
 from sparsectrl_lcm.service.auth.api_keys import create_key
 from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
-from sparsectrl_lcm.service.store import Outcome, RequestRow, SqlStore, Submitted
+from sparsectrl_lcm.service.store import Change, Outcome, RequestRow, SqlStore, Submitted
 from sqlalchemy import event
 
 from .conftest import APP
@@ -26,7 +26,7 @@ def queue(store: SqlStore) -> Iterator["Queue"]:  # noqa: F811
     made = Queue(store)
     yield made
     made.wait_again()
-    for request_id in store.waiting():
+    for request_id in store.waiting(APP):
         store.cancel(request_id, 9.0)
 
 
@@ -46,10 +46,10 @@ class Queue:
         return self.store.submit(request, limit=20_000, key_limit=20_000)
 
     def waiting(self) -> str:
-        return " ".join(name.removeprefix(self._mark) for name in self.store.waiting())
+        return " ".join(name.removeprefix(self._mark) for name in self.store.waiting(APP))
 
     def begin(self, name: str | None = None) -> str:
-        first = next(iter(self.store.ahead(1, 2.0))) if name is None else self._mark + name
+        first = next(iter(self.store.ahead(APP, 1, 2.0))) if name is None else self._mark + name
         claimed = self.store.claim(first, self._mark, 2.0, 30.0)
         assert claimed is not None
         self._running[first.removeprefix(self._mark)] = claimed[0]
@@ -64,7 +64,7 @@ class Queue:
 
     def cancel(self, *names: str) -> None:
         for name in names:
-            assert self.store.cancel(self._mark + name, 3.0) == "ended"
+            assert self.store.cancel(self._mark + name, 3.0) == Change(self._mark + name, APP, 499)
 
 
 def test_keys_take_turns(queue: Queue) -> None:
@@ -144,7 +144,7 @@ def test_requests_of_a_revoked_key_end(tmp_path: Path) -> None:
             await asyncio.wait_for(changed.wait(), 10)  # who waits for it, such as a stream, is told
         outcome = outcome_of(service.store, "theirs")
         assert (outcome.status, outcome.error) == (401, "The API key of this request was revoked")
-        assert service.store.waiting() == ["other"]
+        assert service.store.waiting(APP) == ["other"]
 
     runner = StandIn()
     service = open_service(Settings(tmp_path), runner)
@@ -159,7 +159,7 @@ def test_a_long_queue_is_not_read_for_each_submission(tmp_path: Path) -> None:
     queries: list[tuple[str, Any]] = []
     event.listen(opened.engine, "before_cursor_execute", lambda *given: queries.append((given[2], given[3])))
     assert queue.add("d0") == [3]
-    opened.ahead(3, 2.0)
+    opened.ahead(APP, 3, 2.0)
     with opened.engine.connect() as connection:
         for query, values in [given for given in queries if given[0].startswith("SELECT")]:
             plan = [step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values)]

@@ -18,7 +18,7 @@ from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.runner import Event, Job, JobFailed, Made, Preview, RunnerLost, Step
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
 
-from .conftest import FAKES, started
+from .conftest import APP, FAKES, started
 from .test_runner import decode, failure_of, ignore, until
 
 
@@ -213,7 +213,7 @@ def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
             while answer.status_code == 400:  # not ready
                 answer = client.get(url, timeout=30)
             assert (answer.status_code, answer.json()["seed"]) == (200, 4)
-            states = client.get(server.url + "/readyz").json()["runners"]
+            states = client.get(server.url + "/readyz").json()["endpoints"][APP]["runners"]
             assert [runner["state"] for runner in states] == ["ready"]
 
 

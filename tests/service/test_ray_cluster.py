@@ -16,7 +16,7 @@ import psutil
 import pytest
 from fakes import postgresql_server
 
-from .conftest import FAKES, Server, started
+from .conftest import APP, FAKES, Server, started
 from .test_durability import Clients, result
 from .test_webhooks import Receiver, receiving
 
@@ -43,7 +43,8 @@ def on_ray(cluster: Any, **more: Any) -> dict[str, Any]:
 
 
 def states(server: Server) -> list[str]:
-    return [runner["state"] for runner in httpx.get(server.url + "/readyz", timeout=30).json()["runners"]]
+    ready = httpx.get(server.url + "/readyz", timeout=30).json()
+    return [runner["state"] for runner in ready["endpoints"][APP]["runners"]]
 
 
 def until(condition: Callable[[], bool], seconds: float) -> None:

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest
-from sparsectrl_lcm.service.runner.make_runner import check_pool
+from sparsectrl_lcm.service.runner.make_runners import check_pool
 from sparsectrl_lcm.service.runner.ray_cluster import join_cluster
 from sparsectrl_lcm.service.settings import Settings
 

@@ -6,9 +6,10 @@ import uuid
 from typing import Any
 
 import pytest
-from sparsectrl_lcm.service.store import SqlStore, request_queries
+from sparsectrl_lcm.service.store import Change, SqlStore, request_queries
 from sqlalchemy import text
 
+from .conftest import APP
 from .test_store import new
 
 
@@ -36,8 +37,8 @@ def test_requests_that_end_at_the_same_time(database: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(request_queries, "close_gaps", slowly)
     other = threading.Thread(target=cancel, daemon=True)
-    assert store.expire_waiting(6.0) == [f"{name}0", f"{name}2"]
+    assert store.expire_waiting(6.0) == [Change(f"{name}{place}", APP, 504) for place in (0, 2)]
     other.join(10)
-    assert ends == ["ended"]
-    assert store.cancel(f"{name}3", 7.0) == "ended"
+    assert ends == [Change(f"{name}1", APP, 499)]
+    assert store.cancel(f"{name}3", 7.0) == Change(f"{name}3", APP, 499)
     store.close()

@@ -34,7 +34,7 @@ from sparsectrl_lcm.runtime import (
 )
 from sparsectrl_lcm.service.objects.stored_files import remove_expired_files
 from sparsectrl_lcm.service.runner import Event, Job, JobFailed, LocalRunner, Made, Preview, RunnerLost, Step
-from sparsectrl_lcm.service.runner.make_runner import make_runner
+from sparsectrl_lcm.service.runner.make_runners import make_runners
 
 FAKES = Path(__file__).parent.parent / "fakes"
 
@@ -496,7 +496,7 @@ def test_an_idle_runner_keeps_its_folder(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         service = StorageService(tmp_path / "data", pipeline="stub_pipeline:load")
-        runner = make_runner(service.settings)
+        (runner,) = make_runners(service.settings)
         await runner.start()
         await until(lambda: runner.capacity == 1)
         for path in service.settings.data.rglob("*"):

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from sparsectrl_lcm.service.runner import Event, Job, LocalRunner, Made, RunnerLost, RunnerPool
 
-from .conftest import FAKES, Server, started
+from .conftest import APP, FAKES, Server, started
 from .test_runner import failure_of, ignore, until
 
 
@@ -187,13 +187,14 @@ def test_a_server_with_two_runners(server: Server) -> None:
         urls = [submit(prompt) for prompt in ("slow 1", "slow 1", "slow 0")]
         wait_until(lambda: [state(url) for url in urls[:2]] == ["IN_PROGRESS"] * 2)
         assert state(urls[2]) == "IN_QUEUE"
-        ready = client.get(server.url + "/readyz").json()
+        ready = client.get(server.url + "/readyz").json()["endpoints"][APP]
         assert ready["runners"] == [{"name": "runner-0", "state": "busy"}, {"name": "runner-1", "state": "busy"}]
         wait_until(lambda: all(state(url) == "COMPLETED" for url in urls))
         lost, other = submit("crash"), submit("slow 0.1")
         wait_until(lambda: state(lost) == state(other) == "COMPLETED")
         assert [client.get(url.removesuffix("/status")).status_code for url in (lost, other)] == [500, 200]
-        wait_until(lambda: client.get(server.url + "/metrics").text.count('runner_ready{runner="runner-1"} 1.0') == 1)
+        line = f'runner_ready{{endpoint="{APP}",runner="runner-1"}} 1.0'
+        wait_until(lambda: line in client.get(server.url + "/metrics").text)
 
 
 def wait_until(condition: Any, seconds: float = 20) -> None:

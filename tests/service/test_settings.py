@@ -13,7 +13,7 @@ from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.runtime.load_options import LoadOptions
 from sparsectrl_lcm.service.runner import devices
 from sparsectrl_lcm.service.runner import pipeline_loading as loading
-from sparsectrl_lcm.service.settings import LIMITS, Settings, with_limits
+from sparsectrl_lcm.service.settings import DEFAULT_ENDPOINT, LIMITS, Settings, with_limits
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -125,5 +125,5 @@ def test_a_bundle_of_shorter_clips_is_an_invalid_request(tmp_path: Path) -> None
     manifest["sizes"]["frames"] = 8
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InvalidRequest) as caught:
-        loading.check(Settings(tmp_path, bundle=bundle))
+        loading.check(Settings(tmp_path, endpoints={DEFAULT_ENDPOINT: bundle}))
     assert (caught.value.field, caught.value.remedy) == ("bundle", "export one with 16 frames")

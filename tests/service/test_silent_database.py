@@ -21,7 +21,7 @@ from sparsectrl_lcm.service.store.deadline import LAST_SECONDS
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from .conftest import started
+from .conftest import APP, started
 from .test_dispatch import StandIn, submit
 
 
@@ -48,7 +48,7 @@ def test_a_silent_database_holds_up_nothing_for_ever(
             assert (await ready(service))[0] == 200
             freeze()
             start = time.monotonic()
-            counts = [service.board.counts() for _ in range(21)]
+            counts = [service.board.counts(APP) for _ in range(21)]
             failures = await asyncio.gather(submit(service, uuid.uuid4().hex), *counts, return_exceptions=True)
             assert all(isinstance(failure, SQLAlchemyError) for failure in failures), failures
             assert time.monotonic() - start < 4

@@ -9,10 +9,20 @@ from typing import Any
 
 import httpx
 import pytest
-from sparsectrl_lcm.service.store import FileRow, LogRow, NewRequest, Outcome, QueueFull, RequestRow, SqlStore, tables
+from sparsectrl_lcm.service.store import (
+    Change,
+    FileRow,
+    LogRow,
+    NewRequest,
+    Outcome,
+    QueueFull,
+    RequestRow,
+    SqlStore,
+    tables,
+)
 from sqlalchemy import select
 
-from .conftest import started
+from .conftest import APP, started
 
 DONE = Outcome(200, {"seed": 1}, seconds=1.5)
 
@@ -23,7 +33,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
     if request.param == "postgresql":
         url = request.getfixturevalue("database")
     opened = SqlStore(url)
-    for row in opened.waiting():
+    for row in opened.waiting(APP):
         opened.cancel(row, 0.0)
     yield opened
     opened.close()
@@ -43,7 +53,7 @@ def ids() -> list[str]:
 
 
 def claim(store: SqlStore, owner: str = "me", now: float = 2.0, lease_seconds: float = 30.0) -> RequestRow | None:
-    for request_id in store.ahead(1, now):
+    for request_id in store.ahead(APP, 1, now):
         taken = store.claim(request_id, owner, now, lease_seconds)
         return None if taken is None else taken[0]
     return None
@@ -66,20 +76,20 @@ def test_order_priority_and_claims(store: SqlStore) -> None:
     submit(store, low, priority=1)
     submit(store, first)
     submit(store, second)
-    assert store.waiting() == [first, second, low]
-    assert list(store.ahead(2, 2.0)) == [first, second]
-    assert store.ahead(9, 2.0, [second], ["k"]) == {second: "k"}
+    assert store.waiting(APP) == [first, second, low]
+    assert list(store.ahead(APP, 2, 2.0)) == [first, second]
+    assert store.ahead(APP, 9, 2.0, [second], ["k"]) == {second: "k"}
     assert store.given(first) == (new("").input, "http://x")
     row = claimed(store)
     assert (row.id, row.state, row.owner, row.attempts, row.started_at) == (first, "running", "me", 1, 2.0)
     assert store.claim(first, "another", 2.0, 30.0) is None
     assert store.given(first) is None
-    assert store.waiting() == [second, low]
+    assert store.waiting(APP) == [second, low]
     assert not store.finish(replace(row, owner="another"), DONE, 3.0)
     assert store.finish(row, DONE, 3.0, [LogRow("a", "INFO", 2.5, {"x": "y"})])
     assert not store.finish(row, DONE, 3.0)
     assert outcome_of(store, first) == DONE
-    assert store.counts().keys() == {"queued", "running"}
+    assert store.counts(APP).keys() == {"queued", "running"}
     assert store.logs(first) == [LogRow("a", "INFO", 2.5, {"x": "y"})]
     assert input_of(store, first) is None
 
@@ -95,8 +105,8 @@ def test_only_the_try_that_is_under_way_counts(store: SqlStore) -> None:
     a, *_ = ids()
     submit(store, a)
     old = claimed(store)
-    assert store.give_back("me", [a], 3.0) == {}
-    assert store.give_back("me", [], 3.0) == {a: None}
+    assert store.give_back("me", [a], 3.0) == []
+    assert store.give_back("me", [], 3.0) == [Change(a, APP)]
     row = claimed(store)
     assert (row.owner, row.attempts) == (old.owner, 2)
     assert not store.finish(old, DONE, 3.0)
@@ -116,28 +126,28 @@ def test_lost_owners_cancels_and_limits(store: SqlStore) -> None:
     submit(store, b)
     row = claimed(store)
     if store.shared:
-        assert store.give_back("another", [], 3.0) == {}
+        assert store.give_back("another", [], 3.0) == []
         claimed_long_ago = store.put_back(row, [], 3.0, crashed=False)
         assert claimed_long_ago is None
         claimed(store, lease_seconds=-1.0)
-    assert store.give_back("another", [], 3.0) == {a: None}
-    assert store.waiting() == [a, b]
-    assert store.cancel(b, 4.0) == "ended"
+    assert store.give_back("another", [], 3.0) == [Change(a, APP)]
+    assert store.waiting(APP) == [a, b]
+    assert store.cancel(b, 4.0) == Change(b, APP, 499)
     assert store.cancel(b, 4.0) is None
     row = claimed(store)
-    assert store.cancel(a, 4.0) == "marked"
+    assert store.cancel(a, 4.0) == Change(a, APP)
     assert store.cancel(a, 4.0) is None
     assert store.renew([(row, [])], 30.0) == {a}
-    assert store.give_back("me", [], 6.0) == {a: 499}
+    assert store.give_back("me", [], 6.0) == [Change(a, APP, 499)]
     assert outcome_of(store, a).status == 499
     submit(store, c, start_by=10.0)
     with pytest.raises(QueueFull):
         store.submit(new("x"), limit=1, key_limit=9)
     with pytest.raises(QueueFull):
         store.submit(new("x"), limit=9, key_limit=1)
-    assert store.ahead(9, 11.0) == {}
+    assert store.ahead(APP, 9, 11.0) == {}
     assert store.claim(c, "me", 11.0, 1.0) is None
-    assert store.expire_waiting(11.0) == [c]
+    assert store.expire_waiting(11.0) == [Change(c, APP, 504)]
 
 
 def test_a_cancelled_request_whose_runner_dies_ends(store: SqlStore) -> None:
@@ -154,9 +164,9 @@ def test_a_request_that_takes_servers_down_ends(store: SqlStore) -> None:
     submit(store, a, webhook="http://h")
     for _ in range(9):
         claimed(store)
-        assert store.give_back("me", [], 3.0) == {a: None}
+        assert store.give_back("me", [], 3.0) == [Change(a, APP)]
     claimed(store)
-    assert store.give_back("me", [], 3.0) == {a: 500}
+    assert store.give_back("me", [], 3.0) == [Change(a, APP, 500)]
     assert outcome_of(store, a).error_type == "runner_server_error"
     assert a in [row.request_id for row in store.due_webhooks(1e9, 1e9, 1000)]
 
@@ -168,9 +178,9 @@ def test_runs_end_with_their_server(store: SqlStore) -> None:
     submit(store, c, kind="run", home="another")
     claimed(store)  # it ran when the server died
     store.give_back("me", [], 3.0)
-    assert store.end_runs("me", 4.0) == ([a] if store.shared else [a, c])
+    assert store.end_runs("me", 4.0) == [Change(name, APP, 499) for name in ([a] if store.shared else [a, c])]
     assert (outcome_of(store, a).status, outcome_of(store, a).error_type) == (499, "client_disconnected")
-    assert b in store.waiting()
+    assert b in store.waiting(APP)
 
 
 def test_what_came_to_nothing_is_bounded_per_key(store: SqlStore) -> None:
@@ -216,7 +226,7 @@ def test_each_request_is_claimed_once(store: SqlStore) -> None:
     taken: list[str] = []
 
     def take(owner: str) -> None:
-        while request_ids := store.ahead(3, 2.0):
+        while request_ids := store.ahead(APP, 3, 2.0):
             for request_id in request_ids:
                 if store.claim(request_id, owner, 2.0, 30.0) is not None:
                     taken.append(request_id)

@@ -19,14 +19,14 @@ class Told:
 
     def __init__(self) -> None:
         self.shown = View(self.row("running"), [], 0.0)
-        self.positions = SimpleNamespace(of=self.position)
+        self.queue = SimpleNamespace(positions=SimpleNamespace(of=self.position))
 
     async def position(self, _: str) -> int:
         return 0
 
     def row(self, state: str) -> Any:
         outcome = SimpleNamespace(seconds=1.0, error=None, body={}) if state == "done" else None
-        return SimpleNamespace(id="a", key_id="k", state=state, outcome=outcome)
+        return SimpleNamespace(id="a", key_id="k", endpoint=APP, state=state, outcome=outcome)
 
     def becomes(self, state: str) -> None:
         self.shown = View(self.row(state), self.shown.logs, 0.0)
@@ -41,15 +41,17 @@ class Told:
     async def change(self, *_: Any) -> None:
         await asyncio.sleep(0)
 
-    async def queue_position(self, *_: Any) -> int:
-        return 0
+
+def service_of(board: Any) -> Any:
+    settings = SimpleNamespace(public_url="http://x")
+    return SimpleNamespace(board=board, endpoints={APP: SimpleNamespace(queue=board.queue)}, settings=settings)
 
 
 def test_no_line_is_lost_or_told_twice() -> None:
     """Lines arrive while a slow reader receives an event. Then the request is tried again and keeps its old lines."""
     board = Told()
     request: Any = SimpleNamespace(query_params={"logs": "1"}, scope={})
-    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP, public_url="http://x"))
+    service = service_of(board)
 
     async def lines() -> list[str]:
         got: list[str] = []
@@ -83,7 +85,7 @@ def test_every_event_of_a_stream_tells_something() -> None:
 
     board.change = change
     request: Any = SimpleNamespace(query_params={"logs": "1"}, scope={})
-    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP, public_url="http://x"))
+    service = service_of(board)
 
     async def events() -> list[tuple[str, bool, int]]:
         told = [event async for event in queue._states(service, request, board.shown)]
@@ -118,7 +120,7 @@ def test_a_stream_whose_client_has_gone_before_it_began_is_cancelled() -> None:
     service: Any = SimpleNamespace(board=SimpleNamespace(cancel=cancel, view=view), draining=False)
     new: Any = SimpleNamespace(id="a", key_id="k")
     scope: Any = {"type": "http", "asgi": {"spec_version": "2.3"}}
-    asyncio.run(asyncio.wait_for(run._Stream(service, new)(scope, gone, send), 5))
+    asyncio.run(asyncio.wait_for(run._Stream(service, SimpleNamespace(), new)(scope, gone, send), 5))
     assert left == ["a"]
 
 
@@ -137,7 +139,7 @@ def test_a_stream_without_news_sends_pings(monkeypatch: pytest.MonkeyPatch, even
 
     board.change = change
     request: Any = SimpleNamespace(query_params={}, scope={})
-    service: Any = SimpleNamespace(board=board, settings=SimpleNamespace(endpoint=APP, public_url="http://x"))
+    service = service_of(board)
     new: Any = SimpleNamespace(id="a", key_id="k")
 
     async def pings() -> int:

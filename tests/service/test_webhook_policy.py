@@ -51,8 +51,7 @@ def attempts(folder: Path, url: str, **settings: Any) -> list[tuple[str | None, 
     tried: list[tuple[str | None, float | None]] = []
 
     async def deliver() -> None:
-        runner: Any = None
-        service = open_service(Settings(folder, pipeline="stub_pipeline:load", **settings), runner)
+        service = open_service(Settings(folder, pipeline="stub_pipeline:load", **settings))
         store: Any = service.store
         record, ended = store.webhook_tried, asyncio.Event()
         loop = asyncio.get_running_loop()

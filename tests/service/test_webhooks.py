@@ -130,8 +130,7 @@ def test_whatever_a_receiver_does_is_an_attempt(tmp_path: Path) -> None:
             raise RuntimeError("odd")
 
     async def scenario() -> None:
-        runner: Any = None
-        service = open_service(Settings(tmp_path, pipeline="stub_pipeline:load"), runner)
+        service = open_service(Settings(tmp_path, pipeline="stub_pipeline:load"))
         request = NewRequest("a", "k", {}, 1.0, "http://x", webhook="http://h/")
         service.store.submit(request, limit=9, key_limit=9, outcome=Outcome(422, {}, "x"))
         (row,) = service.store.due_webhooks(time.time(), 60.0)
@@ -163,9 +162,8 @@ def deliver(folder: Path, receiver: Receiver, prepare: Callable[[Service], None]
     """Delivers the webhook of one request for `seconds`. Returns the number that each delivery has in its header."""
 
     async def scenario() -> None:
-        runner: Any = None
         settings = Settings(folder, pipeline="stub_pipeline:load", allow_private=("127.0.0.1",), webhook_seconds=0.1)
-        service = open_service(settings, runner)
+        service = open_service(settings)
         request = NewRequest("a", "k", {}, 1.0, "http://x", webhook=receiver.url)
         service.store.submit(request, limit=9, key_limit=9, outcome=Outcome(200, {}))
         prepare(service)

@@ -1,6 +1,8 @@
-"""Creates the runners that the settings ask for."""
+"""Creates the runners that the settings ask for: of each endpoint on every device, or on Ray."""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.errors import InvalidRequest
@@ -17,22 +19,31 @@ if TYPE_CHECKING:
 _REPLICAS = re.compile(r"(\d+)(?:\.\.(\d+))?")
 
 
-def make_runner(settings: "Settings") -> Runner:
-    """Creates the runners of this machine, or those on a Ray cluster."""
+def make_runners(settings: "Settings") -> list[Runner]:
+    """Creates a runner for each endpoint, in their order: processes of this machine, or replicas on a Ray cluster."""
     settings.work.mkdir(parents=True, exist_ok=True)
+    bundles = settings.endpoints.values()
     if settings.pool == "ray":
-        return _ray_pool(settings)
+        return [_ray_pool(settings, bundle) for bundle in bundles]
     devices = runner_devices(settings.devices, settings.runners)
+    count = len(devices)
+    return [_local_pool(settings, bundle, devices, count * i, count * len(bundles)) for i, bundle in enumerate(bundles)]
+
+
+def _local_pool(
+    settings: "Settings", bundle: Path | str | None, devices: Sequence[str | None], first: int, total: int
+) -> Runner:
+    """Creates a runner of a bundle for each device. The `first` one has this number among all on the machine."""
     runners = {
         name: LocalRunner(
             pipeline=settings.pipeline,
-            bundle=settings.bundle,
+            bundle=bundle,
             backend=settings.backend,
             precision=settings.precision,
             threads=settings.threads,
             device=device,
             place=place,
-            runners=len(devices),
+            runners=total,
             warm=settings.warm,
             weights=settings.weights,
             image_pixels=settings.image_pixels,
@@ -40,16 +51,16 @@ def make_runner(settings: "Settings") -> Runner:
             start_seconds=settings.start_seconds,
             work=settings.work,
         )
-        for place, (name, device) in enumerate(zip(runner_names(devices), devices, strict=True))
+        for place, (name, device) in enumerate(zip(runner_names(devices), devices, strict=True), first)
     }
     return RunnerPool(runners)
 
 
-def _ray_pool(settings: "Settings") -> Runner:
+def _ray_pool(settings: "Settings", bundle: Path | str | None) -> Runner:
     from .ray_pool import RayPool  # Ray itself is imported when the pool starts
 
     options = {
-        "bundle": absolute_bundle(settings.bundle),
+        "bundle": absolute_bundle(bundle),
         "backend": settings.backend,
         "precision": settings.precision,
         "threads": threads_of(settings.gpus_per_replica, settings.threads),
