@@ -17,6 +17,7 @@ from sparsectrl_lcm.service.runner import pipeline_loading as loading
 from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
 
+from .conftest import APP
 from .test_dispatch import StandIn, ended, posted, serving, submit
 
 
@@ -33,9 +34,9 @@ def asking(name: Any) -> dict[str, Any]:
 )
 def test_an_unknown_name_is_told_with_the_known_ones(known: list[str], told: str, tmp_path: Path) -> None:
     async def scenario(service: Service, _: StandIn) -> None:
-        await accept(service, posted("queued", asking("x")), "k", "queue")
+        await accept(service, service.endpoints[APP], posted("queued", asking("x")), "k", "queue")
         with pytest.raises(ServiceError) as refused:
-            await accept(service, posted("run", asking("x")), "k", "run")
+            await accept(service, service.endpoints[APP], posted("run", asking("x")), "k", "run")
         for status, body in ((refused.value.status, refused.value.body), _outcome(await ended(service, "queued"))):
             (detail,) = body["detail"]
             assert (status, detail["loc"], detail["type"]) == (422, ["body", KEY, "weights"], "one_of")
@@ -52,7 +53,7 @@ def test_a_job_has_the_weights_of_its_request_and_a_conditioning_of_its_own(tmp_
     async def scenario(service: Service, runner: StandIn) -> None:
         given = [asking("anime"), {"prompt": "a"}, asking(None), asking("slow-motion"), asking("anime")]
         for number, each in enumerate(given):
-            await accept(service, posted(str(number), each), "k", "queue")
+            await accept(service, service.endpoints[APP], posted(str(number), each), "k", "queue")
             assert (await ended(service, str(number))).status == 200
         assert [job.weights for job in runner.jobs] == ["anime", None, None, "slow-motion", "anime"]
         first, own, none, other, again = (job.conditioning for job in runner.jobs)
