@@ -48,10 +48,13 @@ def press():
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGINT)
 
-def place():  # where the main thread waits for the library
+def place():  # where the main thread waits for the library to run the UNet, which takes longest
     frame = sys._current_frames()[threading.main_thread().ident]
     file = os.path.basename(frame.f_code.co_filename)
-    return file in ("_ov_api.py", "onnxruntime_inference_collection.py") and (id(frame), frame.f_lasti)
+    if file not in ("_ov_api.py", "onnxruntime_inference_collection.py"):
+        return None
+    feeds = frame.f_locals.get("inputs" if file == "_ov_api.py" else "input_feed")
+    return isinstance(feeds, dict) and "prompt_embeds" in feeds and (id(frame), frame.f_lasti)
 
 VideoPipeline.run, Bar.of_clip = run_and_tell, of_clip
 cli.main(sys.argv[1:])
