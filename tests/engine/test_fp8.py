@@ -243,7 +243,8 @@ def test_a_decoder_is_built_in_fp8(tmp_path: Path) -> None:
     built = build(bundle, "tensorrt-rtx", options)
     record = built.index.engines["vae_decoder"]
     assert 0 < max(record.report["errors"].values()) <= 8
-    source = onnx.load(built.folder / "vae_decoder.onnx", load_external_data=False)
+    (path,) = (bundle / "engines").rglob("vae_decoder.onnx")
+    source = onnx.load(path, load_external_data=False)
     types = [item.data_type for item in source.graph.initializer if item.name.endswith(".weight.fp8")]
     assert types
     assert set(types) == {TensorProto.FLOAT8E4M3FN}
