@@ -1,5 +1,6 @@
 """The ASGI application of a service: its routes, its error responses, and the middlewares in their order."""
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,10 +17,13 @@ from .http.middleware.request_id import RequestId
 from .http.middleware.request_path import RequestPath
 from .http.middleware.status_polls import StatusPolls
 from .http.middleware.unexpected_errors import UnexpectedErrors
+from .objects.object_stores import FilesUnavailable
 from .protocol.errors import ServiceError, store_unavailable
 from .protocol.responses import Json
 from .routes import api_docs, files, monitoring, new_requests, page, proxy, public_documents, requests, tokens, uploads
 from .store import STORE_FAILURES
+
+log = logging.getLogger("sparsectrl_lcm.service.http")
 
 
 def create_app(service: Service) -> FastAPI:
@@ -37,6 +41,7 @@ def create_app(service: Service) -> FastAPI:
             ServiceError: _service_error,
             HTTPException: _http_error,
             **dict.fromkeys(STORE_FAILURES, _store_failure),
+            FilesUnavailable: _files_unavailable,
         },
         middleware=[  # outermost first
             Middleware(RequestPath),
@@ -67,6 +72,11 @@ async def _service_error(_: Request, error: Exception) -> Response:
 
 async def _store_failure(request: Request, _: Exception) -> Response:
     return await _service_error(request, store_unavailable())
+
+
+async def _files_unavailable(request: Request, error: Exception) -> Response:
+    log.warning("the object store failed: %s", error)
+    return await _service_error(request, store_unavailable("object store"))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -13,6 +13,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         named: dict[str, Any] = {"registry": self.registry, "namespace": "sparsectrl_lcm"}
+        self.unstored = Gauge("clips_unstored", "Clips that are made but not stored yet.", **named)
         self.webhooks = Counter("webhook_deliveries", "Attempts to deliver.", ["result"], **named)
         runner, timed = ["endpoint", "runner"], {"buckets": SECONDS} | named
         self.waiting = Gauge("queue_depth", "Requests that wait.", ["endpoint"], **named)

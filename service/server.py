@@ -22,7 +22,7 @@ from .http.tls_certificates import follow_certificates
 from .metrics import Metrics
 from .network.public_addresses import Allowed
 from .network.webhook_delivery import Webhooks
-from .objects.object_stores import open_files
+from .objects.object_stores import check_files, open_files
 from .objects.stored_files import remove_expired_files
 from .queue.dispatchers import Dispatchers
 from .queue.request_states import Board
@@ -47,13 +47,16 @@ def open_service(settings: Settings, *runners: Runner) -> Service:
         runners: make the clips, one for each endpoint; none means those that the settings ask for.
 
     Raises:
-        InvalidRequest: the settings name a database or an object store that cannot be opened, another server has a copy
-            of the data folder, or an entry of `allow_private` is not a host, address or network.
+        InvalidRequest: the settings name a database that cannot be opened or an object store that cannot be used,
+            another server has a copy of the data folder, or an entry of `allow_private` is not a host, address or
+            network.
         SQLAlchemyError: the database cannot be reached or written.
     """
     Allowed.parse(settings.allow_private)
     settings.data.mkdir(0o700, parents=True, exist_ok=True)
     files = open_files(settings.files_url)
+    if settings.files is not None:
+        check_files(settings.files, files)
     store = SqlStore(settings.database_url)
     owner_lock = _lock_owner(settings, store)
     store.make_shrinkable()

@@ -106,10 +106,10 @@ def complete(service: Service, upload: Upload, listed: Sequence[tuple[int, str]]
         if (done := _done(service, upload)) is not None:
             return done
         raise infrastructure_error("bad_request", "A part is gone; upload the file again") from None
-    for row in found:
-        with suppress(OSError):
+    with suppress(OSError):  # the records of the rest stay until they expire
+        for row in found:
             service.files.delete(row.object_name)
-        service.store.delete_file(row.id)
+            service.store.delete_file(row.id)
     return kept
 
 

@@ -6,12 +6,13 @@ import re
 import shutil
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
-from ...runtime.errors import InvalidRequest, first_line
+from ...runtime.errors import InvalidRequest, first_line, reason_of
 from ..synced_files import sync_folder
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 COPY_BYTES = 2**20
 BLOCK_BYTES = 4 * 2**20
 """How many bytes of a remote object one request reads."""
+UPLOAD_BYTES = 8 * 2**20
+"""Size of the parts of a large upload to S3. s3fs itself would hold up to 500 MB of it in memory."""
+CALL_SECONDS, BYTES_A_SECOND = 20.0, 256 * 2**10
+"""How long a call of a remote store may take, and how many bytes have to arrive in each further second."""
+STORE_REMEDY = "check bucket, endpoint and credentials; docs/service.md says how they are given"
 LEFT_SECONDS = 86_400.0
 """Part files older than this were left behind by a process that died."""
 
@@ -28,11 +34,15 @@ _WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 """Stores that show only complete objects. In other stores an object is written under another name and then moved."""
 
 
+class FilesUnavailable(OSError):
+    """An object store cannot be reached, or refuses a call that it should not."""
+
+
 class Files(Protocol):
     """Objects by name. The server chooses the names: relative, with letters, digits, "_", "-", "." and "/".
 
-    All methods block and may be called from several threads. They raise OSError if the store fails, and ValueError if
-    a name is not allowed.
+    All methods block and may be called from several threads. They raise OSError if the store fails, FilesUnavailable
+    if it is remote, and ValueError if a name is not allowed.
     """
 
     def put(self, name: str, source: BinaryIO | Path | bytes) -> int:
@@ -64,6 +74,36 @@ def open_files(url: str) -> Files:
     if url.startswith("file://"):
         return FolderFiles(Path(url.removeprefix("file://")))
     return ObjectFiles(url)
+
+
+def check_files(url: str, files: Files) -> None:
+    """Writes, reads and deletes an object.
+
+    Raises:
+        InvalidRequest: the store at `url` cannot be reached, or refuses one of these.
+    """
+    name = f"probe-{token_hex(8)}"
+    try:
+        files.put(name, b"probe")
+        with files.open(name) as file:
+            file.read()
+        files.delete(name)
+    except OSError as error:
+        shown = re.sub("//[^/]*@", "//", url)  # without a password
+        raise InvalidRequest("files", f"{shown} cannot be used ({failure(error)})", STORE_REMEDY) from None
+
+
+def failure(error: Exception) -> str:
+    """Why a store's library failed, in one line."""
+    if isinstance(error, TimeoutError) and not str(error):
+        return "it does not answer"
+    missing = "not found: " if isinstance(error, FileNotFoundError) else ""
+    return missing + reason_of(error)
+
+
+def time_limit(system: Any, size: int = 0) -> dict[str, float]:
+    """Returns the keyword that bounds a call of fsspec's system that moves `size` bytes, if it is a remote one."""
+    return {"timeout": CALL_SECONDS + size / BYTES_A_SECOND} if system.async_impl else {}
 
 
 def check_name(name: str) -> str:
@@ -130,6 +170,7 @@ class ObjectFiles:
         self._root = root.rstrip("/")
         protocols = {self._system.protocol} if isinstance(self._system.protocol, str) else set(self._system.protocol)
         self._whole = bool(protocols & _WHOLE)
+        self._parts = {"chunksize": UPLOAD_BYTES, "max_concurrency": 2} if "s3" in protocols else {}
 
     def put(self, name: str, source: BinaryIO | Path | bytes) -> int:
         """See `Files.put`."""
@@ -141,10 +182,11 @@ class ObjectFiles:
                     _copy(source, file)
                 source = local
             size = source.stat().st_size
-            if self._whole:
-                self._system.put_file(str(source), target)
-            else:
-                self._put_and_move(source, target)
+            with _unavailable(target):
+                if self._whole:
+                    self._system.put_file(str(source), target, **self._parts, **time_limit(self._system, size))
+                else:
+                    self._put_and_move(source, target)
         return size
 
     def _put_and_move(self, source: Path, target: str) -> None:
@@ -161,15 +203,17 @@ class ObjectFiles:
     def open(self, name: str, start: int = 0) -> BinaryIO:
         """See `Files.open`."""
         path = self._path(name)
-        about = self._system.info(path)
+        with _unavailable(path, may_be_missing=True):
+            about = self._system.info(path, **time_limit(self._system))
         if about["type"] != "file":
             raise FileNotFoundError(name)
         return cast(BinaryIO, io.BufferedReader(_Remote(self._system, path, start, int(about["size"])), BLOCK_BYTES))
 
     def delete(self, name: str) -> None:
         """See `Files.delete`."""
-        with suppress(FileNotFoundError):
-            self._system.rm_file(self._path(name))
+        path = self._path(name)
+        with suppress(FileNotFoundError), _unavailable(path, may_be_missing=True):
+            self._system.rm_file(path, **time_limit(self._system))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{check_name(name)}"
@@ -189,10 +233,27 @@ class _Remote(io.RawIOBase):
         end = min(self._at + len(view), self._size)
         if end <= self._at:
             return 0
-        data = self._system.cat_file(self._path, start=self._at, end=end)
+        limit = time_limit(self._system, end - self._at)
+        with _unavailable(self._path, may_be_missing=True):
+            data = self._system.cat_file(self._path, start=self._at, end=end, **limit)
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+@contextmanager
+def _unavailable(path: str, *, may_be_missing: bool = False) -> Iterator[None]:
+    """Turns an error of a store's library into FilesUnavailable, except that of an object that may be missing.
+
+    The text of botocore's errors has the object's name, by which anybody can fetch the file; it stays out of the log.
+    """
+    try:
+        yield
+    except Exception as error:  # those of botocore, for instance, are no OSError
+        if may_be_missing and isinstance(error, FileNotFoundError):
+            raise
+        name = path.rpartition("/")[2]
+        raise FilesUnavailable(failure(error).replace(f"/{name}", "/...")) from error
 
 
 def _system(url: str) -> tuple[Any, str]:

@@ -19,6 +19,7 @@ from ..protocol.urls import stored_file_url
 from ..settings import DAY
 from ..store import FileRow, QuotaExceeded
 from .disk_space import disk_full_is_507
+from .object_stores import FilesUnavailable
 
 CLIP_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif", ".webp": "image/webp"}
 
@@ -108,6 +109,8 @@ def keep_file(
         expires_at = None if seconds is None else now + seconds
         row = FileRow(file_id, key_id, name, content_type, size, object_name, now, expires_at)
         replaced = service.store.add_file(row, announced.id)
+    except FilesUnavailable:  # the object may have been written: its record stays until it expires
+        raise
     except BaseException:
         service.files.delete(object_name)
         with suppress(SQLAlchemyError):  # it expires within a day
@@ -173,6 +176,10 @@ def remove_expired_files(service: Service, now: float) -> int:
 
     Blocks. Returns the number of files and parts removed.
     """
+    for path in service.settings.incoming.glob("*"):
+        with suppress(OSError):
+            if path.stat().st_mtime < now - DAY:
+                path.unlink()
     removed = 0
     deleted = True
     while deleted and (rows := service.store.expired_files(now)):  # the store returns 500 at a time
@@ -180,14 +187,13 @@ def remove_expired_files(service: Service, now: float) -> int:
         for row in rows:
             try:
                 service.files.delete(row.object_name)
+            except FilesUnavailable as error:  # the next sweep goes on
+                _log.warning("expired files were not deleted: %s", error)
+                return removed
             except OSError as error:
                 _log.warning("%s was not deleted: %s", row.object_name, error)
                 continue
             service.store.delete_file(row.id)
             removed += 1
             deleted = True
-    for path in service.settings.incoming.glob("*"):
-        with suppress(OSError):
-            if path.stat().st_mtime < now - DAY:
-                path.unlink()
     return removed

@@ -67,9 +67,9 @@ def infrastructure_error(error_type: str, detail: str) -> ServiceError:
     return ServiceError(STATUS_OF_TYPE[error_type], detail, error_type)
 
 
-def store_unavailable() -> ServiceError:
-    """Returns the error of a call that needs the database while it fails."""
-    error = infrastructure_error("runner_scheduling_failure", "The database does not answer; try again")
+def store_unavailable(store: str = "database") -> ServiceError:
+    """Returns the error of a call that needs the database or the object store while it fails."""
+    error = infrastructure_error("runner_scheduling_failure", f"The {store} does not answer; try again")
     error.headers["Retry-After"] = RETRY_AFTER_SECONDS
     return error
 

@@ -20,7 +20,7 @@ from ..runner.picture_reader import PictureReader
 from ..store import STORE_FAILURES, FileRow, Outcome
 from .job_preparation import Preparation, Preparations, Prepared, check_clip_size, keyframe_error
 from .next_requests import NextRequests
-from .retries import until_it_is_stored, until_there_is_room
+from .retries import until_files_work, until_it_is_stored
 from .views import View
 
 AHEAD = 2
@@ -232,7 +232,7 @@ class Dispatcher:
             finally:
                 self._leave_runner(view)
 
-        return await until_there_is_room(run, job.id)
+        return await until_files_work(run, job.id)
 
     def _listener(self, view: View) -> OnEvent:
         def listen(event: Event) -> None:
@@ -254,7 +254,8 @@ class Dispatcher:
         async def store() -> FileRow:
             return await asyncio.to_thread(store_clip, self.service, announced, clip)
 
-        view.clip = await until_it_is_stored(store, clip, view.row.id)
+        with self.service.metrics.unstored.track_inprogress():
+            view.clip = await until_it_is_stored(store, clip, view.row.id)
 
 
 def _job_error(error: JobFailed, slots: tuple[int, ...]) -> ServiceError:

@@ -19,7 +19,7 @@ from ..protocol.urls import QUEUE_PREFIX
 from ..runner import Job, JobFailed
 from ..runner.picture_reader import PictureReader
 from ..store import STORE_FAILURES
-from .retries import until_there_is_room
+from .retries import until_files_work
 
 OUTSIDE_CONDITIONING = ("seed", "conditioning_scale")
 """Options that change nothing in what the pipeline keeps for the next seed."""
@@ -154,7 +154,7 @@ class Preparations:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # others may need the room
                 raise
 
-        return await until_there_is_room(prepare, request_id)
+        return await until_files_work(prepare, request_id)
 
 
 async def _prepare(

@@ -1,4 +1,4 @@
-"""Repeats what failed because the store is out, the disk is full, or a clip could not be stored."""
+"""Repeats what failed because the database or the object store is out, or the disk is full."""
 
 import asyncio
 import logging
@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from ...runtime.disk_errors import is_disk_full
 from ...runtime.errors import first_line
+from ..objects.object_stores import FilesUnavailable
 from ..protocol.errors import ServiceError
 from ..runner import JobFailed
 from ..store import STORE_FAILURES
@@ -27,19 +28,23 @@ async def until_the_store_works(attempt: Attempt[T]) -> T:
     return await _repeat(attempt, lambda error: isinstance(error, STORE_FAILURES), longest_wait=LONGEST_STORE_WAIT)
 
 
-async def until_there_is_room(attempt: Attempt[T], request_id: str) -> T:
-    """Repeats an attempt as long as the disk is full, and returns its result."""
+async def until_files_work(attempt: Attempt[T], request_id: str) -> T:
+    """Repeats an attempt as long as the disk is full or the object store fails, and returns its result."""
 
     def disk_is_full(error: Exception) -> bool:
         if isinstance(error, JobFailed):
             return error.kind == "disk_full"
         return isinstance(error, OSError) and is_disk_full(error)
 
-    def tell(_: Exception, wait: float) -> None:
-        extra = {"request_id": request_id, "seconds": wait}
-        log.warning("the disk has no room for a request, which is tried again", extra=extra)
+    def files_fail(error: Exception) -> bool:
+        return disk_is_full(error) or isinstance(error, FilesUnavailable)
 
-    return await _repeat(attempt, disk_is_full, tell)
+    def tell(error: Exception, wait: float) -> None:
+        extra = {"request_id": request_id, "seconds": wait}
+        reason = "the disk has no room" if disk_is_full(error) else f"the object store failed ({first_line(error)})"
+        log.warning("%s for a request, which is tried again", reason, extra=extra)
+
+    return await _repeat(attempt, files_fail, tell)
 
 
 async def until_it_is_stored(attempt: Attempt[T], clip: Path, request_id: str) -> T:

@@ -12,9 +12,10 @@ from typing import IO, Any, overload
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from ...runtime.errors import BundleError, first_line
+from ...runtime.errors import BundleError
 from ...runtime.format.bundle import verify
 from ...runtime.format.manifest import read_manifest
+from ..objects.object_stores import STORE_REMEDY, failure, time_limit
 
 MANIFEST = "manifest.json"
 UNUSED_SECONDS = 30 * 86_400.0
@@ -56,6 +57,7 @@ def local_bundle(bundle: str | None) -> str | None:
     """
     if bundle is None or not is_url(bundle):
         return bundle
+    bundle = bundle.rstrip("/")
     try:
         store, root = _open(bundle)
         version = _version(store, root, bundle)
@@ -77,7 +79,7 @@ def local_bundle(bundle: str | None) -> str | None:
     except BundleError:
         raise
     except Exception as error:  # of the store's own library
-        raise BundleError("bundle", f"{bundle} cannot be fetched: {first_line(error)}") from None
+        raise BundleError("bundle", f"{bundle} cannot be fetched: {failure(error)}", STORE_REMEDY) from None
     return str(folder)
 
 
@@ -117,9 +119,9 @@ def read_remote_manifest(bundle: str, folder: Path) -> Path:
     """
     try:
         store, root = _open(bundle)
-        (folder / MANIFEST).write_bytes(store.cat_file(f"{root}/{MANIFEST}"))
+        (folder / MANIFEST).write_bytes(store.cat_file(f"{root}/{MANIFEST}", **time_limit(store)))
     except Exception as error:
-        raise BundleError("bundle", f"{bundle} cannot be read: {first_line(error)}") from None
+        raise BundleError("bundle", f"{bundle} cannot be read: {failure(error)}", STORE_REMEDY) from None
     return folder
 
 
@@ -132,7 +134,7 @@ def _open(bundle: str) -> tuple[Any, str]:
 
 def _version(store: Any, root: str, bundle: str) -> str:
     """Returns a checksum of the files that have the checksums of all others."""
-    indices = [f"{root}/{MANIFEST}", *sorted(store.glob(f"{root}/engines/**/*.json"))]
+    indices = [f"{root}/{MANIFEST}", *sorted(path for path in store.find(f"{root}/engines") if path.endswith(".json"))]
     return hashlib.sha256(b"\0".join([bundle.encode(), *map(store.cat_file, indices)])).hexdigest()[:32]
 
 
@@ -140,6 +142,13 @@ def _fetch(store: Any, root: str, folder: Path) -> Path:
     """Fetches a bundle into a temporary folder beside `folder`, and checks it. Returns the temporary folder."""
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)  # of a process that died
-    store.get(f"{root}/", f"{part}/", recursive=True)
+    # by name: a pattern's characters may be in `root`, and "folders" of S3's console are objects that end in "/"
+    remote = [path for path in store.find(root) if not path.endswith("/")]
+    local = [Path(part, os.path.relpath(path, root)) for path in remote]
+    if any(".." in path.parts for path in local):
+        raise BundleError("bundle", "a file of it has a name with '..'", "upload the folder that `export` wrote")
+    for place in {path.parent for path in local}:
+        place.mkdir(parents=True, exist_ok=True)
+    store.get(remote, [str(path) for path in local])
     verify(part, read_manifest(part))
     return part
