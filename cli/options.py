@@ -64,6 +64,26 @@ def parse_weights(texts: Iterable[str]) -> dict[str, str]:
     return bundles
 
 
+def endpoint_weights(texts: Iterable[str], endpoints: Collection[str]) -> dict[str, dict[str, str]]:
+    """Returns the bundles of texts such as `anime=FOLDER` or `me/portraits:anime=FOLDER` by endpoint and name.
+
+    Raises:
+        InvalidRequest: as `parse_weights`, or an endpoint is unknown, or is missing although there are several.
+    """
+    of_endpoint: dict[str, list[str]] = {}
+    for text in texts:
+        endpoint, colon, _ = text.partition("=")[0].rpartition(":")
+        if colon and endpoint not in endpoints:
+            reason = f"{shown(endpoint)} is no endpoint of this server"
+            raise InvalidRequest("weights", reason, f"there are {', '.join(endpoints)}")
+        if not colon and len(endpoints) > 1:
+            reason = f"{shown(text)} does not say of which endpoint"
+            raise InvalidRequest("weights", reason, "give OWNER/NAME:NAME=BUNDLE")
+        given = text.removeprefix(f"{endpoint}{colon}")
+        of_endpoint.setdefault(endpoint or next(iter(endpoints)), []).append(given)
+    return {endpoint: parse_weights(given) for endpoint, given in of_endpoint.items()}
+
+
 def error_message(error: SparseCtrlLcmError, options: Collection[str]) -> str:
     """Returns an error as one line, with the name of the option instead of the field.
 

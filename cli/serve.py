@@ -53,7 +53,8 @@ def serve(
     weights: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=BUNDLE", help="Other LoRAs or motion module, for requests that name them; repeatable."
+            metavar="[OWNER/NAME:]NAME=BUNDLE",
+            help="Other LoRAs or motion module, for requests that name them; repeatable.",
         ),
     ] = None,
     devices: Annotated[
@@ -83,12 +84,13 @@ def serve(
     from ..service.runner.pipeline_loading import check
     from ..service.server import serve
     from ..service.settings import Settings, with_limits
-    from .options import parse_size, parse_weights
+    from .options import endpoint_weights, parse_size
 
     if log_level not in LEVELS:
         raise InvalidRequest("log_level", f"{log_level!r} is not allowed", f"give {', '.join(LEVELS)}")
     ports = _ports(port=port, queue_port=queue_port, tls_port=tls_port)
     chosen = tuple(name.strip() for name in devices.split(",")) if devices is not None else ()
+    endpoints = {endpoint: bundle}
     settings = Settings(
         data=data,
         public_url=public_url,
@@ -100,12 +102,12 @@ def serve(
         allow_private=tuple(allow_private or ()),
         queue_port=queue_port,
         tls_port=tls_port,
-        endpoints={endpoint: bundle},
+        endpoints=endpoints,
         backend=backend,
         precision=precision,
         threads=threads,
         warm=None if warm is None else parse_size(warm, "warm"),
-        weights=parse_weights(weights or ()),
+        weights=endpoint_weights(weights or (), endpoints),
         devices=chosen,
         runners=runners,
         pool=pool,

@@ -45,8 +45,8 @@ export async function result(key, id) {
 export const clips = async key => (await (await call(key, "/page/clips.json")).json()).clips;
 
 /**
- * Returns the server's description of itself: its https port, the names of weights, its endpoints with their runners and
- * the states of these, and with `--extensions` how many pixels a clip may have in all its frames.
+ * Returns the server's description of itself: its https port, its endpoints with their runners, the states of these and
+ * the names of weights, and with `--extensions` how many pixels a clip may have in all its frames.
  */
 export const about = async () => (await call("", "/page/about.json")).json();
 
@@ -56,7 +56,7 @@ export const APP = server.endpoints[0].name;
 /** The pixels that a clip may have in all its frames; null if the server has no extensions. */
 export const CLIP_PIXELS = server.clip_pixels;
 /** The names of weights that requests may give. */
-export const WEIGHTS = server.weights;
+export const WEIGHTS = server.endpoints[0].weights;
 
 /** Returns the schema of each field of the input. */
 export async function schema() {

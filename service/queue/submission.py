@@ -102,7 +102,8 @@ async def _submit(service: Service, request: Request, new: NewRequest, given: di
     if new.idempotency_key is not None:
         new = dataclasses.replace(new, fingerprint=await asyncio.to_thread(_fingerprint, given))
     try:
-        order = (given, settings.prompt_characters, settings.extensions, tuple(settings.weights))
+        weights = tuple(settings.weights.get(new.endpoint, ()))
+        order = (given, settings.prompt_characters, settings.extensions, weights)
         parsed = parse_input(*order) if _is_small(request) else await asyncio.to_thread(parse_input, *order)
         new = dataclasses.replace(new, input=parsed.stored())
     except ServiceError as error:

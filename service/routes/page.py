@@ -33,12 +33,15 @@ async def about(service: CurrentService) -> Response:
     settings = service.settings
     known = {
         "endpoints": [
-            {"name": name, "runners": [{"name": each.name, "state": each.state} for each in endpoint.runner.runners]}
+            {
+                "name": name,
+                "runners": [{"name": each.name, "state": each.state} for each in endpoint.runner.runners],
+                "weights": list(settings.weights.get(name, ())),
+            }
             for name, endpoint in service.endpoints.items()
         ],
         "tls_port": settings.tls_port,
         "clip_pixels": settings.clip_pixels if settings.extensions else None,
-        "weights": list(settings.weights),
     }
     return Json(known, headers={"Cache-Control": "no-cache"})
 

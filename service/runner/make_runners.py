@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...runtime.errors import InvalidRequest
@@ -22,22 +21,20 @@ _REPLICAS = re.compile(r"(\d+)(?:\.\.(\d+))?")
 def make_runners(settings: "Settings") -> list[Runner]:
     """Creates a runner for each endpoint, in their order: processes of this machine, or replicas on a Ray cluster."""
     settings.work.mkdir(parents=True, exist_ok=True)
-    bundles = settings.endpoints.values()
+    names = list(settings.endpoints)
     if settings.pool == "ray":
-        return [_ray_pool(settings, bundle) for bundle in bundles]
+        return [_ray_pool(settings, name) for name in names]
     devices = runner_devices(settings.devices, settings.runners)
     count = len(devices)
-    return [_local_pool(settings, bundle, devices, count * i, count * len(bundles)) for i, bundle in enumerate(bundles)]
+    return [_local_pool(settings, name, devices, count * i, count * len(names)) for i, name in enumerate(names)]
 
 
-def _local_pool(
-    settings: "Settings", bundle: Path | str | None, devices: Sequence[str | None], first: int, total: int
-) -> Runner:
-    """Creates a runner of a bundle for each device. The `first` one has this number among all on the machine."""
+def _local_pool(settings: "Settings", endpoint: str, devices: Sequence[str | None], first: int, total: int) -> Runner:
+    """Creates a runner of an endpoint for each device. The `first` one has this number among all on the machine."""
     runners = {
         name: LocalRunner(
             pipeline=settings.pipeline,
-            bundle=bundle,
+            bundle=settings.endpoints[endpoint],
             backend=settings.backend,
             precision=settings.precision,
             threads=settings.threads,
@@ -45,7 +42,7 @@ def _local_pool(
             place=place,
             runners=total,
             warm=settings.warm,
-            weights=settings.weights,
+            weights=settings.weights.get(endpoint),
             image_pixels=settings.image_pixels,
             step_seconds=settings.step_seconds,
             start_seconds=settings.start_seconds,
@@ -56,17 +53,17 @@ def _local_pool(
     return RunnerPool(runners)
 
 
-def _ray_pool(settings: "Settings", bundle: Path | str | None) -> Runner:
+def _ray_pool(settings: "Settings", endpoint: str) -> Runner:
     from .ray_pool import RayPool  # Ray itself is imported when the pool starts
 
     options = {
-        "bundle": absolute_bundle(bundle),
+        "bundle": absolute_bundle(settings.endpoints[endpoint]),
         "backend": settings.backend,
         "precision": settings.precision,
         "threads": threads_of(settings.gpus_per_replica, settings.threads),
         "warm": settings.warm,
     }
-    others = {name: absolute_bundle(other) for name, other in settings.weights.items()}
+    others = {name: absolute_bundle(other) for name, other in settings.weights.get(endpoint, {}).items()}
     weights = {"weights": others} if others else {}  # without any, applications keep their name
     return RayPool(
         address=settings.ray_address,

@@ -157,7 +157,7 @@ def started(folder: Path, port: int = 0, **options: Any) -> Iterator[Server]:
 
 def stub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a stub pipeline, which does what the prompt says."""
-    options = {"pipeline": "stub_pipeline:load", "step_seconds": 5.0, "weights": {"anime": "bundle"}}
+    options = {"pipeline": "stub_pipeline:load", "step_seconds": 5.0, "weights": {APP: {"anime": "bundle"}}}
     yield from started(tmp_path_factory.mktemp("stub"), **options)
 
 

@@ -1,12 +1,13 @@
 """Requests that name the weights of another bundle."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fakes.stub_pipeline import StubPipeline
-from sparsectrl_lcm.cli.options import parse_weights
+from sparsectrl_lcm.cli.options import endpoint_weights, parse_weights
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.protocol.advanced_options import KEY
@@ -15,7 +16,9 @@ from sparsectrl_lcm.service.queue.submission import accept
 from sparsectrl_lcm.service.runner import Job, JobFailed
 from sparsectrl_lcm.service.runner import pipeline_loading as loading
 from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
+from sparsectrl_lcm.service.runner.make_runners import make_runners
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
+from sparsectrl_lcm.service.settings import Settings
 
 from .conftest import APP
 from .test_dispatch import StandIn, ended, posted, serving, submit
@@ -42,7 +45,7 @@ def test_an_unknown_name_is_told_with_the_known_ones(known: list[str], told: str
             assert (status, detail["loc"], detail["type"]) == (422, ["body", KEY, "weights"], "one_of")
             assert (detail["msg"], detail["ctx"], detail["input"]) == (told, {"expected": known}, "x")
 
-    serving(tmp_path, scenario, weights=dict.fromkeys(known, "bundle"))
+    serving(tmp_path, scenario, weights={APP: dict.fromkeys(known, "bundle")})
 
 
 def _outcome(outcome: Any) -> tuple[int, Any]:
@@ -60,7 +63,7 @@ def test_a_job_has_the_weights_of_its_request_and_a_conditioning_of_its_own(tmp_
         assert first == again and own == none
         assert len({first, own, other}) == 3
 
-    serving(tmp_path, scenario, weights={"anime": "a", "slow-motion": "b"})
+    serving(tmp_path, scenario, weights={APP: {"anime": "a", "slow-motion": "b"}})
 
 
 def test_weights_that_are_gone_end_what_waited_for_them(tmp_path: Path) -> None:
@@ -129,6 +132,30 @@ def test_wrong_options_are_told(texts: list[str], told: str) -> None:
 
 def test_options_are_names_and_bundles() -> None:
     assert parse_weights(["anime=a=b", "v2.slow=s3://bucket/x"]) == {"anime": "a=b", "v2.slow": "s3://bucket/x"}
+
+
+def test_each_endpoint_has_weights_of_its_own() -> None:
+    one, two = {"me/a": None}, {"me/a": None, "me/b": None}
+    assert endpoint_weights([], two) == {}
+    assert endpoint_weights(["anime=a", "me/a:slow=s3://b"], one) == {"me/a": {"anime": "a", "slow": "s3://b"}}
+    assert endpoint_weights(["me/a:x=1", "me/b:x=2"], two) == {"me/a": {"x": "1"}, "me/b": {"x": "2"}}
+    with pytest.raises(InvalidRequest, match="'me/c' is no endpoint of this server; there are me/a, me/b"):
+        endpoint_weights(["me/c:anime=a"], two)
+    with pytest.raises(InvalidRequest, match="'anime=a' does not say of which endpoint; give OWNER/NAME:NAME=BUNDLE"):
+        endpoint_weights(["anime=a"], two)
+    with pytest.raises(InvalidRequest, match="anime is given twice"):
+        endpoint_weights(["anime=a", "me/a:anime=a"], one)
+
+
+def test_the_runners_of_an_endpoint_get_its_weights(tmp_path: Path) -> None:
+    endpoints = {"me/a": "a", "me/b": "b"}
+    settings = Settings(tmp_path, endpoints=endpoints, weights={"me/b": {"anime": "c"}}, pool="ray")
+    options = [pool._setup["options"] for pool in make_runners(settings)]  # type: ignore[attr-defined]
+    assert ["weights" in each for each in options] == [False, True]
+    assert options[1]["weights"] == {"anime": str(Path("c").absolute())}
+    local = make_runners(replace(settings, pool="local"))
+    members = [pool._members[0].runner._setup["options"] for pool in local]  # type: ignore[attr-defined]
+    assert [(each["bundle"], each["weights"]) for each in members] == [("a", {}), ("b", {"anime": "c"})]
 
 
 def test_ray_matches_jobs_and_replicas_by_weights_if_there_are_others(tmp_path: Path) -> None:
