@@ -6,8 +6,8 @@
 With `--pool ray` the runners are on a Ray cluster of three nodes, which are processes of this machine, too.
 
 Server, runners and client are processes of this machine. Each round goes through all counts of runners. Requests are
-submitted while longer ones keep the runners busy, so that the time of submissions does not count. The client then reads
-the server's database five times a second, which costs the server nothing.
+submitted while longer ones keep the runners busy, so that the time of submissions does not count; each runner has made
+a clip before. The client then reads the server's database five times a second, which costs the server nothing.
 
     clips_per_second   from the end of the first longer request to that of the last request
     overhead_ms        wall time of a request on a runner, beside `pipeline_ms`
@@ -119,10 +119,11 @@ def served(data: Path, runners: int, ray_address: str) -> Iterator[tuple[httpx.C
 
 def ready(client: httpx.Client) -> int:
     try:
-        (endpoint,) = client.get("/readyz").json()["endpoints"].values()
+        answer = client.get("/readyz").json()
     except httpx.TransportError:
         return 0
-    return sum(runner["state"] == "ready" for runner in endpoint["runners"])
+    endpoints = answer.get("endpoints", {}).values()  # none while the database does not answer
+    return sum(runner["state"] == "ready" for endpoint in endpoints for runner in endpoint["runners"])
 
 
 def processor_seconds(server: int) -> Counter[str]:
@@ -152,6 +153,20 @@ def gaps(folder: Path) -> list[float]:
     return found
 
 
+def submit(client: httpx.Client, prompts: list[str]) -> None:
+    for prompt in prompts:
+        client.post(f"/queue/{DEFAULT_ENDPOINT}", json={"prompt": prompt, "seed": 1}).raise_for_status()
+
+
+def wait_for(store: sqlite3.Connection, requests: int) -> None:
+    """Returns once so many requests have ended."""
+    end = time.monotonic() + LIMIT
+    while store.execute("select count(*) from requests where status = 200").fetchone()[0] < requests:
+        if time.monotonic() > end:
+            sys.exit(f"{requests} requests did not end within {LIMIT:g} s")
+        time.sleep(0.2)
+
+
 def measure(runners: int, requests: int, ray: bool, idle: float) -> dict[str, Any]:
     """Runs the requests once."""
     with ExitStack() as stack:
@@ -159,23 +174,19 @@ def measure(runners: int, requests: int, ray: bool, idle: float) -> dict[str, An
         os.environ[sleeping_pipeline.TIMES] = str(times)
         address = stack.enter_context(ray_cluster(runners)) if ray else ""
         client, server = stack.enter_context(served(data, runners, address))
+        store = stack.enter_context(closing(sqlite3.connect(data / SQLITE)))
+        submit(client, ["sleep 1"] * runners)  # a runner's first clip loads the encoder
+        wait_for(store, runners)
         before = processor_seconds(server)
         time.sleep(idle)
         resting = processor_seconds(server) - before
-        gate = f"sleep {2 + 0.02 * requests}"
-        for prompt in [gate] * runners + ["a star"] * requests:
-            client.post(f"/queue/{DEFAULT_ENDPOINT}", json={"prompt": prompt, "seed": 1}).raise_for_status()
-        before, end = processor_seconds(server), time.monotonic() + LIMIT
-        with closing(sqlite3.connect(data / SQLITE)) as store:
-            while store.execute("select count(*) from requests where status = 200").fetchone()[0] < runners + requests:
-                if time.monotonic() > end:
-                    sys.exit(f"{requests} requests did not end within {LIMIT:g} s")
-                time.sleep(0.2)
-            order = "select started_at, finished_at, seconds from requests order by sequence"
-            rows = store.execute(order).fetchall()
+        submit(client, [f"sleep {2 + 0.02 * requests}"] * runners + ["a star"] * requests)
+        before = processor_seconds(server)
+        wait_for(store, 2 * runners + requests)
         taken = processor_seconds(server) - before
+        rows = store.execute("select started_at, finished_at, seconds from requests order by sequence").fetchall()
         between = gaps(times)
-    gates, rows = rows[:runners], rows[runners:]
+    gates, rows = rows[runners : 2 * runners], rows[2 * runners :]
     starts = [start for start, _, _ in rows]
     wall = max(end for _, end, _ in rows) - min(end for _, end, _ in gates)
     return {
