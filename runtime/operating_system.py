@@ -166,10 +166,13 @@ def forget_mapped_files(folder: Path, ending: str) -> None:
         advise = ctypes.CDLL(None, use_errno=True).madvise
     except (OSError, AttributeError):
         return
+    inside = folder.resolve()
     for line in maps:
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6 and Path(fields[5]).parent == folder.resolve() and fields[5].endswith(ending):
-            start, end = (int(address, 16) for address in fields[0].split("-"))
+        if not line.endswith(ending):  # nearly all of thousands
+            continue
+        addresses, *_, path = line.split(maxsplit=5)
+        if Path(path).parent == inside:
+            start, end = (int(address, 16) for address in addresses.split("-"))
             advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
