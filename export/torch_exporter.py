@@ -2,6 +2,7 @@
 
 The exporter replaces torch's composite operators by simpler ones before it translates them. For this it traces the
 program twice more, which takes half of the export's time. ONNX has its own counterpart of nearly every operator here.
+Then it runs the program again to make casts explicit, of which few are needed.
 """
 
 from collections.abc import Iterator
@@ -51,17 +52,34 @@ def _cast(values: Any, dtype: int, non_blocking: bool = False, copy: bool = Fals
 
 @contextmanager
 def _few_decompositions() -> Iterator[None]:
-    """Leaves a program as it is if none of its operators is in the table of those without a counterpart in ONNX."""
-    decompose = torch.export.ExportedProgram.run_decompositions
+    """Leaves a program as it is if none of its operators is in the table of those without a counterpart in ONNX.
+
+    The exporter then runs it once more to insert casts. Only nodes that get casts are computed: the results of the
+    others are those of the trace.
+    """
+    decompose, run_node = torch.export.ExportedProgram.run_decompositions, torch.fx.Interpreter.run_node
+    traced: dict[torch.fx.Node, tuple[Any, ...]] = {}
 
     def decompose_if_needed(program: Any, table: dict[Any, Any], **options: Any) -> Any:
         operators = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
         if any(operator in table or operator._schema.is_mutable for operator in operators):
             return decompose(program, table, **options)
+        traced.update((node, _call(node)) for node in program.graph.nodes if node.op == "call_function")
         return program
 
+    def run_if_changed(interpreter: Any, node: torch.fx.Node) -> Any:
+        if "val" in node.meta and traced.get(node) == _call(node):
+            return node.meta["val"]
+        return run_node(interpreter, node)
+
     torch.export.ExportedProgram.run_decompositions = decompose_if_needed
+    torch.fx.Interpreter.run_node = run_if_changed
     try:
         yield
     finally:
         torch.export.ExportedProgram.run_decompositions = decompose
+        torch.fx.Interpreter.run_node = run_node
+
+
+def _call(node: torch.fx.Node) -> tuple[Any, ...]:
+    return node.target, node.args, node.kwargs

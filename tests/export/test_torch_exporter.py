@@ -57,3 +57,29 @@ def test_decompositions_run_only_if_needed(
     write(model, tmp_path / "g.onnx", lambda _: "g.weights")
     x = torch.rand(3, 4, 5)
     assert largest_error(open_session(tmp_path / "g.onnx"), (x,), (traced(x),)) <= 1e-6
+
+
+class Mixed(nn.Module):
+    """Operators on one type, between others on two, which need casts."""
+
+    def forward(self, values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        halves = torch.sin(counts[:, None] / 2)
+        return torch.where(values > counts[:, None], torch.sin(values * counts[:, None]), halves + 1)
+
+
+def mixed_inputs(count: int) -> tuple[torch.Tensor, ...]:
+    return 3 * torch.randn((count, 4), generator=torch.Generator().manual_seed(count)), torch.arange(count)
+
+
+def test_only_operators_that_need_casts_are_computed_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[Any] = []
+    call = torch.fx.Interpreter.call_function
+    monkeypatch.setattr(torch.fx.Interpreter, "call_function", lambda *given: computed.append(given[1]) or call(*given))
+    spec = GraphSpec("g", (Input("values", ("n", 4)), Input("counts", ("n",))), (("y", ("n", 4)),))
+    model = trace(Mixed().eval(), spec, mixed_inputs(3))
+    assert torch.ops.aten.mul.Tensor in computed
+    assert torch.ops.aten.sin.default not in computed
+    write(model, tmp_path / "g.onnx", lambda _: "g.weights")
+    session = open_session(tmp_path / "g.onnx")
+    for count in (3, 5):
+        assert largest_error(session, mixed_inputs(count), (Mixed()(*mixed_inputs(count)),)) <= 1e-6
