@@ -4,7 +4,7 @@ DEMO := .venv-demo
 VENV := .venv
 DOCS := .venv-docs
 # Workers often wait for a server that they started, so there are more workers than cores.
-WORKERS ?= 5
+WORKERS ?= 4
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # `make test-fast` skips these and the tests that need torch: servers, browsers, trainings, programs.
 SLOW := tests/service tests/demo tests/benchmarks tests/gpu tests/docs

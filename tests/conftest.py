@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from bytecode import write_bytecode
-from scheduling import collects_all, imports_torch
+from scheduling import collects_all, imports_much
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -44,7 +44,7 @@ class Exported:
 
 
 FIRST = "runtime/test_pipeline.py"
-"""The file that exports the architecture for the files of all workers."""
+"""The file whose tests with the exported architecture export it for all workers."""
 LONG = (
     "service/test_storage_routes.py",
     "service/test_runner.py",
@@ -94,11 +94,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.suffix != ".py":
         return None
     if config.getoption("--fast"):
-        return True if collection_path.as_posix().endswith(TOO_LONG) or imports_torch(collection_path) else None
+        return True if collection_path.as_posix().endswith(TOO_LONG) or imports_much(collection_path) else None
     worker = getattr(config, "workerinput", None)
     if worker is None or collects_all(worker["workerid"], worker["workercount"]):
         return None
-    return True if imports_torch(collection_path) else None
+    return True if imports_much(collection_path) else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -150,7 +150,7 @@ def _start(item: pytest.Item, waiting: set[tuple[str, bool]]) -> tuple[int, int]
     """Returns the position of a test in the start order: the export, long files, those in need of it, the others."""
     path = _path(item)
     place = next((place for place, prefix in enumerate(LONG) if path.startswith(prefix)), len(LONG))
-    if path == FIRST:
+    if _scope(item) == (FIRST, True):
         return 0, 0
     if _scope(item) in waiting:
         return 2, place
@@ -180,7 +180,7 @@ def export_architecture(name: str) -> Exported:
     from filelock import FileLock
 
     (_cache() / name).mkdir(parents=True, exist_ok=True)
-    with FileLock(_cache() / name / "lock"):
+    with FileLock(_cache() / name / "lock").acquire(poll_interval=1):  # another worker may export for minutes
         return _export(name)
 
 

@@ -1,7 +1,7 @@
 """Which worker of pytest-xdist runs which tests.
 
 Importing torch and diffusers takes most of a worker's collection. So only some workers collect the files that import
-them; the others collect the rest: tests that wait for servers, engines and programs.
+them, or another large package; the others collect the rest: tests that wait for servers, engines and programs.
 """
 
 import re
@@ -12,8 +12,9 @@ from xdist.workermanage import WorkerController
 
 HEAVY = re.compile(
     r"(?m)^(?:from|import) (?:torch|diffusers|transformers|references|lease_stages|sparsectrl_lcm\.export)\b"
+    r"|^import schemathesis\b|^from .* import ray_replica\b"
 )
-"""Imports of a test file that load torch."""
+"""Imports of a test file that load torch, schemathesis or Ray."""
 SEPARATE = ("runtime/test_gpu_executor.py", "cli/test_cli.py")
 """Long files whose tests share no slow fixture; their tests are spread over the workers."""
 
@@ -21,8 +22,8 @@ TOGETHER = ("service/page/",)
 """Folders whose tests share servers and a browser; one worker runs all of them."""
 
 
-def imports_torch(path: Path) -> bool:
-    """Tells whether a test file loads torch as soon as it is collected."""
+def imports_much(path: Path) -> bool:
+    """Tells whether a test file loads torch, or another large package, as soon as it is collected."""
     return path.parent.name == "torch_engines" or bool(HEAVY.search(path.read_text()))
 
 
