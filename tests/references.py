@@ -1,5 +1,7 @@
 """The independent reference: diffusers' own pipelines on the same checkpoints."""
 
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 
 def _parts(checkpoints: Path) -> dict[str, Any]:
+    """Copies, which a pipeline may change."""
+    return deepcopy(_loaded(checkpoints))
+
+
+@lru_cache(2)
+def _loaded(checkpoints: Path) -> dict[str, Any]:
     base = checkpoints / "base"
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     return {

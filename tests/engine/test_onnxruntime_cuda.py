@@ -25,6 +25,9 @@ from sparsectrl_lcm.runtime.gpu import onnxruntime as cuda_backend
 from sparsectrl_lcm.runtime.gpu.cuda import Cuda, DeviceOutOfMemory
 from sparsectrl_lcm.runtime.gpu.executor import GpuExecutor
 
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_frames": 2}
+SMALL_SIZE = ClipSize(width=64, height=64, frames=2)
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -109,9 +112,10 @@ def test_every_graph_is_typed_and_self_attention_is_fused(built: Path) -> None:
 
 def test_frames_are_close_to_those_of_the_cpu_backend(executor: GpuExecutor, built: Path) -> None:
     device, host = VideoPipeline(executor.bundle, executor), VideoPipeline.load(built, "onnxruntime")
-    keyframes = [Keyframe(index, image) for index, image in zip((0, 5), pictures(2, 128, 128), strict=True)]
+    keyframes = [Keyframe(index, image) for index, image in zip((0, 5), pictures(2, 96, 64), strict=True)]
+    size = {"width": 96, "height": 64, "num_frames": 8}
     for options in ({}, {"guidance_scale": 2.0, "negative_prompt": "blue"}, {"controlnet": "rgb", "seed": 7}):
-        request = {"seed": 1, "keyframes": keyframes, "num_frames": 8, "num_inference_steps": 2, **options}
+        request = {"seed": 1, "keyframes": keyframes, "num_inference_steps": 2, **size, **options}
         clips = [pipeline.generate("a red boat", **request) for pipeline in (device, host)]
         assert np.abs(clips[0].frames.astype(int) - clips[1].frames).mean() <= 3
         assert (clips[0].frames != clips[1].frames).any(), "fp16 rounds"
@@ -122,9 +126,9 @@ def test_runs_never_go_into_a_capture_from_outside(executor: GpuExecutor) -> Non
     """Capturing ONNX Runtime's runs crashes the process. It captures CUDA graphs of its own."""
     pipeline = VideoPipeline(executor.bundle, executor)
     for seed in range(3):
-        pipeline.generate("a boat", seed=seed, num_inference_steps=2)
+        pipeline.generate("a boat", seed=seed, num_inference_steps=2, **SMALL)
     assert "cudaStreamBeginCapture" not in executor._cuda._api.calls
-    unet = executor._workspaces[ClipSize(width=128, height=128, frames=16)]._engines["unet"]
+    unet = executor._workspaces[SMALL_SIZE]._engines["unet"]
     assert len(unet._bindings) == 2, "one graph for each step"
     numbers = [options.get_run_config_entry("gpu_graph_id") for _, options in unet._bindings.values()]
     assert numbers == ["1", "2"]
@@ -217,8 +221,8 @@ def test_convolutions_have_their_channels_innermost() -> None:
 
 def test_more_sets_of_addresses_than_graphs_go_without(executor: GpuExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_backend, "MAX_GRAPHS", 1)
-    VideoPipeline(executor.bundle, executor).generate("a boat", seed=1, num_inference_steps=2)
-    unet = executor._workspaces[ClipSize(width=128, height=128, frames=16)]._engines["unet"]
+    VideoPipeline(executor.bundle, executor).generate("a boat", seed=1, num_inference_steps=2, **SMALL)
+    unet = executor._workspaces[SMALL_SIZE]._engines["unet"]
     numbers = [options.get_run_config_entry("gpu_graph_id") for _, options in unet._bindings.values()]
     assert numbers == ["1", "-1"]
 
@@ -236,7 +240,7 @@ def test_a_graph_that_onnxruntime_cannot_capture_runs_plainly(
     monkeypatch.setattr(cuda_backend, "provider_options", lambda cuda, graphs: {"graphs": str(graphs)})
     monkeypatch.setattr(cuda_backend, "_open_session", refuse)
     with caplog.at_level(logging.INFO):
-        VideoPipeline(executor.bundle, executor).generate("a boat", seed=1, num_inference_steps=1)
+        VideoPipeline(executor.bundle, executor).generate("a boat", seed=1, num_inference_steps=1, **SMALL)
     assert [record.getMessage() for record in caplog.records if "without a CUDA graph" in record.getMessage()]
 
 

@@ -10,6 +10,7 @@ from fakes.emulated_demo import REQUESTS, SIZE, emulated_demo, fresh, keyframes
 from fakes.gpu_emulation import emulate
 from sparsectrl_lcm.runtime import VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 from sparsectrl_lcm.runtime.gpu.captures import MAX_GRAPHS
 from sparsectrl_lcm.runtime.gpu.cuda import DeviceOutOfMemory
 from sparsectrl_lcm.runtime.gpu.executor import MAX_SIZES
@@ -37,11 +38,13 @@ def test_the_least_recent_graph_is_given_back(demo: SimpleNamespace) -> None:
 
 
 def test_memory_does_not_grow() -> None:
-    demo = emulated_demo(kept_bytes=64_000_000)
+    size = ClipSize(width=64, height=64, frames=8)
+    demo = emulated_demo(size, kept_bytes=8_000_000)
 
     def request(index: int) -> dict[str, Any]:
         options = REQUESTS[index % len(REQUESTS)]
-        return {"keyframes": keyframes(1 + index % 3, seed=index), "seed": index, **options}
+        given = {"keyframes": keyframes(1 + index % 3, seed=index), "seed": index, **options}
+        return given | {"width": size.width, "height": size.height, "num_frames": size.frames}
 
     def measure(first: int) -> int:
         used = 0

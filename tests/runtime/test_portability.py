@@ -34,7 +34,7 @@ def test_clips_engines_and_reports_are_made_as_on_windows(tmp_path: Path) -> Non
         [*build, "--backend", "onnxruntime"],
         [*generate, "--backend", "onnxruntime"],
         [*build, "--backend", "onnxruntime"],  # replaces the first
-        [*build[:-1], "--backend", "openvino", "--precision", "fp32", "--graph", "vae_decoder"],  # with its check
+        [*build[:-1], "--backend", "openvino", "--precision", "fp32", "--graph", "vae_decoder_tiny"],  # with its check
         [*build, "--backend", "openvino", "--precision", "fp32"],
         ["inspect", str(bundle)],
         ["doctor"],
@@ -47,7 +47,7 @@ def test_clips_engines_and_reports_are_made_as_on_windows(tmp_path: Path) -> Non
     in_use = [line for line in done.stderr.splitlines() if line.startswith("in use: ")]
     assert all(line.endswith(".lock") for line in in_use), in_use  # a lock file is removed once it is released
     assert "\\u043a.webm: 2 frames" in done.stdout
-    assert "vae_decoder" in done.stdout.partition("> inspect")[2]
+    assert "vae_decoder_tiny" in done.stdout.partition("> inspect")[2]
     assert "GPU: no NVIDIA driver was found" in done.stdout.partition("> doctor")[2]
     expected = VideoPipeline.load(bundle, "onnxruntime").generate(**REQUEST)
     assert clip.read_bytes() == expected.save(tmp_path / "expected.webm").read_bytes()
