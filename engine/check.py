@@ -227,10 +227,26 @@ def random_inputs(bundle: Bundle, graph: str, seed: int = 0, size: ClipSize | No
             values = np.arange(*shape) % (manifest.keyframe_slots + 1)
         elif item.dtype in ("uint8", "int64"):
             values = generator.integers(0, 256, shape)
+        elif item.name == "conditioning":
+            values = _encoded(bundle, generator.integers(0, 256, (shape[0], *shape[2:], 3)))
         else:
             values = generator.standard_normal(shape)
         feeds[item.name] = values.astype(item.dtype)
     return feeds
+
+
+def _encoded(bundle: Bundle, colours: NDArray[np.int64]) -> NDArray[Any]:
+    """Returns the latents [U, 4, h, w] that the bundle's VAE gives of pictures, as in a request.
+
+    Args:
+        bundle: the bundle.
+        colours: of the squares that the pictures consist of, one for each latent, [U, h, w, 3].
+    """
+    side = bundle.manifest.sizes.vae_scale_factor
+    pictures = colours.astype(np.uint8).repeat(side, axis=1).repeat(side, axis=2)
+    (outputs,) = run_portable(bundle.folder / bundle.graph("vae_encoder").path, {"image": pictures})
+    (latents,) = outputs.values()
+    return np.asarray(latents)
 
 
 def run_portable(path: Path, *requests: Feeds) -> list[Feeds]:
