@@ -36,7 +36,7 @@ from .quantization.smoothing import smooth
 from .rewrites.attention import fuse_attention, is_transformer_attention
 from .rewrites.channels_last import norm_by_channels, turn_motion_modules
 from .rewrites.exact_simplifications import split_gated_units
-from .rewrites.precision import is_residual_stream
+from .rewrites.precision import is_last_convolution, is_residual_stream
 from .rewrites.typed_graph import typed_graph, write_typed
 from .rewrites.upsampling import fold_upsampling
 from .rewrites.winograd import filter_convolutions
@@ -175,9 +175,10 @@ def _typed(
             filter_convolutions(model)
         fold_upsampling(model)
 
-    model = typed_graph(
-        bundle, graph, precision, rewrite, lambda node: is_residual_stream(node) or belongs_to(node, inputs)
-    )
+    def stays_in_fp32(node: ir.Node) -> bool:
+        return is_residual_stream(node) or is_last_convolution(node) or belongs_to(node, inputs)
+
+    model = typed_graph(bundle, graph, precision, rewrite, stays_in_fp32)
     rounding = smooth(model, inputs)
     magnitudes = {layer: found.magnitude for layer, found in rounding.items()}
     quantize(model, magnitudes, INT8, {layer: found.divisors for layer, found in rounding.items()})

@@ -26,15 +26,14 @@ _ISLAND_OPERATORS = {
     *("Clip", "Cos", "Exp", "Max", "Min", "Round", "Sin"),
 }
 _ISLAND_MODULES = re.compile(
-    r"^conv_(in|act|out)/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
+    r"^conv_in/|(^|\.)(norm\d*|layer_norm\d|final_layer_norm|group_norm|conv_norm_out|time_proj)/"
 )
-"""The UNet's first and last convolution are a thousandth of its work, but half of its error in fp16."""
+"""The UNet's first convolution takes the latents, whose rounding all layers after it would see."""
+_LAST_CONVOLUTION = re.compile(r"^conv_(act|out)/")
 _FP32_WEIGHTS = "GroupNorm"
 """ONNX Runtime's group norm. It takes and gives the low precision, but no other weights than fp32."""
 _FUSED_NORMS = ("GroupNormalization", _FP32_WEIGHTS)
 """They compute in fp32 whatever they take and give."""
-_BEFORE_ISLAND = re.compile(r"^conv_norm_out/")
-"""A norm whose result goes to the UNet's last convolution, which is in fp32."""
 _RESIDUAL_STREAMS = re.compile(r"(resnets|attentions|motion_modules|transformer_blocks)\.\d+/(Add|Div)_|(^|\.)time_emb")
 
 Islands = Callable[[ir.Node], bool]
@@ -51,6 +50,11 @@ _MOVES_ONE = {"Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"
 def is_residual_stream(node: ir.Node) -> bool:
     """Whether a node adds to a residual stream, which bf16 with its 8 bits would round at every layer."""
     return _RESIDUAL_STREAMS.search(node.name or "") is not None
+
+
+def is_last_convolution(node: ir.Node) -> bool:
+    """Whether a node is the UNet's last convolution, whose result is the prediction, or the SiLU before it."""
+    return _LAST_CONVOLUTION.search(node.name or "") is not None
 
 
 def _has_silu(norm: ir.Node) -> bool:
@@ -165,10 +169,8 @@ class _Typing:
         TensorRT makes one kernel of casts, norm and SiLU, which reads and writes the low precision, while the weights
         stay exact. A cast after the norm itself would be a kernel of its own: that norm is in the low precision.
         """
-        if _BEFORE_ISLAND.search(norm.name or ""):
-            return True
-        fits = norm.op_type == "GroupNormalization" and computed == {self.low} and _has_silu(norm)
-        return fits and not self.low_norms
+        takes_low = norm.op_type == "GroupNormalization" and computed == {self.low}
+        return takes_low and _has_silu(norm) and not self.low_norms
 
     def twin(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         """Returns `value` in another type, one twin for all users."""

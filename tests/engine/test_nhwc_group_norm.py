@@ -84,12 +84,11 @@ def test_norms_take_and_give_fp16_with_weights_in_fp32(tmp_path: Path) -> None:
         if node.op_type == "GroupNorm":
             dtypes = [value.const_value.dtype for value in node.inputs[1:] if value and value.const_value]
             assert dtypes == [ir.DataType.FLOAT] * 2
-            cast = node.inputs[0].producer().op_type == "Cast"  # type: ignore[union-attr]
-            assert cast == node.name.startswith("conv_norm_out/"), "the last convolution is in fp32"  # type: ignore[union-attr]
+            assert node.inputs[0].producer().op_type != "Cast", node.name  # type: ignore[union-attr]
     write_typed(model, tmp_path / "unet.onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    with pytest.raises(Exception, match=r"Could not find an implementation for GroupNorm\(1\)"):
+    with pytest.raises(Exception, match=r"NOT_IMPLEMENTED .*kernel for com.microsoft.GroupNorm"):
         onnxruntime.InferenceSession(tmp_path / "unet.onnx", options, providers=CPU)
 
 
