@@ -113,8 +113,8 @@ def test_the_silu_after_a_group_norm_is_in_fp32_and_its_result_in_the_low_precis
     model = typed.typed_graph(Bundle.load(), graph, kind)
     of_resnets = re.compile(r"resnets\.\d+\.norm[12]/|conv_norm_out/")
     first = "down_blocks.0.resnets.0.norm1/"  # takes what `conv_in` gives, in fp32
-    norms = [node for node in model.graph if node.op_type == "GroupNormalization"]
-    with_silu = [node for node in norms if of_resnets.search(node.name or "") and not (node.name or "").startswith(first)]
+    norms = {node.name or "": node for node in model.graph if node.op_type == "GroupNormalization"}
+    with_silu = [norm for name, norm in norms.items() if of_resnets.search(name) and not name.startswith(first)]
     assert len(with_silu) == count
     for norm in with_silu:
         users = {use.node.op_type: use.node for use in norm.outputs[0].uses()}
