@@ -19,8 +19,7 @@ MIB = 2**20
 PIPELINE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 Attack = Callable[[Server, int], contextlib.AbstractContextManager[None]]
 SECONDS = 6.0
-P50, P99, MEMORY = 0.1, 1.0, 300 * MIB
-"""What others wait at most, also on a busy machine. Where attacks had their way they waited for 5 s."""
+P99, MEMORY = 0.1, 300 * MIB
 
 
 @contextlib.contextmanager
@@ -104,7 +103,6 @@ def test_others_are_served(tmp_path: Path, name: str) -> None:
         p50, p99 = np.percentile(seconds, (50, 99))
         print(f"{name} x {count}: {len(seconds)} asked, p50 {p50 * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms,", end=" ")
         print(f"memory {memory / MIB:.0f} MiB")
-        assert p50 < P50
         assert p99 < P99
         assert memory < MEMORY
 
