@@ -1,6 +1,7 @@
 """One request on the device: inputs, noise, plain run or replay, progress, and the proof of new CUDA graphs."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,38 +19,30 @@ from .program import Variant, encode_text, noise_at_start
 from .workspace import GIVEN_EMBEDS, Workspace
 
 
+@dataclass(eq=False)
 class RequestRun:
     """Copies a request's inputs to the device, runs its work, and copies the frames back.
 
-    Args:
+    Attributes:
         workspace: the engines and buffers of the size.
         cuda: the stream.
         request: what to make.
         variant: the properties of the request that decide which engines run.
         stages: get the progress.
         on_preview: gets the previews, if the variant has them.
-
-    Attributes:
         conditioning_is_whole: whether the conditioning area holds what the request computed; not after a failed proof.
         replayed: whether the frames came from a replayed CUDA graph.
     """
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        cuda: Cuda,
-        request: CheckedRequest,
-        variant: Variant,
-        stages: Stages,
-        on_preview: OnPreview | None,
-    ) -> None:
-        self.workspace = workspace
-        self.cuda = cuda
-        self.request = request
-        self.variant = variant
-        self.stages = stages
-        self.on_preview = on_preview
-        self.generator = request.noise_source()
+    workspace: Workspace
+    cuda: Cuda
+    request: CheckedRequest
+    variant: Variant
+    stages: Stages
+    on_preview: OnPreview | None
+
+    def __post_init__(self) -> None:
+        self.generator = self.request.noise_source()
         self.conditioning_is_whole = True
         self.replayed = False
 

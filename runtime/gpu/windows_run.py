@@ -15,12 +15,9 @@ from ..format.decoders import DECODERS
 from ..loop.previews import latent_colours, previewed_frame
 from ..loop.tokenizer import ClipTokenizer, TokenizedPrompt
 from ..loop.windows import Window, parts_of
-from ..progress import OnPreview, Stages
 from .buffers import host_array
-from .cuda import Cuda
-from .program import Variant, control, encode_text, predict
+from .program import control, encode_text, predict
 from .request_run import RequestRun
-from .workspace import Workspace
 
 
 def window_runs(request: CheckedRequest) -> tuple[int, range]:
@@ -33,19 +30,11 @@ def window_runs(request: CheckedRequest) -> tuple[int, range]:
 class WindowsRun(RequestRun):
     """Makes a clip on the engines of a window. The variant counts runs of windows instead of steps."""
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        cuda: Cuda,
-        request: CheckedRequest,
-        variant: Variant,
-        stages: Stages,
-        on_preview: OnPreview | None,
-    ) -> None:
-        super().__init__(workspace, cuda, request, variant, stages, on_preview)
-        self.runs = [(step, window) for step, windows in enumerate(request.windows()) for window in windows]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.runs = [(step, window) for step, windows in enumerate(self.request.windows()) for window in windows]
         self.encoded: tuple[int, ...] | None = None
-        self.latent_shape = workspace.layout.latent_shape  # of a window, [1, 4, L, H/8, W/8]
+        self.latent_shape = self.workspace.layout.latent_shape  # of a window, [1, 4, L, H/8, W/8]
         self.outputs: Array
 
     def frames(self, tokenizer: ClipTokenizer, prompts: list[TokenizedPrompt]) -> Array:
