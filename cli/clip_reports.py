@@ -11,10 +11,17 @@ if TYPE_CHECKING:
     from ..runtime import Clip, VideoPipeline
 
 
-def summary(clip: "Clip", path: Path, pipeline: "VideoPipeline") -> str:
-    """The file, size, seed and backend of a clip, and the seconds of its stages; two lines."""
+def summary(clip: "Clip", path: Path, pipeline: "VideoPipeline", reason: str | None = None) -> str:
+    """The file, size, seed and backend of a clip, and the seconds of its stages; two lines.
+
+    Args:
+        clip: the clip.
+        path: its file.
+        pipeline: what made it.
+        reason: why `auto` chose the backend; None if the user chose it.
+    """
     count, height, width, _ = clip.frames.shape
-    made_by = " ".join(filter(None, (pipeline.backend, pipeline.precision)))
+    made_by = " ".join(filter(None, (pipeline.backend, pipeline.precision, reason and f"(auto: {reason})")))
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in clip.timings.items())
     return (
         f"{path}: {count} frame{'s' * (count > 1)} of {width}x{height}, seed {clip.seed}, {made_by}\nseconds: {stages}"

@@ -31,6 +31,7 @@ def doctor() -> None:
             typer.echo(f"{item.backend}: {note}")
     usable = [item.backend for item in found if not item.reason]
     if usable:
-        typer.echo(
-            f"--backend auto takes the first of {', '.join(usable)} that has engines for the bundle, or needs none"
-        )
+        rule = f"--backend auto takes the first of {', '.join(usable)} that has engines for the bundle, or needs none"
+        if compiling := [name for name in usable if BACKENDS[name].compiles]:
+            rule += f"; generate leaves out {' and '.join(compiling)} where compiling takes longer than it saves"
+        typer.echo(rule)

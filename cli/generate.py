@@ -127,14 +127,15 @@ def generate(
     with interruptible(), _output_file(output, format, seeds) as file:
         for path in seed_outputs(file, requests) if seeds > 1 else [file]:
             check_output(path, fps)
+        reason = None
         if backend == "auto":
             options = LoadOptions(precision=precision, device=device)
-            backend = one_shot_backend(Bundle.load(bundle), options, requests)
+            backend, reason = one_shot_backend(Bundle.load(bundle), options, requests)
         pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
         if seeds > 1:
-            generate_seeds(pipeline, requests, file, fps, metadata=not no_metadata)
+            generate_seeds(pipeline, requests, file, fps, not no_metadata, reason)
         else:
-            _generate_one(pipeline, request, file, fps, to_stdout=file is not output, metadata=not no_metadata)
+            _generate_one(pipeline, request, file, fps, file is not output, not no_metadata, reason)
 
 
 def _output_file(output: Path, format: str | None, seeds: int) -> AbstractContextManager[Path]:
@@ -152,7 +153,13 @@ def _output_file(output: Path, format: str | None, seeds: int) -> AbstractContex
 
 
 def _generate_one(
-    pipeline: "VideoPipeline", request: "ClipRequest", output: Path, fps: float, to_stdout: bool, metadata: bool
+    pipeline: "VideoPipeline",
+    request: "ClipRequest",
+    output: Path,
+    fps: float,
+    to_stdout: bool,
+    metadata: bool,
+    reason: str | None,
 ) -> None:
     from ..runtime.output.recording import Recording
     from .clip_reports import seed_told, summary
@@ -164,7 +171,7 @@ def _generate_one(
             clip = pipeline.run(checked, on_progress=bar.of_clip, on_frames=recording.add)
         with seed_told(clip):
             path = recording.save(clip)
-    typer.echo(summary(clip, Path("stdout") if to_stdout else path, pipeline), err=to_stdout)
+    typer.echo(summary(clip, Path("stdout") if to_stdout else path, pipeline, reason), err=to_stdout)
 
 
 def _keyframe(text: str) -> "Keyframe":

@@ -34,9 +34,16 @@ def seed_outputs(output: Path, requests: Sequence["ClipRequest"]) -> list[Path]:
 
 
 def generate_seeds(
-    pipeline: "VideoPipeline", requests: Sequence["ClipRequest"], output: Path, fps: float, metadata: bool = True
+    pipeline: "VideoPipeline",
+    requests: Sequence["ClipRequest"],
+    output: Path,
+    fps: float,
+    metadata: bool = True,
+    reason: str | None = None,
 ) -> None:
     """Makes a clip for each request, and a contact sheet with a row for each; `seed_outputs` names the files.
+
+    `reason` is as for `summary`.
 
     Raises:
         InvalidRequest, OutputError, BackendError: of the first clip that fails; those before it are saved and reported.
@@ -49,7 +56,7 @@ def generate_seeds(
                 clip = result.get()
                 with seed_told(clip):
                     clip.save(path, fps, metadata=metadata)
-                summaries.append(summary(clip, path, pipeline))
+                summaries.append(summary(clip, path, pipeline, reason))
                 rows.append(clip_row(clip))
     finally:  # after the bar has ended
         for text in summaries:

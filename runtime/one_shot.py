@@ -1,6 +1,7 @@
 """The backend of a process that makes few clips: compiling graphs for them may take longer than it saves."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .backends import BACKENDS, choose_backend
 from .format.bundle import Bundle
@@ -13,7 +14,14 @@ COMPILING_PAYS = 2e11
 bundle has 4e10; compiling for it takes several times as long as it saves (docs/benchmarks.md)."""
 
 
-def one_shot_backend(bundle: Bundle, options: LoadOptions, requests: Sequence[ClipRequest]) -> str:
+class Choice(NamedTuple):
+    """A backend, and why it was chosen."""
+
+    backend: str
+    reason: str
+
+
+def one_shot_backend(bundle: Bundle, options: LoadOptions, requests: Sequence[ClipRequest]) -> Choice:
     """What `choose_backend` gives, or the next backend if that would compile for these requests and hardly use it.
 
     Args:
@@ -21,21 +29,26 @@ def one_shot_backend(bundle: Bundle, options: LoadOptions, requests: Sequence[Cl
         options: how it is going to be opened.
         requests: all that the process makes, of one size.
     """
+    chosen = choose_backend(bundle, options)
+    if not _compiles(bundle, chosen, options) or options.precision is not None or options.device is not None:
+        return Choice(chosen, "the fastest that can run here")
     sizes, first = bundle.manifest.sizes, requests[0]
     size = ClipSize(
         width=first.width or sizes.width, height=first.height or sizes.height, frames=first.num_frames or sizes.frames
     )
-    few = sum(_products(bundle, size, request) for request in requests) < COMPILING_PAYS
-    skipped = {
-        name
-        for name, record in BACKENDS.items()
-        if few and record.compiles and not record.has_engines(bundle.folder, options.precision)
-    }
-    chosen = choose_backend(bundle, options)
-    if chosen not in skipped or options.precision is not None or options.device is not None:
-        return chosen
-    compiled = BACKENDS[chosen].implementation.is_compiled(bundle, options, size)
-    return chosen if compiled else choose_backend(bundle, options, skipped)
+    if sum(_products(bundle, size, request) for request in requests) >= COMPILING_PAYS:
+        return Choice(chosen, "compiling its graphs pays for this much work")
+    if BACKENDS[chosen].implementation.is_compiled(bundle, options, size):
+        return Choice(chosen, "its graphs are compiled already")
+    without = [name for name in BACKENDS if _compiles(bundle, name, options)]
+    reason = f"{chosen} would compile its graphs for longer than it saves"
+    return Choice(choose_backend(bundle, options, without), reason)
+
+
+def _compiles(bundle: Bundle, backend: str, options: LoadOptions) -> bool:
+    """Whether a backend would compile portable graphs. Engines were built to be used: they are worth a compilation."""
+    record = BACKENDS[backend]
+    return record.compiles and not record.has_engines(bundle.folder, options.precision)
 
 
 def _products(bundle: Bundle, size: ClipSize, request: ClipRequest) -> float:

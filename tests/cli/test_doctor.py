@@ -35,6 +35,7 @@ def test_doctor_says_what_can_run_and_what_mends_the_rest(
     openvino = said["openvino"].removesuffix("; int8 is no faster than fp32 without VNNI or AMX")
     assert re.fullmatch(r"the processor computes in (\w+\d, )*FP32(, \w+\d)*; build takes (bf16|fp32)", openvino)
     assert "takes the first of openvino, onnxruntime that has engines" in text
+    assert "; generate leaves out openvino where compiling takes longer than it saves\n" in text
 
 
 @pytest.mark.parametrize(("flags", "slow"), [("fpu avx2", True), ("fpu avx2 avx_vnni", False), ("", False)])
@@ -53,7 +54,7 @@ def test_doctor_says_what_installs_openvino(
     assert run(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "openvino: OpenVINO is not installed; run: pip install 'sparsectrl-lcm[openvino]'" in text
-    assert "takes the first of onnxruntime that has engines" in text
+    assert "takes the first of onnxruntime that has engines for the bundle, or needs none\n" in text
 
 
 def test_doctor_describes_the_device(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
