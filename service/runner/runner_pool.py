@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...runtime.errors import SparseCtrlLcmError
-from .interface import Encoding, Event, Job, Made, OnEvent, RunnerLost, RunnerStatus
+from .interface import Encoding, Event, Job, JobFailed, Made, OnEvent, RunnerLost, RunnerStatus
 from .local_runner import LocalRunner
 
 log = logging.getLogger(__package__)
@@ -147,8 +147,9 @@ class RunnerPool:
 
             try:
                 made = await member.runner.run(job, listen)
-            except RunnerLost:
-                member.forget()
+            except (RunnerLost, JobFailed) as error:
+                if isinstance(error, RunnerLost) or error.field == "weights":  # it has those of the bundle again
+                    member.forget()
                 raise
         return replace(made, runner=member.name)
 

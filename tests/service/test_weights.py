@@ -1,5 +1,6 @@
 """Requests that name the weights of another bundle."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.protocol.advanced_options import KEY
 from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.queue.submission import accept
-from sparsectrl_lcm.service.runner import Job, JobFailed
+from sparsectrl_lcm.service.runner import Job, JobFailed, RunnerPool
 from sparsectrl_lcm.service.runner import pipeline_loading as loading
 from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
 from sparsectrl_lcm.service.runner.make_runners import make_runners
@@ -103,6 +104,26 @@ def test_weights_that_cannot_be_fitted_are_told(tmp_path: Path) -> None:
         assert (outcome.status, outcome.body["detail"][0]["msg"]) == (500, "The weights could not be loaded")
 
     serving(tmp_path / "data", scenario)
+
+
+def test_a_runner_that_could_not_fit_weights_is_not_preferred_for_them(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Failing:
+        ready = True
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def run(self, job: Job, _: Any) -> None:
+            asked.append(self.name)
+            raise JobFailed("failed", "no room", field="weights")
+
+    pool = RunnerPool({name: Failing(name) for name in "ab"})  # type: ignore[misc]
+    for _ in range(4):
+        with pytest.raises(JobFailed):
+            asyncio.run(pool.run(Job("a", {"weights": "anime"}, (), tmp_path / "a"), id))
+    assert asked == ["a", "b", "a", "b"]
 
 
 def test_a_backend_that_cannot_refit_is_refused_with_a_way_out() -> None:
