@@ -122,7 +122,29 @@ def quality_rows(report: dict[str, Any]) -> Iterator[str]:
             yield f"| `{backend}` {precision} | {row['colour']:.1%} | {row['kind']:.1%} | {found} |"
 
 
+PROCESSES = {
+    "server": "server",
+    "runners": "8 replicas",
+    "serve controller": "Serve's controller",
+    "raylets": "3 raylets",
+    "gcs_server": "GCS",
+    "other workers": "other workers",
+    "log monitors": "log monitors",
+}
+
+
+def process_rows(report: dict[str, Any]) -> Iterator[str]:
+    """`benchmarks/runner_pool.py --pool ray`: processor time of a request, and of a second at rest, by process."""
+    yield f"| | {' | '.join(report['runs'])} | a second without requests |"
+    yield "|---" * (len(report["runs"]) + 2) + "|"
+    columns = [*(run["processor_ms"] for run in report["runs"].values()), report["runs"]["a free replica"]["idle_ms"]]
+    for kind, label in PROCESSES.items():
+        yield f"| {label} | {' | '.join(f'{column.get(kind, 0):.1f}' for column in columns)} |"
+    yield f"| all, with the client | {' | '.join(f'{sum(column.values()):.1f}' for column in columns)} |"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+    "2026-11-30-runner-pool-ray-processes.json": process_rows,
     "2026-11-29-compare-bf16-epyc-avx512bf16.json": compare_rows,
     "2026-11-27-compare-2cores.json": compare_rows,
     "2026-11-28-compare-fp32-2cores.json": compare_rows,
