@@ -84,6 +84,36 @@ def endpoint_weights(texts: Iterable[str], endpoints: Collection[str]) -> dict[s
     return {endpoint: parse_weights(given) for endpoint, given in of_endpoint.items()}
 
 
+def parse_endpoints(texts: Iterable[str], bundle: str | None) -> dict[str, str | None]:
+    """Returns the bundle of each endpoint, by name.
+
+    Args:
+        texts: such as `me/portraits=FOLDER`. One may be a name alone, which stands for `bundle`. None means that
+            `bundle` is served under the default name.
+        bundle: the value of `--bundle`; None means the demo bundle.
+
+    Raises:
+        InvalidRequest: a name is given twice, has no bundle, or `bundle` has no name.
+    """
+    from ..service.settings import DEFAULT_ENDPOINT
+
+    endpoints: dict[str, str | None] = {}
+    unnamed = True
+    for text in texts or [DEFAULT_ENDPOINT]:
+        name, equals, own = text.partition("=")
+        if name in endpoints:
+            raise InvalidRequest("endpoint", f"{name} is given twice", "give each bundle a name of its own")
+        if (equals and not own) or not (equals or unnamed):
+            remedy = "give OWNER/NAME=BUNDLE, such as me/portraits=FOLDER"
+            raise InvalidRequest("endpoint", f"{name} has no bundle", remedy)
+        endpoints[name] = own or bundle
+        unnamed = unnamed and bool(equals)
+    if bundle is not None and unnamed:
+        remedy = "add --endpoint OWNER/NAME for it, or leave it out"
+        raise InvalidRequest("bundle", "every name of --endpoint has a bundle of its own", remedy)
+    return endpoints
+
+
 def error_message(error: SparseCtrlLcmError, options: Collection[str]) -> str:
     """Returns an error as one line, with the name of the option instead of the field.
 

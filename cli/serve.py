@@ -43,7 +43,13 @@ def serve(
     bundle: Annotated[
         str | None, typer.Option(help="A folder from `export`, or its fsspec URL; the demo bundle by default.")
     ] = None,
-    endpoint: Annotated[str, typer.Option(metavar="OWNER/NAME", help="The name that clients call.")] = DEFAULT_ENDPOINT,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OWNER/NAME[=BUNDLE]",
+            help=f"The name that clients call, {DEFAULT_ENDPOINT} by default; repeatable, each with its bundle.",
+        ),
+    ] = None,
     backend: Annotated[str, typer.Option(help="As for `generate`.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="As for `generate`.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a runner on the CPU; all cores but one.")] = None,
@@ -84,13 +90,13 @@ def serve(
     from ..service.runner.pipeline_loading import check
     from ..service.server import serve
     from ..service.settings import Settings, with_limits
-    from .options import endpoint_weights, parse_size
+    from .options import endpoint_weights, parse_endpoints, parse_size
 
     if log_level not in LEVELS:
         raise InvalidRequest("log_level", f"{log_level!r} is not allowed", f"give {', '.join(LEVELS)}")
     ports = _ports(port=port, queue_port=queue_port, tls_port=tls_port)
     chosen = tuple(name.strip() for name in devices.split(",")) if devices is not None else ()
-    endpoints = {endpoint: bundle}
+    endpoints = parse_endpoints(endpoint or (), bundle)
     settings = Settings(
         data=data,
         public_url=public_url,

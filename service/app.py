@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..runtime.errors import shown
 from .components import Service
 from .http.middleware.access_log import AccessLog
 from .http.middleware.cors import CorsHeaders, Preflight
@@ -21,6 +22,7 @@ from .objects.object_stores import FilesUnavailable
 from .protocol.errors import ServiceError, store_unavailable
 from .protocol.responses import Json
 from .routes import api_docs, files, monitoring, new_requests, page, proxy, public_documents, requests, tokens, uploads
+from .settings import TAKEN
 from .store import STORE_FAILURES
 
 log = logging.getLogger("sparsectrl_lcm.service.http")
@@ -59,7 +61,7 @@ def create_app(service: Service) -> FastAPI:
         for routes in (new_requests, requests):
             app.include_router(routes.make_router(name))
     if service.settings.docs:
-        app.include_router(api_docs.make_router())
+        app.include_router(api_docs.make_router(service.endpoints))
     for module in (monitoring, public_documents, uploads, tokens, files, page, proxy):
         app.include_router(module.router)
     return app
@@ -83,5 +85,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail: Any = error.detail
     if error.status_code == 404:
-        detail = f"Path {request.scope['path']} not found"  # `request.url` takes only UTF-8
+        detail = _not_found(request)
     return Json({"detail": detail}, error.status_code, dict(error.headers or {}))
+
+
+def _not_found(request: Request) -> str:
+    """Says that there is no such path. Whoever calls an endpoint that this server has not is told what it has."""
+    path = request.scope["path"]  # `request.url` takes only UTF-8
+    endpoints = request.app.state.service.endpoints
+    _, owner, *alias = path.split("/")[:3]
+    name = "/".join([owner, *alias])
+    if request.method != "POST" or not alias or owner in TAKEN or name in endpoints:
+        return f"Path {path} not found"
+    return f"Endpoint {shown(name)} not found; this server has {', '.join(endpoints)}"

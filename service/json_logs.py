@@ -3,13 +3,30 @@
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 
 PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_endpoint: ContextVar[str | None] = ContextVar("endpoint", default=None)
+
+
+@contextmanager
+def logs_of(endpoint: str) -> Iterator[None]:
+    """The block, and the tasks that begin in it, write the name of the endpoint into their logs."""
+    before = _endpoint.set(endpoint)
+    try:
+        yield
+    finally:
+        _endpoint.reset(before)
 
 
 class JsonLines(logging.Formatter):
-    """Writes a record as JSON: time, level, logger, message, and the fields given as `extra`; Ray adds its own."""
+    """Writes a record as JSON: time, level, logger, message, the endpoint, and the fields given as `extra`.
+
+    Ray adds its own fields.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line of a record."""
@@ -19,6 +36,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if (endpoint := _endpoint.get()) is not None:
+            line["endpoint"] = endpoint
         line |= {name: value for name, value in vars(record).items() if name not in PLAIN and not name.startswith("_")}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)

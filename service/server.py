@@ -19,6 +19,7 @@ from .http.accept_failures import AcceptFailures
 from .http.body_slots import BodySlots
 from .http.listeners import Listener, make_server
 from .http.tls_certificates import follow_certificates
+from .json_logs import logs_of
 from .metrics import Metrics
 from .network.public_addresses import Allowed
 from .network.webhook_delivery import Webhooks
@@ -92,9 +93,9 @@ def _lock_owner(settings: Settings, store: SqlStore) -> OwnerLock:
 async def running(service: Service) -> AsyncIterator[Dispatchers]:
     """Runs runners, dispatchers, webhooks and sweeper until the block ends."""
     dispatchers, webhooks = Dispatchers(service), Webhooks(service)
-    runners = [endpoint.runner for endpoint in service.endpoints.values()]
-    for runner in runners:
-        await runner.start()
+    for name, endpoint in service.endpoints.items():
+        with logs_of(name):
+            await endpoint.runner.start()
     await dispatchers.start()
     await webhooks.start()
     sweeper = asyncio.ensure_future(_sweep(service))
@@ -104,7 +105,7 @@ async def running(service: Service) -> AsyncIterator[Dispatchers]:
         sweeper.cancel()
         await dispatchers.drain(service.settings.drain_seconds)
         await webhooks.stop()
-        await asyncio.gather(*(runner.stop() for runner in runners))
+        await asyncio.gather(*(endpoint.runner.stop() for endpoint in service.endpoints.values()))
         service.owner_lock.close()
         service.store.close()
 
@@ -188,10 +189,11 @@ def _stop_signal(drain_seconds: float) -> asyncio.Event:
 
 async def _refused(service: Service) -> SparseCtrlLcmError:
     """Returns the error in the options of the first endpoint for which no model can be loaded."""
-    waits = [asyncio.ensure_future(endpoint.runner.refused()) for endpoint in service.endpoints.values()]
+    waits = {asyncio.ensure_future(each.runner.refused()): name for name, each in service.endpoints.items()}
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        return next(wait.result() for wait in waits if wait.done())
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        first = done.pop()
+        return service.settings.of_endpoint(first.result(), waits[first])
     finally:
         for wait in waits:
             wait.cancel()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from ..runtime.errors import InvalidRequest
+from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
 
 SQLITE = "service.sqlite3"
 MIB = 2**20
@@ -155,6 +155,12 @@ class Settings:
             if not math.isfinite(value) or value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
                 least = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
                 raise InvalidRequest(name, f"{value} is not allowed", f"give {least}")
+
+    def of_endpoint(self, error: SparseCtrlLcmError, endpoint: str) -> SparseCtrlLcmError:
+        """Returns the error of an endpoint's bundle: with its name, if there are several."""
+        if len(self.endpoints) == 1:
+            return error
+        return type(error)(error.field, f"{endpoint}: {error.reason}", error.remedy)
 
     @property
     def database_url(self) -> str:

@@ -156,7 +156,7 @@ class Dispatcher:
             elif (status := await self._board.finish(view, outcome)) is not None:
                 seconds = time.monotonic() - start
                 metrics.total.labels(endpoint).observe(seconds)
-                about = {"endpoint": endpoint, "request_id": row.id, "status": status, "seconds": round(seconds, 3)}
+                about = {"request_id": row.id, "status": status, "seconds": round(seconds, 3)}
                 log.info("request ended", extra=about)
         except Exception:
             log.exception("the end of a request was not written", extra={"request_id": row.id})
@@ -190,8 +190,7 @@ class Dispatcher:
 
     def _lost(self, view: View, error: RunnerLost) -> Outcome | RunnerLost:
         self.service.metrics.lost.labels(self._endpoint.name, error.kind).inc()
-        extra = {"endpoint": self._endpoint.name, "request_id": view.row.id}
-        log.error("the runner was lost: %s", error.message, extra=extra)
+        log.error("the runner was lost: %s", error.message, extra={"request_id": view.row.id})
         self._board.log(view, f"The runner was lost: {error.message}", "ERROR")
         if error.kind == "stopped" or (view.row.retry and view.row.crashes < self.service.settings.retries):
             return error

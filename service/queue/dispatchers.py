@@ -7,6 +7,7 @@ import time
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..components import Service
+from ..json_logs import logs_of
 from ..runner.picture_reader import PictureReader
 from .dispatcher import Dispatcher
 from .periodic_work import work_forever
@@ -21,7 +22,8 @@ class Dispatchers:
         settings = service.settings
         self._service = service
         self._pictures = PictureReader(settings.image_pixels, settings.image_seconds)
-        self._all = [Dispatcher(service, endpoint, self._pictures) for endpoint in service.endpoints.values()]
+        endpoints = service.endpoints.items()
+        self._all = {name: Dispatcher(service, endpoint, self._pictures) for name, endpoint in endpoints}
         self._ticker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -30,8 +32,9 @@ class Dispatchers:
         await self._service.board.end_runs()
         if left:
             log.info("requests that were interrupted run again", extra={"requests": left})
-        for dispatcher in self._all:
-            dispatcher.start()
+        for name, dispatcher in self._all.items():
+            with logs_of(name):
+                dispatcher.start()
         self._ticker = asyncio.create_task(work_forever(self._service), name="tick")
 
     async def drain(self, seconds: float) -> None:
@@ -39,7 +42,7 @@ class Dispatchers:
         service, end = self._service, time.monotonic() + seconds
         service.draining = True
         service.store.deadline.at = min(service.store.deadline.at, end)
-        await asyncio.gather(*(dispatcher.drain(end) for dispatcher in self._all))
+        await asyncio.gather(*(dispatcher.drain(end) for dispatcher in self._all.values()))
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)

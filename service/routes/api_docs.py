@@ -1,5 +1,7 @@
 """Swagger UI at /docs, from the files of the package swagger-ui-bundle: nothing comes from other hosts."""
 
+import json
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,12 +18,18 @@ _PAGE = """<!doctype html>
 <link rel="icon" href="/page/icon.svg"><link rel="stylesheet" href="/docs/swagger-ui.css">
 </head>
 <body>
-<div id="swagger-ui"></div>
 <script src="/docs/swagger-ui-bundle.js"></script><script src="/docs/start.js"></script>
 </body>
 </html>
 """
-_START = 'SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", validatorUrl: null });\n'
+_START = """for (const [place, name] of %s.entries()) {
+  const section = document.createElement("div");
+  section.id = `endpoint-${place}`;
+  document.body.append(section);
+  const url = `/openapi.json?endpoint_id=${encodeURIComponent(name)}`;
+  SwaggerUIBundle({ url, dom_id: `#${section.id}`, validatorUrl: null });
+}
+"""
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -32,8 +40,8 @@ _HEADERS = {
 }
 
 
-def make_router() -> APIRouter:
-    """Creates the routes of Swagger UI.
+def make_router(endpoints: Iterable[str]) -> APIRouter:
+    """Creates the routes of Swagger UI, which shows the documents of all endpoints one below the other.
 
     Raises:
         InvalidRequest: its package is missing; the field is `docs`.
@@ -42,7 +50,7 @@ def make_router() -> APIRouter:
         raise InvalidRequest("docs", "the page needs swagger-ui-bundle", "run: pip install swagger-ui-bundle")
     from swagger_ui_bundle import swagger_ui_path
 
-    files = {"start.js": _START.encode()}
+    files = {"start.js": (_START % json.dumps(list(endpoints))).encode()}
     files |= {name: Path(swagger_ui_path, name).read_bytes() for name in ("swagger-ui.css", "swagger-ui-bundle.js")}
     router = APIRouter(prefix="/docs")
 

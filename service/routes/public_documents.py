@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from ...runtime.errors import shown
 from ..components import CurrentService
 from ..http.called_url import root_url
 from ..protocol.errors import ServiceError
@@ -24,5 +25,5 @@ async def openapi(service: CurrentService, request: Request) -> Response:
     """Returns the OpenAPI document of an endpoint, as fal publishes it: of `endpoint_id`, or of the first one."""
     asked = request.query_params.get("endpoint_id", next(iter(service.endpoints)))
     if asked not in service.endpoints:
-        raise ServiceError(404, f"Endpoint {asked[:200]!r} not found; this server has {', '.join(service.endpoints)}")
+        raise ServiceError(404, f"Endpoint {shown(asked)} not found; this server has {', '.join(service.endpoints)}")
     return Json(queue_document(asked, root_url(service.settings, request), service.settings.extensions))

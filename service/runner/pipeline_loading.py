@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...runtime import BackendError, ClipRequest, InvalidRequest, VideoPipeline
+from ...runtime import BackendError, ClipRequest, InvalidRequest, SparseCtrlLcmError, VideoPipeline
 from ...runtime.backends import BACKENDS, choose_backend, find_backend
 from ...runtime.checked_request import check_request
 from ...runtime.format.bundle import Bundle, bundle_folder
@@ -106,8 +106,11 @@ def check(settings: Settings) -> None:
         check_weights(settings.backend, settings.weights)
         if not takes_names and (named := next(filter(has_own_name, settings.devices), None)):
             raise BackendError("devices", f"{settings.backend} does not use {named}", "give cuda:N, cpu or auto")
-    for bundle in settings.endpoints.values():
-        _check_bundle(bundle, settings.warm)
+    for name, bundle in settings.endpoints.items():
+        try:
+            _check_bundle(bundle, settings.warm)
+        except SparseCtrlLcmError as error:
+            raise settings.of_endpoint(error, name) from None
 
 
 def _check_bundle(bundle: Path | str | None, warm: tuple[int, int] | None) -> None:

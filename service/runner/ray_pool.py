@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 from ... import __version__
@@ -30,6 +30,8 @@ END_SECONDS = 5.0
 """Longest wait for the end of a stream whose last message has come."""
 OWN_WEIGHTS = "-"
 """Stands for the bundle's weights among the names of others, which begin with a letter or digit."""
+_joining = Lock()
+"""Held while a process joins the cluster, since the pools of several endpoints may begin to do so."""
 
 
 class RayPool:
@@ -227,10 +229,11 @@ class RayPool:
     def _deploy(self) -> Any:
         """Returns the handle of the application, which is deployed unless another server did. Blocks."""
         os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-        ray = join_cluster(self._address)
-        from ray import serve
+        with _joining:
+            ray = join_cluster(self._address)
+            from ray import serve
 
-        serve.start(proxy_location="Disabled")
+            serve.start(proxy_location="Disabled")
         if self.name not in serve.status().applications:
             deploy_once(ray, self.name, self._replicas, self._gpus, self._setup)
         return serve.get_app_handle(self.name)

@@ -57,12 +57,21 @@ def load(
     return StubPipeline(bundle, backend, precision)
 
 
+def load_numbered(bundle: str, **options: Any) -> "StubPipeline":
+    """Loads a bundle whose name is a number. Requests without a seed get this one, so that clips tell their bundle."""
+    pipeline = load(bundle, **options)
+    pipeline.drawn = int(Path(bundle).name)
+    return pipeline
+
+
 class StubPipeline:
     def __init__(self, bundle: str | None, backend: str, precision: str | None) -> None:
         sizes = SimpleNamespace(width=SIDE, height=SIDE, frames=FRAMES)
         self.bundle = SimpleNamespace(folder=Path(bundle or "stub"), manifest=SimpleNamespace(sizes=sizes))
         self.backend = backend
         self.precision = precision
+        self.drawn = 1234
+        """The seed of requests without one."""
         self.executor = SimpleNamespace(in_one_piece=lambda size: (size.width, size.frames) == (SIDE, FRAMES))
 
     def picture(self, seed: int) -> Any:
@@ -83,7 +92,7 @@ class StubPipeline:
         num_frames: int = FRAMES,
         **sizes: Any,
     ) -> Clip:
-        seed = 1234 if seed is None else seed
+        seed = self.drawn if seed is None else seed
         if prompt == "process":
             seed = os.getpid()
         words = prompt.split()

@@ -56,6 +56,12 @@ def port() -> str:
             "--backend onnxruntime --devices GPU",
             "--devices: onnxruntime does not use GPU; give cuda:N",
         ),
+        ("--endpoint portraits", "--endpoint: 'portraits' is not allowed; give OWNER/NAME"),
+        ("--endpoint me/a= --endpoint me/b=b", "--endpoint: me/a has no bundle; give OWNER/NAME=BUNDLE"),
+        ("--endpoint me/a --endpoint me/b", "--endpoint: me/b has no bundle; give OWNER/NAME=BUNDLE"),
+        ("--endpoint me/a=a --endpoint me/a=b", "--endpoint: me/a is given twice; give each bundle a name of its own"),
+        ("--endpoint me/a=a --bundle b", "--bundle: every name of --endpoint has a bundle of its own; add --endpoint"),
+        ("--endpoint me/a --endpoint me/b=nope", "bundle: me/b: 'nope' is not a folder"),
         ("--warm 1000", "--warm: '1000' is not allowed; give WIDTHxHEIGHT"),
         ("--weights anime", "--weights: 'anime' is not allowed; give NAME=BUNDLE"),
         (

@@ -19,7 +19,7 @@ from ..test_dispatch import StandIn
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_docs, "find_spec", lambda _: None)
     with pytest.raises(InvalidRequest) as told:
-        api_docs.make_router()
+        api_docs.make_router([APP])
     assert str(told.value) == "docs: the page needs swagger-ui-bundle; run: pip install swagger-ui-bundle"
 
 
