@@ -29,8 +29,8 @@ def routed(replicas: list[Replica], conditioning: str, left: Replica | None = No
     """The name of the replica for a job, once the server knows how many jobs each has; `left` then loses its one."""
 
     async def main() -> str:
-        known = {"use_replica_queue_len_cache": True}
-        router = FreeReplicaRouter(CLIPS, DeploymentHandleSource.UNKNOWN, **known)
+        options = {"handle_source": DeploymentHandleSource.UNKNOWN, "use_replica_queue_len_cache": True}
+        router = FreeReplicaRouter(deployment_id=CLIPS, **options)
         router.update_replicas(replicas)
         await asyncio.sleep(0.05)
         for replica in replicas:
