@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # `make types` checks types as on each of these, whatever the machine.
 PLATFORMS := linux darwin win32
 
-.PHONY: demo test test-slow test-fast test-lowest test-py313 pytest lint types $(PLATFORMS:%=types-%) links docs clean
+.PHONY: demo test test-slow test-fast test-lowest test-py313 pytest lint types $(PLATFORMS:%=types-%) links docs notebook clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/python demo/run.py
@@ -82,6 +82,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 docs: $(DOCS)/installed links
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
+# Runs docs/notebook.ipynb and writes its outputs into it.
+notebook: $(DOCS)/installed links
+	PYTHONPATH=$(CURDIR)/.types $(DOCS)/bin/jupyter execute --inplace docs/notebook.ipynb
 
 $(DOCS)/installed: pyproject.toml constraints.txt
 	test -x $(DOCS)/bin/pip || $(PYTHON) -m venv --clear $(DOCS)

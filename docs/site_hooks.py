@@ -1,5 +1,9 @@
-"""Hooks of mkdocs: pages and results that lie outside docs/ become part of the site, so that links work on both."""
+"""Hooks of mkdocs: pages and results that lie outside docs/ become part of the site, so that links work on both.
 
+A notebook becomes a page with its outputs.
+"""
+
+import json
 import re
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
@@ -8,6 +12,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGES = {
     "README.md": "readme.md",  # mkdocs would make README.md the home page
+    "docs/notebook.ipynb": "notebook.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
     "demo/trained/README.md": "demo/trained/README.md",
@@ -24,13 +29,34 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     for name, place in PAGES.items():
-        files.append(File.generated(config, place, abs_src_path=str(ROOT / name)))
+        path = ROOT / name
+        given = {"content": notebook_page(path)} if path.suffix == ".ipynb" else {"abs_src_path": str(path)}
+        files.append(File.generated(config, place, **given))
     for path in (ROOT / RESULTS).iterdir():
         if path.suffix in (".json", ".png"):
             files.append(File.generated(config, f"{RESULTS}/{path.name}", abs_src_path=str(path)))
     for path in (ROOT / SAMPLES).iterdir():
         files.append(File.generated(config, f"{SAMPLES}/{path.name}", abs_src_path=str(path)))
     return files
+
+
+def notebook_page(path: Path) -> str:
+    """Returns a notebook as Markdown: its text, its code, and the outputs that it has."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts += map(_output, cell.get("outputs", ()))
+    return "\n\n".join(parts)
+
+
+def _output(output: dict[str, Any]) -> str:
+    data = output.get("data", {})
+    if "text/html" in data:
+        return "".join(data["text/html"])
+    if "image/png" in data:
+        return f'<img alt="Output of the code above" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
+    return f"```text\n{''.join(output.get('text', data.get('text/plain', ''))).rstrip()}\n```"
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:

@@ -45,9 +45,9 @@ def test_paths_in_the_text_exist(page) -> None:
 
 def test_every_page_is_in_the_index_and_on_the_site() -> None:
     index, site = (ROOT / "docs/index.md").read_text(), (ROOT / "mkdocs.yml").read_text()
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in (*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")):
         assert page.name == "index.md" or f"]({page.name})" in index
-        assert f": {page.name}\n" in site
+        assert f": {page.stem}.md\n" in site
 
 
 def test_moved_names_are_where_the_changelog_says() -> None:
