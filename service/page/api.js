@@ -28,20 +28,22 @@ export async function upload(key, blob, signal) {
   return file_url;
 }
 
-export async function submit(key, input) {
+export async function submit(key, endpoint, input) {
   const headers = { "Content-Type": "application/json" };
-  return (await call(key, QUEUE, { method: "POST", headers, body: JSON.stringify(input) })).json();
+  return (await call(key, `/queue/${endpoint}`, { method: "POST", headers, body: JSON.stringify(input) })).json();
 }
 
-export const cancel = (key, id) => call(key, `${QUEUE}/requests/${id}/cancel`, { method: "PUT" });
+const urlOf = ({ endpoint, id }) => `/queue/${endpoint}/requests/${id}`;
+
+export const cancel = (key, request) => call(key, `${urlOf(request)}/cancel`, { method: "PUT" });
 
 /** Returns the result. The seed stays text, since JavaScript numbers cannot hold all its digits. */
-export async function result(key, id) {
-  const text = await (await call(key, `${QUEUE}/requests/${id}`)).text();
+export async function result(key, request) {
+  const text = await (await call(key, urlOf(request))).text();
   return { ...JSON.parse(text), seed: /"seed":(-?\d+)/.exec(text)[1] };
 }
 
-/** Returns the last clips of a key, newest first: id, url, seed, and when each was made, in seconds since 1970. */
+/** Returns the last clips of a key, newest first: id, endpoint, url, seed, and when each was made, in seconds since 1970. */
 export const clips = async key => (await (await call(key, "/page/clips.json")).json()).clips;
 
 /**
@@ -51,12 +53,10 @@ export const clips = async key => (await (await call(key, "/page/clips.json")).j
 export const about = async () => (await call("", "/page/about.json")).json();
 
 const server = await about();
-/** The endpoint's name. */
-export const APP = server.endpoints[0].name;
+/** The endpoints: the name of each, and the names of weights that its requests may give. */
+export const ENDPOINTS = server.endpoints;
 /** The pixels that a clip may have in all its frames; null if the server has no extensions. */
 export const CLIP_PIXELS = server.clip_pixels;
-/** The names of weights that requests may give. */
-export const WEIGHTS = server.endpoints[0].weights;
 
 /** Returns the schema of each field of the input. */
 export async function schema() {
@@ -64,13 +64,11 @@ export async function schema() {
   return document.components.schemas.AnimatediffSparsectrlLcmInput.properties;
 }
 
-const QUEUE = `/queue/${APP}`;
-
 /** Calls `onState` with every state of a request until it has ended. Reconnects if the stream breaks. */
-export async function watch(key, id, onState) {
+export async function watch(key, request, onState) {
   for (;;) {
     try {
-      const answer = await call(key, `${QUEUE}/requests/${id}/status/stream?logs=1`);
+      const answer = await call(key, `${urlOf(request)}/status/stream?logs=1`);
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";
       for (;;) {

@@ -38,7 +38,7 @@ export class Clips {
     const item = document.createElement("li"), button = document.createElement("button");
     const moving = document.createElement(isPicture(clip.url) ? "img" : "video");
     const made = new Date(clip.at * 1000).toLocaleString();
-    const name = `${clip.input?.prompt ?? "Clip"}, seed ${clip.seed}, ${made}`;
+    const name = `${clip.input?.prompt ?? "Clip"}, seed ${clip.seed}, ${clip.endpoint}, ${made}`;
     Object.assign(button, { type: "button", title: name });
     button.setAttribute("aria-label", name);
     item.dataset.id = clip.id;

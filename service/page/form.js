@@ -57,9 +57,9 @@ export function seed(text) {
   return Number.isSafeInteger(Number(text)) ? Number(text) : text;
 }
 
-/** Offers the weights that requests may name, if there are any. */
+/** Offers the weights that requests may name, if there are any, instead of those of another endpoint. */
 export function offerWeights(names) {
-  $("weights").append(...names.map(name => new Option(name, name)));
+  $("weights").replaceChildren($("weights").options[0], ...names.map(name => new Option(name, name)));
   $("weights-choice").hidden = !names.length;
 }
 
@@ -72,9 +72,17 @@ export function fill(saved) {
     for (const field of fields().filter(one => one.name === name)) {
       if (field.type === "radio") field.checked = field.value === value;
       else if (field.type === "checkbox") field.checked = value;
+      else if (field.matches("select")) choose(field, value);
       else field.value = value;
     }
   }
+}
+
+/** Chooses a value, unless it is no longer offered. What depends on it follows. */
+function choose(field, value) {
+  if (![...field.options].some(one => one.value === value)) return;
+  field.value = value;
+  field.dispatchEvent(new Event("change"));
 }
 
 export const wrong = (message, ...names) => Object.assign(new Error(message), { fields: names });

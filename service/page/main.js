@@ -1,5 +1,5 @@
 // The page: from the form to a request, its progress, its clip, and back after a reload.
-import { about, cancel, result, submit, upload, watch, WEIGHTS } from "./api.js";
+import { about, cancel, ENDPOINTS, result, submit, upload, watch } from "./api.js";
 import { Clips, known, remember } from "./clips.js";
 import { showExample } from "./example.js";
 import { frames, showExtensions } from "./extensions.js";
@@ -16,6 +16,7 @@ const SAVE_SECONDS = 0.3;
 const keyframes = new Keyframes($("keyframes"), $("timeline"), $("tools"), saveSoon);
 const player = new Player($("screen"), $("player"));
 const clips = new Clips($("clips"), showClip);
+/** The request that runs: its endpoint and id. */
 let running = null;
 /** Aborts the uploads and the submission, before there is a request to cancel. */
 let beginning = null;
@@ -26,6 +27,7 @@ let edited = false;
 let shown = null;
 
 const key = () => $("key").value.trim();
+const endpoint = () => $("endpoint").value;
 
 /** Moves the key from the address into this tab's storage. */
 function takeKey() {
@@ -87,19 +89,23 @@ function show(state) {
   if (state.preview) player.showPreview(state.preview);
 }
 
-/** Shows each runner of the server, now and every few seconds while the page is looked at. */
+/** Shows each runner of the endpoint. */
 async function showRunners() {
-  if (!document.hidden) {
-    const { endpoints } = await about().catch(() => ({ endpoints: [] }));
-    $("runners").textContent = endpoints.flatMap(({ runners }) => runners).map(({ name, state }) => `${name}: ${state}`).join(", ");
-  }
-  setTimeout(showRunners, RUNNERS_SECONDS * 1000);
+  const { endpoints } = await about().catch(() => ({ endpoints: [] }));
+  const { runners } = endpoints.find(({ name }) => name === endpoint()) ?? { runners: [] };
+  $("runners").textContent = runners.map(({ name, state }) => `${name}: ${state}`).join(", ");
 }
 
-async function showCode(input) {
+/** Shows what the chosen endpoint has. */
+function showEndpoint() {
+  offerWeights(ENDPOINTS.find(({ name }) => name === endpoint()).weights);
+  showRunners();
+}
+
+async function showCode(endpoint, input) {
   const { tls_port } = await about();
-  $("python").textContent = python(input, location.origin, tls_port);
-  $("javascript").textContent = javascript(input, location.origin);
+  $("python").textContent = python(endpoint, input, location.origin, tls_port);
+  $("javascript").textContent = javascript(endpoint, input, location.origin);
   $("code").hidden = false;
 }
 
@@ -114,24 +120,24 @@ async function showClip(clip) {
   $("code").hidden = !clip.input;
   player.show(clip.url, clip.input?.num_frames);
   clips.mark(clip.id);
-  if (clip.input) await showCode({ ...clip.input, seed: seed(clip.seed) });
+  if (clip.input) await showCode(clip.endpoint, { ...clip.input, seed: seed(clip.seed) });
 }
 
-async function follow(id) {
-  running = id;
-  sessionStorage.setItem("request", id);
+async function follow(request) {
+  const { id } = running = request;
+  sessionStorage.setItem("running", JSON.stringify(request));
   busy(true);
   let failure = null;
   try {
-    await watch(key(), id, show);
-    const made = await result(key(), id);
+    await watch(key(), request, show);
+    const made = await result(key(), request);
     await remember(key(), id, { url: made.video.url, seed: made.seed });
-    shown = { ...await known(id), url: made.video.url, seed: made.seed };  // a browser may keep nothing
+    shown = { ...request, ...await known(id), url: made.video.url, seed: made.seed };  // a browser may keep nothing
     await clips.show(key());
   } catch (error) {
     failure = error;
   }
-  sessionStorage.removeItem("request");
+  sessionStorage.removeItem("running");
   running = null;
   if (failure) {
     back();
@@ -164,7 +170,7 @@ async function make() {
   const input = checked();
   if (!input) return;
   beginning = new AbortController();
-  const { signal } = beginning;
+  const { signal } = beginning, to = endpoint();
   saveNow();
   busy(true);
   look();
@@ -174,14 +180,14 @@ async function make() {
       input[`keyframe_${slot.slot}_image_url`] = await upload(key(), await slot.drawing.blob(), signal);
       input[`keyframe_${slot.slot}_index`] = slot.frame;
     }
-    await showCode(input);
+    await showCode(to, input);
     signal.throwIfAborted();
     const asked = { ...input, sparsectrl_lcm: { ...input.sparsectrl_lcm, previews: true } };
-    const { request_id } = await submit(key(), asked);  // not aborted: an accepted request would run unseen
-    await remember(key(), request_id, { input });
-    if (signal.aborted) await cancel(key(), request_id).catch(() => {});
+    const { request_id: id } = await submit(key(), to, asked);  // not aborted: an accepted request would run unseen
+    await remember(key(), id, { endpoint: to, input });
+    if (signal.aborted) await cancel(key(), { endpoint: to, id }).catch(() => {});
     beginning = null;
-    await follow(request_id);
+    await follow({ endpoint: to, id });
   } catch (error) {
     beginning = null;
     back();
@@ -207,15 +213,18 @@ async function restoreForm() {
 /** Shows what was there before a reload: form, drawings, the request that runs, or the last clip. */
 async function restore() {
   await restoreForm();
-  const left = sessionStorage.getItem("request");
+  const left = JSON.parse(sessionStorage.getItem("running"));
   shown = await clips.show(key()) ?? null;
   if (left) await follow(left);
   else if (shown) await showClip(shown);
 }
 
 takeKey();
-offerWeights(WEIGHTS);
-showRunners();
+$("endpoint").append(...ENDPOINTS.map(({ name }) => new Option(name, name)));
+$("endpoint").addEventListener("change", showEndpoint);
+$("endpoint").addEventListener("input", saveSoon);
+showEndpoint();
+setInterval(() => document.hidden || showRunners(), RUNNERS_SECONDS * 1000);
 $("key-form").addEventListener("submit", event => event.preventDefault());
 $("form").addEventListener("submit", event => {
   event.preventDefault();

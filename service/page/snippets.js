@@ -1,8 +1,6 @@
 // A request as code for fal's Python and JavaScript clients.
-import { APP } from "./api.js";
-
 /** fal's Python client only speaks https, so all URLs get the https port, also those of files. */
-export function python(input, origin, tlsPort) {
+export function python(endpoint, input, origin, tlsPort) {
   const { protocol, hostname, host } = new URL(origin);
   const secure = protocol === "https:" ? host : `${hostname}:${tlsPort ?? "TLS_PORT"}`;
   const text = JSON.stringify(input, null, 4).replaceAll(`"${origin}/`, `"https://${secure}/`).replace(/\n/g, "\n    ");
@@ -12,7 +10,7 @@ export function python(input, origin, tlsPort) {
 import fal_client
 
 result = fal_client.subscribe(
-    "${APP}",
+    "${endpoint}",
     ${text.replace(/"seed": "(-?\d+)"/, '"seed": $1').replace(/: true(,?)$/gm, ": True$1")},
 )
 print(result["video"]["url"])
@@ -20,7 +18,7 @@ print(result["video"]["url"])
 }
 
 /** Seeds that JavaScript numbers cannot hold stay text. */
-export function javascript(input, origin) {
+export function javascript(endpoint, input, origin) {
   const text = JSON.stringify(input, null, 2).replace(/\n/g, "\n  ");
   return `// export FAL_KEY=...
 import { createFalClient } from "@fal-ai/client";
@@ -29,7 +27,7 @@ const fal = createFalClient({
   credentials: process.env.FAL_KEY,
   proxyUrl: { url: "${origin}/api/fal/proxy", when: "always" },
 });
-const { data } = await fal.subscribe("${APP}", {
+const { data } = await fal.subscribe("${endpoint}", {
   input: ${text},
 });
 console.log(data.video.url);

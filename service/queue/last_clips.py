@@ -19,13 +19,14 @@ async def last_clips(service: Service, key_id: str, base: str) -> list[dict[str,
         base: scheme and authority of the URLs. Other clients of the key may have used another host name of this server.
 
     Returns:
-        For each, the request's id, when it ended in seconds since 1970, its seed as text, since JavaScript's numbers
-        cannot hold all digits, and the clip's URL.
+        For each, the request's id and endpoint, when it ended in seconds since 1970, its seed as text, since
+        JavaScript's numbers cannot hold all digits, and the clip's URL.
     """
     rows = [] if key_id == ANONYMOUS else await service.store.read(service.store.clips, key_id, MOST)
     return [
         {
             "id": row.id,
+            "endpoint": row.endpoint,
             "at": row.finished_at,
             "seed": str(row.outcome.body["seed"]),
             "url": base + urlsplit(row.outcome.body["video"]["url"]).path,

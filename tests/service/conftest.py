@@ -155,10 +155,10 @@ def started(folder: Path, port: int = 0, **options: Any) -> Iterator[Server]:
             server.stop()
 
 
-def stub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def stub_server(tmp_path_factory: pytest.TempPathFactory, **more: Any) -> Iterator[Server]:
     """A server with a stub pipeline, which does what the prompt says."""
     options = {"pipeline": "stub_pipeline:load", "step_seconds": 5.0, "weights": {APP: {"anime": "bundle"}}}
-    yield from started(tmp_path_factory.mktemp("stub"), **options)
+    yield from started(tmp_path_factory.mktemp("stub"), **options, **more)
 
 
 def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

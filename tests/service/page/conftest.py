@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ..conftest import demo_server, missing, stub_server
+from ..conftest import APP, Server, demo_server, missing, stub_server
 
 ARTIFACTS = Path(os.environ.get("ARTIFACTS", Path(__file__).parents[3] / ".cache/artifacts"))
 SCRIBBLE = Path(__file__).parents[3] / "demo/scribbles/frame_08.png"
@@ -18,7 +18,15 @@ FINDINGS = """async () => (await axe.run()).violations.map(found =>
   [found.id, ...found.nodes.map(node => `${node.target} ${node.failureSummary}`)].join("\\n"))"""
 
 
-stub = pytest.fixture(scope="package")(stub_server)
+OTHER = "me/portraits"
+"""A further endpoint of `stub`."""
+
+
+@pytest.fixture(scope="package")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from stub_server(tmp_path_factory, endpoints={APP: None, OTHER: None})
+
+
 demo = pytest.fixture(scope="package")(demo_server)
 
 

@@ -1,0 +1,49 @@
+"""The page of a server with several endpoints: which one it calls, and of which one a clip is."""
+
+from typing import Any
+
+import httpx
+
+from ..conftest import APP, Server
+from .conftest import OTHER, reload, visit
+from .test_history import clip, thumbnails
+
+
+def test_the_chosen_endpoint_is_called_and_named(page: Any, stub: Server) -> None:
+    key = stub.new_key()
+    visit(page, f"{stub.url}/#key={key}")
+    assert page.locator("#endpoint option").all_inner_texts() == [APP, OTHER]
+    clip(page, "first")
+    page.select_option("#endpoint", OTHER)
+    assert page.is_hidden("#weights-choice"), "only the first endpoint has weights"
+    clip(page, "second")
+    page.click("#code summary")
+    assert f'"{OTHER}",' in page.inner_text("#python")
+    assert f'fal.subscribe("{OTHER}"' in page.inner_text("#javascript")
+    made = httpx.get(f"{stub.url}/page/clips.json", headers=stub.headers(key)).json()["clips"]
+    assert [each["endpoint"] for each in made] == [OTHER, APP]
+    assert [name.split(", ")[2] for name in thumbnails(page, 2)] == [OTHER, APP]
+    page.wait_for_timeout(500)  # the choice is saved after a moment
+    reload(page)
+    page.wait_for_selector("#video", state="visible")
+    assert page.input_value("#endpoint") == OTHER
+    page.locator("#clips button").nth(1).click()
+    page.click("#code summary")
+    assert f'"{APP}",' in page.inner_text("#python"), "of the clip, not of the choice"
+    assert page.problems == []
+
+
+def test_a_reload_goes_on_with_the_request_of_its_endpoint(page: Any, stub: Server) -> None:
+    visit(page, f"{stub.url}/#key={stub.new_key()}")
+    page.select_option("#endpoint", OTHER)
+    page.fill("#prompt", "slow 0.4")
+    page.click("#submit")
+    page.wait_for_selector("#state:has-text('denoise')")
+    page.select_option("#endpoint", APP)
+    page.wait_for_timeout(500)
+    reload(page)
+    page.wait_for_selector("#video", state="visible")
+    assert page.input_value("#endpoint") == APP
+    page.click("#code summary")
+    assert f'"{OTHER}",' in page.inner_text("#python")
+    assert page.problems == []
