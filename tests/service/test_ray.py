@@ -198,13 +198,16 @@ def test_replicas_that_were_shut_down(loop: asyncio.Runner, pool: RayPool, tmp_p
 
 @pytest.mark.slow
 def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
-    """A server that is killed finds the replicas again, and its request runs to its end."""
-    settings = {"pool": "ray", "ray_address": address, "gpus_per_replica": 0.0, "pipeline": "stub_pipeline:load"}
+    """A server that is killed finds the replicas of its two bundles again, and its request runs to its end."""
+    settings = {"pool": "ray", "ray_address": address, "gpus_per_replica": 0.0}
+    settings |= {"pipeline": "stub_pipeline:load_numbered", "endpoints": {APP: "11", "me/other": "22"}}
     for server in started(tmp_path, **settings):
         server.wait("/readyz", 90)
         with httpx.Client(headers=server.headers()) as client:
             first = client.post(f"{server.url}/fal-ai/animatediff-sparsectrl-lcm", json={"prompt": "a", "seed": 3})
             assert (first.status_code, first.json()["seed"]) == (200, 3)
+            both = [client.post(f"{server.url}/{name}", json={"prompt": "a"}) for name in (APP, "me/other")]
+            assert [answer.json()["seed"] for answer in both] == [11, 22]
             url = client.post(server.queue, json={"prompt": "slow 0.5", "seed": 4}).json()["response_url"]
             server.kill()
             server.start()
@@ -213,8 +216,8 @@ def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
             while answer.status_code == 400:  # not ready
                 answer = client.get(url, timeout=30)
             assert (answer.status_code, answer.json()["seed"]) == (200, 4)
-            states = client.get(server.url + "/readyz").json()["endpoints"][APP]["runners"]
-            assert [runner["state"] for runner in states] == ["ready"]
+            endpoints = client.get(server.url + "/readyz").json()["endpoints"].values()
+            assert [runner["state"] for each in endpoints for runner in each["runners"]] == ["ready"] * 2
 
 
 @pytest.mark.slow

@@ -123,6 +123,10 @@ def test_a_request_is_known_under_its_own_endpoint_only(tmp_path: Path) -> None:
             assert told == (202 if rest else 400, made["request_id"])
             assert client.get(f"/{OTHER}{path}{rest}").json() == {"status": "NOT_FOUND"}
     assert client.put(f"/{OTHER}{path}/cancel").status_code == 404
+    wrong = client.post(f"/queue/{ONE}", json={}).json()["request_id"]  # it has ended
+    for _ in range(2):
+        assert client.get(f"/{ONE}/requests/{wrong}/status").json()["status"] == "COMPLETED"
+        assert client.get(f"/{OTHER}/requests/{wrong}/status").json() == {"status": "NOT_FOUND"}
     assert client.get(f"/{ONE}{path}/status").json()["status_url"].startswith(f"http://testserver/{ONE}/")
     service.store.close()
 
