@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 if TYPE_CHECKING:  # the folders that hold the parts import this file
@@ -90,7 +91,9 @@ async def _service_of(request: Request) -> Service:
 async def _endpoint_of(request: Request) -> Endpoint:
     service: Service = request.app.state.service
     _, owner, alias, *_ = request.scope["path"].split("/")
-    return service.endpoints[f"{owner}/{alias}"]
+    if (endpoint := service.endpoints.get(f"{owner}/{alias}")) is None:
+        raise HTTPException(404)  # Starlette's routes take a path with a line feed at its end, too
+    return endpoint
 
 
 CurrentService = Annotated[Service, Depends(_service_of)]

@@ -96,7 +96,8 @@ async def _given_input(service: Service, request: Request, key_id: str) -> Async
 
 async def _submit(service: Service, request: Request, new: NewRequest, given: dict[str, Any]) -> Submitted:
     settings = service.settings
-    limit = min(settings.queue, _limit(request.query_params.get("fal_max_queue_length"), settings.queue))
+    limits = {"limit": settings.queue, "key_limit": settings.key_queue, "key_bytes": settings.key_bytes}
+    limits |= _endpoint_limit(request.query_params.get("fal_max_queue_length"))
     outcome = None
     wrong = None
     if new.idempotency_key is not None:
@@ -111,7 +112,6 @@ async def _submit(service: Service, request: Request, new: NewRequest, given: di
         if new.kind == "run":
             new = dataclasses.replace(new, webhook=None)
     try:
-        limits = {"limit": limit, "key_limit": settings.key_queue, "key_bytes": settings.key_bytes}
         made = await service.board.submit(new, **limits, outcome=outcome)
     except QueueFull as error:
         raise ServiceError(429, str(error), "queue_full") from None
@@ -176,9 +176,10 @@ def _webhook(url: str | None, allow: Sequence[str]) -> str | None:
     return url
 
 
-def _limit(text: str | None, most: int) -> int:
+def _endpoint_limit(text: str | None) -> dict[str, int]:
+    """Returns the argument of `SqlStore.submit` for a caller who does not want to wait behind more than so many."""
     if text is None:
-        return most
+        return {}
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise infrastructure_error("bad_request", "fal_max_queue_length: give a whole number")
-    return int(text) + 1  # the header's number may wait ahead of this one
+    return {"endpoint_limit": int(text) + 1}  # the given number may wait ahead of this one

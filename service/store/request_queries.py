@@ -51,6 +51,7 @@ class Requests(Database):
         *,
         limit: int,
         key_limit: int,
+        endpoint_limit: int | None = None,
         unstarted_limit: int = 2000,
         key_bytes: int | None = None,
         outcome: Outcome | None = None,
@@ -59,8 +60,8 @@ class Requests(Database):
 
         Raises:
             OtherInput: the key has a request of the endpoint with the same idempotency key and another input.
-            QueueFull: `limit` requests wait already, or `key_limit` of this key do, or `unstarted_limit` of this key
-                ended within an hour without a start.
+            QueueFull: `limit` requests wait already, or `key_limit` of this key or `endpoint_limit` of this endpoint
+                do, or `unstarted_limit` of this key ended within an hour without a start.
             QuotaExceeded: more than `key_bytes` bytes would be stored for this key.
         """
         count = select(func.count()).select_from(requests)
@@ -82,6 +83,9 @@ class Requests(Database):
                 own = count.where(waiting, requests.c.key_id == new.key_id)
                 if connection.execute(own).scalar_one() >= key_limit:
                     raise QueueFull(f"{key_limit} requests of this key are waiting already")
+                of_endpoint = count.where(waiting, requests.c.endpoint == new.endpoint)
+                if endpoint_limit is not None and connection.execute(of_endpoint).scalar_one() >= endpoint_limit:
+                    raise QueueFull(f"{endpoint_limit} requests of this endpoint are waiting already")
             row = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
             turn = next_turn(connection, new.endpoint, new.key_id, new.priority)
             ahead = count_ahead(connection, new.endpoint, new.priority, turn) if outcome is None else 0

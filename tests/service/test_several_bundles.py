@@ -140,6 +140,20 @@ def test_an_unknown_endpoint_is_told_which_there_are(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()) == (404, {"detail": told})
     for path in ("/", f"/{ONE}/other", "/files/x", "/x"):
         assert client.post(path).json()["detail"] in (f"Path {path} not found", "Method Not Allowed")
+    for method in ("POST", "GET"):  # a line feed after a name
+        assert client.request(method, f"/{ONE}%0A", json={"prompt": "a"}).status_code == 404
+    service.store.close()
+
+
+def test_a_caller_limits_the_queue_of_its_own_endpoint(tmp_path: Path) -> None:
+    service, *_ = both(tmp_path)
+    client = TestClient(create_app(service))
+
+    def post(name: str) -> int:
+        limit = {"fal_max_queue_length": 0}
+        return client.post(f"/queue/{name}", json={"prompt": "a"}, params=limit).status_code
+
+    assert [post(name) for name in (ONE, OTHER, ONE, OTHER)] == [200, 200, 429, 429]
     service.store.close()
 
 

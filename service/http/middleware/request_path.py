@@ -1,4 +1,4 @@
-"""Paths without the prefix of the queue, and without a slash at the end."""
+"""Paths without the prefix of the queue, with a slash at the beginning and none at the end."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -17,8 +17,10 @@ class RequestPath:
 
 
 def normalised(scope: Scope) -> Scope:
-    """Returns a scope whose path has neither the prefix nor a slash at the end."""
+    """Returns a scope whose path begins with a slash and has neither the prefix nor a slash at the end."""
     path: str = scope["path"]
+    if not path.startswith("/"):  # "*", which means the server itself
+        path = f"/{path}"
     inner = dict(scope)
     if path == QUEUE_PREFIX or path.startswith(QUEUE_PREFIX + "/"):
         path, inner["has_queue_prefix"] = path[len(QUEUE_PREFIX) :] or "/", True
