@@ -25,9 +25,10 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(service: CurrentService) -> Response:
-    """Returns 200 and the state of each runner if every endpoint has a model loaded and the database answers.
+    """Returns 200 and the state of each endpoint once all have loaded a model, while the database answers.
 
-    Needs no key, so it shows no paths or process ids.
+    An endpoint that loses its model later makes the server unready only if no other has one: its requests wait for the
+    next model, and those of the others need this server. Needs no key, so it shows no paths or process ids.
     """
     if service.draining:
         return Json({"status": "draining"}, 503)
@@ -38,7 +39,9 @@ async def readyz(service: CurrentService) -> Response:
         return Json({"status": "failed", "problem": problem}, 503)
     endpoints = {name: _readiness(endpoint.runner) for name, endpoint in service.endpoints.items()}
     states = {endpoint["status"] for endpoint in endpoints.values()}
-    status = next(state for state in ("failed", "loading", "ready") if state in states)
+    loaded = all(endpoint.runner.about for endpoint in service.endpoints.values())
+    order = ("ready", "failed", "loading") if loaded else ("failed", "loading", "ready")
+    status = next(state for state in order if state in states)
     return Json({"status": status, "endpoints": endpoints}, 200 if status == "ready" else 503)
 
 

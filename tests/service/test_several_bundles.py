@@ -170,8 +170,8 @@ def test_a_token_opens_the_endpoints_that_it_names(tmp_path: Path) -> None:
     service.store.close()
 
 
-def test_the_server_is_ready_once_every_endpoint_is(tmp_path: Path) -> None:
-    service, _, other = both(tmp_path)
+def test_the_server_is_ready_once_every_endpoint_was_and_while_one_is(tmp_path: Path) -> None:
+    service, one, other = both(tmp_path)
     client = TestClient(create_app(service))
 
     def told() -> tuple[int, str, list[str]]:
@@ -179,11 +179,16 @@ def test_the_server_is_ready_once_every_endpoint_is(tmp_path: Path) -> None:
         ready = answer.json()
         return answer.status_code, ready["status"], [ready["endpoints"][name]["status"] for name in SEEDS]
 
-    assert told() == (200, "ready", ["ready", "ready"])
-    other.capacity = 0
+    one.about, other.capacity = {"backend": "onnxruntime"}, 0
     assert told() == (503, "loading", ["ready", "loading"])
     other.problem = "no memory"
     assert told() == (503, "failed", ["ready", "failed"])
+    other.about, other.capacity, other.problem = one.about, 1, None
+    assert told() == (200, "ready", ["ready", "ready"])
+    other.capacity, other.problem = 0, "no memory"
+    assert told() == (200, "ready", ["ready", "failed"]), "a crash touches its own endpoint only"
+    one.capacity = 0
+    assert told() == (503, "failed", ["loading", "failed"])
     assert client.get("/readyz").json()["endpoints"][OTHER]["problem"] == "no memory"
     documents = [client.get("/openapi.json", params={"endpoint_id": name}).json()["paths"] for name in SEEDS]
     assert [f"/{name}" in paths for name, paths in zip(SEEDS, documents, strict=True)] == [True, True]
