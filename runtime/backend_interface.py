@@ -56,17 +56,18 @@ class Executor(Protocol):
         """
 
     def refit(self, weights: Bundle | None) -> None:
-        """Takes the weights of another bundle of the same architecture; None restores the base weights.
+        """Takes the weights of another bundle, which `check_refit` allows; None restores those of its own bundle.
 
         Raises:
-            BackendError: this is not possible; it has the base weights.
+            BackendError: this is not possible; it has the weights of its own bundle.
         """
 
     def check_refit(self, weights: Bundle) -> None:
         """Checks whether requests of the bundle's default size can have the weights of another bundle.
 
         Raises:
-            BackendError: they cannot.
+            BackendError: the architectures, tokenizers or schedules differ, or the engines cannot be refitted. Nothing
+                has changed.
         """
 
     def close(self) -> None:

@@ -43,8 +43,11 @@ class WeightSets:
         Raises:
             BackendError: the engines cannot get them; nothing changes.
         """
-        self._refit(bundle or self._bundle)
-        self._base = bundle or self._bundle
+        if bundle is not None:
+            self._executor.check_refit(bundle)
+        wanted = bundle or self._bundle
+        self._refit(wanted)
+        self._base = wanted
 
     def fit(self, name: str | None) -> float:
         """Fits the weights of a request, unless the engines have them. Returns the seconds that this took.

@@ -1,5 +1,6 @@
 """Requests name the weights that they are made with."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -113,6 +114,19 @@ def test_weights_that_cannot_be_fitted_fail_their_request_alone(
         np.testing.assert_array_equal(ask(None), own)
     assert demo.executor.weights is demo.bundle
     assert caplog.messages[-1] == "the engines are loaded again with their own weights: the engine has no weight 'x'"
+
+
+def test_a_refit_that_is_refused_changes_nothing(demo: SimpleNamespace, tmp_path: Path) -> None:
+    """Also if the engines have the weights that the request before it named."""
+    wrong = with_other_motion_module(demo_bundle(), tmp_path / "wrong")
+    manifest = json.loads((wrong / "manifest.json").read_text())
+    manifest["scheduler"]["original_inference_steps"] = 100
+    (wrong / "manifest.json").write_text(json.dumps(manifest))
+    small_clip(demo, "a", num_inference_steps=1, weights="other")
+    with pytest.raises(BackendError, match="has another schedule"):
+        demo.pipeline.refit(wrong)
+    small_clip(demo, "a", num_inference_steps=1)
+    assert demo.executor.weights is demo.bundle
 
 
 def test_an_unknown_name_is_refused(demo: SimpleNamespace) -> None:
