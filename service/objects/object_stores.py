@@ -89,8 +89,14 @@ def check_files(url: str, files: Files) -> None:
             file.read()
         files.delete(name)
     except OSError as error:
-        shown = re.sub("//[^/]*@", "//", url)  # without a password
-        raise InvalidRequest("files", f"{shown} cannot be used ({failure(error)})", STORE_REMEDY) from None
+        reason = without_password(f"{url} cannot be used ({failure(error)})", url)
+        raise InvalidRequest("files", reason, STORE_REMEDY) from None
+
+
+def without_password(text: str, url: str) -> str:
+    """Returns a text about a store without the user and password that its URL may have."""
+    found = re.search("//([^/]*@)", url)
+    return text.replace(found[1], "") if found else text
 
 
 def failure(error: Exception) -> str:

@@ -32,10 +32,19 @@ class Dispatchers:
         await self._service.board.end_runs()
         if left:
             log.info("requests that were interrupted run again", extra={"requests": left})
+        await self._warn_of_other_endpoints()
         for name, dispatcher in self._all.items():
             with logs_of(name):
                 dispatcher.start()
         self._ticker = asyncio.create_task(work_forever(self._service), name="tick")
+
+    async def _warn_of_other_endpoints(self) -> None:
+        """Logs whose requests would wait for ever, as after a start without an endpoint that the last one had."""
+        store = self._service.store
+        if store.shared:  # another server may have them
+            return
+        if left := await store.read(store.waiting_elsewhere, self._all.keys()):
+            log.warning("requests wait for endpoints that this server does not have", extra={"requests": left})
 
     async def drain(self, seconds: float) -> None:
         """Begins nothing more, waits for running requests and puts the rest back into the queue. May be repeated."""

@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 from ...runtime.errors import BundleError
 from ...runtime.format.bundle import verify
 from ...runtime.format.manifest import read_manifest
-from ..objects.object_stores import STORE_REMEDY, failure, time_limit
+from ..objects.object_stores import STORE_REMEDY, failure, time_limit, without_password
 
 MANIFEST = "manifest.json"
 UNUSED_SECONDS = 30 * 86_400.0
@@ -72,14 +72,16 @@ def local_bundle(bundle: str | None) -> str | None:
             if not folder.exists():
                 part = _fetch(store, root, folder)
                 if _version(store, root, bundle) != version:
-                    raise BundleError("bundle", f"{bundle} changed while it was fetched", "start again")
+                    reason = without_password(f"{bundle} changed while it was fetched", bundle)
+                    raise BundleError("bundle", reason, "start again")
                 part.rename(folder)
                 os.utime(folder)
                 _delete_unused(folder.parent)
     except BundleError:
         raise
     except Exception as error:  # of the store's own library
-        raise BundleError("bundle", f"{bundle} cannot be fetched: {failure(error)}", STORE_REMEDY) from None
+        reason = without_password(f"{bundle} cannot be fetched: {failure(error)}", bundle)
+        raise BundleError("bundle", reason, STORE_REMEDY) from None
     return str(folder)
 
 
@@ -121,7 +123,8 @@ def read_remote_manifest(bundle: str, folder: Path) -> Path:
         store, root = _open(bundle)
         (folder / MANIFEST).write_bytes(store.cat_file(f"{root}/{MANIFEST}", **time_limit(store)))
     except Exception as error:
-        raise BundleError("bundle", f"{bundle} cannot be read: {failure(error)}", STORE_REMEDY) from None
+        reason = without_password(f"{bundle} cannot be read: {failure(error)}", bundle)
+        raise BundleError("bundle", reason, STORE_REMEDY) from None
     return folder
 
 

@@ -7,8 +7,9 @@ All access goes through `SqlStore`. Its methods block; the event loop calls them
 from .key_quota import QuotaExceeded
 from .outage import STORE_FAILURES
 from .owner_lock import OwnerLock
+from .queue_limits import QueueFull
 from .records import Change, FileRow, KeyRow, LogRow, NewRequest, Outcome, RequestRow, Submitted, WebhookRow
-from .request_queries import OtherInput, QueueFull
+from .request_queries import OtherInput
 from .sql_store import SqlStore
 
 __all__ = [

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Text, delete, func, insert, li
 from . import tables
 from .database import Database
 from .key_quota import check_quota, lock_name
+from .queue_limits import check_unstarted, check_waiting
 from .queue_order import TURNS, close_gaps, count_ahead, in_order, next_turn
 from .records import Change, FileRow, LogRow, NewRequest, Outcome, RequestRow, Submitted
 from .request_rows import (
@@ -31,11 +32,6 @@ from .request_rows import (
 )
 
 requests, logs, webhooks = tables.requests, tables.logs, tables.webhooks
-UNSTARTED_SECONDS = 3600.0
-
-
-class QueueFull(Exception):
-    """The queue, or the caller's part of it, is full."""
 
 
 class OtherInput(Exception):
@@ -64,8 +60,6 @@ class Requests(Database):
                 do, or `unstarted_limit` of this key ended within an hour without a start.
             QuotaExceeded: more than `key_bytes` bytes would be stored for this key.
         """
-        count = select(func.count()).select_from(requests)
-        ended = count.where(tables.unstarted, requests.c.created_at > new.created_at - UNSTARTED_SECONDS)
         given = tables.to_text(new.input)
         with self._write() as connection:
             if new.idempotency_key is not None:
@@ -75,17 +69,9 @@ class Requests(Database):
             if outcome is None and key_bytes is not None:
                 self._alone(connection, lock_name(new.key_id))
                 check_quota(connection, new.key_id, len(given), key_bytes)
-            if connection.execute(ended.where(requests.c.key_id == new.key_id)).scalar_one() >= unstarted_limit:
-                raise QueueFull(f"{unstarted_limit} requests of this key ended within an hour without a start")
+            check_unstarted(connection, new, unstarted_limit)
             if outcome is None:
-                if connection.execute(count.where(waiting)).scalar_one() >= limit:
-                    raise QueueFull(f"{limit} requests are waiting already")
-                own = count.where(waiting, requests.c.key_id == new.key_id)
-                if connection.execute(own).scalar_one() >= key_limit:
-                    raise QueueFull(f"{key_limit} requests of this key are waiting already")
-                of_endpoint = count.where(waiting, requests.c.endpoint == new.endpoint)
-                if endpoint_limit is not None and connection.execute(of_endpoint).scalar_one() >= endpoint_limit:
-                    raise QueueFull(f"{endpoint_limit} requests of this endpoint are waiting already")
+                check_waiting(connection, new, limit, key_limit, endpoint_limit)
             row = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
             turn = next_turn(connection, new.endpoint, new.key_id, new.priority)
             ahead = count_ahead(connection, new.endpoint, new.priority, turn) if outcome is None else 0
@@ -285,6 +271,13 @@ class Requests(Database):
         query = select(requests.c.state, func.count()).where(counted).group_by(requests.c.state)
         with self._read() as connection:
             return {"queued": 0, "running": 0} | dict(row._tuple() for row in connection.execute(query))
+
+    def waiting_elsewhere(self, endpoints: Collection[str]) -> dict[str, int]:
+        """Returns how many requests wait for each endpoint that is none of these."""
+        others = waiting & requests.c.endpoint.not_in(endpoints)
+        query = select(requests.c.endpoint, func.count()).where(others).group_by(requests.c.endpoint)
+        with self._read() as connection:
+            return dict(row._tuple() for row in connection.execute(query))
 
     def logs(self, request_id: str) -> list[LogRow]:
         """Returns the log of a request."""

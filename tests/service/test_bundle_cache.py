@@ -8,7 +8,7 @@ import pytest
 from sparsectrl_lcm.runtime import BundleError
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.runner import bundle_cache
-from sparsectrl_lcm.service.runner.bundle_cache import local_bundle
+from sparsectrl_lcm.service.runner.bundle_cache import local_bundle, read_remote_manifest
 
 
 def test_a_bundle_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -29,6 +29,14 @@ def test_a_bundle_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(BundleError, match="'onnx/.*' in .* is missing"):
         local_bundle("memory://bundles/demo")
     assert folder.startswith(str(tmp_path))
+
+
+def test_an_error_does_not_tell_the_password_of_a_store(tmp_path: Path) -> None:
+    for read in (local_bundle, lambda bundle: read_remote_manifest(bundle, tmp_path)):
+        with pytest.raises(BundleError) as refused:
+            read("memory://user:secret@none")
+        assert refused.value.reason.startswith("memory://none cannot be ")
+        assert "secret" not in str(refused.value)
 
 
 def test_a_bundle_that_changes_while_it_is_fetched_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

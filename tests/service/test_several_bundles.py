@@ -19,7 +19,7 @@ from sparsectrl_lcm.service.settings import Settings
 from starlette.testclient import TestClient
 
 from .conftest import Server, ports, started
-from .test_dispatch import StandIn, _soon, ended, submit, until  # noqa: F401 (a fixture)
+from .test_dispatch import StandIn, _soon, ended, new, submit, until  # noqa: F401 (a fixture)
 from .test_python_client import python
 
 ONE, OTHER = "me/portraits", "me/landscapes"
@@ -211,6 +211,20 @@ def test_a_shutdown_waits_for_all_endpoints_and_keeps_the_rest(tmp_path: Path) -
     service, *_ = both(tmp_path)
     assert [service.store.waiting(name) for name in SEEDS] == [["portraits-1"], ["landscapes-0", "landscapes-1"]]
     service.store.close()
+
+
+def test_requests_for_an_endpoint_that_is_gone_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def start() -> None:
+        async with running(open_service(Settings(tmp_path, endpoints={ONE: None}), StandIn())):
+            pass
+
+    service, *_ = both(tmp_path)
+    for place, name in enumerate((ONE, OTHER, OTHER)):
+        service.store.submit(new(str(place), endpoint=name), limit=9, key_limit=9)
+    service.store.close()
+    asyncio.run(start())
+    (told,) = (vars(record) for record in caplog.records if "does not have" in record.message)
+    assert (told["levelname"], told["requests"]) == ("WARNING", {OTHER: 2})
 
 
 def test_a_start_that_one_bundle_refuses_names_its_endpoint(tmp_path: Path) -> None:
