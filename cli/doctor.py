@@ -33,5 +33,5 @@ def doctor() -> None:
     if usable:
         rule = f"--backend auto takes the first of {', '.join(usable)} that has engines for the bundle, or needs none"
         if compiling := [name for name in usable if BACKENDS[name].compiles]:
-            rule += f"; generate leaves out {' and '.join(compiling)} where compiling takes longer than it saves"
+            rule += f"; generate leaves out {' and '.join(compiling)} if compiling takes longer than it saves"
         typer.echo(rule)

@@ -88,8 +88,8 @@ def parse_endpoints(texts: Iterable[str], bundle: str | None) -> dict[str, str |
     """Returns the bundle of each endpoint, by name.
 
     Args:
-        texts: such as `me/portraits=FOLDER`. One may be a name alone, which stands for `bundle`. None means that
-            `bundle` is served under the default name.
+        texts: such as `me/portraits=FOLDER`. One may be a name alone, which stands for `bundle`. Without any, `bundle`
+            is served under the default name.
         bundle: the value of `--bundle`; None means the demo bundle.
 
     Raises:

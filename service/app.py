@@ -90,7 +90,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _not_found(request: Request) -> str:
-    """Says that there is no such path. Whoever calls an endpoint that this server has not is told what it has."""
+    """Says that there is no such path. A POST to an unknown endpoint is told the names of those of this server."""
     path = request.scope["path"]  # `request.url` takes only UTF-8
     endpoints = request.app.state.service.endpoints
     _, owner, *alias = path.split("/")[:3]

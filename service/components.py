@@ -99,4 +99,4 @@ async def _endpoint_of(request: Request) -> Endpoint:
 CurrentService = Annotated[Service, Depends(_service_of)]
 """A route's parameter: the service."""
 CurrentEndpoint = Annotated[Endpoint, Depends(_endpoint_of)]
-"""The same for routes below an endpoint's path: the endpoint."""
+"""A route's parameter, below the path of an endpoint: this endpoint."""

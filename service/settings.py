@@ -37,8 +37,8 @@ class Settings:
         allow_private: host names, addresses or networks that keyframe and webhook URLs may reach even if not public.
         backend, precision, threads: as for `VideoPipeline.load`; without `threads` the server keeps a core.
         warm: width and height that runners warm up for before they are ready.
-        weights: of endpoints: other bundles, given as in `endpoints`, by the names with which requests ask for their
-            weights.
+        weights: other bundles by endpoint and by the name with which requests ask for their weights; given as in
+            `endpoints`.
         pool: `local`, or `ray`: runners on a Ray cluster.
         devices, runners: of the local pool of each endpoint; as `runner_devices` takes them.
         ray_address, replicas, gpus_per_replica: of Ray: as `RayPool` takes them; `replicas` is MIN..MAX.

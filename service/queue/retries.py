@@ -62,15 +62,15 @@ async def until_it_is_stored(attempt: Attempt[T], clip: Path, request_id: str) -
 
 async def _repeat(
     attempt: Attempt[T],
-    passes: Callable[[Exception], bool],
+    is_transient: Callable[[Exception], bool],
     tell: Callable[[Exception, float], None] = lambda *_: None,
     longest_wait: float = LONGEST_WAIT,
 ) -> T:
-    """Repeats an attempt while it fails with an error that `passes`, and returns its result.
+    """Repeats an attempt while it fails with a transient error, and returns its result.
 
     Args:
         attempt: what may fail.
-        passes: whether another attempt may succeed after an error; other errors are raised.
+        is_transient: whether another attempt may succeed after an error; other errors are raised.
         tell: called with the error and the seconds until the next attempt.
         longest_wait: seconds; the wait doubles up to it.
     """
@@ -79,7 +79,7 @@ async def _repeat(
         try:
             return await attempt()
         except Exception as error:
-            if not passes(error):
+            if not is_transient(error):
                 raise
             tell(error, wait)
         await asyncio.sleep(wait)

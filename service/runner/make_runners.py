@@ -30,7 +30,15 @@ def make_runners(settings: "Settings") -> list[Runner]:
 
 
 def _local_pool(settings: "Settings", endpoint: str, devices: Sequence[str | None], first: int, total: int) -> Runner:
-    """Creates a runner of an endpoint for each device. The `first` one has this number among all on the machine."""
+    """Creates a runner of an endpoint for each device.
+
+    Args:
+        settings: the settings.
+        endpoint: name of the endpoint.
+        devices: as `runner_devices` returns them.
+        first: number of the first of these runners among all on the machine.
+        total: how many runners of all endpoints share the machine.
+    """
     runners = {
         name: LocalRunner(
             pipeline=settings.pipeline,

@@ -159,7 +159,11 @@ class RayPool:
             del self._streams[job.id]
 
     def _model_id(self, job: Job) -> str:
-        """Returns what Ray Serve matches jobs and replicas by: of several weights, to change them takes longest."""
+        """Returns the id by which Ray Serve prefers a replica for a job.
+
+        If there are several weights, it is the name of the job's, since a refit takes longest. Otherwise it is the
+        job's conditioning.
+        """
         return (job.weights or OWN_WEIGHTS) if self._setup["options"].get("weights") else job.conditioning
 
     def _ended(self, job_id: str) -> JobFailed | RunnerLost | None:

@@ -43,7 +43,7 @@ class _Member:
             self.kept.popitem(last=False)
 
     def forget(self, weights: str | None = None) -> None:
-        """Takes it that the pipeline has these weights, and keeps nothing."""
+        """Notes that the pipeline has these weights, and no conditioning is kept."""
         self.weights = weights
         self.kept.clear()
 

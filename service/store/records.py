@@ -122,12 +122,12 @@ class RequestRow:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What was done to a request that neither runs here nor is submitted now.
+    """A change of a request's state other than its submission, claim or result: cancelled, expired, or waiting again.
 
     Attributes:
         id: of the request.
         endpoint: its endpoint.
-        status: how it ended; None if it has not.
+        status: the HTTP status with which it ended; None if it has not.
     """
 
     id: str

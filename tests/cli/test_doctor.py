@@ -35,7 +35,7 @@ def test_doctor_says_what_can_run_and_what_mends_the_rest(
     openvino = said["openvino"].removesuffix("; int8 is no faster than fp32 without VNNI or AMX")
     assert re.fullmatch(r"the processor computes in (\w+\d, )*FP32(, \w+\d)*; build takes (bf16|fp32)", openvino)
     assert "takes the first of openvino, onnxruntime that has engines" in text
-    assert "; generate leaves out openvino where compiling takes longer than it saves\n" in text
+    assert "; generate leaves out openvino if compiling takes longer than it saves\n" in text
 
 
 @pytest.mark.parametrize(("flags", "slow"), [("fpu avx2", True), ("fpu avx2 avx_vnni", False), ("", False)])
