@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -120,6 +121,26 @@ def quality_rows(report: dict[str, Any]) -> Iterator[str]:
             backend, precision = name.split(":")
             found = f"{row['psnr']:.1f} dB | {row['worst_psnr']:.1f} dB" if "psnr" in row else "- | -"
             yield f"| `{backend}` {precision} | {row['colour']:.1%} | {row['kind']:.1%} | {found} |"
+
+
+def fp16_error_rows(report: dict[str, Any]) -> Iterator[str]:
+    """Mean, least and greatest error of the fp16 graphs over the draws of their inputs."""
+    graphs = {"unet": "UNet", "controlnet_scribble": "SparseCtrl, scribbles", "controlnet_rgb": "SparseCtrl, rgb"}
+    for graph, label in (graphs | {"vae_decoder": "decoder"}).items():
+        digits = ".3f" if graph == "vae_decoder" else ".1e"
+        cells = []
+        for column in ("before", "as_built"):
+            found = [largest for _, largest, _ in report["graphs"][graph][column]]
+            cells.append(f"{mean(found):{digits}} ({min(found):{digits}} to {max(found):{digits}})")
+        yield f"| {label} | {' | '.join(cells)} |"
+
+
+def held_out_rows(report: dict[str, Any]) -> Iterator[str]:
+    """Largest errors of SparseCtrl in int8 on a request that calibration did not see, at each step."""
+    for graph, label in (("controlnet_scribble", "SparseCtrl, scribbles"), ("controlnet_rgb", "SparseCtrl, rgb")):
+        steps = report["full_size"]["held_out_requests"][graph]
+        cells = (", ".join(f"{step['largest']:.3f}" for step in steps[column]) for column in ("before", "as_built"))
+        yield f"| {label} | {' | '.join(cells)} |"
 
 
 PROCESSES = {

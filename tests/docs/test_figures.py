@@ -1,8 +1,19 @@
 """Figures in the documents match the results files, and constants match the code."""
 
+from statistics import mean
+
 import pytest
 from documents import PAGES, ROOT, links, tables
-from result_tables import TABLES, fastest_diffusers, long_clip_rows, quality_rows, read, table
+from result_tables import (
+    TABLES,
+    fastest_diffusers,
+    fp16_error_rows,
+    held_out_rows,
+    long_clip_rows,
+    quality_rows,
+    read,
+    table,
+)
 from sparsectrl_lcm.benchmarks.harness.rounds import summarize
 from sparsectrl_lcm.engine import check
 from sparsectrl_lcm.engine.rewrites import winograd
@@ -85,6 +96,19 @@ def test_the_table_of_precisions_is_that_of_the_results() -> None:
             share, psnr = bounds[name.partition(":")[2]]
             assert row["psnr"] >= psnr, name
             assert all(abs(difference) <= share + 1e-9 for difference in row["difference"].values()), name
+
+
+def test_errors_of_fp16_and_int8_are_those_of_the_results() -> None:
+    page, report = (ROOT / "docs/gpu.md").read_text(), read("2026-11-30-fp16-errors-2.json")
+    assert "\n".join(fp16_error_rows(report)) in page
+    exact, built = (report["graphs"]["unet"][column] for column in ("last_convolution_in_fp32", "as_built"))
+    added = mean(after[2] / before[2] for before, after in zip(exact, built, strict=True)) - 1
+    assert f"{added:.1%} come from its last convolution" in page
+    for kind in ("fp16", "bf16"):
+        columns = report["demo_unet"][kind]
+        added = mean(columns["as_built"]) / mean(columns["last_convolution_in_fp32"]) - 1
+        assert f"adds {added:.0%} to the error of the demo UNet's prediction" in page
+    assert "\n".join(held_out_rows(read("2026-11-30-int8.json"))) in (ROOT / "docs/cpu.md").read_text()
 
 
 def test_the_table_of_long_clips_is_that_of_the_results() -> None:
