@@ -246,11 +246,14 @@ class Dispatcher:
         return listen
 
     async def _keep_clip(self, view: View, clip: Path) -> None:
-        """Stores a clip. Retries while the object store fails or is full: the clip is made."""
+        """Stores a clip. Retries while the object store fails or is full, unless the request is cancelled."""
         announced = view.clip
         assert announced is not None
 
         async def store() -> FileRow:
+            if view.cancelled:
+                view.clip = None  # an attempt that failed may have written the object: its record stays
+                raise JobFailed("cancelled", "cancelled")
             return await asyncio.to_thread(store_clip, self.service, announced, clip)
 
         with self.service.metrics.unstored.track_inprogress():

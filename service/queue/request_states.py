@@ -148,7 +148,10 @@ class Board:
             for request_id, view in held.items():
                 if self._running.get(request_id) is view:
                     self._written[request_id] += len(lines[request_id])
-        return [held[request_id].row for request_id in stop if self._running.get(request_id) is held[request_id]]
+        stopped = [held[request_id] for request_id in stop if self._running.get(request_id) is held[request_id]]
+        for view in stopped:
+            view.cancelled = True
+        return [view.row for view in stopped]
 
     async def finish(self, view: View, outcome: Outcome) -> int | None:
         """Ends a request that ran here. Returns its status, or None if it no longer belonged to this server."""
@@ -180,7 +183,9 @@ class Board:
         done = await self._store.write(self._store.cancel, request_id, clock.now(), reason)
         if done is not None and done.status is not None:
             self._note(done)
-        if request_id not in self._running:
+        if request_id in self._running:
+            self._running[request_id].cancelled = True
+        else:
             self._forget_views(request_id)
         return done is not None
 

@@ -17,6 +17,7 @@ class View:
         clip: the record of its clip while it runs here, without a size until the clip is stored. None while another
             machine may store it.
         preview: a JPEG of a frame, while the clip is made here.
+        cancelled: whether its attempt here is to end without a clip.
         changed: set at the next change and then replaced by a new event.
     """
 
@@ -25,6 +26,7 @@ class View:
     loaded_at: float
     clip: FileRow | None = None
     preview: bytes | None = None
+    cancelled: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:

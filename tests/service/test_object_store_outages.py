@@ -1,5 +1,6 @@
 """An object store whose library fails, not only with OSError: clips and keyframes are tried again, callers are told."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from sparsectrl_lcm.service.objects.object_stores import FilesUnavailable, check
 from sparsectrl_lcm.service.objects.stored_files import file_url, keep_file, remove_expired_files
 from sparsectrl_lcm.service.settings import DAY
 
-from .test_dispatch import StandIn, _soon, ended, serving, submit  # noqa: F401 (a fixture)
+from .test_dispatch import StandIn, _soon, ended, serving, submit, until  # noqa: F401 (a fixture)
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108020000009077"
@@ -106,6 +107,22 @@ def test_callers_are_told_to_try_again(tmp_path: Path, fail: Callable[..., list[
             assert (await client.get(path)).content == b"a"
 
     serving(tmp_path, scenario, files="memory://told")
+
+
+def test_a_cancelled_request_does_not_wait_for_the_store(tmp_path: Path, fail: Callable[..., list[str]]) -> None:
+    async def scenario(service: Service, _: StandIn) -> None:
+        for request_id, cancel in (("a", service.board.cancel), ("b", cancelled_elsewhere)):
+            calls = fail("put_file", math.inf)
+            await submit(service, request_id)
+            await until(lambda: bool(calls))  # noqa: B023 (called at once)
+            assert await cancel(request_id)
+            assert (await ended(service, request_id)).status == 499
+
+    async def cancelled_elsewhere(request_id: str) -> bool:
+        return services[0].store.cancel(request_id, time.time()) is not None
+
+    services: list[Service] = []
+    serving(tmp_path, scenario, services.append, files="memory://cancelled")
 
 
 def test_a_sweep_ends_with_the_first_failure(tmp_path: Path, fail: Callable[..., list[str]]) -> None:
