@@ -223,9 +223,11 @@ class Dispatcher:
         return Outcome(200, {"video": video, "seed": seed}, seconds=round(made.seconds, 4))
 
     async def _run_job(self, view: View, job: Job) -> Made:
-        """Runs a job. Repeats it while the disk is full; meanwhile others may use the runner."""
+        """Runs a job. Repeats it while the disk is full, unless it is cancelled; others may use the runner."""
 
         async def run() -> Made:
+            if view.cancelled:
+                raise JobFailed("cancelled", "cancelled")
             try:
                 return await self._runner.run(job, self._listener(view))
             finally:

@@ -37,6 +37,18 @@ def test_a_clip_that_finds_no_room_is_made_again(tmp_path: Path) -> None:
     serving(tmp_path, scenario)
 
 
+def test_a_request_that_is_cancelled_does_not_wait_for_room(tmp_path: Path) -> None:
+    async def scenario(service: Service, runner: StandIn) -> None:
+        runner.fails = JobFailed("disk_full", "No space left on device")
+        await submit(service, "a")
+        while not runner.order:
+            await asyncio.sleep(0.01)
+        assert await service.board.cancel("a")
+        assert (await ended(service, "a")).status == 499
+
+    serving(tmp_path, scenario)
+
+
 def test_a_keyframe_that_finds_no_room_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[list[str]] = []
 
