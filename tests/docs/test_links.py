@@ -43,6 +43,15 @@ def test_paths_in_the_text_exist(page) -> None:
         assert (ROOT / path).exists(), f"{name_of(page)}: {path}"
 
 
+def test_classes_are_in_the_files_that_the_architecture_names() -> None:
+    page = prose(ROOT / "docs/architecture.md")
+    found = re.findall(r"((?:`[A-Z]\w+`(?:, | and | ))+)(?:\(|in )`([\w/]+\.py)`", page)
+    places = {name: path for names, path in found for name in re.findall(r"`(\w+)`", names) if name != "ValueError"}
+    assert len(places) >= 8
+    for name, path in places.items():
+        assert re.search(rf"^class {name}\b", (ROOT / path).read_text(), re.MULTILINE), f"{name}: {path}"
+
+
 def test_every_page_is_in_the_index_and_on_the_site() -> None:
     index, site = (ROOT / "docs/index.md").read_text(), (ROOT / "mkdocs.yml").read_text()
     for page in (*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")):
