@@ -21,7 +21,7 @@ _TAPS = ({0: (0,), 1: (1, 2)}, {0: (0, 1), 1: (2,)})
 _SPREAD = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
 """What each tap of a transposed convolution adds up of the 3 taps of a convolution after a doubling."""
 _DOUBLING = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
-_CONVOLUTION = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1), "strides": (1, 1), "dilations": (1, 1), "group": 1}
+_CONVOLUTION = {"pads": (1, 1, 1, 1), "strides": (1, 1), "dilations": (1, 1), "group": 1}
 """Attributes, as exported, of a convolution that can be folded."""
 _END = 2**62
 _ROWS, _COLUMNS = 2, 3
@@ -58,7 +58,9 @@ def find_doublings(model: ir.Model) -> list[Doubling]:
 
 def is_plain_convolution(node: ir.Node) -> bool:
     """Whether a node is a 3x3 convolution whose result is as large as its input."""
-    return node.op_type == "Conv" and _has(node, _CONVOLUTION)
+    if node.op_type != "Conv" or not _has(node, _CONVOLUTION):
+        return False
+    return weight_shape(node.inputs[1])[2:] == (3, 3)  # not every export writes the attribute kernel_shape
 
 
 def drop_empty_cuts(model: ir.Model, height: int, width: int) -> int:

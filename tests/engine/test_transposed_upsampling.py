@@ -10,6 +10,7 @@ from flops import count_flops
 from sparsectrl_lcm.engine.check import random_inputs, run_portable
 from sparsectrl_lcm.engine.rewrites.upsampling import (
     drop_empty_cuts,
+    find_doublings,
     smallest_with_equal_cuts,
     transpose_upsampling,
 )
@@ -38,6 +39,14 @@ def test_a_cut_doubling_is_not_transposed(tmp_path: Path) -> None:
     left, counts = rewritten(path, tmp_path, transpose_upsampling)
     assert counts == [0]
     assert operators(left) == operators(path)
+
+
+@pytest.mark.parametrize(("side", "found"), [(3, 1), (5, 0)])
+def test_a_weight_tells_the_size_of_a_kernel(side: int, found: int, tmp_path: Path) -> None:
+    """ONNX needs no `kernel_shape`, and exports with onnxscript before 0.7.2 have none."""
+    weight = random(6, 4, side, side)
+    path = upsampler(tmp_path / "g.onnx", convolution={"kernel_shape": None}, weight=weight)
+    assert len(find_doublings(ir.load(path))) == found
 
 
 @pytest.mark.parametrize(("latents", "checked"), [((8, 16), (4, 4)), ((9, 13), (5, 5)), ((18, 7), (4, 5))])
