@@ -130,7 +130,8 @@ def attention(path: Path, heads: int, size: int) -> np.ndarray:
     """Writes a bf16 attention over projections [B, S, heads * size], as in the engines; returns its weights."""
     width = heads * size
     weight = np.random.default_rng(0).standard_normal((width, 3 * width)).astype(np.float32) / np.sqrt(width)
-    held = numpy_helper.from_array(weight.astype(ml_dtypes.bfloat16), "weight")
+    low = weight.astype(ml_dtypes.bfloat16)
+    held = helper.make_tensor("weight", TensorProto.BFLOAT16, low.shape, low.tobytes(), raw=True)
     shape = numpy_helper.from_array(np.array([0, 0, heads, size]), "split")
     merged = numpy_helper.from_array(np.array([0, 0, width]), "merged")
     nodes = [
