@@ -90,7 +90,7 @@ def parse_endpoints(texts: Iterable[str], bundle: str | None) -> dict[str, str |
     Args:
         texts: such as `me/portraits=FOLDER`. One may be a name alone, which stands for `bundle`. Without any, `bundle`
             is served under the default name.
-        bundle: the value of `--bundle`; None means the demo bundle.
+        bundle: the value of `--bundle`; None means the demo bundle, which only a server of one endpoint may have.
 
     Raises:
         InvalidRequest: a name is given twice, has no bundle, or `bundle` has no name.
@@ -98,8 +98,9 @@ def parse_endpoints(texts: Iterable[str], bundle: str | None) -> dict[str, str |
     from ..service.settings import DEFAULT_ENDPOINT
 
     endpoints: dict[str, str | None] = {}
-    unnamed = True
-    for text in texts or [DEFAULT_ENDPOINT]:
+    given = list(texts) or [DEFAULT_ENDPOINT]
+    unnamed = bundle is not None or len(given) == 1
+    for text in given:
         name, equals, own = text.partition("=")
         if name in endpoints:
             raise InvalidRequest("endpoint", f"{name} is given twice", "give each bundle a name of its own")
