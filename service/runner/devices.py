@@ -76,6 +76,11 @@ def is_cuda(device: str | None) -> bool:
     return device is not None and _CUDA.fullmatch(device) is not None
 
 
+def uses_gpu(device: str | None) -> bool:
+    """Whether a runner on a device, as `runner_devices` returns it, may use an NVIDIA GPU."""
+    return _count_gpus() > 0 if device is None else is_cuda(device)
+
+
 def share_cores(place: int, runners: int) -> int:
     """Takes this process's share of the machine's cores and leaves one physical core to the server.
 

@@ -5,20 +5,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...runtime import BackendError, ClipRequest, InvalidRequest, SparseCtrlLcmError, VideoPipeline
+from ...runtime import BackendError, BundleError, ClipRequest, SparseCtrlLcmError, VideoPipeline
 from ...runtime.backends import BACKENDS, choose_backend, find_backend
 from ...runtime.checked_request import check_request
 from ...runtime.format.bundle import Bundle, bundle_folder
 from ...runtime.format.clip_layout import ClipSize
-from ...runtime.format.manifest import read_manifest
+from ...runtime.format.manifest import Manifest, read_manifest
 from ...runtime.load_options import LoadOptions
+from ..objects.object_stores import without_password
 from ..protocol.clip_input import LAST
 from ..settings import Settings
 from .bundle_cache import is_url, local_bundle, read_remote_manifest
-from .devices import has_own_name, is_cuda, share_cores, take_device
+from .devices import has_own_name, is_cuda, runner_devices, share_cores, take_device, uses_gpu
 from .make_runners import check_pool
 
 SHOW_BACKENDS = "run sparsectrl-lcm doctor; engines for it may have to be built"
+OWN_NAMES = "serve each bundle under a name of its own: --endpoint OWNER/NAME=BUNDLE"
 
 
 def load(
@@ -73,9 +75,12 @@ def check_weights(backend: str, names: Collection[str]) -> None:
     Raises:
         BackendError: it has none whose engines can be refitted.
     """
-    if names and "refit" not in BACKENDS[backend].build_options:
-        reason = f"{backend} cannot change the weights of its engines"
-        raise BackendError("weights", reason, "serve each bundle under a name of its own: --endpoint OWNER/NAME=BUNDLE")
+    if names and not _can_refit(backend):
+        raise BackendError("weights", f"{backend} cannot change the weights of its engines", OWN_NAMES)
+
+
+def _can_refit(backend: str) -> bool:
+    return "refit" in BACKENDS[backend].build_options
 
 
 def open_graphs(pipeline: VideoPipeline) -> None:
@@ -103,23 +108,48 @@ def check(settings: Settings) -> None:
     check_pool(settings)
     if settings.backend != "auto":
         takes_names = "device" in find_backend(settings.backend, "auto").load_options
-        check_weights(settings.backend, settings.weights)
         if not takes_names and (named := next(filter(has_own_name, settings.devices), None)):
             raise BackendError("devices", f"{settings.backend} does not use {named}", "give cuda:N, cpu or auto")
     for name, bundle in settings.endpoints.items():
         try:
             _check_bundle(bundle, settings.warm)
+            _check_weights_of(settings, name)
         except SparseCtrlLcmError as error:
             raise settings.of_endpoint(error, name) from None
 
 
 def _check_bundle(bundle: Path | str | None, warm: tuple[int, int] | None) -> None:
-    with TemporaryDirectory() as folder:
-        url = bundle if isinstance(bundle, str) and is_url(bundle) else None
-        manifest = read_manifest(read_remote_manifest(url, Path(folder)) if url else bundle_folder(bundle))
+    manifest = _read_manifest(bundle)
     if warm is not None:
         check_request(ClipRequest("", width=warm[0], height=warm[1]), manifest)
     frames = manifest.sizes.frames
     if frames != LAST + 1:
-        reason = f"its clips have {frames} frames, the endpoint's {LAST + 1}"
-        raise InvalidRequest("bundle", reason, f"export one with {LAST + 1} frames")
+        reason = f"clips of {str(bundle)!r} have {frames} frames, those of an endpoint {LAST + 1}"
+        raise BundleError("bundle", without_password(reason, str(bundle)), f"export it with --frames {LAST + 1}")
+
+
+def _read_manifest(bundle: Path | str | None) -> Manifest:
+    with TemporaryDirectory() as folder:
+        url = bundle if isinstance(bundle, str) and is_url(bundle) else None
+        return read_manifest(read_remote_manifest(url, Path(folder)) if url else bundle_folder(bundle))
+
+
+def _check_weights_of(settings: Settings, endpoint: str) -> None:
+    """Checks what is known of an endpoint's other weights before its bundle is loaded."""
+    weights, bundle = settings.weights.get(endpoint, {}), settings.endpoints[endpoint]
+    for name, other in weights.items():
+        try:
+            _read_manifest(other)
+        except BundleError as error:
+            raise BundleError("weights", f"{name}: {error.reason}", error.remedy) from None
+    if settings.backend != "auto":
+        check_weights(settings.backend, weights)
+    elif weights and settings.pool == "local":
+        if not all(map(uses_gpu, runner_devices(settings.devices, settings.runners))):
+            raise BackendError("weights", "they need an NVIDIA GPU, and none is used here", OWN_NAMES)
+        able = filter(_can_refit, BACKENDS)
+        if not is_url(bundle) and not any(
+            BACKENDS[backend].has_engines(bundle_folder(bundle), settings.precision) for backend in able
+        ):
+            reason = "the bundle has no engines whose weights can be changed"
+            raise BackendError("weights", reason, f"run sparsectrl-lcm build with --refit, or {OWN_NAMES}")

@@ -68,8 +68,17 @@ def port() -> str:
         ("--warm 1000", "--warm: '1000' is not allowed; give WIDTHxHEIGHT"),
         ("--weights anime", "--weights: 'anime' is not allowed; give NAME=BUNDLE"),
         (
-            "--backend onnxruntime --weights anime=a",
+            f"--backend onnxruntime --weights anime={demo_bundle()}",
             "--weights: onnxruntime cannot change the weights of its engines; serve each bundle under a name",
+        ),
+        (
+            f"--devices cpu --weights anime={demo_bundle()}",
+            "--weights: they need an NVIDIA GPU, and none is used here; serve each bundle under a name",
+        ),
+        ("--weights anime=nope", "--weights: anime: 'nope' is not a folder"),
+        (
+            f"--bundle {demo_bundle()} --endpoint me/a --endpoint me/b={demo_bundle()} --weights me/b:anime=nope",
+            "--weights: me/b: anime: 'nope' is not a folder",
         ),
         ("--threads 0", "--threads: 0 is not allowed; give a whole number from 1 on"),
         ("--tls-certificate a", "--tls-certificate and --tls-key go together"),
@@ -81,13 +90,15 @@ def test_what_is_wrong_at_a_glance(capfd: pytest.CaptureFixture[str], tmp_path: 
     assert not (tmp_path / "data").exists()
 
 
-def test_a_bundle_of_shorter_clips_is_refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--bundle={}", "--endpoint=me/a={}"])
+def test_a_bundle_of_shorter_clips_is_refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, option: str) -> None:
     bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["sizes"]["frames"] = 8
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    told = refused(capfd, "serve", "--data", tmp_path / "data", "--bundle", bundle)
-    assert told == "--bundle: its clips have 8 frames, the endpoint's 16; export one with 16 frames"
+    told = refused(capfd, "serve", "--data", tmp_path / "data", option.format(bundle))
+    reason = f"clips of '{bundle}' have 8 frames, those of an endpoint 16"
+    assert told == f"bundle: {reason}; export it with --frames 16"
 
 
 def test_certificates_and_keys_that_are_none(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,19 +1,16 @@
 """Limits from the command line, and their use in the runner's process."""
 
 import contextlib
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sparsectrl_lcm.cli import app
 from sparsectrl_lcm.runtime import InvalidRequest
-from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.runtime.load_options import LoadOptions
 from sparsectrl_lcm.service.runner import devices
 from sparsectrl_lcm.service.runner import pipeline_loading as loading
-from sparsectrl_lcm.service.settings import DEFAULT_ENDPOINT, LIMITS, Settings, with_limits
+from sparsectrl_lcm.service.settings import LIMITS, Settings, with_limits
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -117,13 +114,3 @@ def test_the_backend_that_auto_chooses_has_the_precision(monkeypatch: pytest.Mon
     monkeypatch.setattr(loading.VideoPipeline, "load", lambda *_, **__: None)
     loading.load(None, precision="fp16", device="GPU")
     assert chosen == [LoadOptions(precision="fp16", device="GPU")]
-
-
-def test_a_bundle_of_shorter_clips_is_an_invalid_request(tmp_path: Path) -> None:
-    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["sizes"]["frames"] = 8
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InvalidRequest) as caught:
-        loading.check(Settings(tmp_path, endpoints={DEFAULT_ENDPOINT: bundle}))
-    assert (caught.value.field, caught.value.remedy) == ("bundle", "export one with 16 frames")

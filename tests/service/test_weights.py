@@ -1,6 +1,7 @@
 """Requests that name the weights of another bundle."""
 
 import asyncio
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,12 @@ import pytest
 from fakes.stub_pipeline import StubPipeline
 from sparsectrl_lcm.cli.options import endpoint_weights, parse_weights
 from sparsectrl_lcm.runtime import BackendError, InvalidRequest
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.protocol.advanced_options import KEY
 from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.queue.submission import accept
-from sparsectrl_lcm.service.runner import Job, JobFailed, RunnerPool
+from sparsectrl_lcm.service.runner import Job, JobFailed, RunnerPool, devices
 from sparsectrl_lcm.service.runner import pipeline_loading as loading
 from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
 from sparsectrl_lcm.service.runner.make_runners import make_runners
@@ -133,6 +135,25 @@ def test_a_backend_that_cannot_refit_is_refused_with_a_way_out() -> None:
     assert refused.value.field == "weights"
     assert refused.value.remedy == "serve each bundle under a name of its own: --endpoint OWNER/NAME=BUNDLE"
     loading.check_weights("tensorrt", ["anime"])
+
+
+def test_a_bundle_without_engines_is_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "count_gpus", lambda: 1)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    shutil.copy(demo_bundle() / "manifest.json", bundle)
+    settings = Settings(tmp_path, endpoints={APP: bundle}, weights={APP: {"anime": demo_bundle()}})
+    with pytest.raises(BackendError, match="^weights: the bundle has no engines whose weights can be changed; run "):
+        loading.check(settings)
+    index = bundle / "engines/tensorrt/fp16/engines.json"
+    index.parent.mkdir(parents=True)
+    index.touch()
+    loading.check(settings)
+    with pytest.raises(BackendError):
+        loading.check(replace(settings, precision="fp8"))
+    loading.check(replace(settings, precision="fp8", pool="ray"))  # the engines are those of other machines
 
 
 @pytest.mark.parametrize(
