@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from ..runtime.errors import OutputError
+from ..runtime.operating_system import UNFINISHED
 from ..runtime.output.writers import remove_parts
 
 NAME = "results.jsonl"
@@ -27,24 +28,36 @@ def open_results(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
         resume: whether there may be results already.
 
     Raises:
-        OutputError: there are results and `resume` is false, another process writes them, or a line is no result.
+        OutputError: there are results and `resume` is false, the folder holds files that no batch wrote, another
+            process writes them, or a line is no result.
         OSError: the folder cannot be read or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, lock = folder / NAME, FileLock(folder / _LOCK)
+    if not path.exists() and _has_other_files(folder):  # every batch creates its results before a clip
+        raise OutputError("output", f"the folder {str(folder)!r} is not empty", "name a new one")
     try:
         with suppress(NotImplementedError):  # a file system without locks
             lock.acquire(timeout=0)
     except Timeout:
         raise OutputError("output", f"another batch is writing to {str(folder)!r}") from None
     try:
-        if path.exists() and path.stat().st_size and not resume:
-            raise OutputError("output", f"{str(path)!r} exists", "give --resume to go on, or name another folder")
+        remedy = "give --resume to go on, or name another folder"
+        if not resume and path.exists() and path.stat().st_size:
+            raise OutputError("output", f"{str(path)!r} exists", remedy)
+        if not resume and _has_other_files(folder):
+            raise OutputError("output", f"the folder {str(folder)!r} is not empty", remedy)
         remove_parts(folder)
         with path.open("ab+") as file:
             yield ResultsFile(folder, file)
     finally:
         lock.release()
+
+
+def _has_other_files(folder: Path) -> bool:
+    """Whether a folder holds more than a batch without a clip leaves."""
+    names = (path.name for path in folder.iterdir())
+    return any(name not in (NAME, _LOCK) and not name.startswith(UNFINISHED) for name in names)
 
 
 class ResultsFile:
