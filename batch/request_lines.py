@@ -11,11 +11,10 @@ from urllib.request import DataHandler, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..runtime.errors import InvalidRequest, SparseCtrlLcmError, shown
-from ..runtime.request import ClipRequest, Keyframe, with_seeds
-from ..service.protocol.clip_input import INPUT_FIELDS, Input
+from ..runtime.request import ClipRequest, Keyframe
+from ..service.protocol.clip_input import Input, own_seed
+from .line_errors import line_error
 
-FIELDS = INPUT_FIELDS | {"num_frames": "frames"}
-"""Options of the pipeline whose field in a line has another name."""
 MAX_SEEDS = 1000
 """Most clips of one line."""
 
@@ -46,8 +45,11 @@ class RequestLine(Input):
     context_length: int | None = None
     context_overlap: int | None = None
 
-    def requests(self, folder: Path) -> list[ClipRequest]:
-        """The line's requests: one, or one for each seed; `folder` is where relative paths of pictures begin.
+    def requests(self, folder: Path) -> list[tuple[int | None, ClipRequest]]:
+        """The line's requests, one or one for each seed, with their seeds as the line counts them.
+
+        Args:
+            folder: where relative paths of pictures begin.
 
         Raises:
             InvalidRequest: a picture is not a local file.
@@ -65,8 +67,9 @@ class RequestLine(Input):
             context_overlap=self.context_overlap,
         )
         if self.seeds is None:
-            return [request]
-        return with_seeds(replace(request, seed=request.seed or 0), self.seeds)
+            return [(self.seed, request)]
+        first = self.seed or 0
+        return [(seed, replace(request, seed=own_seed(seed))) for seed in range(first, first + self.seeds)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +79,7 @@ class Job:
     Attributes:
         line: number of its line, from 1.
         id: names the clip in the results, and its file.
+        seed: as its line gives or counts it, so it may be negative; None for a random one.
         request: what to make.
         output: the file to write.
         fps: frames per second.
@@ -84,6 +88,7 @@ class Job:
 
     line: int
     id: str
+    seed: int | None
     request: ClipRequest
     output: Path
     fps: float
@@ -141,14 +146,14 @@ def read_jobs(
         except InvalidRequest as error:
             yield WrongLine(number, name, error)
             continue
-        for request in requests:
-            job_id = name if line.seeds is None else f"{name}-seed{request.seed}"
+        for seed, request in requests:
+            job_id = name if line.seeds is None else f"{name}-seed{seed}"
             first = taken.setdefault(job_id.casefold(), number)  # some file systems do not tell a from A
             if first != number:
                 fault = InvalidRequest("id", f"{job_id!r} is that of line {first} too", "give each line its own")
                 yield WrongLine(number, f"{number:06d}", fault)
             else:
-                yield Job(number, job_id, request, outputs / f"{job_id}{ending}", line.fps, metadata)
+                yield Job(number, job_id, seed, request, outputs / f"{job_id}{ending}", line.fps, metadata)
 
 
 def _parse(text: bytes) -> RequestLine:
@@ -162,12 +167,7 @@ def _parse(text: bytes) -> RequestLine:
     try:
         return RequestLine.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "line"
-        if first["type"] == "extra_forbidden":
-            raise InvalidRequest(field, "there is no such field", "docs/batch.md lists them") from None
-        given = "" if first["type"] == "missing" else f" (given: {shown(first['input'])})"
-        raise InvalidRequest(field, f"{first['msg']}{given}") from None
+        raise line_error(error.errors(include_url=False)[0]) from None
 
 
 def _picture(source: str, folder: Path, field: str) -> Path | bytes:

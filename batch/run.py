@@ -8,7 +8,8 @@ from typing import Any
 from ..runtime.errors import SparseCtrlLcmError, first_line, message
 from ..runtime.output.writers import check_output
 from .clip_pool import ClipPool, Made, OnFraction
-from .request_lines import FIELDS, Job, WrongLine
+from .line_errors import FIELDS
+from .request_lines import Job, WrongLine
 from .results_file import ResultsFile, checksum
 
 
@@ -52,9 +53,8 @@ def run_batch(
     tally = Tally()
     digests: dict[str, str] = {}
 
-    def fail(line: int, job_id: str, error: Exception) -> None:
-        known = error if isinstance(error, SparseCtrlLcmError) else SparseCtrlLcmError("", first_line(error))
-        told = {"field": FIELDS.get(known.field, known.field), "reason": known.reason, "remedy": known.remedy}
+    def fail(line: int, job_id: str, error: SparseCtrlLcmError) -> None:
+        told = {"field": error.field, "reason": error.reason, "remedy": error.remedy}
         results.add({"line": line, "id": job_id, "status": "error", "error": told})
         tally.failed.append(f"line {line}: {message(**told)}")
 
@@ -71,7 +71,7 @@ def run_batch(
             try:
                 check_output(job.output, job.fps)
             except SparseCtrlLcmError as error:
-                fail(job.line, job.id, error)
+                fail(job.line, job.id, _of_line(error))
                 on_end(job)
                 continue
             digests[job.id] = digest
@@ -84,9 +84,16 @@ def run_batch(
                 results.add(_done(outcome, digests.pop(job.id)))
                 tally.made += 1
             else:
-                fail(job.line, job.id, outcome.error)
+                fail(job.line, job.id, _of_line(outcome.error))
             on_end(job)
     return tally
+
+
+def _of_line(error: Exception) -> SparseCtrlLcmError:
+    """An error of the pipeline with the name that a line has for the field."""
+    if not isinstance(error, SparseCtrlLcmError):
+        return SparseCtrlLcmError("", first_line(error))
+    return SparseCtrlLcmError(FIELDS.get(error.field, error.field), error.reason, error.remedy)
 
 
 def _done(made: Made, digest: str) -> dict[str, Any]:
@@ -96,7 +103,7 @@ def _done(made: Made, digest: str) -> dict[str, Any]:
         "id": job.id,
         "status": "done",
         "file": job.output.name,
-        "seed": made.seed,
+        "seed": made.seed if job.seed is None else job.seed,
         "seconds": round(made.seconds, 3),
         "digest": digest,
         "sha256": checksum(job.output),

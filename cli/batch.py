@@ -86,7 +86,8 @@ def batch(
     for sentence in tally.failed[:SHOWN]:
         typer.echo(sentence, err=True)
     if len(tally.failed) > SHOWN:
-        typer.echo(f"and {len(tally.failed) - SHOWN} more errors", err=True)
+        more = len(tally.failed) - SHOWN
+        typer.echo(f"and {more} more error{'s' if more > 1 else ''}, in {output / 'results.jsonl'}", err=True)
     typer.echo(f"{output}: {tally.made} made, {tally.kept} kept, {len(tally.failed)} failed")
     if tally.failed:
         raise typer.Exit(1)
@@ -97,5 +98,13 @@ def _lines(requests: str) -> Iterator[BinaryIO]:
     if requests == "-":
         yield sys.stdin.buffer
         return
-    with Path(requests).open("rb") as file:
+    from ..runtime import InvalidRequest
+    from ..runtime.errors import reason_of
+
+    try:
+        file = Path(requests).open("rb")
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        remedy = "name a file with a request on each line, or - for standard input"
+        raise InvalidRequest("requests", f"{requests!r} cannot be read: {reason_of(error)}", remedy) from None
+    with file:
         yield file

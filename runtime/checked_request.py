@@ -296,7 +296,7 @@ def _keyframes(keyframes: Any, frames: int) -> list[tuple[int, Any]]:
 def _weights(value: Any, known: tuple[str, ...]) -> str | None:
     if value is None:
         return None
-    return _one_of("weights", value, known, "this pipeline was loaded with no other weights")
+    return _one_of("weights", value, known, "leave it out, as this pipeline was loaded with no other weights")
 
 
 def _side(name: str, value: Any, multiple: int) -> int:

@@ -16,6 +16,11 @@ INPUT_FIELDS = {"controlnet": "controlnet_type"} | {name: f"{KEY}.{name}" for na
 """Options of the pipeline whose field in the input has another name."""
 
 
+def own_seed(seed: int) -> int:
+    """The seed of the pipeline, which takes no negative ones, for a seed from `MIN_SEED` to `MAX_SEED`."""
+    return seed % 2**64 if seed < 0 else seed
+
+
 class Input(BaseModel):
     """The input of the endpoint. Unknown keys are ignored. The published schema has fal's fields alone."""
 
@@ -66,7 +71,7 @@ class Input(BaseModel):
             "controlnet": self.controlnet_type,
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
-            "seed": None if self.seed is None else self.seed % 2**64,
+            "seed": None if self.seed is None else own_seed(self.seed),
             **self.advanced.given(),
         }
 

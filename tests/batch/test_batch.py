@@ -205,7 +205,7 @@ def test_a_folder_has_one_batch_at_a_time(ran: Ran, capsys: pytest.CaptureFixtur
     [
         (("--format", "avi"), "requests.jsonl", "error: --format: 'avi' is not allowed; give mp4, webm"),
         (("--weights", "anime"), "requests.jsonl", "error: --weights: 'anime' is not allowed; give NAME=BUNDLE"),
-        ((), "missing.jsonl", "error: missing.jsonl: No such file or directory"),
+        ((), "missing.jsonl", "error: requests: 'missing.jsonl' cannot be read: No such file or directory; name"),
     ],
 )
 def test_wrong_options_are_one_line(
