@@ -9,7 +9,7 @@ from ..service.protocol.clip_input import INPUT_FIELDS
 
 FIELDS = INPUT_FIELDS | {"num_frames": "frames"}
 """Options of the pipeline whose field in a line has another name."""
-_ID = "up to 100 letters, digits, spaces and _ . + - that begin with a letter, digit or _ and end with no space or ."
+_ID = "up to 100 letters, digits, spaces and _ . + -, with a letter, digit or _ first and no space or . last"
 _LIMITS = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le")}
 _ALLOWED = "Input should be "
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -101,10 +101,10 @@ def _lines(requests: str) -> Iterator[BinaryIO]:
     from ..runtime import InvalidRequest
     from ..runtime.errors import reason_of
 
-    try:
-        file = Path(requests).open("rb")
-    except (OSError, ValueError) as error:  # ValueError: no file can have this name
-        remedy = "name a file with a request on each line, or - for standard input"
-        raise InvalidRequest("requests", f"{requests!r} cannot be read: {reason_of(error)}", remedy) from None
-    with file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(requests).open("rb"))
+        except (OSError, ValueError) as error:  # ValueError: no file can have this name
+            remedy = "name a file with a request on each line, or - for standard input"
+            raise InvalidRequest("requests", f"{requests!r} cannot be read: {reason_of(error)}", remedy) from None
         yield file

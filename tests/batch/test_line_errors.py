@@ -17,7 +17,7 @@ TOLD = {
     "id": (
         "../y",
         "'../y' is not allowed",
-        "give up to 100 letters, digits, spaces and _ . + - that begin with a letter, digit or _ and end with no space or .",
+        "give up to 100 letters, digits, spaces and _ . + -, with a letter, digit or _ first and no space or . last",
     ),
 }
 
