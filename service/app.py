@@ -90,11 +90,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _not_found(request: Request) -> str:
-    """Says that there is no such path. A POST to an unknown endpoint is told the names of those of this server."""
+    """Says that there is no such path.
+
+    A POST to an unknown endpoint, and any call for a request of one, are told the names of those of this server.
+    """
     path = request.scope["path"]  # `request.url` takes only UTF-8
     endpoints = request.app.state.service.endpoints
-    _, owner, *alias = path.split("/")[:3]
-    name = "/".join([owner, *alias])
-    if request.method != "POST" or not alias or owner in TAKEN or name in endpoints:
+    _, owner, *rest = path.split("/")
+    name = "/".join([owner, *rest[:1]])
+    called = request.method == "POST" or rest[1:2] == ["requests"]
+    if not called or not rest or owner in TAKEN or name in endpoints:
         return f"Path {path} not found"
     return f"Endpoint {shown(name)} not found; this server has {', '.join(endpoints)}"

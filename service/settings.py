@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from ..runtime.errors import InvalidRequest, SparseCtrlLcmError
+from ..runtime.errors import InvalidRequest, SparseCtrlLcmError, shown
 
 SQLITE = "service.sqlite3"
 MIB = 2**20
@@ -226,4 +226,5 @@ def _number(name: str, text: str) -> int | float | None:
         return int(text) if kind is int else float(text)
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        raise InvalidRequest(name, f"{text!r} is not {what}") from None
+        remedy = f"give {what} or none" if kind == float | None else f"give {what}"
+        raise InvalidRequest(name, f"{shown(text)} is not allowed", remedy) from None

@@ -44,8 +44,8 @@ def check_clip_size(service: Service, endpoint: Endpoint, options: Mapping[str, 
     sides = {"num_frames": about.get("frames", 0), "width": about.get("width", 0), "height": about.get("height", 0)}
     pixels = math.prod(options.get(name, default) for name, default in sides.items())
     if asked and pixels > most:
-        message = f"The clip would have {pixels} pixels in all its frames; {most} are allowed"
-        raise field_error(asked[0], message, "value_error")
+        message = f"The clip would have {pixels} pixels in all its frames, {most} are allowed"
+        raise field_error(asked[0], f"{message}; ask for a smaller size or fewer frames", "value_error")
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,8 +160,8 @@ def test_clips_that_are_too_large(server: Server, given: dict[str, Any], field: 
     answer = httpx.post(f"{server.url}/{APP}", json={"prompt": "a", **given}, headers=server.headers(), timeout=60)
     assert answer.status_code == 422
     (detail,) = answer.json()["detail"]
-    told = f"The clip would have {pixels} pixels in all its frames; 200000 are allowed"
-    assert (detail["loc"], detail["msg"]) == (["body", field], told)
+    told = f"The clip would have {pixels} pixels in all its frames, 200000 are allowed; ask for a smaller size or "
+    assert (detail["loc"], detail["msg"]) == (["body", field], f"{told}fewer frames")
 
 
 def test_the_schema_has_the_fields(server: Server) -> None:

@@ -27,13 +27,14 @@ def test_values_take_the_type_of_their_setting() -> None:
         ("key_que=7", "key_que: unknown; there are "),
         ("anonymous=1", "anonymous: unknown"),
         ("key_queue", "key_queue: not allowed; give NAME=VALUE"),
-        ("key_queue=", "key_queue: '' is not a whole number"),
-        ("key_queue=1.5", "'1.5' is not a whole number"),
-        ("step_seconds=soon", "'soon' is not a number"),
+        ("key_queue=", "key_queue: '' is not allowed; give a whole number"),
+        ("key_queue=1.5", "'1.5' is not allowed; give a whole number"),
+        ("step_seconds=soon", "'soon' is not allowed; give a number"),
+        ("object_seconds=soon", "'soon' is not allowed; give a number or none"),
         ("step_seconds=0", "step_seconds: 0.0 is not allowed; give more than 0"),
         ("step_seconds=nan", "give more than 0"),
         ("drain_seconds=-1", "give 0 or more"),
-        ("step_seconds=none", "'none' is not a number"),
+        ("step_seconds=none", "'none' is not allowed; give a number"),
     ],
 )
 def test_a_wrong_limit_is_one_line(tmp_path: Path, text: str, told: str) -> None:

@@ -138,6 +138,13 @@ def test_an_unknown_endpoint_is_told_which_there_are(tmp_path: Path) -> None:
     for path in ("/fal-ai/flux", "/queue/fal-ai/flux", "/fal-ai/flux/stream", "/openapi.json?endpoint_id=fal-ai/flux"):
         answer = client.get(path) if "?" in path else client.post(path, json={"prompt": "a"})
         assert (answer.status_code, answer.json()) == (404, {"detail": told})
+    of_request = "/fal-ai/flux/requests/764cabcf-b745-4b3e-ae38-1200304cf45b"
+    for method, path in (("GET", ""), ("GET", "/status"), ("GET", "/status/stream"), ("PUT", "/cancel")):
+        for prefix in ("", "/queue"):
+            answer = client.request(method, f"{prefix}{of_request}{path}")
+            assert (answer.status_code, answer.json()) == (404, {"detail": told})
+    for path in ("/fal-ai/flux", f"/{ONE}/requests", "/files/x/requests/y"):
+        assert client.get(path).json()["detail"] == f"Path {path} not found"
     for path in ("/", f"/{ONE}/other", "/files/x", "/x"):
         assert client.post(path).json()["detail"] in (f"Path {path} not found", "Method Not Allowed")
     for method in ("POST", "GET"):  # a line feed after a name
