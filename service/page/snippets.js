@@ -6,7 +6,8 @@ export function python(endpoint, input, origin, tlsPort) {
   const text = JSON.stringify(input, null, 4).replaceAll(`"${origin}/`, `"https://${secure}/`).replace(/\n/g, "\n    ");
   const note = protocol === "https:" || tlsPort ? "" : "# fal's Python client needs https: start the server with --tls-port TLS_PORT\n";
   return `${note}# export FAL_KEY=... FAL_RUN_HOST=${secure} FAL_QUEUE_RUN_HOST=${secure}/queue
-# export SSL_CERT_FILE=DATA/tls/ca.pem  # of the server's data folder, for a certificate of its own
+# cat "$(python -m certifi)" DATA/tls/ca.pem > trusted.pem  # for the server's own certificate, in its data folder
+# export SSL_CERT_FILE="$PWD/trusted.pem"
 import fal_client
 
 result = fal_client.subscribe(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import certifi
 import httpx
 import pytest
 
@@ -14,7 +15,7 @@ from ..conftest import APP, Server, ports, started
 from .conftest import ARTIFACTS, DESKTOP, SCRIBBLE, draw, reload, visit
 
 
-def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server) -> None:
+def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server, tmp_path: Path) -> None:
     visit(page, f"{demo.url}/#key={demo.key}")
     assert page.problems == []
     assert page.evaluate("location.hash") == ""
@@ -46,19 +47,26 @@ def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server) -> None:
     page.screenshot(path=ARTIFACTS / "page.png", full_page=True)
     assert page.problems == []
     assert all(url.startswith((demo.url, "blob:", "data:")) for url in page.asked)
-    run_as_shown(page.inner_text("#python"), demo)
+    run_as_shown(page.inner_text("#python"), demo, tmp_path)
 
 
-def run_as_shown(code: str, server: Server) -> None:
+def run_as_shown(code: str, server: Server, folder: Path) -> None:
     """Runs the Python snippet with its placeholders filled in, in a process without other settings."""
-    shell = [line.removeprefix("# ") for line in code.splitlines() if line.startswith("# export")]
+    shell = [line.removeprefix("# ") for line in code.splitlines() if line.startswith(("# cat", "# export"))]
     said = "\n".join(shell).replace("FAL_KEY=...", f"FAL_KEY={server.key}").replace("DATA/", f"{server.data}/")
     command = f'{said}\nexec "$0" -c "$1"'
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FAL_", "SSL_"))}
+    clean["PATH"] = f"{Path(sys.executable).parent}:{clean['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", command, sys.executable, code], env=clean, capture_output=True, text=True, check=False
+        ["bash", "-c", command, sys.executable, code],
+        cwd=folder,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout.startswith(f"https://127.0.0.1:{server.tls_port}/files/"), done.stdout + done.stderr
+    assert (folder / "trusted.pem").read_text() == Path(certifi.where()).read_text() + server.ca.read_text()
 
 
 def test_progress_reload_and_cancel(page: Any, stub: Server) -> None:
