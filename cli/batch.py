@@ -76,7 +76,9 @@ def batch(
             options["threads"] = threads_of(gpus_per_replica, threads)
             clips = RayPipelines(ray_address, replicas, gpus_per_replica, bundle, options)
         else:
-            clips = LocalPool(VideoPipeline.load(bundle, **options))
+            with _weights_told():
+                pipeline = VideoPipeline.load(bundle, **options)
+            clips = LocalPool(pipeline)
         total = None
         if in_file:
             with _lines(requests) as again:
@@ -91,6 +93,20 @@ def batch(
     typer.echo(f"{output}: {tally.made} made, {tally.kept} kept, {len(tally.failed)} failed")
     if tally.failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _weights_told() -> Iterator[None]:
+    """Says what to do instead if the pipeline cannot get the weights of another bundle."""
+    from ..runtime import BackendError
+
+    try:
+        yield
+    except BackendError as error:
+        if error.field != "weights":
+            raise
+        remedy = "make its clips in a run of its own, with --bundle, or use a GPU and engines from build --refit"
+        raise BackendError("weights", error.reason, remedy) from None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from .backend_interface import Executor
-from .errors import BackendError, DeviceLost
+from .errors import BackendError, BundleError, DeviceLost
 from .format.bundle import Bundle
 
 _logger = logging.getLogger("sparsectrl_lcm")
@@ -76,9 +76,9 @@ class WeightSets:
         self._fitted = wanted
 
     def _open(self, name: str, path: str | os.PathLike[str]) -> Bundle:
-        bundle = Bundle.load(path)
         try:
+            bundle = Bundle.load(path)
             self._executor.check_refit(bundle)
-        except BackendError as error:
-            raise BackendError("weights", f"{name}: {error.reason}", error.remedy) from None
+        except (BundleError, BackendError) as error:
+            raise type(error)("weights", f"{name}: {error.reason}", error.remedy) from None
         return bundle

@@ -157,10 +157,12 @@ class Settings:
                 raise InvalidRequest(name, f"{value} is not allowed", f"give {least}")
 
     def of_endpoint(self, error: SparseCtrlLcmError, endpoint: str) -> SparseCtrlLcmError:
-        """Returns the error of an endpoint's bundle: with its name, if there are several."""
+        """Returns the error of an endpoint's bundle: with its name, if there are several, as `endpoint` gives both."""
         if len(self.endpoints) == 1:
             return error
-        return type(error)(error.field, f"{endpoint}: {error.reason}", error.remedy)
+        return type(error)(
+            "endpoint" if error.field == "bundle" else error.field, f"{endpoint}: {error.reason}", error.remedy
+        )
 
     @property
     def database_url(self) -> str:

@@ -56,8 +56,8 @@ class HostExecutor:
         return _Run(self, request, on_progress, on_frames, on_preview).frames()
 
     def refit(self, weights: Bundle | None) -> None:
-        """Raises BackendError: the graphs read their weights from the bundle."""
-        reason = f"{self.backend} reads its weights from the bundle"
+        """Raises BackendError: the graphs read their weights from the bundle's files."""
+        reason = f"{self.backend} cannot change the weights of its engines"
         raise BackendError("refit", reason, "load the other bundle instead")
 
     def check_refit(self, weights: Bundle) -> None:

@@ -205,6 +205,11 @@ def test_a_folder_has_one_batch_at_a_time(ran: Ran, capsys: pytest.CaptureFixtur
     [
         (("--format", "avi"), "requests.jsonl", "error: --format: 'avi' is not allowed; give mp4, webm"),
         (("--weights", "anime"), "requests.jsonl", "error: --weights: 'anime' is not allowed; give NAME=BUNDLE"),
+        (
+            ("--weights", "anime=nowhere"),
+            "requests.jsonl",
+            "error: --weights: anime: 'nowhere' is not a folder; name one",
+        ),
         ((), "missing.jsonl", "error: requests: 'missing.jsonl' cannot be read: No such file or directory; name"),
     ],
 )

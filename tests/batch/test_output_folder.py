@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 
 from .conftest import SMALL, Ran, batch, clips, write
 
@@ -34,3 +35,19 @@ def test_a_clip_without_a_line_is_made_again_with_resume_alone(ran: Ran, capsys:
     assert batch("--resume") == 0
     assert ran.seeds == [1]
     assert clips() == {"a.gif"}
+
+
+def test_a_batch_whose_weights_cannot_be_used_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder is then as good as new for the next batch."""
+    monkeypatch.chdir(tmp_path)
+    write(SMALL)
+    for _ in range(2):
+        assert batch("--backend", "onnxruntime", "--weights", f"anime={demo_bundle()}") == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told == (
+            "error: --weights: anime: onnxruntime cannot change the weights of its engines; make its clips in a run of "
+            "its own, with --bundle, or use a GPU and engines from build --refit"
+        )
+    assert clips() == set()

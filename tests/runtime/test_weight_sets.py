@@ -141,7 +141,9 @@ def test_an_unknown_name_is_refused(demo: SimpleNamespace) -> None:
 
 
 def test_weights_that_no_request_could_have_are_refused_at_once(demo: SimpleNamespace, other: Path) -> None:
-    with pytest.raises(BackendError, match=r"^weights: b: onnxruntime reads its weights from the bundle; load the"):
+    with pytest.raises(
+        BackendError, match=r"^weights: b: onnxruntime cannot change the weights of its engines; load the"
+    ):
         VideoPipeline.load(backend="onnxruntime", weights={"b": other})
     demo.loader.tables.clear()
     with pytest.raises(BackendError, match=r"^weights: b: the engine of 'unet' was built without refit; build it"):

@@ -63,7 +63,7 @@ def port() -> str:
         ("--bundle a --endpoint me/a --endpoint me/b", "--endpoint: me/b has no bundle; give OWNER/NAME=BUNDLE"),
         ("--endpoint me/a=a --endpoint me/a=b", "--endpoint: me/a is given twice; give each bundle a name of its own"),
         ("--endpoint me/a=a --bundle b", "--bundle: every name of --endpoint has a bundle of its own; add --endpoint"),
-        ("--bundle nope --endpoint me/a --endpoint me/b=b", "bundle: me/a: 'nope' is not a folder"),
+        ("--bundle nope --endpoint me/a --endpoint me/b=b", "--endpoint: me/a: 'nope' is not a folder"),
         ("--endpoint me/a --bundle nope", "bundle: 'nope' is not a folder"),
         ("--warm 1000", "--warm: '1000' is not allowed; give WIDTHxHEIGHT"),
         ("--weights anime", "--weights: 'anime' is not allowed; give NAME=BUNDLE"),

@@ -242,7 +242,7 @@ def test_a_start_that_one_bundle_refuses_names_its_endpoint(tmp_path: Path) -> N
     settings = Settings(tmp_path, endpoints={ONE: "a", OTHER: "b"})
     with pytest.raises(BundleError) as told:
         asyncio.run(serve(settings, [Listener("127.0.0.1", ports()[0])], [StandIn(), Refused()]))
-    assert str(told.value) == "bundle: me/landscapes: a graph is damaged; export it again"
+    assert str(told.value) == "endpoint: me/landscapes: a graph is damaged; export it again"
 
 
 def test_runners_of_all_endpoints_share_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
