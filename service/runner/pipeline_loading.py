@@ -145,7 +145,7 @@ def _check_weights_of(settings: Settings, endpoint: str) -> None:
     if settings.backend != "auto":
         check_weights(settings.backend, weights)
     elif weights and settings.pool == "local":
-        if not all(map(uses_gpu, runner_devices(settings.devices, settings.runners))):
+        if not any(map(uses_gpu, runner_devices(settings.devices, settings.runners))):
             raise BackendError("weights", "they need an NVIDIA GPU, and none is used here", OWN_NAMES)
         able = filter(_can_refit, BACKENDS)
         if not is_url(bundle) and not any(

@@ -154,6 +154,7 @@ def test_a_bundle_without_engines_is_refused_before_it_is_loaded(
     with pytest.raises(BackendError):
         loading.check(replace(settings, precision="fp8"))
     loading.check(replace(settings, precision="fp8", pool="ray"))  # the engines are those of other machines
+    loading.check(replace(settings, devices=("cpu", "cuda:0")))  # the runner on the CPU is left out
 
 
 @pytest.mark.parametrize(
