@@ -182,7 +182,7 @@ def _typed(
     def rewrite(model: ir.Model) -> None:
         fuse_attention(model, is_transformer_attention)
         split_gated_units(model)
-        if precision == "bf16":
+        if precision == "bf16" or inputs:  # their convolutions keep channels innermost
             turn_motion_modules(model)
             norm_by_channels(model)
         if filtered:

@@ -8,13 +8,15 @@ import onnx_ir as ir
 import pytest
 from sparsectrl_lcm.engine import openvino
 from sparsectrl_lcm.engine.check import random_inputs, run_portable
-from sparsectrl_lcm.engine.quantization.layers import quantizable
+from sparsectrl_lcm.engine.quantization.layers import input_axis, quantizable, weight_shape
 from sparsectrl_lcm.engine.quantization.number_formats import INT8
 from sparsectrl_lcm.engine.quantization.observer import CHANNELS, ObservedGraph, Statistics
 from sparsectrl_lcm.engine.quantization.quantize_dequantize import quantize
 from sparsectrl_lcm.engine.quantization.smoothing import smooth
 from sparsectrl_lcm.engine.rewrites.typed_graph import write_typed
+from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSession, compile_options
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
+from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 
 CHANNELS_IN, CHANNELS_OUT, ROUNDS = 64, 48, 3
 RANDOM = np.random.default_rng(0)
@@ -110,6 +112,19 @@ def test_error_of_the_demo_model(graph: str, bound: float, tmp_path: Path) -> No
     (actual,) = run_portable(tmp_path / "rounded.onnx", feeds)
     errors = [np.sqrt(np.square(actual[name] - exact[name]).mean() / np.square(exact[name]).mean()) for name in exact]
     assert 0.005 < max(errors) < bound
+
+
+def test_beside_fp32_one_pixel_is_enough(tmp_path: Path) -> None:
+    """OpenVINO 2026.4 compiles no reshape of a convolution whose image of channels innermost has a single pixel."""
+    bundle = Bundle.load(demo_bundle())
+    layers = quantizable(openvino._typed(bundle, "unet", "fp32", {}))
+    seen = {str(node.name): Statistics(np.ones(weight_shape(node)[input_axis(node)], np.float32)) for node in layers}
+    write_typed(openvino._typed(bundle, "unet", "fp32", seen), tmp_path / "unet.onnx")
+    feeds = random_inputs(bundle, "unet", size=ClipSize(width=32, height=32, frames=2))
+    shapes = {name: array.shape for name, array in feeds.items()}
+    options = compile_options("CPU", "int8", 1)
+    (noise,) = OpenVinoSession(tmp_path / "unet.onnx", bundle.graph("unet"), shapes, "CPU", options).run(feeds)
+    assert np.isfinite(noise).all()
 
 
 FIRST = (r"^down_blocks\.0\.attentions\.0\.", r"^down_blocks\.0\.motion_modules\.0\.")
