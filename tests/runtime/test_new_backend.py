@@ -104,7 +104,8 @@ def test_every_command_knows_a_new_backend(
     assert "takes the first of toy, " in text
     assert "toy fp4: 1 engines" in said("build", bundle, "--backend", "toy")
     assert "toy fp4 in" in said("inspect", bundle)
-    assert "toy fp4\n" in said("generate", "--bundle", bundle, "--prompt", "a boat", "-o", tmp_path / "clip.gif")
+    told = said("generate", "--bundle", bundle, "--prompt", "a boat", "-o", tmp_path / "clip.gif")
+    assert "toy fp4 (auto: the fastest that can run here)\n" in told
     assert "allowed are auto, toy, " in said("generate", "--backend", "x", "--prompt", "a", "-o", "x.gif", code=2)
     wrong = said("build", bundle, "--backend", "toy", "--precision", "fp16", code=2)
     assert "--precision: 'fp16' is not one of toy; allowed are fp4" in wrong

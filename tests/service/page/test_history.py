@@ -15,10 +15,10 @@ COLOURS = """all => all.map(one => {
 
 
 def clip(page: Any, prompt: str, seed: str = "") -> None:
+    """Makes a clip. The click hides the clip from before at once, so that a video that is seen is the new one."""
     page.fill("#prompt", prompt)
     page.fill("#seed", seed)
     page.click("#submit")
-    page.wait_for_selector("#cancel", state="visible")
     page.wait_for_selector("#video", state="visible")
 
 

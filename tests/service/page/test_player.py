@@ -78,7 +78,7 @@ def test_a_phone_moves_to_progress_and_clip(page: Any, stub: Server) -> None:
     page.click("#submit")
     page.wait_for_selector("#error", state="visible")
     box = page.locator("#error").bounding_box()
-    assert 0 <= box["y"] <= PHONE["height"] - box["height"], "the error can be seen"
+    assert -1 < box["y"] <= PHONE["height"] - box["height"], "the error can be seen: a scroll ends at whole pixels"
     page.wait_for_selector("#video", state="visible")
     assert page.get_attribute("#video", "src") == made, "the clip from before is there again"
 
