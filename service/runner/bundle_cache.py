@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any, TypeGuard, overload
 
 from filelock import FileLock
 from platformdirs import user_cache_path
@@ -26,7 +26,7 @@ _in_use: dict[Path, IO[bytes]] = {}
 """The versions that this process has loaded. Each has a file beside it, which stays locked until the process ends."""
 
 
-def is_url(bundle: Path | str | None) -> bool:
+def is_url(bundle: Path | str | None) -> TypeGuard[str]:
     """Whether a bundle is the URL of an object store rather than a folder."""
     return isinstance(bundle, str) and "://" in bundle
 

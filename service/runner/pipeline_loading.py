@@ -130,8 +130,7 @@ def _check_bundle(bundle: Path | str | None, warm: tuple[int, int] | None) -> No
 
 def _read_manifest(bundle: Path | str | None) -> Manifest:
     with TemporaryDirectory() as folder:
-        url = bundle if isinstance(bundle, str) and is_url(bundle) else None
-        return read_manifest(read_remote_manifest(url, Path(folder)) if url else bundle_folder(bundle))
+        return read_manifest(read_remote_manifest(bundle, Path(folder)) if is_url(bundle) else bundle_folder(bundle))
 
 
 def _check_weights_of(settings: Settings, endpoint: str) -> None:

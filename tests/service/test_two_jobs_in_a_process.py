@@ -80,6 +80,13 @@ async def two_jobs(runner: LocalRunner, processes: list[Process], folder: Path, 
     return tasks
 
 
+async def ends_alone(task: asyncio.Task[Any], processes: list[Process], count: int) -> None:
+    """`b` is alone in the newest of `count` processes, as job `count + 1`, and is made there."""
+    await until(lambda: len(processes) == count and processes[-1].clips == ["b"])
+    processes[-1].says.put_nowait(made(count + 1))
+    assert (await task).seed == count + 1
+
+
 def test_a_cancellation_reaches_its_own_job(tmp_path: Path) -> None:
     async def scenario(runner: LocalRunner, processes: list[Process]) -> None:
         (process,) = processes
@@ -130,9 +137,7 @@ def test_an_encoder_that_hangs_is_noticed_while_the_next_clip_is_made(tmp_path: 
             processes[0].says.put_nowait({"say": "step", "job": 2, **values})
             await asyncio.sleep(0.02)
         assert (await failure_of(hangs)).kind == "hung"
-        await until(lambda: len(processes) == 3 and processes[2].clips == ["b"])
-        processes[2].says.put_nowait(made(4))
-        assert (await innocent).seed == 4
+        await ends_alone(innocent, processes, 3)
 
     served(scenario, step_seconds=0.3)
 
@@ -142,9 +147,7 @@ def test_a_clip_that_may_not_be_made_again_ends_with_its_process(tmp_path: Path)
         once, other = await two_jobs(runner, processes, tmp_path, retry=False)
         processes[0].says.put_nowait(None)
         assert (await failure_of(once)).kind == "crashed"
-        await until(lambda: len(processes) == 2 and processes[1].clips == ["b"])
-        processes[1].says.put_nowait(made(3))
-        assert (await other).seed == 3
+        await ends_alone(other, processes, 2)
 
     served(scenario)
 
@@ -155,9 +158,7 @@ def test_a_cancelled_clip_is_not_made_again(tmp_path: Path) -> None:
         runner.cancel("a")
         processes[0].says.put_nowait(None)
         assert (await failure_of(cancelled)).kind == "cancelled"
-        await until(lambda: len(processes) == 2 and processes[1].clips == ["b"])
-        processes[1].says.put_nowait(made(3))
-        assert (await other).seed == 3
+        await ends_alone(other, processes, 2)
 
     served(scenario)
 
