@@ -34,11 +34,13 @@ class Endpoint:
         name: the name that clients call, OWNER/NAME.
         runner: makes the clips.
         queue: its waiting requests.
+        frames: of its clips, unless an input asks for another number.
     """
 
     name: str
     runner: "Runner"
     queue: "EndpointQueue"
+    frames: int
 
 
 @dataclass(slots=True)

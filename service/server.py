@@ -25,6 +25,7 @@ from .network.public_addresses import Allowed
 from .network.webhook_delivery import Webhooks
 from .objects.object_stores import check_files, open_files
 from .objects.stored_files import remove_expired_files
+from .protocol.clip_input import FRAMES
 from .queue.dispatchers import Dispatchers
 from .queue.request_states import Board
 from .runner import Runner
@@ -69,7 +70,9 @@ def open_service(settings: Settings, *runners: Runner) -> Service:
         store=store,
         owner_lock=owner_lock,
         files=files,
-        endpoints={name: Endpoint(name, runner, board.queues[name]) for name, runner in made},
+        endpoints={
+            name: Endpoint(name, runner, board.queues[name], settings.frames.get(name, FRAMES)) for name, runner in made
+        },
         board=board,
         keyring=Keyring(store),
         signer=Signer(store.secret("webhooks")),

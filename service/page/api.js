@@ -43,18 +43,23 @@ export async function result(key, request) {
   return { ...JSON.parse(text), seed: /"seed":(-?\d+)/.exec(text)[1] };
 }
 
-/** Returns the last clips of a key, newest first: id, endpoint, url, seed, and when each was made, in seconds since 1970. */
+/**
+ * Returns the last clips of a key, newest first: id, endpoint, url, seed, number of frames (null if it was not recorded),
+ * and when each was made, in seconds since 1970.
+ */
 export const clips = async key => (await (await call(key, "/page/clips.json")).json()).clips;
 
 /**
- * Returns the server's description of itself: its https port, its endpoints with their runners, the states of these and
- * the names of weights, and with `--extensions` how many pixels a clip may have in all its frames.
+ * Returns the server's description of itself: its https port, its endpoints with their runners, the states of these, the
+ * frames of clips and the names of weights, and with `--extensions` how many pixels a clip may have in all its frames.
  */
 export const about = async () => (await call("", "/page/about.json")).json();
 
 const server = await about();
-/** The endpoints: the name of each, and the names of weights that its requests may give. */
+/** The endpoints: the name of each, the frames of its clips, and the names of weights that its requests may give. */
 export const ENDPOINTS = server.endpoints;
+/** The endpoint of a name; undefined if the server no longer has it. */
+export const endpointOf = name => ENDPOINTS.find(one => one.name === name);
 /** The pixels that a clip may have in all its frames; null if the server has no extensions. */
 export const CLIP_PIXELS = server.clip_pixels;
 

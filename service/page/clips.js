@@ -23,7 +23,7 @@ export class Clips {
     Object.assign(this, { section, choose, list: section.querySelector("ul") });
   }
 
-  /** Shows the clips of a key; without one, those that this browser has made without one. Returns the newest. */
+  /** Shows the clips of a key; without one, those that this browser has made without one. Returns all of them. */
   async show(key) {
     const mine = (await remembered()).filter(one => one.owner === owner(key));
     const made = key ? await clips(key).catch(() => []) : mine.filter(one => one.url);
@@ -31,7 +31,7 @@ export class Clips {
     const shown = new Map([...this.list.children].map(item => [item.dataset.id, item]));
     this.list.replaceChildren(...all.map(clip => shown.get(clip.id) ?? this.item(clip)));
     this.section.hidden = !all.length;
-    return all[0];
+    return all;
   }
 
   item(clip) {

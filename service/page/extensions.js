@@ -1,6 +1,5 @@
 // The fields of `serve --extensions`: size, length and format of the clip, with the limits of the server.
-import { CLIP_PIXELS, schema } from "./api.js";
-import { FRAMES } from "./timeline.js";
+import { CLIP_PIXELS, endpointOf, schema } from "./api.js";
 
 const $ = id => document.getElementById(id);
 
@@ -24,6 +23,7 @@ function limit(field, { minimum, maximum, multipleOf, default: value }) {
 
 /** The number of frames that is asked for; the endpoint's own while the field has none. */
 export function frames() {
-  const field = $("num_frames");
-  return !$("extensions").hidden && field.value && field.checkValidity() ? Number(field.value) : FRAMES;
+  const field = $("num_frames"), own = endpointOf($("endpoint").value).frames;
+  field.placeholder = own;
+  return !$("extensions").hidden && field.value && field.checkValidity() ? Number(field.value) : own;
 }

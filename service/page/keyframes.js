@@ -3,7 +3,7 @@ import { Drawing, SIDE } from "./drawing.js";
 import { Timeline } from "./timeline.js";
 import { Tools, paintSkin } from "./tools.js";
 
-const START = [0, 8, 15];
+const START = [0, 8, 15], FRAMES = 16;
 
 export class Keyframes {
   /** `changed` is called after every change, to save it. */
@@ -14,7 +14,7 @@ export class Keyframes {
       this.show();
       changed();
     }));
-    this.timeline = new Timeline(timeline, this.slots, (slot, frame) => {
+    this.timeline = new Timeline(timeline, this.slots, FRAMES, (slot, frame) => {
       slot.frame = frame;
       slot.changed();
     });

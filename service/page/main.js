@@ -1,5 +1,5 @@
 // The page: from the form to a request, its progress, its clip, and back after a reload.
-import { about, cancel, ENDPOINTS, result, submit, upload, watch } from "./api.js";
+import { about, cancel, endpointOf, ENDPOINTS, result, submit, upload, watch } from "./api.js";
 import { Clips, known, remember } from "./clips.js";
 import { showExample } from "./example.js";
 import { frames, showExtensions } from "./extensions.js";
@@ -98,7 +98,8 @@ async function showRunners() {
 
 /** Shows what the chosen endpoint has. */
 function showEndpoint() {
-  offerWeights(ENDPOINTS.find(({ name }) => name === endpoint()).weights);
+  offerWeights(endpointOf(endpoint()).weights);
+  keyframes.resize(frames());
   showRunners();
 }
 
@@ -118,7 +119,7 @@ async function showClip(clip) {
   $("used-seed").value = clip.seed;
   $("links").hidden = false;
   $("code").hidden = !clip.input;
-  player.show(clip.url, clip.input?.num_frames);
+  player.show(clip.url, clip.frames ?? clip.input?.num_frames ?? endpointOf(clip.endpoint)?.frames ?? ENDPOINTS[0].frames);
   clips.mark(clip.id);
   if (clip.input) await showCode(clip.endpoint, { ...clip.input, seed: seed(clip.seed) });
 }
@@ -132,8 +133,8 @@ async function follow(request) {
     await watch(key(), request, show);
     const made = await result(key(), request);
     await remember(key(), id, { url: made.video.url, seed: made.seed });
-    shown = { ...request, ...await known(id), url: made.video.url, seed: made.seed };  // a browser may keep nothing
-    await clips.show(key());
+    const listed = (await clips.show(key())).find(one => one.id === id) ?? await known(id);  // a browser may keep nothing
+    shown = { ...request, ...listed, url: made.video.url, seed: made.seed };
   } catch (error) {
     failure = error;
   }
@@ -214,7 +215,7 @@ async function restoreForm() {
 async function restore() {
   await restoreForm();
   const left = JSON.parse(sessionStorage.getItem("running"));
-  shown = await clips.show(key()) ?? null;
+  [shown = null] = await clips.show(key());
   if (left) await follow(left);
   else if (shown) await showClip(shown);
 }

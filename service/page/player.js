@@ -1,5 +1,4 @@
 // Plays a clip in its own pixels. Video has a scrubber that shows the frame; GIF and WebP play as a browser shows pictures.
-import { FRAMES } from "./timeline.js";
 
 /** Whether a clip is a picture to browsers. */
 export const isPicture = url => /\.(gif|webp)$/.test(url);
@@ -18,7 +17,7 @@ export class Player {
     this.button = controls.querySelector("button");
     this.scrubber = controls.querySelector("input");
     this.position = controls.querySelector("output");
-    this.frames = FRAMES;
+    this.frames = 1;
     const { video } = this;
     video.addEventListener("loadedmetadata", () => this.fit());
     for (const image of [this.preview, this.picture]) image.addEventListener("load", () => this.fit());
@@ -43,7 +42,7 @@ export class Player {
   }
 
   /** Shows a clip of so many frames, and plays it unless the user wants less motion. */
-  show(url, frames = FRAMES) {
+  show(url, frames) {
     if (isPicture(url)) {
       this.picture.src = url;
       this.showOnly(this.picture);

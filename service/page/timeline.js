@@ -1,16 +1,14 @@
 // The frames of the clip. Each keyframe has a handle, moved with the pointer or with the arrow keys.
 
-/** The frames of a clip, unless the user asks for another number. */
-export const FRAMES = 16;
 /** About as many cells as can have a number. */
 const NUMBERED = 16;
 
 export class Timeline {
-  /** `slots` have a number, a frame and a drawing. `move(slot, frame)` is called for every change. */
-  constructor(root, slots, move) {
+  /** `slots` have a number, a frame of `frames` and a drawing. `move(slot, frame)` is called for every change. */
+  constructor(root, slots, frames, move) {
     Object.assign(this, { root, slots, move, selected: slots[0] });
     this.handles = slots.map(slot => this.handle(slot));
-    this.resize(FRAMES);
+    this.resize(frames);
   }
 
   /** Makes a cell for each frame. */

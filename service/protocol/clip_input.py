@@ -8,8 +8,8 @@ from pydantic.json_schema import SkipJsonSchema
 from .advanced_options import KEY, AdvancedOptions
 
 KEYFRAMES = (0, 1, 2)
-LAST = 15
-"""Index of the last frame."""
+FRAMES = 16
+"""Frames of a clip of fal's endpoint."""
 MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 """Seeds that torch's generators accept. A negative seed means the seed plus 2**64."""
 INPUT_FIELDS = {"controlnet": "controlnet_type"} | {name: f"{KEY}.{name}" for name in AdvancedOptions.model_fields}
@@ -21,8 +21,16 @@ def own_seed(seed: int) -> int:
     return seed % 2**64 if seed < 0 else seed
 
 
+def keyframe_index(which: str, example: int, last: int | None = None) -> Any:
+    """Returns the field of a keyframe's frame; `last` is that of the clip, if it is known."""
+    return Field(0, ge=0, le=last, description=f"The frame of the {which} keyframe.", examples=[example])
+
+
 class Input(BaseModel):
-    """The input of the endpoint. Unknown keys are ignored. The published schema has fal's fields alone."""
+    """The input of the endpoint. Unknown keys are ignored. The published schema has fal's fields alone.
+
+    `input_model` adds what depends on the length of an endpoint's clips.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True, title="AnimatediffLCMInput")
 
@@ -41,11 +49,11 @@ class Input(BaseModel):
     seed: int | None = Field(
         None, ge=MIN_SEED, le=MAX_SEED, description="The same seed and input give the same clip.", examples=[42]
     )
-    keyframe_0_index: int = Field(0, ge=0, le=LAST, description="The frame of the first keyframe.", examples=[0])
+    keyframe_0_index: int = keyframe_index("first", 0)
     keyframe_0_image_url: str | None = Field(None, description="URL or data URI of the first keyframe.")
-    keyframe_1_index: int = Field(0, ge=0, le=LAST, description="The frame of the second keyframe.", examples=[8])
+    keyframe_1_index: int = keyframe_index("second", 8)
     keyframe_1_image_url: str | None = Field(None, description="URL or data URI of the second keyframe.")
-    keyframe_2_index: int = Field(0, ge=0, le=LAST, description="The frame of the third keyframe.", examples=[15])
+    keyframe_2_index: int = keyframe_index("third", 15)
     keyframe_2_image_url: str | None = Field(None, description="URL or data URI of the third keyframe.")
     sparsectrl_lcm: SkipJsonSchema[AdvancedOptions | None] = None
 

@@ -8,9 +8,14 @@ from pydantic_core import PydanticCustomError
 from ...runtime.format.manifest import MAX_SIDE
 from ...runtime.output.writers import MAX_FPS, MAX_GIF_FPS
 from ...runtime.request import MAX_FRAMES
-from .clip_input import LAST, Input
+from .clip_input import Input
 
 SIDE: dict[str, Any] = {"ge": 8, "le": MAX_SIDE, "multiple_of": 8}
+
+
+def frames_asked_for(default: str) -> Any:
+    """Returns the field of the clip's length; its description names the default."""
+    return Field(None, ge=1, le=MAX_FRAMES, description=f"Frames of the clip; {default} by default.")
 
 
 class ExtendedInput(Input):
@@ -20,12 +25,9 @@ class ExtendedInput(Input):
 
     width: int | None = Field(None, **SIDE, description="Pixels; those of the bundle by default.")
     height: int | None = Field(None, **SIDE, description="Pixels; those of the bundle by default.")
-    num_frames: int | None = Field(None, ge=1, le=MAX_FRAMES, description="Frames of the clip; 16 by default.")
+    num_frames: int | None = frames_asked_for("those of the bundle")
     output_format: Literal["mp4", "webm", "gif", "webp"] = Field("mp4", description="The format of the file.")
     fps: float = Field(8, ge=1, le=MAX_FPS, allow_inf_nan=False, description="Frames per second, at most 50 in a GIF.")
-    keyframe_0_index: int = Field(0, ge=0, description="The frame of the first keyframe.")
-    keyframe_1_index: int = Field(0, ge=0, description="The frame of the second keyframe.")
-    keyframe_2_index: int = Field(0, ge=0, description="The frame of the third keyframe.")
 
     @field_validator("fps")
     @classmethod
@@ -35,11 +37,6 @@ class ExtendedInput(Input):
                 "less_than_equal", "Input should be less than or equal to {le}, in a GIF", {"le": MAX_GIF_FPS}
             )
         return fps
-
-    @property
-    def last(self) -> int:
-        """Index of the last frame."""
-        return LAST if self.num_frames is None else self.num_frames - 1
 
     def options(self) -> dict[str, Any]:
         """Returns the keywords of `VideoPipeline.generate`, except the keyframes."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from .advanced_options import KEY
 from .clip_input import KEYFRAMES, Input
+from .endpoint_input import input_model
 from .errors import ServiceError, field_detail
 from .extended_input import ExtendedInput
 
@@ -45,13 +46,18 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def parse_input(
-    value: Mapping[str, Any], prompt_characters: int, extensions: bool = False, weights: Sequence[str] = ()
+    value: Mapping[str, Any],
+    prompt_characters: int,
+    frames: int,
+    extensions: bool = False,
+    weights: Sequence[str] = (),
 ) -> Input:
     """Parses and checks an input.
 
     Args:
         value: the input, as JSON values.
         prompt_characters: longest prompt.
+        frames: of the endpoint's clips.
         extensions: whether the fields of `ExtendedInput` count; they are ignored otherwise.
         weights: the names of weights that it may ask for.
 
@@ -59,7 +65,7 @@ def parse_input(
         ServiceError: 422 that lists the wrong fields.
     """
     try:
-        parsed = (ExtendedInput if extensions else Input).model_validate(dict(value))
+        parsed = input_model(frames, extensions).model_validate(dict(value))
     except ValidationError as error:
         found = error.errors(include_url=False)[:MOST_DETAILS]
         raise ServiceError(422, [_detail(dict(item)) for item in found]) from None
@@ -78,7 +84,7 @@ def parse_input(
         wrong.append(field_detail(f"{KEY}.control_guidance_start", message, "less_than", {"lt": end}, start))
     wrong += _unknown_weights(parsed.advanced.weights, weights)
     if isinstance(parsed, ExtendedInput):
-        wrong += _beyond_the_end(parsed)
+        wrong += late_keyframes(parsed, frames)
     taken: dict[int, int] = {}
     for slot, frame, _ in parsed.keyframes():
         if frame in taken:
@@ -99,11 +105,13 @@ def _unknown_weights(name: str | None, known: Sequence[str]) -> list[dict[str, A
     return [field_detail(f"{KEY}.weights", message, "one_of", {"expected": list(known)}, shown)]
 
 
-def _beyond_the_end(parsed: ExtendedInput) -> list[dict[str, Any]]:
-    message = f"Input should be less than or equal to {parsed.last}, the last frame"
-    indices = {name: getattr(parsed, name) for name in (f"keyframe_{slot}_index" for slot in KEYFRAMES)}
-    late = [(name, index) for name, index in indices.items() if index > parsed.last]
-    return [field_detail(name, message, "less_than_equal", {"le": parsed.last}, index) for name, index in late]
+def late_keyframes(given: ExtendedInput, frames: int) -> list[dict[str, Any]]:
+    """Returns an error for each index beyond the clip, which has so many frames unless the input says otherwise."""
+    last = (given.num_frames or frames) - 1
+    message = f"Input should be less than or equal to {last}, the last frame"
+    indices = {name: getattr(given, name) for name in (f"keyframe_{slot}_index" for slot in KEYFRAMES)}
+    late = [(name, index) for name, index in indices.items() if index > last]
+    return [field_detail(name, message, "less_than_equal", {"le": last}, index) for name, index in late]
 
 
 def _detail(error: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from .clip_input import Input, Output
-from .extended_input import ExtendedInput
 from .urls import QUEUE_PREFIX
 
 ID = {"name": "request_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
@@ -14,15 +13,15 @@ NULL = {"type": "null"}
 TEXT, OBJECT = {"type": "string"}, {"type": "object"}
 
 
-def queue_document(endpoint: str, root: str, extensions: bool = False) -> dict[str, Any]:
+def queue_document(endpoint: str, root: str, given: type[Input]) -> dict[str, Any]:
     """Returns the document for a queue.
 
     Args:
         endpoint: its name.
         root: URL of the server, without a path.
-        extensions: whether the input has the fields of `ExtendedInput`.
+        given: its input.
     """
-    schemas = _schemas(ExtendedInput if extensions else Input)
+    schemas = _schemas(given)
     reference = {name: {"$ref": f"#/components/schemas/{name}"} for name in schemas}
     result, status = reference["AnimatediffSparsectrlLcmOutput"], reference["QueueStatus"]
     body = {"required": True, "content": _json(reference["AnimatediffSparsectrlLcmInput"])}

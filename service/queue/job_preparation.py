@@ -15,6 +15,7 @@ from ...runtime.images import RESAMPLES
 from ..components import Endpoint, Service
 from ..network.keyframe_urls import save_keyframe
 from ..protocol.errors import ServiceError, field_error
+from ..protocol.input_parsing import late_keyframes
 from ..protocol.urls import QUEUE_PREFIX
 from ..runner import Job, JobFailed
 from ..runner.picture_reader import PictureReader
@@ -164,6 +165,8 @@ async def _prepare(
     if found is None:
         return None
     given, base_url = found
+    if late := late_keyframes(given, endpoint.frames):  # the clips were longer when the request was accepted
+        raise ServiceError(422, late)
     options, seed, slots = given.options(), given.seed, tuple(slot for slot, *_ in given.keyframes())
     previews, fps, clip = given.advanced.previews, given.fps, folder / f"clip.{given.output_format}"
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)

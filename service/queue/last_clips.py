@@ -20,7 +20,8 @@ async def last_clips(service: Service, key_id: str, base: str) -> list[dict[str,
 
     Returns:
         For each, the request's id and endpoint, when it ended in seconds since 1970, its seed as text, since
-        JavaScript's numbers cannot hold all digits, and the clip's URL.
+        JavaScript's numbers cannot hold all digits, the clip's URL, and its number of frames, which is None for a
+        clip of an earlier version.
     """
     rows = [] if key_id == ANONYMOUS else await service.store.read(service.store.clips, key_id, MOST)
     return [
@@ -30,6 +31,7 @@ async def last_clips(service: Service, key_id: str, base: str) -> list[dict[str,
             "at": row.finished_at,
             "seed": str(row.outcome.body["seed"]),
             "url": base + urlsplit(row.outcome.body["video"]["url"]).path,
+            "frames": row.outcome.frames,
         }
         for row in rows
         if row.outcome is not None

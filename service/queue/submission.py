@@ -53,7 +53,7 @@ async def accept(
         raise infrastructure_error("runner_scheduling_failure", "The server is about to stop")
     new = _request_of_headers(service, endpoint, request, key_id, kind)
     async with _given_input(service, request, key_id) as given:
-        return await _submit(service, request, new, given)
+        return await _submit(service, endpoint, request, new, given)
 
 
 def _request_of_headers(
@@ -94,7 +94,9 @@ async def _given_input(service: Service, request: Request, key_id: str) -> Async
             yield await asyncio.to_thread(lambda: parse_json(body.path.read_bytes()))
 
 
-async def _submit(service: Service, request: Request, new: NewRequest, given: dict[str, Any]) -> Submitted:
+async def _submit(
+    service: Service, endpoint: Endpoint, request: Request, new: NewRequest, given: dict[str, Any]
+) -> Submitted:
     settings = service.settings
     limits = {"limit": settings.queue, "key_limit": settings.key_queue, "key_bytes": settings.key_bytes}
     limits |= _endpoint_limit(request.query_params.get("fal_max_queue_length"))
@@ -103,8 +105,8 @@ async def _submit(service: Service, request: Request, new: NewRequest, given: di
     if new.idempotency_key is not None:
         new = dataclasses.replace(new, fingerprint=await asyncio.to_thread(_fingerprint, given))
     try:
-        weights = tuple(settings.weights.get(new.endpoint, ()))
-        order = (given, settings.prompt_characters, settings.extensions, weights)
+        weights = tuple(settings.weights.get(endpoint.name, ()))
+        order = (given, settings.prompt_characters, endpoint.frames, settings.extensions, weights)
         parsed = parse_input(*order) if _is_small(request) else await asyncio.to_thread(parse_input, *order)
         new = dataclasses.replace(new, input=parsed.stored())
     except ServiceError as error:

@@ -36,6 +36,7 @@ async def about(service: CurrentService) -> Response:
             {
                 "name": name,
                 "runners": [{"name": each.name, "state": each.state} for each in endpoint.runner.runners],
+                "frames": endpoint.frames,
                 "weights": list(settings.weights.get(name, ())),
             }
             for name, endpoint in service.endpoints.items()

@@ -6,6 +6,7 @@ from fastapi.responses import Response
 from ...runtime.errors import shown
 from ..components import CurrentService
 from ..http.called_url import root_url
+from ..protocol.endpoint_input import input_model
 from ..protocol.errors import ServiceError
 from ..protocol.openapi_document import queue_document
 from ..protocol.responses import Json
@@ -26,4 +27,5 @@ async def openapi(service: CurrentService, request: Request) -> Response:
     asked = request.query_params.get("endpoint_id", next(iter(service.endpoints)))
     if asked not in service.endpoints:
         raise ServiceError(404, f"Endpoint {shown(asked)} not found; this server has {', '.join(service.endpoints)}")
-    return Json(queue_document(asked, root_url(service.settings, request), service.settings.extensions))
+    given = input_model(service.endpoints[asked].frames, service.settings.extensions)
+    return Json(queue_document(asked, root_url(service.settings, request), given))

@@ -1,6 +1,7 @@
 """Loads the pipeline in the runner's process, and checks its options in the server's process."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,8 +13,6 @@ from ...runtime.format.bundle import Bundle, bundle_folder
 from ...runtime.format.clip_layout import ClipSize
 from ...runtime.format.manifest import Manifest, read_manifest
 from ...runtime.load_options import LoadOptions
-from ..objects.object_stores import without_password
-from ..protocol.clip_input import LAST
 from ..settings import Settings
 from .bundle_cache import is_url, local_bundle, read_remote_manifest
 from .devices import has_own_name, is_cuda, runner_devices, share_cores, take_device, uses_gpu
@@ -98,8 +97,11 @@ def open_graphs(pipeline: VideoPipeline) -> None:
         pipeline.executor.open_graph(graph, size).close()
 
 
-def check(settings: Settings) -> None:
+def checked(settings: Settings) -> Settings:
     """Checks the options in the server's process, without the model. The runner's process finds other errors on load.
+
+    Returns:
+        The settings with what the manifests of the bundles say: the `frames` of each endpoint.
 
     Raises:
         InvalidRequest, BackendError, BundleError: an option is wrong.
@@ -110,22 +112,17 @@ def check(settings: Settings) -> None:
         takes_names = "device" in find_backend(settings.backend, "auto").load_options
         if not takes_names and (named := next(filter(has_own_name, settings.devices), None)):
             raise BackendError("devices", f"{settings.backend} does not use {named}", "give cuda:N, cpu or auto")
+    frames = {}
     for name, bundle in settings.endpoints.items():
         try:
-            _check_bundle(bundle, settings.warm)
+            manifest = _read_manifest(bundle)
+            if settings.warm is not None:
+                check_request(ClipRequest("", width=settings.warm[0], height=settings.warm[1]), manifest)
             _check_weights_of(settings, name)
         except SparseCtrlLcmError as error:
             raise settings.of_endpoint(error, name) from None
-
-
-def _check_bundle(bundle: Path | str | None, warm: tuple[int, int] | None) -> None:
-    manifest = _read_manifest(bundle)
-    if warm is not None:
-        check_request(ClipRequest("", width=warm[0], height=warm[1]), manifest)
-    frames = manifest.sizes.frames
-    if frames != LAST + 1:
-        reason = f"clips of {str(bundle)!r} have {frames} frames, those of an endpoint {LAST + 1}"
-        raise BundleError("bundle", without_password(reason, str(bundle)), f"export it with --frames {LAST + 1}")
+        frames[name] = manifest.sizes.frames
+    return replace(settings, frames=frames)
 
 
 def _read_manifest(bundle: Path | str | None) -> Manifest:

@@ -77,6 +77,7 @@ class Outcome:
         error: one line, if it failed.
         error_type: fal's name of the error, if it failed.
         seconds: time that the runner took, if it made the clip.
+        frames: of the clip, if it was made.
     """
 
     status: int
@@ -84,6 +85,7 @@ class Outcome:
     error: str | None = None
     error_type: str | None = None
     seconds: float | None = None
+    frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

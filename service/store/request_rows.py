@@ -130,5 +130,5 @@ def end_request(
 def to_request(row: Any) -> RequestRow:
     """Returns the record of a row with the columns `SHOWN`."""
     values = {name: getattr(row, name) for name in RequestRow.__dataclass_fields__ if name != "outcome"}
-    outcome = Outcome(row.status, row.body, row.error, row.error_type, row.seconds) if row.state == "done" else None
-    return RequestRow(**values, outcome=outcome)
+    outcome = {name: getattr(row, name) for name in Outcome.__dataclass_fields__}
+    return RequestRow(**values, outcome=Outcome(**outcome) if row.state == "done" else None)

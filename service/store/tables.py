@@ -81,6 +81,7 @@ requests = Table(
     Column("fingerprint", String(64)),
     Column("input_bytes", BigInteger),  # null if the input is
     Column("endpoint", String(255), nullable=False, server_default=DEFAULT_ENDPOINT),
+    Column("frames", Integer),
     Index("requests_in_order", "state", "endpoint", "priority", "turn", "sequence"),
     Index("requests_of_key", "key_id", "state", "endpoint", "priority", "turn"),
     sqlite_autoincrement=True,

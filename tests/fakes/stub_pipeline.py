@@ -5,6 +5,8 @@
     process: the seed is the number of the process
     anything else: a clip of frames 64x64 in a colour that the seed gives, with the keyframes at their frames
 
+`bundle` may be `8-frames`: its clips then have so many.
+
 `backend` controls loading:
 
     flaky: fails once per file that `bundle` names
@@ -17,6 +19,7 @@
 """
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +69,9 @@ def load_numbered(bundle: str, **options: Any) -> "StubPipeline":
 
 class StubPipeline:
     def __init__(self, bundle: str | None, backend: str, precision: str | None) -> None:
-        sizes = SimpleNamespace(width=SIDE, height=SIDE, frames=FRAMES)
+        own = re.fullmatch(r"(\d+)-frames", bundle or "")
+        self.frames = int(own[1]) if own else FRAMES
+        sizes = SimpleNamespace(width=SIDE, height=SIDE, frames=self.frames)
         self.bundle = SimpleNamespace(folder=Path(bundle or "stub"), manifest=SimpleNamespace(sizes=sizes))
         self.backend = backend
         self.precision = precision
@@ -89,9 +94,10 @@ class StubPipeline:
         on_progress: Any = None,
         on_frames: Any = None,
         on_preview: Any = None,
-        num_frames: int = FRAMES,
+        num_frames: int | None = None,
         **sizes: Any,
     ) -> Clip:
+        num_frames = num_frames or self.frames
         seed = self.drawn if seed is None else seed
         if prompt == "process":
             seed = os.getpid()

@@ -149,7 +149,7 @@ def test_a_long_prompt_is_refused_by_its_length_alone() -> None:
     text = "a" * 2**22 + "\ud800"
     start = time.perf_counter()
     with pytest.raises(ServiceError) as refused:
-        parse_input({"prompt": text, "negative_prompt": text}, 100)
+        parse_input({"prompt": text, "negative_prompt": text}, 100, 16)
     assert time.perf_counter() - start < 0.2
     assert [detail["type"] for detail in refused.value.body["detail"] if "length" in str(detail)] == [
         "string_too_long"

@@ -1,7 +1,5 @@
 """`serve` with options that are wrong at a glance: one line, exit code 2, and no data folder."""
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -57,17 +55,6 @@ from .test_serve import refused
 def test_what_is_wrong_at_a_glance(capfd: pytest.CaptureFixture[str], tmp_path: Path, options: str, told: str) -> None:
     assert refused(capfd, "serve", "--data", tmp_path / "data", *options.split()).startswith(told)
     assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize("option", ["--bundle={}", "--endpoint=me/a={}"])
-def test_a_bundle_of_shorter_clips_is_refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, option: str) -> None:
-    bundle = Path(shutil.copytree(demo_bundle(), tmp_path / "bundle"))
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["sizes"]["frames"] = 8
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    told = refused(capfd, "serve", "--data", tmp_path / "data", option.format(bundle))
-    reason = f"clips of '{bundle}' have 8 frames, those of an endpoint 16"
-    assert told == f"bundle: {reason}; export it with --frames 16"
 
 
 def test_certificates_and_keys_that_are_none(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

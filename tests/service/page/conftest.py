@@ -19,12 +19,12 @@ FINDINGS = """async () => (await axe.run()).violations.map(found =>
 
 
 OTHER = "me/portraits"
-"""A further endpoint of `stub`."""
+"""A further endpoint of `stub`, with clips of 8 frames."""
 
 
 @pytest.fixture(scope="package")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from stub_server(tmp_path_factory, endpoints={APP: None, OTHER: None})
+    yield from stub_server(tmp_path_factory, endpoints={APP: None, OTHER: "8-frames"}, frames={OTHER: 8})
 
 
 demo = pytest.fixture(scope="package")(demo_server)

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from sparsectrl_lcm.runtime.format.manifest import MAX_SIDE
 from sparsectrl_lcm.runtime.request import MAX_FRAMES
 
-from ..conftest import Server, started
+from ..conftest import APP, Server, started
 from .conftest import ARTIFACTS, DESKTOP, FINDINGS, PHONE, draw, frames, reload, visit
 
 PIXELS = 400_000
@@ -129,4 +130,18 @@ def test_the_example_has_its_own_number_of_frames(opened: Any) -> None:
     opened.click("#example")
     opened.wait_for_selector(".handle:not(.empty) >> nth=2")
     assert frames(opened) == [0, 8, 15]
-    assert opened.input_value("#num_frames") == "16"
+    assert (opened.input_value("#num_frames"), opened.get_attribute("#num_frames", "placeholder")) == ("", "16")
+
+
+def test_the_scrubber_has_the_frames_of_a_clip_of_another_browser(page: Any, extended: Server) -> None:
+    key = extended.new_key()
+    for count in (24, 32):
+        given = {"prompt": "a", "num_frames": count}
+        httpx.post(f"{extended.url}/{APP}", json=given, headers=extended.headers(key), timeout=30).raise_for_status()
+    visit(page, f"{extended.url}/#key={key}")
+    page.wait_for_selector("#player output:has-text('/ 31')")
+    page.locator("#clips button").nth(1).click()
+    page.wait_for_selector("#player output:has-text('/ 23')")
+    page.locator("#player input").fill("23")
+    page.wait_for_selector("#player output:has-text('23 / 23')")
+    assert page.problems == []

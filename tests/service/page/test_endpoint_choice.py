@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 
 from ..conftest import APP, Server
-from .conftest import OTHER, reload, visit
+from .conftest import OTHER, draw, frames, reload, visit
 from .test_history import clip, thumbnails
 
 
@@ -46,4 +46,23 @@ def test_a_reload_goes_on_with_the_request_of_its_endpoint(page: Any, stub: Serv
     assert page.input_value("#endpoint") == APP
     page.click("#code summary")
     assert f'"{OTHER}",' in page.inner_text("#python")
+    assert page.problems == []
+
+
+def test_the_timeline_has_the_frames_of_the_chosen_endpoint(page: Any, stub: Server) -> None:
+    visit(page, f"{stub.url}/#key={stub.new_key()}")
+    assert (page.locator(".cell").count(), frames(page)) == (16, [0, 8, 15])
+    page.select_option("#endpoint", OTHER)
+    assert (page.locator(".cell").count(), frames(page, 8)) == (8, [0, 4, 7])
+    draw(page, 2)
+    clip(page, "short")
+    assert page.locator("#video").evaluate("one => one.duration") == 1
+    page.locator("#player input").fill("7")
+    page.wait_for_selector("#player output:has-text('7 / 7')")
+    page.locator("[data-do=clear]").nth(2).click()
+    page.click("#example")
+    page.wait_for_selector(".handle:not(.empty) >> nth=2")
+    assert frames(page, 8) == [0, 4, 7]
+    page.select_option("#endpoint", APP)
+    assert frames(page) == [0, 9, 15], "keyframes keep their place in the clip"
     assert page.problems == []
