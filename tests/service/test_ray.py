@@ -147,8 +147,8 @@ def test_options_that_no_replica_can_load(address: str) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_end_with_the_pool(address: str, pool: RayPool, tmp_path: Path) -> None:
-    """As lost, not as cancelled: their requests wait again. Another server with the same options goes on."""
+def test_jobs_end_with_the_pool(loop: asyncio.Runner, address: str, pool: RayPool, tmp_path: Path) -> None:
+    """As lost, not as cancelled: their requests wait again. What shares the replicas with it goes on."""
 
     async def scenario() -> Any:
         other = ray_pool(address)
@@ -163,6 +163,7 @@ def test_jobs_end_with_the_pool(address: str, pool: RayPool, tmp_path: Path) -> 
     lost = asyncio.run(scenario())
     assert isinstance(lost, RunnerLost) and lost.kind == "stopped"
     assert pool.capacity > 0
+    assert loop.run(pool.run(job(tmp_path, "b"), ignore)).seed == 7
 
 
 @pytest.mark.slow

@@ -258,8 +258,14 @@ def test_runners_of_all_endpoints_share_the_machine(tmp_path: Path, monkeypatch:
 
 
 def test_each_bundle_has_an_application_on_ray(tmp_path: Path) -> None:
-    pools: list[Any] = making.make_runners(Settings(tmp_path, endpoints={ONE: "a", OTHER: "b"}, pool="ray"))
-    assert len({pool.name for pool in pools}) == 2
+    """Names of one bundle and the same weights share theirs."""
+
+    def applications(bundle: str, **more: Any) -> int:
+        settings = Settings(tmp_path, endpoints={ONE: "a", OTHER: bundle}, pool="ray", **more)
+        pools: list[Any] = making.make_runners(settings)
+        return len({pool.name for pool in pools})
+
+    assert [applications("b"), applications("a"), applications("a", weights={ONE: {"anime": "c"}})] == [2, 1, 2]
 
 
 def test_a_cancelled_request_is_cancelled_at_its_runner(tmp_path: Path) -> None:
