@@ -158,8 +158,6 @@ def test_the_image_is_made_of_what_is_there(stub: Server) -> None:
     for name, rest in instructions():
         if name == "COPY" and not rest.startswith("--from="):
             sources |= set(rest.split()[:-1])
-        if match := re.search(r"\.whl\)\[(.+?)\]", rest):
-            assert set(match[1].split(",")) <= project["project"]["optional-dependencies"].keys()
     assert sources == known and all((ROOT / source).exists() for source in sources)
     packages = {Path(folder).parts[0] for folder in project["tool"]["setuptools"]["package-dir"].values()}
     assert {source.partition("/")[0] for source in sources} >= packages
@@ -170,6 +168,19 @@ def test_the_image_is_made_of_what_is_there(stub: Server) -> None:
     for port, code in ((stub.port, 0), (ports()[0], 1)):
         command = [sys.executable, *check[1:-1], check[-1].replace("8000", str(port))]
         assert subprocess.run(command, capture_output=True, check=False).returncode == code
+
+
+def test_images_have_the_extras_that_documented_commands_need() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [set(rest.removeprefix("EXTRAS=").split(",")) for name, rest in instructions() if name == "ARG"]
+    assert len(extras) == sum(".whl)[$EXTRAS]" in rest for _, rest in instructions()) == 2
+    on_ray = (ROOT / "docs/ray.md").read_text()
+    (built,) = re.findall(r"^docker build .* --build-arg EXTRAS=(\S+) --tag IMAGE .$", on_ray, re.M)
+    extras.append(set(built.split(",")))
+    assert all(each <= project["optional-dependencies"].keys() for each in extras)
+    assert all({"postgresql", "s3"} <= each for each in extras), "docs/deploy.md and docs/ray.md give such URLs"
+    manifest = on_ray.partition("```yaml")[2]
+    assert all(part in manifest for part in ("--pool, ray", "s3://", "--database, $(DATABASE)")) and "ray" in extras[-1]
 
 
 @pytest.mark.slow
