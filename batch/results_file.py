@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from ..runtime.errors import OutputError
+from ..runtime.format.temporary_folders import created_folder
 from ..runtime.operating_system import UNFINISHED
 from ..runtime.output.writers import remove_parts
 
@@ -23,6 +24,8 @@ _OF_CLIPS = ("id", "file", "digest", "sha256")
 def open_results(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
     """Opens the results in the folder of the clips, which is created if missing. Only one process can, at a time.
 
+    What it created is removed again if the block fails before it has a clip or a result.
+
     Args:
         folder: of the clips.
         resume: whether there may be results already.
@@ -32,8 +35,14 @@ def open_results(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
             process writes them, or a line is no result.
         OSError: the folder cannot be read or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with created_folder(folder), _results_in(folder, resume) as results:
+        yield results
+
+
+@contextmanager
+def _results_in(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
     path, lock = folder / NAME, FileLock(folder / _LOCK)
+    new = [file for file in (path, folder / _LOCK) if not file.exists()]
     if not path.exists() and _has_other_files(folder):  # every batch creates its results before a clip
         raise OutputError("output", f"the folder {str(folder)!r} is not empty", "name a new one")
     try:
@@ -50,6 +59,12 @@ def open_results(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
         remove_parts(folder)
         with path.open("ab+") as file:
             yield ResultsFile(folder, file)
+    except BaseException:
+        if not (_has_other_files(folder) or (path.exists() and path.stat().st_size)):
+            for file in new:
+                with suppress(OSError):
+                    file.unlink()
+        raise
     finally:
         lock.release()
 

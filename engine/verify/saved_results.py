@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ...runtime.cpu.sessions import Array
 from ...runtime.errors import BackendError, InvalidRequest, OutputError, reason_of
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.engine_keys import graph_checksums
+from ...runtime.format.temporary_folders import created_folder
 from .header import PORTABLE, Header
 from .interruptions import check_stopped
 
@@ -158,16 +159,17 @@ def output_folder(save: Path | None, load: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="sparsectrl-lcm-") as folder:
             yield Path(folder)
         return
-    try:
-        if load is not None and any(load.samefile(parent) for parent in save.resolve().parents if parent.exists()):
-            raise InvalidRequest("save", f"{str(save)!r} is inside the loaded folder", "name a folder elsewhere")
-        save.mkdir(parents=True, exist_ok=True)
-        full = any(save.iterdir())
-    except OSError as error:
-        raise OutputError("save", f"{str(save)!r} cannot be written: {reason_of(error)}") from None
-    if full:
-        raise OutputError("save", f"{str(save)!r} is not empty", "name a new folder")
-    yield save
+    with ExitStack() as stack:
+        try:
+            if load is not None and any(load.samefile(parent) for parent in save.resolve().parents if parent.exists()):
+                raise InvalidRequest("save", f"{str(save)!r} is inside the loaded folder", "name a folder elsewhere")
+            stack.enter_context(created_folder(save))
+            full = any(save.iterdir())
+        except OSError as error:
+            raise OutputError("save", f"{str(save)!r} cannot be written: {reason_of(error)}") from None
+        if full:
+            raise OutputError("save", f"{str(save)!r} is not empty", "name a new folder")
+        yield save
 
 
 def cut(text: str) -> str:

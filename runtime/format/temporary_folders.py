@@ -1,4 +1,4 @@
-"""Hidden folders for unfinished output, and the removal of those that killed processes left behind.
+"""Hidden folders for unfinished output, and the removal of those that failures and killed processes left behind.
 
 At full size such a folder holds gigabytes. While a process writes to one, it locks a file beside it. A folder whose
 lock is free was left behind. The lock file is outside the folder because Windows cannot rename a folder that has an
@@ -28,21 +28,40 @@ def keep_nothing(_: Path) -> bool:
 
 
 @contextmanager
+def created_folder(folder: Path) -> Iterator[None]:
+    """Creates a folder and its parents for a block. Those that were missing and are empty at its end are removed.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+
+
+@contextmanager
 def staged_folder(parent: Path, name: str, keep: Keep = keep_nothing) -> Iterator[Path]:
     """A new folder in `parent`, named after `name`.
 
-    It is removed when the block ends, unless `keep` is true for it then: such a folder becomes a leftover.
+    It is removed when the block ends, unless `keep` is true for it then: such a folder becomes a leftover. So is
+    `parent` if it was missing and nothing else was put there.
 
     Raises:
         OSError: the folder cannot be created.
     """
-    folder, lock = _locked_folder(parent, name)
-    try:
-        yield folder
-    finally:
-        if not keep(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        _release(lock)
+    with created_folder(parent):
+        folder, lock = _locked_folder(parent, name)
+        try:
+            yield folder
+        finally:
+            if not keep(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            _release(lock)
 
 
 def leftovers(parent: Path, name: str | None = None) -> Iterator[Path]:
@@ -79,7 +98,6 @@ def clear_leftovers(parent: Path, name: str | None = None, keep: Keep = keep_not
 
 def _locked_folder(parent: Path, name: str) -> tuple[Path, FileLock]:
     """A new folder, and the lock that marks it as in use."""
-    parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(_LOCK_ATTEMPTS):
         folder = parent / f".{name}-{os.getpid()}-{token_hex(4)}"
         lock = _lock_of(folder)

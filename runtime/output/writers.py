@@ -10,6 +10,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequest, OutputError, reason_of, shown
+from ..format.temporary_folders import created_folder
 from ..operating_system import UNFINISHED, check_writable
 from . import video
 from .contact_sheet import contact_sheet
@@ -81,22 +82,20 @@ def _unwritable(path: Path, error: Exception) -> OutputError:
 def complete_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`. It replaces `path` if the block succeeds, and is removed if not."""
     part = path.with_name(f"{UNFINISHED}{token_hex(4)}{path.suffix}")  # short, because a long name leaves no room
-    missing = [folder for folder in path.parents if not folder.exists()]
     _unfinished.add(part)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch(exist_ok=False)
-        yield part
-        part.replace(path)
+        with created_folder(path.parent):
+            try:
+                part.touch(exist_ok=False)
+                yield part
+                part.replace(path)
+            finally:
+                with suppress(OSError):
+                    part.unlink()
     except Exception as error:  # PyAV and Pillow have their own exception classes
         raise _unwritable(path, error) from error
     finally:
-        with suppress(OSError):
-            part.unlink()
         _unfinished.discard(part)
-        for folder in missing:
-            with suppress(OSError):
-                folder.rmdir()  # succeeds if nothing was written
 
 
 def remove_unfinished() -> None:
@@ -120,17 +119,17 @@ def _write_folder(clip: "Clip", path: Path, text: str | None) -> None:
     digits = max(3, len(str(len(clip.frames) - 1)))
     part = path / f"{UNFINISHED}{token_hex(4)}"
     try:
-        part.mkdir(parents=True)
-        for index, frame in enumerate(clip.frames):
-            Image.fromarray(frame).save(part / f"frame_{index:0{digits}d}.png", pnginfo=_png_text(text))
-        for file in sorted(part.iterdir()):
-            file.replace(path / file.name)
+        with created_folder(path):
+            try:
+                part.mkdir()
+                for index, frame in enumerate(clip.frames):
+                    Image.fromarray(frame).save(part / f"frame_{index:0{digits}d}.png", pnginfo=_png_text(text))
+                for file in sorted(part.iterdir()):
+                    file.replace(path / file.name)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise _unwritable(path, error) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        with suppress(OSError):
-            path.rmdir()  # succeeds if nothing was written
 
 
 def _write_video(clip: "Clip", path: Path, fps: float, text: str | None) -> None:

@@ -68,7 +68,7 @@ def test_a_full_disk_ends_the_batch(
         assert batch() == 2
     assert capsys.readouterr().err.endswith("'out/000001.gif' cannot be written: No space left on device\n")
     assert len(ran.seeds) <= 3
-    assert results() == []
+    assert not Path("out").exists()
     assert batch("--resume") == 0
     assert ran.seeds == list(range(9))
 

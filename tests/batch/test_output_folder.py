@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
+from sparsectrl_lcm.batch.results_file import ResultsFile
+from sparsectrl_lcm.runtime import DeviceLost
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+
+from sparsectrl_lcm import cli
 
 from .conftest import SMALL, Ran, batch, clips, write
 
@@ -40,14 +44,39 @@ def test_a_clip_without_a_line_is_made_again_with_resume_alone(ran: Ran, capsys:
 def test_a_batch_whose_weights_cannot_be_used_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The folder is then as good as new for the next batch."""
+    """The folder is then as before."""
     monkeypatch.chdir(tmp_path)
     write(SMALL)
-    for _ in range(2):
+    for exists in (False, True):
+        if exists:
+            Path("out").mkdir()
         assert batch("--backend", "onnxruntime", "--weights", f"anime={demo_bundle()}") == 2
         told = capsys.readouterr().err.splitlines()[-1]
         assert told == (
             "error: --weights: anime: onnxruntime cannot change the weights of its engines; make its clips in a run of "
             "its own, with --bundle, or use a GPU and engines from build --refit"
         )
-    assert clips() == set()
+        assert Path("out").exists() == exists
+        assert not exists or not list(Path("out").iterdir())
+
+
+@pytest.mark.parametrize("fault", [DeviceLost("backend", "the device has fallen off"), KeyboardInterrupt()])
+def test_a_batch_that_ends_without_a_result_leaves_no_folder(ran: Ran, fault: BaseException) -> None:
+    write(SMALL | {"seed": 1})
+    ran.faults = {1: fault}
+    assert cli.run(["batch", "requests.jsonl", "-o", "new/out", "--format", "gif"]) in (2, 130)
+    assert sorted(path.name for path in Path().iterdir()) == ["requests.jsonl"]
+    ran.faults = {}
+    assert batch() == 0
+
+
+def test_a_whole_clip_is_kept_if_its_line_cannot_be_written(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write(SMALL | {"seed": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsFile, "add", full)
+        assert batch() == 2
+    assert clips() == {"000001.gif"}
+    assert batch("--resume") == 0
