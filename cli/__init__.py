@@ -1,7 +1,7 @@
 """The command line, one short file per command. A command imports what it needs only when it runs."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -47,7 +47,7 @@ def _options(
         typer.echo(context.get_help())
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits. An error is one line on stderr, with exit code 2."""
     from ..runtime.operating_system import print_any_character
 
@@ -55,25 +55,21 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(run(arguments))
 
 
-def run(arguments: list[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     from ..runtime.errors import SparseCtrlLcmError, reason_of
-    from .options import error_message
 
-    command = _command()
     try:
-        code = command.main(args=arguments, prog_name="sparsectrl-lcm", standalone_mode=False)
+        code = _command().main(args=arguments, prog_name="sparsectrl-lcm", standalone_mode=False)
     except WrongUse as error:
         return _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         return 130
     except SparseCtrlLcmError as error:
-        return _fail(error_message(error, set(_options_of(command))))
+        return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename}: {reason_of(error)}" if error.filename else reason_of(error))
-    except MemoryError:
-        return _fail("out of memory; choose a smaller --size or fewer --frames")
     if code == 130:  # typer caught Ctrl-C itself
         print("stopped", file=sys.stderr)
     return code if isinstance(code, int) else 0
@@ -83,14 +79,6 @@ def run(arguments: list[str] | None = None) -> int:
 def _command() -> Any:
     """The command line as a tree of commands; typer makes it anew, from all functions, each time it is asked."""
     return typer.main.get_command(app)
-
-
-def _options_of(command: Any) -> Iterator[str]:
-    """Yields the option names of a command and of its subcommands."""
-    for parameter in command.params:
-        yield from parameter.opts
-    for subcommand in getattr(command, "commands", {}).values():
-        yield from _options_of(subcommand)
 
 
 def _fail(message: str) -> int:

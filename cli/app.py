@@ -8,12 +8,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..runtime.errors import InvalidRequest
+from .option_names import options_named
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class App(typer.Typer):
-    """An application whose commands know `-h`, and refuse an option that is given twice and takes one value."""
+    """An application whose commands know `-h`, refuse an option that is given twice and takes one value,
+    and name options in errors."""
 
     def __init__(self, **settings: Any) -> None:
         names = {"help_option_names": ["-h", "--help"]}  # subcommands inherit them
@@ -26,19 +28,29 @@ class App(typer.Typer):
         return super().command(name, cls=_Command, **settings)
 
 
-class _Command(TyperCommand):
+class _Strict:
+    """What commands and groups do alike, beside their class of typer."""
+
+    params: list[Any]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _refuse_repeated(self, ctx, args)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
+
+    def invoke(self, ctx: Any) -> Any:
+        with options_named({name for parameter in self.params for name in parameter.opts}):
+            return super().invoke(ctx)  # type: ignore[misc]
 
 
-class _Group(TyperGroup):
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _refuse_repeated(self, ctx, args)
-        return super().parse_args(ctx, args)
+class _Command(_Strict, TyperCommand):
+    pass
 
 
-def _refuse_repeated(command: TyperCommand | TyperGroup, context: Any, arguments: list[str]) -> None:
+class _Group(_Strict, TyperGroup):
+    pass
+
+
+def _refuse_repeated(command: Any, context: Any, arguments: list[str]) -> None:
     """Refuses options that take one value and were given several, of which the parser would keep the last.
 
     Raises:

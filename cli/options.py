@@ -1,28 +1,12 @@
-"""Reads values of options, and names options in errors."""
+"""Reads values of options."""
 
 import re
 from collections.abc import Collection, Iterable
 from typing import overload
 
-from ..runtime.errors import BackendError, BundleError, InvalidRequest, SparseCtrlLcmError, message, shown
+from ..runtime.errors import InvalidRequest, shown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-RENAMED = {
-    "compute_capabilities": "compute_capability",
-    "control_guidance_end": "control_end",
-    "control_guidance_start": "control_start",
-    "graphs": "graph",
-    "guidance_scale": "guidance",
-    "keyframe_slots": "keyframes",
-    "keyframes": "keyframe",
-    "num_frames": "frames",
-    "num_inference_steps": "steps",
-}
-"""Fields whose options have other names."""
-OPTION_NAMES = {"height": "--size height", "keyframe index": "--keyframe index", "width": "--size width"}
-"""How to name fields that are part of an option."""
-PARTS = ("backend", "build", "bundle", "refit")
-"""Fields of BackendError and BundleError that mean the part itself, not the option of that name."""
 
 
 @overload
@@ -113,17 +97,3 @@ def parse_endpoints(texts: Iterable[str], bundle: str | None) -> dict[str, str |
         remedy = "add --endpoint OWNER/NAME for it, or leave it out"
         raise InvalidRequest("bundle", "every name of --endpoint has a bundle of its own", remedy)
     return endpoints
-
-
-def error_message(error: SparseCtrlLcmError, options: Collection[str]) -> str:
-    """Returns an error as one line, with the name of the option instead of the field.
-
-    Args:
-        error: any error of the package.
-        options: the options of all commands, such as `--steps`.
-    """
-    if error.field in PARTS and isinstance(error, BackendError | BundleError) and not isinstance(error, InvalidRequest):
-        return str(error)
-    option = f"--{RENAMED.get(error.field, error.field).replace('_', '-')}"
-    name = OPTION_NAMES.get(error.field, option if option in options else error.field)
-    return message(name, error.reason, error.remedy)

@@ -19,7 +19,6 @@ from diffusers import AutoencoderTiny
 from pictures import pictures
 from references import animatediff_pipeline, sparsectrl_pipeline, to_uint8
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.cli.options import error_message
 from sparsectrl_lcm.runtime import InvalidRequest, Keyframe, SparseCtrlLcmError, VideoPipeline
 from sparsectrl_lcm.runtime.cpu import compiled_cache, openvino, openvino_compile
 from sparsectrl_lcm.runtime.cpu.onnxruntime import OnnxRuntimeSessions
@@ -283,8 +282,7 @@ def test_what_a_backend_does_not_have_is_one_line(
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert run(["generate", "--prompt", "a boat", *arguments, "-o", str(tmp_path / "clip.mp4")]) == 2
     output = capsys.readouterr()
-    named = {f"--{name}" for name in options}
-    assert output.err == f"error: {error_message(error.value, named)}\n"
+    assert output.err.replace("error: --", "error: ") == f"error: {error.value}\n"
     assert output.out == ""
     assert list(tmp_path.iterdir()) == []
 
