@@ -1,5 +1,6 @@
 """Who makes the clips of a batch: the interface, and a pool of one pipeline in this process."""
 
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Protocol
 
 from ..runtime import ClipRequest, Progress, VideoPipeline
 from ..runtime.disk_errors import is_disk_full
+from ..runtime.request_warnings import RequestWarning
 from .request_lines import Job
 
 OnFraction = Callable[[Job, float], None]
@@ -21,11 +23,13 @@ class Made:
         job: the job.
         seed: the seed used.
         seconds: time that its request took.
+        warnings: of its request.
     """
 
     job: Job
     seed: int
     seconds: float
+    warnings: tuple[RequestWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +38,7 @@ class Failed:
 
     job: Job
     error: Exception
+    warnings: tuple[RequestWarning, ...] = ()
 
 
 class ClipPool(Protocol):
@@ -74,6 +79,7 @@ class LocalPool:
             OutputError: the disk is full.
         """
         taken: dict[int, Job] = {}
+        warned: defaultdict[int, list[RequestWarning]] = defaultdict(list)
 
         def requests() -> Iterator[ClipRequest]:
             for position, job in enumerate(jobs):
@@ -83,15 +89,18 @@ class LocalPool:
         def on_progress(position: int, progress: Progress) -> None:
             on_fraction(taken[position], progress.fraction)
 
-        with closing(self._pipeline.generate_many(requests(), on_progress)) as results:
+        def on_warning(position: int, warning: RequestWarning) -> None:
+            warned[position].append(warning)
+
+        with closing(self._pipeline.generate_many(requests(), on_progress, on_warning)) as results:
             for position, result in enumerate(results):
-                job = taken.pop(position)
+                job, warnings = taken.pop(position), tuple(warned.pop(position, ()))
                 try:
                     clip = result.get()
                     clip.save(job.output, job.fps, metadata=job.metadata)
                 except Exception as error:
                     if is_disk_full(error):
                         raise
-                    yield Failed(job, error)
+                    yield Failed(job, error, warnings)
                 else:
-                    yield Made(job, clip.seed, clip.timings["total"])
+                    yield Made(job, clip.seed, clip.timings["total"], warnings)

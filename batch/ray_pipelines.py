@@ -16,6 +16,7 @@ from ..runtime import ClipRequest, VideoPipeline
 from ..runtime.errors import BackendError, DeviceLost
 from ..runtime.output.writers import complete_file
 from ..runtime.request import Keyframe
+from ..runtime.request_warnings import RequestWarning, warnings_to
 from ..service.runner.bundle_cache import absolute_bundle, local_bundle
 from ..service.runner.ray_cluster import check_gpus, join_cluster, needs_of, reason_in
 from .clip_pool import Failed, Made, OnFraction, models_of
@@ -43,17 +44,21 @@ class RemotePipeline:
         """Returns `ClipPool.models`."""
         return models_of(self._pipeline)
 
-    def make(self, request: ClipRequest, name: str, fps: float, metadata: bool) -> tuple[int, float, bytes]:
-        """Returns the seed used, the seconds of a clip, and its file, whose format follows from `name`."""
+    def make(
+        self, request: ClipRequest, name: str, fps: float, metadata: bool
+    ) -> tuple[int, float, list[RequestWarning], bytes]:
+        """Returns the seed, seconds and warnings of a clip, and its file, whose format follows from `name`."""
+        warnings: list[RequestWarning] = []
         try:
-            clip = self._pipeline.run(request)
+            with warnings_to(warnings.append):
+                clip = self._pipeline.run(request)
         except DeviceLost:  # only a new process can use the device again
             traceback.print_exc()
             os._exit(1)
         with TemporaryDirectory() as folder:
             file = Path(folder, name)
             clip.save(file, fps, metadata=metadata)
-            return clip.seed, clip.timings["total"], file.read_bytes()
+            return clip.seed, clip.timings["total"], warnings, file.read_bytes()
 
 
 class RayPipelines:
@@ -109,7 +114,7 @@ class RayPipelines:
                     continue
                 job, pipeline = running.pop(done)
                 try:
-                    seed, seconds, content = ray.get(done)
+                    seed, seconds, warnings, content = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
                     yield Failed(job, error.cause)
                 except ray.exceptions.RayError as error:
@@ -121,7 +126,7 @@ class RayPipelines:
                 else:
                     with complete_file(job.output) as part:
                         part.write_bytes(content)
-                    yield Made(job, seed, seconds)
+                    yield Made(job, seed, seconds, tuple(warnings))
                 self._free.append(pipeline)
         finally:
             for task in running:

@@ -1,12 +1,13 @@
 """Runs a batch: skips the clips that are there, has the others made, and writes a result for each."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..runtime.errors import SparseCtrlLcmError, first_line, message
 from ..runtime.output.writers import check_output
+from ..runtime.request_warnings import RequestWarning
 from .clip_pool import ClipPool, Made, OnFraction
 from .line_errors import FIELDS
 from .request_lines import Job, WrongLine
@@ -35,6 +36,7 @@ def run_batch(
     on_fraction: OnFraction = lambda *_: None,
     on_end: Callable[[Job], None] = lambda _: None,
     on_kept: Callable[[Job], None] = lambda _: None,
+    on_warning: Callable[[int, Sequence[RequestWarning]], None] = lambda *_: None,
 ) -> Tally:
     """Makes all clips that `results` does not have. A job that fails does not stop the others.
 
@@ -45,6 +47,7 @@ def run_batch(
         on_fraction: called with a job that runs and the fraction of it that is done, on any thread.
         on_end: called with each job that has ended.
         on_kept: called with each job whose clip is there.
+        on_warning: called with the line of each job that was made or failed, and its warnings.
 
     Raises:
         DeviceLost: the device is gone. The results so far are written.
@@ -80,6 +83,7 @@ def run_batch(
     with closing(pool.make(pending(), on_fraction)) as outcomes:
         for outcome in outcomes:
             job = outcome.job
+            on_warning(job.line, outcome.warnings)
             if isinstance(outcome, Made):
                 results.add(_done(outcome, digests.pop(job.id)))
                 tally.made += 1
@@ -98,6 +102,7 @@ def _of_line(error: Exception) -> SparseCtrlLcmError:
 
 def _done(made: Made, digest: str) -> dict[str, Any]:
     job = made.job
+    told = {"warnings": [warning.text for warning in made.warnings]} if made.warnings else {}
     return {
         "line": job.line,
         "id": job.id,
@@ -105,6 +110,7 @@ def _done(made: Made, digest: str) -> dict[str, Any]:
         "file": job.output.name,
         "seed": made.seed if job.seed is None else job.seed,
         "seconds": round(made.seconds, 3),
+        **told,
         "digest": digest,
         "sha256": checksum(job.output),
     }

@@ -14,7 +14,7 @@ from gpu_contenders import CUDA_GRAPH, PLAIN, RECORDS, Diffusers, Job, Keyframes
 from machine_limits import cuda_product_rate
 from sparsectrl_lcm.benchmarks.harness.measured_requests import PROMPT
 from sparsectrl_lcm.runtime.errors import SparseCtrlLcmError, first_line
-from sparsectrl_lcm.runtime.request import request_log
+from sparsectrl_lcm.runtime.request_warnings import request_log
 
 LEAST = 3
 """Fewest samples, which are taken even if time runs out."""

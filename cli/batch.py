@@ -44,6 +44,7 @@ def batch(
     Exits with 1 if some failed.
     """
     from ..batch.clip_pool import ClipPool, LocalPool
+    from ..batch.line_warnings import LineWarnings
     from ..batch.request_lines import Job, WrongLine, read_jobs
     from ..batch.results_file import open_results
     from ..batch.run import run_batch
@@ -83,8 +84,11 @@ def batch(
         if in_file:
             with _lines(requests) as again:
                 total = sum(isinstance(job, Job) for job in jobs(again))
+        warnings = LineWarnings(lambda sentence: typer.echo(sentence, err=True))
         with ClipsBar(total) as bar:
-            tally = run_batch(jobs(lines), results, clips, bar.on_fraction, bar.on_end, bar.on_kept)
+            tally = run_batch(jobs(lines), results, clips, bar.on_fraction, bar.on_end, bar.on_kept, warnings.add)
+    for sentence in warnings.others():
+        typer.echo(sentence, err=True)
     for sentence in tally.failed[:SHOWN]:
         typer.echo(sentence, err=True)
     if len(tally.failed) > SHOWN:

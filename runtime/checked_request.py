@@ -28,8 +28,8 @@ from .request import (
     FittedKeyframe,
     Keyframe,
     random_seed,
-    request_log,
 )
+from .request_warnings import warn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,12 +236,11 @@ def _in_windows(
 
 
 def _keyframes_guide(checked: CheckedRequest) -> bool:
-    """Whether the keyframes of a request guide any step. If its steps are too few for that, a warning is logged."""
+    """Whether the keyframes of a request guide any step. If its steps are too few for that, it warns."""
     start, end = checked.control_guidance_start, checked.control_guidance_end
     if checked.keyframes and not checked.controlled_steps:
-        request_log.warning(
-            "keyframes guide none of the %d steps: none lies within %g to %g", checked.steps, start, end
-        )
+        told = f"keyframes guide none of the {checked.steps} steps: none lies within {start:g} to {end:g}"
+        warn("keyframes that guide no step", told)
     return checked.conditioning_scale > 0 and bool(checked.controlled_steps)
 
 
@@ -251,14 +250,14 @@ def _check_pictures(asked: ClipRequest) -> None:
 
 
 def _fitted(index: int, image: Any, checked: CheckedRequest, asked: ClipRequest) -> FittedKeyframe:
-    """Fits a picture to the clip. Logs a warning for a scribble that is probably not white lines on black."""
+    """Fits a picture to the clip. Warns of a scribble that is probably not white lines on black."""
     picture = load_picture(image, f"keyframe {index}")
     pixels = fit(picture, checked.width, checked.height, asked.resample)
     if checked.controlnet == "scribble":
         if asked.normalize_scribbles:
             pixels = normalize_scribble(pixels)
         if doubt := scribble_doubt(pixels, had_transparency(picture)):
-            request_log.warning("keyframe %d %s; a scribble is white lines on black", index, doubt)
+            warn("odd scribble", f"keyframe {index} {doubt}; a scribble is white lines on black")
     return FittedKeyframe(index, pixels)
 
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from .errors import DeviceLost
 from .output.clip import Clip
 from .progress import OnProgress, Progress
 from .request import ClipRequest
+from .request_warnings import OnWarning, RequestWarning, warnings_to
 
 if TYPE_CHECKING:
     from .checked_request import CheckedRequest
@@ -23,6 +25,8 @@ AHEAD = 2
 
 OnManyProgress = Callable[[int, Progress], Any]
 """Called with the position of a request, from 0, and its progress; returning False cancels this request."""
+OnManyWarning = Callable[[int, RequestWarning], None]
+"""Called with the position of a request, from 0, and a warning of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +56,7 @@ def run_many(
     make: Callable[["CheckedRequest", OnProgress], Clip],
     requests: Iterable[ClipRequest],
     on_progress: OnManyProgress | None,
+    on_warning: OnManyWarning | None = None,
 ) -> Generator[RequestResult, None, None]:
     """Yields the results of requests, in order; see `VideoPipeline.generate_many`.
 
@@ -60,14 +65,23 @@ def run_many(
         make: makes a checked request's clip; called on another thread.
         requests: taken on the caller's thread.
         on_progress: called on the thread of `make`.
+        on_warning: called on both threads; None logs the warnings.
     """
     closed = Event()
+
+    def receiver(index: int) -> OnWarning | None:
+        return None if on_warning is None else partial(on_warning, index)
+
+    def run_check(index: int, request: ClipRequest) -> "CheckedRequest":
+        with warnings_to(receiver(index)):
+            return check(request)
 
     def run(index: int, checked: "Future[CheckedRequest]") -> Clip:
         def report(progress: Progress) -> Any:
             return not closed.is_set() and (on_progress is None or on_progress(index, progress))
 
-        return make(checked.result(), report)
+        with warnings_to(receiver(index)):
+            return make(checked.result(), report)
 
     source = enumerate(requests)
     taken: deque[tuple[ClipRequest, Future[Clip]]] = deque()
@@ -82,7 +96,7 @@ def run_many(
             except Exception as error:  # raised after the results of the requests before it
                 failure = error
                 break
-            taken.append((request, maker.submit(run, index, checker.submit(check, request))))
+            taken.append((request, maker.submit(run, index, checker.submit(run_check, index, request))))
             if len(taken) > AHEAD:
                 yield _result(*taken.popleft())
         while taken:

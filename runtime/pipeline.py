@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .async_run import AsyncRuns
 from .load_options import KEPT_BYTES, LoadOptions
-from .many_requests import OnManyProgress, RequestResult, run_many
+from .many_requests import OnManyProgress, OnManyWarning, RequestResult, run_many
 from .open_pipeline import OpenPipeline
 from .output.clip import Clip
 from .progress import OnFrames, OnPreview, OnProgress
@@ -208,7 +208,10 @@ class VideoPipeline(OpenPipeline):
         return await self._async_runs.run(self.run, request, on_progress, on_frames, on_preview)
 
     def generate_many(
-        self, requests: Iterable[ClipRequest], on_progress: OnManyProgress | None = None
+        self,
+        requests: Iterable[ClipRequest],
+        on_progress: OnManyProgress | None = None,
+        on_warning: OnManyWarning | None = None,
     ) -> Generator[RequestResult, None, None]:
         """Yields the results of many requests, in order.
 
@@ -224,8 +227,10 @@ class VideoPipeline(OpenPipeline):
                 requests before it.
             on_progress: called with the position of a request, from 0, and a `Progress`, on another thread; returning
                 False cancels this request.
+            on_warning: called with the position of a request and a `RequestWarning`, on other threads, for every
+                warning of every request; None logs them.
 
         Raises:
             DeviceLost: the device is gone; this request and those after it have no result.
         """
-        return run_many(self.check, self._make, requests, on_progress)
+        return run_many(self.check, self._make, requests, on_progress, on_warning)

@@ -3,7 +3,6 @@
 `checked_request` checks a request once against the limits of a bundle.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from secrets import randbits
@@ -12,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-request_log = logging.getLogger("sparsectrl_lcm.request")
-"""Warns of what a request asks for. It says nothing of how the request runs."""
 MAX_STEPS = 12
 MAX_GUIDANCE = 30.0
 MAX_CONDITIONING_SCALE = 10.0

@@ -6,7 +6,7 @@ from textwrap import shorten
 from .checked_request import CheckedRequest
 from .format.manifest import TrainingRecord
 from .loop.prompt_syntax import parse_weights
-from .request import request_log
+from .request_warnings import request_log, warn
 
 _WORD = re.compile(r"[^\W_][\w'-]*")
 _SHOWN = 80
@@ -14,21 +14,27 @@ _SHOWN = 80
 
 
 def warn_if_untrained(request: CheckedRequest, record: TrainingRecord | None, warned: set[str]) -> None:
-    """Logs one line that names all limits of the training that a request leaves, each limit once.
+    """Warns in one line of all limits of the training that a request leaves. Each limit is logged once.
 
     Args:
         request: the request.
-        record: what the model was trained for; without it nothing is logged.
-        warned: the limits that were named before; gets those that are named now.
+        record: what the model was trained for; without it there is nothing to leave.
+        warned: the limits that were logged before; gets those that are logged now.
     """
     if record is None:
         return
-    new = {limit: told for limit, told in _untrained(request, record).items() if limit not in warned}
-    if new:
-        warned.update(new)
-        request_log.warning(
-            "the model was not trained for this request, whose clip may be poor: %s", "; ".join(new.values())
-        )
+
+    def log_new(_: str) -> None:
+        if new := {limit: told for limit, told in left.items() if limit not in warned}:
+            warned.update(new)
+            request_log.warning(_sentence(new))
+
+    if left := _untrained(request, record):
+        warn(f"untrained {', '.join(left)}", _sentence(left), log_new)
+
+
+def _sentence(left: dict[str, str]) -> str:
+    return f"the model was not trained for this request, whose clip may be poor: {'; '.join(left.values())}"
 
 
 def _untrained(request: CheckedRequest, record: TrainingRecord) -> dict[str, str]:

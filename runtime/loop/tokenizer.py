@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..checked_request import CheckedRequest
 from ..errors import InvalidRequest
-from ..request import request_log
+from ..request_warnings import request_log, warn
 from .prompt_syntax import Fragment, parse_weights
 
 MAX_CHUNKS = 10
@@ -63,7 +63,7 @@ class ClipTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._begin, self._end = self._tokenizer.encode("").ids
-        self._warn_once = lru_cache(maxsize=64)(request_log.warning)
+        self._log_once = lru_cache(maxsize=64)(request_log.warning)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Token ids of plain texts, each cut to one chunk, int64 [B, 77]."""
@@ -138,7 +138,7 @@ class ClipTokenizer:
         return found
 
     def _tell_cut(self, fragments: list[Fragment], encoded: list[Any], kept: int) -> None:
-        """Logs a warning with the text of the tokens after the first `kept`, once for a prompt."""
+        """Warns of the text of the tokens after the first `kept`; logged once for a prompt."""
         dropped = ""
         for fragment, part in zip(fragments, encoded, strict=True):
             if kept < len(part.ids):
@@ -148,4 +148,5 @@ class ClipTokenizer:
             kept = max(kept - len(part.ids), 0)
         dropped = dropped.strip()
         shown = dropped if len(dropped) <= _SHOWN else f"{dropped[:_SHOWN]}..."
-        self._warn_once("a prompt is cut to %d tokens: %r is dropped; long_prompts keeps it", self.length, shown)
+        told = f"a prompt is cut to {self.length} tokens: {shown!r} is dropped; long_prompts keeps it"
+        warn("prompt that is cut", told, self._log_once)

@@ -12,7 +12,7 @@ from sparsectrl_lcm.runtime import Keyframe, VideoPipeline
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize, static_shapes
 from sparsectrl_lcm.runtime.output.clip import Clip
-from sparsectrl_lcm.runtime.request import request_log
+from sparsectrl_lcm.runtime.request_warnings import request_log
 
 from .gpu_emulation import Digests, emulate
 
