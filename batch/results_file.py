@@ -61,9 +61,9 @@ def _results_in(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
             yield ResultsFile(folder, file)
     except BaseException:
         if not (_has_other_files(folder) or (path.exists() and path.stat().st_size)):
-            for file in new:
+            for created in new:
                 with suppress(OSError):
-                    file.unlink()
+                    created.unlink()
         raise
     finally:
         lock.release()
