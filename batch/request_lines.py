@@ -123,7 +123,7 @@ class WrongLine:
 
 
 def read_jobs(
-    lines: Iterable[bytes], pictures: Path, outputs: Path, ending: str, metadata: bool
+    lines: Iterable[bytes], pictures: Path, outputs: Path, ending: str, *, metadata: bool
 ) -> Iterator[Job | WrongLine]:
     """Yields the jobs of lines; empty lines have none.
 

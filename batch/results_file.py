@@ -21,7 +21,7 @@ _OF_CLIPS = ("id", "file", "digest", "sha256")
 
 
 @contextmanager
-def open_results(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
+def open_results(folder: Path, *, resume: bool) -> Iterator["ResultsFile"]:
     """Opens the results in the folder of the clips, which is created if missing. Only one process can, at a time.
 
     What it created is removed again if the block fails before it has a clip or a result.
@@ -35,12 +35,12 @@ def open_results(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
             process writes them, or a line is no result.
         OSError: the folder cannot be read or written.
     """
-    with created_folder(folder), _results_in(folder, resume) as results:
+    with created_folder(folder), _results_in(folder, resume=resume) as results:
         yield results
 
 
 @contextmanager
-def _results_in(folder: Path, resume: bool) -> Iterator["ResultsFile"]:
+def _results_in(folder: Path, *, resume: bool) -> Iterator["ResultsFile"]:
     path, lock = folder / NAME, FileLock(folder / _LOCK)
     new = [file for file in (path, folder / _LOCK) if not file.exists()]
     if not path.exists() and _has_other_files(folder):  # every batch creates its results before a clip

@@ -69,7 +69,7 @@ def batch(
     def jobs(lines: BinaryIO) -> Iterator[Job | WrongLine]:
         return read_jobs(lines, pictures, output, ending, metadata=not no_metadata)
 
-    with interruptible(), _lines(requests) as lines, open_results(output, resume) as results:
+    with interruptible(), _lines(requests) as lines, open_results(output, resume=resume) as results:
         clips: ClipPool
         if pool == "ray":
             from ..batch.ray_pipelines import RayPipelines

@@ -142,7 +142,7 @@ def build_and_report(bundle: "Bundle", backend: str, options: "BuildOptions") ->
         typer.echo(f"missing: {', '.join(engines.index.missing)}; run: {rest.command(bundle.folder, backend)}")
 
 
-def build_export_engines(bundle: Path, again: bool = False) -> None:
+def build_export_engines(bundle: Path, *, again: bool = False) -> None:
     """Builds the engines that `export` adds to a bundle.
 
     Args:

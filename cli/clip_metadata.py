@@ -14,7 +14,7 @@ def is_clip(path: Path) -> bool:
     return path.is_file() or (path / "frame_000.png").is_file()
 
 
-def show_clip(path: Path, as_json: bool) -> None:
+def show_clip(path: Path, *, as_json: bool) -> None:
     """Prints what a clip was made from.
 
     Raises:

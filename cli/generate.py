@@ -133,9 +133,9 @@ def generate(
             backend, reason = one_shot_backend(Bundle.load(bundle), options, requests)
         pipeline = VideoPipeline.load(bundle, backend, precision=precision, device=device, threads=threads)
         if seeds > 1:
-            generate_seeds(pipeline, requests, file, fps, not no_metadata, reason)
+            generate_seeds(pipeline, requests, file, fps, reason, metadata=not no_metadata)
         else:
-            _generate_one(pipeline, request, file, fps, file is not output, not no_metadata, reason)
+            _generate_one(pipeline, request, file, fps, reason, to_stdout=file is not output, metadata=not no_metadata)
 
 
 def _output_file(output: Path, format: str | None, seeds: int) -> AbstractContextManager[Path]:
@@ -157,9 +157,10 @@ def _generate_one(
     request: "ClipRequest",
     output: Path,
     fps: float,
+    reason: str | None,
+    *,
     to_stdout: bool,
     metadata: bool,
-    reason: str | None,
 ) -> None:
     from ..runtime.output.recording import Recording
     from .clip_reports import seed_told, summary

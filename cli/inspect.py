@@ -27,7 +27,7 @@ def inspect(
     from .tables import print_table
 
     if bundle is not None and is_clip(bundle):
-        show_clip(bundle, json)
+        show_clip(bundle, as_json=json)
         return
     opened = Bundle.load(bundle)
     if json:
@@ -62,10 +62,10 @@ def inspect(
         counts = str(len(graph.inputs)), str(len(graph.outputs))
         table.add_row(name, f"{weights / 1e6:.1f} MB", *counts, f"{graph.max_error:.1e} {unit}")
     print_table(table)
-    _show_engines(opened, layers)
+    _show_engines(opened, details=layers)
 
 
-def _show_engines(bundle: "Bundle", details: bool) -> None:
+def _show_engines(bundle: "Bundle", *, details: bool) -> None:
     """Prints the built engines: keys, sizes, damage, and what the builder reported."""
     from rich.markup import escape
     from rich.table import Table

@@ -38,8 +38,9 @@ def generate_seeds(
     requests: Sequence["ClipRequest"],
     output: Path,
     fps: float,
-    metadata: bool = True,
-    reason: str | None = None,
+    reason: str | None,
+    *,
+    metadata: bool,
 ) -> None:
     """Makes a clip for each request, and a contact sheet with a row for each; `seed_outputs` names the files.
 

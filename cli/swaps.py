@@ -46,8 +46,8 @@ def motion_module(
         check_standalone(temporal_norm.value, standalone)
     if bundle is not None:
         before = _manifest(bundle)
-        manifest, lines = replace_motion_module(motion_adapter, bundle, output, dry_run)
-        _finish(bundle, before, manifest, lines, output, dry_run)
+        manifest, lines = replace_motion_module(motion_adapter, bundle, output, dry_run=dry_run)
+        _finish(bundle, before, manifest, lines, output, dry_run=dry_run)
     if standalone is not None and dry_run:
         load_motion_adapter(motion_adapter)
         typer.echo(f"would write {standalone}")
@@ -89,8 +89,8 @@ def lora(
     loras = [Lora.parse(text) for text in lora or ()]
     before = _manifest(bundle)
     options = LoadOptions(base_config or BASE_CONFIG, variant)
-    manifest, lines = replace_loras(bundle, loras, base, motion_adapter, options, output, dry_run)
-    _finish(bundle, before, manifest, lines, output, dry_run)
+    manifest, lines = replace_loras(bundle, loras, base, motion_adapter, options, output, dry_run=dry_run)
+    _finish(bundle, before, manifest, lines, output, dry_run=dry_run)
 
 
 def controlnet(
@@ -113,8 +113,8 @@ def controlnet(
 
     before = _manifest(bundle)
     options = LoadOptions(BASE_CONFIG, variant)
-    manifest, lines = replace_controlnets(bundle, controlnets, options, output, dry_run)
-    _finish(bundle, before, manifest, lines, output, dry_run)
+    manifest, lines = replace_controlnets(bundle, controlnets, options, output, dry_run=dry_run)
+    _finish(bundle, before, manifest, lines, output, dry_run=dry_run)
 
 
 def _manifest(bundle: Path) -> "Manifest":
@@ -125,7 +125,7 @@ def _manifest(bundle: Path) -> "Manifest":
 
 
 def _finish(
-    bundle: Path, before: "Manifest", manifest: "Manifest", lines: list[str], output: Path | None, dry_run: bool
+    bundle: Path, before: "Manifest", manifest: "Manifest", lines: list[str], output: Path | None, *, dry_run: bool
 ) -> None:
     """Says what has changed, and sees to the engines of the bundle."""
     names = sorted(before.sources.keys() | manifest.sources.keys())

@@ -23,6 +23,7 @@ def replace_controlnets(
     controlnets: dict[str, str],
     options: LoadOptions = DEFAULTS,
     output: Path | None = None,
+    *,
     dry_run: bool = False,
 ) -> tuple[Manifest, list[str]]:
     """Replaces the SparseCtrls of a bundle and compares each new graph with torch.
@@ -42,7 +43,7 @@ def replace_controlnets(
             none of its kind or cannot be written.
         BundleError: `bundle` is not a bundle.
     """
-    with open_swap(bundle, output, dry_run) as swap:
+    with open_swap(bundle, output, dry_run=dry_run) as swap:
         for kind, source in controlnets.items():
             if kind not in swap.manifest.controlnets:
                 raise ExportError(f"controlnet_{kind}", f"{quoted(str(bundle))} has no SparseCtrl for {kind}", AGAIN)

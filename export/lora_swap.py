@@ -24,6 +24,7 @@ def replace_loras(
     motion_adapter: str | None = None,
     options: LoadOptions = DEFAULTS,
     output: Path | None = None,
+    *,
     dry_run: bool = False,
 ) -> tuple[Manifest, list[str]]:
     """Replaces all LoRAs that are fused into a bundle.
@@ -47,7 +48,7 @@ def replace_loras(
     """
     for lora in loras:
         read_lora(lora)
-    with open_swap(bundle, output, dry_run) as swap:
+    with open_swap(bundle, output, dry_run=dry_run) as swap:
         sources = swap.manifest.sources
         base = base or _known(sources, "base")
         motion_adapter = motion_adapter or _known(sources, "motion_adapter")

@@ -25,7 +25,7 @@ from .traced_modules import MotionModules
 
 
 def replace_motion_module(
-    source: str, bundle: Path, output: Path | None = None, dry_run: bool = False
+    source: str, bundle: Path, output: Path | None = None, *, dry_run: bool = False
 ) -> tuple[Manifest, list[str]]:
     """Replaces the motion-module weights of `bundle` by those of the adapter `source`.
 
@@ -43,7 +43,7 @@ def replace_motion_module(
             bundle cannot be written.
         BundleError: `bundle` is not a bundle, or has no file of motion-module weights.
     """
-    with open_swap(bundle, output, dry_run) as swap:
+    with open_swap(bundle, output, dry_run=dry_run) as swap:
         graph = swap.manifest.graphs["unet"]
         file = next((name for name in graph.weights if name.endswith(weights_file("unet", ".motion_modules."))), None)
         if file is None:

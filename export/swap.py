@@ -146,7 +146,7 @@ def _ordered(weight: torch.Tensor, place: ir.ExternalTensor) -> ir.TensorProtoco
 
 
 @contextmanager
-def open_swap(bundle: Path, output: Path | None = None, dry_run: bool = False) -> Iterator[Swap]:
+def open_swap(bundle: Path, output: Path | None = None, *, dry_run: bool = False) -> Iterator[Swap]:
     """A bundle whose weights the block replaces. They count when the block has ended without an error.
 
     Args:

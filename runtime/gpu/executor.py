@@ -173,6 +173,7 @@ class GpuExecutor:
         prompts: list[TokenizedPrompt],
         on_progress: OnProgress | None,
         on_preview: OnPreview | None,
+        *,
         least_memory: bool,
     ) -> tuple[Array, dict[str, float]]:
         """Makes a clip. With `least_memory`, SparseCtrl's residuals are computed step by step and not kept."""
@@ -180,7 +181,7 @@ class GpuExecutor:
         with stages.timed("total"):
             with stages.stage("load"):
                 weighted = any(prompt.weighted for prompt in prompts)
-                workspace, variant, key = self._prepare(request, weighted, least_memory)
+                workspace, variant, key = self._prepare(request, weighted=weighted, least_memory=least_memory)
                 if on_preview is not None:
                     variant = self._with_previews(workspace, variant)
                 stages.report("load", 1)
@@ -193,7 +194,7 @@ class GpuExecutor:
         return frames, stages.timings
 
     def _prepare(
-        self, request: CheckedRequest, weighted: bool, least_memory: bool
+        self, request: CheckedRequest, *, weighted: bool, least_memory: bool
     ) -> tuple[Workspace, Variant, Hashable]:
         """The workspace of a request, its variant, and the key of its conditioning (None without keyframes)."""
         workspace = self._workspace(request)

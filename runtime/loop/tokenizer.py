@@ -77,7 +77,9 @@ class ClipTokenizer:
         Raises:
             InvalidRequest: a prompt is too long even for several chunks.
         """
-        prompts = [self.tokenize(text, request.prompt_weights, request.long_prompts) for text in request.texts]
+        prompts = [
+            self.tokenize(text, weighted=request.prompt_weights, long=request.long_prompts) for text in request.texts
+        ]
         prompts[-1] = replace(prompts[-1], clip_skip=request.clip_skip)
         chunks = max(len(prompt.input_ids) for prompt in prompts)
         if chunks > MAX_CHUNKS:
@@ -85,7 +87,7 @@ class ClipTokenizer:
             raise InvalidRequest("long_prompts", reason, f"allowed are at most {MAX_CHUNKS}")
         return prompts
 
-    def tokenize(self, text: str, weighted: bool = False, long: bool = False) -> TokenizedPrompt:
+    def tokenize(self, text: str, *, weighted: bool = False, long: bool = False) -> TokenizedPrompt:
         """The tokens of a prompt.
 
         Args:

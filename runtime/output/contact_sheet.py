@@ -39,11 +39,13 @@ def contact_sheet(frames: NDArray[np.uint8], keyframes: Sequence[FittedKeyframe]
     for start in range(0, len(frames), columns):
         places = range(start, min(start + columns, len(frames)))
         above = [
-            _Cell(place - start, pictures[place], f"keyframe {place}", True) for place in places if place in pictures
+            _Cell(place - start, pictures[place], f"keyframe {place}", marked=True)
+            for place in places
+            if place in pictures
         ]
         if above:
             rows.append(_row(above, columns))
-        cells = [_Cell(place - start, frames[place], str(place), place in pictures) for place in places]
+        cells = [_Cell(place - start, frames[place], str(place), marked=place in pictures) for place in places]
         rows.append(_row(cells, columns))
     return stacked(rows)
 
