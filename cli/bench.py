@@ -98,8 +98,8 @@ def _request(
         InvalidRequest: the bundle does not allow it.
     """
     from ..benchmarks.harness.measured_requests import RequestSize
-    from ..runtime.checked_request import check_request
     from ..runtime.request import ClipRequest
+    from ..runtime.request_checks import check_request
 
     width, height = parse_size(size)
     request = ClipRequest(

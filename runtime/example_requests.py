@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .checked_request import CheckedRequest, check_request
+from .checked_request import CheckedRequest
 from .cpu.executor import HostExecutor
 from .cpu.sessions import Array, Sessions
 from .errors import Cancelled
@@ -15,6 +15,7 @@ from .format.bundle import Bundle
 from .format.clip_layout import ClipSize
 from .load_options import KEPT_BYTES
 from .request import ClipRequest, Keyframe
+from .request_checks import check_request
 
 PROMPTS = (
     "a photo of a red lighthouse on the sea, waves, day turns to night",

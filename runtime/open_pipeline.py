@@ -169,7 +169,7 @@ class OpenPipeline:
         return describe(request, self._weights.bundle_of(request.weights), self.executor)
 
     def _checked(self, request: ClipRequest) -> "CheckedRequest":
-        from .checked_request import check_request
+        from .request_checks import check_request
 
         return check_request(request, self.bundle.manifest, self.executor.in_one_piece, tuple(self.weights))
 

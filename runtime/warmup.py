@@ -6,13 +6,13 @@ from itertools import product
 
 from .backend_interface import Executor
 from .backends import BACKENDS
-from .checked_request import check_request
 from .errors import Cancelled
 from .example_requests import plain_requests
 from .format.bundle import Bundle
 from .format.clip_layout import ClipSize
 from .progress import OnPreview, Progress
 from .request import ClipRequest
+from .request_checks import check_request
 
 GPU_PROMPTS = ("a", "a", "b", "b")
 """A new prompt and one that was there before take other CUDA graphs. Each is proved once more after other captures."""

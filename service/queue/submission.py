@@ -66,6 +66,7 @@ def _request_of_headers(
     return NewRequest(
         id=request.state.request_id,
         key_id=key_id,
+        endpoint=endpoint.name,
         input={},
         created_at=now,
         base_url=root_url(service.settings, request),
@@ -77,7 +78,6 @@ def _request_of_headers(
         object_seconds=lifetime_in_header(headers, settings),
         webhook=_webhook(query.get("fal_webhook"), settings.allow_private),
         idempotency_key=_idempotency_key(headers.get("Idempotency-Key")) if kind == "queue" else None,
-        endpoint=endpoint.name,
     )
 
 

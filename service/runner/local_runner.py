@@ -2,52 +2,20 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import SparseCtrlLcmError
-from .interface import Encoding, Event, Job, JobFailed, Made, OnEvent, RunnerLost
-from .messages import event_of, notify
+from .interface import Job, JobFailed, Made, OnEvent, RunnerLost
 from .process_handle import RunnerProcess
+from .runner_turns import Turn, Turns
 
 log = logging.getLogger(__package__)
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
 """First and longest wait, in seconds, after a process that died before it was ready; the wait doubles."""
-
-
-@dataclass(slots=True, eq=False)
-class _Turn:
-    """A call of `run`. Its listener is not called after the result is set.
-
-    Attributes:
-        heard_at: when the process said something of the job or got it, in the loop's time.
-        alone: whether the process may have no other job meanwhile.
-        cancelled: whether the job was cancelled.
-    """
-
-    job: Job
-    on_event: OnEvent
-    result: asyncio.Future[Made]
-    heard_at: float = 0.0
-    alone: bool = False
-    cancelled: bool = False
-
-    def notify(self, event: Event) -> None:
-        if not self.result.done():
-            notify(self.job, event, self.on_event)
-
-    def end(self, result: Made | Exception) -> None:
-        if self.result.done():
-            return
-        if isinstance(result, Made):
-            self.result.set_result(result)
-        else:
-            self.result.set_exception(result)
 
 
 class LocalRunner:
@@ -106,11 +74,7 @@ class LocalRunner:
         self._refused = asyncio.Event()
         self._refusal: SparseCtrlLcmError | None = None
         self._process: RunnerProcess | None = None  # None unless it is ready
-        self._waiting: deque[_Turn] = deque()
-        self._begun: dict[int, _Turn] = {}  # by number: the one that has the pipeline, and one that is encoded
-        self._running: _Turn | None = None  # has the pipeline
-        self._number = 0
-        self._wake = asyncio.Event()  # a turn has come or ended, the pipeline is free, or the process has ended
+        self._turns = Turns()
         self._supervisor: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -148,34 +112,29 @@ class LocalRunner:
         if supervisor is not None:
             supervisor.cancel()
             await asyncio.wait({supervisor})
-        for turn in self._waiting:
-            turn.end(_stopped())
+        self._turns.end_waiting(_stopped())
 
     async def run(self, job: Job, on_event: OnEvent) -> Made:
         """Makes a clip; see `Runner.run`."""
         if self._stopped:
             raise _stopped()
-        turn = _Turn(job, on_event, asyncio.get_running_loop().create_future())
-        self._waiting.append(turn)
-        self._wake.set()
+        turn = self._turns.add(job, on_event)
         try:
             return await turn.result
         except asyncio.CancelledError:
             self._cancel(turn)
             raise
         finally:
-            with suppress(ValueError):
-                self._waiting.remove(turn)
+            self._turns.leave(turn)
 
     def cancel(self, job_id: str) -> None:
         """Ends a job with `JobFailed("cancelled")`; see `Runner.cancel`."""
-        for turn in (*self._begun.values(), *self._waiting):
-            if turn.job.id == job_id:
-                self._cancel(turn)
+        for turn in self._turns.of_job(job_id):
+            self._cancel(turn)
 
-    def _cancel(self, turn: _Turn) -> None:
+    def _cancel(self, turn: Turn) -> None:
         turn.cancelled = True
-        number = next((number for number, begun in self._begun.items() if begun is turn), None)
+        number = self._turns.number_of(turn)
         if number is not None and self._process is not None:
             self._process.send({"do": "cancel", "job": number})
         else:
@@ -210,91 +169,51 @@ class LocalRunner:
             self._about = (await process.receive(self._start_seconds))["about"]
         except RunnerLost as lost:  # the next attempts may fail too, so nobody has to wait for them
             self._problem = str(lost)
-            for turn in self._waiting:
-                turn.end(lost)
+            self._turns.end_waiting(lost)
             raise
         self._process, self._problem = process, None
         log.info("The runner is ready: %s", self._about)
 
     async def _serve(self, process: RunnerProcess) -> None:
-        """Runs the turns in order in a process, until the process ends."""
-        listener = asyncio.create_task(self._listen(process))
-        listener.add_done_callback(lambda _: self._wake.set())
+        """Gives the process the turns in order, until it ends."""
+        turns, listener = self._turns, asyncio.create_task(self._listen(process))
+        listener.add_done_callback(lambda _: turns.changed.set())
         try:
             while not listener.done():
-                self._wake.clear()
-                self._begin_next(process)
+                turns.changed.clear()
+                if not process.ended and (begun := turns.begin_next()) is not None:
+                    process.send(_order(*begun))
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(self._end_of_silence):
-                        await self._wake.wait()
-                if (end := self._end_of_silence) is not None and end <= _now():
+                        await turns.changed.wait()
+                if (end := self._end_of_silence) is not None and end <= asyncio.get_running_loop().time():
                     raise process.hung(self._step_seconds)
             await listener
         except RunnerLost as lost:
             self._process = None
-            self._lose_jobs(lost)
+            turns.lose_begun(lost)
             raise
         finally:
             listener.cancel()
-            for turn in self._begun.values():
-                turn.end(_stopped())
-            self._begun, self._running = {}, None
+            turns.end_begun(_stopped())
 
     @property
     def _end_of_silence(self) -> float | None:
         """When the process counts as hung unless it says something of the job that has been silent longest."""
-        return min((turn.heard_at + self._step_seconds for turn in self._begun.values()), default=None)
-
-    def _lose_jobs(self, lost: RunnerLost) -> None:
-        """Ends the job that the process died of. If it had two, puts both first in the queue, to be made alone."""
-        turns, self._begun = list(self._begun.values()), {}
-        for turn in reversed(turns):
-            if len(turns) == 1 or not turn.job.retry:
-                turn.end(lost)
-            elif turn.cancelled:
-                turn.end(JobFailed("cancelled", "cancelled when its process died"))
-            else:
-                turn.alone = True
-                self._waiting.appendleft(turn)
-
-    def _begin_next(self, process: RunnerProcess) -> None:
-        """Gives the process the next turn, if its pipeline is free. It finishes it even if the caller has left."""
-        while self._waiting and self._running is None and not process.ended:
-            turn = self._waiting[0]
-            if any(turn.alone or begun.alone for begun in self._begun.values()):
-                return
-            self._waiting.popleft()
-            if turn.result.done():
-                continue
-            job = turn.job
-            self._number += 1
-            self._begun[self._number] = self._running = turn
-            turn.heard_at = _now()
-            keyframes = [(index, str(path)) for index, path in job.keyframes]
-            files = {"keyframes": keyframes, "output": str(job.output), "fps": job.fps}
-            order = {"options": job.options, "previews": job.previews, **files}
-            process.send({"do": "make", "job": self._number, **order})
+        since = self._turns.silent_since
+        return None if since is None else since + self._step_seconds
 
     async def _listen(self, process: RunnerProcess) -> None:
         """Passes on what the process says, until it ends."""
         while True:
-            message = await process.receive(None)
-            number, event = message.pop("job"), event_of(message)
-            turn = self._begun[number]
-            turn.heard_at = _now()
-            if isinstance(event, Made | JobFailed):
-                del self._begun[number]
-                turn.end(event)
-            elif event is not None:
-                turn.notify(event)
-            if isinstance(event, Encoding | Made | JobFailed):
-                if turn is self._running:
-                    self._running = None
-                self._wake.set()
+            self._turns.hear(await process.receive(None))
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+def _order(number: int, job: Job) -> dict[str, Any]:
+    """Returns the message that gives the process a job."""
+    keyframes = [(index, str(path)) for index, path in job.keyframes]
+    files = {"keyframes": keyframes, "output": str(job.output), "fps": job.fps}
+    return {"do": "make", "job": number, "options": job.options, "previews": job.previews, **files}
 
 
 def _stopped() -> RunnerLost:

@@ -8,11 +8,11 @@ from typing import Any
 
 from ...runtime import BackendError, BundleError, ClipRequest, SparseCtrlLcmError, VideoPipeline
 from ...runtime.backends import BACKENDS, choose_backend, find_backend
-from ...runtime.checked_request import check_request
 from ...runtime.format.bundle import Bundle, bundle_folder
 from ...runtime.format.clip_layout import ClipSize
 from ...runtime.format.manifest import Manifest, read_manifest
 from ...runtime.load_options import LoadOptions
+from ...runtime.request_checks import check_request
 from ..settings import Settings
 from .bundle_cache import is_url, local_bundle, read_remote_manifest
 from .devices import has_own_name, is_cuda, runner_devices, share_cores, take_device, uses_gpu

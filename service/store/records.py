@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..settings import DEFAULT_ENDPOINT
-
 State = Literal["queued", "running", "done"]
 NORMAL, LOW = 0, 1
 
@@ -16,6 +14,7 @@ class NewRequest:
     Attributes:
         id: identifies the request.
         key_id: the caller's API key.
+        endpoint: the endpoint in whose queue it waits.
         input: the fields of the endpoint's input that the caller gave, as JSON values.
         created_at: when it arrived.
         base_url: scheme and authority of the URLs in the result.
@@ -29,11 +28,11 @@ class NewRequest:
         home: for `run`, the server that the caller is connected to.
         idempotency_key: the caller's name of this submission; a repeated one gets the first request.
         fingerprint: hash of the input as the caller gave it, to tell a repeated submission from another.
-        endpoint: the endpoint in whose queue it waits.
     """
 
     id: str
     key_id: str
+    endpoint: str
     input: dict[str, Any] = field(repr=False)
     created_at: float
     base_url: str
@@ -47,7 +46,6 @@ class NewRequest:
     home: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
-    endpoint: str = DEFAULT_ENDPOINT
 
 
 @dataclass(frozen=True, slots=True)

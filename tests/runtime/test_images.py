@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 from sparsectrl_lcm.runtime import ClipRequest, InvalidRequest, Keyframe
-from sparsectrl_lcm.runtime.checked_request import check_request
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.images import MAX_PIXELS, load_picture, scribble_doubt
+from sparsectrl_lcm.runtime.request_checks import check_request
 
 
 def gradient(width: int = 40, height: int = 24) -> Image.Image:

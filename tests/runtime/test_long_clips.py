@@ -9,11 +9,11 @@ from fakes.emulated_demo import SMALL, emulated_demo
 from fakes.gpu_emulation import PortableGraphs, emulate
 from pictures import pictures
 from sparsectrl_lcm.runtime import Cancelled, ClipRequest, InvalidRequest, Keyframe, Progress, VideoPipeline
-from sparsectrl_lcm.runtime.checked_request import check_request
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ClipSize
 from sparsectrl_lcm.runtime.loop.conditioning import ConditioningCache
+from sparsectrl_lcm.runtime.request_checks import check_request
 
 PROMPT = "a red circle moves right"
 LONG: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sparsectrl_lcm.runtime import ClipRequest, InvalidRequest, Keyframe, VideoPipeline
-from sparsectrl_lcm.runtime.checked_request import check_request
+from sparsectrl_lcm.runtime.request_checks import check_request
 
 PICTURE = np.zeros((16, 16, 3), np.uint8)
 

@@ -8,9 +8,9 @@ import pytest
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from sparsectrl_lcm.runtime import ClipRequest, InvalidRequest, Keyframe
-from sparsectrl_lcm.runtime.checked_request import check_request
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.images import fit, normalize_scribble
+from sparsectrl_lcm.runtime.request_checks import check_request
 
 
 def gradient(width: int = 40, height: int = 24) -> Image.Image:

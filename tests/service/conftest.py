@@ -24,6 +24,8 @@ import pytest
 from fakes.missing_programs import missing
 from fakes.postgresql_server import postgresql
 from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.service.queue import dispatcher as dispatch
+from sparsectrl_lcm.service.queue import periodic_work, retries
 from sparsectrl_lcm.service.store import SqlStore
 from sparsectrl_lcm.service.store import database as database_module
 
@@ -246,3 +248,24 @@ def hook() -> "Iterator[Receiver]":
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
+    url = f"sqlite:///{tmp_path / 'a.sqlite3'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("database")
+    opened = SqlStore(url)
+    for row in opened.waiting(APP):
+        opened.cancel(row, 0.0)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers notice at once what they look for from time to time."""
+    monkeypatch.setattr(periodic_work, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(dispatch, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(dispatch, "READY_SECONDS", 0.02)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.02)

@@ -11,7 +11,7 @@ from sparsectrl_lcm.service.http.listeners import Listener
 from sparsectrl_lcm.service.server import serve
 from sparsectrl_lcm.service.settings import Settings
 
-from .test_dispatch import StandIn
+from .stand_in import StandIn
 
 
 @asynccontextmanager

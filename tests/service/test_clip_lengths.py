@@ -22,7 +22,7 @@ from sparsectrl_lcm.service.settings import Settings
 from starlette.testclient import TestClient
 
 from .conftest import APP, Server, started
-from .test_dispatch import StandIn, ended, serving, submit
+from .stand_in import StandIn, ended, serving, submit
 
 SHORT, LONG = "me/short", "me/long"
 LENGTHS = {SHORT: 8, LONG: 24, APP: 16}

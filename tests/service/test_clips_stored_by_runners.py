@@ -13,7 +13,7 @@ from sparsectrl_lcm.service.runner import Job, JobFailed, Made, RunnerLost
 from sparsectrl_lcm.service.settings import DAY
 from sparsectrl_lcm.service.store import FileRow
 
-from .test_dispatch import StandIn, ended, serving, submit
+from .stand_in import StandIn, ended, serving, submit
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ from sparsectrl_lcm.service.settings import DAY, Settings
 from sparsectrl_lcm.service.store import SqlStore
 
 from .conftest import APP
-from .test_dispatch import StandIn, ended, serving
-from .test_dispatch import submit as submit_to
-from .test_store import DONE, ids, new, store  # noqa: F401
+from .stand_in import StandIn, ended, serving
+from .stand_in import submit as submit_to
+from .stored_requests import DONE, ids, new
 
 
 class Clocks:
@@ -77,7 +77,7 @@ def test_a_clock_that_is_set_forward_deletes_nothing(tmp_path: Path, monkeypatch
     service.store.close()
 
 
-def test_a_clock_that_was_set_back_holds_no_webhook(store: SqlStore) -> None:  # noqa: F811
+def test_a_clock_that_was_set_back_holds_no_webhook(store: SqlStore) -> None:
     """Also after a restart, when nothing tells how far it was set."""
     (name, *_) = ids()
     store.submit(new(name, webhook="http://h/"), limit=9, key_limit=9, outcome=DONE)

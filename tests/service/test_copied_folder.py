@@ -20,7 +20,9 @@ from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import OwnerLock, SqlStore, owner_lock
 
-from .test_dispatch import StandIn, _soon, ended, new, serving, until  # noqa: F401 (a fixture)
+from .stand_in import StandIn, ended, new, serving, until
+
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 def end_session(database: str, owner: str) -> bool:

@@ -13,7 +13,7 @@ from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import STORE_FAILURES
 
 from .conftest import APP
-from .test_dispatch import StandIn
+from .stand_in import StandIn
 
 
 def damaged(folder: Path, first: int) -> Service:

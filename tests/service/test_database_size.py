@@ -35,7 +35,7 @@ def fill(path: Path, requests: int = REQUESTS, first: int = 0) -> None:
     store = SqlStore(f"sqlite:///{path}")
     for number in range(first, first + requests):
         given = {"prompt": "a", "keyframe_0_image_url": "data:," + "x" * 1_600_000}
-        store.submit(NewRequest(str(number), "k", given, time.time(), "http://x"), limit=1000, key_limit=1000)
+        store.submit(NewRequest(str(number), "k", APP, given, time.time(), "http://x"), limit=1000, key_limit=1000)
     for number in range(first + 1, first + requests):
         store.cancel(str(number), time.time())
     store.close()
@@ -109,7 +109,7 @@ def test_the_log_of_writes_is_bounded(tmp_path: Path) -> None:
     store = SqlStore(f"sqlite:///{database(tmp_path)}")
     given = {"prompt": "a", "keyframe_0_image_url": "data:," + "x" * 40 * MIB}
     for number, text in enumerate([given, {}, {}]):
-        store.submit(NewRequest(str(number), "k", text, time.time(), "http://x"), limit=9, key_limit=9)
+        store.submit(NewRequest(str(number), "k", APP, text, time.time(), "http://x"), limit=9, key_limit=9)
     assert sizes(tmp_path)[1] <= 16 * MIB
     store.close()
 

@@ -15,7 +15,7 @@ from sparsectrl_lcm.service.store import Change, NewRequest, SqlStore, tables
 from starlette.testclient import TestClient
 
 from .conftest import started
-from .test_dispatch import StandIn
+from .stand_in import StandIn
 
 OTHER = "me/portraits"
 
@@ -33,7 +33,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
 
 def submit(store: SqlStore, endpoint: str, *names: str) -> list[int]:
     """Submits requests whose key is the first letter of the name; returns how many wait ahead of each."""
-    new = [NewRequest(name, name[0], {"prompt": name}, 1.0, "http://x", endpoint=endpoint) for name in names]
+    new = [NewRequest(name, name[0], endpoint, {"prompt": name}, 1.0, "http://x") for name in names]
     return [store.submit(each, limit=100, key_limit=100).ahead for each in new]
 
 
@@ -59,7 +59,7 @@ def test_a_cancelled_request_moves_only_those_of_its_queue(store: SqlStore) -> N
 def test_endpoints_may_be_given_the_same_idempotency_key(store: SqlStore) -> None:
     for name, endpoint, given in (("r1", DEFAULT_ENDPOINT, "f"), ("r2", OTHER, "g")):
         named = {"idempotency_key": "order 17", "fingerprint": given}
-        new = NewRequest(name, "k", {}, 1.0, "http://x", endpoint=endpoint, **named)
+        new = NewRequest(name, "k", endpoint, {}, 1.0, "http://x", **named)
         for again in (new, replace(new, id="again")):
             assert store.submit(again, limit=100, key_limit=100).id == name
 

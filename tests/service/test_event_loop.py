@@ -16,7 +16,7 @@ from sparsectrl_lcm.service.server import open_service, running
 from sparsectrl_lcm.service.settings import Settings
 
 from .conftest import APP
-from .test_dispatch import StandIn
+from .stand_in import StandIn
 
 
 def test_the_disk_is_left_to_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from sparsectrl_lcm.service.settings import Settings
 from starlette.testclient import TestClient
 
 from .conftest import APP, HERE, Server, started
-from .test_dispatch import StandIn
+from .stand_in import StandIn
 
 SCRIBBLE = HERE.parents[1] / "demo/scribbles/frame_08.png"
 GIVEN = {"prompt": "a", "width": 72, "height": 64, "num_frames": 24, "fps": 12.5, "output_format": "webm"}

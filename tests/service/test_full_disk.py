@@ -16,7 +16,7 @@ from sparsectrl_lcm.service.runner import JobFailed
 from sparsectrl_lcm.service.runner.clip_jobs import failure_of
 from sparsectrl_lcm.service.runner.picture_reader import PictureReader
 
-from .test_dispatch import StandIn, ended, serving, submit
+from .stand_in import StandIn, ended, serving, submit
 
 
 @pytest.fixture(autouse=True)

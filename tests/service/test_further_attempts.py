@@ -31,7 +31,7 @@ def test_only_the_first_start_has_a_deadline(tmp_path: Path) -> None:
     """A request that started in time and lost its runner waits for another start as long as it takes."""
     store = SqlStore(f"sqlite:///{tmp_path / 'a.sqlite3'}")
     for request_id in ("lost", "late"):
-        request = NewRequest(request_id, "k", {}, 1.0, "http://x", start_by=10.0)
+        request = NewRequest(request_id, "k", APP, {}, 1.0, "http://x", start_by=10.0)
         store.submit(request, limit=9, key_limit=9)
     taken = store.claim("lost", "me", 2.0, 30.0)
     assert taken is not None

@@ -17,7 +17,7 @@ from sparsectrl_lcm.service.settings import Settings
 
 from .conftest import ports
 from .serving_here import serving_here
-from .test_dispatch import StandIn
+from .stand_in import StandIn
 
 KEY = re.compile(r"[0-9a-f]{16}:[\w-]{43}")
 

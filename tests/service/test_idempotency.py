@@ -17,8 +17,8 @@ from sparsectrl_lcm.service.store import OtherInput, SqlStore
 from starlette.testclient import TestClient
 
 from .conftest import APP, Server
-from .test_dispatch import StandIn
-from .test_store import DONE, new, store  # noqa: F401
+from .stand_in import StandIn
+from .stored_requests import DONE, new
 
 
 def test_a_repeated_submission_gets_the_first_request(stub: Server) -> None:
@@ -52,7 +52,7 @@ def test_a_submission_is_known_to_later_versions(tmp_path: Path) -> None:
     service.store.close()
 
 
-def test_the_key_is_stored_with_the_request(store: SqlStore) -> None:  # noqa: F811
+def test_the_key_is_stored_with_the_request(store: SqlStore) -> None:
     first = replace(new(f"{time.monotonic_ns()}"), idempotency_key=f"{time.monotonic_ns()}", fingerprint="f")
     assert submit(store, first) == submit(store, replace(first, id="again")) == first.id
     with pytest.raises(OtherInput):
@@ -85,5 +85,5 @@ def test_clients_that_repeat_at_once_at_several_servers(database: str, tmp_path:
             opened.close()
 
 
-def submit(store: SqlStore, request: Any) -> str:  # noqa: F811
+def submit(store: SqlStore, request: Any) -> str:
     return store.submit(request, limit=100, key_limit=100).id

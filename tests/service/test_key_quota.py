@@ -131,7 +131,7 @@ def test_uploads_at_once_do_not_exceed_it(request: pytest.FixtureRequest, tmp_pa
 
     with ThreadPoolExecutor(8) as threads:
         assert sum(threads.map(add, range(8))) == 3
-    request_of = dataclasses.replace(NewRequest("r", key, {"prompt": "a"}, 1.0, "http://x"), id=key)
+    request_of = dataclasses.replace(NewRequest("r", key, APP, {"prompt": "a"}, 1.0, "http://x"), id=key)
     with pytest.raises(QuotaExceeded):
         stores[0].submit(request_of, limit=10**6, key_limit=9, key_bytes=QUOTA)
     for store in stores:

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.runner import RunnerStatus
 
 from .conftest import APP
-from .test_dispatch import StandIn, _soon, ended, serving, submit, until  # noqa: F401 (a fixture)
+from .stand_in import StandIn, ended, serving, submit, until
+
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 def test_waiting_and_running_requests(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from sparsectrl_lcm.service.objects.object_stores import FilesUnavailable, check
 from sparsectrl_lcm.service.objects.stored_files import file_url, keep_file, remove_expired_files
 from sparsectrl_lcm.service.settings import DAY
 
-from .test_dispatch import StandIn, _soon, ended, serving, submit, until  # noqa: F401 (a fixture)
+from .stand_in import StandIn, ended, serving, submit, until
+
+pytestmark = pytest.mark.usefixtures("soon")
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108020000009077"

@@ -23,8 +23,10 @@ from sparsectrl_lcm.service.store.outage import StoreUnavailable
 from sqlalchemy import event
 
 from .conftest import APP, Server, started
-from .test_dispatch import StandIn, _soon, ended, failing, serving  # noqa: F401 (a fixture)
-from .test_dispatch import submit as submit_to
+from .stand_in import StandIn, ended, failing, serving
+from .stand_in import submit as submit_to
+
+pytestmark = pytest.mark.usefixtures("soon")
 
 SECONDS = 2.5
 """How long an outage lasts at least: longer than a key is remembered."""

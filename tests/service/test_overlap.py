@@ -15,7 +15,7 @@ from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
 from sparsectrl_lcm.service.store import tables
 from sqlalchemy import func, select
 
-from .test_dispatch import StandIn, ended, serving, submit, until
+from .stand_in import StandIn, ended, serving, submit, until
 from .test_runner import ignore, job
 
 

@@ -16,13 +16,13 @@ from sparsectrl_lcm.service.store import Change, Outcome, RequestRow, SqlStore, 
 from sqlalchemy import event
 
 from .conftest import APP
-from .test_dispatch import StandIn
-from .test_dispatch import submit as submit_to
-from .test_store import new, outcome_of, store  # noqa: F401
+from .stand_in import StandIn
+from .stand_in import submit as submit_to
+from .stored_requests import new, outcome_of
 
 
 @pytest.fixture
-def queue(store: SqlStore) -> Iterator["Queue"]:  # noqa: F811
+def queue(store: SqlStore) -> Iterator["Queue"]:
     made = Queue(store)
     yield made
     made.wait_again()
@@ -33,7 +33,7 @@ def queue(store: SqlStore) -> Iterator["Queue"]:  # noqa: F811
 class Queue:
     """The store with keys and requests named in short: `a1` is the first request of the key `a`."""
 
-    def __init__(self, store: SqlStore) -> None:  # noqa: F811
+    def __init__(self, store: SqlStore) -> None:
         self.store = store
         self._mark = f"{time.monotonic_ns()}-"
         self._running: dict[str, RequestRow] = {}

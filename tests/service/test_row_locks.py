@@ -10,7 +10,7 @@ from sparsectrl_lcm.service.store import Change, SqlStore, request_queries
 from sqlalchemy import text
 
 from .conftest import APP
-from .test_store import new
+from .stored_requests import new
 
 
 def test_requests_that_end_at_the_same_time(database: str, monkeypatch: pytest.MonkeyPatch) -> None:

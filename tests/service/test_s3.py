@@ -18,7 +18,7 @@ from sparsectrl_lcm.service.runner.bundle_cache import local_bundle
 from sparsectrl_lcm.service.server import forget_what_is_old
 
 from .conftest import Server, started
-from .test_dispatch import serving
+from .stand_in import serving
 from .test_object_store_outages import PNG
 from .test_outages import get, lines, submit, until
 

@@ -19,8 +19,10 @@ from sparsectrl_lcm.service.settings import Settings
 from starlette.testclient import TestClient
 
 from .conftest import Server, ports, started
-from .test_dispatch import StandIn, _soon, ended, new, submit, until  # noqa: F401 (a fixture)
+from .stand_in import StandIn, ended, new, submit, until
 from .test_python_client import python
+
+pytestmark = pytest.mark.usefixtures("soon")
 
 ONE, OTHER = "me/portraits", "me/landscapes"
 SEEDS = {ONE: 11, OTHER: 22}

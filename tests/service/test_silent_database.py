@@ -22,7 +22,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from .conftest import APP, started
-from .test_dispatch import StandIn, submit
+from .stand_in import StandIn, submit
 
 
 def test_a_silent_database_holds_up_nothing_for_ever(

@@ -2,10 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -13,62 +11,13 @@ from sparsectrl_lcm.service.store import (
     Change,
     FileRow,
     LogRow,
-    NewRequest,
     Outcome,
     QueueFull,
-    RequestRow,
     SqlStore,
-    tables,
 )
-from sqlalchemy import select
 
 from .conftest import APP, started
-
-DONE = Outcome(200, {"seed": 1}, seconds=1.5)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
-    url = f"sqlite:///{tmp_path / 'a.sqlite3'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("database")
-    opened = SqlStore(url)
-    for row in opened.waiting(APP):
-        opened.cancel(row, 0.0)
-    yield opened
-    opened.close()
-
-
-def new(request_id: str, **values: Any) -> NewRequest:
-    given = {"key_id": "k", "input": {"prompt": "ä\u0000\ud800"}, "created_at": 1.0, "base_url": "http://x"}
-    return NewRequest(**({"id": request_id} | given | values))
-
-
-def submit(store: SqlStore, request_id: str, **values: Any) -> None:
-    store.submit(new(request_id, **values), limit=100, key_limit=100)
-
-
-def ids() -> list[str]:
-    return [f"{time.monotonic_ns()}-{place}" for place in range(3)]
-
-
-def claim(store: SqlStore, owner: str = "me", now: float = 2.0, lease_seconds: float = 30.0) -> RequestRow | None:
-    for request_id in store.ahead(APP, 1, now):
-        taken = store.claim(request_id, owner, now, lease_seconds)
-        return None if taken is None else taken[0]
-    return None
-
-
-def claimed(store: SqlStore, **how: Any) -> RequestRow:
-    row = claim(store, **how)
-    assert row is not None
-    return row
-
-
-def outcome_of(store: SqlStore, request_id: str) -> Outcome:
-    row = store.get(request_id)
-    assert row is not None and row.outcome is not None
-    return row.outcome
+from .stored_requests import DONE, claimed, ids, input_of, new, outcome_of, submit
 
 
 def test_order_priority_and_claims(store: SqlStore) -> None:
@@ -92,12 +41,6 @@ def test_order_priority_and_claims(store: SqlStore) -> None:
     assert store.counts(APP).keys() == {"queued", "running"}
     assert store.logs(first) == [LogRow("a", "INFO", 2.5, {"x": "y"})]
     assert input_of(store, first) is None
-
-
-def input_of(store: SqlStore, request_id: str) -> Any:
-    with store.engine.connect() as connection:
-        query = select(tables.requests.c.input).where(tables.requests.c.id == request_id)
-        return connection.execute(query).scalar_one()
 
 
 def test_only_the_try_that_is_under_way_counts(store: SqlStore) -> None:

@@ -13,7 +13,7 @@ import pytest
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.runner import LocalRunner, RunnerLost, local_runner
 
-from .test_dispatch import StandIn, ended, serving, submit, until
+from .stand_in import StandIn, ended, serving, submit, until
 from .test_runner import failure_of, ignore, job
 
 

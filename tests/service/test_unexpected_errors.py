@@ -17,7 +17,7 @@ from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
 
 from .conftest import APP, Server
-from .test_dispatch import StandIn
+from .stand_in import StandIn
 
 
 @pytest.mark.parametrize(

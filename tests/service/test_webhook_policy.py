@@ -15,6 +15,8 @@ from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import NewRequest, Outcome
 
+from .conftest import APP
+
 ENOUGH = 6
 """More attempts than any case allows."""
 
@@ -63,7 +65,7 @@ def attempts(folder: Path, url: str, **settings: Any) -> list[tuple[str | None, 
                 loop.call_soon_threadsafe(ended.set)
 
         store.webhook_tried = webhook_tried
-        request = NewRequest("a", "k", {}, 1.0, "http://x", webhook=url)
+        request = NewRequest("a", "k", APP, {}, 1.0, "http://x", webhook=url)
         store.submit(request, limit=9, key_limit=9, outcome=Outcome(422, {}, "x"))
         webhooks = Webhooks(service)
         await webhooks.start()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from sparsectrl_lcm.service.store import NewRequest, Outcome, SqlStore, WebhookRow
 
-from .conftest import Server, started
+from .conftest import APP, Server, started
 from .test_webhooks import Receiver
 
 HANGING = 200
@@ -63,7 +63,7 @@ def test_turns_of_keys(store: SqlStore) -> None:
     for name in "aaaaaabbc":
         number = next(times)
         request = NewRequest(
-            f"{name}{number}-{salt}", keys[name], {}, float(number), "http://x", webhook=f"http://{number}/"
+            f"{name}{number}-{salt}", keys[name], APP, {}, float(number), "http://x", webhook=f"http://{number}/"
         )
         store.submit(request, limit=10**6, key_limit=9, outcome=Outcome(422, {}, "x"))
 

@@ -24,7 +24,7 @@ from sparsectrl_lcm.service.runner.ray_pool import RayPool
 from sparsectrl_lcm.service.settings import Settings
 
 from .conftest import APP
-from .test_dispatch import StandIn, ended, posted, serving, submit
+from .stand_in import StandIn, ended, posted, serving, submit
 
 
 def asking(name: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sparsectrl_lcm.service.settings import Settings
 from starlette.testclient import TestClient
 
 from ..conftest import APP, missing, started
-from ..test_dispatch import StandIn
+from ..stand_in import StandIn
 
 
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
