@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from . import batch, bench, build, doctor, export, generate, inspect, keys, serve, swaps, verify
+from . import batch, bench, build, doctor, example, export, generate, inspect, keys, serve, swaps, verify
 from .app import App
 
 WrongUse: Any = typer.BadParameter.__base__
@@ -16,10 +16,12 @@ WrongUse: Any = typer.BadParameter.__base__
 app = App(
     name="sparsectrl-lcm",
     help="Keyframes and a prompt in, a 16-frame clip out: AnimateDiff + SparseCtrl + LCM.",
+    epilog="To begin: sparsectrl-lcm example",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(generate.generate)
+app.command()(example.example)
 app.command()(batch.batch)
 export.app.command("motion-module")(swaps.motion_module)
 export.app.command("lora")(swaps.lora)
@@ -62,7 +64,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _command().main(args=arguments, prog_name="sparsectrl-lcm", standalone_mode=False)
     except WrongUse as error:
-        return _fail(error.format_message())
+        command = error.ctx.command_path if error.ctx else "sparsectrl-lcm"
+        return _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`")
     except (typer.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         return 130

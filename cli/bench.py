@@ -26,7 +26,7 @@ ROWS = (
     ("second seed", "second_seed", "total"),
 )
 LEGEND = """\
-Seconds: medians of {repeat} rounds (smallest .. largest), with graphs already open. Each first request has a new
+Seconds: medians of {rounds} (smallest .. largest), with graphs already open. Each first request has a new
 prompt; the second seed repeats its prompt and keyframes. Memory: the peak of a backend's process on the host."""
 
 
@@ -48,7 +48,10 @@ def bench(
         Path | None, typer.Option("--json", metavar="FILE", help="Write all samples to this file.")
     ] = None,
 ) -> None:
-    """Measure requests with three scribbles as keyframes; each backend runs in its own process."""
+    """Measure requests on each backend.
+
+    They have three scribbles as keyframes. Each backend runs in its own process.
+    """
     from ..benchmarks.harness.rounds import Rounds
     from ..runtime.format.bundle import Bundle
     from ..runtime.machine import memory_bytes
@@ -81,7 +84,7 @@ def bench(
     if results:
         clip = f"{request.frames} frames of {request.width}x{request.height}, {steps} steps, guidance {guidance:g}"
         print_table(_table(clip, results))
-        typer.echo(LEGEND.format(repeat=repeat))
+        typer.echo(LEGEND.format(rounds=f"{repeat} round{'s' if repeat > 1 else ''}"))
     failed = {name: result.failed for name, result in rounds.results.items() if result.failed}
     for name, reason in failed.items():
         typer.echo(f"{name}: {reason}", err=True)

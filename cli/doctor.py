@@ -4,7 +4,7 @@ import typer
 
 
 def doctor() -> None:
-    """Show which backends can run on this machine, and what the others need."""
+    """Show which backends can run here, and what others need."""
     from rich.table import Table
 
     from ..runtime.backends import BACKENDS, availability
@@ -31,7 +31,11 @@ def doctor() -> None:
             typer.echo(f"{item.backend}: {note}")
     usable = [item.backend for item in found if not item.reason]
     if usable:
-        rule = f"--backend auto takes the first of {', '.join(usable)} that has engines for the bundle, or needs none"
+        rule = f"--backend auto takes {usable[0]}"
+        if len(usable) > 1:
+            rule = (
+                f"--backend auto takes the first of {', '.join(usable)} that has engines for the bundle, or needs none"
+            )
         if compiling := [name for name in usable if BACKENDS[name].compiles]:
             rule += f"; generate leaves out {' and '.join(compiling)} if compiling takes longer than it saves"
         typer.echo(rule)

@@ -89,7 +89,9 @@ def export(
         return
     required = {"--base": base, "--motion-adapter": motion_adapter, "--output": output or dry_run or None}
     if missing := [name for name, value in required.items() if value is None]:
-        raise InvalidRequest("export", f"{' and '.join(missing)} missing", "see `sparsectrl-lcm export --help`")
+        *others, last = missing
+        names = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+        raise InvalidRequest("export", f"{names} missing", "see `sparsectrl-lcm export --help`")
     assert base is not None
     assert motion_adapter is not None
     need_export_extra()

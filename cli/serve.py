@@ -81,7 +81,7 @@ def serve(
     docs: Annotated[bool, typer.Option("--docs", help="Swagger UI at /docs.")] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
-    """Serve fal's protocol: queue, runs, storage, webhooks, and a page at /."""
+    """Serve fal's protocol over HTTP, and a page at /."""
     need_service("serve")
     import asyncio
 

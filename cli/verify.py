@@ -40,7 +40,7 @@ def verify(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Compare a backend's engines with the portable graphs, on real requests.
+    """Check a backend's engines against the portable graphs.
 
     Exits with 1 if something is out of bounds, was not compared, or was not replayed as a CUDA graph.
     """

@@ -186,7 +186,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, pictures: Pat
 
 def test_missing_options(tmp_path: Path) -> None:
     fails(run_here("generate", "-o", "clip.mp4", cwd=tmp_path), "--prompt")
-    fails(run_here("export", "--base", "x", cwd=tmp_path), "--motion-adapter and --output missing")
+    fails(run_here("export", "--base", "x", cwd=tmp_path), "--motion-adapter and --output are missing")
     motion_module = run_here("export", "motion-module", "--motion-adapter", "x", cwd=tmp_path)
     fails(motion_module, "give BUNDLE, --standalone or both")
     fails(run("paint", cwd=tmp_path), "No such command 'paint'")

@@ -1,0 +1,57 @@
+"""`sparsectrl-lcm example`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PROMPT, SEED = "a yellow star grows over a navy and teal ground", 4
+KEYFRAMES = (0, 8, 15)
+REQUESTS = """\
+{"id": "star", "prompt": "a red star moves up over a grey ground", "keyframes": [{"index": 0, "image": "scribbles/frame_00.png"}], "seeds": 2, "frames": 4, "num_inference_steps": 2}
+{"id": "circle", "prompt": "a blue circle grows over a green ground", "seed": 7, "frames": 4, "num_inference_steps": 2, "fps": 4}
+"""  # noqa: E501
+
+
+def example(
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new or empty folder.")] = Path("demo"),
+) -> None:
+    """Write files to begin with: scribbles, requests, a bundle.
+
+    They are what the documents find in a clone: `scribbles` for --keyframe, `requests.jsonl` for `batch`, and a copy of
+    the demo bundle for `build` and others.
+    """
+    import shutil
+    from importlib.resources import files
+
+    from .. import service
+    from ..runtime.errors import OutputError, reason_of
+    from ..runtime.format.bundle import demo_bundle
+    from ..runtime.format.temporary_folders import staged_folder
+    from ..runtime.operating_system import quote_argument
+
+    pictures = files(service).joinpath("page")
+    target = output.absolute()
+    try:
+        if target.exists() and any(target.iterdir()):
+            raise OutputError("output", f"the folder {str(output)!r} is not empty", "name a new one")
+        with staged_folder(target.parent, target.name) as staged:
+            (staged / "scribbles").mkdir()
+            for frame in KEYFRAMES:
+                content = pictures.joinpath(f"example-{frame:02}.png").read_bytes()
+                (staged / f"scribbles/frame_{frame:02}.png").write_bytes(content)
+            (staged / "requests.jsonl").write_text(REQUESTS, encoding="utf-8")
+            shutil.copytree(demo_bundle(), staged / "bundle", ignore=shutil.ignore_patterns("engines"))
+            if target.exists():
+                target.rmdir()
+            staged.rename(target)
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = f"{str(output)!r} cannot be written: {reason_of(error)}"
+        raise OutputError("output", reason, "name a new folder") from None
+    keyframes = [f"--keyframe={frame}={output / f'scribbles/frame_{frame:02}.png'}" for frame in KEYFRAMES]
+    clip = ["generate", "--prompt", PROMPT, *keyframes, "--seed", str(SEED), "-o", "star.mp4"]
+    typer.echo(f"{output}: scribbles, requests.jsonl and bundle; now run")
+    for words in (clip, ["batch", str(output / "requests.jsonl"), "-o", "clips"]):
+        typer.echo(" ".join(["sparsectrl-lcm", *map(quote_argument, words)]))
