@@ -137,8 +137,10 @@ def _open(bundle: str) -> tuple[Any, str]:
 
 def _version(store: Any, root: str, bundle: str) -> str:
     """Returns a checksum of the files that have the checksums of all others."""
-    indices = [f"{root}/{MANIFEST}", *sorted(path for path in store.find(f"{root}/engines") if path.endswith(".json"))]
-    return hashlib.sha256(b"\0".join([bundle.encode(), *map(store.cat_file, indices)])).hexdigest()[:32]
+    limit = time_limit(store)
+    engines = sorted(path for path in store.find(f"{root}/engines", **limit) if path.endswith(".json"))
+    indices = [store.cat_file(path, **limit) for path in (f"{root}/{MANIFEST}", *engines)]
+    return hashlib.sha256(b"\0".join([bundle.encode(), *indices])).hexdigest()[:32]
 
 
 def _fetch(store: Any, root: str, folder: Path) -> Path:
@@ -146,12 +148,14 @@ def _fetch(store: Any, root: str, folder: Path) -> Path:
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)  # of a process that died
     # by name: a pattern's characters may be in `root`, and "folders" of S3's console are objects that end in "/"
-    remote = [path for path in store.find(root) if not path.endswith("/")]
+    sizes = store.find(root, detail=True, **time_limit(store))
+    remote = [path for path in sizes if not path.endswith("/")]
     local = [Path(part, os.path.relpath(path, root)) for path in remote]
     if any(".." in path.parts for path in local):
         raise BundleError("bundle", "a file of it has a name with '..'", "upload the folder that `export` wrote")
     for place in {path.parent for path in local}:
         place.mkdir(parents=True, exist_ok=True)
-    store.get(remote, [str(path) for path in local])
+    limit = time_limit(store, sum(sizes[path]["size"] or 0 for path in remote))
+    store.get(remote, [str(path) for path in local], **limit)
     verify(part, read_manifest(part))
     return part

@@ -1,12 +1,15 @@
 """Bundles in an object store are fetched once, whole, and deleted when nobody loads them any more."""
 
+import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sparsectrl_lcm.runtime import BundleError
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
+from sparsectrl_lcm.service.objects import object_stores
 from sparsectrl_lcm.service.runner import bundle_cache
 from sparsectrl_lcm.service.runner.bundle_cache import local_bundle, read_remote_manifest
 
@@ -37,6 +40,34 @@ def test_an_error_does_not_tell_the_password_of_a_store(tmp_path: Path) -> None:
             read("memory://user:secret@none")
         assert refused.value.reason.startswith("memory://none cannot be ")
         assert "secret" not in str(refused.value)
+
+
+def test_a_store_that_falls_silent_while_a_bundle_is_fetched_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import fsspec
+    from fsspec.asyn import AsyncFileSystem
+
+    class Stalled(AsyncFileSystem):
+        protocol = "stalled"
+
+        async def _find(self, path: str, detail: bool = False, **_: Any) -> Any:
+            found = {} if path.endswith("engines") else {f"{path}/manifest.json": {"size": 10}}
+            return found if detail else list(found)
+
+        async def _cat_file(self, *_: Any, **__: Any) -> bytes:
+            return b"a manifest"
+
+        async def _get_file(self, *_: Any, **__: Any) -> None:
+            await asyncio.sleep(60)
+
+    fsspec.register_implementation("stalled", Stalled, clobber=True)
+    monkeypatch.setattr(object_stores, "CALL_SECONDS", 0.1)
+    monkeypatch.setattr("sparsectrl_lcm.service.runner.bundle_cache.user_cache_path", lambda _: tmp_path)
+    begun = time.monotonic()
+    with pytest.raises(BundleError, match="^bundle: stalled://b cannot be fetched: it does not answer; check bucket"):
+        local_bundle("stalled://b")
+    assert time.monotonic() - begun < 10
 
 
 def test_a_bundle_that_changes_while_it_is_fetched_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -137,6 +137,8 @@ def test_a_silent_store_is_given_up(s3: S3Server, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(FilesUnavailable, match="it does not answer"):
             open_files("s3://bucket").put("a", b"a")
+        with pytest.raises(BundleError, match="^bundle: s3://bucket/b cannot be fetched: it does not answer; check"):
+            local_bundle("s3://bucket/b")
     assert time.monotonic() - begun < 10
 
 
