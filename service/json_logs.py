@@ -3,27 +3,27 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
 PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-_endpoint: ContextVar[str | None] = ContextVar("endpoint", default=None)
+_fields: ContextVar[Mapping[str, str]] = ContextVar("fields", default={})  # noqa: B039  never changed
 
 
 @contextmanager
-def logs_of(endpoint: str) -> Iterator[None]:
-    """The block, and the tasks that begin in it, write the name of the endpoint into their logs."""
-    before = _endpoint.set(endpoint)
+def logs_of(**fields: str) -> Iterator[None]:
+    """The block, and the tasks that begin in it, write these fields into their logs, such as the endpoint's name."""
+    before = _fields.set({**_fields.get(), **fields})
     try:
         yield
     finally:
-        _endpoint.reset(before)
+        _fields.reset(before)
 
 
 class JsonLines(logging.Formatter):
-    """Writes a record as JSON: time, level, logger, message, the endpoint, and the fields given as `extra`.
+    """Writes a record as JSON: time, level, logger, message, the fields of `logs_of`, and those given as `extra`.
 
     Ray adds its own fields.
     """
@@ -36,8 +36,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if (endpoint := _endpoint.get()) is not None:
-            line["endpoint"] = endpoint
+        line |= _fields.get()
         line |= {name: value for name, value in vars(record).items() if name not in PLAIN and not name.startswith("_")}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)

@@ -97,7 +97,7 @@ async def running(service: Service) -> AsyncIterator[Dispatchers]:
     """Runs runners, dispatchers, webhooks and sweeper until the block ends."""
     dispatchers, webhooks = Dispatchers(service), Webhooks(service)
     for name, endpoint in service.endpoints.items():
-        with logs_of(name):
+        with logs_of(endpoint=name):
             await endpoint.runner.start()
     await dispatchers.start()
     await webhooks.start()

@@ -190,7 +190,8 @@ class Dispatcher:
 
     def _lost(self, view: View, error: RunnerLost) -> Outcome | RunnerLost:
         self.service.metrics.lost.labels(self._endpoint.name, error.kind).inc()
-        log.error("the runner was lost: %s", error.message, extra={"request_id": view.row.id})
+        about = {"request_id": view.row.id} | ({"runner": error.runner} if error.runner else {})
+        log.error("the runner was lost: %s", error.message, extra=about)
         self._board.log(view, f"The runner was lost: {error.message}", "ERROR")
         if error.kind == "stopped" or (view.row.retry and view.row.crashes < self.service.settings.retries):
             return error

@@ -34,7 +34,7 @@ class Dispatchers:
             log.info("requests that were interrupted run again", extra={"requests": left})
         await self._warn_of_other_endpoints()
         for name, dispatcher in self._all.items():
-            with logs_of(name):
+            with logs_of(endpoint=name):
                 dispatcher.start()
         self._ticker = asyncio.create_task(work_forever(self._service), name="tick")
 

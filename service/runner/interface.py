@@ -123,7 +123,10 @@ class RunnerLost(Exception):
         message: how the process ended, in one line.
         lines: the last lines that it printed, for logs.
         refusal: if refused, the error that keeps every process from loading.
+        runner: name of the runner, if it is one of several.
     """
+
+    runner = ""
 
     def __init__(
         self, kind: LossKind, message: str, lines: tuple[str, ...] = (), refusal: SparseCtrlLcmError | None = None

@@ -172,7 +172,7 @@ class LocalRunner:
             self._turns.end_waiting(lost)
             raise
         self._process, self._problem = process, None
-        log.info("The runner is ready: %s", self._about)
+        log.info("the runner is ready", extra=self._about)
 
     async def _serve(self, process: RunnerProcess) -> None:
         """Gives the process the turns in order, until it ends."""

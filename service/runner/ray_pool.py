@@ -256,7 +256,7 @@ class RayPool:
         if self._states.get("RUNNING") and not self._about:
             async with asyncio.timeout(ANSWER_SECONDS):
                 self._about = await _aside(lambda: published_about(self.name))
-            log.info("The runner is ready: %s", self._about)
+            log.info("the runner is ready", extra=self._about)
         failed = status.status == "DEPLOY_FAILED"
         if deployment and (reason := reason_in(deployment.message)):
             self._problem = reason

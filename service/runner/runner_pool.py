@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...runtime.errors import SparseCtrlLcmError
+from ..json_logs import logs_of
 from .interface import Encoding, Event, Job, JobFailed, Made, OnEvent, RunnerLost, RunnerStatus
 from .local_runner import LocalRunner
 
@@ -91,7 +92,8 @@ class RunnerPool:
     async def start(self) -> None:
         """Begins to load the models and returns at once."""
         for member in self._members:
-            await member.runner.start()
+            with logs_of(runner=member.name):
+                await member.runner.start()
 
     async def stop(self) -> None:
         """Kills the processes and ends all jobs with `RunnerLost("stopped")`."""
@@ -121,16 +123,18 @@ class RunnerPool:
 
     async def refused(self) -> SparseCtrlLcmError:
         """See `Runner.refused`: returns the first runner's error once all are refused."""
-        waits = [asyncio.ensure_future(member.runner.refused()) for member in self._members]
+        waits = [asyncio.ensure_future(self._refused(member)) for member in self._members]
         try:
-            for done in asyncio.as_completed(waits):
-                error = await done
-                if len(waits) > 1:
-                    log.error("a runner is left out: %s", error)
-            return waits[0].result()
+            return (await asyncio.gather(*waits))[0]
         finally:
             for wait in waits:
                 wait.cancel()
+
+    async def _refused(self, member: _Member) -> SparseCtrlLcmError:
+        error = await member.runner.refused()
+        if len(self._members) > 1:
+            log.error("a runner is left out: %s", error, extra={"runner": member.name})
+        return error
 
     async def run(self, job: Job, on_event: OnEvent) -> Made:
         """Makes a clip; see `Runner.run`."""
@@ -148,6 +152,8 @@ class RunnerPool:
             try:
                 made = await member.runner.run(job, listen)
             except (RunnerLost, JobFailed) as error:
+                if isinstance(error, RunnerLost):
+                    error.runner = member.name
                 if isinstance(error, RunnerLost) or error.field == "weights":  # it has those of the bundle again
                     member.forget()
                 raise

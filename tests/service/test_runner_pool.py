@@ -1,6 +1,7 @@
 """Several runners in one server: real processes, in which a stub makes the clips."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -164,7 +165,10 @@ def test_wrong_options_of_one_runner_leave_it_out(
             await pool.stop()
 
     asyncio.run(scenario("refused", "auto"))
-    assert caplog.messages.count("a runner is left out: bundle: the stub's is wrong") == 1
+    told = [
+        record for record in caplog.records if record.message == "a runner is left out: bundle: the stub's is wrong"
+    ]
+    assert [vars(record)["runner"] for record in told] == ["refused"]
     asyncio.run(scenario("refused", "unusable"))
 
 
@@ -195,6 +199,12 @@ def test_a_server_with_two_runners(server: Server) -> None:
         assert [client.get(url.removesuffix("/status")).status_code for url in (lost, other)] == [500, 200]
         line = f'runner_ready{{endpoint="{APP}",runner="runner-1"}} 1.0'
         wait_until(lambda: line in client.get(server.url + "/metrics").text)
+    logged = [(line["runner"], line) for line in map(json.loads, server.log.splitlines()) if "runner" in line]
+    assert {line["endpoint"] for _, line in logged} == {APP}
+    ready = [name for name, line in logged if line["message"] == "the runner is ready" and line["backend"] == "auto"]
+    (died,) = (name for name, line in logged if line["message"].startswith("the runner was lost: "))
+    assert (set(ready), ready.count(died)) == ({"runner-0", "runner-1"}, 2)
+    assert [name for name, line in logged if line["message"] == "the last words"] == [died]
 
 
 def wait_until(condition: Any, seconds: float = 20) -> None:

@@ -98,7 +98,7 @@ def test_a_crash_leaves_the_other_endpoint_alone(server: Server) -> None:
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert [line["endpoint"] for line in lines if line["message"].startswith("the runner was lost")] == [ONE]
     assert [line["endpoint"] for line in lines if line["message"] == "the last words"] == [ONE]
-    assert {line["endpoint"] for line in lines if line["message"].startswith("The runner is ready")} == SEEDS.keys()
+    assert {line["endpoint"] for line in lines if line["message"] == "the runner is ready"} == SEEDS.keys()
 
 
 def wait_until(condition: Any, seconds: float = 20) -> None:
