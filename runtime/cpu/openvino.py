@@ -22,6 +22,7 @@ from .compiled_cache import CompiledGraph, cache_folder, trim
 from .executor import HostExecutor
 from .graph_runs import RUNS
 from .openvino_compile import CHANGES, compiled_model, core
+from .openvino_library import load_openvino
 from .sessions import Array, split_feeds
 
 BACKEND = "openvino"
@@ -146,14 +147,12 @@ class OpenVinoSession:
         options: dict[str, Any],
         compiled: CompiledGraph | None = None,
     ) -> None:
-        import openvino
-
         self.shapes = dict(shapes)
         self._outputs = [item.name for item in record.outputs]
         try:
             model = compiled_model(path, shapes, device, options, compiled)
             self._request = model.create_infer_request()
-        except (RuntimeError, openvino.exceptions.UserInputError) as error:
+        except (RuntimeError, load_openvino().exceptions.UserInputError) as error:
             raise BackendError("backend", f"OpenVINO cannot compile {path.name}: {_reason(error)}") from error
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -180,7 +179,7 @@ def version() -> str:
         BackendError: it is not installed; the remedy is the command that installs it.
     """
     try:
-        import openvino
+        openvino = load_openvino()
     except ImportError as error:
         raise BackendError("backend", "OpenVINO is not installed", f"run: {BACKENDS[BACKEND].install}") from error
     return str(openvino.__version__).split("-", maxsplit=1)[0]
@@ -261,13 +260,11 @@ def compile_options(device: str, precision: str, threads: int | None = None) -> 
 
 def _key(source: _Source, shapes: Mapping[str, tuple[int, ...]], options: dict[str, Any]) -> str:
     """A checksum of all that a compiled graph depends on. The number of threads is not among it."""
-    import openvino
-
     from ..machine import instruction_sets
 
     processor = [str(core().get_property("CPU", "FULL_DEVICE_NAME")), *capabilities(), *sorted(instruction_sets())]
     files = [file.sha256 for file in source.files]
-    facts = [CHANGES, openvino.__version__, processor, files, shapes, options]
+    facts = [CHANGES, load_openvino().__version__, processor, files, shapes, options]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

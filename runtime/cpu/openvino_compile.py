@@ -9,6 +9,7 @@ from typing import Any
 
 from ..operating_system import forget_mapped_files
 from .compiled_cache import CompiledGraph
+from .openvino_library import load_openvino
 
 CHANGES = 1
 """Version of what is changed in a graph before it is compiled. Increase it with every change of that."""
@@ -104,6 +105,4 @@ def _releasing_mapped_weights(folder: Path) -> Iterator[None]:
 @cache
 def core() -> Any:
     """OpenVINO, with its plugins."""
-    import openvino
-
-    return openvino.Core()
+    return load_openvino().Core()
