@@ -189,7 +189,7 @@ class Dispatcher:
             return failed(infrastructure_error("internal_error", "Internal Server Error"))
 
     def _lost(self, view: View, error: RunnerLost) -> Outcome | RunnerLost:
-        self.service.metrics.lost.labels(self._endpoint.name, error.kind).inc()
+        self.service.metrics.lost.labels(self._endpoint.name, error.runner, error.kind).inc()
         about = {"request_id": view.row.id} | ({"runner": error.runner} if error.runner else {})
         log.error("the runner was lost: %s", error.message, extra=about)
         self._board.log(view, f"The runner was lost: {error.message}", "ERROR")

@@ -1,4 +1,4 @@
-"""docs/cli.md has every option of every command with its default. docs/service.md has every limit."""
+"""docs/cli.md has every option of every command with its default, service.md every limit, deploy.md every metric."""
 
 import re
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import pytest
 import typer
 from documents import ROOT, tables
 from sparsectrl_lcm.cli import app
+from sparsectrl_lcm.service.metrics import Metrics
 from sparsectrl_lcm.service.settings import LIMITS, Settings
 
 PAGE = (ROOT / "docs/cli.md").read_text()
@@ -76,3 +77,10 @@ def number(text: str) -> float:
         return WORDS[text]
     value, _, unit = text.partition(" ")
     return float(value.replace(",", "")) * UNITS.get(unit, 1)
+
+
+def test_every_metric_is_documented() -> None:
+    known = set(re.findall(r"^# TYPE sparsectrl_lcm_(\w+) ", Metrics().text().decode(), re.M))
+    page = (ROOT / "docs/deploy.md").read_text()
+    (table,) = (table for table in tables(page) if table[0][0] == "metrics")
+    assert {name for cells in table[1:] for name in re.findall(r"`(\w+)`", cells[0])} == known

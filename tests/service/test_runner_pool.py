@@ -197,10 +197,12 @@ def test_a_server_with_two_runners(server: Server) -> None:
         assert [client.get(url.removesuffix("/status")).status_code for url in (lost, other)] == [500, 200]
         line = f'runner_ready{{endpoint="{APP}",runner="runner-1"}} 1.0'
         wait_until(lambda: line in client.get(server.url + "/metrics").text)
+        metrics = client.get(server.url + "/metrics").text
     logged = [(line["runner"], line) for line in map(json.loads, server.log.splitlines()) if "runner" in line]
     assert {line["endpoint"] for _, line in logged} == {APP}
     ready = [name for name, line in logged if line["message"] == "the runner is ready" and line["backend"] == "auto"]
     (died,) = (name for name, line in logged if line["message"].startswith("the runner was lost: "))
+    assert f'runner_lost_total{{endpoint="{APP}",kind="crashed",runner="{died}"}} 1.0' in metrics
     assert set(ready) == {"runner-0", "runner-1"}
     assert [name for name, line in logged if line["message"] == "the last words"] == [died]
 
