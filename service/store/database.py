@@ -20,6 +20,7 @@ from sqlalchemy import (
     Engine,
     ExceptionContext,
     Float,
+    bindparam,
     cast,
     create_engine,
     delete,
@@ -27,7 +28,6 @@ from sqlalchemy import (
     extract,
     func,
     insert,
-    literal,
     select,
 )
 from sqlalchemy.engine import make_url
@@ -199,7 +199,7 @@ class Database:
         """Returns the time that leases are compared with. All servers share it, even if their own clocks differ."""
         if self.shared:
             return cast(extract("epoch", func.clock_timestamp()), Float(53))
-        return literal(time.time())
+        return bindparam("clock", callable_=time.time, type_=Float(53))
 
     def _alone(self, connection: Connection, name: str) -> None:
         """Locks this name against other writers until the transaction ends. SQLite has only one writer anyway.

@@ -1,44 +1,41 @@
-"""Requests in SQL: submission, waiting, attempts and end. Every method is one transaction and may run in any thread."""
+"""Requests in SQL: submission, waiting, and end. Every method is one transaction and may run in any thread."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Text, delete, func, insert, literal, or_, select, true, update
 
 from . import tables
-from .database import Database
 from .key_quota import check_quota, lock_name
 from .queue_limits import check_unstarted, check_waiting
 from .queue_order import TURNS, close_gaps, count_ahead, in_order, next_turn
-from .records import Change, FileRow, LogRow, NewRequest, Outcome, RequestRow, Submitted
+from .records import Change, LogRow, NewRequest, Outcome, RequestRow, Submitted
+from .request_attempts import Attempts
 from .request_rows import (
     CANCELLED,
     REVOKED,
     SHOWN,
-    add_logs,
-    announce_clip,
     cancellation,
-    end_clip,
     end_request,
     failure,
     in_time,
-    is_current,
-    lock_attempt,
+    of_id,
     read_logs,
-    running,
     to_request,
-    wait_again,
     waiting,
 )
 
 requests, logs, webhooks = tables.requests, tables.logs, tables.webhooks
+_GET = select(*SHOWN).where(of_id)
+_MARK_CANCELLED = update(requests).where(of_id).values(cancelled=True)
+_GIVEN = select(requests.c.input, requests.c.base_url).where(of_id, waiting)
 
 
 class OtherInput(Exception):
     """A submission repeats the idempotency key of another, with another input."""
 
 
-class Requests(Database):
+class Requests(Attempts):
     """The part of the store that holds requests and their logs."""
 
     def submit(
@@ -85,14 +82,13 @@ class Requests(Database):
     def get(self, request_id: str) -> RequestRow | None:
         """Returns a request."""
         with self._read() as connection:
-            row = connection.execute(select(*SHOWN).where(requests.c.id == request_id)).one_or_none()
+            row = connection.execute(_GET, {"request_id": request_id}).one_or_none()
         return None if row is None else to_request(row)
 
     def given(self, request_id: str) -> tuple[dict[str, Any], str] | None:
         """Returns input and base URL of a waiting request, or None if it does not wait."""
-        query = select(requests.c.input, requests.c.base_url).where(requests.c.id == request_id, waiting)
         with self._read() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(_GIVEN, {"request_id": request_id}).one_or_none()
         return None if row is None else (row.input, row.base_url)
 
     def waiting(self, endpoint: str) -> list[str]:
@@ -117,96 +113,6 @@ class Requests(Database):
         with self._read() as connection:
             return dict(row._tuple() for row in connection.execute(query))
 
-    def claim(
-        self, request_id: str, owner: str, now: float, lease_seconds: float, clip: FileRow | None = None
-    ) -> tuple[RequestRow, list[LogRow]] | None:
-        """Claims a waiting request for `owner`. Returns it with its log. No other server gets it during the lease.
-
-        `clip` is the record of its clip until it is stored: it has no size, and expires within a day.
-        """
-        lease = {"owner": owner, "lease_until": self._clock() + lease_seconds}
-        taken = {"state": "running", **lease, "started_at": now, "attempts": requests.c.attempts + 1}
-        statement = update(requests).where(requests.c.id == request_id, waiting, in_time(now)).values(taken)
-        with self._write() as connection:
-            row = connection.execute(statement.returning(*SHOWN)).one_or_none()
-            if row is None:
-                return None
-            if clip is not None:
-                announce_clip(connection, clip)
-            return to_request(row), read_logs(connection, request_id) if row.attempts > 1 else []
-
-    def renew(self, held: Sequence[tuple[RequestRow, Sequence[LogRow]]], lease_seconds: float) -> set[str]:
-        """Extends the leases of attempts and adds lines to their logs.
-
-        Returns:
-            The ids of requests to stop, because they were cancelled or no longer belong to the owner.
-        """
-        stop = set()
-        with self._write() as connection:
-            for row, lines in held:
-                renewed = update(requests).where(is_current(row)).values(lease_until=self._clock() + lease_seconds)
-                cancelled = connection.execute(renewed.returning(requests.c.cancelled)).scalar_one_or_none()
-                if cancelled is not None:
-                    add_logs(connection, row.id, lines)
-                if cancelled is not False:
-                    stop.add(row.id)
-        return stop
-
-    def give_back(self, owner: str, keep: Collection[str], now: float, others: bool = True) -> list[Change]:
-        """Puts requests that no server works on back into the queue, at their old position.
-
-        In a store of one server these are all running requests except `keep`. In a shared store they are the running
-        requests of `owner` except `keep`, and with `others` those of other servers whose lease has ended.
-
-        Returns:
-            What was done. A request that was cancelled ended with 499 instead, and one after `ATTEMPTS` with 500.
-        """
-        lost = requests.c.owner == owner if self.shared else true()
-        if others:
-            lost = or_(lost, requests.c.lease_until < self._clock())
-        query = select(*SHOWN).where(running, lost, requests.c.id.not_in(keep)).with_for_update(skip_locked=True)
-        with self._write() as connection:
-            rows = connection.execute(query).all()
-            return [Change(row.id, row.endpoint, wait_again(connection, row, now)) for row in rows]
-
-    def put_back(
-        self, row: RequestRow, lines: Sequence[LogRow], now: float, *, crashed: bool, clip: FileRow | None = None
-    ) -> int | None:
-        """Ends an attempt and lets the request wait again, at its old position.
-
-        Returns:
-            The status if the request ended instead: 499 if it was cancelled, 500 after `ATTEMPTS`; otherwise None.
-        """
-        with self._write() as connection:
-            mine = lock_attempt(connection, row)
-            if mine is None:
-                return None
-            add_logs(connection, row.id, lines)
-            end_clip(connection, clip, None)
-            return wait_again(connection, mine, now, mine.crashes + crashed)
-
-    def finish(
-        self, row: RequestRow, outcome: Outcome, now: float, lines: Sequence[LogRow] = (), clip: FileRow | None = None
-    ) -> int | None:
-        """Ends a request. If it was cancelled meanwhile, it ends as cancelled, as its caller was promised.
-
-        `clip` is as `claim` took it, with the size of what was stored. Its lifetime begins now.
-
-        Returns:
-            The status, or None if the attempt is no longer the current one, for instance after a lost lease.
-        """
-        with self._write() as connection:
-            current = is_current(row), ~requests.c.cancelled
-            if not end_request(connection, row.id, row.webhook, outcome, now, *current):
-                if lock_attempt(connection, row) is None:
-                    return None
-                outcome = outcome if outcome.status == CANCELLED else cancellation("client_cancelled")
-                end_request(connection, row.id, row.webhook, outcome, now)
-            add_logs(connection, row.id, lines)
-            until = None if row.object_seconds is None else now + row.object_seconds
-            end_clip(connection, clip, until, keep=outcome.status != CANCELLED)
-            return outcome.status
-
     def cancel(self, request_id: str, now: float, reason: str = "client_cancelled") -> Change | None:
         """Ends a waiting request or marks a running one. Returns None if it has ended or was cancelled before."""
         with self._write() as connection:
@@ -215,7 +121,7 @@ class Requests(Database):
             row = connection.execute(query).one_or_none()
             if row is None or row.state == "done" or row.cancelled:
                 return None
-            connection.execute(update(requests).where(requests.c.id == request_id).values(cancelled=True))
+            connection.execute(_MARK_CANCELLED, {"request_id": request_id})
             if row.state == "running":
                 return Change(row.id, row.endpoint)
             end_request(connection, request_id, row.webhook, cancellation(reason), now)

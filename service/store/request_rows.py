@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, Connection, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, or_, select, update
 
 from . import tables
 from .records import FileRow, LogRow, Outcome, RequestRow
@@ -22,21 +22,30 @@ CANCELLED = 499
 REVOKED = 401
 """The status of a request whose API key was revoked while it waited."""
 
+# What runs for each clip is built once: SQLAlchemy takes longer to build a statement than SQLite to run it.
+of_id = requests.c.id == bindparam("request_id")
+is_current = of_id & running & (requests.c.owner == bindparam("by")) & (requests.c.attempts == bindparam("attempt"))
+"""The condition that an attempt is still the current one. `attempt_of` has its parameters."""
+_END = update(requests).where(of_id)
+_END_CURRENT = _END.where(is_current, ~requests.c.cancelled)
+_LOCK_CURRENT = select(*SHOWN).where(is_current).with_for_update()
+_UPDATE_FILE = update(files).where(files.c.id == bindparam("file_id"))
+_DELETE_FILE = delete(files).where(files.c.id == bindparam("file_id"))
 
-def is_current(row: RequestRow) -> ColumnElement[bool]:
-    """Returns the condition that an attempt is still the current one."""
-    same = (requests.c.owner == row.owner) & (requests.c.attempts == row.attempts)
-    return (requests.c.id == row.id) & running & same
+
+def attempt_of(row: RequestRow) -> dict[str, Any]:
+    """Returns the parameters of `is_current` for an attempt."""
+    return {"request_id": row.id, "by": row.owner, "attempt": row.attempts}
 
 
-def in_time(now: float) -> ColumnElement[bool]:
+def in_time(now: float | ColumnElement[float]) -> ColumnElement[bool]:
     """Returns the condition that a request may still be started."""
     return or_(requests.c.start_by.is_(None), requests.c.start_by > now)
 
 
 def lock_attempt(connection: Connection, row: RequestRow) -> Any:
     """Returns the row of an attempt, locked until the transaction ends; None if the attempt is no longer current."""
-    return connection.execute(select(*SHOWN).where(is_current(row)).with_for_update()).one_or_none()
+    return connection.execute(_LOCK_CURRENT, attempt_of(row)).one_or_none()
 
 
 def read_logs(connection: Connection, request_id: str) -> list[LogRow]:
@@ -62,7 +71,7 @@ def add_logs(connection: Connection, request_id: str, lines: Sequence[LogRow]) -
 
 def announce_clip(connection: Connection, clip: FileRow) -> None:
     """Records a clip before it is made, so that no crash leaves its bytes without a record."""
-    connection.execute(insert(files).values({name: getattr(clip, name) for name in FileRow.__dataclass_fields__}))
+    connection.execute(insert(files), {name: getattr(clip, name) for name in FileRow.__dataclass_fields__})
 
 
 def end_clip(connection: Connection, clip: FileRow | None, expires_at: float | None, *, keep: bool = False) -> None:
@@ -74,11 +83,11 @@ def end_clip(connection: Connection, clip: FileRow | None, expires_at: float | N
     if clip is None:
         return
     if not clip.size:
-        connection.execute(delete(files).where(files.c.id == clip.id))
+        connection.execute(_DELETE_FILE, {"file_id": clip.id})
     elif keep:
         values = {name: getattr(clip, name) for name in FileRow.__dataclass_fields__} | {"expires_at": expires_at}
-        if not connection.execute(update(files).where(files.c.id == clip.id).values(values)).rowcount:
-            connection.execute(insert(files).values(values))  # it was stored so late that its record had expired
+        if not connection.execute(_UPDATE_FILE, values | {"file_id": clip.id}).rowcount:
+            connection.execute(insert(files), values)  # it was stored so late that its record had expired
 
 
 def wait_again(connection: Connection, row: Any, now: float, crashes: int | None = None) -> int | None:
@@ -111,13 +120,19 @@ def end_request(
     webhook: str | None,
     outcome: Outcome,
     now: float,
-    *only: ColumnElement[bool],
+    attempt: RequestRow | None = None,
 ) -> bool:
-    """Ends a request and deletes its input, which is no longer needed. Returns False if a condition is not met."""
+    """Ends a request and deletes its input, which is no longer needed.
+
+    Returns False if `attempt` is given and is no longer the current one, or was cancelled.
+    """
     values = {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
     values |= {"state": "done", "owner": None, "lease_until": None, "finished_at": now}
     values |= {"input": None, "input_bytes": None}
-    if not connection.execute(update(requests).where(requests.c.id == request_id, *only).values(values)).rowcount:
+    statement, which = _END, {"request_id": request_id}
+    if attempt is not None:
+        statement, which = _END_CURRENT, attempt_of(attempt)
+    if not connection.execute(statement, values | which).rowcount:
         return False
     if webhook is not None:
         host = (urlsplit(webhook).hostname or "")[:255]
