@@ -7,13 +7,12 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from threading import Lock, Thread
 from typing import Any
 
 from ... import __version__
 from ...runtime.errors import BackendError, SparseCtrlLcmError, first_line
-from .interface import Job, JobFailed, Made, OnEvent, RunnerLost, RunnerState, RunnerStatus
+from .interface import Job, JobFailed, LossKind, Made, OnEvent, RunnerLost, RunnerState, RunnerStatus
 from .messages import event_of, notify
 from .ray_cluster import join_cluster, reason_in
 from .ray_deployment import deploy_once, published_about
@@ -173,17 +172,14 @@ class RayPool:
         return RunnerLost("stopped", "the runner was stopped") if self._supervisor is None else None
 
     async def _follow(self, job: Job, stream: Any, on_event: OnEvent) -> Made:
-        try:
-            async with asyncio.timeout(self._longest_wait):
-                (begun,) = await anext(stream)
-        except TimeoutError:  # not the fault of the job, which waits again
-            raise RunnerLost("stopped", f"no replica took the job for {self._longest_wait:g} s") from None
+        kind: LossKind = "stopped"  # not the fault of the job, which waits again
+        longest, what = self._longest_wait, "no replica took the job"
         while True:
             try:
-                async with asyncio.timeout(self._silence):
+                async with asyncio.timeout(longest):
                     messages = await anext(stream)
             except TimeoutError:
-                raise RunnerLost("hung", f"the replica said nothing for {self._silence:g} s") from None
+                raise RunnerLost(kind, f"{what} for {longest:g} s") from None
             for message in messages:
                 if (clip := message.pop("clip", None)) is not None:
                     await asyncio.to_thread(job.output.write_bytes, clip)
@@ -191,11 +187,12 @@ class RayPool:
                 if isinstance(event, Made | JobFailed):
                     await _exhaust(stream)
                 if isinstance(event, Made):
-                    return replace(event, runner=begun["node"])
+                    return event
                 if isinstance(event, JobFailed):
                     raise event
                 if event is not None:
                     notify(job, event, on_event)
+            kind, longest, what = "hung", self._silence, "the replica said nothing"
 
     def cancel(self, job_id: str) -> None:
         """Ends a job; see `Runner.cancel`."""

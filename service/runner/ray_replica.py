@@ -23,8 +23,9 @@ from .process_main import load
 from .ray_deployment import publish_about
 from .runner_pool import KEPT
 
-GATHER_SECONDS = 0.05
-"""Messages that come within this time travel together; the last one of a job does not wait."""
+GATHER_SECONDS = 0.25
+"""Messages that come within this time travel together; the last one of a job does not wait. Each part costs the server
+and the replica milliseconds of processor time."""
 LAST = ("made", "failed")
 
 log = logging.getLogger(__package__)
@@ -50,7 +51,7 @@ class _Channel:
         if what == "encoding":
             return
         if what == "made" and not self.cancelled.is_set():
-            values |= self._deliver()
+            values |= self._deliver() | {"runner": get_node_ip_address()}
         self.spoke_at = time.monotonic()
         self._loop.call_soon_threadsafe(self._messages.put_nowait, {"say": what, **values})
 
@@ -115,9 +116,10 @@ class ClipReplica:
         fps: float,
         place: tuple[str, str] | None,
     ) -> AsyncIterator[list[dict[str, Any]]]:
-        """Makes a clip. Yields `begun` with the node, then the job's messages, several at a time.
+        """Makes a clip. Yields `begun`, then the job's messages, several at a time.
 
-        `made` has the size of the clip if it is `stored` at `place`, as `_Channel` takes it; otherwise the `clip`.
+        `made` has the node as its `runner`, and the size of the clip if it is `stored` at `place`, as `_Channel` takes
+        it; otherwise the `clip`.
         If the stream is cancelled, the job ends at its next step.
         """
         if conditioning := serve.get_multiplexed_model_id():
@@ -128,10 +130,10 @@ class ClipReplica:
                 Path(file).write_bytes(content)
             clip = Path(folder, name)
             job = self._job = _Channel(clip, place)
+            job.say("begun")
             order = ClipOrder(options, files, str(clip), previews, fps)
             work = asyncio.get_running_loop().run_in_executor(self._thread, self._make, job, order)
             try:
-                yield [{"say": "begun", "node": get_node_ip_address()}]
                 async for messages in job.parts():
                     yield messages
             finally:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,12 @@ from sparsectrl_lcm.service.runner.ray_pool import RayPool
 from .test_runner import failure_of, ignore, job
 
 MADE = {"seed": 7, "seconds": 0.1, "timings": {"total": 0.1}}
+NODE = "10.0.0.1"
+
+
+@pytest.fixture(autouse=True)
+def node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "get_node_ip_address", lambda: NODE)
 
 
 def step(number: int) -> dict[str, Any]:
@@ -62,9 +69,26 @@ def test_messages_that_come_together_travel_together(monkeypatch: pytest.MonkeyP
     assert [message["say"] for part in parts for message in part] == ["step", "step", "step", "made"]
 
 
+def test_all_that_a_short_job_says_travels_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(replica, "GATHER_SECONDS", 5.0)
+
+    def make(reports: Any, order: Any) -> None:
+        Path(order.output).write_bytes(b"the clip")
+        reports.say("made", **MADE)
+
+    clips = replica.ClipReplica.__new__(replica.ClipReplica)  # without a pipeline, and without a cluster
+    clips._jobs, clips._thread = Mock(make=make), ThreadPoolExecutor(1)
+
+    async def main() -> list[list[dict[str, Any]]]:
+        return [part async for part in clips.make({}, [], False, "clip.mp4", 8.0, None)]
+
+    ((begun, made),) = asyncio.run(main())
+    assert (begun["say"], made) == ("begun", {"say": "made", **MADE, "clip": b"the clip", "runner": NODE})
+
+
 def test_a_node_that_reaches_the_store_writes_the_clip_there(clip: Path) -> None:
     ((made,),) = said(lambda say: say("made", **MADE), clip, ("memory://clips-of-nodes", "objects/a-1"))
-    assert made == {"say": "made", **MADE, "stored": len(b"the clip")}
+    assert made == {"say": "made", **MADE, "stored": len(b"the clip"), "runner": NODE}
     assert fsspec.filesystem("memory").cat_file("/clips-of-nodes/objects/a-1") == b"the clip"
 
 
@@ -125,17 +149,17 @@ def run(folder: Path, *parts: Any, on_event: Any = ignore, **limits: float) -> A
     return outcome
 
 
-BEGUN = [{"say": "begun", "node": "10.0.0.1"}]
+BEGUN = [{"say": "begun"}]
 
 
 def test_a_clip_comes_by_value_or_is_stored(tmp_path: Path) -> None:
     events: list[Any] = []
-    last = [{"say": "step", **step(1)}, {"say": "made", **MADE, "clip": b"the clip"}]
+    last = [{"say": "step", **step(1)}, {"say": "made", **MADE, "clip": b"the clip", "runner": NODE}]
     made = run(tmp_path, BEGUN, last, on_event=events.append)
-    assert (made, events) == (Made(**MADE, runner="10.0.0.1"), [Step(**step(1))])
+    assert (made, events) == (Made(**MADE, runner=NODE), [Step(**step(1))])
     assert (tmp_path / "job.mp4").read_bytes() == b"the clip"
-    made = run(tmp_path, BEGUN, [{"say": "made", **MADE, "stored": 8}])
-    assert made == Made(**MADE, runner="10.0.0.1", stored=8)
+    made = run(tmp_path, BEGUN, [{"say": "made", **MADE, "stored": 8, "runner": NODE}])
+    assert made == Made(**MADE, runner=NODE, stored=8)
 
 
 def test_a_failed_job(tmp_path: Path) -> None:
