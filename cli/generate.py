@@ -84,15 +84,13 @@ def generate(
 ) -> None:
     """Make a clip from a prompt and keyframes."""
     from ..runtime import ClipRequest, VideoPipeline
-    from ..runtime.field_checks import integer
     from ..runtime.format.bundle import Bundle
     from ..runtime.load_options import LoadOptions
     from ..runtime.one_shot import one_shot_backend
     from ..runtime.output.writers import check_output
-    from ..runtime.request import with_seeds
     from .ctrl_c import interruptible
     from .options import parse_size
-    from .seeds import MAX_SEEDS, generate_seeds, seed_outputs
+    from .seeds import generate_seeds, seed_outputs, seed_requests
 
     keyframes = [_keyframe(text) for text in keyframe or ()]
     width, height = parse_size(size)
@@ -123,7 +121,7 @@ def generate(
         typer.echo("note: --normalize-scribbles is used only with --controlnet scribble", err=True)
     if negative_prompt and guidance <= 1:
         typer.echo("note: --negative-prompt is used only with --guidance above 1", err=True)
-    requests = with_seeds(request, integer("seeds", seeds, 1, MAX_SEEDS))
+    requests = seed_requests(request, seeds)
     with interruptible(), _output_file(output, format, seeds) as file:
         for path in seed_outputs(file, requests) if seeds > 1 else [file]:
             check_output(path, fps)

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from ..runtime.errors import InvalidRequest
+from ..runtime.field_checks import integer
+from ..runtime.loop.noise import MAX_SEED
 from ..runtime.output.contact_sheet import clip_row, stacked
 from ..runtime.output.metadata import as_text
 from ..runtime.output.writers import complete_file, save_sheet
+from ..runtime.request import random_seed
 from .clip_reports import seed_told, summary
 from .progress_bar import Bar
 
@@ -19,6 +23,20 @@ if TYPE_CHECKING:
 
 MAX_SEEDS = 100
 """Most clips of one `generate`."""
+
+
+def seed_requests(request: "ClipRequest", count: int) -> list["ClipRequest"]:
+    """The request with `count` seeds: its own, or a random one if it has none, and the numbers that follow.
+
+    Raises:
+        InvalidRequest: `count` is not 1 to `MAX_SEEDS`, or a seed that follows is too large.
+    """
+    first = random_seed() if request.seed is None else request.seed
+    last = first + integer("seeds", count, 1, MAX_SEEDS) - 1
+    if first <= MAX_SEED < last:
+        reason = f"{count} seeds from {first} on end at {last}"
+        raise InvalidRequest("seeds", reason, f"the last may be {MAX_SEED}")
+    return [replace(request, seed=seed) for seed in range(first, last + 1)]
 
 
 def seed_outputs(output: Path, requests: Sequence["ClipRequest"]) -> list[Path]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..runtime.errors import InvalidRequest, OutputError
+from ..runtime.errors import InvalidRequest, OutputError, reason_of
 from ..runtime.output.writers import ENDINGS
 
 STDOUT = Path("-")
@@ -21,8 +21,7 @@ def clip_for_stdout(format: str) -> Iterator[Path]:
 
     Raises:
         InvalidRequest: the format is not known.
-        OutputError: stdout is a terminal.
-        OSError: stdout is closed or full.
+        OutputError: stdout is a terminal, closed or full.
     """
     ending = f".{format.lower()}"
     if ending not in ENDINGS:
@@ -33,5 +32,10 @@ def clip_for_stdout(format: str) -> Iterator[Path]:
     with TemporaryDirectory(prefix="sparsectrl-lcm-") as folder:
         path = Path(folder) / f"clip{ending}"
         yield path
-        with path.open("rb") as clip, os.fdopen(os.dup(sys.stdout.fileno()), "wb") as stdout:
-            shutil.copyfileobj(clip, stdout)
+        try:
+            with path.open("rb") as clip, os.fdopen(os.dup(sys.stdout.fileno()), "wb") as stdout:
+                shutil.copyfileobj(clip, stdout)
+        except BrokenPipeError:  # its reader has enough; the command line ends without a word
+            raise
+        except OSError as error:
+            raise OutputError("output", f"stdout cannot be written: {reason_of(error)}") from None

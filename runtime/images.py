@@ -72,9 +72,12 @@ def load_picture(source: Any, field: str) -> "Image.Image":
             field, "the image has too many pixels", f"allowed are {MAX_PIXELS // 1_000_000} million"
         ) from None
     except UnidentifiedImageError:
-        raise InvalidRequest(field, f"{_describe(source)} is not an image", f"give {', '.join(FORMATS)}") from None
+        reason = f"{_describe(source)} is not an image, or damaged"
+        raise InvalidRequest(field, reason, f"give {', '.join(FORMATS)}") from None
     except FileNotFoundError:
-        raise InvalidRequest(field, f"{_describe(source)} does not exist", "give an image file") from None
+        url = str(source).lower().startswith(("http:", "https:"))
+        remedy = "download it first" if url else "give an image file"
+        raise InvalidRequest(field, f"{_describe(source)} does not exist", remedy) from None
     except Exception as error:  # damaged files make decoders raise many classes
         reason = reason_of(error)
         raise InvalidRequest(

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from secrets import randbits
 from typing import Any
 
@@ -68,12 +68,6 @@ class ClipRequest:
 def random_seed() -> int:
     """A seed for a request that has none."""
     return randbits(32)
-
-
-def with_seeds(request: ClipRequest, count: int) -> list[ClipRequest]:
-    """The request with `count` seeds: its own, or a random one if it has none, and the numbers that follow."""
-    first = random_seed() if request.seed is None else request.seed
-    return [replace(request, seed=first + number) for number in range(count)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

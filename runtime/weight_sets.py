@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from .backend_interface import Executor
-from .errors import BackendError, BundleError, DeviceLost
+from .errors import BackendError, BundleError, DeviceLost, InvalidRequest
 from .format.bundle import Bundle
 
 _logger = logging.getLogger("sparsectrl_lcm")
@@ -26,11 +26,15 @@ class WeightSets:
     Raises:
         BundleError: a bundle is missing or damaged.
         BackendError: the engines cannot get the weights of a bundle.
+        InvalidRequest: `paths` has no names.
     """
 
     def __init__(self, bundle: Bundle, executor: Executor, paths: Mapping[str, str | os.PathLike[str]]) -> None:
         self._bundle = self._base = self._fitted = bundle
         self._executor = executor
+        if not isinstance(paths, Mapping):
+            what = f"{type(paths).__name__} is not allowed"
+            raise InvalidRequest("weights", what, 'give bundles by name, such as {"anime": "FOLDER"}')
         self.named: Mapping[str, Bundle] = {name: self._open(name, path) for name, path in paths.items()}
 
     def bundle_of(self, name: str | None) -> Bundle:

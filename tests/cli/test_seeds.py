@@ -119,6 +119,10 @@ def test_clips_before_a_failure_are_kept_and_told(
     ("arguments", "message"),
     [
         (("--seeds", 0, "-o", "clip.gif"), "error: --seeds: 0 is not allowed; give a whole number from 1 to 100"),
+        (
+            ("--seed", 2**64 - 1, "--seeds", 2, "-o", "clip.gif"),
+            f"error: --seeds: 2 seeds from {2**64 - 1} on end at {2**64}; the last may be {2**64 - 1}",
+        ),
         (("--seeds", 2, "-o", "."), "error: --output: '.' has no name for the clips; give one, such as clip.mp4"),
         (("--seeds", 2, "-o", "clip.avi"), "error: --output: '.avi' is not a known format"),
         (

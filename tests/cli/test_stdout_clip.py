@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from sparsectrl_lcm.cli.stdout_clip import clip_for_stdout
+from sparsectrl_lcm.runtime import OutputError
 
 from sparsectrl_lcm import cli
 
@@ -66,6 +68,15 @@ def test_a_closed_pipe_ends_the_command_without_words() -> None:
         os.close(writer)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("seconds: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no file that is always full")
+def test_a_full_stdout_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = "output: stdout cannot be written: No space left on device"
+    with Path("/dev/full").open("wb") as full, pytest.raises(OutputError, match=expected):
+        monkeypatch.setattr(sys, "stdout", full)
+        with clip_for_stdout("gif") as path:
+            path.write_bytes(b"a clip")
 
 
 @pytest.mark.parametrize(

@@ -139,13 +139,15 @@ BAD = {
     "bad exif": (bad_exif(), "cannot be read"),
     "text": (b"not an image at all", "not an image"),
     "empty": (b"", "not an image"),
-    "tiff": (encoded(gradient(), "TIFF"), "not an image; give PNG, JPEG, WEBP, GIF, AVIF, BMP"),
+    "tiff": (encoded(gradient(), "TIFF"), "not an image, or damaged; give PNG, JPEG, WEBP, GIF, AVIF, BMP"),
     "truncated": (encoded(gradient(400, 300), "PNG")[:-900], "give a readable, whole image"),
     "truncated jpeg": (encoded(gradient(400, 300), "JPEG")[:-300], "give a readable, whole image"),
     "bomb": (claimed(40_000, 40_000), "64 million"),
     "large and truncated": (claimed(8001, MAX_PIXELS // 8000)[:-20], "64 million"),  # refused before it is decoded
     "large": (large(), "64 million"),
-    "missing": (Path("/nowhere/at/all.png"), "does not exist"),
+    "damaged header": (encoded(gradient(), "PNG")[:20] + b"??", "not an image, or damaged"),
+    "missing": (Path("/nowhere/at/all.png"), "does not exist; give an image file"),
+    "url": ("https://example.org/a.png", "'https://example.org/a.png' does not exist; download it first"),
     "folder": (Path("/"), "cannot be read"),
     "number": (3, "is not an image"),
     "zero-size": (np.zeros((0, 5, 3), np.uint8), "is not an image"),
@@ -176,7 +178,7 @@ def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest
     data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     (tmp_path / "a.eps").write_bytes(data)
     for source in (data, tmp_path / "a.eps"):
-        with pytest.raises(InvalidRequest, match="is not an image; give PNG, JPEG, WEBP"):
+        with pytest.raises(InvalidRequest, match="is not an image, or damaged; give PNG, JPEG, WEBP"):
             load_picture(source, "keyframe 0")
     assert not (tmp_path / "ran").exists()
 

@@ -138,6 +138,8 @@ def test_an_unknown_name_is_refused(demo: SimpleNamespace) -> None:
         InvalidRequest, match="'other' is not allowed; leave it out, as this pipeline was loaded with no"
     ):
         plain.generate("a", weights="other")
+    with pytest.raises(InvalidRequest, match=r'^weights: list is not allowed; give bundles by name, such as {"anime"'):
+        VideoPipeline(demo.bundle, demo.executor, ["other"])  # type: ignore[arg-type]
 
 
 def test_weights_that_no_request_could_have_are_refused_at_once(demo: SimpleNamespace, other: Path) -> None:
