@@ -8,7 +8,9 @@ weights are normal, and results have a standard deviation of 1. The errors are r
 Writes them as JSON into benchmarks/results/.
 """
 
+import argparse
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,14 +59,21 @@ def errors(length: int, rows: int = 64, columns: int = 64, seed: int = 0) -> dic
     return {name: float(np.sqrt(np.mean((result - exact) ** 2))) for name, result in zip(COLUMNS, results, strict=True)}
 
 
+def table(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """A row for each length of sums."""
+    yield f"| sum of | layer | {' | '.join(COLUMNS)} |"
+    yield "|---" * 5 + "|"
+    for length, layer in LAYERS.items():
+        yield f"| {length} | {layer} | {' | '.join(f'{error:.1e}' for error in found[str(length)].values())} |"
+
+
 def main() -> None:
     """Prints the table and writes the results."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = {str(length): errors(length) for length in LAYERS}
     path = reports.results_file("accumulation-errors")
     path.write_text(json.dumps(report_head(reports.command(), ("numpy",)) | {"errors": found}, indent=1) + "\n")
-    print(f"| sum of | layer | {' | '.join(COLUMNS)} |\n" + "|---" * 5 + "|")
-    for length, layer in LAYERS.items():
-        print(f"| {length} | {layer} | {' | '.join(f'{error:.1e}' for error in found[str(length)].values())} |")
+    print("\n".join(table(found)))
     print(f"\nwritten to {path}")
 
 

@@ -9,6 +9,7 @@ differently: residuals by the scope of the temporal norm, rounding to 8 bits, re
 Takes two minutes and writes a JSON file into benchmarks/results/.
 """
 
+import argparse
 import json
 import sys
 from dataclasses import replace
@@ -172,6 +173,7 @@ def noise() -> dict[str, float]:
 
 def main() -> None:
     """Compares, prints and writes."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     pipeline = VideoPipeline.load(backend="onnxruntime")
     paths = {index: ROOT / f"demo/scribbles/frame_{index:02}.png" for index in (0, 8, 15)}
     drawings = {index: Image.open(path).convert("RGB") for index, path in paths.items()}
