@@ -172,7 +172,8 @@ def run(options: argparse.Namespace) -> None:
     if options.bundle:
         sets = [from_bundle(options)]
     else:
-        sets = [kernel_reports.read(path) for path in options.files or sorted(reports.RESULTS.glob("*-kernels-*.json"))]
+        files = options.files or sorted(reports.RESULTS.glob("*-kernels-*.json"), key=lambda path: path.stem)
+        sets = [kernel_reports.read(path) for path in files]
     if options.assume_fp8:
         sets += [as_fp8(kernels) for kernels in sets]
     names = list(DEVICES) if options.device == "all" else [options.device]
