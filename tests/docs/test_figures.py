@@ -135,7 +135,11 @@ RESAMPLE, EDGES = FIDELITY["scribbles"]["resample"], FIDELITY["scribbles"]["edge
 LEVELS = FIDELITY["levels of 255"]
 DEMO = read("2026-11-28-demo-model.json")
 INT8 = read(PRECISIONS_ON_CPU)["openvino:int8"]
-BEFORE = DEMO["4 steps, int8"]["psnr_to_first"]
+ON_GPU = {
+    name.partition(":")[2]: row["psnr"]
+    for name, row in (read(PRECISIONS) | read(PRECISIONS_FP8)).items()
+    if name.startswith("tensorrt:")
+}
 BF16 = read("2026-11-27-compare-fp32-2cores.json")["contenders"]["openvino-bf16"]["difference"]
 EXPORT = read("2026-11-22-full-size-cpu.json")["export"]
 ROUNDS = read("2026-11-30-export-formats.json")["rounds"]
@@ -190,6 +194,7 @@ CLAIMS = [
     ("fidelity.md", f"the others differ by at most {FIDELITY['noise']['largest']:.1e}".replace("e-07", "e-7")),
     ("fidelity.md", f"at most {BF16['max']}, {BF16['mean']:.2f} in the mean"),
     ("fidelity.md", f"{INT8['psnr']:.1f} dB (PSNR)"),
+    ("fidelity.md", "{fp16:.1f}, {bf16:.1f} and {fp8:.1f} dB (PSNR)".format(**ON_GPU)),
     ("cpu.md", f"{INT8['prompt']:.1%} have the colour and shape that was asked for, one fewer than in fp32"),
     (
         "cpu.md",

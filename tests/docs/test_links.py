@@ -1,5 +1,6 @@
 """Links point to existing files and headings, and paths in the text exist."""
 
+import fnmatch
 import pkgutil
 import re
 from contextlib import suppress
@@ -41,6 +42,16 @@ def test_paths_in_the_text_exist(page) -> None:
         return  # it also has paths of earlier releases
     for path in re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`", prose(page)):
         assert (ROOT / path).exists(), f"{name_of(page)}: {path}"
+
+
+def test_every_results_file_is_listed() -> None:
+    folder = ROOT / "benchmarks/results"
+    files = [path.name for path in folder.glob("*.json")]
+    listed = {
+        name: fnmatch.filter(files, name) for name in re.findall(r"`(\d{4}-[^`]+\.json)`", prose(folder / "README.md"))
+    }
+    assert [name for name, found in listed.items() if not found] == []
+    assert set(files) - {name for found in listed.values() for name in found} == set()
 
 
 def test_classes_are_in_the_files_that_the_architecture_names() -> None:
