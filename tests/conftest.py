@@ -46,10 +46,8 @@ class Exported:
 FIRST = "runtime/test_pipeline.py"
 """The file whose tests with the exported architecture export it for all workers."""
 LONG = (
-    "service/test_storage_routes.py",
     "service/test_runner.py",
     "engine/test_tensorrt_rtx.py",
-    "service/test_dispatch.py",
     "service/page",
     "service",
     "torch_engines",
