@@ -46,7 +46,7 @@ class Exported:
 FIRST = "runtime/test_pipeline.py"
 """The file whose tests with the exported architecture export it for all workers."""
 LONG = (
-    "service/test_runner.py",
+    "service/local_runner",
     "engine/test_tensorrt_rtx.py",
     "service/page",
     "service",

@@ -15,8 +15,8 @@ from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
 from sparsectrl_lcm.service.store import tables
 from sqlalchemy import func, select
 
+from .runner_jobs import ignore, job
 from .stand_in import StandIn, ended, serving, submit, until
-from .test_runner import ignore, job
 
 
 class Reports:

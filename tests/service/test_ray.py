@@ -19,7 +19,7 @@ from sparsectrl_lcm.service.runner import Event, Job, JobFailed, Made, Preview, 
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
 
 from .conftest import APP, FAKES, started
-from .test_runner import decode, failure_of, ignore, until
+from .runner_jobs import decode, failure_of, ignore, until
 
 
 @pytest.fixture(scope="module")

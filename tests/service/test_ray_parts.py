@@ -16,7 +16,7 @@ from sparsectrl_lcm.service.runner import JobFailed, Made, RunnerLost, Step, ray
 from sparsectrl_lcm.service.runner import ray_replica as replica
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
 
-from .test_runner import failure_of, ignore, job
+from .runner_jobs import failure_of, ignore, job
 
 MADE = {"seed": 7, "seconds": 0.1, "timings": {"total": 0.1}}
 NODE = "10.0.0.1"

@@ -14,7 +14,7 @@ import pytest
 from sparsectrl_lcm.service.runner import Event, Job, LocalRunner, Made, RunnerLost, RunnerPool
 
 from .conftest import APP, FAKES, Server, started
-from .test_runner import failure_of, ignore, until
+from .runner_jobs import failure_of, ignore, until
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.runner import LocalRunner, RunnerLost, local_runner
 
+from .runner_jobs import failure_of, ignore, job
 from .stand_in import StandIn, ended, serving, submit, until
-from .test_runner import failure_of, ignore, job
 
 
 class Process:
