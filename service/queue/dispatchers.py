@@ -33,6 +33,8 @@ class Dispatchers:
         if left:
             log.info("requests that were interrupted run again", extra={"requests": left})
         await self._warn_of_other_endpoints()
+        if self._service.settings.warm is not None:
+            self._pictures.start_ahead()
         for name, dispatcher in self._all.items():
             with logs_of(endpoint=name):
                 dispatcher.start()

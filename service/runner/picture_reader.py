@@ -1,7 +1,7 @@
 """Reads keyframes in processes of their own, with a limit of time.
 
-A process reads the files of one request and ends. From the first one on, the next process is started ahead: it has
-imported everything when its order comes, which takes longer than the pictures.
+A process reads the files of one request and ends. From the first one on, or with `serve --warm` from the start on, the
+next process is started ahead: it has imported everything when its order comes, which takes longer than the pictures.
 """
 
 import asyncio
@@ -62,6 +62,10 @@ class PictureReader:
             late = f"takes longer than {self._seconds:g} seconds to read"
             raise JobFailed("invalid", last.get("wrong", f"image: {late}"), keyframe=last.get("place", 0))
 
+    def start_ahead(self) -> None:
+        """Starts a process before the first request, which would wait for its imports otherwise."""
+        self._next = asyncio.create_task(_start(), name="the next reader of keyframes")
+
     async def close(self) -> None:
         """Ends the process that was started ahead."""
         if self._next is not None:
@@ -78,7 +82,7 @@ class PictureReader:
                 process = await ahead
         if process is None or process.returncode is not None:  # it could not be started, or somebody ended it
             process = await _start()
-        self._next = asyncio.create_task(_start(), name="the next reader of keyframes")
+        self.start_ahead()
         return process
 
     async def _run(self, order: str) -> dict[str, Any]:

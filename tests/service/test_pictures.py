@@ -10,13 +10,17 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from sparsectrl_lcm.runtime.errors import InvalidRequest
 from sparsectrl_lcm.runtime.images import MAX_SCANS, load_picture
+from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.runner.interface import JobFailed
 from sparsectrl_lcm.service.runner.picture_reader import PictureReader
 from sparsectrl_lcm.service.runner.process_handle import LINES_LOGGED, _Output
+
+from .stand_in import StandIn, ended, serving, submit, until
 
 
 def jpeg(scans: int) -> bytes:
@@ -118,6 +122,24 @@ def test_the_next_process_is_started_ahead(tmp_path: Path) -> None:
     asyncio.run(main())
     assert len({process.pid for process in used}) == 4
     assert all(process.returncode is not None for process in used)
+
+
+@pytest.mark.parametrize(("warm", "ahead"), [((64, 64), 1), (None, 0)])
+def test_a_warm_server_has_a_process_for_its_first_keyframes(
+    tmp_path: Path, warm: tuple[int, int] | None, ahead: int
+) -> None:
+    def readers() -> int:
+        commands = [process.cmdline() for process in psutil.Process().children()]
+        return sum(command[-1].endswith(".picture_main") for command in commands if command)
+
+    async def scenario(service: Service, _: StandIn) -> None:
+        await until(lambda: readers() == ahead)
+        await submit(service, "a")
+        assert (await ended(service, "a")).status == 200
+        assert readers() == ahead
+
+    serving(tmp_path, scenario, warm=warm)
+    assert readers() == 0
 
 
 def test_a_job_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
