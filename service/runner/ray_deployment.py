@@ -29,12 +29,12 @@ class Deployer:
 
         if name in serve.status().applications:
             return
-        from .ray_replica import ClipReplica, WeightsReplica
+        from .ray_replica import ClipReplica
         from .ray_router import FreeReplicaRouter
 
         low, high = replicas
         deployment = serve.deployment(
-            WeightsReplica if setup["options"].get("weights") else ClipReplica,
+            ClipReplica,
             name="clips",
             logging_config={"enable_access_log": False},
             max_ongoing_requests=1,

@@ -131,13 +131,13 @@ class RayPool:
         return await asyncio.shield(self._refused)
 
     async def run(self, job: Job, on_event: OnEvent) -> Made:
-        """Makes a clip; see `Runner.run`. Ray Serve prefers a replica that keeps what `_model_id` names."""
+        """Makes a clip; see `Runner.run`. It goes to a replica as `_preference` says."""
         if self._handle is None or self._supervisor is None:
             raise RunnerLost("stopped", "the runner was stopped")
         keyframes: list[tuple[int, bytes]] = []
         if job.keyframes:
             keyframes = await asyncio.to_thread(lambda: [(index, path.read_bytes()) for index, path in job.keyframes])
-        handle = self._handle.options(stream=True, multiplexed_model_id=self._model_id(job))
+        handle = self._handle.options(stream=True, **self._preference(job))
         file = (job.output.name, job.fps, job.place)
         stream = self._streams[job.id] = handle.make.remote(job.options, keyframes, job.previews, *file)
         try:
@@ -157,13 +157,15 @@ class RayPool:
             self._cancelled.discard(job.id)
             del self._streams[job.id]
 
-    def _model_id(self, job: Job) -> str:
-        """Returns the id by which Ray Serve prefers a replica for a job.
+    def _preference(self, job: Job) -> dict[str, str]:
+        """Returns what `FreeReplicaRouter` prefers a replica for, as options of a handle.
 
         If there are several weights, it is the name of the job's, since a refit takes longest. Otherwise it is the
         job's conditioning.
         """
-        return (job.weights or OWN_WEIGHTS) if self._setup["options"].get("weights") else job.conditioning
+        if self._setup["options"].get("weights"):
+            return {"multiplexed_model_id": job.weights or OWN_WEIGHTS}
+        return {"session_id": job.conditioning}
 
     def _ended(self, job_id: str) -> JobFailed | RunnerLost | None:
         """Returns what ended a job on purpose, if anything did."""

@@ -21,7 +21,6 @@ from ..objects.object_stores import open_files
 from .clip_jobs import ClipOrder, Jobs, about
 from .process_main import load
 from .ray_deployment import publish_about
-from .runner_pool import KEPT
 
 GATHER_SECONDS = 0.25
 """Messages that come within this time travel together; the last one of a job does not wait. Each part costs the server
@@ -102,10 +101,10 @@ class ClipReplica:
         if self._job is not None and time.monotonic() - self._job.spoke_at > self._step_seconds:
             raise TimeoutError(f"the pipeline said nothing for {self._step_seconds:g} s")
 
-    @serve.multiplexed(max_num_models_per_replica=KEPT)  # type: ignore[untyped-decorator]
-    async def keep(self, conditioning: str) -> str:
-        """Tells Ray Serve that this replica keeps a conditioning, so that it gets the next job with it."""
-        return conditioning
+    @serve.multiplexed(max_num_models_per_replica=1)  # type: ignore[untyped-decorator]
+    async def keep(self, weights: str) -> str:
+        """Tells Ray Serve which weights this replica has, so that it gets the next job with them."""
+        return weights
 
     async def make(
         self,
@@ -122,8 +121,8 @@ class ClipReplica:
         it; otherwise the `clip`.
         If the stream is cancelled, the job ends at its next step.
         """
-        if conditioning := serve.get_multiplexed_model_id():
-            await self.keep(conditioning)
+        if weights := serve.get_multiplexed_model_id():  # only if there are several
+            await self.keep(weights)
         with TemporaryDirectory() as folder:
             files = [(index, str(Path(folder, f"keyframe-{number}"))) for number, (index, _) in enumerate(keyframes)]
             for (_, file), (_, content) in zip(files, keyframes, strict=True):
@@ -148,12 +147,3 @@ class ClipReplica:
         except DeviceLost:  # only a new process can use the device again
             traceback.print_exc()
             os._exit(1)
-
-
-class WeightsReplica(ClipReplica):
-    """A replica that changes its weights as jobs name them."""
-
-    @serve.multiplexed(max_num_models_per_replica=1)  # type: ignore[untyped-decorator]
-    async def keep(self, weights: str) -> str:
-        """Tells Ray Serve which weights this replica has."""
-        return weights

@@ -1,10 +1,12 @@
 """Which replica a job goes to: Ray's own router with the rule of this package, over stand-ins for replicas."""
 
 import asyncio
+from collections.abc import Sequence
 
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
 from ray.serve.request_router import PendingRequest
 from sparsectrl_lcm.service.runner.ray_router import FreeReplicaRouter
+from sparsectrl_lcm.service.runner.runner_pool import KEPT
 
 CLIPS = DeploymentID("clips")
 
@@ -14,10 +16,10 @@ class Replica:
 
     max_ongoing_requests = 1
 
-    def __init__(self, name: str, jobs: int, keeps: str = "") -> None:
+    def __init__(self, name: str, jobs: int, weights: str = "") -> None:
         self.replica_id = ReplicaID(name, CLIPS)
         self.jobs = jobs
-        self.multiplexed_model_ids = {keeps} - {""}
+        self.multiplexed_model_ids = {weights} - {""}
         self.asked = 0
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
@@ -25,8 +27,23 @@ class Replica:
         return self.jobs
 
 
-def routed(replicas: list[Replica], conditioning: str, left: Replica | None = None) -> str:
-    """The name of the replica for a job, once the server knows how many jobs each has; `left` then loses its one."""
+def job(name: str, conditioning: str, weights: str = "") -> PendingRequest:
+    said = {"session_id": conditioning, "multiplexed_model_id": weights}
+    return PendingRequest([], {}, RequestMetadata(request_id=name, internal_request_id=name, **said))
+
+
+def routed(
+    replicas: list[Replica],
+    conditioning: str,
+    *,
+    weights: str = "",
+    made: Sequence[tuple[str, str]] = (),
+    left: Replica | None = None,
+) -> str:
+    """The name of the replica for a job, once the server knows how many jobs each has; `left` then loses its one.
+
+    `made` has the replicas that took the server's earlier jobs, and the conditionings of these.
+    """
 
     async def main() -> str:
         options = {"handle_source": DeploymentHandleSource.UNKNOWN, "use_replica_queue_len_cache": True}
@@ -36,11 +53,12 @@ def routed(replicas: list[Replica], conditioning: str, left: Replica | None = No
         for replica in replicas:
             assert replica.asked == 1
             replica.asked = 0
+        for name, earlier in made:
+            router.on_request_routed(job("earlier", earlier), ReplicaID(name, CLIPS), None)
         if left is not None:
             left.jobs = 0
-        job = RequestMetadata(request_id="a", internal_request_id="a", multiplexed_model_id=conditioning)
         async with asyncio.timeout(20):
-            chosen = await router._choose_replica_for_request(PendingRequest([], {}, job))
+            chosen = await router._choose_replica_for_request(job("a", conditioning, weights))
         return str(chosen.replica_id.unique_id)
 
     return asyncio.run(main())
@@ -52,10 +70,26 @@ def test_the_only_free_replica_is_taken_at_once() -> None:
     assert not any(replica.asked for replica in replicas)
 
 
-def test_a_free_replica_that_keeps_the_conditioning_comes_first() -> None:
-    free = [Replica("empty", 0), Replica("other", 0, "a boat"), Replica("same", 0, "a star")]
-    assert routed([Replica("busy", 1, "a star"), *free], "a star") == "same"
-    assert routed([Replica("busy", 1, "a star"), *free[:2]], "a star") == "empty"
+def test_a_free_replica_that_made_the_conditioning_comes_first() -> None:
+    replicas = [Replica("busy", 1), *(Replica(name, 0) for name in ("empty", "other", "same"))]
+    made = [("busy", "a star"), ("other", "a boat"), ("same", "a star"), ("same", "a tree")]
+    assert routed(replicas, "a star", made=made) == "same"
+    assert routed(replicas[:3], "a star", made=made[:2]) == "empty"
+
+
+def test_a_replica_keeps_the_last_conditionings() -> None:
+    replicas = [Replica("old", 0), Replica("new", 0)]
+    others = [("old", f"{number}") for number in range(KEPT - 1)]
+    boat = ("new", "a boat")
+    assert routed(replicas, "a star", made=[("old", "a star"), *others, boat]) == "old"
+    assert routed(replicas, "a star", made=[("old", "a star"), *others, ("old", "more"), boat]) == "new"
+    assert routed(replicas, "a star", made=[("old", "a star"), *others, ("old", "a star"), ("old", "more")]) == "old"
+
+
+def test_a_free_replica_with_the_weights_comes_first() -> None:
+    free = [Replica("own", 0, "-"), Replica("anime", 0, "anime")]
+    assert routed([Replica("busy", 1, "anime"), *free], "a star", weights="anime", made=[("own", "a star")]) == "anime"
+    assert routed(free, "a star", weights="-", made=[("anime", "a star")]) == "own"
 
 
 def test_a_replica_that_another_server_has_left_is_found() -> None:

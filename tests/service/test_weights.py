@@ -202,10 +202,10 @@ def test_the_runners_of_an_endpoint_get_its_weights(tmp_path: Path) -> None:
 
 
 def test_ray_matches_jobs_and_replicas_by_weights_if_there_are_others(tmp_path: Path) -> None:
-    def model_ids(options: dict[str, Any]) -> list[str]:
+    def preferences(options: dict[str, Any]) -> list[dict[str, str]]:
         pool = RayPool(address="auto", replicas=(1, 1), gpus=0, setup={"options": options}, step_seconds=1)
         jobs = [Job("a", {"weights": name}, (), tmp_path / "a", conditioning="boat") for name in ("anime", None)]
-        return [pool._model_id(job) for job in jobs]
+        return [pool._preference(job) for job in jobs]
 
-    assert model_ids({"weights": {"anime": "a"}}) == ["anime", "-"]
-    assert model_ids({}) == ["boat", "boat"]
+    assert preferences({"weights": {"anime": "a"}}) == [{"multiplexed_model_id": name} for name in ("anime", "-")]
+    assert preferences({}) == [{"session_id": "boat"}] * 2
