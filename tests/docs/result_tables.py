@@ -155,7 +155,7 @@ def kernel_rows(label: str, graphs: dict[str, Any]) -> Iterator[str]:
 
 PROCESSES = {
     "server": "server",
-    "runners": "8 replicas",
+    "runners": "replicas",
     "serve controller": "Serve's controller",
     "raylets": "3 raylets",
     "gcs_server": "GCS",
@@ -166,16 +166,17 @@ PROCESSES = {
 
 def process_rows(report: dict[str, Any]) -> Iterator[str]:
     """`benchmarks/runner_pool.py --pool ray`: processor time of a request, and of a second at rest, by process."""
-    yield f"| | {' | '.join(report['runs'])} | a second without requests |"
-    yield "|---" * (len(report["runs"]) + 2) + "|"
-    columns = [*(run["processor_ms"] for run in report["runs"].values()), report["runs"]["a free replica"]["idle_ms"]]
+    one, eight = report["medians"]["1"], report["medians"]["8"]
+    yield "| | 1 replica | 8 replicas | a second without requests, 8 replicas |"
+    yield "|---|---|---|---|"
+    columns = one["processor_ms"], eight["processor_ms"], eight["idle_ms"]
     for kind, label in PROCESSES.items():
         yield f"| {label} | {' | '.join(f'{column.get(kind, 0):.1f}' for column in columns)} |"
     yield f"| all, with the client | {' | '.join(f'{sum(column.values()):.1f}' for column in columns)} |"
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
-    "2026-11-30-runner-pool-ray-processes.json": process_rows,
+    "2026-11-30-runner-pool-ray-quiet-2.json": process_rows,
     "2026-11-29-compare-bf16-epyc-avx512bf16.json": compare_rows,
     "2026-11-27-compare-2cores.json": compare_rows,
     "2026-11-28-compare-fp32-2cores.json": compare_rows,
