@@ -45,7 +45,7 @@ class Clients:
         return {} if self.webhook is None else {"fal_webhook": self.webhook}
 
     def start(self) -> list[threading.Thread]:
-        threads = [threading.Thread(target=self._submit, args=(number,)) for number in range(self.count)]
+        threads = [threading.Thread(target=self._submit, args=(number,), daemon=True) for number in range(self.count)]
         for thread in threads:
             thread.start()
         return threads
