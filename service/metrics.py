@@ -23,7 +23,7 @@ class Metrics:
         self.clips = Counter("runner_clips", "Clips that the runner made.", runner, **named)
         self.submitted = Counter("requests_submitted", "Requests that were accepted.", ["endpoint", "kind"], **named)
         self.ended = Counter("requests_ended", "Requests that ended, by HTTP status.", ["endpoint", "status"], **named)
-        lost = "Attempts that ended since the process of a runner crashed, hung or could not load."
+        lost = "Attempts that ended because the process of a runner crashed, hung or could not load."
         self.lost = Counter("runner_lost", lost, [*runner, "kind"], **named)
         self.wait = Histogram("queue_wait_seconds", "From submission to start.", ["endpoint"], **timed)
         self.total = Histogram("clip_seconds", "From start to the stored clip.", ["endpoint"], **timed)

@@ -171,7 +171,7 @@ class Dispatcher:
             self._endpoint.queue.arrived.set()
 
     async def _attempt(self, view: View, preparation: Preparation) -> Outcome | RunnerLost:
-        """Makes one attempt. Returns the outcome, or how the runner was lost if the request should be tried again."""
+        """Makes one attempt. Returns the outcome, or how it lost its runner if the request should be tried again."""
         slots: tuple[int, ...] = ()
         try:
             prepared = await preparation.task
@@ -189,11 +189,15 @@ class Dispatcher:
             return failed(infrastructure_error("internal_error", "Internal Server Error"))
 
     def _lost(self, view: View, error: RunnerLost) -> Outcome | RunnerLost:
-        self.service.metrics.lost.labels(self._endpoint.name, error.runner, error.kind).inc()
         about = {"request_id": view.row.id} | ({"runner": error.runner} if error.runner else {})
+        if error.kind == "stopped":
+            log.warning("a request waits again: %s", error.message, extra=about)
+            self._board.log(view, f"The request waits again: {error.message}")
+            return error
+        self.service.metrics.lost.labels(self._endpoint.name, error.runner, error.kind).inc()
         log.error("the runner was lost: %s", error.message, extra=about)
         self._board.log(view, f"The runner was lost: {error.message}", "ERROR")
-        if error.kind == "stopped" or (view.row.retry and view.row.crashes < self.service.settings.retries):
+        if view.row.retry and view.row.crashes < self.service.settings.retries:
             return error
         if error.kind == "hung":
             return failed(model_error(504, "generation_timeout", "The clip took too long"))

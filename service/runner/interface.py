@@ -116,26 +116,35 @@ class JobFailed(Exception):
 
 
 class RunnerLost(Exception):
-    """The process has ended and its job is lost. The runner starts another process unless it was stopped.
+    """A job has ended with its process, or found none. The runner starts another process unless it was stopped.
 
     Attributes:
-        kind: crashed, hung, stopped, or refused if neither this process nor another can load the model.
+        kind: crashed, hung, refused if neither this process nor another can load the model, or stopped: the runner was
+            stopped or had no process for the job, so nothing is wrong with the job or a process.
         message: how the process ended, in one line.
         lines: the last lines that it printed, for logs.
         refusal: if refused, the error that keeps every process from loading.
-        runner: name of the runner, if it is one of several.
+        runner: name of the runner; empty if it is not known.
     """
 
-    runner = ""
-
     def __init__(
-        self, kind: LossKind, message: str, lines: tuple[str, ...] = (), refusal: SparseCtrlLcmError | None = None
+        self,
+        kind: LossKind,
+        message: str,
+        lines: tuple[str, ...] = (),
+        refusal: SparseCtrlLcmError | None = None,
+        runner: str = "",
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.lines = lines
         self.refusal = refusal
+        self.runner = runner
+
+    def of(self, runner: str) -> "RunnerLost":
+        """Returns the same with the name of its runner."""
+        return RunnerLost(self.kind, self.message, self.lines, self.refusal, runner)
 
 
 RunnerState = Literal["loading", "ready", "busy", "failed"]

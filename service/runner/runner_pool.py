@@ -123,12 +123,7 @@ class RunnerPool:
 
     async def refused(self) -> SparseCtrlLcmError:
         """See `Runner.refused`: returns the first runner's error once all are refused."""
-        waits = [asyncio.ensure_future(self._refused(member)) for member in self._members]
-        try:
-            return (await asyncio.gather(*waits))[0]
-        finally:
-            for wait in waits:
-                wait.cancel()
+        return (await asyncio.gather(*map(self._refused, self._members)))[0]
 
     async def _refused(self, member: _Member) -> SparseCtrlLcmError:
         error = await member.runner.refused()
@@ -151,10 +146,11 @@ class RunnerPool:
 
             try:
                 made = await member.runner.run(job, listen)
-            except (RunnerLost, JobFailed) as error:
-                if isinstance(error, RunnerLost):
-                    error.runner = member.name
-                if isinstance(error, RunnerLost) or error.field == "weights":  # it has those of the bundle again
+            except RunnerLost as lost:
+                member.forget()
+                raise lost.of(member.name) from None
+            except JobFailed as error:
+                if error.field == "weights":  # it has those of the bundle again
                     member.forget()
                 raise
         return replace(made, runner=member.name)

@@ -108,6 +108,11 @@ def test_a_request_whose_runner_was_stopped_is_tried_again_without_blame(tmp_pat
         runner.run = lost  # type: ignore[method-assign]
         await submit(service, "a")
         assert (await ended(service, "a")).status == 200
+        (lost_runners,) = service.metrics.lost.collect()
+        counts = {each.labels["kind"]: each.value for each in lost_runners.samples if each.name.endswith("_total")}
+        assert counts == {"crashed": 1}
+        told = [line.message for line in (await service.board.view("a", "k")).logs[:4]]
+        assert told == ["The request waits again: stopped"] * 3 + ["The runner was lost: its own"]
 
     serving(tmp_path, scenario, retries=1)
 
