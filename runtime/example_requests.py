@@ -23,7 +23,9 @@ PROMPTS = (
     "close-up portrait of a dancer, studio light, film grain",
 )
 MAX_SIDE = 256
-"""Pixels; keeps the calibration short. The ranges of values hardly depend on the size."""
+"""Pixels; keeps the calibration short. From here on the ranges of values hardly depend on the size."""
+SMALL_SIDE, SMALL_FRAMES = 64, 4
+"""Pixels and frames of the small clips that calibration runs besides."""
 
 
 def run_samples(
@@ -54,6 +56,15 @@ def sample_size(bundle: Bundle, max_side: int = MAX_SIDE) -> ClipSize:
     sizes = bundle.manifest.sizes
     width, height = (min(side, max_side - max_side % sizes.multiple) for side in (sizes.width, sizes.height))
     return ClipSize(width=width, height=height, frames=sizes.frames)
+
+
+def small_size(bundle: Bundle) -> ClipSize:
+    """The size of small, short clips.
+
+    Some values are larger in them than in usual clips: most frames have a keyframe, the lowest level has few pixels.
+    """
+    size = sample_size(bundle, SMALL_SIDE)
+    return size.model_copy(update={"frames": min(SMALL_FRAMES, size.frames)})
 
 
 def sample_requests(bundle: Bundle, size: ClipSize | None = None) -> Iterator[CheckedRequest]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...runtime.cpu.onnxruntime import OnnxRuntimeSession
 from ...runtime.cpu.sessions import Array, Session, Sessions
-from ...runtime.example_requests import run_samples
+from ...runtime.example_requests import run_samples, small_size
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.clip_layout import ONE_PROMPT, ClipSize
 from ...runtime.format.decoders import DECODERS
@@ -134,15 +134,17 @@ class ObservingSessions:
         self._sessions: dict[str, _ObservingSession] = {}
 
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
-        """Opens a graph for these sizes; an observed graph takes one prompt at a time."""
+        """Opens a graph for these sizes, instead of others; an observed graph takes one prompt at a time."""
         if graph not in self._observed:
             self._others.open(graph, dimensions)
-        elif graph not in self._sessions:
-            path, observed = self._observed[graph]
-            record = self._bundle.graph(graph)
-            shapes = {item.name: resolve_shape(item.shape, {**dimensions, **ONE_PROMPT}) for item in record.inputs}
+            return
+        path, observed = self._observed[graph]
+        record, sizes = self._bundle.graph(graph), {**dimensions, **ONE_PROMPT}
+        shapes = {item.name: resolve_shape(item.shape, sizes) for item in record.inputs}
+        if graph not in self._sessions or self._sessions[graph].shapes != shapes:
+            self._sessions.pop(graph, None)  # frees its memory before the next is opened
             record = record.model_copy(update={"outputs": (*record.outputs, observed.output)})
-            self._sessions[graph] = _ObservingSession(self._open(path, record, shapes), observed)
+            self._sessions[graph] = _ObservingSession(self._open(path, record, shapes), observed, shapes)
 
     def session(self, graph: str) -> Session:
         """Returns the session of an opened graph."""
@@ -155,7 +157,8 @@ class ObservingSessions:
 
 
 class _ObservingSession:
-    def __init__(self, session: Session, observed: ObservedGraph) -> None:
+    def __init__(self, session: Session, observed: ObservedGraph, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = shapes
         self._session = session
         self._observed = observed
 
@@ -181,7 +184,7 @@ def observe_samples(
         models: makes each graph to observe, portable or typed. If a decoder is among them, frames are decoded too.
         others: run the other graphs; they are closed.
         open_session: opens the observed graphs.
-        size: of the clips; None takes `example_requests.sample_size`.
+        size: of the usual clips, besides small ones; None takes `example_requests.sample_size`.
     """
     observed = {}
     for graph, make in models.items():
@@ -193,7 +196,8 @@ def observe_samples(
     sessions = ObservingSessions(bundle, observed, open_session, others)
     decodes = not set(DECODERS.values()).isdisjoint(models)
     try:
-        run_samples(bundle, sessions, size, _ignore if decodes else None)
+        for each in (small_size(bundle), size):
+            run_samples(bundle, sessions, each, _ignore if decodes else None)
     finally:
         sessions.close()
         for path, _ in observed.values():
