@@ -21,9 +21,10 @@ demo: $(DEMO)/installed
 	$(DEMO)/bin/python demo/run.py
 
 $(DEMO)/installed: pyproject.toml $(shell find sparsectrl_lcm runtime batch cli engine export benchmarks/harness -name '*.py' -o -name '*.json' -o -name '*.onnx')
-	test -x $(DEMO)/bin/pip || $(PYTHON) -m venv --clear $(DEMO)
-	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
-	touch $@
+	@echo "installing the package into $(DEMO), a minute or more"
+	@test -x $(DEMO)/bin/pip || $(PYTHON) -m venv --clear $(DEMO)
+	@$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check .
+	@touch $@
 
 # CI also checks the types of the other platforms. Types are checked beside the tests, which often wait.
 test: lint links
