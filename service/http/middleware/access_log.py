@@ -5,6 +5,9 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+PROBES = {"/healthz", "/readyz", "/metrics", "/page/about.json"}
+"""Routes that monitors and open pages ask for every few seconds: lines of their successes are for debugging."""
+
 log = logging.getLogger("sparsectrl_lcm.service.http")
 
 
@@ -34,7 +37,8 @@ class AccessLog:
         finally:
             line = {"method": scope["method"], "path": loggable_path(scope), "status": status}
             line |= {"request_id": scope["state"]["request_id"], "seconds": round(time.monotonic() - start, 4)}
-            log.info("answered", extra=line)
+            expected = line["path"] in PROBES and status < 400
+            log.log(logging.DEBUG if expected else logging.INFO, "answered", extra=line)
 
 
 def loggable_path(scope: Scope) -> str:
