@@ -87,7 +87,7 @@ def serve(
 
     from ..runtime import InvalidRequest
     from ..service.json_logs import log_to_stderr
-    from ..service.runner.pipeline_loading import checked
+    from ..service.runner.pipeline_loading import check_settings
     from ..service.server import serve
     from ..service.settings import Settings, with_limits
     from .options import endpoint_weights, parse_endpoints, parse_size
@@ -126,7 +126,7 @@ def serve(
     except InvalidRequest as error:
         raise InvalidRequest(f"--set {error.field}", error.reason, error.remedy) from None
     listeners = _listeners(data, host, ports, public_url, tls_certificate, tls_key)
-    settings = checked(settings)
+    check_settings(settings)
     greeting = Greeting(listeners[0], tls_port is not None and tls_certificate is None)
     _allow_connections()
     log_to_stderr(log_level)

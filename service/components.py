@@ -34,13 +34,18 @@ class Endpoint:
         name: the name that clients call, OWNER/NAME.
         runner: makes the clips.
         queue: its waiting requests.
-        frames: of its clips, unless an input asks for another number.
+        frames_at_start: frames of its clips, as its bundle's manifest said when the server started.
     """
 
     name: str
     runner: "Runner"
     queue: "EndpointQueue"
-    frames: int
+    frames_at_start: int
+
+    @property
+    def frames(self) -> int:
+        """Frames of its clips unless an input asks for another number. A later model may have others."""
+        return int(self.runner.about.get("frames", self.frames_at_start))
 
 
 @dataclass(slots=True)

@@ -25,10 +25,10 @@ from .network.public_addresses import Allowed
 from .network.webhook_delivery import Webhooks
 from .objects.object_stores import check_files, open_files
 from .objects.stored_files import remove_expired_files
-from .protocol.clip_input import FRAMES
 from .queue.dispatchers import Dispatchers
 from .queue.request_states import Board
 from .runner import Runner
+from .runner.bundle_cache import bundle_manifest
 from .runner.make_runners import make_runners
 from .settings import Settings
 from .store import STORE_FAILURES, OwnerLock, SqlStore
@@ -52,9 +52,11 @@ def open_service(settings: Settings, *runners: Runner) -> Service:
         InvalidRequest: the settings name a database that cannot be opened or an object store that cannot be used,
             another server has a copy of the data folder, or an entry of `allow_private` is not a host, address or
             network.
+        BundleError: the manifest of a bundle cannot be read.
         SQLAlchemyError: the database cannot be reached or written.
     """
     Allowed.parse(settings.allow_private)
+    frames = {name: bundle_manifest(bundle).sizes.frames for name, bundle in settings.endpoints.items()}
     settings.data.mkdir(0o700, parents=True, exist_ok=True)
     files = open_files(settings.files_url)
     if settings.files is not None:
@@ -70,9 +72,7 @@ def open_service(settings: Settings, *runners: Runner) -> Service:
         store=store,
         owner_lock=owner_lock,
         files=files,
-        endpoints={
-            name: Endpoint(name, runner, board.queues[name], settings.frames.get(name, FRAMES)) for name, runner in made
-        },
+        endpoints={name: Endpoint(name, runner, board.queues[name], frames[name]) for name, runner in made},
         board=board,
         keyring=Keyring(store),
         signer=Signer(store.secret("webhooks")),

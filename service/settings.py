@@ -31,7 +31,6 @@ class Settings:
         endpoints: the names that clients call, each with its bundle: a folder, or the URL of an object store, from
             which each machine fetches it once; None means the demo bundle. Each has a queue, which all servers with
             this endpoint on one database share.
-        frames: how many frames the clips of an endpoint have, by its name; as fal's if it is missing.
         anonymous: whether to accept calls without a key.
         docs: whether to serve Swagger UI at /docs.
         extensions: whether inputs may have the fields of `ExtendedInput`.
@@ -86,7 +85,6 @@ class Settings:
     files: str | None = None
     public_url: str | None = None
     endpoints: Mapping[str, Path | str | None] = field(default_factory=lambda: {DEFAULT_ENDPOINT: None})
-    frames: Mapping[str, int] = field(default_factory=dict)
     anonymous: bool = False
     docs: bool = False
     extensions: bool = False

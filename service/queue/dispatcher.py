@@ -225,8 +225,7 @@ class Dispatcher:
         file = view.clip
         video: dict[str, Any] = {"url": file_url(view.row.base_url, file), "content_type": file.content_type}
         video |= {"file_name": file.name, "file_size": file.size}
-        frames = prepared.job.options.get("num_frames", self._endpoint.frames)
-        return Outcome(200, {"video": video, "seed": seed}, seconds=round(made.seconds, 4), frames=frames)
+        return Outcome(200, {"video": video, "seed": seed}, seconds=round(made.seconds, 4), frames=made.frames)
 
     async def _run_job(self, view: View, job: Job) -> Made:
         """Runs a job. Repeats it while the disk is full, unless it is cancelled; others may use the runner."""

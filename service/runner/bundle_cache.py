@@ -1,4 +1,4 @@
-"""Bundles in an object store: each machine fetches one once, into the cache of its user."""
+"""Bundles in folders and object stores. From a store each machine fetches one once, into the cache of its user."""
 
 import hashlib
 import os
@@ -7,14 +7,15 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, TypeGuard, overload
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from ...runtime.errors import BundleError
-from ...runtime.format.bundle import verify
-from ...runtime.format.manifest import read_manifest
+from ...runtime.format.bundle import bundle_folder, verify
+from ...runtime.format.manifest import Manifest, read_manifest
 from ..objects.object_stores import STORE_REMEDY, failure, time_limit, without_password
 
 MANIFEST = "manifest.json"
@@ -113,19 +114,25 @@ def _lock_file(folder: Path) -> Path:
     return folder.with_suffix(".used")
 
 
-def read_remote_manifest(bundle: str, folder: Path) -> Path:
-    """Copies the manifest of a bundle at a URL into a folder and returns the folder.
+def bundle_manifest(bundle: Path | str | None) -> Manifest:
+    """Returns the manifest of a bundle, of which it fetches nothing else.
+
+    Args:
+        bundle: a folder, the URL of an object store, or None for the demo bundle.
 
     Raises:
-        BundleError: the store cannot be read.
+        BundleError: the folder or the store cannot be read, or it has no manifest.
     """
-    try:
-        store, root = _open(bundle)
-        (folder / MANIFEST).write_bytes(store.cat_file(f"{root}/{MANIFEST}", **time_limit(store)))
-    except Exception as error:
-        reason = without_password(f"{bundle} cannot be read: {failure(error)}", bundle)
-        raise BundleError("bundle", reason, STORE_REMEDY) from None
-    return folder
+    if not is_url(bundle):
+        return read_manifest(bundle_folder(bundle))
+    with TemporaryDirectory() as folder:
+        try:
+            store, root = _open(bundle)
+            Path(folder, MANIFEST).write_bytes(store.cat_file(f"{root}/{MANIFEST}", **time_limit(store)))
+        except Exception as error:  # of the store's own library
+            reason = without_password(f"{bundle} cannot be read: {failure(error)}", bundle)
+            raise BundleError("bundle", reason, STORE_REMEDY) from None
+        return read_manifest(Path(folder))
 
 
 def _open(bundle: str) -> tuple[Any, str]:

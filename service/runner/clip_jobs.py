@@ -82,7 +82,8 @@ class Jobs:
                 with reported(reports, order.options), rest:
                     recording.save(clip)
                     timings = {stage: float(seconds) for stage, seconds in clip.timings.items()}
-                    reports.say("made", seed=int(clip.seed), seconds=time.perf_counter() - start, timings=timings)
+                    made = {"seed": int(clip.seed), "timings": timings, "frames": len(clip.frames)}
+                    reports.say("made", seconds=time.perf_counter() - start, **made)
 
             self._encoding = self._encoder.submit(encode)
 

@@ -56,6 +56,7 @@ class Made:
         seed: the seed used.
         seconds: time from reading the keyframes to the finished file.
         timings: seconds per stage, as `Clip.timings`.
+        frames: how many it has.
         runner: name of the runner that made it.
         stored: bytes of the clip if it is at `Job.place`.
     """
@@ -63,6 +64,7 @@ class Made:
     seed: int
     seconds: float
     timings: dict[str, float]
+    frames: int
     runner: str = ""
     stored: int | None = None
 

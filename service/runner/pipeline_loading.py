@@ -1,20 +1,16 @@
 """Loads the pipeline in the runner's process, and checks its options in the server's process."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...runtime import BackendError, BundleError, ClipRequest, SparseCtrlLcmError, VideoPipeline
 from ...runtime.backends import BACKENDS, choose_backend, find_backend
 from ...runtime.format.bundle import Bundle, bundle_folder
 from ...runtime.format.clip_layout import ClipSize
-from ...runtime.format.manifest import Manifest, read_manifest
 from ...runtime.load_options import LoadOptions
 from ...runtime.request_checks import check_request
 from ..settings import Settings
-from .bundle_cache import is_url, local_bundle, read_remote_manifest
+from .bundle_cache import bundle_manifest, is_url, local_bundle
 from .devices import has_own_name, is_cuda, runner_devices, share_cores, take_device, uses_gpu
 from .make_runners import check_pool
 
@@ -97,11 +93,8 @@ def open_graphs(pipeline: VideoPipeline) -> None:
         pipeline.executor.open_graph(graph, size).close()
 
 
-def checked(settings: Settings) -> Settings:
+def check_settings(settings: Settings) -> None:
     """Checks the options in the server's process, without the model. The runner's process finds other errors on load.
-
-    Returns:
-        The settings with what the manifests of the bundles say: the `frames` of each endpoint.
 
     Raises:
         InvalidRequest, BackendError, BundleError: an option is wrong.
@@ -112,22 +105,14 @@ def checked(settings: Settings) -> Settings:
         takes_names = "device" in find_backend(settings.backend, "auto").load_options
         if not takes_names and (named := next(filter(has_own_name, settings.devices), None)):
             raise BackendError("devices", f"{settings.backend} does not use {named}", "give cuda:N, cpu or auto")
-    frames = {}
     for name, bundle in settings.endpoints.items():
         try:
-            manifest = _read_manifest(bundle)
+            manifest = bundle_manifest(bundle)
             if settings.warm is not None:
                 check_request(ClipRequest("", width=settings.warm[0], height=settings.warm[1]), manifest)
             _check_weights_of(settings, name)
         except SparseCtrlLcmError as error:
             raise settings.of_endpoint(error, name) from None
-        frames[name] = manifest.sizes.frames
-    return replace(settings, frames=frames)
-
-
-def _read_manifest(bundle: Path | str | None) -> Manifest:
-    with TemporaryDirectory() as folder:
-        return read_manifest(read_remote_manifest(bundle, Path(folder)) if is_url(bundle) else bundle_folder(bundle))
 
 
 def _check_weights_of(settings: Settings, endpoint: str) -> None:
@@ -135,7 +120,7 @@ def _check_weights_of(settings: Settings, endpoint: str) -> None:
     weights, bundle = settings.weights.get(endpoint, {}), settings.endpoints[endpoint]
     for name, other in weights.items():
         try:
-            _read_manifest(other)
+            bundle_manifest(other)
         except BundleError as error:
             raise BundleError("weights", f"{name}: {error.reason}", error.remedy) from None
     if settings.backend != "auto":

@@ -113,7 +113,7 @@ class RayPool:
 
     @property
     def about(self) -> dict[str, Any]:
-        """See `Runner.about`: what one replica reported."""
+        """See `Runner.about`: what the replica that started last reported."""
         return self._about
 
     @property
@@ -242,7 +242,7 @@ class RayPool:
         return serve.get_app_handle(self.name)
 
     async def _look(self) -> None:
-        """Reads the states of the replicas and, once one is running, what they run."""
+        """Reads the states of the replicas and, while one is running, what the one that started last runs."""
         async with asyncio.timeout(ANSWER_SECONDS):
             status = await _aside(self._status)
         if status is None:
@@ -252,10 +252,12 @@ class RayPool:
             return
         deployment = next(iter(status.deployments.values()), None)
         self._states = {str(state): count for state, count in deployment.replica_states.items()} if deployment else {}
-        if self._states.get("RUNNING") and not self._about:
+        if self._states.get("RUNNING"):
             async with asyncio.timeout(ANSWER_SECONDS):
-                self._about = await _aside(lambda: published_about(self.name))
-            log.info("the runner is ready", extra=self._about)
+                about = await _aside(lambda: published_about(self.name))
+            if about and not self._about:
+                log.info("the runner is ready", extra=about)
+            self._about = about or self._about
         failed = status.status == "DEPLOY_FAILED"
         if deployment and (reason := reason_in(deployment.message)):
             self._problem = reason

@@ -5,7 +5,7 @@
     process: the seed is the number of the process
     anything else: a clip of frames 64x64 in a colour that the seed gives, with the keyframes at their frames
 
-`bundle` may be `8-frames`: its clips then have so many.
+The folder `bundle` may be called `8-frames`: its clips then have so many.
 
 `backend` controls loading:
 
@@ -69,7 +69,7 @@ def load_numbered(bundle: str, **options: Any) -> "StubPipeline":
 
 class StubPipeline:
     def __init__(self, bundle: str | None, backend: str, precision: str | None) -> None:
-        own = re.fullmatch(r"(\d+)-frames", bundle or "")
+        own = re.fullmatch(r"(\d+)-frames", Path(bundle or "").name)
         self.frames = int(own[1]) if own else FRAMES
         sizes = SimpleNamespace(width=SIDE, height=SIDE, frames=self.frames)
         self.bundle = SimpleNamespace(folder=Path(bundle or "stub"), manifest=SimpleNamespace(sizes=sizes))

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import pytest
 from fakes.missing_programs import missing
 from fakes.postgresql_server import postgresql
 from sparsectrl_lcm.cli import run
+from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.queue import dispatcher as dispatch
 from sparsectrl_lcm.service.queue import periodic_work, retries
 from sparsectrl_lcm.service.store import SqlStore
@@ -155,6 +157,15 @@ def started(folder: Path, port: int = 0, **options: Any) -> Iterator[Server]:
     finally:
         if server.process is not None and server.process.is_alive():
             server.stop()
+
+
+def manifest_alone(folder: Path, frames: int = 16) -> Path:
+    """Writes the manifest of the demo bundle with another length of clips: enough for a server with a stub pipeline."""
+    manifest = json.loads((demo_bundle() / "manifest.json").read_text())
+    manifest["sizes"]["frames"] = frames
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 def stub_server(tmp_path_factory: pytest.TempPathFactory, **more: Any) -> Iterator[Server]:

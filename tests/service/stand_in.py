@@ -52,7 +52,7 @@ class StandIn:
             self.lose -= 1
             raise RunnerLost("crashed", "the stand-in died")
         job.output.write_bytes(b"clip")
-        return Made(1, 0.1, {"total": 0.1})
+        return Made(1, 0.1, {"total": 0.1}, job.options.get("num_frames", self.about.get("frames", 16)))
 
     def cancel(self, job_id: str) -> None:
         pass

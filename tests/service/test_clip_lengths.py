@@ -16,7 +16,7 @@ from sparsectrl_lcm.service.app import create_app
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.protocol.input_parsing import parse_input
-from sparsectrl_lcm.service.runner.pipeline_loading import checked
+from sparsectrl_lcm.service.runner import Job, Made
 from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
 from starlette.testclient import TestClient
@@ -38,11 +38,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         manifest = json.loads((bundle / "manifest.json").read_text())
         manifest["sizes"]["frames"] = LENGTHS[name]
         (bundle / "manifest.json").write_text(json.dumps(manifest))
-    return checked(Settings(folder / "data", endpoints=bundles, anonymous=True, backend="onnxruntime"))
-
-
-def test_the_manifests_say_how_long_clips_are(settings: Settings) -> None:
-    assert settings.frames == LENGTHS
+    return Settings(folder / "data", endpoints=bundles, anonymous=True, backend="onnxruntime")
 
 
 def document(client: TestClient, name: str) -> Any:
@@ -89,21 +85,52 @@ def test_an_index_beyond_the_clip_is_told_as_fal_does(settings: Settings, tmp_pa
     service.store.close()
 
 
+def test_a_later_model_says_how_long_its_clips_are(tmp_path: Path) -> None:
+    """As after an upload of another version of the bundle and a restart of the runner."""
+    runner = StandIn()
+    service = open_service(Settings(tmp_path, anonymous=True), runner)
+    client = TestClient(create_app(service))
+    assert document(client, APP)["keyframe_2_index"]["maximum"] == 15
+    runner.about = {"frames": 24}
+    assert document(client, APP)["keyframe_2_index"]["maximum"] == 23
+    assert client.get("/page/about.json").json()["endpoints"][0]["frames"] == 24
+    accepted = client.post(f"/queue/{APP}", json={"prompt": "a", "keyframe_1_index": 23}).json()["request_id"]
+    assert service.store.given(accepted) is not None, "it waits"
+    service.store.close()
+
+
+def test_a_clip_is_recorded_with_the_frames_that_its_runner_made(tmp_path: Path) -> None:
+    """Those of an endpoint may have loaded different versions of its bundle."""
+
+    async def scenario(service: Service, runner: StandIn) -> None:
+        run = runner.run
+
+        async def longer(job: Job, on_event: Any) -> Made:
+            return replace(await run(job, on_event), frames=24)
+
+        runner.run = longer  # type: ignore[method-assign]
+        await submit(service, "a")
+        assert (await ended(service, "a")).frames == 24
+
+    serving(tmp_path, scenario)
+
+
 def test_a_request_that_waited_while_clips_became_shorter_is_told(tmp_path: Path) -> None:
     async def scenario(service: Service, runner: StandIn) -> None:
+        runner.about = {"frames": 8, "width": 64, "height": 64}
         await submit(service, "a", input={"prompt": "a", "keyframe_2_index": 15})
         outcome = await ended(service, "a")
         (detail,) = outcome.body["detail"]
         assert (outcome.status, detail["loc"], detail["ctx"]) == (422, ["body", "keyframe_2_index"], {"le": 7})
         assert runner.jobs == []
 
-    serving(tmp_path, scenario, frames={APP: 8})
+    serving(tmp_path, scenario)
 
 
 @pytest.fixture
 def server(settings: Settings, tmp_path: Path) -> Iterator[Server]:
     short = {SHORT: settings.endpoints[SHORT]}
-    for made in started(tmp_path, backend="onnxruntime", endpoints=short, frames=settings.frames):
+    for made in started(tmp_path, backend="onnxruntime", endpoints=short):
         made.wait()
         yield made
 

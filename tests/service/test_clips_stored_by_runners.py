@@ -27,7 +27,7 @@ def test_a_clip_that_its_runner_has_stored_is_not_stored_again(tmp_path: Path) -
     async def scenario(service: Service, runner: StandIn) -> None:
         async def stores(given: Job, _: Any) -> Made:
             runner.jobs.append(given)
-            return Made(1, 0.1, {"total": 0.1}, stored=7)
+            return Made(1, 0.1, {"total": 0.1}, 16, stored=7)
 
         runner.run = stores  # type: ignore[method-assign]
         await submit(service, "a")

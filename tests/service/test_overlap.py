@@ -128,7 +128,7 @@ def test_a_pool_gives_the_next_job_to_the_runner_that_encodes(tmp_path: Path) ->
                 if encodes:
                     on_event(Encoding())
                 await go_on.wait()
-                return Made(1, 0.1, {})
+                return Made(1, 0.1, {}, 16)
 
             return SimpleNamespace(ready=True, problem=None, run=run)
 

@@ -18,7 +18,7 @@ from sparsectrl_lcm.service.runner.ray_pool import RayPool
 
 from .runner_jobs import failure_of, ignore, job
 
-MADE = {"seed": 7, "seconds": 0.1, "timings": {"total": 0.1}}
+MADE = {"seed": 7, "seconds": 0.1, "timings": {"total": 0.1}, "frames": 16}
 NODE = "10.0.0.1"
 
 
@@ -211,6 +211,14 @@ def test_a_server_is_ready_while_all_replicas_are_busy(monkeypatch: pytest.Monke
     pool = running_pool(monkeypatch)
     assert looked(pool) is None
     assert (pool.about, pool.capacity) == (published, 1)
+
+
+def test_a_server_knows_what_the_replica_that_started_last_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    published: list[dict[str, Any]] = [{"frames": 16}, {"frames": 24}, {}]
+    monkeypatch.setattr(ray_pool, "published_about", lambda _: published.pop(0))
+    pool = running_pool(monkeypatch)
+    known = [pool.about["frames"] for _ in range(3) if looked(pool) is None]
+    assert known == [16, 24, 24], "also while the cluster has forgotten it"
 
 
 def test_a_cluster_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

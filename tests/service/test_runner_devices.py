@@ -104,7 +104,7 @@ def test_a_gpu_that_the_backend_does_not_use_is_refused() -> None:
 )
 def test_a_wrong_pool_is_refused_before_a_model_loads(tmp_path: Path, settings: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        loading.checked(Settings(tmp_path, **settings))
+        loading.check_settings(Settings(tmp_path, **settings))
     assert caught.value.field == field
 
 

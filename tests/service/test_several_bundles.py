@@ -18,7 +18,7 @@ from sparsectrl_lcm.service.server import open_service, running, serve
 from sparsectrl_lcm.service.settings import Settings
 from starlette.testclient import TestClient
 
-from .conftest import Server, ports, started
+from .conftest import Server, manifest_alone, ports, started
 from .stand_in import StandIn, ended, new, submit, until
 from .test_python_client import python
 
@@ -40,9 +40,10 @@ def both(folder: Path, **settings: Any) -> tuple[Service, StandIn, StandIn]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Its clips have the seeds of their bundles unless the request gives one."""
-    endpoints = {name: str(seed) for name, seed in SEEDS.items()}
+    folder = tmp_path_factory.mktemp("two")
+    endpoints = {name: manifest_alone(folder / str(seed)) for name, seed in SEEDS.items()}
     options: dict[str, Any] = {"pipeline": "stub_pipeline:load_numbered", "retries": 0}
-    for made in started(tmp_path_factory.mktemp("two"), endpoints=endpoints, **options):
+    for made in started(folder, endpoints=endpoints, **options):
         made.wait()
         yield made
 
@@ -241,7 +242,7 @@ def test_a_start_that_one_bundle_refuses_names_its_endpoint(tmp_path: Path) -> N
         async def refused(self) -> SparseCtrlLcmError:
             return BundleError("bundle", "a graph is damaged", "export it again")
 
-    settings = Settings(tmp_path, endpoints={ONE: "a", OTHER: "b"})
+    settings = Settings(tmp_path, endpoints={ONE: None, OTHER: None})
     with pytest.raises(BundleError) as told:
         asyncio.run(serve(settings, [Listener("127.0.0.1", ports()[0])], [StandIn(), Refused()]))
     assert str(told.value) == "endpoint: me/landscapes: a graph is damaged; export it again"

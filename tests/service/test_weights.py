@@ -146,15 +146,15 @@ def test_a_bundle_without_engines_is_refused_before_it_is_loaded(
     shutil.copy(demo_bundle() / "manifest.json", bundle)
     settings = Settings(tmp_path, endpoints={APP: bundle}, weights={APP: {"anime": demo_bundle()}})
     with pytest.raises(BackendError, match="^weights: the bundle has no engines whose weights can be changed; run "):
-        loading.checked(settings)
+        loading.check_settings(settings)
     index = bundle / "engines/tensorrt/fp16/engines.json"
     index.parent.mkdir(parents=True)
     index.touch()
-    loading.checked(settings)
+    loading.check_settings(settings)
     with pytest.raises(BackendError):
-        loading.checked(replace(settings, precision="fp8"))
-    loading.checked(replace(settings, precision="fp8", pool="ray"))  # the engines are those of other machines
-    loading.checked(replace(settings, devices=("cpu", "cuda:0")))  # the runner on the CPU is left out
+        loading.check_settings(replace(settings, precision="fp8"))
+    loading.check_settings(replace(settings, precision="fp8", pool="ray"))  # the engines are those of other machines
+    loading.check_settings(replace(settings, devices=("cpu", "cuda:0")))  # the runner on the CPU is left out
 
 
 @pytest.mark.parametrize(

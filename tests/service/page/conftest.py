@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ..conftest import APP, Server, demo_server, missing, stub_server
+from ..conftest import APP, Server, demo_server, manifest_alone, missing, stub_server
 
 ARTIFACTS = Path(os.environ.get("ARTIFACTS", Path(__file__).parents[3] / ".cache/artifacts"))
 SCRIBBLE = Path(__file__).parents[3] / "demo/scribbles/frame_08.png"
@@ -24,7 +24,8 @@ OTHER = "me/portraits"
 
 @pytest.fixture(scope="package")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from stub_server(tmp_path_factory, endpoints={APP: None, OTHER: "8-frames"}, frames={OTHER: 8})
+    short = manifest_alone(tmp_path_factory.mktemp("bundles") / "8-frames", frames=8)
+    yield from stub_server(tmp_path_factory, endpoints={APP: None, OTHER: short})
 
 
 demo = pytest.fixture(scope="package")(demo_server)
