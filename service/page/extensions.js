@@ -23,7 +23,7 @@ function limit(field, { minimum, maximum, multipleOf, default: value }) {
 
 /** The number of frames that is asked for; the endpoint's own while the field has none. */
 export function frames() {
-  const field = $("num_frames"), own = endpointOf($("endpoint").value).frames;
-  field.placeholder = own;
-  return !$("extensions").hidden && field.value && field.checkValidity() ? Number(field.value) : own;
+  const field = $("num_frames");
+  const asked = !$("extensions").hidden && field.value && field.checkValidity();
+  return asked ? Number(field.value) : endpointOf($("endpoint").value).frames;
 }

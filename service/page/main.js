@@ -98,7 +98,9 @@ async function showRunners() {
 
 /** Shows what the chosen endpoint has. */
 function showEndpoint() {
-  offerWeights(endpointOf(endpoint()).weights);
+  const chosen = endpointOf(endpoint());
+  offerWeights(chosen.weights);
+  $("num_frames").placeholder = chosen.frames;
   keyframes.resize(frames());
   showRunners();
 }

@@ -17,12 +17,12 @@ from .request_rows import (
     announce_clip,
     attempt_of,
     cancellation,
+    current_attempt,
     end_clip,
     end_request,
+    given_request,
     in_time,
-    is_current,
     lock_attempt,
-    of_id,
     read_logs,
     running,
     to_request,
@@ -73,11 +73,11 @@ class Attempts(Database):
     def _claim(self) -> ReturningUpdate[Any]:
         taken = {"state": "running", "owner": bindparam("by"), "started_at": bindparam("now"), **self._lease}
         taken["attempts"] = requests.c.attempts + 1
-        return update(requests).where(of_id, waiting, in_time(bindparam("now"))).values(taken).returning(*SHOWN)
+        return update(requests).where(given_request, waiting, in_time(bindparam("now"))).values(taken).returning(*SHOWN)
 
     @cached_property
     def _renew(self) -> ReturningUpdate[Any]:
-        return update(requests).where(is_current).values(self._lease).returning(requests.c.cancelled)
+        return update(requests).where(current_attempt).values(self._lease).returning(requests.c.cancelled)
 
     @property
     def _lease(self) -> dict[str, Any]:

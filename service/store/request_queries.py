@@ -6,11 +6,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Text, delete, func, insert, literal, or_, select, true, update
 
 from . import tables
+from .database import Database
 from .key_quota import check_quota, lock_name
 from .queue_limits import check_unstarted, check_waiting
 from .queue_order import TURNS, close_gaps, count_ahead, in_order, next_turn
 from .records import Change, LogRow, NewRequest, Outcome, RequestRow, Submitted
-from .request_attempts import Attempts
 from .request_rows import (
     CANCELLED,
     REVOKED,
@@ -18,24 +18,24 @@ from .request_rows import (
     cancellation,
     end_request,
     failure,
+    given_request,
     in_time,
-    of_id,
     read_logs,
     to_request,
     waiting,
 )
 
 requests, logs, webhooks = tables.requests, tables.logs, tables.webhooks
-_GET = select(*SHOWN).where(of_id)
-_MARK_CANCELLED = update(requests).where(of_id).values(cancelled=True)
-_GIVEN = select(requests.c.input, requests.c.base_url).where(of_id, waiting)
+_GET = select(*SHOWN).where(given_request)
+_MARK_CANCELLED = update(requests).where(given_request).values(cancelled=True)
+_GIVEN = select(requests.c.input, requests.c.base_url).where(given_request, waiting)
 
 
 class OtherInput(Exception):
     """A submission repeats the idempotency key of another, with another input."""
 
 
-class Requests(Attempts):
+class Requests(Database):
     """The part of the store that holds requests and their logs."""
 
     def submit(

@@ -23,18 +23,21 @@ REVOKED = 401
 """The status of a request whose API key was revoked while it waited."""
 
 # What runs for each clip is built once: SQLAlchemy takes longer to build a statement than SQLite to run it.
-of_id = requests.c.id == bindparam("request_id")
-is_current = of_id & running & (requests.c.owner == bindparam("by")) & (requests.c.attempts == bindparam("attempt"))
-"""The condition that an attempt is still the current one. `attempt_of` has its parameters."""
-_END = update(requests).where(of_id)
-_END_CURRENT = _END.where(is_current, ~requests.c.cancelled)
-_LOCK_CURRENT = select(*SHOWN).where(is_current).with_for_update()
+given_request = requests.c.id == bindparam("request_id")
+"""Condition: the request with the given id."""
+current_attempt = (
+    given_request & running & (requests.c.owner == bindparam("by")) & (requests.c.attempts == bindparam("attempt"))
+)
+"""Condition: the request with the given id, if the given attempt is still its current one. See `attempt_of`."""
+_END = update(requests).where(given_request)
+_END_CURRENT = _END.where(current_attempt, ~requests.c.cancelled)
+_LOCK_CURRENT = select(*SHOWN).where(current_attempt).with_for_update()
 _UPDATE_FILE = update(files).where(files.c.id == bindparam("file_id"))
 _DELETE_FILE = delete(files).where(files.c.id == bindparam("file_id"))
 
 
 def attempt_of(row: RequestRow) -> dict[str, Any]:
-    """Returns the parameters of `is_current` for an attempt."""
+    """Returns the parameters of `current_attempt` for an attempt."""
     return {"request_id": row.id, "by": row.owner, "attempt": row.attempts}
 
 

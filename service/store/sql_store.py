@@ -13,13 +13,14 @@ from sqlalchemy.exc import IntegrityError
 from . import tables
 from .key_quota import FILE_BYTES, check_quota, lock_name
 from .records import FileRow, KeyRow, RequestRow, WebhookRow
+from .request_attempts import Attempts
 from .request_queries import Requests
 from .request_rows import read_made
 
 files, webhooks = tables.files, tables.webhooks
 
 
-class SqlStore(Requests):
+class SqlStore(Requests, Attempts):
     """Requests, logs, keys, files and webhooks."""
 
     # Clips
