@@ -145,7 +145,7 @@ BAD = {
     "bomb": (claimed(40_000, 40_000), "64 million"),
     "large and truncated": (claimed(8001, MAX_PIXELS // 8000)[:-20], "64 million"),  # refused before it is decoded
     "large": (large(), "64 million"),
-    "damaged header": (encoded(gradient(), "PNG")[:20] + b"??", "not an image, or damaged"),
+    "damaged header": (encoded(gradient(), "PNG").replace(b"IHDR", b"IHDX"), "not an image, or damaged"),
     "missing": (Path("/nowhere/at/all.png"), "does not exist; give an image file"),
     "url": ("https://example.org/a.png", "'https://example.org/a.png' does not exist; download it first"),
     "folder": (Path("/"), "cannot be read"),
