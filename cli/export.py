@@ -147,7 +147,6 @@ def export(
 
 def need_export_extra() -> None:
     """Raises SparseCtrlLcmError if the export extra is not installed; silences the libraries' warnings."""
-    import logging
     import os
     from importlib.util import find_spec
 
@@ -159,7 +158,6 @@ def need_export_extra() -> None:
         )
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
 def _override(text: str) -> tuple[str, str | int | float]:

@@ -2,7 +2,6 @@
 
 import ast
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,7 @@ def trace(module: nn.Module, spec: GraphSpec, inputs: tuple[torch.Tensor, ...]) 
     ]
     if spec.variadic is not None:
         shapes = [*shapes[: spec.variadic], tuple(shapes[spec.variadic :])]
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with torch.no_grad():
         model = to_onnx(
             module,
             inputs,

@@ -5,6 +5,8 @@ program twice more, which takes half of the export's time. ONNX has its own coun
 Then it runs the program again to make casts explicit, of which few are needed.
 """
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,11 +38,12 @@ def to_onnx(module: nn.Module, inputs: tuple[Any, ...], **options: Any) -> ir.Mo
             **options,
         )
 
-    try:
-        with _few_decompositions():
+    with _quiet():
+        try:
+            with _few_decompositions():
+                program = export()
+        except torch.onnx.OnnxExporterError:  # a composite operator that has no counterpart
             program = export()
-    except torch.onnx.OnnxExporterError:  # a composite operator that has no counterpart
-        program = export()
     assert program is not None
     model: ir.Model = program.model
     return model
@@ -48,6 +51,20 @@ def to_onnx(module: nn.Module, inputs: tuple[Any, ...], **options: Any) -> ir.Mo
 
 def _cast(values: Any, dtype: int, non_blocking: bool = False, copy: bool = False, memory_format: int = 0) -> Any:
     return op.Cast(values, to=dtype)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what torch says of its export, such as that torchvision is missing. Its errors are raised."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Graphs without torch's decompositions: when they are left out, and that results are those of torch."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,23 @@ class Mixed(nn.Module):
 
 def mixed_inputs(count: int) -> tuple[torch.Tensor, ...]:
     return 3 * torch.randn((count, 4), generator=torch.Generator().manual_seed(count)), torch.arange(count)
+
+
+@pytest.fixture
+def torchs_words() -> Iterator[list[str]]:
+    """What torch logs of its exports."""
+    handler, told = logging.Handler(), list[str]()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("torch.onnx").addHandler(handler)
+    yield told
+    logging.getLogger("torch.onnx").removeHandler(handler)
+
+
+def test_an_export_is_silent(torchs_words: list[str], recwarn: pytest.WarningsRecorder) -> None:
+    """Without torchvision torch names four of its operators at each export."""
+    trace(InPlace().eval(), SPEC, (torch.rand(2, 4, 6),))
+    assert torchs_words == []
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_only_operators_that_need_casts_are_computed_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
