@@ -27,24 +27,20 @@ def example(
     from .. import service
     from ..runtime.errors import OutputError, reason_of
     from ..runtime.format.bundle import demo_bundle
-    from ..runtime.format.temporary_folders import staged_folder
+    from ..runtime.format.temporary_folders import complete_folder, is_vacant
     from ..runtime.operating_system import quote_argument
 
     pictures = files(service).joinpath("page")
-    target = output.absolute()
     try:
-        if target.exists() and any(target.iterdir()):
-            raise OutputError("output", f"the folder {str(output)!r} is not empty", "name a new one")
-        with staged_folder(target.parent, target.name) as staged:
+        if not is_vacant(output):
+            raise OutputError("output", f"{str(output)!r} exists and is not an empty folder", "name a new folder")
+        with complete_folder(output) as staged:
             (staged / "scribbles").mkdir()
             for frame in KEYFRAMES:
                 content = pictures.joinpath(f"example-{frame:02}.png").read_bytes()
                 (staged / f"scribbles/frame_{frame:02}.png").write_bytes(content)
             (staged / "requests.jsonl").write_text(REQUESTS, encoding="utf-8")
             shutil.copytree(demo_bundle(), staged / "bundle", ignore=shutil.ignore_patterns("engines"))
-            if target.exists():
-                target.rmdir()
-            staged.rename(target)
     except OutputError:
         raise
     except OSError as error:

@@ -32,7 +32,7 @@ def replace_controlnets(
         bundle: the bundle's folder.
         controlnets: the new ones by kind, `scribble` or `rgb`.
         options: how to load them.
-        output: a new folder for the bundle with its new weights; None changes `bundle`.
+        output: a new or empty folder for the bundle with its new weights; None changes `bundle`.
         dry_run: whether everything is checked that can be without writing; the comparison with torch is left out.
 
     Returns:

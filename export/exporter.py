@@ -12,12 +12,13 @@ from torch import nn
 
 from ..runtime.errors import first_line, reason_of
 from ..runtime.format.manifest import FORMAT, VERSION, FileRecord, GraphRecord, Manifest, TemporalNorm
-from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
+from ..runtime.format.temporary_folders import complete_folder, is_vacant
 from . import checkpoints, graph_specs
 from .check import ExportError, check, largest_error, open_session
 from .onnx_file import trace, write
 from .plan import ExportOptions, Job, plan_jobs, read_parts
 from .source_check import open_sources
+from .sources import quoted
 from .tokenizer import write_tokenizer
 
 KEYFRAME_SLOTS = 3
@@ -41,23 +42,23 @@ def export_bundle(
     """
     if options.temporal_norm not in (None, *get_args(TemporalNorm)):
         raise ExportError("temporal_norm", f"{options.temporal_norm!r} is unknown", "choose frame, clip or resnet-clip")
-    inside = output.is_dir()  # an empty folder may be a mount: fill it instead of replacing it
-    places = [(output.parent, output.name), *([(output, "export")] if inside else [])]
-    for place in places:
-        clear_leftovers(*place)
-    if output.exists() and (not inside or any(output.iterdir())):
-        raise ExportError("output", f"{str(output)!r} exists and is not an empty folder", "give a new folder")
+    check_output(output)
     try:
-        with staged_folder(*places[-1]) as folder:
+        with complete_folder(output) as folder:
             manifest = _Exporter(options, folder, on_graph or (lambda *_: None), on_choice or (lambda _: None)).run()
-            if inside:
-                for name in ("onnx", "tokenizer.json", "manifest.json"):
-                    (folder / name).replace(output / name)
-            else:
-                folder.replace(output)
     except OSError as error:
         raise ExportError("output", f"{str(output)!r} cannot be written: {reason_of(error)}") from error
     return manifest
+
+
+def check_output(output: Path) -> None:
+    """Raises ExportError if `output` is not a new or empty folder, or cannot be read."""
+    try:
+        vacant = is_vacant(output)
+    except OSError as error:
+        raise ExportError("output", f"{quoted(str(output))} cannot be read: {reason_of(error)}") from error
+    if not vacant:
+        raise ExportError("output", f"{quoted(str(output))} exists and is not an empty folder", "give a new folder")
 
 
 class _Exporter:

@@ -35,7 +35,7 @@ def replace_loras(
         base: what the bundle was exported from; None takes the name in its manifest, which is one on the hub.
         motion_adapter: what its motion modules are; None takes the name in its manifest.
         options: how to load these two.
-        output: a new folder for the bundle with its new weights; None changes `bundle`.
+        output: a new or empty folder for the bundle with its new weights; None changes `bundle`.
         dry_run: whether everything is checked and nothing written.
 
     Returns:

@@ -32,7 +32,7 @@ def replace_motion_module(
     Args:
         source: of the new motion modules.
         bundle: the bundle's folder.
-        output: a new folder for the bundle with its new weights; None changes `bundle`.
+        output: a new or empty folder for the bundle with its new weights; None changes `bundle`.
         dry_run: whether everything is checked and nothing written.
 
     Returns:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -15,10 +15,10 @@ from ..runtime.errors import BundleError, reason_of
 from ..runtime.format.bundle import bundle_folder
 from ..runtime.format.manifest import FileRecord, GraphRecord, Manifest, SchedulerRecord, read_manifest
 from ..runtime.format.replacement import only_replacement, replace_files
-from ..runtime.format.temporary_folders import clear_leftovers, staged_folder
+from ..runtime.format.temporary_folders import clear_leftovers, complete_folder, staged_folder
 from ..runtime.format.weights import read_weight
 from .check import ExportError
-from .exporter import file_record
+from .exporter import check_output, file_record
 from .onnx_file import TRANSPOSED, write_tensors
 from .sources import quoted
 
@@ -151,39 +151,42 @@ def open_swap(bundle: Path, output: Path | None = None, *, dry_run: bool = False
 
     Args:
         bundle: the bundle's folder.
-        output: a new folder that gets the bundle with its new weights; None changes `bundle`.
+        output: a new or empty folder that gets the bundle with its new weights; None changes `bundle`.
         dry_run: whether everything is checked and nothing written.
 
     Raises:
         BundleError: `bundle` is not a bundle.
-        ExportError: a folder cannot be written, or `output` exists.
+        ExportError: a folder cannot be written, or `output` is not empty.
     """
     folder = bundle_folder(bundle)
     if output is None and folder != bundle:
         raise ExportError("bundle", f"the files of {quoted(str(bundle))} are links, as in a hub's cache", "give -o")
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ExportError("output", f"{quoted(str(output))} exists and is not an empty folder", "give a new folder")
+    if output is not None:
+        check_output(output)
     manifest = read_manifest(folder)
     if dry_run:
         yield Swap(folder, manifest, None)
         return
-    place = output or folder
-    parent, name = (place.parent, place.name) if output else (place, "swap")
     try:
-        clear_leftovers(parent, name)
-        with staged_folder(parent, name) as staged:
+        with complete_folder(output) if output else _folder_in(folder) as staged:
             swap = Swap(folder, manifest, staged)
             yield swap
             swap.changed().write(staged)
             with only_replacement(folder) if output is None else nullcontext():
                 _finish(swap, staged, output)
     except OSError as error:
-        field = "output" if output else "bundle"
+        field, place = ("output", output) if output else ("bundle", folder)
         raise ExportError(field, f"{quoted(str(place))} cannot be written: {reason_of(error)}") from error
 
 
+def _folder_in(bundle: Path) -> AbstractContextManager[Path]:
+    """A temporary folder in the bundle. Those that killed processes left are removed."""
+    clear_leftovers(bundle, "swap")
+    return staged_folder(bundle, "swap")
+
+
 def _finish(swap: Swap, staged: Path, output: Path | None) -> None:
-    """Moves the new files into the bundle, or to `output` with copies of the others.
+    """Moves the new files into the bundle; for an `output`, adds copies of the other files to them.
 
     Raises:
         ExportError: another process has changed the bundle meanwhile.
@@ -195,10 +198,6 @@ def _finish(swap: Swap, staged: Path, output: Path | None) -> None:
         raise ExportError("bundle", f"{quoted(str(folder))} was changed meanwhile", "run the command again")
     if output is None:
         replace_files(staged, folder)
-        return
-    if output.exists():
-        output.rmdir()
-    staged.rename(output)
 
 
 def _copy_others(folder: Path, manifest: Manifest, staged: Path) -> None:

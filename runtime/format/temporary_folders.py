@@ -17,6 +17,8 @@ from filelock import FileLock, Timeout
 
 _LOCK = ".lock"
 _LOCK_ATTEMPTS = 3
+_INSIDE = "new"
+"""Name of the temporary folder for the content of a folder that exists: it lies inside."""
 
 Keep = Callable[[Path], bool]
 """Whether the content of a folder is worth keeping."""
@@ -94,6 +96,38 @@ def clear_leftovers(parent: Path, name: str | None = None, keep: Keep = keep_not
         if not keep(folder):
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(folder.with_name(f"{folder.name}-old"), ignore_errors=True)
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether a folder is missing, or is empty once what killed processes left in it is removed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    clear_leftovers(folder, _INSIDE)
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+@contextmanager
+def complete_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder, whose content is moved to a vacant `folder` if the block succeeds.
+
+    An empty folder is filled, not replaced: it may be a mount or the working directory of a shell. `manifest.json`
+    is moved last, since a folder that has one is a whole bundle.
+
+    Raises:
+        OSError: a folder cannot be written.
+    """
+    folder = folder.absolute()
+    exists = folder.is_dir()
+    clear_leftovers(folder.parent, folder.name)
+    with staged_folder(*((folder, _INSIDE) if exists else (folder.parent, folder.name))) as staged:
+        yield staged
+        if exists:
+            for path in sorted(staged.iterdir(), key=lambda path: path.name == "manifest.json"):
+                path.rename(folder / path.name)
+        else:
+            staged.rename(folder)
 
 
 def _locked_folder(parent: Path, name: str) -> tuple[Path, FileLock]:

@@ -48,15 +48,21 @@ def test_a_folder_with_files_is_kept(
     monkeypatch.chdir(tmp_path)
     Path("demo").mkdir()
     Path("demo/mine").touch()
+    refused = "exists and is not an empty folder; name a new folder\n"
     assert cli.run(["example"]) == 2
-    assert capsys.readouterr().err == "error: --output: the folder 'demo' is not empty; name a new one\n"
+    assert capsys.readouterr().err == f"error: --output: 'demo' {refused}"
     assert cli.run(["example", "-o", "demo/mine"]) == 2
-    expected = "error: --output: 'demo/mine' cannot be written: Not a directory; name a new folder\n"
-    assert capsys.readouterr().err == expected
+    assert capsys.readouterr().err == f"error: --output: 'demo/mine' {refused}"
     assert [path.name for path in Path("demo").iterdir()] == ["mine"]
-    Path("empty").mkdir()
-    assert cli.run(["example", "-o", "empty"]) == 0
-    assert Path("empty/requests.jsonl").exists()
+
+
+def test_the_folder_of_the_shell_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = tmp_path.stat().st_ino
+    assert cli.run(["example", "-o", "."]) == 0
+    assert Path.cwd() == tmp_path
+    assert tmp_path.stat().st_ino == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "requests.jsonl", "scribbles"]
 
 
 def usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Any:

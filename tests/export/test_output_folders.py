@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from sparsectrl_lcm.export import exporter
 from sparsectrl_lcm.export.check import ExportError
 from sparsectrl_lcm.export.exporter import export_bundle
 from sparsectrl_lcm.export.plan import ExportOptions
+from sparsectrl_lcm.export.swap import open_swap
+from sparsectrl_lcm.runtime.format.bundle import Bundle
 
 OPTIONS = ExportOptions("base", "motion")
 BUNDLE = ["manifest.json", "onnx", "tokenizer.json"]
@@ -51,6 +55,11 @@ def start(target: Path, run: Run, patch: pytest.MonkeyPatch) -> BaseProcess:
     process.start()
     patch.setattr(exporter._Exporter, "run", write)
     return process
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "runtime" / "demo_bundle", tmp_path / "demo"))
 
 
 def names(folder: Path) -> list[str]:
@@ -121,3 +130,18 @@ def test_folders_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / name).mkdir()
     assert export_bundle(OPTIONS, tmp_path / "bundle") == "made"
     assert names(tmp_path) == sorted([*others, "bundle"])
+
+
+def test_a_swap_fills_an_empty_folder(demo: Path, tmp_path: Path) -> None:
+    target = tmp_path / "mount"
+    target.mkdir(mode=0o750)
+    (target / f".new-{os.getpid()}-0123abcd").mkdir()
+    before = target.stat()
+    with open_swap(demo, target):
+        pass
+    assert (target.stat().st_ino, target.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert Bundle.load(target).manifest.files == Bundle.load(demo).manifest.files
+    assert names(target) == [name for name in names(demo) if name != "engines"]
+    assert names(tmp_path) == ["demo", "mount"]
+    with pytest.raises(ExportError, match="exists and is not an empty folder"), open_swap(demo, target):
+        pytest.fail("the swap begins")

@@ -1,12 +1,18 @@
 """Temporary folders of a process, and folders left behind by killed processes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
-from sparsectrl_lcm.runtime.format.temporary_folders import clear_leftovers, staged_folder
+from sparsectrl_lcm.runtime.format.temporary_folders import (
+    clear_leftovers,
+    complete_folder,
+    is_vacant,
+    staged_folder,
+)
 
 WRITE_AND_WAIT = """
 import sys, time
@@ -57,6 +63,34 @@ def test_what_was_replaced_goes_and_locks_without_a_folder_too(tmp_path: Path) -
     (tmp_path / ".notes.lock").touch()
     clear_leftovers(tmp_path)
     assert names(tmp_path) == [".notes.lock"]
+
+
+def test_an_empty_folder_is_filled_and_stays_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a mount, or the folder in which the command was typed."""
+    target = tmp_path / "bundle"
+    target.mkdir(mode=0o750)
+    before = target.stat()
+    monkeypatch.chdir(target)
+    (target / ".new-1-0123abcd").mkdir()
+    assert is_vacant(Path())
+    with pytest.raises(ZeroDivisionError), complete_folder(Path()) as folder:
+        (folder / "onnx").mkdir()
+        _ = 1 / 0
+    assert names(target) == []
+    order: list[str] = []
+    with complete_folder(Path()) as folder:
+        (folder / "onnx").mkdir()
+        for name in ("manifest.json", "tokenizer.json"):
+            (folder / name).touch()
+        rename = Path.rename
+        monkeypatch.setattr(Path, "rename", lambda path, to: (order.append(path.name), rename(path, to))[1])
+    assert names(target) == sorted(order) == ["manifest.json", "onnx", "tokenizer.json"]
+    assert order[-1] == "manifest.json"
+    assert (target.stat().st_ino, target.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert os.getcwd() == str(target)  # noqa: PTH109
+    assert names(tmp_path) == ["bundle"]
+    assert not is_vacant(target)
+    assert not is_vacant(target / "manifest.json")
 
 
 @pytest.mark.parametrize("error", [Timeout("lock"), OSError(37, "no locks available"), NotImplementedError()])
