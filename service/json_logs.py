@@ -14,7 +14,7 @@ _fields: ContextVar[Mapping[str, str]] = ContextVar("fields", default={})  # noq
 
 @contextmanager
 def logs_of(**fields: str) -> Iterator[None]:
-    """The block, and the tasks that begin in it, write these fields into their logs, such as the endpoint's name."""
+    """Adds fields, such as the endpoint's name, to what the block and the tasks that begin in it log."""
     before = _fields.set({**_fields.get(), **fields})
     try:
         yield

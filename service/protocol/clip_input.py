@@ -8,8 +8,6 @@ from pydantic.json_schema import SkipJsonSchema
 from .advanced_options import KEY, AdvancedOptions
 
 KEYFRAMES = (0, 1, 2)
-FRAMES = 16
-"""Frames of a clip of fal's endpoint."""
 MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 """Seeds that torch's generators accept. A negative seed means the seed plus 2**64."""
 INPUT_FIELDS = {"controlnet": "controlnet_type"} | {name: f"{KEY}.{name}" for name in AdvancedOptions.model_fields}

@@ -106,7 +106,7 @@ def _unknown_weights(name: str | None, known: Sequence[str]) -> list[dict[str, A
 
 
 def late_keyframes(given: ExtendedInput, frames: int) -> list[dict[str, Any]]:
-    """Returns an error for each index beyond the clip, which has so many frames unless the input says otherwise."""
+    """Returns an error for each index beyond the clip, which has `frames` frames unless the input says otherwise."""
     last = (given.num_frames or frames) - 1
     message = f"Input should be less than or equal to {last}, the last frame"
     indices = {name: getattr(given, name) for name in (f"keyframe_{slot}_index" for slot in KEYFRAMES)}

@@ -12,10 +12,10 @@ from typing import Any
 
 from ... import __version__
 from ...runtime.errors import BackendError, SparseCtrlLcmError, first_line
-from .interface import Job, JobFailed, LossKind, Made, OnEvent, RunnerLost, RunnerState, RunnerStatus
-from .messages import event_of, notify
+from .interface import Job, JobFailed, Made, OnEvent, RunnerLost, RunnerState, RunnerStatus
 from .ray_cluster import join_cluster, reason_in
 from .ray_deployment import deploy_once, published_about
+from .ray_job import RayJob
 
 log = logging.getLogger(__package__)
 
@@ -25,8 +25,6 @@ ANSWER_SECONDS = 30.0
 """Longest wait for Ray's answer about the replicas; until the next answer none counts as running."""
 CLOSE_SECONDS = 5.0
 """Longest wait for the end of a handle's threads."""
-END_SECONDS = 5.0
-"""Longest wait for the end of a stream whose last message has come."""
 OWN_WEIGHTS = "-"
 """Stands for the bundle's weights among the names of others, which begin with a letter or digit."""
 _joining = Lock()
@@ -68,8 +66,7 @@ class RayPool:
         self._problem: str | None = None
         self._states: dict[str, int] = {}
         self._refused: asyncio.Future[SparseCtrlLcmError] | None = None
-        self._streams: dict[str, Any] = {}
-        self._cancelled: set[str] = set()
+        self._jobs: dict[str, RayJob] = {}
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -89,8 +86,8 @@ class RayPool:
         if supervisor is not None:
             supervisor.cancel()
             await asyncio.wait({supervisor})
-        for stream in list(self._streams.values()):
-            stream.cancel()
+        for running in list(self._jobs.values()):
+            running.stream.cancel()
         await self._close_handle()
 
     async def _close_handle(self) -> None:
@@ -118,12 +115,14 @@ class RayPool:
 
     @property
     def runners(self) -> list[RunnerStatus]:
-        """See `Runner.runners`: the replicas by number; as many count as busy as this server has jobs."""
-        running = self._states.get("RUNNING", 0)
-        states: list[RunnerState] = ["busy"] * min(running, len(self._streams))
-        states += ["ready"] * (running - len(states))
-        states += ["loading"] * sum(count for state, count in self._states.items() if state != "RUNNING")
-        return [RunnerStatus(f"replica-{number}", state) for number, state in enumerate(states)]
+        """See `Runner.runners`: the replicas by rank. Those with a job of this server are busy, the last ones load."""
+        running, busy = self._states.get("RUNNING", 0), {job.runner for job in self._jobs.values()}
+
+        def state(rank: int, name: str) -> RunnerState:
+            return "loading" if rank >= running else "busy" if name in busy else "ready"
+
+        names = [f"replica-{rank}" for rank in range(sum(self._states.values()))]
+        return [RunnerStatus(name, state(rank, name)) for rank, name in enumerate(names)]
 
     async def refused(self) -> SparseCtrlLcmError:
         """See `Runner.refused`."""
@@ -139,23 +138,23 @@ class RayPool:
             keyframes = await asyncio.to_thread(lambda: [(index, path.read_bytes()) for index, path in job.keyframes])
         handle = self._handle.options(stream=True, **self._preference(job))
         file = (job.output.name, job.fps, job.place)
-        stream = self._streams[job.id] = handle.make.remote(job.options, keyframes, job.previews, *file)
+        stream = handle.make.remote(job.options, keyframes, job.previews, *file)
+        running = self._jobs[job.id] = RayJob(job, on_event, stream)
         try:
-            return await self._follow(job, stream, on_event)
+            return await running.follow(self._longest_wait, self._silence)
         except (JobFailed, RunnerLost):
             raise
         except asyncio.CancelledError:
-            if (ended := self._ended(job.id)) is None:
+            if (ended := self._ended(running)) is None:
                 raise
             raise ended from None
         except Exception as error:  # Ray's, of many classes
-            lost = RunnerLost("crashed", f"the replica was lost: {first_line(error)}")
-            raise self._ended(job.id) or lost from None
+            lost = running.lost("crashed", f"was lost: {first_line(error)}")
+            raise self._ended(running) or lost from None
         finally:
             with suppress(Exception):
                 stream.cancel()
-            self._cancelled.discard(job.id)
-            del self._streams[job.id]
+            del self._jobs[job.id]
 
     def _preference(self, job: Job) -> dict[str, str]:
         """Returns what `FreeReplicaRouter` prefers a replica for, as options of a handle.
@@ -167,40 +166,17 @@ class RayPool:
             return {"multiplexed_model_id": job.weights or OWN_WEIGHTS}
         return {"session_id": job.conditioning}
 
-    def _ended(self, job_id: str) -> JobFailed | RunnerLost | None:
+    def _ended(self, running: RayJob) -> JobFailed | RunnerLost | None:
         """Returns what ended a job on purpose, if anything did."""
-        if job_id in self._cancelled:
+        if running.cancelled:
             return JobFailed("cancelled", "cancelled")
         return RunnerLost("stopped", "the runner was stopped") if self._supervisor is None else None
 
-    async def _follow(self, job: Job, stream: Any, on_event: OnEvent) -> Made:
-        kind: LossKind = "stopped"  # not the fault of the job, which waits again
-        longest, what = self._longest_wait, "no replica took the job"
-        while True:
-            try:
-                async with asyncio.timeout(longest):
-                    messages = await anext(stream)
-            except TimeoutError:
-                raise RunnerLost(kind, f"{what} for {longest:g} s") from None
-            for message in messages:
-                if (clip := message.pop("clip", None)) is not None:
-                    await asyncio.to_thread(job.output.write_bytes, clip)
-                event = event_of(message)
-                if isinstance(event, Made | JobFailed):
-                    await _exhaust(stream)
-                if isinstance(event, Made):
-                    return event
-                if isinstance(event, JobFailed):
-                    raise event
-                if event is not None:
-                    notify(job, event, on_event)
-            kind, longest, what = "hung", self._silence, "the replica said nothing"
-
     def cancel(self, job_id: str) -> None:
         """Ends a job; see `Runner.cancel`."""
-        if (stream := self._streams.get(job_id)) is not None:
-            self._cancelled.add(job_id)
-            stream.cancel()
+        if (running := self._jobs.get(job_id)) is not None:
+            running.cancelled = True
+            running.stream.cancel()
 
     async def _supervise(self) -> None:
         """Joins the cluster, deploys, and keeps the state of the replicas up to date."""
@@ -268,14 +244,6 @@ class RayPool:
         from ray import serve
 
         return serve.status().applications.get(self.name)
-
-
-async def _exhaust(stream: Any) -> None:
-    """Waits until the replica has left a job: only then does Ray Serve give it another one."""
-    with suppress(Exception):
-        async with asyncio.timeout(END_SECONDS):
-            async for _ in stream:
-                pass
 
 
 async def _aside(function: Callable[[], Any]) -> Any:

@@ -50,7 +50,7 @@ class _Channel:
         if what == "encoding":
             return
         if what == "made" and not self.cancelled.is_set():
-            values |= self._deliver() | {"runner": get_node_ip_address()}
+            values |= self._deliver()
         self.spoke_at = time.monotonic()
         self._loop.call_soon_threadsafe(self._messages.put_nowait, {"say": what, **values})
 
@@ -117,8 +117,8 @@ class ClipReplica:
     ) -> AsyncIterator[list[dict[str, Any]]]:
         """Makes a clip. Yields `begun`, then the job's messages, several at a time.
 
-        `made` has the node as its `runner`, and the size of the clip if it is `stored` at `place`, as `_Channel` takes
-        it; otherwise the `clip`.
+        `begun` has the name of this replica as `runner`, with its rank as its number, and the address of its `node`.
+        `made` has the size of the clip if it is `stored` at `place`, as `_Channel` takes it; otherwise the `clip`.
         If the stream is cancelled, the job ends at its next step.
         """
         if weights := serve.get_multiplexed_model_id():  # only if there are several
@@ -129,7 +129,8 @@ class ClipReplica:
                 Path(file).write_bytes(content)
             clip = Path(folder, name)
             job = self._job = _Channel(clip, place)
-            job.say("begun")
+            rank = serve.get_replica_context().rank.rank
+            job.say("begun", runner=f"replica-{rank}", node=get_node_ip_address())
             order = ClipOrder(options, files, str(clip), previews, fps)
             work = asyncio.get_running_loop().run_in_executor(self._thread, self._make, job, order)
             try:

@@ -64,7 +64,7 @@ class Turns:
         return turn
 
     def leave(self, turn: Turn) -> None:
-        """Removes a turn that its caller no longer waits for, unless the process has it: it finishes it."""
+        """Removes a turn that its caller no longer waits for, unless the process has it and finishes it."""
         with suppress(ValueError):
             self._waiting.remove(turn)
 
@@ -111,7 +111,7 @@ class Turns:
             self.changed.set()
 
     def lose_begun(self, lost: RunnerLost) -> None:
-        """Ends the turn that the process died of. If it had two, puts both first in the queue, to be made alone."""
+        """Ends the turn of a process that died. If it had two, puts both first in the queue, to be made alone."""
         turns, self._begun = list(self._begun.values()), {}
         for turn in reversed(turns):
             if len(turns) == 1 or not turn.job.retry:

@@ -19,12 +19,14 @@ from sparsectrl_lcm.service.runner.ray_pool import RayPool
 from .runner_jobs import failure_of, ignore, job
 
 MADE = {"seed": 7, "seconds": 0.1, "timings": {"total": 0.1}, "frames": 16}
-NODE = "10.0.0.1"
+REPLICA = {"runner": "replica-2", "node": "10.0.0.1"}
 
 
 @pytest.fixture(autouse=True)
 def node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "get_node_ip_address", lambda: NODE)
+    monkeypatch.setattr(replica, "get_node_ip_address", lambda: REPLICA["node"])
+    context = SimpleNamespace(rank=SimpleNamespace(rank=2))
+    monkeypatch.setattr(replica.serve, "get_replica_context", lambda: context)
 
 
 def step(number: int) -> dict[str, Any]:
@@ -83,12 +85,12 @@ def test_all_that_a_short_job_says_travels_at_once(monkeypatch: pytest.MonkeyPat
         return [part async for part in clips.make({}, [], False, "clip.mp4", 8.0, None)]
 
     ((begun, made),) = asyncio.run(main())
-    assert (begun["say"], made) == ("begun", {"say": "made", **MADE, "clip": b"the clip", "runner": NODE})
+    assert [begun, made] == [*BEGUN, {"say": "made", **MADE, "clip": b"the clip"}]
 
 
 def test_a_node_that_reaches_the_store_writes_the_clip_there(clip: Path) -> None:
     ((made,),) = said(lambda say: say("made", **MADE), clip, ("memory://clips-of-nodes", "objects/a-1"))
-    assert made == {"say": "made", **MADE, "stored": len(b"the clip"), "runner": NODE}
+    assert made == {"say": "made", **MADE, "stored": len(b"the clip")}
     assert fsspec.filesystem("memory").cat_file("/clips-of-nodes/objects/a-1") == b"the clip"
 
 
@@ -118,6 +120,8 @@ class Stream:
 
     async def _parts(self, parts: Any) -> AsyncIterator[Any]:
         for part in parts:
+            if isinstance(part, Exception):
+                raise part
             yield part
         if not parts or parts[-1][-1]["say"] not in replica.LAST:
             await asyncio.sleep(60)
@@ -141,7 +145,7 @@ def run(folder: Path, *parts: Any, on_event: Any = ignore, **limits: float) -> A
         pool._supervisor = asyncio.create_task(asyncio.sleep(60))
         async with asyncio.timeout(10):
             made = pool.run(job(folder), on_event)
-            return await (made if parts and parts[-1][-1]["say"] == "made" else failure_of(made))
+            return await (made if parts and "made" in str(parts[-1]) else failure_of(made))
 
     outcome = asyncio.run(main())
     assert stream.cancel.called
@@ -149,17 +153,17 @@ def run(folder: Path, *parts: Any, on_event: Any = ignore, **limits: float) -> A
     return outcome
 
 
-BEGUN = [{"say": "begun"}]
+BEGUN = [{"say": "begun", **REPLICA}]
 
 
 def test_a_clip_comes_by_value_or_is_stored(tmp_path: Path) -> None:
     events: list[Any] = []
-    last = [{"say": "step", **step(1)}, {"say": "made", **MADE, "clip": b"the clip", "runner": NODE}]
+    last = [{"say": "step", **step(1)}, {"say": "made", **MADE, "clip": b"the clip"}]
     made = run(tmp_path, BEGUN, last, on_event=events.append)
-    assert (made, events) == (Made(**MADE, runner=NODE), [Step(**step(1))])
+    assert (made, events) == (Made(**MADE, runner="replica-2"), [Step(**step(1))])
     assert (tmp_path / "job.mp4").read_bytes() == b"the clip"
-    made = run(tmp_path, BEGUN, [{"say": "made", **MADE, "stored": 8, "runner": NODE}])
-    assert made == Made(**MADE, runner=NODE, stored=8)
+    made = run(tmp_path, BEGUN, [{"say": "made", **MADE, "stored": 8}])
+    assert made == Made(**MADE, runner="replica-2", stored=8)
 
 
 def test_a_failed_job(tmp_path: Path) -> None:
@@ -169,9 +173,25 @@ def test_a_failed_job(tmp_path: Path) -> None:
     assert isinstance(failed, JobFailed) and failed.message == "no"
 
 
+def test_a_replica_that_dies_is_named_if_it_has_begun(tmp_path: Path) -> None:
+    lost = [run(tmp_path, *parts, OSError("gone")) for parts in ((), (BEGUN,))]
+    assert [(each.kind, each.runner, each.message) for each in lost] == [
+        ("crashed", "", "the replica was lost: gone"),
+        ("crashed", "replica-2", "the replica on 10.0.0.1 was lost: gone"),
+    ]
+
+
+def test_replicas_have_the_names_that_their_jobs_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = running_pool(monkeypatch)
+    pool._states, pool._jobs = {"RUNNING": 2, "STARTING": 1}, {"a": Mock(runner="replica-1"), "b": Mock(runner="")}
+    states = {runner.name: runner.state for runner in pool.runners}
+    assert states == {"replica-0": "ready", "replica-1": "busy", "replica-2": "loading"}
+
+
 def test_a_replica_that_falls_silent_is_lost(tmp_path: Path) -> None:
     lost = run(tmp_path, BEGUN, [{"say": "step", **step(1)}], step_seconds=0.1)
-    assert isinstance(lost, RunnerLost) and (lost.kind, lost.message) == ("hung", "the replica said nothing for 0.1 s")
+    assert isinstance(lost, RunnerLost) and (lost.kind, lost.runner) == ("hung", "replica-2")
+    assert lost.message == "the replica on 10.0.0.1 said nothing for 0.1 s"
 
 
 def test_a_job_that_no_replica_takes_waits_again(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The number of frames of each clip, for players: the input, which may ask for another one, goes at the end."""
+"""The number of frames of each clip, for players. The input may ask for one, but is deleted when the request ends."""
 
 import sqlalchemy as sa
 from alembic import op
