@@ -12,7 +12,7 @@ import pytest
 from sparsectrl_lcm.service.components import LARGE_BODIES
 from sparsectrl_lcm.service.protocol.errors import headers_of
 
-from .conftest import APP, Server, started
+from .conftest import APP, Server, manifest_alone, started
 
 
 @pytest.fixture
@@ -170,7 +170,8 @@ def test_the_document_is_of_its_version(stub: Server, client: httpx.Client) -> N
 
 
 def test_readiness_tells_why_not(tmp_path: Path) -> None:
-    options = {"pipeline": "stub_pipeline:load", "backend": "broken", "endpoints": {APP: tmp_path / "none"}}
+    endpoints = {APP: manifest_alone(tmp_path / "bundle")}
+    options = {"pipeline": "stub_pipeline:load", "backend": "broken", "endpoints": endpoints}
     for server in started(tmp_path / "data", **options):
         while (answer := httpx.get(server.url + "/readyz")).json()["status"] == "loading":
             time.sleep(0.05)

@@ -18,7 +18,7 @@ from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.runner import Event, Job, JobFailed, Made, Preview, RunnerLost, Step
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
 
-from .conftest import APP, FAKES, started
+from .conftest import APP, FAKES, manifest_alone, started
 from .runner_jobs import decode, failure_of, ignore, until
 
 
@@ -201,8 +201,9 @@ def test_replicas_that_were_shut_down(loop: asyncio.Runner, pool: RayPool, tmp_p
 @pytest.mark.slow
 def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
     """A server that is killed finds the replicas of its two bundles again, and its request runs to its end."""
+    endpoints = {APP: manifest_alone(tmp_path / "11"), "me/other": manifest_alone(tmp_path / "22")}
     settings = {"pool": "ray", "ray_address": address, "gpus_per_replica": 0.0}
-    settings |= {"pipeline": "stub_pipeline:load_numbered", "endpoints": {APP: "11", "me/other": "22"}}
+    settings |= {"pipeline": "stub_pipeline:load_numbered", "endpoints": endpoints}
     for server in started(tmp_path, **settings):
         server.wait("/readyz", 90)
         with httpx.Client(headers=server.headers()) as client:
@@ -218,8 +219,8 @@ def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
             while answer.status_code == 400:  # not ready
                 answer = client.get(url, timeout=30)
             assert (answer.status_code, answer.json()["seed"]) == (200, 4)
-            endpoints = client.get(server.url + "/readyz").json()["endpoints"].values()
-            assert [runner["state"] for each in endpoints for runner in each["runners"]] == ["ready"] * 2
+            ready = client.get(server.url + "/readyz").json()["endpoints"].values()
+            assert [runner["state"] for each in ready for runner in each["runners"]] == ["ready"] * 2
 
 
 @pytest.mark.slow
