@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,10 +167,21 @@ class OpenVinoSession:
         }
         with RUNS.cancellable(self._request.cancel):
             try:
-                self._request.infer(arrays, share_inputs=True)
+                self._run(arrays)
                 return [np.array(self._request.get_tensor(name).data) for name in self._outputs]
             except RuntimeError as error:
                 raise BackendError("backend", f"OpenVINO failed: {_reason(error)}") from error
+
+    def _run(self, arrays: dict[str, Array]) -> None:
+        """Runs as `infer` does, which cannot be cancelled on a single thread."""
+        try:
+            self._request.start_async(arrays, share_inputs=True)
+            self._request.wait()
+        except BaseException:  # also of a signal before the wait: the run reads the arrays until it has ended
+            with suppress(RuntimeError):
+                self._request.cancel()
+                self._request.wait()
+            raise
 
 
 def version() -> str:
@@ -255,6 +267,8 @@ def compile_options(device: str, precision: str, threads: int | None = None) -> 
         options |= {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "dynamic"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
+        if threads == 1:
+            options["ENABLE_CPU_PINNING"] = False  # to the first core, which other processes would get as well
     return options
 
 

@@ -127,6 +127,8 @@ def test_threads_are_those_that_were_asked_for(threads: int | None) -> None:
     compiled: Any = sessions.session("lcm_update")._request.get_compiled_model()
     assert compiled.get_property("NUM_STREAMS") == 1
     assert threads is None or compiled.get_property("INFERENCE_NUM_THREADS") == threads
+    if threads == 1:
+        assert not compiled.get_property("ENABLE_CPU_PINNING"), "two processes would share the first core"
 
 
 def test_a_session_pulls_in_no_torch_and_reports_no_use(tmp_path: Path) -> None:
