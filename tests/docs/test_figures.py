@@ -195,7 +195,7 @@ CLAIMS = [
     ("fidelity.md", f"at most {BF16['max']}, {BF16['mean']:.2f} in the mean"),
     ("fidelity.md", f"{INT8['psnr']:.1f} dB (PSNR)"),
     ("fidelity.md", "{fp16:.1f}, {bf16:.1f} and {fp8:.1f} dB (PSNR)".format(**ON_GPU)),
-    ("cpu.md", f"{INT8['prompt']:.1%} have the colour and shape that was asked for, one fewer than in fp32"),
+    ("cpu.md", f"{INT8['prompt']:.1%} have the colour and shape that was asked for, as in fp32"),
     (
         "cpu.md",
         f"{INT8['psnr']:.1f} dB in the mean, against {DEMO['4 steps, int8']['psnr_to_first']:.1f} dB before smoothing",
