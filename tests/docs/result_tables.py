@@ -135,22 +135,15 @@ def fp16_error_rows(report: dict[str, Any]) -> Iterator[str]:
         yield f"| {label} | {' | '.join(cells)} |"
 
 
-def held_out_rows(report: dict[str, Any]) -> Iterator[str]:
-    """Largest errors of SparseCtrl in int8 on a request that calibration did not see, at each step."""
-    for graph, label in (("controlnet_scribble", "SparseCtrl, scribbles"), ("controlnet_rgb", "SparseCtrl, rgb")):
-        steps = report["full_size"]["held_out_requests"][graph]
-        cells = (", ".join(f"{step['largest']:.3f}" for step in steps[column]) for column in ("before", "as_built"))
-        yield f"| {label} | {' | '.join(cells)} |"
-
-
-def kernel_rows(label: str, graphs: dict[str, Any]) -> Iterator[str]:
-    """What the engines of `benchmarks/tensorrt_build.py` are made of."""
-    for graph in ("controlnet_scribble", "controlnet_rgb", "unet", "vae_decoder"):
-        if row := graphs.get(graph):
-            counts = f"{sum(row['kernels'].values())} | {sum(row['fused_attentions'].values())}"
-            share = f"{row['fp8_share']:.1%}" if row["fp8_share"] else "-"
-            norms = f"{row['fp32_norms']} of {row['norms']}"
-            yield f"| {label} | {graph} | {counts} | {norms} | {row['gb_moved']:.1f} | {share} |"
+def int8_error_rows(report: dict[str, Any]) -> Iterator[str]:
+    """Largest errors of int8 graphs at full size: for each draw of random inputs, and for inputs of other requests."""
+    graphs = {"unet": "UNet", "controlnet_scribble": "SparseCtrl, scribbles", "controlnet_rgb": "SparseCtrl, rgb"}
+    for graph, label in graphs.items():
+        for beside, inputs in report["errors"][graph].items():
+            for kind, columns in inputs.items():
+                found = [[f"{row['largest']:.3f}" for row in columns[name]] for name in ("before", "as_built")]
+                cells = " | ".join(", ".join(cell) or "-" for cell in found)
+                yield f"| {label} | {beside.removeprefix('beside_')} | {kind} | {cells} |"
 
 
 PROCESSES = {
