@@ -6,14 +6,14 @@ import traceback
 from collections import deque
 from collections.abc import Generator, Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..runtime import ClipRequest, VideoPipeline
-from ..runtime.errors import BackendError, DeviceLost
+from ..runtime.errors import BackendError, DeviceLost, SparseCtrlLcmError, first_line
 from ..runtime.output.writers import complete_file
 from ..runtime.request import Keyframe
 from ..runtime.request_warnings import RequestWarning, warnings_to
@@ -26,6 +26,21 @@ log = logging.getLogger(__name__)
 
 RETRIES = 3
 """How often Ray runs a clip again whose process or node died."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedClip:
+    """A clip from the cluster.
+
+    Attributes:
+        seed: the seed used.
+        seconds: time that its request took.
+        content: of its file.
+    """
+
+    seed: int
+    seconds: float
+    content: bytes
 
 
 class RemotePipeline:
@@ -46,19 +61,34 @@ class RemotePipeline:
 
     def make(
         self, request: ClipRequest, name: str, fps: float, metadata: bool
-    ) -> tuple[int, float, list[RequestWarning], bytes]:
-        """Returns the seed, seconds and warnings of a clip, and its file, whose format follows from `name`."""
+    ) -> tuple[EncodedClip | SparseCtrlLcmError, tuple[RequestWarning, ...]]:
+        """Returns a clip, or why there is none, and the warnings of its request.
+
+        The error is returned because Ray hands over either an exception or a value, which would be the warnings.
+
+        Args:
+            request: what to make.
+            name: of the clip's file; its format follows from it.
+            fps, metadata: as for `Clip.save`.
+        """
         warnings: list[RequestWarning] = []
         try:
             with warnings_to(warnings.append):
-                clip = self._pipeline.run(request)
+                return self._encoded(request, name, fps, metadata), tuple(warnings)
         except DeviceLost:  # only a new process can use the device again
             traceback.print_exc()
             os._exit(1)
+        except SparseCtrlLcmError as error:
+            return error, tuple(warnings)
+        except Exception as error:  # another library's, which Ray may be unable to copy
+            return SparseCtrlLcmError("", first_line(error)), tuple(warnings)
+
+    def _encoded(self, request: ClipRequest, name: str, fps: float, metadata: bool) -> EncodedClip:
+        clip = self._pipeline.run(request)
         with TemporaryDirectory() as folder:
             file = Path(folder, name)
             clip.save(file, fps, metadata=metadata)
-            return clip.seed, clip.timings["total"], warnings, file.read_bytes()
+            return EncodedClip(clip.seed, clip.timings["total"], file.read_bytes())
 
 
 class RayPipelines:
@@ -114,9 +144,7 @@ class RayPipelines:
                     continue
                 job, pipeline = running.pop(done)
                 try:
-                    seed, seconds, warnings, content = ray.get(done)
-                except ray.exceptions.RayTaskError as error:
-                    yield Failed(job, error.cause)
+                    made, warnings = ray.get(done)
                 except ray.exceptions.RayError as error:
                     if getattr(error, "actor_init_failed", False):  # it was started again, where it cannot load
                         left = chain([job], left)
@@ -124,9 +152,7 @@ class RayPipelines:
                         continue
                     yield Failed(job, BackendError("pool", reason_in(str(error))))
                 else:
-                    with complete_file(job.output) as part:
-                        part.write_bytes(content)
-                    yield Made(job, seed, seconds, tuple(warnings))
+                    yield _outcome(job, made, warnings)
                 self._free.append(pipeline)
         finally:
             for task in running:
@@ -152,6 +178,15 @@ class RayPipelines:
         if not (in_use or self._free or self._loading):
             raise BackendError("pool", f"no pipeline could load: {reason}") from None
         log.warning("a pipeline is left out, since it could not load: %s", reason)
+
+
+def _outcome(job: Job, made: EncodedClip | SparseCtrlLcmError, warnings: tuple[RequestWarning, ...]) -> Made | Failed:
+    """Writes the file of a job that was made."""
+    if isinstance(made, SparseCtrlLcmError):
+        return Failed(job, made, warnings)
+    with complete_file(job.output) as part:
+        part.write_bytes(made.content)
+    return Made(job, made.seed, made.seconds, warnings)
 
 
 def _by_value(request: ClipRequest) -> ClipRequest:

@@ -7,7 +7,7 @@ import pytest
 from bundles import with_other_motion_module
 from PIL import Image
 from sparsectrl_lcm.batch import results_file
-from sparsectrl_lcm.batch.ray_pipelines import RemotePipeline
+from sparsectrl_lcm.batch.ray_pipelines import EncodedClip, RemotePipeline
 from sparsectrl_lcm.batch.results_file import open_results
 from sparsectrl_lcm.runtime import ClipRequest, DeviceLost
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
@@ -162,8 +162,9 @@ def test_clips_say_what_they_were_made_from_unless_told_not_to(ran: Ran) -> None
     assert ran.seeds == [1, 1], "once with and once without"
     request = ClipRequest("a boat", seed=1, width=64, height=64, num_frames=2)
     for metadata in (True, False):
-        *_, content = RemotePipeline(None, {}).make(request, "a.gif", 8, metadata)
-        assert (b'"prompt": "a boat"' in content) == metadata, "on Ray"
+        made, _ = RemotePipeline(None, {}).make(request, "a.gif", 8, metadata)
+        assert isinstance(made, EncodedClip)
+        assert (b'"prompt": "a boat"' in made.content) == metadata, "on Ray"
 
 
 def test_another_model_makes_all_again(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sparsectrl_lcm.batch.ray_pipelines import RemotePipeline
+from sparsectrl_lcm.batch.ray_pipelines import EncodedClip, RemotePipeline
 from sparsectrl_lcm.batch.request_lines import Job, read_jobs
+from sparsectrl_lcm.runtime.errors import BackendError, SparseCtrlLcmError
 
 from .conftest import SMALL, Ran, batch, results, write
 
@@ -44,11 +45,24 @@ def test_many_lines_apart_are_counted(ran: Ran, capsys: pytest.CaptureFixture[st
     assert "\nlines 3, 5, 7, 9, 11, 13, 15, 17, 19, 21 and 4 more too: untrained size\n" in capsys.readouterr().err
 
 
-def test_a_pipeline_on_ray_hands_its_warnings_over(ran: Ran, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "fault", [None, RuntimeError("a fault\nwith details"), BackendError("backend", "a fault")], ids=repr
+)
+def test_a_pipeline_on_ray_hands_its_warnings_over(
+    ran: Ran, caplog: pytest.LogCaptureFixture, fault: Exception | None
+) -> None:
+    """Also those of a request that fails."""
+    if fault is not None:
+        ran.faults = {1: fault}
     pipeline = RemotePipeline(None, {})
     for number in range(2):
-        (job,) = read_jobs([json.dumps(SMALL).encode()], Path(), Path(), ".gif", metadata=False)
+        (job,) = read_jobs([json.dumps(SMALL | {"seed": 1}).encode()], Path(), Path(), ".gif", metadata=False)
         assert isinstance(job, Job)
-        _, _, (warning,), _ = pipeline.make(job.request, f"{number}.gif", 8, metadata=False)
+        made, (warning,) = pipeline.make(job.request, f"{number}.gif", 8, metadata=False)
         assert warning.text.endswith("unknown words: boat")
+        if fault is None:
+            assert isinstance(made, EncodedClip)
+        else:
+            assert isinstance(made, SparseCtrlLcmError)
+            assert (made.field, made.reason) == (getattr(fault, "field", ""), "a fault")
     assert not [record for record in caplog.records if record.name == "sparsectrl_lcm.request"]

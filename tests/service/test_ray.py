@@ -224,18 +224,21 @@ def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_batch_on_the_cluster(address: str, tmp_path: Path) -> None:
-    """The clips are those of a batch without Ray, bit for bit."""
+def test_a_batch_on_the_cluster(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clips are those of a batch without Ray, bit for bit, and so are errors and warnings."""
     sketch = Image.new("L", (128, 128))
     sketch.paste(255, (40, 40, 44, 90))
     sketch.save(tmp_path / "sketch.png")
     line = {"prompt": "a red star", "keyframes": [{"index": 0, "image": "sketch.png"}], "frames": 8, "seeds": 2}
-    lines = [line | {"seed": 5}, {"prompt": "a", "keyframes": [{"index": 0, "image": "none.png"}]}]
+    Image.new("L", (128, 128)).save(tmp_path / "black.png")
+    pictures = [{"index": index, "image": f"{name}.png"} for index, name in enumerate(("black", "none"))]
+    lines = [line | {"seed": 5}, {"prompt": "a", "keyframes": pictures}]
     (tmp_path / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     given = ["batch", str(tmp_path / "requests.jsonl"), "--backend", "onnxruntime", "--threads", "1"]
     on_ray = ["--pool", "ray", "--ray-address", address, "--gpus-per-replica", "0", "--replicas", "2"]
-    assert run([*given, "-o", str(tmp_path / "local")]) == 1
-    assert run([*given, "-o", str(tmp_path / "ray"), *on_ray]) == 1
+    for arguments in (["-o", str(tmp_path / "local")], ["-o", str(tmp_path / "ray"), *on_ray]):
+        assert run([*given, *arguments]) == 1
+        assert "line 2: keyframe 0 is all black" in capsys.readouterr().err
     local, remote = (
         {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.mp4")} for name in ("local", "ray")
     )
