@@ -1,4 +1,4 @@
-"""The kind of typer application that all commands are in: what they do alike."""
+"""The typer application of all commands, with the behaviour that they share."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class App(typer.Typer):
 
 
 class _Strict:
-    """What commands and groups do alike, beside their class of typer."""
+    """Refuses repeated options and names options in errors. Commands and groups add it to their class of typer."""
 
     params: list[Any]
 

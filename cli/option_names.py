@@ -24,7 +24,7 @@ _PARTS_OF_OPTIONS = {
     "keyframe index": ("--keyframe",),
     "width": ("--size", "--warm"),
 }
-"""Fields that are a part of an option, and the option by command."""
+"""Fields that are one part of an option's value, and the options that have it: each command has at most one of them."""
 _PARTS = ("backend", "build", "bundle", "refit")
 """Fields of BackendError and BundleError that mean the part itself, not the option of that name."""
 

@@ -76,7 +76,8 @@ all layers after them. In bf16 they are 9.3% of the UNet's products and 14% of S
 four times as long as in int8, so that fewer are left out there: 1.9% and 2.5%."""
 
 FILTERED = ("unet", "vae_")
-"""Name prefixes of the graphs whose fp32 convolutions are rewritten. Not SparseCtrl: it runs once, and would grow."""
+"""Name prefixes of the graphs whose fp32 convolutions are rewritten. Not SparseCtrl, which would grow by
+the filtered weights: it runs once for each guided step, and not again for the next seed."""
 
 
 def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBuildProgress) -> EngineIndex:

@@ -21,6 +21,7 @@ from .output.clip import Clip
 from .pipeline import VideoPipeline
 from .progress import Progress
 from .request import ClipRequest, Keyframe
+from .request_warnings import RequestWarning
 
 __all__ = [
     "BackendError",
@@ -35,6 +36,7 @@ __all__ = [
     "OutputError",
     "Progress",
     "RequestResult",
+    "RequestWarning",
     "SparseCtrlLcmError",
     "VideoPipeline",
 ]

@@ -150,8 +150,9 @@ class OpenPipeline:
     def check(self, request: ClipRequest) -> "CheckedRequest":
         """Reads the keyframes of a request and fills in its defaults, also a random seed.
 
-        Logs a warning if the model was not trained for such a request: once for its size, its frames, its keyframes and
-        its words.
+        Warns if the model was not trained for such a request. In the log, the size, the frames, the keyframes and the
+        words have one warning each in the pipeline's life. A receiver, such as `on_warning` of `generate_many`, gets a
+        warning for every such request instead.
 
         Raises:
             InvalidRequest: a value is not allowed.

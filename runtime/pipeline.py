@@ -49,8 +49,8 @@ class VideoPipeline(OpenPipeline):
             bundle: the folder that `sparsectrl-lcm export` wrote; None opens the package's demo bundle.
             backend: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime. auto takes the first of
                 them that can run here and has engines; the last two also run without engines.
-            precision: precision of the engines: fp16, bf16, fp32 or int8. None takes the first that was built, in an
-                order that fits the backend and the processor.
+            precision: precision of the engines: fp16, bf16, fp32, fp8 or int8. None takes the first that was built, in
+                an order that fits the backend and the processor.
             device: for openvino: CPU (the default), GPU or NPU, by OpenVINO's names.
             threads: for openvino and onnxruntime on the CPU; None takes one per core.
             kept_bytes: memory in bytes for results that a later request with the same prompt and keyframes uses again,
@@ -65,7 +65,7 @@ class VideoPipeline(OpenPipeline):
             BundleError: a bundle is missing, damaged or has another version.
             BackendError: the backend cannot run here, or not in this precision, or its engines cannot get the weights
                 of another bundle.
-            InvalidRequest: `threads` or `kept_bytes` is not allowed.
+            InvalidRequest: `threads`, `kept_bytes`, `cuda_graphs` or `weights` is not allowed.
         """
         from .backends import open_executor
         from .format.bundle import Bundle
@@ -228,7 +228,8 @@ class VideoPipeline(OpenPipeline):
             on_progress: called with the position of a request, from 0, and a `Progress`, on another thread; returning
                 False cancels this request.
             on_warning: called with the position of a request and a `RequestWarning`, on other threads, for every
-                warning of every request; None logs them.
+                warning of every request; None logs them. An exception in the callback ends its request and is the
+                error of its result.
 
         Raises:
             DeviceLost: the device is gone; this request and those after it have no result.

@@ -25,6 +25,7 @@ from sparsectrl_lcm.runtime import (
     InvalidRequest,
     Keyframe,
     RequestResult,
+    RequestWarning,
     VideoPipeline,
 )
 from sparsectrl_lcm.runtime import checked_request as checks
@@ -132,6 +133,18 @@ def test_a_request_that_fails_does_not_stop_the_others() -> None:
     assert [errors[place] for place in (0, 1, 2, 6, 7)] == [None, FAILURES[1], FAILURES[2], FAILURES[3], None]
     fields = ["num_frames", "keyframe 0", "request"]
     assert [error.field for error in errors[3:6] if isinstance(error, InvalidRequest)] == fields
+
+
+def test_what_the_callback_of_warnings_raises_is_the_error_of_its_request() -> None:
+    fault = ZeroDivisionError()
+
+    def on_warning(position: int, warning: RequestWarning) -> None:
+        assert "unknown words: boat" in warning.text
+        if position == 0:
+            raise fault
+
+    results = list(quick_pipeline(lambda _: None).generate_many(with_seeds(0, 1), on_warning=on_warning))
+    assert [result.error for result in results] == [fault, None]
 
 
 def test_a_lost_device_ends_the_results() -> None:
