@@ -135,9 +135,15 @@ class Server(Listening):
 
 def example(language: str, server: Server) -> str:
     """The program of docs/service.md in this language, with the addresses of a server."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", (HERE.parents[1] / "docs/service.md").read_text(), re.M | re.S)
-    (code,) = blocks
-    return code.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}").replace(":8443", f":{server.tls_port}")
+    (code,) = blocks(language, server)
+    return code
+
+
+def blocks(language: str, server: Server) -> list[str]:
+    """The code of docs/service.md in this language, with the addresses of a server."""
+    document = (HERE.parents[1] / "docs/service.md").read_text()
+    document = document.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}").replace(":8443", f":{server.tls_port}")
+    return re.findall(rf"^```{language}\n(.*?)^```", document, re.M | re.S)
 
 
 def ports() -> tuple[int, int, int]:

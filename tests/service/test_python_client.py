@@ -16,7 +16,7 @@ import av
 import httpx
 import pytest
 
-from .conftest import APP, HOSTS, Server, example
+from .conftest import APP, HOSTS, Server, blocks, example
 from .test_webhooks import Receiver, delivered, verify
 
 SCRIBBLES = Path(__file__).parents[2] / "demo/scribbles"
@@ -99,6 +99,28 @@ def test_the_example_of_the_docs_under_fals_host_names(demo: Server, monkeypatch
     environment = {"FAL_RUN_HOST": None, "FAL_QUEUE_RUN_HOST": None}
     url = python(demo, RESOLVER + example("python", demo), str(demo.tls_port), HOSTS, environment=environment)
     assert frames_at(url.replace("https://queue.fal.run", demo.url), demo) == 16
+
+
+def test_the_commands_of_the_docs_make_a_clip_on_one_machine(demo: Server, tmp_path: Path) -> None:
+    """Hosts other than the server's refuse every connection, as `upload_file` would need one to fal."""
+    (tmp_path / "data").symlink_to(demo.data)
+    (tmp_path / "demo").symlink_to(SCRIBBLES.parent)
+    (tmp_path / "star.py").write_text(example("python", demo))
+    (commands,) = [code for code in blocks("sh", demo) if "python star.py" in code]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FAL_", "SSL_"))}
+    done = subprocess.run(
+        ["bash", "-ec", commands.replace("ID:SECRET", demo.key)],
+        cwd=tmp_path,
+        env={**kept, "PATH": path, "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + demo.log[-3000:]
+    with av.open(tmp_path / "star.mp4") as video:
+        assert sum(1 for _ in video.decode(video=0)) == 16
 
 
 def test_a_wrong_path_of_the_authority_shows_as_documented(demo: Server) -> None:
