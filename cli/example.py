@@ -7,10 +7,11 @@ import typer
 
 PROMPT, SEED = "a yellow star grows over a navy and teal ground", 4
 KEYFRAMES = (0, 8, 15)
-REQUESTS = """\
-{"id": "star", "prompt": "a red star moves up over a grey ground", "keyframes": [{"index": 0, "image": "scribbles/frame_00.png"}], "seeds": 2, "frames": 4, "num_inference_steps": 2}
-{"id": "circle", "prompt": "a blue circle grows over a green ground", "seed": 7, "frames": 4, "num_inference_steps": 2, "fps": 4}
-"""  # noqa: E501
+_SCRIBBLES = [{"index": frame, "image": f"scribbles/frame_{frame:02}.png"} for frame in KEYFRAMES]
+REQUESTS = (
+    {"id": "star", "prompt": "a red star grows over a grey ground", "keyframes": _SCRIBBLES, "seeds": 2},
+    {"id": "yellow", "prompt": PROMPT, "keyframes": _SCRIBBLES, "seed": SEED, "fps": 4},
+)
 
 
 def example(
@@ -21,6 +22,7 @@ def example(
     They are what the documents find in a clone: `scribbles` for --keyframe, `requests.jsonl` for `batch`, and a copy of
     the demo bundle for `build` and others.
     """
+    import json
     import shutil
     from importlib.resources import files
 
@@ -39,7 +41,8 @@ def example(
             for frame in KEYFRAMES:
                 content = pictures.joinpath(f"example-{frame:02}.png").read_bytes()
                 (staged / f"scribbles/frame_{frame:02}.png").write_bytes(content)
-            (staged / "requests.jsonl").write_text(REQUESTS, encoding="utf-8")
+            lines = "".join(f"{json.dumps(line)}\n" for line in REQUESTS)
+            (staged / "requests.jsonl").write_text(lines, encoding="utf-8")
             shutil.copytree(demo_bundle(), staged / "bundle", ignore=shutil.ignore_patterns("engines"))
     except OutputError:
         raise

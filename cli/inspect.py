@@ -50,7 +50,7 @@ def inspect(
     }
     if trained is not None:
         frames = f"{trained.frames} frames of {trained.width}x{trained.height}"
-        facts["trained for"] = f"{frames}, up to {trained.max_keyframes} keyframes"
+        facts["trained for"] = f"{frames}, {trained.keyframes} keyframes"
         if trained.words is not None:
             facts["words"] = ", ".join(trained.words)
     for name, value in facts.items():

@@ -55,8 +55,14 @@ def export_options(trained: Path) -> ExportOptions:
 def record_training(bundle: Path) -> None:
     """Writes into a bundle's manifest what the model of the demo was trained for."""
     words = {word for seed in range(SCENES) for word in scene(seed).caption.split()}
+    count = len(KEYFRAMES)
     record = TrainingRecord(
-        height=SIZE, width=SIZE, frames=FRAMES, max_keyframes=len(KEYFRAMES), words=tuple(sorted(words))
+        height=SIZE,
+        width=SIZE,
+        frames=FRAMES,
+        min_keyframes=count,
+        max_keyframes=count,
+        words=tuple(sorted(words)),
     )
     read_manifest(bundle).model_copy(update={"trained_for": record}).write(bundle)
 

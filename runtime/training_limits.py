@@ -44,8 +44,9 @@ def _untrained(request: CheckedRequest, record: TrainingRecord) -> dict[str, str
         found["size"] = f"{request.width}x{request.height} instead of {record.width}x{record.height}"
     if request.frames != record.frames:
         found["frames"] = f"{request.frames} frames instead of {record.frames}"
-    if len(request.keyframes) > record.max_keyframes:
-        found["keyframes"] = f"{len(request.keyframes)} keyframes instead of at most {record.max_keyframes}"
+    if not record.min_keyframes <= len(request.keyframes) <= record.max_keyframes:
+        given = len(request.keyframes)
+        found["keyframes"] = f"{given or 'no'} keyframe{'' if given == 1 else 's'} instead of {record.keyframes}"
     if record.words is not None and (unknown := _words(request) - set(record.words)):
         found["words"] = f"unknown words: {shorten(', '.join(sorted(unknown)), _SHOWN, placeholder=' ...')}"
     return found

@@ -107,9 +107,23 @@ class TrainingRecord(Record):
     height: Positive
     width: Positive
     frames: Positive
+    min_keyframes: Annotated[int, Field(ge=0)] = 0
     max_keyframes: Annotated[int, Field(ge=0)]
     words: Annotated[tuple[Word, ...], Field(min_length=1)] | None = None
     """All words of its prompts, for a model that knows only some."""
+
+    @model_validator(mode="after")
+    def _keyframes_fit(self) -> Self:
+        if self.min_keyframes > self.max_keyframes:
+            raise ValueError("min_keyframes must be at most max_keyframes")
+        return self
+
+    @property
+    def keyframes(self) -> str:
+        """The allowed number of keyframes, in words."""
+        if self.min_keyframes == self.max_keyframes:
+            return str(self.max_keyframes)
+        return f"{self.min_keyframes} to {self.max_keyframes}" if self.min_keyframes else f"at most {self.max_keyframes}"
 
 
 class Manifest(Record):

@@ -11,15 +11,22 @@ from sparsectrl_lcm.runtime.errors import BackendError, SparseCtrlLcmError
 
 from .conftest import SMALL, Ran, batch, results, write
 
-KNOWN = {"prompt": "a red star", "width": 128, "height": 128, "frames": 16}
+SCRIBBLES = [{"index": index, "image": "lines.png"} for index in (0, 8, 15)]
+KNOWN = {"prompt": "a red star", "width": 128, "height": 128, "frames": 16, "keyframes": SCRIBBLES}
 UNTRAINED = "the model was not trained for this request, whose clip may be poor: "
+
+
+def draw_lines() -> None:
+    """Draws the picture of `SCRIBBLES`: a white bar on black."""
+    Image.new("RGB", (8, 128), "white").crop((-60, 0, 68, 128)).save("lines.png")
 
 
 def test_a_kind_is_told_once_with_its_lines(
     ran: Ran, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    draw_lines()
     Image.new("RGB", (128, 128)).save("black.png")
-    odd = KNOWN | {"keyframes": [{"index": 0, "image": "black.png"}]}
+    odd = KNOWN | {"keyframes": [{"index": 0, "image": "black.png"}, *SCRIBBLES[1:]]}
     lines = [KNOWN, KNOWN | {"prompt": "a cat"}, KNOWN | {"prompt": "a dog", "seeds": 3}, odd, KNOWN, KNOWN]
     write(*lines, *(KNOWN | {"prompt": f"thing{number}"} for number in range(20)), odd, SMALL)
     assert batch() == 0
@@ -27,7 +34,7 @@ def test_a_kind_is_told_once_with_its_lines(
     assert told == [
         f"line 2: {UNTRAINED}unknown words: cat",
         "line 4: keyframe 0 is all black; a scribble is white lines on black",
-        f"line 28: {UNTRAINED}64x64 instead of 128x128; 2 frames instead of 16; unknown words: boat",
+        f"line 28: {UNTRAINED}64x64 instead of 128x128; 2 frames instead of 16; no keyframes instead of 3; unknown words: boat",
         "lines 3, 7-26 too: untrained words",
         "line 27 too: odd scribble",
     ]
@@ -39,8 +46,8 @@ def test_a_kind_is_told_once_with_its_lines(
 
 
 def test_many_lines_apart_are_counted(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
-    known = SMALL | {"prompt": "a red star"}
-    write(*(known | {"width": 64 if number % 2 else 128, "height": 128, "frames": 16} for number in range(1, 31)))
+    draw_lines()
+    write(*(KNOWN | {"width": 64 if number % 2 else 128} for number in range(1, 31)))
     assert batch() == 0
     assert "\nlines 3, 5, 7, 9, 11, 13, 15, 17, 19, 21 and 4 more too: untrained size\n" in capsys.readouterr().err
 

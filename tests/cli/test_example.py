@@ -35,6 +35,7 @@ def test_the_files_are_those_of_a_clone_and_the_printed_commands_run(
     assert [words[:2] for words in commands] == [["sparsectrl-lcm", "generate"], ["sparsectrl-lcm", "batch"]]
     for words in commands:
         assert cli.run(words[1:]) == 0
+    assert "not trained" not in capsys.readouterr().err
     clip, *others = ran
     assert clip.prompt == "a yellow star grows over a navy and teal ground"
     assert ([item.index for item in clip.keyframes], clip.seed) == ([0, 8, 15], 4)

@@ -85,6 +85,7 @@ CHANGES = [
     (lambda m: m["trained_for"].update(width=0), "trained_for.width"),
     (lambda m: m["trained_for"].pop("frames"), "trained_for.frames: Field required"),
     (lambda m: m["trained_for"].update(max_keyframes="some"), "trained_for.max_keyframes"),
+    (lambda m: m["trained_for"].update(min_keyframes=4), "min_keyframes must be at most max_keyframes"),
     (lambda m: m["trained_for"].update(words=[]), "trained_for.words"),
     (lambda m: m["trained_for"].update(words=["red", "Blue"]), "trained_for.words.1"),
     (lambda m: m.update(trained_for="all"), "trained_for"),
