@@ -1,6 +1,8 @@
 """What is wrong with a line, from pydantic's error: the field, the reason and what to write instead."""
 
 import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 
 from pydantic_core import ErrorDetails
 
@@ -14,20 +16,30 @@ _LIMITS = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at mos
 _ALLOWED = "Input should be "
 
 
-def line_error(error: ErrorDetails) -> InvalidRequest:
-    """Returns the error of a line's field in the words of the other errors."""
+def line_error(error: ErrorDetails, fields: Mapping[str, Sequence[str]]) -> InvalidRequest:
+    """Returns the error of a line's field in the words of the other errors.
+
+    Args:
+        error: pydantic's.
+        fields: the names of the fields of a line, under an empty name, and of each object in it.
+    """
     field, kind = ".".join(map(str, error["loc"])) or "line", error["type"]
     if kind == "extra_forbidden":
-        return InvalidRequest(field, "there is no such field", _instead(field))
+        return InvalidRequest(field, "there is no such field", _instead(field, fields))
     if kind == "missing":
         return InvalidRequest(field, "it is missing", "add it")
     return InvalidRequest(field, f"{shown(error['input'])} is not allowed", f"give {_allowed(field, error)}")
 
 
-def _instead(field: str) -> str:
+def _instead(field: str, fields: Mapping[str, Sequence[str]]) -> str:
     if field == "output_format":
         return "give --format to the command, for all clips"
-    return f"use {FIELDS[field]}" if field in FIELDS else "docs/batch.md lists them"
+    if field in FIELDS:
+        return f"use {FIELDS[field]}"
+    parent, _, name = field.rpartition(".")
+    names = fields[parent.partition(".")[0]]
+    near = get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"the fields are {', '.join(names)}"
 
 
 def _allowed(field: str, error: ErrorDetails) -> str:

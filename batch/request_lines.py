@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..runtime.errors import InvalidRequest, SparseCtrlLcmError, shown
 from ..runtime.request import ClipRequest, Keyframe
+from ..service.protocol.advanced_options import KEY, AdvancedOptions
 from ..service.protocol.clip_input import Input, own_seed
 from .line_errors import line_error
 
@@ -70,6 +71,12 @@ class RequestLine(Input):
             return [(self.seed, request)]
         first = self.seed or 0
         return [(seed, replace(request, seed=own_seed(seed))) for seed in range(first, first + self.seeds)]
+
+
+_FIELDS = {
+    name: [field.alias or own for own, field in model.model_fields.items()]
+    for name, model in (("", RequestLine), (KEY, AdvancedOptions), ("keyframes", PictureLine))
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,7 +174,7 @@ def _parse(text: bytes) -> RequestLine:
     try:
         return RequestLine.model_validate(value)
     except ValidationError as error:
-        raise line_error(error.errors(include_url=False)[0]) from None
+        raise line_error(error.errors(include_url=False)[0], _FIELDS) from None
 
 
 def _picture(source: str, folder: Path, field: str) -> Path | bytes:

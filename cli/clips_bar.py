@@ -28,7 +28,7 @@ class _Rate(TextColumn):
 
 
 class ClipsBar:
-    """A bar on stderr.
+    """A bar on stderr, from the first clip on that is being made.
 
     Args:
         total: clips of the batch, if known. Those that are there already are taken off it as they are found.
@@ -44,14 +44,15 @@ class ClipsBar:
         self._running: dict[str, float] = {}
 
     def __enter__(self) -> "ClipsBar":
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def on_fraction(self, job: Job, fraction: float) -> None:
         """Shows a part of a clip that is being made."""
+        self._progress.start()
         self._running[job.id] = fraction
         self._show()
 

@@ -121,9 +121,10 @@ class TrainingRecord(Record):
     @property
     def keyframes(self) -> str:
         """The allowed number of keyframes, in words."""
-        if self.min_keyframes == self.max_keyframes:
-            return str(self.max_keyframes)
-        return f"{self.min_keyframes} to {self.max_keyframes}" if self.min_keyframes else f"at most {self.max_keyframes}"
+        least, most = self.min_keyframes, self.max_keyframes
+        if least == most:
+            return str(most)
+        return f"{least} to {most}" if least else f"at most {most}"
 
 
 class Manifest(Record):

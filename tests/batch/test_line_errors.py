@@ -6,6 +6,7 @@ from .conftest import SMALL, Ran, batch, clips, results, write
 
 TOLD = {
     "num_frames": (4, "there is no such field", "use frames"),
+    "num_inference_step": (4, "there is no such field", "did you mean num_inference_steps?"),
     "controlnet": ("rgb", "there is no such field", "use controlnet_type"),
     "weights": ("anime", "there is no such field", "use sparsectrl_lcm.weights"),
     "output_format": ("gif", "there is no such field", "give --format to the command, for all clips"),

@@ -93,8 +93,28 @@ def test_wrong_lines_are_told_and_the_others_made(ran: Ran, capsys: pytest.Captu
     captured = capsys.readouterr()
     assert captured.out == f"out: 2 made, 0 kept, {len(WRONG) + 1} failed\n"
     assert "line 2: line: it is not JSON" in captured.err
-    assert "promt: there is no such field; docs/batch.md lists them" in captured.err
+    assert "promt: there is no such field; did you mean prompt?" in captured.err
     assert captured.err.endswith(f"and {len(WRONG) + 1 - 10} more errors, in out/results.jsonl\n")
+
+
+def test_fields_of_objects_are_told_and_no_bar_is_shown_without_a_clip(
+    ran: Ran, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = {"index": 0, "image": "a.png", "x": 1}
+    write(SMALL | {"sparsectrl_lcm": {"clipskip": 1}}, SMALL | {"keyframes": [strange]})
+    assert batch() == 1
+    assert capsys.readouterr().err == (
+        "line 1: sparsectrl_lcm.clipskip: there is no such field; did you mean clip_skip?\n"
+        "line 2: keyframes.0.x: there is no such field; the fields are index, image\n"
+    )
+
+
+def test_no_bar_is_shown_if_all_clips_are_kept(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    write(SMALL)
+    assert batch() == 0
+    assert "1/1" in capsys.readouterr().err
+    assert batch("--resume") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_requests_from_standard_input(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

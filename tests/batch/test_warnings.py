@@ -34,7 +34,8 @@ def test_a_kind_is_told_once_with_its_lines(
     assert told == [
         f"line 2: {UNTRAINED}unknown words: cat",
         "line 4: keyframe 0 is all black; a scribble is white lines on black",
-        f"line 28: {UNTRAINED}64x64 instead of 128x128; 2 frames instead of 16; no keyframes instead of 3; unknown words: boat",
+        f"line 28: {UNTRAINED}64x64 instead of 128x128; 2 frames instead of 16; no keyframes instead of 3; "
+        "unknown words: boat",
         "lines 3, 7-26 too: untrained words",
         "line 27 too: odd scribble",
     ]
