@@ -127,7 +127,8 @@ def test_only_the_format_is_taken_from_the_runtime(part: str, exceptions: set[st
 def test_a_batch_takes_only_the_fields_and_the_cluster_of_the_service() -> None:
     """It runs without the service's packages, and on Windows."""
     taken = {module for _, module in imports("batch") if module.startswith("service")}
-    assert taken == {"service.protocol.clip_input", "service.runner.bundle_cache", "service.runner.ray_cluster"}
+    fields = {"service.protocol.clip_input", "service.protocol.advanced_options"}
+    assert taken == fields | {"service.runner.bundle_cache", "service.runner.ray_cluster"}
     code = "import sys; from sparsectrl_lcm.batch import ray_pipelines, run; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"sqlalchemy", "fastapi", "httpx", "cryptography", "ray"} & set(result.stdout.split()) == set()
