@@ -1,1 +1,1 @@
-"""Requests from a file to clips in a folder, in a way that can be stopped at any moment and resumed."""
+"""Makes clips in a folder from a file of requests. A batch can be stopped at any moment and resumed."""

@@ -17,7 +17,7 @@ _ALLOWED = "Input should be "
 
 
 def line_error(error: ErrorDetails, fields: Mapping[str, Sequence[str]]) -> InvalidRequest:
-    """Returns the error of a line's field in the words of the other errors.
+    """Returns an error of pydantic as this package words its errors.
 
     Args:
         error: pydantic's.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ..runtime.request_warnings import RequestWarning
 
 SHOWN = 10
-"""Ranges of lines that are named for a kind."""
+"""Most ranges of lines that are named for a kind."""
 
 
 class LineWarnings:

@@ -25,7 +25,7 @@ from .request_lines import Job
 log = logging.getLogger(__name__)
 
 RETRIES = 3
-"""How often Ray runs a clip again whose process or node died."""
+"""How often Ray tries a clip again if its process or node dies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class RayPipelines:
             self._end_loading(task)
 
     def make(self, jobs: Iterable[Job], on_fraction: OnFraction) -> Generator[Made | Failed, None, None]:
-        """Yields the outcomes as they come; tells no fractions.
+        """Yields the outcomes as they come; never calls `on_fraction`.
 
         Raises:
             BackendError: no pipeline is left, since none could start again.

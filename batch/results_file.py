@@ -17,12 +17,12 @@ from ..runtime.output.writers import remove_parts
 NAME = "results.jsonl"
 _LOCK = ".lock"
 _OF_CLIPS = ("id", "file", "digest", "sha256")
-"""Fields that are read again of the line of a clip."""
+"""Fields of a clip's line that `--resume` reads."""
 
 
 @contextmanager
 def open_results(folder: Path, *, resume: bool) -> Iterator["ResultsFile"]:
-    """Opens the results in the folder of the clips, which is created if missing. Only one process can, at a time.
+    """Opens the results in the folder of the clips, which is created if missing. Only one process at a time can do so.
 
     What it created is removed again if the block fails before it has a clip or a result.
 

@@ -94,7 +94,7 @@ def run_batch(
 
 
 def _of_line(error: Exception) -> SparseCtrlLcmError:
-    """An error of the pipeline with the name that a line has for the field."""
+    """Renames the field of a pipeline's error to the name that it has in a line."""
     if not isinstance(error, SparseCtrlLcmError):
         return SparseCtrlLcmError("", first_line(error))
     return SparseCtrlLcmError(FIELDS.get(error.field, error.field), error.reason, error.remedy)

@@ -81,7 +81,7 @@ def rates(
 def markdown_table(report: Report) -> str:
     """The results as a Markdown table: one row for each contender, medians with their spread."""
     heads = [
-        *("", "first request", "second seed", "x diffusers fp32", "x fastest diffusers"),
+        *("", "new prompt", "next seed", "x diffusers fp32", "x fastest diffusers"),
         *("control", "denoise", "decode", "UNet TFLOP/s", "memory GB", "difference"),
     ]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -105,7 +105,7 @@ def legend(report: Report) -> str:
     lines = [
         f"{request['frames']} frames of {request['width']}x{request['height']}, {request['steps']} steps, "
         f"{report['threads']} threads; seconds, medians of {rounds} rounds (smallest .. largest).",
-        "Times faster: first request / second seed. The fastest diffusers has the same decoder, full or tiny;",
+        "Times faster: new prompt / next seed. The fastest diffusers has the same decoder, full or tiny;",
         "diffusers fp32 uses the full decoder. Memory: the process's peak. Difference: frames against diffusers fp32,",
         "mean levels of 255 (largest), all decoded with the full decoder.",
     ]

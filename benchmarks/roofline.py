@@ -110,7 +110,7 @@ def as_fp8(kernels: Kernels) -> Kernels:
 
 def table(sets: Iterable[Kernels], device: Device, steps: int, fp16_sums: bool = False) -> Iterator[str]:
     """A row of milliseconds for each set of engines."""
-    yield f"| {device.name}, modelled ms | new keyframes | second seed | {' | '.join(STAGES)} | launches |"
+    yield f"| {device.name}, modelled ms | new keyframes | next seed | {' | '.join(STAGES)} | launches |"
     yield "|---" * (4 + len(STAGES)) + "|"
     for kernels in sets:
         stages = stage_times(kernels, device, steps, fp16_sums)

@@ -14,8 +14,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class App(typer.Typer):
-    """An application whose commands know `-h`, refuse an option that is given twice and takes one value,
-    and name options in errors."""
+    """An application whose commands have `-h` and name options in errors.
+
+    They refuse an option that is given twice, unless it takes several values."""
 
     def __init__(self, **settings: Any) -> None:
         names = {"help_option_names": ["-h", "--help"]}  # subcommands inherit them
@@ -51,7 +52,7 @@ class _Group(_Strict, TyperGroup):
 
 
 def _refuse_repeated(command: Any, context: Any, arguments: list[str]) -> None:
-    """Refuses options that take one value and were given several, of which the parser would keep the last.
+    """Refuses repeated options that take one value; the parser would keep the last value.
 
     Raises:
         InvalidRequest: names the first of them.

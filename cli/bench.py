@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from ..runtime.format.bundle import Bundle
 
 ROWS = (
-    ("first request", "first", "total"),
+    ("new prompt", "first", "total"),
     ("- text", "first", "text"),
     ("- keyframes", "first", "keyframes"),
     ("- control", "first", "control"),
     ("- denoise", "first", "denoise"),
     ("- decode", "first", "decode"),
-    ("second seed", "second_seed", "total"),
+    ("next seed", "second_seed", "total"),
 )
 LEGEND = """\
-Seconds: medians of {rounds} (smallest .. largest), with graphs already open. Each first request has a new
-prompt; the second seed repeats its prompt and keyframes. Memory: the peak of a backend's process on the host."""
+Seconds: medians of {rounds} (smallest .. largest), with graphs already open. For a new prompt nothing
+was kept; the next seed repeats its prompt and keyframes. Memory: the peak of a backend's process on the host."""
 
 
 def bench(

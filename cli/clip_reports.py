@@ -1,4 +1,4 @@
-"""What `generate` prints about a clip, or tells if it cannot be written."""
+"""What `generate` prints about a clip, and the error if it cannot be written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

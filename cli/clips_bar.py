@@ -63,7 +63,7 @@ class ClipsBar:
         self._show()
 
     def on_kept(self, _: Job) -> None:
-        """Takes a clip that is there already off the total."""
+        """Subtracts a clip that exists already from the total."""
         if self._total is not None:
             self._total -= 1
             self._show()

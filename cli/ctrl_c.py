@@ -1,4 +1,4 @@
-"""Ctrl-C while clips are made: it ends the graph that runs, and pressed again the process."""
+"""Ctrl-C while clips are made: it ends the graph that runs; pressed again, it ends the process."""
 
 import os
 import signal

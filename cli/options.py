@@ -18,7 +18,7 @@ def parse_size(text: None, field: str = "size") -> tuple[None, None]: ...
 
 
 def parse_size(text: str | None, field: str = "size") -> tuple[int, int] | tuple[None, None]:
-    """Returns width and height of a text such as `512x512`; `field` is named in errors.
+    """Returns the width and height in a text such as `512x512`; `field` is named in errors.
 
     Raises:
         InvalidRequest: `text` is not two whole numbers.

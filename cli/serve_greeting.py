@@ -31,7 +31,7 @@ class Greeting:
     own_authority: bool
 
     def opened(self, service: "Service") -> None:
-        """Prints what is known before a model has loaded."""
+        """Prints what does not depend on the model."""
         from ..service.settings import DEFAULT_ENDPOINT
 
         settings = service.settings

@@ -127,7 +127,7 @@ def _manifest(bundle: Path) -> "Manifest":
 def _finish(
     bundle: Path, before: "Manifest", manifest: "Manifest", lines: list[str], output: Path | None, *, dry_run: bool
 ) -> None:
-    """Says what has changed, and sees to the engines of the bundle."""
+    """Prints what has changed, and rebuilds or keeps the engines of the bundle."""
     names = sorted(before.sources.keys() | manifest.sources.keys())
     for name in names:
         old, new = before.sources.get(name, "none"), manifest.sources.get(name, "none")

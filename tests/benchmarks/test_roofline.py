@@ -101,7 +101,7 @@ def test_anyone_can_run_it(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "roofline.py"), str(FULL[-1]), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "| H200, modelled ms | new keyframes | second seed |" in done.stdout
+    assert "| H200, modelled ms | new keyframes | next seed |" in done.stdout
     assert "| tensorrt | second seed | wall | 500.0 |" in done.stdout
     assert (tmp_path / "model.png").read_bytes().startswith(b"\x89PNG")
     missing = subprocess.run([*command[:2], str(tmp_path / "no.json")], capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ def test_backends_are_measured_in_turn_and_one_that_cannot_run_is_a_line(tmp_pat
     assert result.returncode == 1, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("tensorrt: ")]
     assert "backend: " not in line
-    for text in ("2 frames of 64x64", "first request", "second seed", "memory, GB", "medians of 2", *BACKENDS):
+    for text in ("2 frames of 64x64", "new prompt", "next seed", "memory, GB", "medians of 2", *BACKENDS):
         assert text in result.stdout
     report = json.loads((tmp_path / "bench.json").read_text())
     assert report["request"] == {"width": 64, "height": 64, "frames": 2, "steps": 1, "guidance": 1.0}

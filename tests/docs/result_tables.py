@@ -32,7 +32,7 @@ def fastest_diffusers(report: dict[str, Any]) -> float:
 
 def compare_rows(report: dict[str, Any]) -> Iterator[str]:
     """A row for each contender of `benchmarks/compare.py`. Ratios are to the fastest diffusers."""
-    yield "| | first request | next seed | times as fast | control | denoise | decode | memory, GB |"
+    yield "| | new prompt | next seed | times as fast | control | denoise | decode | memory, GB |"
     yield "|---|---|---|---|---|---|---|---|"
     base = fastest_diffusers(report)
     for name, row in report["contenders"].items():
@@ -58,7 +58,7 @@ def scaling_rows(report: dict[str, Any]) -> Iterator[str]:
     points = report["scaling"]["points"]
     yield f"| pixels a side | {' | '.join(str(point['value']) for point in points)} |"
     yield "|---" * (len(points) + 1) + "|"
-    for label, kind in (("first request", "first"), ("next seed", "second_seed")):
+    for label, kind in (("new prompt", "first"), ("next seed", "second_seed")):
         seconds = [f"{point['samples'][kind][0]['total']:.1f}" for point in points]
         yield f"| {label} | {' | '.join(seconds)} |"
 

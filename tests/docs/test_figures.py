@@ -201,7 +201,7 @@ CLAIMS = [
         f"{INT8['psnr']:.1f} dB in the mean, against {DEMO['4 steps, int8']['psnr_to_first']:.1f} dB before smoothing",
     ),
     ("cpu.md", f"The lowest request has {INT8['worst_psnr']:.1f} dB"),
-    ("cpu.md", f"took {WARM_UP:.0f} seconds with compilation, the following ones 37"),
+    ("cpu.md", f"took {WARM_UP:.0f} seconds with compilation, a new prompt after it 37"),
     ("cpu.md", f"at most {compiled_cache.MAX_BYTES // GIB} GiB"),
     ("cpu.md", f"graphs of up to {openvino.CACHED_WITH_WEIGHTS // MIB} MiB"),
     ("cpu.md", f"as make 256x{executor.DECODE_PIXELS // 256} pixels"),
