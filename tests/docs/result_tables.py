@@ -146,6 +146,16 @@ def int8_error_rows(report: dict[str, Any]) -> Iterator[str]:
                 yield f"| {label} | {beside.removeprefix('beside_')} | {kind} | {cells} |"
 
 
+def kernel_rows(label: str, graphs: dict[str, Any]) -> Iterator[str]:
+    """What the engines of `benchmarks/tensorrt_build.py` are made of."""
+    for graph in ("controlnet_scribble", "controlnet_rgb", "unet", "vae_decoder"):
+        if row := graphs.get(graph):
+            counts = f"{sum(row['kernels'].values())} | {sum(row['fused_attentions'].values())}"
+            share = f"{row['fp8_share']:.1%}" if row["fp8_share"] else "-"
+            norms = f"{row['fp32_norms']} of {row['norms']}"
+            yield f"| {label} | {graph} | {counts} | {norms} | {row['gb_moved']:.1f} | {share} |"
+
+
 PROCESSES = {
     "server": "server",
     "runners": "replicas",
