@@ -1,6 +1,8 @@
 // The form's fields: the input that they give, and errors that stand at them.
 const $ = id => document.getElementById(id);
 
+const KEY_HINT = ": enter the key that serve printed or wrote to first-key in its data folder, or one from sparsectrl-lcm keys create";
+
 /** Labels of the input's fields on the page. */
 const LABELS = {
   prompt: "Prompt", negative_prompt: "Negative prompt", controlnet_type: "Keyframes",
@@ -91,17 +93,17 @@ export const wrong = (message, ...names) => Object.assign(new Error(message), { 
 export function fail(error) {
   const lines = error.details?.map(({ field, message }) =>
     field === "body" ? message : `${LABELS[field] ?? field}: ${message.replace(/^(sparsectrl_lcm\.)?\w+: /, "")}`);
-  const hint = error.status === 401 ? ": enter the key that serve printed, or one from sparsectrl-lcm keys create" : "";
-  $("error").textContent = lines?.length ? lines.join("\n") : error.message + hint;
-  $("error").hidden = false;
-  const names = error.status === 401 ? ["key"] : error.fields ?? [];
+  const refused = error.status === 401, shown = $(refused ? "key-error" : "error");
+  shown.textContent = lines?.length ? lines.join("\n") : error.message + (refused ? KEY_HINT : "");
+  shown.hidden = false;
+  const names = refused ? ["key"] : error.fields ?? [];
   for (const name of names) $(name)?.setAttribute("aria-invalid", "true");
   if (names.some(name => $("advanced").contains($(name)))) $("advanced").open = true;
-  ($(names[0]) ?? $("error")).scrollIntoView({ block: "nearest" });
-  $(names[0])?.focus();
+  $(names[0])?.focus({ preventScroll: true });
+  for (const part of refused ? [$("key-form")] : [shown, $(names[0])]) part?.scrollIntoView({ block: "nearest" });
 }
 
 export function settle() {
-  $("error").hidden = true;
+  $("error").hidden = $("key-error").hidden = true;
   for (const field of document.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
 }

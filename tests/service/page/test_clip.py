@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from ..conftest import APP, Server, ports, started
-from .conftest import ARTIFACTS, DESKTOP, SCRIBBLE, draw, reload, visit
+from .conftest import ARTIFACTS, DESKTOP, PHONE, SCRIBBLE, draw, reload, visit
 
 
 def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server, tmp_path: Path) -> None:
@@ -44,6 +44,9 @@ def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server, tmp_path: 
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.set_viewport_size(DESKTOP)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    for part in ("#result", "#python", "#javascript"):
+        cut = "part => part.scrollWidth > part.clientWidth || part.scrollHeight > part.clientHeight"
+        assert not page.locator(part).evaluate(cut), f"{part} is whole"
     page.screenshot(path=ARTIFACTS / "page.png", full_page=True)
     assert page.problems == []
     assert all(url.startswith((demo.url, "blob:", "data:")) for url in page.asked)
@@ -114,7 +117,15 @@ def test_errors_stand_at_their_fields(page: Any, stub: Server) -> None:
     assert f"{stub.url}/queue/{APP}" not in page.asked
     page.fill("#prompt", "a")
     page.click("#submit")
-    page.wait_for_selector("#key[aria-invalid=true]")
+    for size in (PHONE, DESKTOP):
+        page.set_viewport_size(size)
+        page.locator("#submit").scroll_into_view_if_needed()
+        page.click("#submit")
+        page.wait_for_selector("#key[aria-invalid=true]")
+        told, key = page.locator("#key-error").bounding_box(), page.locator("#key").bounding_box()
+        assert key["y"] >= 0 and told["y"] + told["height"] <= size["height"], "the message can be seen"
+        assert 0 <= told["y"] - key["y"] - key["height"] < 60, "it stands below the key"
+        assert "first-key" in page.inner_text("#key-error") and page.is_hidden("#error")
     page.fill("#key", stub.key)
     page.fill("#seed", "abc")
     page.click("#submit")
@@ -123,6 +134,7 @@ def test_errors_stand_at_their_fields(page: Any, stub: Server) -> None:
     page.fill("#num_inference_steps", "13")
     page.click("#submit")
     page.wait_for_selector("#num_inference_steps[aria-invalid=true]")
+    assert page.is_hidden("#key-error")
     assert page.inner_text("#error").startswith("Steps: ") and "12" in page.inner_text("#error")
     page.fill("#keyframe_0_index", "8")
     draw(page, 0)

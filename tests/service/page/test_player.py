@@ -88,3 +88,5 @@ def test_no_width_scrolls_sideways(page: Any, stub: Server) -> None:
         page.set_viewport_size({"width": width, "height": 700})
         visit(page, stub.url)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        hidden = not page.locator("#keyframes").evaluate("row => row.scrollWidth <= row.clientWidth")
+        assert page.is_visible(".swipe") == hidden, "a hint tells of keyframes at the side"
