@@ -1,10 +1,12 @@
 """Bundles in folders and object stores. From a store each machine fetches one once, into the cache of its user."""
 
+import asyncio
 import hashlib
 import os
 import shutil
 import sys
 import time
+from concurrent.futures import wait
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +24,10 @@ MANIFEST = "manifest.json"
 UNUSED_SECONDS = 30 * 86_400.0
 """A version of a bundle that was last loaded so long ago is deleted when another one has been fetched, unless a process
 still uses it."""
+SILENT_SECONDS = 60.0
+"""A fetch of which no byte arrives for so long is given up. Stores behind http hand over blocks of 5 MB."""
+POLL_SECONDS = 0.5
+"""How often a fetch is looked at."""
 
 _in_use: dict[Path, IO[bytes]] = {}
 """The versions that this process has loaded. Each has a file beside it, which stays locked until the process ends."""
@@ -155,14 +161,33 @@ def _fetch(store: Any, root: str, folder: Path) -> Path:
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)  # of a process that died
     # by name: a pattern's characters may be in `root`, and "folders" of S3's console are objects that end in "/"
-    sizes = store.find(root, detail=True, **time_limit(store))
-    remote = [path for path in sizes if not path.endswith("/")]
+    remote = [path for path in store.find(root, **time_limit(store)) if not path.endswith("/")]
     local = [Path(part, os.path.relpath(path, root)) for path in remote]
     if any(".." in path.parts for path in local):
         raise BundleError("bundle", "a file of it has a name with '..'", "upload the folder that `export` wrote")
     for place in {path.parent for path in local}:
         place.mkdir(parents=True, exist_ok=True)
-    limit = time_limit(store, sum(sizes[path]["size"] or 0 for path in remote))
-    store.get(remote, [str(path) for path in local], **limit)
+    _get(store, remote, [str(path) for path in local])
     verify(part, read_manifest(part))
     return part
+
+
+def _get(store: Any, remote: list[str], local: list[str]) -> None:
+    """Fetches files into local ones, however long it takes, while bytes of a remote store arrive.
+
+    Raises:
+        TimeoutError: none arrived for `SILENT_SECONDS`.
+    """
+    if not store.async_impl:
+        store.get(remote, local)
+        return
+    going = asyncio.run_coroutine_threadsafe(store._get(remote, local), store.loop)
+    arrived, since = 0, time.monotonic()
+    while not going.done():
+        wait((going,), timeout=POLL_SECONDS)
+        size = sum(os.path.getsize(path) for path in local if os.path.exists(path))
+        if size != arrived:
+            arrived, since = size, time.monotonic()
+        elif time.monotonic() - since > SILENT_SECONDS and going.cancel():
+            raise TimeoutError
+    going.result()

@@ -42,32 +42,56 @@ def test_an_error_does_not_tell_the_password_of_a_store() -> None:
         assert "secret" not in str(refused.value)
 
 
-def test_a_store_that_falls_silent_while_a_bundle_is_fetched_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def demo_in_a_store(pause: float) -> str:
+    """Returns the URL of the demo bundle in a store without sizes, as over http, that pauses within each file."""
     import fsspec
     from fsspec.asyn import AsyncFileSystem
 
-    class Stalled(AsyncFileSystem):
-        protocol = "stalled"
+    demo = demo_bundle()
 
-        async def _find(self, path: str, detail: bool = False, **_: Any) -> Any:
-            found = {} if path.endswith("engines") else {f"{path}/manifest.json": {"size": 10}}
-            return found if detail else list(found)
+    class Slow(AsyncFileSystem):
+        protocol = "slow"
+        cachable = False
 
-        async def _cat_file(self, *_: Any, **__: Any) -> bytes:
-            return b"a manifest"
+        async def _find(self, path: str, **_: Any) -> list[str]:
+            files = [f"b/{file.relative_to(demo)}" for file in demo.rglob("*") if file.is_file()]
+            return [file for file in files if file.startswith(path)]
 
-        async def _get_file(self, *_: Any, **__: Any) -> None:
-            await asyncio.sleep(60)
+        async def _cat_file(self, path: str, **_: Any) -> bytes:
+            return (demo / path.removeprefix("b/")).read_bytes()
 
-    fsspec.register_implementation("stalled", Stalled, clobber=True)
-    monkeypatch.setattr(object_stores, "CALL_SECONDS", 0.1)
-    monkeypatch.setattr("sparsectrl_lcm.service.runner.bundle_cache.user_cache_path", lambda _: tmp_path)
+        async def _get_file(self, rpath: str, lpath: str, **_: Any) -> None:
+            content = await self._cat_file(rpath)
+            for start in range(0, len(content), size := -(-len(content) // 4)):
+                with open(lpath, "ab") as file:
+                    file.write(content[start : start + size])
+                await asyncio.sleep(pause)
+
+    fsspec.register_implementation("slow", Slow, clobber=True)
+    return "slow://b"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bundle_cache, "user_cache_path", lambda _: tmp_path)
+    monkeypatch.setattr(bundle_cache, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(bundle_cache, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(object_stores, "CALL_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_bundle_may_take_long_while_bytes_arrive() -> None:
+    folder = local_bundle(demo_in_a_store(0.3))  # each file takes 1.2 s
+    assert folder is not None
+    assert Path(folder, "manifest.json").read_bytes() == (demo_bundle() / "manifest.json").read_bytes()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_falls_silent_while_a_bundle_is_fetched_is_given_up() -> None:
     begun = time.monotonic()
-    with pytest.raises(BundleError, match="^bundle: stalled://b cannot be fetched: it does not answer; check bucket"):
-        local_bundle("stalled://b")
-    assert time.monotonic() - begun < 10
+    with pytest.raises(BundleError, match="^bundle: slow://b cannot be fetched: it does not answer; check bucket"):
+        local_bundle(demo_in_a_store(60))
+    assert time.monotonic() - begun < 20
 
 
 def test_a_bundle_that_changes_while_it_is_fetched_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
