@@ -43,7 +43,7 @@ def _untrained(request: CheckedRequest, record: TrainingRecord) -> dict[str, str
     if (request.width, request.height) != (record.width, record.height):
         found["size"] = f"{request.width}x{request.height} instead of {record.width}x{record.height}"
     if request.frames != record.frames:
-        found["frames"] = f"{request.frames} frames instead of {record.frames}"
+        found["frames"] = f"{request.frames} frame{'' if request.frames == 1 else 's'} instead of {record.frames}"
     if not record.min_keyframes <= len(request.keyframes) <= record.max_keyframes:
         given = len(request.keyframes)
         found["keyframes"] = f"{given or 'no'} keyframe{'' if given == 1 else 's'} instead of {record.keyframes}"

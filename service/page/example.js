@@ -14,8 +14,11 @@ export async function showExample(keyframes) {
   const { slots } = keyframes;
   fill(Object.entries(VALUES).map(([name, value]) => ({ name, value })));
   keyframes.resize(frames());
+  const taken = new Set();  // a short clip has no frame for each
   await Promise.all(KEYFRAMES.map(async ([name, place], slot) => {
-    slots[slot].frame = Math.round(place * (frames() - 1));
+    const frame = slots[slot].frame = Math.round(place * (frames() - 1));
+    if (taken.has(frame)) return slots[slot].drawing.clear();
+    taken.add(frame);
     await slots[slot].load(await (await fetch(`/page/example-${name}.png`)).blob());
   }));
 }

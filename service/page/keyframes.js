@@ -75,13 +75,16 @@ export class Keyframes {
   }
 
   saved() {
-    return this.slots.map(slot => ({ frame: slot.number.value, marks: slot.drawing.saved() }));
+    const of = this.timeline.frames;
+    return this.slots.map(slot => ({ frame: slot.number.value, of, marks: slot.drawing.saved() }));
   }
 
   async restore(saved) {
     await Promise.all(this.slots.map((slot, place) => {
-      slot.frame = saved[place].frame;
-      return slot.drawing.restore(saved[place].marks);
+      const { frame, of, marks } = saved[place], { frames } = this.timeline;
+      slot.frame = frame;
+      if (of && of !== frames) slot.move(of - 1, frames - 1);  // the endpoint makes clips of another length now
+      return slot.drawing.restore(marks);
     }));
     this.show();
   }

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import create_model
 
+from ...runtime.request import MAX_FRAMES
 from .clip_input import Input, keyframe_index
 from .extended_input import ExtendedInput, frames_asked_for
 
@@ -25,5 +26,5 @@ def input_model(frames: int, extensions: bool) -> type[Input]:
         "keyframe_2_index": (int, keyframe_index("third", frames - 1, last)),
     }
     if extensions:
-        fields["num_frames"] = (int | None, frames_asked_for(str(frames)))
+        fields["num_frames"] = (int | None, frames_asked_for(str(frames), max(frames, MAX_FRAMES)))
     return create_model(base.__name__, __base__=base, **fields)

@@ -13,9 +13,9 @@ from .clip_input import Input
 SIDE: dict[str, Any] = {"ge": 8, "le": MAX_SIDE, "multiple_of": 8}
 
 
-def frames_asked_for(default: str) -> Any:
+def frames_asked_for(default: str, most: int = MAX_FRAMES) -> Any:
     """Returns the field of the clip's length; its description names the default."""
-    return Field(None, ge=1, le=MAX_FRAMES, description=f"Frames of the clip; {default} by default.")
+    return Field(None, ge=1, le=most, description=f"Frames of the clip; {default} by default.")
 
 
 class ExtendedInput(Input):

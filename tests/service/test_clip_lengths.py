@@ -70,6 +70,7 @@ def test_extensions_bound_indices_by_the_length_that_is_asked_for(settings: Sett
         with pytest.raises(ServiceError) as refused:
             parse_input(given | {"keyframe_1_index": last + 1}, 100, 8, extensions=True)
         assert refused.value.body["detail"][0]["ctx"] == {"le": last}
+    parse_input({"prompt": "a", "num_frames": 200}, 100, 200, extensions=True)  # a bundle of long clips takes its own
 
 
 def test_an_index_beyond_the_clip_is_told_as_fal_does(settings: Settings, tmp_path: Path) -> None:

@@ -66,3 +66,24 @@ def test_the_timeline_has_the_frames_of_the_chosen_endpoint(page: Any, stub: Ser
     page.select_option("#endpoint", APP)
     assert frames(page) == [0, 9, 15], "keyframes keep their place in the clip"
     assert page.problems == []
+
+
+def test_a_reload_moves_keyframes_into_clips_that_became_shorter(page: Any, stub: Server) -> None:
+    def shorter(route: Any) -> None:
+        known = route.fetch().json()
+        for each in known["endpoints"]:
+            each["frames"] = 2
+        route.fulfill(json=known)
+
+    visit(page, f"{stub.url}/#key={stub.new_key()}")
+    page.click("#example")
+    page.wait_for_selector(".handle:not(.empty) >> nth=2")
+    page.wait_for_timeout(600)  # until it is saved
+    page.route("**/page/about.json", shorter)
+    reload(page)
+    page.wait_for_selector(".handle:not(.empty) >> nth=2")
+    assert [page.input_value(f"#keyframe_{slot}_index") for slot in range(3)] == ["0", "1", "1"]
+    page.click("#example")
+    page.wait_for_selector(".handle.empty")
+    assert page.locator(".handle:not(.empty)").count() == 2, "a clip of two frames has no place for a third keyframe"
+    assert page.problems == []
