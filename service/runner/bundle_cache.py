@@ -167,25 +167,26 @@ def _fetch(store: Any, root: str, folder: Path) -> Path:
         raise BundleError("bundle", "a file of it has a name with '..'", "upload the folder that `export` wrote")
     for place in {path.parent for path in local}:
         place.mkdir(parents=True, exist_ok=True)
-    _get(store, remote, [str(path) for path in local])
+    _get(store, remote, local)
     verify(part, read_manifest(part))
     return part
 
 
-def _get(store: Any, remote: list[str], local: list[str]) -> None:
+def _get(store: Any, remote: list[str], local: list[Path]) -> None:
     """Fetches files into local ones, however long it takes, while bytes of a remote store arrive.
 
     Raises:
         TimeoutError: none arrived for `SILENT_SECONDS`.
     """
+    paths = [str(path) for path in local]
     if not store.async_impl:
-        store.get(remote, local)
+        store.get(remote, paths)
         return
-    going = asyncio.run_coroutine_threadsafe(store._get(remote, local), store.loop)
+    going = asyncio.run_coroutine_threadsafe(store._get(remote, paths), store.loop)
     arrived, since = 0, time.monotonic()
     while not going.done():
         wait((going,), timeout=POLL_SECONDS)
-        size = sum(os.path.getsize(path) for path in local if os.path.exists(path))
+        size = sum(path.stat().st_size for path in local if path.exists())
         if size != arrived:
             arrived, since = size, time.monotonic()
         elif time.monotonic() - since > SILENT_SECONDS and going.cancel():

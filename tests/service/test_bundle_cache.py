@@ -63,7 +63,7 @@ def demo_in_a_store(pause: float) -> str:
         async def _get_file(self, rpath: str, lpath: str, **_: Any) -> None:
             content = await self._cat_file(rpath)
             for start in range(0, len(content), size := -(-len(content) // 4)):
-                with open(lpath, "ab") as file:
+                with Path(lpath).open("ab") as file:
                     file.write(content[start : start + size])
                 await asyncio.sleep(pause)
 
