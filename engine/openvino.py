@@ -138,7 +138,7 @@ def calibrate(bundle: Bundle, folder: Path, precision: str) -> dict[str, dict[st
         for graph in bundle.manifest.graphs
         if graph.startswith(IN_INT8)
     }
-    found = observe_samples(bundle, folder, models, OpenVinoSessions(bundle, "fp32"), open_session, one_size=True)
+    found = observe_samples(bundle, folder, models, OpenVinoSessions(bundle, "fp32"), open_session)
     return {
         graph: {layer: seen for layer, seen in of.items() if not LEFT_IN_INT8[precision].search(layer)}
         for graph, of in found.items()

@@ -116,7 +116,6 @@ class ObservingSessions:
         observed: for each graph name, the file of the observed graph and the graph.
         open_session: opens an observed graph.
         others: the sessions of the graphs that are not observed.
-        one_size: whether an observed graph runs only with the shapes that it was opened for.
     """
 
     def __init__(
@@ -125,26 +124,24 @@ class ObservingSessions:
         observed: Mapping[str, tuple[Path, ObservedGraph]],
         open_session: OpenSession,
         others: Sessions,
-        one_size: bool = False,
     ) -> None:
         self.backend = others.backend
         self.precision = others.precision
         self._bundle = bundle
         self._observed = observed
         self._open = open_session
-        self._one_size = one_size
         self._others = others
         self._sessions: dict[str, _ObservingSession] = {}
 
     def open(self, graph: str, dimensions: Mapping[str, int]) -> None:
-        """Opens a graph for these sizes; an observed graph takes one prompt at a time."""
+        """Opens a graph for these sizes, instead of others; an observed graph takes one prompt at a time."""
         if graph not in self._observed:
             self._others.open(graph, dimensions)
             return
         path, observed = self._observed[graph]
         record, sizes = self._bundle.graph(graph), {**dimensions, **ONE_PROMPT}
         shapes = {item.name: resolve_shape(item.shape, sizes) for item in record.inputs}
-        if graph not in self._sessions or (self._one_size and self._sessions[graph].shapes != shapes):
+        if graph not in self._sessions or self._sessions[graph].shapes != shapes:
             self._sessions.pop(graph, None)  # frees its memory before the next is opened
             record = record.model_copy(update={"outputs": (*record.outputs, observed.output)})
             self._sessions[graph] = _ObservingSession(self._open(path, record, shapes), observed, shapes)
@@ -178,7 +175,6 @@ def observe_samples(
     others: Sessions,
     open_session: OpenSession = open_on_onnxruntime,
     size: ClipSize | None = None,
-    one_size: bool = False,
 ) -> dict[str, dict[str, Statistics]]:
     """Runs the sample requests; returns what came into each matrix layer, by graph and layer.
 
@@ -189,7 +185,6 @@ def observe_samples(
         others: run the other graphs; they are closed.
         open_session: opens the observed graphs.
         size: of the usual clips, besides small ones; None takes `example_requests.sample_size`.
-        one_size: whether an observed graph runs only with the shapes that it was opened for.
     """
     observed = {}
     for graph, make in models.items():
@@ -198,7 +193,7 @@ def observe_samples(
         write_typed(model, path)
         del model
         gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
-    sessions = ObservingSessions(bundle, observed, open_session, others, one_size)
+    sessions = ObservingSessions(bundle, observed, open_session, others)
     decodes = not set(DECODERS.values()).isdisjoint(models)
     try:
         for each in (small_size(bundle), size):

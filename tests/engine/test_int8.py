@@ -155,7 +155,7 @@ def test_layers_that_are_left_out(
         for graph in ("unet", "controlnet_scribble")
     }
     everything = {graph: dict.fromkeys(layers, seen) for graph, layers in graphs.items()}
-    monkeypatch.setattr(openvino, "observe_samples", lambda *_, **__: everything)
+    monkeypatch.setattr(openvino, "observe_samples", lambda *_: everything)
     monkeypatch.setattr(openvino, "OpenVinoSessions", lambda *_: None)
     kept = openvino.calibrate(bundle, tmp_path, precision)
     for kind in expected:
