@@ -1,7 +1,7 @@
 """Observes the inputs of matrix layers while the sample requests run, on any library that runs ONNX graphs."""
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...runtime.cpu.onnxruntime import OnnxRuntimeSession
 from ...runtime.cpu.sessions import Array, Session, Sessions
-from ...runtime.example_requests import run_samples, small_size
+from ...runtime.example_requests import run_samples, sample_size, small_size
 from ...runtime.format.bundle import Bundle
 from ...runtime.format.clip_layout import ONE_PROMPT, ClipSize
 from ...runtime.format.decoders import DECODERS
@@ -174,7 +174,7 @@ def observe_samples(
     models: Mapping[str, Callable[[], ir.Model]],
     others: Sessions,
     open_session: OpenSession = open_on_onnxruntime,
-    size: ClipSize | None = None,
+    sizes: Collection[ClipSize] | None = None,
 ) -> dict[str, dict[str, Statistics]]:
     """Runs the sample requests; returns what came into each matrix layer, by graph and layer.
 
@@ -184,7 +184,7 @@ def observe_samples(
         models: makes each graph to observe, portable or typed. If a decoder is among them, frames are decoded too.
         others: run the other graphs; they are closed.
         open_session: opens the observed graphs.
-        size: of the usual clips, besides small ones; None takes `example_requests.sample_size`.
+        sizes: of the clips; None takes small, short ones, and those of `example_requests.sample_size`.
     """
     observed = {}
     for graph, make in models.items():
@@ -196,8 +196,8 @@ def observe_samples(
     sessions = ObservingSessions(bundle, observed, open_session, others)
     decodes = not set(DECODERS.values()).isdisjoint(models)
     try:
-        for each in (small_size(bundle), size):
-            run_samples(bundle, sessions, each, _ignore if decodes else None)
+        for size in sizes or (small_size(bundle), sample_size(bundle)):
+            run_samples(bundle, sessions, size, _ignore if decodes else None)
     finally:
         sessions.close()
         for path, _ in observed.values():

@@ -79,8 +79,8 @@ def calibrate(bundle: Bundle, folder: Path, graphs: Collection[str]) -> dict[str
         graphs: those to measure.
     """
     models = {graph: partial(ir.load, bundle.folder / bundle.graph(graph).path) for graph in graphs if in_fp8(graph)}
-    size = sample_size(bundle, MAX_SIDE)
-    found = observe_samples(bundle, folder, models, OnnxRuntimeSessions(bundle), size=size)
+    sizes = [sample_size(bundle, MAX_SIDE)]
+    found = observe_samples(bundle, folder, models, OnnxRuntimeSessions(bundle), sizes=sizes)
     return {graph: {layer: HEADROOM * seen.largest for layer, seen in of.items()} for graph, of in found.items()}
 
 
