@@ -67,7 +67,7 @@ def served(scenario: Callable[[LocalRunner, list[Process]], Awaitable[None]], **
 
 
 def made(number: int) -> dict[str, Any]:
-    return {"say": "made", "job": number, "seed": number, "seconds": 0.1, "timings": {"total": 0.1}}
+    return {"say": "made", "job": number, "seed": number, "seconds": 0.1, "timings": {"total": 0.1}, "frames": 16}
 
 
 async def two_jobs(runner: LocalRunner, processes: list[Process], folder: Path, **more: Any) -> list[asyncio.Task[Any]]:
