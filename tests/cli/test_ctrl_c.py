@@ -105,7 +105,8 @@ def test_a_step_is_left_unfinished(backend: str, reason: str, tmp_path: Path) ->
     assert process.returncode == 130
     assert reason in out  # the library ended the run itself
     assert "denoise 1" not in out
-    assert err.removeprefix(STOPPING) == "stopped\n"  # a busy machine may take long for the operator that runs
+    *warnings, end = err.replace(STOPPING, "").splitlines()  # a busy machine may take long for the operator that runs
+    assert (len(warnings), end) == (1, "stopped"), "the demo model was trained with three keyframes"
     assert not list(tmp_path.iterdir())
 
 

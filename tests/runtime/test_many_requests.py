@@ -28,7 +28,7 @@ from sparsectrl_lcm.runtime import (
     RequestWarning,
     VideoPipeline,
 )
-from sparsectrl_lcm.runtime import checked_request as checks
+from sparsectrl_lcm.runtime import request_checks as checks
 from sparsectrl_lcm.runtime.checked_request import CheckedRequest
 
 ROOT = Path(__file__).parent.parent.parent

@@ -22,6 +22,7 @@ OWN_MODULES = {
     "runtime/backends.py",
     "runtime/cpu/onnxruntime.py",
     "runtime/cpu/openvino.py",
+    "runtime/cpu/openvino_library.py",
     "runtime/gpu/onnxruntime.py",
     "runtime/gpu/tensorrt_library.py",
 }
