@@ -31,7 +31,7 @@ SMALL_SIDE, SMALL_FRAMES = 64, 4
 def run_samples(
     bundle: Bundle,
     sessions: Sessions,
-    size: ClipSize | None = None,
+    size: ClipSize,
     on_clip: Callable[[Array], None] | None = None,
 ) -> None:
     """Runs the sample requests through `sessions`.
@@ -39,7 +39,7 @@ def run_samples(
     Args:
         bundle: the bundle.
         sessions: run its graphs.
-        size: of the clips; None takes `sample_size`.
+        size: of the clips.
         on_clip: called with the frames of each clip, uint8 [F, H, W, 3]; without it no frames are decoded.
     """
     executor = HostExecutor(bundle, sessions, KEPT_BYTES)
@@ -67,9 +67,9 @@ def small_size(bundle: Bundle) -> ClipSize:
     return size.model_copy(update={"frames": min(SMALL_FRAMES, size.frames)})
 
 
-def sample_requests(bundle: Bundle, size: ClipSize | None = None) -> Iterator[CheckedRequest]:
+def sample_requests(bundle: Bundle, size: ClipSize) -> Iterator[CheckedRequest]:
     """Requests of a size: one without keyframes and one for each kind of keyframe, the last with guidance."""
-    plain = list(plain_requests(bundle, size or sample_size(bundle)))
+    plain = list(plain_requests(bundle, size))
     for request in (*plain[:-1], replace(plain[-1], guidance_scale=1.5)):
         yield check_request(request, bundle.manifest)
 

@@ -7,26 +7,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from conftest import Exported
-from fakes.gpu_emulation import open_session
 from sparsectrl_lcm.engine import check
 from sparsectrl_lcm.engine.rewrites import attention as fusions
 from sparsectrl_lcm.engine.rewrites import typed_graph as typed
-from sparsectrl_lcm.engine.rewrites.group_norm import fuse_group_norm
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-
-
-def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return open_session(path).run(None, feeds)
-
-
-def fuse_in_standard_operators(model: ir.Model) -> None:
-    """Fuses as for TensorRT, but without TensorRT's own attribute, which ONNX Runtime refuses."""
-    fuse_transformer_attention(model)
-    fuse_group_norm(model)
-
-
-def fuse_transformer_attention(model: ir.Model) -> None:
-    fusions.fuse_attention(model, fusions.is_transformer_attention)
+from standard_operators import fuse_in_standard_operators, run
 
 
 def test_attention_and_group_norms_are_fused(exported: Exported) -> None:

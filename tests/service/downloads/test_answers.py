@@ -5,6 +5,7 @@ import errno
 import io
 import ssl
 import time
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import Any
 
@@ -112,27 +113,17 @@ async def silent(writer: Writer) -> None:
     await asyncio.sleep(60)
 
 
-async def dripping_body(writer: Writer) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-    while True:
-        writer.write(b"x")
-        await writer.drain()
-        await asyncio.sleep(0.02)
+def dripping(begin: bytes, part: bytes) -> Callable[[Writer], Awaitable[None]]:
+    """An answer that goes on with the same part, and never ends."""
 
+    async def answer(writer: Writer) -> None:
+        writer.write(begin)
+        while True:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.02)
 
-async def dripping_head(writer: Writer) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\n")
-    while True:
-        writer.write(b"X: y\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.02)
-
-
-async def informing(writer: Writer) -> None:
-    while True:
-        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.02)
+    return answer
 
 
 async def stalled(writer: Writer) -> None:
@@ -140,7 +131,17 @@ async def stalled(writer: Writer) -> None:
     await asyncio.sleep(60)
 
 
-@pytest.mark.parametrize("answer", [silent, dripping_body, dripping_head, informing, stalled])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        silent,
+        dripping(b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+        dripping(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+        dripping(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+        stalled,
+    ],
+    ids=["silent", "dripping body", "dripping head", "informing", "stalled"],
+)
 def test_time_is_bounded(answer: Any) -> None:
     start = time.monotonic()
     with pytest.raises(FetchError, match=r"longer than 0\.3 seconds"):
