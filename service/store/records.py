@@ -1,6 +1,6 @@
 """The records of the store. Times are seconds since 1970."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 State = Literal["queued", "running", "done"]
@@ -179,3 +179,8 @@ class WebhookRow:
     url: str
     host: str
     attempt: int
+
+
+def values_of(source: Any, kind: type) -> dict[str, Any]:
+    """Returns the fields of a kind of record with their values in a record, or in a row that has them as columns."""
+    return {each.name: getattr(source, each.name) for each in fields(kind)}

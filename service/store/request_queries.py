@@ -10,7 +10,7 @@ from .database import Database
 from .key_quota import check_quota, lock_name
 from .queue_limits import check_unstarted, check_waiting
 from .queue_order import TURNS, close_gaps, count_ahead, in_order, next_turn
-from .records import Change, LogRow, NewRequest, Outcome, RequestRow, Submitted
+from .records import Change, LogRow, NewRequest, Outcome, RequestRow, Submitted, values_of
 from .request_rows import (
     CANCELLED,
     REVOKED,
@@ -69,7 +69,7 @@ class Requests(Database):
             check_unstarted(connection, new, unstarted_limit)
             if outcome is None:
                 check_waiting(connection, new, limit, key_limit, endpoint_limit)
-            row = {name: getattr(new, name) for name in NewRequest.__dataclass_fields__}
+            row = values_of(new, NewRequest)
             turn = next_turn(connection, new.endpoint, new.key_id, new.priority)
             ahead = count_ahead(connection, new.endpoint, new.priority, turn) if outcome is None else 0
             row |= {"state": "queued", "attempts": 0, "crashes": 0, "cancelled": False, "turn": turn}

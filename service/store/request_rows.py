@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, or_, select, update
 
 from . import tables
-from .records import FileRow, LogRow, Outcome, RequestRow
+from .records import FileRow, LogRow, Outcome, RequestRow, values_of
 
 requests, logs, webhooks, files = tables.requests, tables.logs, tables.webhooks, tables.files
 waiting = requests.c.state == "queued"
@@ -66,15 +66,14 @@ def read_made(connection: Connection, key_id: str, limit: int) -> list[RequestRo
 
 def add_logs(connection: Connection, request_id: str, lines: Sequence[LogRow]) -> None:
     """Adds lines to the log of a request."""
-    names = LogRow.__dataclass_fields__
-    rows = [{"request_id": request_id} | {name: getattr(line, name) for name in names} for line in lines]
+    rows = [{"request_id": request_id} | values_of(line, LogRow) for line in lines]
     if rows:
         connection.execute(insert(logs), rows)
 
 
 def announce_clip(connection: Connection, clip: FileRow) -> None:
     """Records a clip before it is made, so that no crash leaves its bytes without a record."""
-    connection.execute(insert(files), {name: getattr(clip, name) for name in FileRow.__dataclass_fields__})
+    connection.execute(insert(files), values_of(clip, FileRow))
 
 
 def end_clip(connection: Connection, clip: FileRow | None, expires_at: float | None, *, keep: bool = False) -> None:
@@ -88,7 +87,7 @@ def end_clip(connection: Connection, clip: FileRow | None, expires_at: float | N
     if not clip.size:
         connection.execute(_DELETE_FILE, {"file_id": clip.id})
     elif keep:
-        values = {name: getattr(clip, name) for name in FileRow.__dataclass_fields__} | {"expires_at": expires_at}
+        values = values_of(clip, FileRow) | {"expires_at": expires_at}
         if not connection.execute(_UPDATE_FILE, values | {"file_id": clip.id}).rowcount:
             connection.execute(insert(files), values)  # it was stored so late that its record had expired
 
@@ -129,7 +128,7 @@ def end_request(
 
     Returns False if `attempt` is given and is no longer the current one, or was cancelled.
     """
-    values = {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
+    values = values_of(outcome, Outcome)
     values |= {"state": "done", "owner": None, "lease_until": None, "finished_at": now}
     values |= {"input": None, "input_bytes": None}
     statement, which = _END, {"request_id": request_id}
@@ -148,5 +147,5 @@ def end_request(
 def to_request(row: Any) -> RequestRow:
     """Returns the record of a row with the columns `SHOWN`."""
     values = {name: getattr(row, name) for name in RequestRow.__dataclass_fields__ if name != "outcome"}
-    outcome = {name: getattr(row, name) for name in Outcome.__dataclass_fields__}
-    return RequestRow(**values, outcome=Outcome(**outcome) if row.state == "done" else None)
+    outcome = Outcome(**values_of(row, Outcome)) if row.state == "done" else None
+    return RequestRow(**values, outcome=outcome)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from . import tables
 from .key_quota import FILE_BYTES, check_quota, lock_name
-from .records import FileRow, KeyRow, RequestRow, WebhookRow
+from .records import FileRow, KeyRow, RequestRow, WebhookRow, values_of
 from .request_attempts import Attempts
 from .request_queries import Requests
 from .request_rows import read_made
@@ -35,7 +35,7 @@ class SqlStore(Requests, Attempts):
     def add_key(self, key: KeyRow) -> None:
         """Adds an API key."""
         with self._write() as connection:
-            connection.execute(insert(tables.keys).values({n: getattr(key, n) for n in KeyRow.__dataclass_fields__}))
+            connection.execute(insert(tables.keys).values(values_of(key, KeyRow)))
 
     def get_key(self, key_id: str) -> KeyRow | None:
         """Returns an API key, revoked or not."""
@@ -95,7 +95,7 @@ class SqlStore(Requests, Attempts):
             check_quota(connection, row.key_id, row.size + FILE_BYTES, key_bytes)
 
     def _put_file(self, connection: Connection, row: FileRow) -> FileRow | None:
-        values = {name: getattr(row, name) for name in FileRow.__dataclass_fields__}
+        values = values_of(row, FileRow)
         self._alone(connection, row.id)
         old = connection.execute(select(files).where(files.c.id == row.id)).one_or_none()
         dialect: Any = postgresql if self.shared else sqlite
