@@ -13,11 +13,13 @@ class Proxy:
 
     def __init__(self) -> None:
         self._frozen = threading.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     def freeze(self) -> None:
         self._frozen.set()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         while data := await reader.read(65536):
             if not self._frozen.is_set():
                 writer.write(data)
@@ -35,6 +37,12 @@ class Proxy:
         ready.set()
         await stop.wait()
         server.close()
+        for writer in self._writers:
+            writer.transport.abort()  # ends transactions of the database, and the locks that they hold
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 @contextmanager
@@ -48,8 +56,4 @@ def silent_proxy(path: str) -> Iterator[Proxy]:
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.close()
