@@ -41,6 +41,13 @@ class Failed:
     warnings: tuple[RequestWarning, ...] = ()
 
 
+def failed(job: Job, error: Exception, warnings: tuple[RequestWarning, ...] = ()) -> Failed:
+    """Returns the outcome of a job that raised an error. That of a full disk ends the batch: it is raised again."""
+    if is_disk_full(error):
+        raise error
+    return Failed(job, error, warnings)
+
+
 class ClipPool(Protocol):
     """Makes clips, in one process or in many.
 
@@ -54,7 +61,10 @@ class ClipPool(Protocol):
     def make(self, jobs: Iterable[Job], on_fraction: OnFraction) -> Generator[Made | Failed, None, None]:
         """Yields the outcome of each job, in any order. Takes few jobs ahead; closing the iterator ends the work.
 
-        The file at `Job.output` appears whole, before its outcome.
+        The file at `Job.output` appears whole, before its outcome. A file that cannot be written fails its job alone.
+
+        Raises:
+            OutputError: the disk is full.
         """
 
 
@@ -99,8 +109,6 @@ class LocalPool:
                     clip = result.get()
                     clip.save(job.output, job.fps, metadata=job.metadata)
                 except Exception as error:
-                    if is_disk_full(error):
-                        raise
-                    yield Failed(job, error, warnings)
+                    yield failed(job, error, warnings)
                 else:
                     yield Made(job, clip.seed, clip.timings["total"], warnings)

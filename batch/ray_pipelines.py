@@ -13,13 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..runtime import ClipRequest, VideoPipeline
-from ..runtime.errors import BackendError, DeviceLost, SparseCtrlLcmError, first_line
+from ..runtime.errors import BackendError, DeviceLost, OutputError, SparseCtrlLcmError, first_line
 from ..runtime.output.writers import complete_file
 from ..runtime.request import Keyframe
 from ..runtime.request_warnings import RequestWarning, warnings_to
 from ..service.runner.bundle_cache import absolute_bundle, local_bundle
 from ..service.runner.ray_cluster import check_gpus, join_cluster, needs_of, reason_in
-from .clip_pool import Failed, Made, OnFraction, models_of
+from .clip_pool import Failed, Made, OnFraction, failed, models_of
 from .request_lines import Job
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ class RayPipelines:
 
         Raises:
             BackendError: no pipeline is left, since none could start again.
+            OutputError: the disk is full.
         """
         ray, left, running = self._ray, iter(jobs), {}
         try:
@@ -184,8 +185,11 @@ def _outcome(job: Job, made: EncodedClip | SparseCtrlLcmError, warnings: tuple[R
     """Writes the file of a job that was made."""
     if isinstance(made, SparseCtrlLcmError):
         return Failed(job, made, warnings)
-    with complete_file(job.output) as part:
-        part.write_bytes(made.content)
+    try:
+        with complete_file(job.output) as part:
+            part.write_bytes(made.content)
+    except OutputError as error:
+        return failed(job, error, warnings)
     return Made(job, made.seed, made.seconds, warnings)
 
 
@@ -197,6 +201,6 @@ def _by_value(request: ClipRequest) -> ClipRequest:
 def _content(image: Any) -> Any:
     """The bytes of an image file. A path that cannot be read stays: the pipeline has the error for it."""
     if isinstance(image, str | os.PathLike):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # ValueError: no file can have this name
             return Path(image).read_bytes()
     return image

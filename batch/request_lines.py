@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..runtime.errors import InvalidRequest, SparseCtrlLcmError, shown
 from ..runtime.request import ClipRequest, Keyframe
 from ..service.protocol.advanced_options import KEY, AdvancedOptions
-from ..service.protocol.clip_input import Input, own_seed
+from ..service.protocol.clip_input import MAX_SEED, Input, own_seed
 from .line_errors import line_error
 
 MAX_SEEDS = 1000
@@ -53,7 +53,7 @@ class RequestLine(Input):
             folder: where relative paths of pictures begin.
 
         Raises:
-            InvalidRequest: a picture is not a local file.
+            InvalidRequest: a picture is not a local file, or a seed that follows is too large.
         """
         slots = [(index, url, f"keyframe_{slot}_image_url") for slot, index, url in self.keyframes()]
         listed = [(item.index, item.image, "keyframes") for item in self.pictures]
@@ -70,7 +70,10 @@ class RequestLine(Input):
         if self.seeds is None:
             return [(self.seed, request)]
         first = self.seed or 0
-        return [(seed, replace(request, seed=own_seed(seed))) for seed in range(first, first + self.seeds)]
+        last = first + self.seeds - 1
+        if last > MAX_SEED:
+            raise InvalidRequest("seeds", f"{self.seeds} from {first} on end at {last}", f"the last may be {MAX_SEED}")
+        return [(seed, replace(request, seed=own_seed(seed))) for seed in range(first, last + 1)]
 
 
 _FIELDS = {

@@ -74,6 +74,7 @@ WRONG = {
     '{"prompt": "a", "guidance_scale": 31}': ("guidance_scale", "31.0 is not allowed"),
     '{"prompt": "a", "fps": 99}': ("fps", "99.0 is not allowed for .gif"),
     '{"prompt": "a", "seeds": 0}': ("seeds", "0 is not allowed"),
+    f'{{"prompt": "a", "seed": {2**64 - 2}, "seeds": 4}}': ("seeds", f"4 from {2**64 - 2} on end at {2**64 + 1}"),
     '{"prompt": "a", "sparsectrl_lcm": {"clip_skip": 50}}': ("sparsectrl_lcm.clip_skip", "50 is not allowed"),
 }
 
