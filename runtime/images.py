@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from contextlib import suppress
 from math import sqrt
 from os import PathLike
 from pathlib import Path
@@ -38,6 +39,8 @@ _SHOWN = 100
 """Characters of a path that errors show, from its end."""
 _TRANSPARENT = "sparsectrl_lcm transparent"
 """Key in the `info` of a loaded picture that had transparent parts."""
+_ANIMATED = "sparsectrl_lcm animated"
+"""Key in the `info` of a loaded picture that is the first frame of an animation."""
 
 
 def load_picture(source: Any, field: str) -> "Image.Image":
@@ -96,6 +99,11 @@ def readable_formats() -> list[str]:
 def had_transparency(image: "Image.Image") -> bool:
     """Whether a picture from `load_picture` had transparent parts, which are black now."""
     return bool(image.info.get(_TRANSPARENT))
+
+
+def is_animated(image: "Image.Image") -> bool:
+    """Whether a picture from `load_picture` is the first frame of an animation, whose other frames are left out."""
+    return bool(image.info.get(_ANIMATED))
 
 
 def fit(image: "Image.Image", width: int, height: int, resample: str = "lanczos") -> NDArray[np.uint8]:
@@ -178,7 +186,16 @@ def _decode(image: "Image.Image", field: str) -> "Image.Image":
         )
     _check_scans(image, field)
     image.load()
-    return _flatten(ImageOps.exif_transpose(image))
+    flat = _flatten(ImageOps.exif_transpose(image))
+    flat.info[_ANIMATED] = _begins_animation(image)
+    return flat
+
+
+def _begins_animation(image: "Image.Image") -> bool:
+    """Whether there are frames after this one. The further pictures of a camera's JPEG (MPO) are no frames."""
+    with suppress(Exception):  # the next frame may be damaged
+        return image.format != "MPO" and image.tell() == 0 and bool(getattr(image, "is_animated", False))
+    return False
 
 
 def _check_scans(image: "Image.Image", field: str) -> None:

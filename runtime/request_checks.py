@@ -13,7 +13,7 @@ from .field_checks import switch as _switch
 from .field_checks import text as _text
 from .format.clip_layout import ClipSize
 from .format.manifest import MAX_SIDE, Manifest, Sizes
-from .images import RESAMPLES, fit, had_transparency, load_picture, normalize_scribble, scribble_doubt
+from .images import RESAMPLES, fit, had_transparency, is_animated, load_picture, normalize_scribble, scribble_doubt
 from .loop.noise import MAX_SEED
 from .loop.prompt_syntax import check_weights
 from .loop.windows import default_overlap
@@ -135,8 +135,10 @@ def _check_pictures(asked: ClipRequest) -> None:
 
 
 def _fitted(index: int, image: Any, checked: CheckedRequest, asked: ClipRequest) -> FittedKeyframe:
-    """Fits a picture to the clip. Warns of a scribble that is probably not white lines on black."""
+    """Fits a picture to the clip. Warns of animations, and of scribbles that are probably not white lines on black."""
     picture = load_picture(image, f"keyframe {index}")
+    if is_animated(picture):
+        warn("animated keyframe", f"keyframe {index} is an animation, of which only the first frame is used")
     pixels = fit(picture, checked.width, checked.height, asked.resample)
     if checked.controlnet == "scribble":
         if asked.normalize_scribbles:

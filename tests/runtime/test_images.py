@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 from sparsectrl_lcm.runtime import ClipRequest, InvalidRequest, Keyframe
 from sparsectrl_lcm.runtime.format.bundle import Bundle
-from sparsectrl_lcm.runtime.images import MAX_PIXELS, load_picture, scribble_doubt
+from sparsectrl_lcm.runtime.images import MAX_PIXELS, load_picture, readable_formats, scribble_doubt
 from sparsectrl_lcm.runtime.request_checks import check_request
 
 
@@ -226,6 +226,24 @@ def test_dark_ink_on_a_transparent_ground_is_told_with_what_to_do(
     message = record.getMessage()
     assert message.startswith("keyframe 3 is dark ink on a transparent ground, which counts as black: lay it on white")
     assert len(message) < 200
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ("GIF", "PNG", "WEBP", "AVIF") if kind in readable_formats()])
+def test_an_animation_is_told(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its first frame is used. A frame that the caller has chosen, and a picture of a single frame, are as wanted."""
+    manifest = Bundle.load().manifest
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("white", "black", "grey")]
+    animation = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    chosen = Image.open(io.BytesIO(animation))
+    chosen.seek(1)
+    cameras = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])  # a JPEG with a picture for each eye
+    still = [encoded(frames[0], kind), chosen, cameras]
+    with caplog.at_level(logging.WARNING, "sparsectrl_lcm"):
+        check_request(ClipRequest("a red star", list(map(Keyframe, range(3), still)), "rgb"), manifest)
+        assert not caplog.records
+        checked = check_request(ClipRequest("a red star", [Keyframe(5, animation)], "rgb"), manifest)
+    assert caplog.messages == ["keyframe 5 is an animation, of which only the first frame is used"]
+    assert checked.keyframes[0].pixels.min() > 250
 
 
 def test_a_request_with_an_odd_scribble_is_told(caplog: pytest.LogCaptureFixture) -> None:
