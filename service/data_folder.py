@@ -24,10 +24,10 @@ _OWNER_NAME = re.compile(rb"[0-9a-f]{32}\s*")
 
 
 @contextlib.contextmanager
-def locked(data: Path) -> Iterator[None]:
+def locked(data: Path) -> Iterator[bool]:
     """Locks the data folder for this process and makes it private. The lock ends with the process.
 
-    A folder that was made for this is removed if the block raises before there is a file in it.
+    Yields whether the folder was made for this. It is then removed if the block raises while there is no file in it.
 
     Raises:
         InvalidRequest: the folder cannot be used, no server created it, or another server uses it.
@@ -56,7 +56,7 @@ def locked(data: Path) -> Iterator[None]:
             reason = f"another server uses {data}"
             raise InvalidRequest("data", reason, "give another folder, or end that server") from None
         try:
-            yield
+            yield bool(made)
         except BaseException:
             _remove_unused(made)
             raise
@@ -79,6 +79,14 @@ def write_first_key(data: Path, key: str) -> Path:
     with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(f"{key}\n")
     return path
+
+
+def remove_written(data: Path) -> None:
+    """Removes what a start writes before anybody has a key or a request."""
+    for name in (SQLITE, f"{SQLITE}-wal", f"{SQLITE}-shm", OWNER):
+        (data / name).unlink(missing_ok=True)
+    for name in ("tls", "work", "tmp"):
+        shutil.rmtree(data / name, ignore_errors=True)
 
 
 def _remove_unused(made: list[Path]) -> None:

@@ -14,7 +14,7 @@ from .app import create_app
 from .auth.api_keys import Keyring
 from .auth.webhook_signatures import Signer
 from .components import Endpoint, Service
-from .data_folder import locked, owner_name
+from .data_folder import locked, owner_name, remove_written
 from .http.accept_failures import AcceptFailures
 from .http.body_slots import BodySlots
 from .http.listeners import Listener, make_server
@@ -136,7 +136,7 @@ async def serve(
         SparseCtrlLcmError: an endpoint's model cannot be loaded with these settings.
         OSError: an address cannot be used.
     """
-    with locked(settings.data), contextlib.ExitStack() as sockets:
+    with locked(settings.data) as is_new, contextlib.ExitStack() as sockets:
         bound = [sockets.enter_context(listener.bind()) for listener in listeners]
         for folder in (settings.work, settings.incoming):  # an earlier process may have left files
             shutil.rmtree(folder, ignore_errors=True)
@@ -167,9 +167,13 @@ async def serve(
             for server in servers:
                 server.should_exit = True
             await asyncio.gather(*tasks)
+            refusal = refused.result() if refused.done() and not refused.cancelled() else None
+            in_vain = is_new and refusal is not None and await _is_unused(service.store)
         watching.cancel()
-        if not refused.cancelled() and refused.done():
-            raise refused.result()
+        if in_vain:
+            remove_written(settings.data)
+        if refusal is not None:
+            raise refusal
 
 
 def _stop_signal(drain_seconds: float) -> asyncio.Event:
@@ -200,6 +204,13 @@ async def _refused(service: Service) -> SparseCtrlLcmError:
     finally:
         for wait in waits:
             wait.cancel()
+
+
+async def _is_unused(store: SqlStore) -> bool:
+    """Whether a data folder whose start was refused is of no use, since only a shared database may have any rows."""
+    with contextlib.suppress(*STORE_FAILURES):
+        return store.shared or await store.read(store.is_unused)
+    return False
 
 
 async def _once_loaded(service: Service, then: Callable[[Service], None], systemd: Systemd) -> None:

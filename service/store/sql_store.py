@@ -23,6 +23,12 @@ files, webhooks = tables.files, tables.webhooks
 class SqlStore(Requests, Attempts):
     """Requests, logs, keys, files and webhooks."""
 
+    def is_unused(self) -> bool:
+        """Returns whether there is no key, request or file."""
+        with self._read() as connection:
+            used = (select(select(table).exists()) for table in (tables.keys, tables.requests, files))
+            return not any(connection.execute(query).scalar_one() for query in used)
+
     # Clips
 
     def clips(self, key_id: str, limit: int) -> list[RequestRow]:
