@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 if TYPE_CHECKING:  # the folders that hold the parts import this file
+    from ..runtime.format.manifest import Manifest
     from .auth.api_keys import Keyring
     from .auth.webhook_signatures import Signer
     from .http.body_slots import BodySlots
@@ -34,18 +35,24 @@ class Endpoint:
         name: the name that clients call, OWNER/NAME.
         runner: makes the clips.
         queue: its waiting requests.
-        frames_at_start: frames of its clips, as its bundle's manifest said when the server started.
+        manifest: of its bundle, as it was when the server started.
     """
 
     name: str
     runner: "Runner"
     queue: "EndpointQueue"
-    frames_at_start: int
+    manifest: "Manifest"
 
     @property
     def frames(self) -> int:
         """Frames of its clips unless an input asks for another number. A later model may have others."""
-        return int(self.runner.about.get("frames", self.frames_at_start))
+        return int(self.runner.about.get("frames", self.manifest.sizes.frames))
+
+    @property
+    def needed_keyframes(self) -> str | None:
+        """With how many keyframes its model was trained, in words; None if it makes clips without any, too."""
+        record = self.manifest.trained_for
+        return record.keyframes if record is not None and record.min_keyframes else None
 
 
 @dataclass(slots=True)

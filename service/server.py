@@ -56,7 +56,7 @@ def open_service(settings: Settings, *runners: Runner) -> Service:
         SQLAlchemyError: the database cannot be reached or written.
     """
     Allowed.parse(settings.allow_private)
-    frames = {name: bundle_manifest(bundle).sizes.frames for name, bundle in settings.endpoints.items()}
+    manifests = {name: bundle_manifest(bundle) for name, bundle in settings.endpoints.items()}
     settings.data.mkdir(0o700, parents=True, exist_ok=True)
     files = open_files(settings.files_url)
     if settings.files is not None:
@@ -72,7 +72,7 @@ def open_service(settings: Settings, *runners: Runner) -> Service:
         store=store,
         owner_lock=owner_lock,
         files=files,
-        endpoints={name: Endpoint(name, runner, board.queues[name], frames[name]) for name, runner in made},
+        endpoints={name: Endpoint(name, runner, board.queues[name], manifests[name]) for name, runner in made},
         board=board,
         keyring=Keyring(store),
         signer=Signer(store.secret("webhooks")),

@@ -51,12 +51,16 @@ export const clips = async key => (await (await call(key, "/page/clips.json")).j
 
 /**
  * Returns the server's description of itself: its https port, its endpoints with their runners, the states of these, the
- * frames of clips and the names of weights, and with `--extensions` how many pixels a clip may have in all its frames.
+ * frames of clips, the keyframes that they need and the names of weights, and with `--extensions` how many pixels a clip
+ * may have in all its frames.
  */
 export const about = async () => (await call("", "/page/about.json")).json();
 
 const server = await about();
-/** The endpoints: the name of each, the frames of its clips, and the names of weights that its requests may give. */
+/**
+ * The endpoints: the name of each, the frames of its clips, how many keyframes its model was trained with (null if clips
+ * need none), and the names of weights that its requests may give.
+ */
 export const ENDPOINTS = server.endpoints;
 /** The endpoint of a name; undefined if the server no longer has it. */
 export const endpointOf = name => ENDPOINTS.find(one => one.name === name);

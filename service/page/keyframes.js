@@ -5,6 +5,10 @@ import { Tools, paintSkin } from "./tools.js";
 
 const START = [0, 8, 15], FRAMES = 16;
 
+/** Says whether a model makes clips without keyframes, from the number that it was trained with; null if it does. */
+export const need = number => number === null ? "Keyframes are optional."
+  : `The model was trained with ${number} keyframe${number === "1" ? "" : "s"}: with other numbers its clips may be poor.`;
+
 export class Keyframes {
   /** `changed` is called after every change, to save it. */
   constructor(root, timeline, tools, changed) {

@@ -4,7 +4,7 @@ import { Clips, known, remember } from "./clips.js";
 import { showExample } from "./example.js";
 import { frames, showExtensions } from "./extensions.js";
 import { fail, fill, given, offerWeights, seed, settle, values, wrong } from "./form.js";
-import { Keyframes } from "./keyframes.js";
+import { Keyframes, need } from "./keyframes.js";
 import { Player } from "./player.js";
 import { loadOf, saveOf } from "./saved.js";
 import { javascript, python } from "./snippets.js";
@@ -101,6 +101,7 @@ function showEndpoint() {
   const chosen = endpointOf(endpoint());
   offerWeights(chosen.weights);
   $("num_frames").placeholder = chosen.frames;
+  $("needed-keyframes").textContent = need(chosen.needed_keyframes);
   keyframes.resize(frames());
   showRunners();
 }

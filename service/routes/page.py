@@ -37,6 +37,7 @@ async def about(service: CurrentService) -> Response:
                 "name": name,
                 "runners": [{"name": each.name, "state": each.state} for each in endpoint.runner.runners],
                 "frames": endpoint.frames,
+                "needed_keyframes": endpoint.needed_keyframes,
                 "weights": list(settings.weights.get(name, ())),
             }
             for name, endpoint in service.endpoints.items()

@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import wait
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, TypeGuard, overload
@@ -121,7 +122,7 @@ def _lock_file(folder: Path) -> Path:
 
 
 def bundle_manifest(bundle: Path | str | None) -> Manifest:
-    """Returns the manifest of a bundle, of which it fetches nothing else.
+    """Returns the manifest of a bundle, of which it fetches nothing else. A process fetches that of a URL once.
 
     Args:
         bundle: a folder, the URL of an object store, or None for the demo bundle.
@@ -129,8 +130,11 @@ def bundle_manifest(bundle: Path | str | None) -> Manifest:
     Raises:
         BundleError: the folder or the store cannot be read, or it has no manifest.
     """
-    if not is_url(bundle):
-        return read_manifest(bundle_folder(bundle))
+    return _remote_manifest(bundle) if is_url(bundle) else read_manifest(bundle_folder(bundle))
+
+
+@cache
+def _remote_manifest(bundle: str) -> Manifest:
     with TemporaryDirectory() as folder:
         try:
             store, root = _open(bundle)

@@ -166,9 +166,13 @@ def started(folder: Path, port: int = 0, **options: Any) -> Iterator[Server]:
 
 
 def manifest_alone(folder: Path, frames: int = 16) -> Path:
-    """Writes the manifest of the demo bundle with another length of clips: enough for a server with a stub pipeline."""
+    """Writes the demo bundle's manifest with another length of clips, and without what the model was trained for.
+
+    That is enough for a server with a stub pipeline.
+    """
     manifest = json.loads((demo_bundle() / "manifest.json").read_text())
     manifest["sizes"]["frames"] = frames
+    del manifest["trained_for"]
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

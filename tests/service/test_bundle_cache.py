@@ -12,6 +12,11 @@ from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.objects import object_stores
 from sparsectrl_lcm.service.runner import bundle_cache
 from sparsectrl_lcm.service.runner.bundle_cache import bundle_manifest, local_bundle
+from sparsectrl_lcm.service.runner.pipeline_loading import check_settings
+from sparsectrl_lcm.service.server import open_service
+from sparsectrl_lcm.service.settings import Settings
+
+from .stand_in import StandIn
 
 
 def test_a_bundle_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,6 +45,24 @@ def test_an_error_does_not_tell_the_password_of_a_store() -> None:
             read("memory://user:secret@none")
         assert refused.value.reason.startswith("memory://none cannot be ")
         assert "secret" not in str(refused.value)
+
+
+def test_a_server_reads_the_manifest_of_a_url_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For the check of its options and for its endpoint. A fetch reads it again, as the bundle may have changed."""
+    import fsspec
+
+    store, read = fsspec.filesystem("memory"), []
+    store.pipe_file("/bundles/once/manifest.json", (demo_bundle() / "manifest.json").read_bytes())
+    cat = type(store).cat_file
+    monkeypatch.setattr(
+        type(store), "cat_file", lambda self, path, **more: read.append(path) or cat(self, path, **more)
+    )
+    settings = Settings(tmp_path, endpoints={"me/once": "memory://bundles/once"})
+    check_settings(settings)
+    service = open_service(settings, StandIn())
+    service.store.close()
+    assert read == ["/bundles/once/manifest.json"]
+    assert service.endpoints["me/once"].manifest == bundle_manifest(None)
 
 
 def demo_in_a_store(pause: float) -> str:

@@ -26,6 +26,8 @@ from .stand_in import StandIn, ended, serving, submit
 
 SHORT, LONG = "me/short", "me/long"
 LENGTHS = {SHORT: 8, LONG: 24, APP: 16}
+FEWEST_KEYFRAMES = {SHORT: 0, LONG: 1}
+"""That the models were trained with; that of the demo with three."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         bundle = bundles[name] = Path(shutil.copytree(demo_bundle(), folder / name))
         manifest = json.loads((bundle / "manifest.json").read_text())
         manifest["sizes"]["frames"] = LENGTHS[name]
+        manifest["trained_for"]["min_keyframes"] = FEWEST_KEYFRAMES[name]
         (bundle / "manifest.json").write_text(json.dumps(manifest))
     return Settings(folder / "data", endpoints=bundles, anonymous=True, backend="onnxruntime")
 
@@ -46,7 +49,7 @@ def document(client: TestClient, name: str) -> Any:
     return answer["components"]["schemas"]["AnimatediffSparsectrlLcmInput"]["properties"]
 
 
-def test_documents_and_page_say_how_long_clips_are(settings: Settings, tmp_path: Path) -> None:
+def test_documents_and_page_say_how_long_clips_are_and_what_they_need(settings: Settings, tmp_path: Path) -> None:
     service = open_service(replace(settings, data=tmp_path), StandIn(), StandIn(), StandIn())
     client = TestClient(create_app(service))
     for name, frames in LENGTHS.items():
@@ -55,6 +58,7 @@ def test_documents_and_page_say_how_long_clips_are(settings: Settings, tmp_path:
         assert [index["examples"] for index in indices] == [[0], [frames // 2], [frames - 1]]
     known = client.get("/page/about.json").json()["endpoints"]
     assert {each["name"]: each["frames"] for each in known} == LENGTHS
+    assert [each["needed_keyframes"] for each in known] == ["3", None, "1 to 3"]
     service.store.close()
 
 

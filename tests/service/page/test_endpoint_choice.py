@@ -49,10 +49,13 @@ def test_a_reload_goes_on_with_the_request_of_its_endpoint(page: Any, stub: Serv
     assert page.problems == []
 
 
-def test_the_timeline_has_the_frames_of_the_chosen_endpoint(page: Any, stub: Server) -> None:
+def test_the_chosen_endpoint_has_its_keyframes_and_timeline(page: Any, stub: Server) -> None:
     visit(page, f"{stub.url}/#key={stub.new_key()}")
+    needed = "The model was trained with 3 keyframes: with other numbers its clips may be poor."
+    assert page.inner_text("#needed-keyframes") == needed
     assert (page.locator(".cell").count(), frames(page)) == (16, [0, 8, 15])
     page.select_option("#endpoint", OTHER)
+    assert page.inner_text("#needed-keyframes") == "Keyframes are optional."
     assert (page.locator(".cell").count(), frames(page, 8)) == (8, [0, 4, 7])
     draw(page, 2)
     clip(page, "short")
