@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fakes.missing_programs import missing
+from free_ports import free_ports
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -27,7 +28,7 @@ class S3Server:
     def __init__(self) -> None:
         import boto3
 
-        self._start(0)
+        self._start(*free_ports(1))
         self.url = f"http://127.0.0.1:{self._port}"
         os.environ["AWS_ENDPOINT_URL"] = self.url
         self.client: Any = boto3.client("s3")

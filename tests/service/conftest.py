@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -24,6 +23,8 @@ import httpx
 import pytest
 from fakes.missing_programs import missing
 from fakes.postgresql_server import postgresql
+from free_ports import free_ports
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from sparsectrl_lcm.cli import run
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.queue import dispatcher as dispatch
@@ -32,6 +33,7 @@ from sparsectrl_lcm.service.store import SqlStore
 from sparsectrl_lcm.service.store import database as database_module
 
 from .server_process import start_server
+from .waiting import SECONDS
 
 if TYPE_CHECKING:
     from .test_webhooks import Receiver
@@ -95,9 +97,9 @@ class Server(Listening):
             self.port, self.queue_port, self.tls_port = ports()
         listening = (self.port, self.queue_port, self.tls_port)
         self.process = start_server(listening, self.data, self._log, FAKES, **self.options)
-        self.wait("/healthz", 30)
+        self.wait("/healthz")
 
-    def wait(self, path: str = "/readyz", seconds: float = 60) -> None:
+    def wait(self, path: str = "/readyz", seconds: float = SECONDS) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             assert self.process is not None and self.process.is_alive(), self.log
@@ -119,7 +121,7 @@ class Server(Listening):
         """Asks the server to stop and returns its exit code, or None if it still runs after a minute."""
         assert self.process is not None
         self.process.terminate()
-        self.process.join(60)
+        self.process.join(SECONDS)
         return self.process.exitcode
 
     def new_key(self, name: str = "test") -> str:
@@ -147,22 +149,20 @@ def blocks(language: str, server: Server) -> list[str]:
 
 
 def ports() -> tuple[int, int, int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    numbers = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return numbers[0], numbers[1], numbers[2]
+    one, another, third = free_ports(3)
+    return one, another, third
 
 
 def started(folder: Path, port: int = 0, **options: Any) -> Iterator[Server]:
-    server = Server(folder / "data", {"allow_private": ["127.0.0.1"], **options}, port, *(ports()[1:] if port else ()))
-    server.start()
-    server.key = server.new_key()
+    options = {"allow_private": ["127.0.0.1"], "image_seconds": SECONDS, **options}
+    server = Server(folder / "data", options, port, *(ports()[1:] if port else ()))
     try:
+        server.start()
+        server.key = server.new_key()
         yield server
     finally:
-        if server.process is not None and server.process.is_alive():
-            server.stop()
+        if server.process is not None and server.process.is_alive() and server.stop() is None:
+            server.kill()
 
 
 def manifest_alone(folder: Path, frames: int = 16) -> Path:
@@ -193,6 +193,15 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 stub = pytest.fixture(scope="module")(stub_server)
 demo = pytest.fixture(scope="module")(demo_server)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_clients() -> Iterator[None]:
+    """Clients of httpx wait longer than its 5 seconds, which a server on a busy machine may need for an answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "read", "write", "pool"):
+            patch.setattr(DEFAULT_TIMEOUT_CONFIG, name, SECONDS)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from sparsectrl_lcm.service.runner import Event, Job, JobFailed, Made, RunnerLost
 
+from .waiting import SECONDS
+
 
 def job(folder: Path, prompt: str = "a boat", name: str = "job", **more: Any) -> Job:
     keyframes = more.pop("keyframes", ())
@@ -20,7 +22,7 @@ def ignore(_: Event) -> None:
     pass
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)

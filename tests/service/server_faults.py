@@ -12,16 +12,10 @@ import pytest
 from fakes import postgresql_server
 
 from .supervised_server import SupervisedServer
+from .waiting import wait_until
 
 FREEZE_SECONDS, DOWN_SECONDS, FULL_SECONDS = 60.0, 4.0, 8.0
 DISK = "32m"
-
-
-def until(condition: Callable[[], bool], seconds: float, problem: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, problem
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -71,7 +65,7 @@ class Faults:
         postgresql_server.stop(self.database, "fast")
         ended = len(self.server.ended)
         self.server.kill()
-        until(lambda: self.server.ended[ended + 1 :] == [2], 120, "the server did not start without its database")
+        wait_until(lambda: self.server.ended[ended + 1 :] == [2], 120, "the server did not start without its database")
         postgresql_server.start(self.database)
         self.server.wait_until_ready()
 

@@ -12,6 +12,7 @@ from sparsectrl_lcm.service.server import serve
 from sparsectrl_lcm.service.settings import Settings
 
 from .stand_in import StandIn
+from .waiting import SECONDS
 
 
 @asynccontextmanager
@@ -21,7 +22,7 @@ async def serving_here(
     on_open: Callable[[Service], None] = lambda _: None,
     on_loaded: Callable[[Service], None] = lambda _: None,
 ) -> AsyncIterator[Service]:
-    """Serves for a minute at most; SIGTERM to this process ends the server, as it would in its own."""
+    """Serves; SIGTERM to this process ends the server, as it would in its own."""
     opened: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
 
     def open_then(service: Service) -> None:
@@ -32,7 +33,7 @@ async def serving_here(
     await asyncio.wait({task, opened}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(SECONDS):
         yield opened.result()
         if not task.done():
             os.kill(os.getpid(), signal.SIGTERM)

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from .conftest import APP
+from .waiting import SECONDS
 
 
 class StandIn:
@@ -69,9 +70,9 @@ def serving(
 ) -> None:
     async def main() -> None:
         runner = StandIn()
-        service = open_service(Settings(folder, drain_seconds=1.0, **settings), runner)
+        service = open_service(Settings(folder, drain_seconds=1.0, image_seconds=SECONDS, **settings), runner)
         prepare(service)
-        async with asyncio.timeout(20), running(service):
+        async with asyncio.timeout(SECONDS), running(service):
             await scenario(service, runner)
 
     asyncio.run(main())
@@ -118,6 +119,14 @@ async def ended(service: Service, request_id: str, key_id: str = "k") -> Outcome
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.01)
+
+
+async def periodic_work_done(service: Service) -> None:
+    """Waits until the periodic work has been done once more, from its beginning."""
+    for _ in range(2):  # one round may have begun before
+        since = service.answered_at
+        while service.answered_at == since:
+            await asyncio.sleep(0.01)
 
 
 def counted(service: Service) -> dict[str, float]:

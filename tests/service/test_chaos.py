@@ -11,8 +11,9 @@ from fakes.marked_pipeline import seed_of
 from fakes.postgresql_server import folder_of, postgresql
 
 from .persistent_clients import Accepted, Crowd
-from .server_faults import Faults, small_disk, until
+from .server_faults import Faults, small_disk
 from .supervised_server import SupervisedServer
+from .waiting import wait_until
 from .webhook_inbox import inbox
 
 CLIENTS, REQUESTS = 60, 5
@@ -47,7 +48,7 @@ def endure(folder: Path, database: str | None, runners: int, names: tuple[str, .
         crowd.start()
         for number, name in enumerate(names, 1):
             share = CLIENTS * REQUESTS * number // (len(names) + 1)
-            until(lambda share=share: len(crowd.accepted) >= share, 600, f"less than {share} were accepted")
+            wait_until(lambda share=share: len(crowd.accepted) >= share, 600, f"less than {share} were accepted")
             faults.run(name)
         crowd.join(600)
         report(crowd, faults)

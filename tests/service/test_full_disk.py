@@ -17,6 +17,7 @@ from sparsectrl_lcm.service.runner.clip_jobs import failure_of
 from sparsectrl_lcm.service.runner.picture_reader import PictureReader
 
 from .stand_in import StandIn, ended, serving, submit
+from .waiting import SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,7 @@ def test_the_reader_of_keyframes_tells_a_full_disk_from_a_wrong_picture(tmp_path
     (tmp_path / "a.png").symlink_to("/dev/full")  # where it writes
 
     async def read() -> None:
-        reader = PictureReader(10**6, 20.0)
+        reader = PictureReader(10**6, SECONDS)
         try:
             await reader.read("key", [tmp_path / "a"], (32, 16), "lanczos")
         finally:

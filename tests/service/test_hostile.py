@@ -18,6 +18,7 @@ from sparsectrl_lcm.service.protocol.errors import ServiceError
 from sparsectrl_lcm.service.protocol.input_parsing import parse_input
 
 from .conftest import APP, Server, started
+from .waiting import SECONDS
 
 ODD_BODIES = [
     b"{",
@@ -101,7 +102,7 @@ def test_large_bodies_are_refused_early(stub: Server, chunked: bool, known: bool
     size = 100 * 2**20
     head += "Transfer-Encoding: chunked\r\n\r\n" if chunked else f"Content-Length: {size}\r\n\r\n"
     block = (b"100000\r\n" if chunked else b"") + b" " * 2**20 + (b"\r\n" if chunked else b"")
-    with socket.create_connection(("127.0.0.1", stub.port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", stub.port), timeout=SECONDS) as sock:
         sock.sendall(head.encode())
         try:
             for _ in range(size // 2**20):
@@ -136,21 +137,21 @@ def test_bombs_are_no_keyframes(stub: Server, client: httpx.Client) -> None:
         "profile": png(8, 8, nothing(16), (b"iCCP", b"a\0\0" + nothing(2**27))),
     }
     for name, bomb in bombs.items():
-        start = time.monotonic()
         answer = client.post(f"{stub.url}/{APP}", json={"prompt": "a", "keyframe_2_image_url": bomb})
         fine = name in ("more than said", "profile")  # chunks and data that the picture does not need are ignored
         assert answer.status_code == 422 or (fine and answer.status_code == 200), (name, answer.text[:300])
         if answer.status_code == 422:
-            assert answer.json()["detail"][0]["loc"] == ["body", "keyframe_2_image_url"]
-        assert time.monotonic() - start < 10
+            (detail,) = answer.json()["detail"]
+            assert detail["loc"] == ["body", "keyframe_2_image_url"]
+            assert "longer than" not in detail["msg"], name
 
 
 def test_a_long_prompt_is_refused_by_its_length_alone() -> None:
     text = "a" * 2**22 + "\ud800"
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(ServiceError) as refused:
         parse_input({"prompt": text, "negative_prompt": text}, 100, 16)
-    assert time.perf_counter() - start < 0.2
+    assert time.thread_time() - start < 0.2
     assert [detail["type"] for detail in refused.value.body["detail"] if "length" in str(detail)] == [
         "string_too_long"
     ] * 2
@@ -160,11 +161,11 @@ def test_a_percent_encoded_data_uri_is_read_at_once() -> None:
     data = bytes(range(256)) * 2000
     odd = ["a%", "%4", "%%41", "%zz%41%", "%e9%E9", "", "%41"]
     text = "".join(f"%{byte:02x}" for byte in data)
-    start = time.process_time()
+    start = time.thread_time()
     assert _data_of("data:," + text) == data
-    seconds, start = time.process_time() - start, time.process_time()
+    seconds, start = time.thread_time() - start, time.thread_time()
     assert unquote_to_bytes(text) == data
-    assert seconds < (time.process_time() - start) / 2
+    assert seconds < (time.thread_time() - start) / 2
     assert [_data_of("data:," + text) for text in odd] == [unquote_to_bytes(text) for text in odd]
 
 
@@ -243,7 +244,7 @@ def test_forged_tokens_and_paths(stub: Server, client: httpx.Client) -> None:
     file_id = made["file_url"].split("/files/")[1].split("/")[0]
     names = f"{file_id}/..%2f{file_id}%2fa.png", "..%2f..%2fservice.sqlite3/a", f"{file_id}%2f../a.png", "%00/a"
     for path in ("*", *(f"/files/{name}" for name in names)):
-        with socket.create_connection(("127.0.0.1", stub.port), timeout=5) as sock:  # clients normalise paths
+        with socket.create_connection(("127.0.0.1", stub.port), timeout=SECONDS) as sock:  # clients normalise paths
             sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
             assert b" 404 " in sock.recv(100)
 
@@ -254,7 +255,7 @@ def test_slow_senders_are_cut_off(tmp_path: Path) -> None:
         for head in (b"", b"GET / HT", whole + b"\r\nContent-Length: 100\r\n\r\n{"):
             with socket.create_connection(("127.0.0.1", server.port)) as sock:
                 sock.sendall(head)
-                sock.settimeout(10)
+                sock.settimeout(SECONDS)
                 said = sock.recv(10_000)
                 assert said == b"" or b" 400 " in said.splitlines()[0]
         assert httpx.get(server.url + "/healthz").status_code == 200

@@ -21,6 +21,7 @@ from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import FileRow, NewRequest, QuotaExceeded, SqlStore
 
 from .conftest import APP
+from .waiting import SECONDS
 
 KIB = 1024
 FILE = 64 * KIB  # counts for each file besides its bytes
@@ -37,7 +38,7 @@ def service(tmp_path: Path) -> StorageService:
 def http(service: StorageService) -> Iterator[httpx.Client]:
     app = storage_app()
     app.state.service = service
-    with served(app) as base, httpx.Client(base_url=base, headers=of_key(service), timeout=10) as client:
+    with served(app) as base, httpx.Client(base_url=base, headers=of_key(service)) as client:
         yield client
 
 
@@ -69,7 +70,7 @@ def test_uploads_of_a_key_are_bounded_together(http: httpx.Client, service: Stor
 
 def test_a_body_that_cannot_fit_is_refused_before_it_arrives(http: httpx.Client) -> None:
     head = f"POST /files/upload HTTP/1.1\r\nHost: x\r\nAuthorization: {http.headers['Authorization']}\r\n"
-    with socket.create_connection((http.base_url.host, http.base_url.port or 0), timeout=5) as sock:
+    with socket.create_connection((http.base_url.host, http.base_url.port or 0), timeout=SECONDS) as sock:
         sock.sendall(f"{head}Content-Length: {QUOTA}\r\n\r\n".encode())
         assert sock.recv(1000).startswith(b"HTTP/1.1 507 ")
 

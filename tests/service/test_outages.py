@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from sparsectrl_lcm.service.store.outage import StoreUnavailable
 from sqlalchemy import event
 
 from .conftest import APP, Server, started
-from .stand_in import StandIn, ended, failing, serving
+from .stand_in import StandIn, ended, failing, periodic_work_done, serving
 from .stand_in import submit as submit_to
+from .waiting import SECONDS, wait_until
 
 pytestmark = pytest.mark.usefixtures("soon")
 
-SECONDS = 2.5
+OUTAGE_SECONDS = 2.5
 """How long an outage lasts at least: longer than a key is remembered."""
 
 
@@ -88,19 +89,12 @@ class Stream:
 
 
 def submit(server: Server, prompt: str) -> str:
-    answer = httpx.post(server.queue, json={"prompt": prompt, "seed": 1}, headers=server.headers(), timeout=20)
+    answer = httpx.post(server.queue, json={"prompt": prompt, "seed": 1}, headers=server.headers())
     return str(answer.raise_for_status().json()["request_id"])
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def get(server: Server, path: str) -> httpx.Response:
-    return httpx.get(server.url + path, headers=server.headers(), timeout=5)
+    return httpx.get(server.url + path, headers=server.headers())
 
 
 def lines(server: Server, text: str) -> int:
@@ -114,14 +108,14 @@ def endure(server: Server, outage: Any, problem: str, *, reads: bool) -> None:
     ran = submit(server, "slow 0.8")
     states = Stream(server, "GET", f"{path}{ran}/status/stream")
     run = Stream(server, "POST", "/fal-ai/animatediff-sparsectrl-lcm/stream", json={"prompt": "slow 0.1"})
-    until(lambda: states.status == run.status == 200)
-    until(lambda: get(server, f"{path}{ran}/status").json()["status"] == "IN_PROGRESS")
+    wait_until(lambda: states.status == run.status == 200)
+    wait_until(lambda: get(server, f"{path}{ran}/status").json()["status"] == "IN_PROGRESS")
     with outage(server):
-        end = time.monotonic() + SECONDS
-        until(lambda: get(server, "/readyz").json() == {"status": "failed", "problem": problem})
+        end = time.monotonic() + OUTAGE_SECONDS
+        wait_until(lambda: get(server, "/readyz").json() == {"status": "failed", "problem": problem})
         assert get(server, "/readyz").status_code == 503
         while time.monotonic() < end:
-            refused = httpx.post(server.queue, json={"prompt": "b"}, headers=server.headers(), timeout=5)
+            refused = httpx.post(server.queue, json={"prompt": "b"}, headers=server.headers())
             assert (refused.status_code, refused.json()["error_type"]) == (503, "runner_scheduling_failure")
             assert int(refused.headers["Retry-After"]) > 0
             assert get(server, f"{path}unknown").status_code == (404 if reads else 503)
@@ -130,7 +124,7 @@ def endure(server: Server, outage: Any, problem: str, *, reads: bool) -> None:
             time.sleep(0.1)
     server.wait()
     for stream in (states, run):
-        stream.thread.join(30)
+        stream.thread.join(SECONDS)
         assert stream.failed is None
     assert states.events[-1]["status"] == "COMPLETED"
     assert "video" in run.events[-1]
@@ -197,15 +191,16 @@ def test_other_servers_get_time_to_renew_their_leases(database: str, outage: boo
         service.store.claim(name, "another server", time.time(), -1.0)
         if outage:
             service.store.outage.begin(OSError("gone"), time.monotonic(), reads=True)
-        await asyncio.sleep(0.4 if outage else 1.4)  # without an outage the periodic work comes each second
+        await periodic_work_done(service)
         row = service.store.get(name)
         assert row is not None
         assert (row.state, row.owner) == ("running", "another server")
         assert service.store.outage.problem is None
+        service.store.outage.works_since -= service.settings.lease_seconds  # as if the time had passed
         runner.capacity = 1
         assert (await ended(service, name)).status == 200
 
-    serving(tmp_path, scenario, database=database, lease_seconds=1.0 if outage else 5.0)
+    serving(tmp_path, scenario, database=database)
 
 
 def test_a_run_whose_client_leaves_during_an_outage_is_cancelled(

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fakes import postgresql_server
 from .conftest import APP, FAKES, Server, started
 from .test_durability import Clients, result
 from .test_webhooks import Receiver, receiving
+from .waiting import wait_until
 
 NODES, REPLICAS = 3, 8
 PAUSE = 6.0
@@ -47,13 +48,6 @@ def states(server: Server) -> list[str]:
     return [runner["state"] for runner in ready["endpoints"][APP]["runners"]]
 
 
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)
-
-
 @pytest.mark.slow
 def test_replicas_follow_the_queue(cluster: Any, tmp_path: Path) -> None:
     """As many as there are requests, and the fewest again after a minute without work."""
@@ -62,8 +56,8 @@ def test_replicas_follow_the_queue(cluster: Any, tmp_path: Path) -> None:
         with httpx.Client(headers=server.headers(), timeout=30) as client:
             for seed in range(40):
                 client.post(server.queue, json={"prompt": "slow 0.5", "seed": seed}).raise_for_status()
-        until(lambda: states(server) == ["busy"] * 4, 60)
-        until(lambda: states(server) == ["ready"], 240)
+        wait_until(lambda: states(server) == ["busy"] * 4, 60)
+        wait_until(lambda: states(server) == ["ready"], 240)
 
 
 @pytest.fixture
@@ -79,7 +73,7 @@ def test_a_thousand_requests_survive_the_loss_of_everything(
     settings = on_ray(cluster, replicas=f"{REPLICAS}", database=database)
     with contextmanager(started)(tmp_path, **settings) as server:
         server.wait("/readyz", 180)
-        until(lambda: len(states(server)) == REPLICAS, 120)
+        wait_until(lambda: len(states(server)) == REPLICAS, 120)
 
         def lose_a_node() -> None:
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
@@ -126,6 +120,6 @@ def once_each(receiver: Receiver, request_ids: set[str]) -> None:
     def told() -> set[str]:
         return {json.loads(body)["request_id"] for _, body in receiver.got}
 
-    until(lambda: request_ids <= told(), 120)
+    wait_until(lambda: request_ids <= told(), 120)
     attempts = Counter((json.loads(body)["request_id"], headers["x-webhook-attempt"]) for headers, body in receiver.got)
     assert max(attempts.values()) == 1

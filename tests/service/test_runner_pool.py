@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sparsectrl_lcm.service.runner import Event, Job, LocalRunner, Made, RunnerL
 
 from .conftest import APP, FAKES, Server, started
 from .runner_jobs import failure_of, ignore, until
+from .waiting import SECONDS, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_job_is_cancelled_wherever_it_runs(loop: asyncio.Runner, pool: RunnerP
         jobs = [asyncio.create_task(failure_of(pool.run(job(tmp_path, name, "slow 0.5"), ignore))) for name in "ab"]
         await until(lambda: all(runner.state == "busy" for runner in pool.runners))
         pool.cancel("b")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             assert (await jobs[1]).kind == "cancelled"
         assert not jobs[0].done()
         pool.cancel("a")
@@ -158,7 +158,7 @@ def test_wrong_options_of_one_runner_leave_it_out(
                 assert await made_together(pool, job(tmp_path, "a"), job(tmp_path, "b")) == ["auto", "auto"]
                 assert not refused.done()
             else:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(SECONDS):
                     assert str(await refused) == "bundle: the stub's is wrong"
         finally:
             refused.cancel()
@@ -205,10 +205,3 @@ def test_a_server_with_two_runners(server: Server) -> None:
     assert f'runner_lost_total{{endpoint="{APP}",kind="crashed",runner="{died}"}} 1.0' in metrics
     assert set(ready) == {"runner-0", "runner-1"}
     assert [name for name, line in logged if line["message"] == "the last words"] == [died]
-
-
-def wait_until(condition: Any, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fsspec.registry import _registry
 from sparsectrl_lcm.cli import run, service_requirements
 
 from .conftest import ports
@@ -175,6 +176,7 @@ def test_packages_that_are_missing(
 ) -> None:
     for name in ("psycopg", "s3fs"):
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(_registry, "s3", raising=False)  # another test may have loaded it
     command = ("serve", "--data", tmp_path / "data", "--port", port)
     told = refused(capfd, *command, "--database", "postgresql://h/x")
     assert told.startswith("--database: postgresql:// needs psycopg (")

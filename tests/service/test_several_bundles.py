@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from .conftest import Server, manifest_alone, ports, started
 from .stand_in import StandIn, ended, new, submit, until
 from .test_python_client import python
+from .waiting import SECONDS, wait_until
 
 pytestmark = pytest.mark.usefixtures("soon")
 
@@ -65,7 +66,7 @@ print(json.dumps(seeds))
 
 
 def test_queues_are_apart(server: Server) -> None:
-    with httpx.Client(headers=server.headers(), timeout=30) as client:
+    with httpx.Client(headers=server.headers()) as client:
 
         def post(name: str, prompt: str) -> dict[str, Any]:
             made: dict[str, Any] = client.post(f"{server.url}/queue/{name}", json={"prompt": prompt}).json()
@@ -91,22 +92,15 @@ def test_a_crash_leaves_the_other_endpoint_alone(server: Server) -> None:
         return {name: each["status"] for name, each in httpx.get(f"{server.url}/readyz").json()["endpoints"].items()}
 
     wait_until(lambda: state() == dict.fromkeys(SEEDS, "ready"))
-    lost = httpx.post(f"{server.url}/{ONE}", json={"prompt": "crash"}, headers=server.headers(), timeout=30)
+    lost = httpx.post(f"{server.url}/{ONE}", json={"prompt": "crash"}, headers=server.headers())
     left = state()
-    made = httpx.post(f"{server.url}/{OTHER}", json={"prompt": "a"}, headers=server.headers(), timeout=30)
+    made = httpx.post(f"{server.url}/{OTHER}", json={"prompt": "a"}, headers=server.headers())
     assert (lost.status_code, left[OTHER], made.json()["seed"]) == (500, "ready", SEEDS[OTHER])
     wait_until(lambda: state() == dict.fromkeys(SEEDS, "ready"))
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert [line["endpoint"] for line in lines if line["message"].startswith("the runner was lost")] == [ONE]
     assert [line["endpoint"] for line in lines if line["message"] == "the last words"] == [ONE]
     assert {line["endpoint"] for line in lines if line["message"] == "the runner is ready"} == SEEDS.keys()
-
-
-def wait_until(condition: Any, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 # Two endpoints on the event loop of the test
@@ -210,7 +204,7 @@ def test_a_shutdown_waits_for_all_endpoints_and_keeps_the_rest(tmp_path: Path) -
         service, one, other = both(tmp_path)
         for runner in (one, other):
             runner.hold.clear()
-        async with asyncio.timeout(20), running(service):
+        async with asyncio.timeout(SECONDS), running(service):
             for name in SEEDS:
                 for place in range(2):
                     await submit(service, f"{name[3:]}-{place}", endpoint=name)
@@ -280,7 +274,7 @@ def test_a_cancelled_request_is_cancelled_at_its_runner(tmp_path: Path) -> None:
         one.cancel = other.cancel = lambda _: told.append("wrong")  # type: ignore[method-assign]
         other.cancel = told.append  # type: ignore[method-assign]
         other.hold.clear()
-        async with asyncio.timeout(20), running(service):
+        async with asyncio.timeout(SECONDS), running(service):
             await submit(service, "a", endpoint=OTHER)
             await until(lambda: other.order == ["a"])
             assert service.store.cancel("a", time.time()) is not None

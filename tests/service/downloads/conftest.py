@@ -11,6 +11,8 @@ import httpcore
 import pytest
 from sparsectrl_lcm.service.network.downloads import fetch
 
+from ..waiting import SECONDS
+
 LOOPBACK = ("127.0.0.0/8", "::1")
 PUBLIC = "93.184.215.14"
 NOT_REACHED = "cannot be reached, or is not public"
@@ -63,7 +65,7 @@ def redirect(where: str, status: int = 302) -> bytes:
 
 
 async def get(url: str, **changes: Any) -> bytes:
-    options = {"limit_bytes": 1000, "seconds": 5.0, "redirects": 3, "allow": LOOPBACK} | changes
+    options = {"limit_bytes": 1000, "seconds": SECONDS, "redirects": 3, "allow": LOOPBACK} | changes
     file = io.BytesIO()
     await fetch(url, file, **options)
     return file.getvalue()

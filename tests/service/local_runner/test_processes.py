@@ -26,6 +26,7 @@ from sparsectrl_lcm.service.runner import Event, LocalRunner, Made, Preview, Run
 from sparsectrl_lcm.service.runner.make_runners import make_runners
 
 from ..runner_jobs import decode, failure_of, ignore, job, until
+from ..waiting import SECONDS
 from .conftest import encoded, gone, stub_runner
 
 
@@ -57,7 +58,7 @@ def test_nothing_is_left_behind(clean_loop: asyncio.Runner, tmp_path: Path) -> N
     work = tmp_path / "work"
     work.mkdir()
     first, second = (clean_loop.run(scenario()) for _ in range(2))  # a loop may open files of its own in its first run
-    assert first == second
+    assert second <= first
     assert not list(work.iterdir())
 
 
@@ -67,7 +68,7 @@ def test_stop_while_it_starts(clean_loop: asyncio.Runner, tmp_path: Path) -> Non
         await runner.start()
         for _ in range(rounds):
             await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             await runner.stop()
         return psutil.Process().num_fds()
 
@@ -118,7 +119,7 @@ def test_it_dies_with_the_server(tmp_path: Path) -> None:
         parent.kill()
     assert not ended
     assert session == pid, "Ctrl-C in the server's terminal would reach it"
-    asyncio.run(until(lambda: gone(pid), 5))
+    asyncio.run(until(lambda: gone(pid)))
 
 
 def test_the_stub_takes_what_the_pipeline_takes() -> None:

@@ -12,15 +12,16 @@ from sparsectrl_lcm.runtime import (
 )
 
 from ..runner_jobs import failure_of, ignore, job, until
+from ..waiting import SECONDS
 from .conftest import gone, stub_runner
 
 
 def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
     async def scenario() -> None:
-        runner = stub_runner(step_seconds=1.5)
+        runner = stub_runner(step_seconds=3.0)
         await runner.start()
         lost = await failure_of(runner.run(job(tmp_path, "hang"), ignore))
-        assert (lost.kind, lost.message) == ("hung", "the runner said nothing for 1.5 s")
+        assert (lost.kind, lost.message) == ("hung", "the runner said nothing for 3 s")
         pid = runner.about["pid"]
         await runner.run(job(tmp_path), ignore)
         assert gone(pid)
@@ -49,7 +50,7 @@ def test_wrong_options_end_it_in_one_line(tmp_path: Path, caplog: pytest.LogCapt
         runner = stub_runner(backend="refused")
         await runner.start()
         running = asyncio.create_task(runner.run(job(tmp_path), ignore))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS):
             assert str(await runner.refused()) == "bundle: the stub's is wrong"
         assert (await failure_of(running)).kind == "refused"
         await runner.stop()
@@ -70,7 +71,7 @@ def test_a_refusal_keeps_its_class(backend: str, error: SparseCtrlLcmError) -> N
     async def scenario() -> SparseCtrlLcmError:
         runner = stub_runner(backend=backend)
         await runner.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS):
             refusal = await runner.refused()
         await runner.stop()
         return refusal

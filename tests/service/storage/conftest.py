@@ -1,6 +1,5 @@
 """A real server with the routes of files and uploads, which the tests of this folder share."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,9 +25,7 @@ def running() -> Iterator[tuple[FastAPI, str]]:
 
 @pytest.fixture
 def service(running: tuple[FastAPI, str], tmp_path: Path) -> StorageService:
-    made = StorageService(
-        tmp_path / "data", upload_bytes=10_000, part_bytes=5_000, body_seconds=0.3, object_seconds=7.0 * DAY
-    )
+    made = StorageService(tmp_path / "data", upload_bytes=10_000, part_bytes=5_000, object_seconds=7.0 * DAY)
     running[0].state.service = made
     return made
 
@@ -45,7 +42,7 @@ def key(service: StorageService) -> str:
 
 @pytest.fixture(scope="package")
 def http(base: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=base, timeout=10) as client:
+    with httpx.Client(base_url=base) as client:
         yield client
 
 
@@ -99,10 +96,3 @@ def sent_parts(http: httpx.Client, url: str, headers: dict[str, str], parts: lis
 
     with ThreadPoolExecutor(4) as threads:
         return list(threads.map(send, reversed(range(1, len(parts) + 1))))
-
-
-def wait_for(condition: Any) -> None:
-    until = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)

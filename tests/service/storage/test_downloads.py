@@ -1,15 +1,16 @@
 """Downloads: ranges, conditions, what a browser may show."""
 
 import dataclasses
-import time
 from typing import Any
 
 import httpx
 import pytest
 from fakes.storage_server import StorageService
+from sparsectrl_lcm.service import clock
 from sparsectrl_lcm.service.objects.stored_files import keep_file, new_file_id
 
-from .conftest import DAY, initiated, uploaded, wait_for
+from ..waiting import wait_until
+from .conftest import DAY, initiated, uploaded
 
 CONTENT = bytes(range(256)) * 3000  # three chunks
 
@@ -115,7 +116,9 @@ def test_nothing_is_executed(http: httpx.Client, key: str, content_type: str, wh
     assert answer.headers["Content-Disposition"] == f"{where}; filename*=UTF-8''%C3%A4.html"
 
 
-def test_files_that_are_not_there(http: httpx.Client, file_url: str, service: StorageService) -> None:
+def test_files_that_are_not_there(
+    http: httpx.Client, file_url: str, service: StorageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file_id = file_url.split("/")[-2]
     row = service.store.get_file(file_id)
     assert row is not None
@@ -131,9 +134,10 @@ def test_files_that_are_not_there(http: httpx.Client, file_url: str, service: St
         "/files/%2e%2e/tmp",
     ):
         assert http.get(path).status_code == 404
-    service.store.add_file(dataclasses.replace(row, expires_at=time.time() + 30))
-    assert http.get(file_url).headers["Cache-Control"] in ("public, max-age=29", "public, max-age=30")
-    service.store.add_file(dataclasses.replace(row, expires_at=time.time() - 1))
+    monkeypatch.setattr(clock, "now", lambda: row.created_at)
+    service.store.add_file(dataclasses.replace(row, expires_at=row.created_at + 30))
+    assert http.get(file_url).headers["Cache-Control"] == "public, max-age=30"
+    service.store.add_file(dataclasses.replace(row, expires_at=row.created_at - 1))
     assert http.get(file_url).status_code == 404
     service.store.add_file(row)
     service.files.delete(row.object_name)
@@ -153,7 +157,7 @@ def test_a_download_that_is_left(http: httpx.Client, service: StorageService, ba
     service.files.open = watched  # type: ignore[method-assign]
     with http.stream("GET", f"{base}/files/{row.id}/a.mp4") as answer:
         next(answer.iter_bytes(10))
-    wait_for(lambda: opened[0].closed)
+    wait_until(lambda: opened[0].closed)
 
 
 def test_an_old_version_is_read_to_its_end(http: httpx.Client, key: str, service: StorageService) -> None:
