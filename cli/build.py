@@ -94,6 +94,7 @@ def build(
     Only tensorrt and tensorrt-rtx take the options marked TensorRT.
     """
     from ..engine.build import check_build
+    from ..runtime.backends import availability
     from ..runtime.format.build_options import BuildOptions
     from ..runtime.format.bundle import Bundle
 
@@ -124,12 +125,26 @@ def build(
     ]
     check_build(backend, builds[0])  # before gigabytes are read
     opened = Bundle.load(bundle)
-    for options in builds:
-        build_and_report(opened, backend, options)
+    built = [build_and_report(opened, backend, options) for options in builds]
+    if not any(index.missing for index in built) and availability(backend).reason is None:
+        typer.echo(f"try `{_clip_command(opened.folder, backend, builds[0])}`")
 
 
-def build_and_report(bundle: "Bundle", backend: str, options: "BuildOptions") -> None:
-    """Builds a set of engines under a progress bar and says what was built."""
+def _clip_command(bundle: Path, backend: str, options: "BuildOptions") -> str:
+    """The command that makes a clip with the engines of a build."""
+    from ..runtime.operating_system import quote_argument
+
+    words = ["sparsectrl-lcm generate --bundle", quote_argument(str(bundle)), "--backend", backend]
+    if options.width is not None:
+        words += ["--size", f"{options.width}x{options.height}"]
+    for name in ("frames", "precision"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name}", str(value)]
+    return " ".join([*words, "--prompt ... -o clip.mp4"])
+
+
+def build_and_report(bundle: "Bundle", backend: str, options: "BuildOptions") -> "EngineIndex":
+    """Builds a set of engines under a progress bar, says what was built, and returns it."""
     from ..engine.build import build
     from .progress_bar import Bar
 
@@ -140,6 +155,7 @@ def build_and_report(bundle: "Bundle", backend: str, options: "BuildOptions") ->
     if engines.index.missing:
         rest = replace(options, graphs=())
         typer.echo(f"missing: {', '.join(engines.index.missing)}; run: {rest.command(bundle.folder, backend)}")
+    return engines.index
 
 
 def build_export_engines(bundle: Path, *, again: bool = False) -> None:

@@ -101,6 +101,7 @@ def export(
     from ..export.loading import BASE_CONFIG
     from ..export.lora_files import Lora
     from ..export.plan import ExportOptions
+    from ..runtime.operating_system import quote_argument
     from .build import build_export_engines
     from .options import parse_size
     from .progress_bar import Bar
@@ -140,9 +141,8 @@ def export(
         typer.echo(f"{name}: largest error {record.max_error:.1e} ({unit})")
     build_export_engines(output)
     total = sum(record.bytes for record in manifest.files.values())
-    typer.echo(
-        f"{output}: {total / 1e6:.1f} MB; try `sparsectrl-lcm generate --bundle {output} --prompt ... -o clip.mp4`"
-    )
+    command = f"sparsectrl-lcm generate --bundle {quote_argument(str(output))} --prompt ... -o clip.mp4"
+    typer.echo(f"{output}: {total / 1e6:.1f} MB; try `{command}`")
 
 
 def need_export_extra() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from fakes.tensorrt_builds import Workshop, small_copy
 from sparsectrl_lcm.cli import run
-from sparsectrl_lcm.cli.build import _report
+from sparsectrl_lcm.cli.build import _clip_command, _report
+from sparsectrl_lcm.runtime.format.build_options import BuildOptions
 from sparsectrl_lcm.runtime.format.engine_keys import EngineIndex
 from sparsectrl_lcm.runtime.format.engine_sets import write_index
 from sparsectrl_lcm.runtime.format.layer_report import AttentionCounts, LayerReport
@@ -43,6 +44,14 @@ def test_build_says_what_the_engines_are_made_of(
         "78 kernels, 7 of 8 attentions fused, 1 of 20 norms write fp32, 1 with fp16 sums, 10.2 GB moved"
     )
     assert lines["text_encoder"].endswith("2 kernels, 0.000128 MB moved")
+
+
+def test_build_tells_the_command_that_makes_a_clip_with_its_engines() -> None:
+    options = BuildOptions(width=768, height=512, frames=24, precision="bf16", optimization_level=5)
+    command = (
+        "sparsectrl-lcm generate --bundle 'my bundle' --backend tensorrt --size 768x512 --frames 24 --precision bf16"
+    )
+    assert _clip_command(Path("my bundle"), "tensorrt", options) == f"{command} --prompt ... -o clip.mp4"
 
 
 def test_inspect_shows_it_again(

@@ -103,7 +103,8 @@ def test_every_command_knows_a_new_backend(
     text = said("doctor")
     assert "toy: made of grey" in text
     assert "takes the first of toy, " in text
-    assert "toy fp4: 1 engines" in said("build", bundle, "--backend", "toy")
+    command = f"sparsectrl-lcm generate --bundle {bundle} --backend toy --prompt ... -o clip.mp4"
+    assert f"toy fp4: 1 engines\ntry `{command}`\n" in said("build", bundle, "--backend", "toy")
     assert "toy fp4 in" in said("inspect", bundle)
     told = said("generate", "--bundle", bundle, "--prompt", "a boat", "-o", tmp_path / "clip.gif")
     assert "toy fp4 (auto: the fastest that can run here)\n" in told
