@@ -2,7 +2,7 @@
 
     python benchmarks/tensorrt_build.py --size 512x512 --precision fp16 --precision fp32
     python benchmarks/tensorrt_build.py --precision fp16 --graph unet --no-check
-    python benchmarks/tensorrt_build.py --bundle realistic-vision --precision fp16 --transposed-upsampling --kernels
+    python benchmarks/tensorrt_build.py --bundle my-bundle --precision fp16 --transposed-upsampling --kernels
 
 Uses a full-size bundle with random weights in --cache, which is made if missing, or your --bundle. The engines in that
 bundle stay as they are. Builds each precision in a separate process. Prints two tables and writes them as JSON into

@@ -27,7 +27,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for name in ("demo", "runtime"):
         (folder / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "runtime/demo_bundle", folder / "realistic-vision", ignore=shutil.ignore_patterns("engines"))
+    shutil.copytree(ROOT / "runtime/demo_bundle", folder / "my-bundle", ignore=shutil.ignore_patterns("engines"))
     return folder
 
 
