@@ -14,6 +14,7 @@ from sparsectrl_lcm.service.store import Outcome, SqlStore
 
 from .conftest import APP
 from .stand_in import new
+from .waiting import SECONDS
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def store(tmp_path: Path) -> SqlStore:
 def boarding(store: SqlStore, scenario: Callable[[Board], Awaitable[None]]) -> None:
     async def main() -> None:
         board = Board(store, "me", Metrics(), [APP])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS):
             await scenario(board)
 
     store.submit(new("a"), limit=9, key_limit=9)

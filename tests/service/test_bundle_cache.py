@@ -3,7 +3,9 @@
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from sparsectrl_lcm.service.server import open_service
 from sparsectrl_lcm.service.settings import Settings
 
 from .stand_in import StandIn
+from .waiting import SECONDS
 
 
 def test_a_bundle_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_a_server_reads_the_manifest_of_a_url_once(monkeypatch: pytest.MonkeyPat
     assert service.endpoints["me/once"].manifest == bundle_manifest(None)
 
 
-def demo_in_a_store(pause: float) -> str:
+def demo_in_a_store(pause: float, on_piece: Callable[[], None] = lambda: None) -> str:
     """Returns the URL of the demo bundle in a store without sizes, as over http, that pauses within each file."""
     import fsspec
     from fsspec.asyn import AsyncFileSystem
@@ -88,6 +91,7 @@ def demo_in_a_store(pause: float) -> str:
             for start in range(0, len(content), size := -(-len(content) // 4)):
                 with Path(lpath).open("ab") as file:
                     file.write(content[start : start + size])
+                on_piece()
                 await asyncio.sleep(pause)
 
     fsspec.register_implementation("slow", Slow, clobber=True)
@@ -95,26 +99,34 @@ def demo_in_a_store(pause: float) -> str:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bundle_cache, "user_cache_path", lambda _: tmp_path)
-    monkeypatch.setattr(bundle_cache, "SILENT_SECONDS", 1.0)
     monkeypatch.setattr(bundle_cache, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(object_stores, "CALL_SECONDS", 0.5)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_bundle_may_take_long_while_bytes_arrive() -> None:
-    folder = local_bundle(demo_in_a_store(0.3))  # each file takes 1.2 s
+@pytest.mark.usefixtures("_own_cache")
+def test_a_bundle_may_take_long_while_bytes_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def go_on() -> None:
+        nonlocal now
+        now += 0.9 * bundle_cache.SILENT_SECONDS
+
+    monkeypatch.setattr(bundle_cache, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
+    monkeypatch.setattr(object_stores, "CALL_SECONDS", 2.0)
+    folder = local_bundle(demo_in_a_store(0.6, go_on))  # each file takes 2.4 s
     assert folder is not None
+    assert now > 3 * bundle_cache.SILENT_SECONDS
     assert Path(folder, "manifest.json").read_bytes() == (demo_bundle() / "manifest.json").read_bytes()
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_store_that_falls_silent_while_a_bundle_is_fetched_is_given_up() -> None:
+@pytest.mark.usefixtures("_own_cache")
+def test_a_store_that_falls_silent_while_a_bundle_is_fetched_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_cache, "SILENT_SECONDS", 1.0)
     begun = time.monotonic()
     with pytest.raises(BundleError, match="^bundle: slow://b cannot be fetched: it does not answer; check bucket"):
-        local_bundle(demo_in_a_store(60))
-    assert time.monotonic() - begun < 20
+        local_bundle(demo_in_a_store(SECONDS))
+    assert time.monotonic() - begun < SECONDS / 2
 
 
 def test_a_bundle_that_changes_while_it_is_fetched_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

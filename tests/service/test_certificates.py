@@ -24,6 +24,7 @@ from sparsectrl_lcm.service.settings import Settings
 
 from .conftest import ports
 from .serving_here import serving_here
+from .waiting import SECONDS
 
 DAY = 86_400.0
 
@@ -200,7 +201,7 @@ def test_files_of_the_user_are_loaded_again_when_they_change(
     port = ports()[0]
 
     def serial_number() -> int:
-        plain = socket.create_connection(("127.0.0.1", port), timeout=20)
+        plain = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
         with ssl.create_default_context(cafile=ca).wrap_socket(plain, server_hostname="localhost") as connection:
             return x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"").serial_number
 

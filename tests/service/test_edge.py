@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ from sparsectrl_lcm.service.components import LARGE_BODIES
 from sparsectrl_lcm.service.protocol.errors import headers_of
 
 from .conftest import APP, Server, manifest_alone, started
+from .waiting import wait_until
 
 
 @pytest.fixture
 def client(stub: Server) -> httpx.Client:
     return httpx.Client(headers=stub.headers(), timeout=30)
+
+
+def logged(stub: Server) -> None:
+    """Waits until all answers so far are in the log: a response is logged after it was sent."""
+    mark = f"/{uuid.uuid4().hex}"
+    assert httpx.get(f"{stub.url}{mark}").status_code == 404
+    wait_until(lambda: mark in stub.log)
 
 
 def proxied(stub: Server, client: httpx.Client, target: str, method: str = "GET", **options: Any) -> httpx.Response:
@@ -39,7 +48,7 @@ def test_a_proxied_request_is_one_request(stub: Server, client: httpx.Client) ->
     answer = proxied(stub, client, f"https://queue.fal.run/{APP.replace('-', '%2D')}", "POST", json={"prompt": "a"})
     request_id = answer.json()["request_id"]
     assert answer.headers["x-fal-request-id"] == request_id
-    time.sleep(0.2)  # a response is logged after it was sent
+    logged(stub)
     lines = [json.loads(line) for line in stub.log.splitlines() if request_id in line]
     (told,) = [line for line in lines if line["message"] == "answered"]
     assert (told["path"], told["status"]) == (f"/{APP}", 200)
@@ -150,7 +159,7 @@ def test_capabilities_are_not_logged(stub: Server, client: httpx.Client) -> None
     parts = client.post(f"{stub.url}/files/upload/multipart").json()
     client.put(f"{parts['access_url']}/multipart/{parts['uploadId']}/1", content=b"abc").raise_for_status()
     file_id = made["file_url"].split("/files/")[1].split("/")[0]
-    time.sleep(0.1)
+    logged(stub)
     for hidden in (file_id, "secret-name", made["upload_url"].split("token=")[1], parts["uploadId"]):
         assert hidden not in stub.log
     assert "/files/{file_id}/{file_name}" in stub.log and '"/files/..."' in stub.log
@@ -183,7 +192,7 @@ def test_a_server_that_drains_says_so_and_begins_nothing(tmp_path: Path) -> None
     for server in started(tmp_path, pipeline="stub_pipeline:load", drain_seconds=20.0):
         server.wait()
         with httpx.Client(headers=server.headers(), timeout=30) as client:
-            made = client.post(server.queue, json={"prompt": "slow 0.5"}).json()
+            made = client.post(server.queue, json={"prompt": "slow 2"}).json()
             while client.get(made["status_url"]).json()["status"] == "IN_QUEUE":
                 time.sleep(0.02)
             stopping = threading.Thread(target=server.stop)
@@ -197,6 +206,7 @@ def test_a_server_that_drains_says_so_and_begins_nothing(tmp_path: Path) -> None
                 assert refused.json()["error_type"] == refused.headers["x-fal-error-type"]
             assert client.get(server.url + "/healthz").status_code == 200
             assert client.post(server.queue, json={"prompt": "a"}).status_code == 200  # kept for the next start
+            assert client.put(made["cancel_url"]).status_code == 202  # so that the drain ends
             stopping.join()
 
 
@@ -205,12 +215,23 @@ def test_a_run_and_a_stream_end_with_their_connections(stub: Server, client: htt
         lines = [json.loads(line) for line in stub.log.splitlines() if "request ended" in line]
         return [line for line in lines if line["status"] == 499]
 
+    def is_busy() -> bool:
+        (runner,) = httpx.get(f"{stub.url}/readyz").json()["endpoints"][APP]["runners"]
+        return bool(runner["state"] == "busy")
+
+    def run() -> dict[str, Any]:
+        made: dict[str, Any] = client.post(f"{stub.url}/{APP}", json={"prompt": "a"}).json()
+        return made
+
+    assert "video" in run()  # after all that still waited
     for path in ("", "/stream"):
+        wait_until(lambda: not is_busy())
+        before = len(left())
         body = json.dumps({"prompt": "slow 1"}).encode()
         head = f"POST /{APP}{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Key {stub.key}\r\nContent-Length: {len(body)}"
         with socket.create_connection(("127.0.0.1", stub.port)) as sock:
             sock.sendall(head.encode() + b"\r\n\r\n" + body)
-            time.sleep(0.5)
-        before = len(left())
-        assert "video" in client.post(f"{stub.url}/{APP}", json={"prompt": "a"}).json()
+            wait_until(is_busy)
+        assert "video" in run()
+        wait_until(lambda before=before: len(left()) > before)
         assert len(left()) == before + 1

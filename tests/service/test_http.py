@@ -6,7 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import uvicorn
 from sparsectrl_lcm.service.http.connection_limits import HEAD_BYTES, LINGER_SECONDS, BoundedProtocol
 from sparsectrl_lcm.service.http.listeners import Listener
 from sparsectrl_lcm.service.http.local_authority import local_certificate
+
+from . import waiting
 
 SECONDS = 0.5
 LARGE, MIDDLE = 64 * 2**20, 60_000
@@ -67,7 +69,7 @@ def port() -> Iterator[int]:
         yield port
 
 
-def seconds_until_closed(sock: socket.socket, drip: bytes = b"", most: float = 12) -> tuple[float, bytes]:
+def seconds_until_closed(sock: socket.socket, drip: bytes = b"", most: float = waiting.SECONDS) -> tuple[float, bytes]:
     """Sends `drip` now and then; returns how long the connection lasted, and what was read."""
     start, got = time.monotonic(), b""
     sock.settimeout(0.1)
@@ -84,6 +86,15 @@ def seconds_until_closed(sock: socket.socket, drip: bytes = b"", most: float = 1
             break
         got += part
     return time.monotonic() - start, got
+
+
+def being_answered(port: int, length: int) -> socket.socket:
+    """A connection whose request is being answered: the application waits for a body of this length."""
+    sock = socket.create_connection(("127.0.0.1", port), timeout=waiting.SECONDS)
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    sock.sendall(head % length)
+    assert sock.recv(1000).startswith(b"HTTP/1.1 100 ")
+    return sock
 
 
 UNFINISHED = b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
@@ -110,7 +121,7 @@ def test_nobody_holds_a_connection(port: int, first: bytes, drip: bytes) -> None
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(first)
         seconds, got = seconds_until_closed(sock, drip)
-    assert seconds < 6
+    assert seconds < waiting.SECONDS / 2
     assert bool(got) == (first.endswith(b"\r\n\r\n"))
 
 
@@ -150,7 +161,7 @@ def test_an_answer_that_ends_the_connection_says_so(port: int, sent: bytes, clos
 def test_what_is_no_body_is_bounded_within_one(port: int, first: bytes, endless: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(CHUNKED + first)
-        sock.settimeout(5)
+        sock.settimeout(waiting.SECONDS)
         sent = 0
         with pytest.raises(OSError):
             while sent < 2**28:
@@ -177,7 +188,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(port: int, tmp_path: Path) -> No
             sock.connect(("127.0.0.1", port))
             sock.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n" + ending + b"\r\n")
             time.sleep(4 * SECONDS)
-            assert len(seconds_until_closed(sock, most=20)[1]) < LARGE
+            assert len(seconds_until_closed(sock)[1]) < LARGE
 
 
 def test_a_reader_that_is_slow_gets_all(port: int) -> None:
@@ -199,7 +210,7 @@ def test_tls_ends_in_time_too(tmp_path: Path) -> None:
             with context.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
                 sock.sendall(first)
                 seconds, got = seconds_until_closed(sock, drip)
-            assert seconds < 6 and bool(got) == bool(first)
+            assert seconds < waiting.SECONDS / 2 and bool(got) == bool(first)
 
 
 def test_the_end_of_an_answer_may_take_its_time(tmp_path: Path) -> None:
@@ -219,19 +230,19 @@ def test_the_end_of_an_answer_may_take_its_time(tmp_path: Path) -> None:
 
 
 def test_connections_are_counted() -> None:
-    with served(header_seconds=20.0, most_connections=3) as port:
-        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
-        for sock in held:  # being answered, so that none gives way
-            sock.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-        time.sleep(0.2)
+    with served(header_seconds=20.0, most_connections=3) as port, ExitStack() as opened:
+
+        def answer() -> bytes:
+            with socket.create_connection(("127.0.0.1", port)) as sock:
+                with suppress(ConnectionError):  # of a connection that was refused
+                    sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                return seconds_until_closed(sock)[1]
+
+        held = [opened.enter_context(being_answered(port, 9)) for _ in range(3)]  # so that none gives way
         with socket.create_connection(("127.0.0.1", port)) as sock:
             refused = seconds_until_closed(sock)[1]
         for sock in held:
             sock.close()
-        time.sleep(0.2)
-        with socket.create_connection(("127.0.0.1", port)) as sock:
-            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            accepted = seconds_until_closed(sock)[1]
-    assert b" 200 " in accepted
+        waiting.wait_until(lambda: b" 200 " in answer())  # the places are free
     assert b" 503 " in refused
     assert json.loads(refused.rpartition(b"\r\n")[2])["error_type"] == "runner_scheduling_failure"

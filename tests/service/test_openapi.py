@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from .conftest import APP, Server
+from .waiting import wait_until
 
 CONFORMANCE: list[Any] = [
     checks.not_a_server_error,
@@ -67,7 +68,7 @@ def test_the_schemas_are_whole(stub: Server) -> None:
 def test_requests_that_exist(document: Any, stub: Server) -> None:
     """Generated ids are unknown. These belong to requests that have succeeded, failed, or not ended yet."""
     with httpx.Client(headers=stub.headers(), timeout=30) as client:
-        inputs = [{"prompt": "a"}, {"prompt": 1}, {"prompt": "fail"}, {"prompt": "slow 0.2"}, {"prompt": "a"}]
+        inputs = [{"prompt": "a"}, {"prompt": 1}, {"prompt": "fail"}, {"prompt": "slow 3"}, {"prompt": "a"}]
         ids = [client.post(stub.queue, json=given).json()["request_id"] for given in inputs]
     seen = set()
     for _ in range(2):
@@ -79,8 +80,8 @@ def test_requests_that_exist(document: Any, stub: Server) -> None:
                     case.validate_response(response, checks=CONFORMANCE[1:])  # one of the results is a 500
                     seen.add((operation.path.rpartition("/")[2], response.status_code))
         with httpx.Client(headers=stub.headers()) as client:
-            while client.get(f"{stub.queue}/requests/{ids[3]}/status").status_code == 202:
-                pass
+            client.put(f"{stub.queue}/requests/{ids[3]}/cancel")
+            wait_until(lambda: client.get(f"{stub.queue}/requests/{ids[3]}/status").status_code != 202)
     assert seen >= {
         ("status", 200),
         ("status", 202),

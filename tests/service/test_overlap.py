@@ -10,6 +10,7 @@ import pytest
 from fakes.stub_pipeline import StubPipeline
 from sparsectrl_lcm.runtime.output import video
 from sparsectrl_lcm.service.components import Service
+from sparsectrl_lcm.service.queue import next_requests
 from sparsectrl_lcm.service.runner import Encoding, Job, Made, OnEvent, RunnerLost, RunnerPool
 from sparsectrl_lcm.service.runner.clip_jobs import ClipOrder, Jobs
 from sparsectrl_lcm.service.store import tables
@@ -17,6 +18,7 @@ from sqlalchemy import func, select
 
 from .runner_jobs import ignore, job
 from .stand_in import StandIn, ended, serving, submit, until
+from .waiting import SECONDS
 
 
 class Reports:
@@ -38,7 +40,7 @@ def test_the_pipeline_is_free_while_a_clip_is_encoded(monkeypatch: pytest.Monkey
     encode, go_on = video.encode, Event()
 
     def held(*given: Any) -> None:
-        assert go_on.wait(20)
+        assert go_on.wait(SECONDS)
         encode(*given)
 
     monkeypatch.setattr(video, "encode", held)
@@ -181,6 +183,7 @@ def test_requests_that_wait_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch
 
             monkeypatch.setattr(service.store, name, call)
 
+        monkeypatch.setattr(next_requests, "OWN_SECONDS", SECONDS)
         runner.hold.clear()
         for number in range(30):
             await submit(service, f"{number}")

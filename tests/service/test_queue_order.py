@@ -19,6 +19,7 @@ from .conftest import APP
 from .stand_in import StandIn
 from .stand_in import submit as submit_to
 from .stored_requests import new, outcome_of
+from .waiting import SECONDS
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_requests_of_a_revoked_key_end(tmp_path: Path) -> None:
             view = await service.board.view("theirs", key_id)
             changed = view.changed
             assert await service.store.write(service.store.revoke_key, key_id, time.time())
-            await asyncio.wait_for(changed.wait(), 10)  # who waits for it, such as a stream, is told
+            await asyncio.wait_for(changed.wait(), SECONDS)  # who waits for it, such as a stream, is told
         outcome = outcome_of(service.store, "theirs")
         assert (outcome.status, outcome.error) == (401, "The API key of this request was revoked")
         assert service.store.waiting(APP) == ["other"]

@@ -17,6 +17,7 @@ from sparsectrl_lcm.service.runner import ray_replica as replica
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
 
 from .runner_jobs import failure_of, ignore, job
+from .waiting import SECONDS
 
 MADE = {"seed": 7, "seconds": 0.1, "timings": {"total": 0.1}, "frames": 16}
 REPLICA = {"runner": "replica-2", "node": "10.0.0.1"}
@@ -39,7 +40,7 @@ def said(scenario: Any, clip: Path, place: tuple[str, str] | None = None) -> lis
     async def main() -> list[list[dict[str, Any]]]:
         channel = replica._Channel(clip, place)
         talking = asyncio.create_task(asyncio.to_thread(scenario, channel.say))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS / 2):
             parts = [part async for part in channel.parts()]
         await talking
         return parts
@@ -124,7 +125,7 @@ class Stream:
                 raise part
             yield part
         if not parts or parts[-1][-1]["say"] not in replica.LAST:
-            await asyncio.sleep(60)
+            await asyncio.sleep(SECONDS)
         self.ended = True
 
     def __aiter__(self) -> Any:
@@ -136,14 +137,14 @@ class Stream:
 
 def run(folder: Path, *parts: Any, on_event: Any = ignore, **limits: float) -> Any:
     """The outcome of a job on a replica that answers so."""
-    options = {"step_seconds": 10.0, "start_seconds": 10.0, **limits}
+    options = {"step_seconds": SECONDS, "start_seconds": SECONDS, **limits}
     pool = RayPool(address="auto", replicas=(1, 1), gpus=0, setup={"options": {}}, **options)
     pool._handle = handle = Mock()
     handle.options.return_value.make.remote.return_value = stream = Stream(*parts)
 
     async def main() -> Any:
         pool._supervisor = asyncio.create_task(asyncio.sleep(60))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS / 2):
             made = pool.run(job(folder), on_event)
             return await (made if parts and "made" in str(parts[-1]) else failure_of(made))
 
@@ -218,7 +219,7 @@ def looked(pool: RayPool) -> BaseException | None:
 
     async def main() -> BaseException | None:
         looking = asyncio.create_task(pool._look())
-        done, _ = await asyncio.wait({looking}, timeout=5)
+        done, _ = await asyncio.wait({looking}, timeout=SECONDS / 2)
         assert done
         return looking.exception()
 

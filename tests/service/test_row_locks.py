@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from .conftest import APP
 from .stored_requests import new
+from .waiting import SECONDS
 
 
 def test_requests_that_end_at_the_same_time(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +28,7 @@ def test_requests_that_end_at_the_same_time(database: str, monkeypatch: pytest.M
             other.start()
             waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
             with store.engine.connect() as watching:
-                end = time.monotonic() + 5
+                end = time.monotonic() + SECONDS
                 while not watching.execute(waits).scalar_one() and time.monotonic() < end:
                     time.sleep(0.01)
         close_gaps(connection, rows)
@@ -38,7 +39,7 @@ def test_requests_that_end_at_the_same_time(database: str, monkeypatch: pytest.M
     monkeypatch.setattr(request_queries, "close_gaps", slowly)
     other = threading.Thread(target=cancel, daemon=True)
     assert store.expire_waiting(6.0) == [Change(f"{name}{place}", APP, 504) for place in (0, 2)]
-    other.join(10)
+    other.join(SECONDS)
     assert ends == [Change(f"{name}1", APP, 499)]
     assert store.cancel(f"{name}3", 7.0) == Change(f"{name}3", APP, 499)
     store.close()

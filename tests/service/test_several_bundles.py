@@ -201,7 +201,7 @@ def test_the_server_is_ready_once_every_endpoint_was_and_while_one_is(tmp_path: 
 
 def test_a_shutdown_waits_for_all_endpoints_and_keeps_the_rest(tmp_path: Path) -> None:
     async def main() -> None:
-        service, one, other = both(tmp_path)
+        service, one, other = both(tmp_path, drain_seconds=3.0)
         for runner in (one, other):
             runner.hold.clear()
         async with asyncio.timeout(SECONDS), running(service):

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .conftest import APP, started
 from .stand_in import StandIn, submit
+from .waiting import SECONDS, wait_until
 
 
 def test_a_silent_database_holds_up_nothing_for_ever(
@@ -30,7 +31,7 @@ def test_a_silent_database_holds_up_nothing_for_ever(
 ) -> None:
     monkeypatch.setattr(postgresql.BoundedConnection, "bound", 1.0)
     monkeypatch.setattr(database_module, "CALL_SECONDS", 2.0)
-    monkeypatch.setattr(postgresql, "CONNECT_SECONDS", 2)
+    monkeypatch.setattr(postgresql, "CONNECT_SECONDS", 6)
     monkeypatch.setattr(periodic_work, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(monitoring, "STALE_SECONDS", 1.0)
     folder = database.partition("host=")[2]
@@ -51,13 +52,13 @@ def test_a_silent_database_holds_up_nothing_for_ever(
             counts = [service.board.counts(APP) for _ in range(21)]
             failures = await asyncio.gather(submit(service, uuid.uuid4().hex), *counts, return_exceptions=True)
             assert all(isinstance(failure, SQLAlchemyError) for failure in failures), failures
-            assert time.monotonic() - start < 4
+            assert time.monotonic() - start < 5.5, "seconds, of 2 for a call and 6 for a connection"
             assert await ready(service) == (503, {"status": "failed", "problem": "the database does not answer"})
             start = time.monotonic()
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < SECONDS / 3
 
     with silent_proxy(f"{folder}/.s.PGSQL.5432") as proxy:
-        asyncio.run(asyncio.wait_for(main(proxy.port, proxy.freeze), 40))
+        asyncio.run(asyncio.wait_for(main(proxy.port, proxy.freeze), SECONDS))
     store = SqlStore(database)
     store.cancel(before, time.time())  # other tests share the database
     store.close()
@@ -85,12 +86,9 @@ def test_the_database_ends_a_statement_for_which_nobody_waits(database: str, mon
     opened, watcher = SqlStore(database), SqlStore(database)
     with pytest.raises(SQLAlchemyError), opened._read() as connection:
         connection.execute(text("SELECT pg_sleep(30)"))
-    end = time.monotonic() + 5
     running_on = text("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(30)'")
     with watcher.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        while connection.execute(running_on).scalar_one():
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_until(lambda: not connection.execute(running_on).scalar_one(), 20)
         assert connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "1min"
     opened.close()
     watcher.close()

@@ -9,6 +9,7 @@ import sys
 from sparsectrl_lcm.service.server import _stop_signal
 
 from .server_process import FORKED
+from .waiting import SECONDS
 
 
 def test_the_first_ctrl_c_waits_and_the_second_does_not() -> None:
@@ -22,7 +23,7 @@ def test_the_first_ctrl_c_waits_and_the_second_does_not() -> None:
         told = "stopping: the running request is finished, at most 30 s; Ctrl-C again ends now\n"
         assert (lines.readline(), lines.readline()) == (told, "draining\n")
         os.kill(process.pid, signal.SIGINT)
-        process.join(20)
+        process.join(SECONDS)
     os.close(end)
     assert process.exitcode == -signal.SIGINT
 
@@ -36,6 +37,6 @@ def _drain(terminal: str) -> None:
         print("started", file=sys.stderr, flush=True)
         await stop.wait()
         print("draining", file=sys.stderr, flush=True)
-        await asyncio.sleep(60)
+        await asyncio.sleep(2 * SECONDS)
 
     asyncio.run(scenario())

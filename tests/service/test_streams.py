@@ -12,6 +12,7 @@ from sparsectrl_lcm.service.routes import requests as queue
 from sparsectrl_lcm.service.store import LogRow
 
 from .conftest import APP
+from .waiting import SECONDS
 
 
 class Told:
@@ -109,7 +110,7 @@ def test_a_stream_whose_client_has_gone_before_it_began_is_cancelled() -> None:
         return False
 
     async def view(*_: Any) -> Any:
-        await asyncio.sleep(60)
+        await asyncio.sleep(SECONDS)
 
     async def gone() -> dict[str, Any]:
         return {"type": "http.disconnect"}
@@ -120,7 +121,7 @@ def test_a_stream_whose_client_has_gone_before_it_began_is_cancelled() -> None:
     service: Any = SimpleNamespace(board=SimpleNamespace(cancel=cancel, view=view), draining=False)
     new: Any = SimpleNamespace(id="a", key_id="k")
     scope: Any = {"type": "http", "asgi": {"spec_version": "2.3"}}
-    asyncio.run(asyncio.wait_for(run._Stream(service, SimpleNamespace(), new)(scope, gone, send), 5))
+    asyncio.run(asyncio.wait_for(run._Stream(service, SimpleNamespace(), new)(scope, gone, send), SECONDS / 2))
     assert left == ["a"]
 
 

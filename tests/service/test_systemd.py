@@ -13,6 +13,7 @@ from sparsectrl_lcm.service.settings import Settings
 
 from .conftest import ports
 from .serving_here import serving_here
+from .waiting import SECONDS
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])
@@ -20,7 +21,7 @@ def test_ready_alive_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
     address = str(tmp_path / "notify") if kind == "path" else f"@{tmp_path.name}-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address.replace("@", "\0"))
-        systemd.settimeout(20)
+        systemd.settimeout(SECONDS)
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         monkeypatch.setenv("WATCHDOG_USEC", "400000")
 
@@ -33,7 +34,7 @@ def test_ready_alive_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
             async with serving_here(Settings(tmp_path / "data"), Listener("127.0.0.1", port)):
                 assert "NOTIFY_SOCKET" not in os.environ
                 await heard("READY=1")
-                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+                socket.create_connection(("127.0.0.1", port), timeout=SECONDS).close()
                 await heard("STATUS=takes requests")
                 await heard("WATCHDOG=1")
                 await heard("WATCHDOG=1")
@@ -47,7 +48,7 @@ def test_ready_alive_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
                 time.sleep(0.5)
                 with pytest.raises(BlockingIOError):
                     systemd.recv(4096)
-                systemd.settimeout(20)
+                systemd.settimeout(SECONDS)
                 os.kill(os.getpid(), signal.SIGTERM)
                 await heard("STOPPING=1")
 

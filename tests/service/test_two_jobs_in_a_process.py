@@ -15,6 +15,7 @@ from sparsectrl_lcm.service.runner import LocalRunner, RunnerLost, local_runner
 
 from .runner_jobs import failure_of, ignore, job
 from .stand_in import StandIn, ended, serving, submit, until
+from .waiting import SECONDS
 
 
 class Process:
@@ -57,7 +58,7 @@ def served(scenario: Callable[[LocalRunner, list[Process]], Awaitable[None]], **
     async def main() -> None:
         runner = LocalRunner(**options)
         await runner.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             await until(lambda: runner.ready)
             await scenario(runner, processes)
         await runner.stop()
@@ -139,7 +140,7 @@ def test_an_encoder_that_hangs_is_noticed_while_the_next_clip_is_made(tmp_path: 
         assert (await failure_of(hangs)).kind == "hung"
         await ends_alone(innocent, processes, 3)
 
-    served(scenario, step_seconds=0.3)
+    served(scenario, step_seconds=1.0)
 
 
 def test_a_clip_that_may_not_be_made_again_ends_with_its_process(tmp_path: Path) -> None:

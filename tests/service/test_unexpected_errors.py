@@ -18,6 +18,7 @@ from sparsectrl_lcm.service.settings import Settings
 
 from .conftest import APP, Server
 from .stand_in import StandIn
+from .waiting import wait_until
 
 
 @pytest.mark.parametrize(
@@ -82,12 +83,11 @@ def test_without_descriptors_the_log_does_not_grow(stub: Server) -> None:
         with ExitStack() as stack:
             for _ in range(40):
                 stack.enter_context(socket.create_connection(("127.0.0.1", stub.port)))
-            time.sleep(2.5)
+            wait_until(lambda: "no connection is accepted" in stub.log[before:])
+            time.sleep(2.5)  # meanwhile it tries again
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
-    end = time.monotonic() + 10
-    while b" 200 " not in _line(stub.port):
-        assert time.monotonic() < end
+    wait_until(lambda: b" 200 " in _line(stub.port))
     lines = [json.loads(line)["message"] for line in stub.log[before:].splitlines()]
     assert sum("no connection is accepted" in line for line in lines) == 1
     assert len(stub.log) - before < 10_000

@@ -15,6 +15,9 @@ from sparsectrl_lcm.runtime import BackendError
 from sparsectrl_lcm.runtime.format.bundle import demo_bundle
 from sparsectrl_lcm.service.runner import LocalRunner, pipeline_loading
 
+from .runner_jobs import until
+from .waiting import SECONDS
+
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
@@ -57,22 +60,18 @@ def test_a_device_keeps_no_memory_of_what_was_tried() -> None:
 def test_a_runner_whose_bundle_is_spoilt_meanwhile(bundle: Path) -> None:
     """Once it was ready, a runner starts again and again; the reason is there for readiness and in the log."""
 
-    async def until(condition: Any) -> None:
-        while not condition():
-            await asyncio.sleep(0.02)
-
     async def scenario() -> None:
         runner = LocalRunner(
             pipeline="sparsectrl_lcm.service.runner.pipeline_loading:load", bundle=bundle, backend="onnxruntime"
         )
         await runner.start()
         try:
-            await until(lambda: runner.ready)
+            await until(lambda: runner.ready, 2 * SECONDS)
             spoil(bundle, "controlnet_rgb")
             os.kill(runner.about["pid"], signal.SIGKILL)
-            await until(lambda: "controlnet_rgb.onnx" in str(runner.problem))
+            await until(lambda: "controlnet_rgb.onnx" in str(runner.problem), 2 * SECONDS)
             assert not runner.ready
         finally:
             await runner.stop()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(scenario())

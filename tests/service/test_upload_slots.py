@@ -15,6 +15,7 @@ from sparsectrl_lcm.service.protocol.errors import ServiceError
 
 from .conftest import Server, started
 from .test_attacks import MIB, resident
+from .waiting import SECONDS, wait_until
 
 CLIENTS = 300
 SENT = 900_000
@@ -37,7 +38,7 @@ def test_many_uploads_at_once_take_little_memory(tmp_path: Path) -> None:
         print(f"memory {before / MIB:.0f} MiB, with {CLIENTS} uploads {most / MIB:.0f} MiB")
         assert most - before < MEMORY
         with httpx.Client(headers=server.headers(), timeout=30) as client:
-            end = time.monotonic() + 10
+            end = time.monotonic() + SECONDS
             while (answer := client.post(f"{server.url}/files/upload", content=b"x")).status_code == 429:
                 assert time.monotonic() < end, "the places of closed connections are free soon"
                 time.sleep(0.05)
@@ -102,7 +103,7 @@ def test_slots_of_a_key_and_in_all() -> None:
 
 def test_a_waiting_upload_takes_the_slot_that_is_left() -> None:
     async def scenario() -> list[int]:
-        slots, begun = BodySlots(2, 1, 5.0), []
+        slots, begun = BodySlots(2, 1, SECONDS), []
 
         async def body(number: int) -> None:
             async with slots.hold("a"):
@@ -118,7 +119,7 @@ def test_a_waiting_upload_takes_the_slot_that_is_left() -> None:
 
 def test_only_a_few_wait() -> None:
     async def scenario() -> list[str]:
-        slots, told = BodySlots(9, 1, 5.0), []
+        slots, told = BodySlots(9, 1, SECONDS), []
 
         async def body() -> None:
             try:
@@ -144,10 +145,10 @@ def trickle(sock: socket.socket) -> None:
 
 
 def test_the_answer_to_a_client_that_waited_in_vain(tmp_path: Path) -> None:
-    for server in started(tmp_path, pipeline="stub_pipeline:load", key_uploads=1, body_seconds=1.0):
+    for server in started(tmp_path, pipeline="stub_pipeline:load", key_uploads=1, body_seconds=2.0):
         with begun(server) as sock:
             threading.Thread(target=trickle, args=(sock,), daemon=True).start()
-            time.sleep(0.2)
+            wait_until(lambda folder=server.data / "tmp": any(folder.glob("*")))  # it has the slot
             answer = httpx.post(f"{server.url}/files/upload", content=b"x", headers=server.headers(), timeout=30)
         assert (answer.status_code, answer.json()["error_type"]) == (429, "too_many_uploads")
         assert int(answer.headers["retry-after"]) > 0

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from sparsectrl_lcm.service import clock
 from sparsectrl_lcm.service.auth.webhook_signatures import Signer
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.network import webhook_delivery
@@ -24,16 +25,20 @@ from sparsectrl_lcm.service.store import NewRequest, Outcome
 from sqlalchemy.exc import OperationalError
 
 from .conftest import APP, Server, started
+from .stand_in import until
+from .waiting import SECONDS, wait_until
 
 
 class Receiver(ThreadingHTTPServer):
     """Refuses the first delivery of each request, and records all."""
 
-    def __init__(self, host: str = "127.0.0.1", seconds: float = 0.0) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         super().__init__((host, 0), Handler)
         self.got: list[tuple[dict[str, str], bytes]] = []
         self.refuse = 0
-        self.seconds = seconds
+        self.answers = threading.Event()
+        """Cleared, it gets requests and answers none."""
+        self.answers.set()
 
     @property
     def url(self) -> str:
@@ -46,12 +51,17 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
         receiver.refuse -= 1
-        time.sleep(receiver.seconds)
+        receiver.answers.wait(SECONDS)
         self.send_response(500 if receiver.refuse >= 0 else 204)
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+@pytest.fixture
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook_delivery, "TICK_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -68,9 +78,7 @@ def receiving() -> Iterator[Receiver]:
 
 
 def delivered(receiver: Receiver, count: int) -> list[tuple[dict[str, str], bytes]]:
-    end = time.monotonic() + 20
-    while len(receiver.got) < count and time.monotonic() < end:
-        time.sleep(0.02)
+    wait_until(lambda: len(receiver.got) >= count)
     assert len(receiver.got) == count
     return receiver.got
 
@@ -108,17 +116,21 @@ def test_success_and_failure_are_told_and_signed(stub: Server, receiver: Receive
 
 
 def test_a_slow_receiver_delays_no_other(tmp_path: Path) -> None:
-    slow, fast = Receiver(seconds=3.0), Receiver("127.0.0.2")
+    slow, fast = Receiver(), Receiver("127.0.0.2")
+    slow.answers.clear()
     for one in (slow, fast):
         threading.Thread(target=one.serve_forever, daemon=True).start()
-    for server in started(tmp_path, pipeline="stub_pipeline:load", allow_private=["127.0.0.0/8"]):
+    for server in started(
+        tmp_path, pipeline="stub_pipeline:load", allow_private=["127.0.0.0/8"], webhook_seconds=SECONDS
+    ):
         with httpx.Client(headers=server.headers()) as client:
             for _ in range(30):
                 client.post(server.queue, json={}, params={"fal_webhook": slow.url}).raise_for_status()
             for _ in range(10):
                 client.post(server.queue, json={}, params={"fal_webhook": fast.url}).raise_for_status()
             delivered(fast, 10)
-            assert len(slow.got) < 30  # 3 s each
+            assert len(slow.got) < 30
+            slow.answers.set()
     for one in (slow, fast):
         one.shutdown()
         one.server_close()
@@ -158,18 +170,28 @@ def test_the_known_vector() -> None:
     assert signer.jwks()["keys"][0]["x"] == "A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg"
 
 
-def deliver(folder: Path, receiver: Receiver, prepare: Callable[[Service], None], seconds: float) -> list[str]:
-    """Delivers the webhook of one request for `seconds`. Returns the number that each delivery has in its header."""
+async def nothing() -> None: ...
+
+
+def deliver(
+    folder: Path,
+    receiver: Receiver,
+    prepare: Callable[[Service], None],
+    meanwhile: Callable[[], Awaitable[None]] = nothing,
+) -> list[str]:
+    """Delivers the webhook of one request, and goes on for a while. Returns the number in each delivery's header."""
 
     async def scenario() -> None:
-        settings = Settings(folder, pipeline="stub_pipeline:load", allow_private=("127.0.0.1",), webhook_seconds=0.3)
+        settings = Settings(folder, pipeline="stub_pipeline:load", allow_private=("127.0.0.1",))
         service = open_service(settings)
         request = NewRequest("a", "k", APP, {}, 1.0, "http://x", webhook=receiver.url)
         service.store.submit(request, limit=9, key_limit=9, outcome=Outcome(200, {}))
         prepare(service)
         webhooks = Webhooks(service)
         await webhooks.start()
-        await asyncio.sleep(seconds)
+        await asyncio.to_thread(delivered, receiver, 1)
+        await meanwhile()
+        await asyncio.sleep(10 * webhook_delivery.TICK_SECONDS)
         await webhooks.stop()
         service.store.close()
 
@@ -177,28 +199,37 @@ def deliver(folder: Path, receiver: Receiver, prepare: Callable[[Service], None]
     return [headers["x-webhook-attempt"] for headers, _ in receiver.got]
 
 
+@pytest.mark.usefixtures("_often")
 def test_a_delivery_that_cannot_be_recorded_is_not_repeated(
     tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook_delivery, "RECORD_SECONDS", 0.05)
-    end = time.monotonic() + 1.5  # longer than until it would be due again
+    works, recorded, now = threading.Event(), threading.Event(), clock.now
 
     def prepare(service: Service) -> None:
         write = service.store.webhook_tried
 
         def fails(*given: Any) -> None:
-            if time.monotonic() < end:
+            if not works.is_set():
                 raise OperationalError("UPDATE", {}, Exception("the database system is shutting down"))
             write(*given)
+            recorded.set()
 
         monkeypatch.setattr(service.store, "webhook_tried", fails)
         monkeypatch.setattr(service.store.outage, "begin", lambda *_, **__: None)  # the other calls succeed
 
-    assert deliver(tmp_path, receiver, prepare, 2.2) == ["1"]
+    async def meanwhile() -> None:
+        monkeypatch.setattr(clock, "now", lambda: now() + 10_000)  # when it would be due again
+        await asyncio.sleep(10 * webhook_delivery.TICK_SECONDS)
+        works.set()
+        await until(recorded.is_set)
+
+    assert deliver(tmp_path, receiver, prepare, meanwhile) == ["1"]
 
 
+@pytest.mark.usefixtures("_often")
 def test_a_delivery_that_may_be_a_repetition_says_so(tmp_path: Path, receiver: Receiver) -> None:
     def prepare(service: Service) -> None:
         assert service.store.due_webhooks(time.time(), 0.0)  # by a process that was killed
 
-    assert deliver(tmp_path, receiver, prepare, 0.5) == ["2"]
+    assert deliver(tmp_path, receiver, prepare) == ["2"]
