@@ -142,7 +142,7 @@ def test_a_process_is_asked_to_end_before_it_is_killed(ignored: list[str], code:
     )
     assert process.stdout is not None
     process.stdout.readline()
-    stop_with_children(process, seconds=20.0 if not ignored else 0.2)
+    stop_with_children(process, seconds=20.0 if not ignored else 0.5)
     assert process.returncode == code
     process.stdout.close()
 

@@ -33,7 +33,7 @@ from sparsectrl_lcm.runtime.checked_request import CheckedRequest
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ClipRequest("a boat", width=64, height=64, num_frames=2, num_inference_steps=1)
-SECONDS = 20
+SECONDS = 60
 """More than any wait of these tests takes."""
 
 
@@ -196,24 +196,32 @@ def test_closing_ends_the_request_that_runs_and_those_that_wait() -> None:
     results = pipeline.generate_many(with_seeds(*range(9)))
     next(results)
     assert begun.wait(SECONDS)
-    threading.Timer(0.05, closing.set).start()
+    timer = threading.Timer(0.05, closing.set)
+    timer.start()
     results.close()  # waits for the step of request 1
+    timer.join()
     time.sleep(0.1)
     assert ran == [0, 1]
     assert pipeline.run(replace(SMALL, seed=8)).seed == 8
 
 
 INTERRUPTED = """
-import signal, sys, time
+import signal, sys, threading, time
 from fakes.quick_executor import quick_pipeline
 from sparsectrl_lcm.runtime import ClipRequest
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+pressed = threading.Event()
+
+def press(number, frame):
+    pressed.set()
+    signal.default_int_handler(number, frame)
+
+signal.signal(signal.SIGINT, press)  # whoever runs the tests may ignore it
 
 def at_step(request):
     if request.seed == 1:
         print("running", flush=True)
-        time.sleep(0.5)
+        pressed.wait(60)
     assert request.seed < 2, "it went on"
 
 requests = (ClipRequest("a boat", width=64, height=64, num_frames=2, seed=seed) for seed in range(99))

@@ -80,7 +80,7 @@ def test_a_killed_replacement_leaves_all_old_or_all_new_files(step: int, bundle:
 
 def test_processes_replace_files_one_after_the_other(bundle: Path) -> None:
     context = multiprocessing.get_context("fork")
-    ready, order = context.Event(), context.Queue()
+    ready, order = context.Event(), context.SimpleQueue()
 
     def work() -> None:
         ready.set()
@@ -93,7 +93,6 @@ def test_processes_replace_files_one_after_the_other(bundle: Path) -> None:
         ready.wait()
         time.sleep(0.2)
         order.put("first")
-        time.sleep(0.1)  # the queue has a thread of its own
     process.join()
     assert [order.get(), order.get()] == ["first", "second"]
     assert not list(bundle.glob(".*"))

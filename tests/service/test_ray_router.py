@@ -49,7 +49,10 @@ def routed(
         options = {"handle_source": DeploymentHandleSource.UNKNOWN, "use_replica_queue_len_cache": True}
         router = FreeReplicaRouter(deployment_id=CLIPS, **options)
         router.update_replicas(replicas)
-        await asyncio.sleep(0.05)
+        while not all(replica.asked for replica in replicas):
+            await asyncio.sleep(0.01)
+        for _ in range(50):  # the answers are noted
+            await asyncio.sleep(0)
         for replica in replicas:
             assert replica.asked == 1
             replica.asked = 0
