@@ -76,6 +76,21 @@ def _scripts(page: Any) -> None:
     page.wait_for_selector(".keyframe >> nth=2")
 
 
+def saved(page: Any) -> None:
+    """Waits until the page has saved what was changed: its timer for that runs out before a later one of its own."""
+    page.evaluate(
+        """async () => {
+          await new Promise(done => setTimeout(done, 500));
+          const asked = indexedDB.open("sparsectrl-lcm");
+          await new Promise(done => { asked.onsuccess = done; });
+          const after = asked.result.transaction("page");
+          after.objectStore("page").count();
+          await new Promise(done => { after.oncomplete = done; });
+          asked.result.close();
+        }"""
+    )
+
+
 def draw(page: Any, slot: int) -> None:
     canvas = page.locator(".drawing").nth(slot)
     canvas.scroll_into_view_if_needed()

@@ -9,7 +9,7 @@ from sparsectrl_lcm.runtime.format.manifest import MAX_SIDE
 from sparsectrl_lcm.runtime.request import MAX_FRAMES
 
 from ..conftest import APP, Server, started
-from .conftest import ARTIFACTS, DESKTOP, FINDINGS, PHONE, draw, frames, reload, visit
+from .conftest import ARTIFACTS, DESKTOP, FINDINGS, PHONE, draw, frames, reload, saved, visit
 
 PIXELS = 400_000
 
@@ -88,7 +88,7 @@ def test_the_timeline_follows_the_number_of_frames(opened: Any, size: Any) -> No
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     opened.screenshot(path=ARTIFACTS / f"clip-fields-{size['width']}.png", full_page=True)
     assert opened.evaluate("document.documentElement.scrollWidth") <= size["width"]
-    opened.wait_for_timeout(500)  # what was changed is saved after a moment
+    saved(opened)
     reload(opened)
     opened.wait_for_selector("#timeline .cell >> nth=23")
     assert frames(opened, 24) == [0, 20, 23]

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 
 from ..conftest import APP, Server
-from .conftest import OTHER, draw, frames, reload, visit
+from .conftest import OTHER, draw, frames, reload, saved, visit
 from .test_history import clip, thumbnails
 
 
@@ -23,7 +23,7 @@ def test_the_chosen_endpoint_is_called_and_named(page: Any, stub: Server) -> Non
     made = httpx.get(f"{stub.url}/page/clips.json", headers=stub.headers(key)).json()["clips"]
     assert [each["endpoint"] for each in made] == [OTHER, APP]
     assert [name.split(", ")[2] for name in thumbnails(page, 2)] == [OTHER, APP]
-    page.wait_for_timeout(500)  # the choice is saved after a moment
+    saved(page)
     reload(page)
     page.wait_for_selector("#video", state="visible")
     assert page.input_value("#endpoint") == OTHER
@@ -40,7 +40,7 @@ def test_a_reload_goes_on_with_the_request_of_its_endpoint(page: Any, stub: Serv
     page.click("#submit")
     page.wait_for_selector("#state:has-text('denoise')")
     page.select_option("#endpoint", APP)
-    page.wait_for_timeout(500)
+    saved(page)
     reload(page)
     page.wait_for_selector("#video", state="visible")
     assert page.input_value("#endpoint") == APP
@@ -81,7 +81,7 @@ def test_a_reload_moves_keyframes_into_clips_that_became_shorter(page: Any, stub
     visit(page, f"{stub.url}/#key={stub.new_key()}")
     page.click("#example")
     page.wait_for_selector(".handle:not(.empty) >> nth=2")
-    page.wait_for_timeout(600)  # until it is saved
+    saved(page)
     page.route("**/page/about.json", shorter)
     reload(page)
     page.wait_for_selector(".handle:not(.empty) >> nth=2")

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 
 from ..conftest import APP, Server
-from .conftest import SCRIBBLE, draw, frames, reload, visit
+from .conftest import SCRIBBLE, draw, frames, reload, saved, visit
 
 COLOURS = """all => all.map(one => {
   const { data } = one.getContext("2d").getImageData(0, 0, 512, 512);
@@ -42,7 +42,7 @@ def test_a_reload_keeps_form_drawings_and_clips(page: Any, stub: Server) -> None
     clip(page, "second")
     page.fill("#prompt", "a third one, not made yet")
     drawings = page.locator(".drawing").evaluate_all(COLOURS)
-    page.wait_for_timeout(500)  # what was typed is saved after a moment
+    saved(page)
     reload(page)
     page.wait_for_selector("#video", state="visible")
     assert page.input_value("#prompt") == "a third one, not made yet"
@@ -78,7 +78,7 @@ def test_the_next_user_of_a_browser_is_not_shown_what_others_made(page: Any, stu
     visit(page, stub.url)
     draw(page, 0)
     page.fill("#prompt", "a secret")
-    page.wait_for_timeout(500)  # saved without a key
+    saved(page)  # without a key
     page.fill("#key", key)
     clip(page, "a secret", "5")
     thumbnails(page, 1)

@@ -15,7 +15,7 @@ def test_a_preview_of_every_step(page: Any, stub: Server) -> None:
         "new MutationObserver(() => shown(document.querySelector('#preview').src))"
         ".observe(document.querySelector('#preview'), { attributeFilter: ['src'] })"
     )
-    page.fill("#prompt", "slow 0.2")
+    page.fill("#prompt", "slow 0.5")
     page.click("#submit")
     page.wait_for_selector("#preview", state="visible")
     assert page.is_hidden("#player")
@@ -64,7 +64,7 @@ def test_a_clip_in_its_own_pixels_with_a_scrubber(page: Any, stub: Server) -> No
 def test_a_phone_moves_to_progress_and_clip(page: Any, stub: Server) -> None:
     page.set_viewport_size(PHONE)
     visit(page, f"{stub.url}/#key={stub.new_key()}")
-    page.fill("#prompt", "slow 0.3")
+    page.fill("#prompt", "slow 0.5")
     page.click("#submit")
     page.wait_for_selector("#state:has-text('denoise')")
     for part in ("#screen", "#progress", "#cancel"):
