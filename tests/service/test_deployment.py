@@ -59,7 +59,7 @@ def nginx(stub: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ht
         ) as client:
             yield client
         process.terminate()
-        told = process.communicate(timeout=20)[1]
+        told = process.communicate(timeout=60)[1]
     assert process.returncode == 0, told
 
 

@@ -24,7 +24,7 @@ from .stored_requests import DONE, new
 def test_a_repeated_submission_gets_the_first_request(stub: Server) -> None:
     def post(key: str = "", idempotency_key: str = "order 17", **given: Any) -> httpx.Response:
         headers = stub.headers(key or None) | {"Idempotency-Key": idempotency_key}
-        return httpx.post(stub.queue, headers=headers, json={"prompt": "a", "seed": 3, **given}, timeout=20)
+        return httpx.post(stub.queue, headers=headers, json={"prompt": "a", "seed": 3, **given})
 
     first, again = post(), post()
     assert first.json()["request_id"] == again.json()["request_id"] == again.headers["x-fal-request-id"]

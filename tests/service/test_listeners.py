@@ -10,5 +10,5 @@ from sparsectrl_lcm.service.http.listeners import Listener
 def test_clients_reach_an_address_of_either_family(host: str) -> None:
     if host == "::1" and not socket.has_ipv6:
         pytest.skip("no IPv6")
-    with Listener(host, 0).bind() as bound, socket.create_connection(bound.getsockname()[:2], timeout=5) as client:
+    with Listener(host, 0).bind() as bound, socket.create_connection(bound.getsockname()[:2], timeout=30) as client:
         assert client.getpeername()[:2] == bound.getsockname()[:2]

@@ -105,7 +105,7 @@ def endure(server: Server, outage: Any, problem: str, *, reads: bool) -> None:
     """Goes through an outage during which a clip is made for a stream and another for a connected caller."""
     failures, recoveries = lines(server, "the database failed"), lines(server, "the database works again")
     path = server.queue.removeprefix(server.url) + "/requests/"
-    ran = submit(server, "slow 0.8")
+    ran = submit(server, "slow 1.2")
     states = Stream(server, "GET", f"{path}{ran}/status/stream")
     run = Stream(server, "POST", "/fal-ai/animatediff-sparsectrl-lcm/stream", json={"prompt": "slow 0.1"})
     wait_until(lambda: states.status == run.status == 200)
