@@ -11,7 +11,7 @@ import httpx
 import pytest
 from sparsectrl_lcm.service.store import NewRequest, Outcome, SqlStore, WebhookRow
 
-from .conftest import APP, Server, started
+from .conftest import APP, Server, end_all, started
 from .test_webhooks import Receiver
 from .waiting import SECONDS, wait_until
 
@@ -51,9 +51,9 @@ def test_hanging_receivers_of_a_key_delay_no_other_key(tmp_path: Path, hanging: 
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
     shared = request.param == "postgresql"
     made = SqlStore(request.getfixturevalue("database") if shared else f"sqlite:///{tmp_path / 'a.sqlite3'}")
-    made.due_webhooks(1e9, 1e9, 1000)  # those of other tests
+    end_all(made)
     yield made
-    made.due_webhooks(1e9, 1e9, 1000)
+    end_all(made)
     made.close()
 
 
