@@ -52,7 +52,7 @@ def test_exif_tags_cause_no_warnings() -> None:
     assert not caught
 
 
-def read(files: list[Path], seconds: float = SECONDS, pixels: int = 10**6) -> None:
+def read(files: list[Path], seconds: float = 5 * SECONDS, pixels: int = 10**6) -> None:
     async def main() -> None:
         reader = PictureReader(pixels, seconds)
         try:
