@@ -138,7 +138,7 @@ def calibrate(bundle: Bundle, folder: Path, precision: str) -> dict[str, dict[st
         for graph in bundle.manifest.graphs
         if graph.startswith(IN_INT8)
     }
-    found = observe_samples(bundle, folder, models, OpenVinoSessions(bundle, "fp32"), open_session)
+    found = observe_samples(bundle, folder, models, OpenVinoSessions(bundle, "fp32"), open_session, means=True)
     return {
         graph: {layer: seen for layer, seen in of.items() if not LEFT_IN_INT8[precision].search(layer)}
         for graph, of in found.items()
@@ -196,5 +196,7 @@ def _typed(
     model = typed_graph(bundle, graph, precision, rewrite, stays_in_fp32)
     rounding = smooth(model, inputs)
     magnitudes = {layer: found.magnitude for layer, found in rounding.items()}
-    quantize(model, magnitudes, INT8, {layer: found.divisors for layer, found in rounding.items()})
+    divisors = {layer: found.divisors for layer, found in rounding.items()}
+    means = {layer: seen.means for layer, seen in inputs.items() if seen.means is not None}
+    quantize(model, magnitudes, INT8, divisors, means)
     return model

@@ -38,9 +38,11 @@ class Statistics:
 
     Attributes:
         channels: the largest magnitude of each of the C input channels, fp32 [C].
+        means: the mean of each channel, where each run counts the same, fp32 [C]; None if it was not observed.
     """
 
     channels: NDArray[np.float32]
+    means: NDArray[np.float32] | None = None
 
     @property
     def largest(self) -> float:
@@ -53,9 +55,12 @@ class ObservedGraph:
 
     Args:
         model: a portable or typed graph; it is changed in place.
+        means: whether the means are observed, besides the largest magnitudes.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, means: bool = False) -> None:
+        self._reductions = ("ReduceMax", "ReduceMean") if means else ("ReduceMax",)
+        self._runs = 0
         self._layers: dict[str, str] = {}
         sources: dict[str, tuple[ir.Value, ir.Node]] = {}
         for node in quantizable(model):
@@ -63,30 +68,40 @@ class ObservedGraph:
             self._layers[str(node.name)] = str(source.name)
             sources.setdefault(str(source.name), (source, node))
         self._sizes = {name: weight_shape(node)[input_axis(node)] for name, (_, node) in sources.items()}
-        self._seen = {name: np.zeros(size, np.float32) for name, size in self._sizes.items()}
-        _add_output(model.graph, list(sources.values()))
+        self._seen = {name: np.zeros((len(self._reductions), size)) for name, size in self._sizes.items()}
+        _add_output(model.graph, list(sources.values()), self._reductions)
 
     @property
     def output(self) -> TensorRecord:
-        """The further output of one run: the channels of all sources, fp32 [sum of C]."""
-        return TensorRecord(name=CHANNELS, dtype="float32", shape=(sum(self._sizes.values()),))
+        """The further output of one run: for each source its channels' magnitudes, then means; fp32, in one row."""
+        return TensorRecord(name=CHANNELS, dtype="float32", shape=(self._length,))
+
+    @property
+    def _length(self) -> int:
+        return len(self._reductions) * sum(self._sizes.values())
 
     def see(self, channels: Array) -> None:
         """Adds the further output of one run, one after another for each prompt."""
-        for run in channels.reshape(-1, max(1, sum(self._sizes.values()))):
+        for run in channels.reshape(-1, max(1, self._length)):
             start = 0
-            for name, size in self._sizes.items():
-                np.maximum(self._seen[name], run[start : start + size], out=self._seen[name])
-                start += size
+            for seen in self._seen.values():
+                found = run[start : start + seen.size].reshape(seen.shape)
+                np.maximum(seen[0], found[0], out=seen[0])
+                seen[1:] += found[1:]
+                start += seen.size
+            self._runs += 1
 
     def statistics(self) -> dict[str, Statistics]:
         """Returns the statistics so far by the layer's name, without layers that did not run or saw only zeros."""
-        return {
-            layer: Statistics(self._seen[source]) for layer, source in self._layers.items() if self._seen[source].any()
-        }
+        found = {}
+        for layer, source in self._layers.items():
+            largest, *sums = self._seen[source].astype(np.float32)
+            if largest.any():
+                found[layer] = Statistics(largest, sums[0] / self._runs if sums else None)
+        return found
 
 
-def _add_output(graph: ir.Graph, sources: list[tuple[ir.Value, ir.Node]]) -> None:
+def _add_output(graph: ir.Graph, sources: list[tuple[ir.Value, ir.Node]], reductions: Collection[str]) -> None:
     """Adds the output of `ObservedGraph` to a graph."""
     added = Rewriting(graph, "observed")
     first = added.integers(0)
@@ -98,12 +113,15 @@ def _add_output(graph: ir.Graph, sources: list[tuple[ir.Value, ir.Node]]) -> Non
             rank = len(weight_shape(layer))
             value = added.op("Transpose", value, perm=[0, *range(2, rank), 1])
         flat = added.op("Reshape", value, added.integers(-1, size))
-        largest = added.op("ReduceMax", added.op("Abs", flat), first, keepdims=0)
-        channels.append(added.op("Cast", largest, to=int(ir.DataType.FLOAT)))
+        for reduction in reductions:
+            operand = added.op("Abs", flat) if reduction == "ReduceMax" else flat
+            reduced = added.op(reduction, operand, first, keepdims=0)
+            channels.append(added.op("Cast", reduced, to=int(ir.DataType.FLOAT)))
     joined = added.join(*channels) if channels else added.constant(np.zeros(0, np.float32))
     result = added.op("Identity", joined)
     result.name, result.type = CHANNELS, ir.TensorType(ir.DataType.FLOAT)
-    result.shape = ir.Shape([sum(weight_shape(layer)[input_axis(layer)] for _, layer in sources)])
+    sizes = [weight_shape(layer)[input_axis(layer)] for _, layer in sources]
+    result.shape = ir.Shape([len(reductions) * sum(sizes)])
     graph.extend(added.nodes)
     graph.outputs.append(result)
 
@@ -175,6 +193,7 @@ def observe_samples(
     others: Sessions,
     open_session: OpenSession = open_on_onnxruntime,
     sizes: Collection[ClipSize] | None = None,
+    means: bool = False,
 ) -> dict[str, dict[str, Statistics]]:
     """Runs the sample requests; returns what came into each matrix layer, by graph and layer.
 
@@ -185,11 +204,12 @@ def observe_samples(
         others: run the other graphs; they are closed.
         open_session: opens the observed graphs.
         sizes: of the clips; None takes small, short ones, and those of `example_requests.sample_size`.
+        means: whether the means of channels are observed, too. They need a second pass over each input.
     """
     observed = {}
     for graph, make in models.items():
         path, model = folder / f"{graph}.observed.onnx", make()
-        observed[graph] = (path, ObservedGraph(model))
+        observed[graph] = (path, ObservedGraph(model, means))
         write_typed(model, path)
         del model
         gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from . import bias_correction
 from .layers import input_axis, layer_input, layer_weight, output_axis, quantizable, weight_shape
 from .number_formats import NumberFormat
 
@@ -26,6 +27,7 @@ def quantize(
     ranges: Mapping[str, float],
     numbers: NumberFormat,
     divisors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    means: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
 ) -> int:
     """Rounds every matrix layer with a known input range, in place; returns how many.
 
@@ -35,6 +37,8 @@ def quantize(
         numbers: the format.
         divisors: what each of the C channels of a layer's input is divided by before, [C], by the layer's name; the
             weight is multiplied by it. Layers with the same input have the same.
+        means: the mean of each channel of a layer's input, [C], by the layer's name: the error that it meets in the
+            rounded weight is subtracted from the result (`bias_correction`).
     """
     layers: dict[ir.Value, list[ir.Node]] = {}
     for node in quantizable(model):
@@ -46,8 +50,12 @@ def quantize(
         largest = None if numbers.per_channel else cache(partial(_largest, weights))
         rounded = _activation(model.graph, nodes[0], ranges[name], numbers, divisors.get(name))
         for node, weight in zip(nodes, weights, strict=True):
+            magnitudes = largest or weight.magnitudes
+            if node.name in means:
+                error = partial(_mean_error, weight, magnitudes, input_axis(node), means[node.name])
+                bias_correction.subtract(model.graph, node, error, weight.floats, numbers.name)
             node.replace_input_with(0, rounded)
-            node.replace_input_with(1, _rounded_weight(model.graph, node, weight, largest or weight.magnitudes))
+            node.replace_input_with(1, _rounded_weight(model.graph, node, weight, magnitudes))
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
     return sum(map(len, layers.values()))
@@ -138,13 +146,29 @@ class _Weight:
 
     def rounded(self, magnitudes: NDArray[np.float32]) -> NDArray[np.generic]:
         """The values as numbers of 8 bits."""
+        return self.numbers.round(self.values() / self._scale(magnitudes))
+
+    def error(self, magnitudes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How far the rounded weight is from the exact one, for an input that is not divided."""
+        found = self.rounded(magnitudes).astype(np.float32) * self._scale(magnitudes) - self.values()
+        return np.asarray(found * self.factors)
+
+    def _scale(self, magnitudes: NDArray[np.float32]) -> NDArray[np.float32]:
         scale = self.scale(magnitudes).astype(np.float32)
-        return self.numbers.round(self.values() / (_along(scale, self.axis, len(self.shape)) if scale.ndim else scale))
+        return _along(scale, self.axis, len(self.shape)) if scale.ndim else scale
 
 
 def _largest(weights: Iterable[_Weight]) -> NDArray[np.float32]:
     """Returns the largest magnitude of all weights."""
     return np.asarray(max(weight.magnitudes().max() for weight in weights))
+
+
+def _mean_error(
+    weight: _Weight, magnitudes: Callable[[], NDArray[np.float32]], axis: int, means: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Returns the error of a layer's result for an input that is everywhere its mean, fp32 [out]."""
+    error = weight.error(magnitudes()) * _along(means, axis, len(weight.shape))
+    return np.asarray(error.sum(axis=tuple(set(range(error.ndim)) - {weight.axis}), dtype=np.float64), np.float32)
 
 
 def _rounded_weight(

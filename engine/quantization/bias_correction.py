@@ -1,0 +1,78 @@
+"""Takes the mean error of rounded weights out of a layer's result (bias correction, Nagel et al. 2019, arXiv:1906.04721).
+
+What comes into a layer has a mean of its own in each channel: behind SiLU, norms and attention it makes more than half
+of the square of the values. The error that it meets in the rounded weight is the same for all pixels and frames. It is
+known when the weight is rounded, so that the layer's bias can take it back.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..rewrites.exact_simplifications import weight_shape
+from .layers import layer_weight, output_axis
+
+Vector = Callable[[], NDArray[np.float32]]
+
+
+def subtract(graph: ir.Graph, node: ir.Node, error: Vector, dtype: ir.DataType, suffix: str) -> None:
+    """Subtracts a vector from the result of a layer: in its bias, or in a new one.
+
+    Args:
+        graph: the graph of the layer.
+        node: the layer, a product or a convolution. The Add that takes its result has its bias, if that is a constant.
+        error: gives the vector, fp32 [out]. It is called when the graph is written.
+        dtype: of a new bias.
+        suffix: of its name.
+    """
+    place = _bias(node)
+    bias = place[0].inputs[place[1]] if place is not None else None
+    known = bias.const_value if bias is not None else None
+    dtype = ir.DataType(known.dtype) if known is not None else dtype
+
+    def corrected() -> ir.Tensor:
+        before = known.numpy().astype(np.float32) if known is not None else np.float32(0)
+        return ir.Tensor(np.asarray(before - error(), dtype.numpy()), dtype=dtype)
+
+    size = weight_shape(layer_weight(node))[output_axis(node)]
+    name = f"{node.name}.bias.{suffix}"
+    tensor = ir.LazyTensor(corrected, dtype=dtype, shape=ir.Shape([size]), name=name, cache=True)
+    value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(dtype))
+    graph.register_initializer(value)
+    if place is not None:
+        place[0].replace_input_with(place[1], value)
+    elif node.op_type == "Conv":
+        node.resize_inputs(3)
+        node.replace_input_with(2, value)
+    else:
+        _add(graph, node, value)
+
+
+def _bias(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Returns the node that takes the bias of a layer, and the index among its inputs."""
+    if node.op_type == "Conv":
+        return (node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add":
+        return None
+    other = uses[0].node.inputs[1 - uses[0].idx]
+    constant = other.const_value if other is not None else None
+    return (uses[0].node, 1 - uses[0].idx) if constant is not None and len(constant.shape) == 1 else None
+
+
+def _add(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Adds a vector to the result of a product that has no bias."""
+    result = node.outputs[0]
+    users = list(result.uses())
+    addition = ir.node("Add", [result, value], name=f"{node.name}.bias/Add")
+    corrected = addition.outputs[0]
+    corrected.name, corrected.type, corrected.shape = result.name, result.type, result.shape
+    result.name = f"{result.name}.uncorrected"
+    for use in users:
+        use.node.replace_input_with(use.idx, corrected)
+    for index, output in enumerate(graph.outputs):
+        if output is result:
+            graph.outputs[index] = corrected
+    graph.insert_after(node, addition)
