@@ -24,8 +24,10 @@ PROMPTS = (
 )
 MAX_SIDE = 256
 """Pixels; keeps the calibration short. From here on the ranges of values hardly depend on the size."""
-SMALL_SIDE, SMALL_FRAMES = 64, 4
+SMALL_SIDE, SMALL_FRAMES = 32, 4
 """Pixels and frames of the small clips that calibration runs besides."""
+_SQUARE = 8
+"""Pixels; the side of the squares of `picture`."""
 
 
 def run_samples(
@@ -101,9 +103,15 @@ def scribble(place: float, width: int, height: int) -> NDArray[np.uint8]:
 
 
 def picture(place: float, width: int, height: int) -> NDArray[np.uint8]:
-    """A red disc on a gradient, uint8 [H, W, 3]; it moves to the right with `place`, 0 to 1."""
+    """A red disc on a gradient and on squares of random colours, uint8 [H, W, 3]; it moves to the right with `place`.
+
+    The squares stand for the details of a photograph: the latents of a gradient alone are small.
+    """
     x, y, distance = _from_centre(place, width, height)
     ground = np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 160)], axis=2)
+    colours = np.random.default_rng(0).integers(0, 256, (-(-height // _SQUARE), -(-width // _SQUARE), 3))
+    squares = colours.repeat(_SQUARE, axis=0).repeat(_SQUARE, axis=1)[:height, :width]
+    ground = np.where((y < height / 2)[:, :, None], ground, squares)
     return np.where((distance < height / 5)[:, :, None], np.array([220, 60, 40]), ground).astype(np.uint8)
 
 
