@@ -49,31 +49,44 @@ IN_INT8 = ("unet", "controlnet_")
 
 _KEYS_OVER_TIME = r"\.motion_modules\..*attn2\.to_[kv]/"
 """Keys and values of the second attentions over time. Their frames in int8 have not been compared."""
+_STREAM = r"\.(conv_shortcut|downsamplers\.\d+\.conv)/ | ^controlnet_(down|mid)_block"
+"""Convolutions that take a residual stream itself."""
+
+
+def _layers(pattern: str) -> re.Pattern[str]:
+    return re.compile(f"{pattern} | {_KEYS_OVER_TIME}", re.VERBOSE)
+
+
+_FEW = _layers(
+    r"""
+    ^(down_blocks\.\d\.resnets\.0|up_blocks\.(2\.resnets\.0|[123]\.resnets\.[12]))\.conv_shortcut/
+    | ^down_blocks\.0\.downsamplers\.
+    | ^controlnet_(down_blocks\.(0|9|10|11)|mid_block)/     # the first, and those of the fewest pixels
+    | ^down_blocks\.0\.(attentions|motion_modules)\.0\..*proj_(in|out)/  # of the first two transformers
+    """
+)
 LEFT_IN_INT8 = {
-    "bf16": re.compile(
-        rf"""
-        \.(conv_shortcut|downsamplers\.\d+\.conv)/ | ^controlnet_(down|mid)_block  # take a residual stream itself
-        | \.proj_(in|out)/                                                        # into and out of transformers
-        | ^down_blocks\.0\.(attentions|motion_modules)\.0\..*(ff\.net\.2|to_out\.0)/  # of the first two transformers
-        | {_KEYS_OVER_TIME}
-        """,
-        re.VERBOSE,
-    ),
-    "fp32": re.compile(
-        rf"""
-        ^(down_blocks\.\d\.resnets\.0|up_blocks\.(2\.resnets\.0|[123]\.resnets\.[12]))\.conv_shortcut/
-        | ^down_blocks\.0\.downsamplers\.
-        | ^controlnet_(down_blocks\.(0|9|10|11)|mid_block)/     # the first, and those of the fewest pixels
-        | ^down_blocks\.0\.(attentions|motion_modules)\.0\..*proj_(in|out)/  # of the first two transformers
-        | {_KEYS_OVER_TIME}
-        """,
-        re.VERBOSE,
-    ),
+    "bf16": {
+        "unet": _layers(
+            rf"""
+            {_STREAM}
+            | \.proj_(in|out)/                                                        # into and out of transformers
+            | ^down_blocks\.0\.(attentions|motion_modules)\.0\..*(ff\.net\.2|to_out\.0)/  # of the first two transformers
+            """
+        ),
+        "controlnet_": _layers(
+            rf"""
+            {_STREAM}
+            | (\.motion_modules\.|^down_blocks\.0\.attentions\.).*(proj_in|proj_out|to_out\.0|ff\.net\.2)/
+            """
+        ),
+    },
+    "fp32": {"unet": _FEW, "controlnet_": _FEW},
 }
-"""Layers that keep the other type, by this type. Beside keys and values they are those that cost the most error for
-their work (docs/cpu.md): they take or give a residual stream, and the error of the first two transformers goes through
-all layers after them. In bf16 they are 9.3% of the UNet's products and 14% of SparseCtrl's. A product in fp32 takes
-four times as long as in int8, so that fewer are left out there: 1.9% and 2.5%."""
+"""Layers that keep the other type, by this type and the prefix of the graph. Beside keys and values they are those that
+cost the most error for their work (docs/cpu.md): they take or give a residual stream, and the error of the first
+transformers goes through all layers after them. In bf16 they are 9.3% of the UNet's products and 21% of SparseCtrl's.
+A product in fp32 takes four times as long as in int8, so that fewer are left out there: 1.9% and 2.5%."""
 
 FILTERED = ("unet", "vae_")
 """Name prefixes of the graphs whose fp32 convolutions are rewritten. Not SparseCtrl, which would grow by
@@ -140,9 +153,14 @@ def calibrate(bundle: Bundle, folder: Path, precision: str) -> dict[str, dict[st
     }
     found = observe_samples(bundle, folder, models, OpenVinoSessions(bundle, "fp32"), open_session, means=True)
     return {
-        graph: {layer: seen for layer, seen in of.items() if not LEFT_IN_INT8[precision].search(layer)}
+        graph: {layer: seen for layer, seen in of.items() if not is_left_out(graph, layer, precision)}
         for graph, of in found.items()
     }
+
+
+def is_left_out(graph: str, layer: str, precision: str) -> bool:
+    """Whether a layer keeps the precision that stands beside int8."""
+    return any(left.search(layer) for prefix, left in LEFT_IN_INT8[precision].items() if graph.startswith(prefix))
 
 
 def compare(bundle: Bundle, graph: str, path: Path, precision: str) -> dict[str, float]:

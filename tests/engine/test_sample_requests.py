@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from sparsectrl_lcm.engine.quantization.observer import observe_samples
 from sparsectrl_lcm.runtime.cpu.sessions import Array
+from sparsectrl_lcm.runtime.example_requests import picture
 from sparsectrl_lcm.runtime.format.bundle import Bundle
 from sparsectrl_lcm.runtime.format.clip_layout import ONE_PROMPT
 from sparsectrl_lcm.runtime.format.manifest import resolve_shape
@@ -54,3 +55,9 @@ def test_calibration_sees_clips_with_few_and_with_many_keyframes(tmp_path: Path)
         shares = {float(feeds["conditioning_mask"][feeds["frame_index"]].mean()) for feeds in runs}
         assert shares == {3 / 16, 3 / 4}
     assert {feeds["latents"].shape[2] for feeds in sessions.seen["unet"]} == {bundle.manifest.sizes.frames, 4}
+
+
+def test_sample_pictures_have_details() -> None:
+    """In a smooth picture neighbouring pixels are alike. The latents of its VAE are small."""
+    steps = np.abs(np.diff(picture(0.5, 128, 96).astype(int), axis=1))
+    assert np.quantile(steps, 0.97) > 32
