@@ -70,8 +70,8 @@ LEFT_IN_INT8 = {
         "unet": _layers(
             rf"""
             {_STREAM}
-            | \.proj_(in|out)/                                                        # into and out of transformers
-            | ^down_blocks\.0\.(attentions|motion_modules)\.0\..*(ff\.net\.2|to_out\.0)/  # of the first two transformers
+            | \.proj_(in|out)/  # into and out of transformers
+            | ^down_blocks\.0\.(attentions|motion_modules)\.0\..*(ff\.net\.2|to_out\.0)/  # of the first two
             """
         ),
         "controlnet_": _layers(

@@ -1,4 +1,4 @@
-"""Takes the mean error of rounded weights out of a layer's result (bias correction, Nagel et al. 2019, arXiv:1906.04721).
+"""Takes the mean error of rounded weights out of results (bias correction, Nagel et al. 2019, arXiv:1906.04721).
 
 What comes into a layer has a mean of its own in each channel: behind SiLU, norms and attention it makes more than half
 of the square of the values. The error that it meets in the rounded weight is the same for all pixels and frames. It is

@@ -95,9 +95,10 @@ class ObservedGraph:
         """Returns the statistics so far by the layer's name, without layers that did not run or saw only zeros."""
         found = {}
         for layer, source in self._layers.items():
-            largest, *sums = self._seen[source].astype(np.float32)
+            largest, *sums = self._seen[source]
             if largest.any():
-                found[layer] = Statistics(largest, sums[0] / self._runs if sums else None)
+                means = (sums[0] / self._runs).astype(np.float32) if sums else None
+                found[layer] = Statistics(largest.astype(np.float32), means)
         return found
 
 

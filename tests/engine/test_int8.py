@@ -145,7 +145,7 @@ def test_layers_with_the_same_input_share_its_division(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("graph", "bound"), [("unet", 0.0135), ("controlnet_scribble", 0.0128)])
 def test_error_of_the_demo_model(graph: str, bound: float, tmp_path: Path) -> None:
-    """With the layers in int8 that are left out beside bf16 and not beside fp32, the errors would be 0.018 and 0.0134."""
+    """With the layers in int8 that only int8 beside bf16 leaves out, the errors would be 0.018 and 0.0134."""
     bundle = Bundle.load(demo_bundle())
     feeds, model = random_inputs(bundle, graph), openvino._typed(bundle, graph, "fp32", {})
     observed = ObservedGraph(model, means=True)
