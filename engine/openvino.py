@@ -216,5 +216,6 @@ def _typed(
     magnitudes = {layer: found.magnitude for layer, found in rounding.items()}
     divisors = {layer: found.divisors for layer, found in rounding.items()}
     means = {layer: seen.means for layer, seen in inputs.items() if seen.means is not None}
-    quantize(model, magnitudes, INT8, divisors, means)
+    smallest = {layer: found.smallest for layer, found in rounding.items() if found.smallest is not None}
+    quantize(model, magnitudes, INT8, divisors, means, smallest)
     return model

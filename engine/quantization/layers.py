@@ -34,6 +34,18 @@ def layer_input(node: ir.Node) -> ir.Value:
     return source
 
 
+def is_silu(value: ir.Value) -> bool:
+    """Whether a value is the SiLU of another: x * sigmoid(x)."""
+    node = value.producer()
+    if node is None or node.op_type != "Mul":
+        return False
+    for source, factor in (node.inputs, node.inputs[::-1]):
+        gate = factor.producer() if factor is not None else None
+        if gate is not None and gate.op_type == "Sigmoid" and gate.inputs[0] is source:
+            return True
+    return False
+
+
 def layer_weight(node: ir.Node) -> ir.Value:
     """Returns the weight of a layer: [in, out] of a product, [out, in, ...] of a convolution."""
     weight = node.inputs[1]

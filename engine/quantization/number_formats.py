@@ -35,6 +35,12 @@ class NumberFormat:
         return np.asarray(np.rint(limited) if self.dtype == ir.DataType.INT8 else limited, self.dtype.numpy())
 
 
+def scale_and_zero(largest: float, smallest: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Returns scale and zero point of integers from 0 to 255 for values from `smallest`, below zero, to `largest`."""
+    scale = (max(largest, _SMALLEST) - smallest) / 255
+    return np.asarray(scale, np.float32), np.asarray(np.rint(-smallest / scale), np.uint8)
+
+
 _SMALLEST = 1e-6
 INT8 = NumberFormat("int8", ir.DataType.INT8, 127.0, per_channel=True)
 """Symmetric integers from -127 to 127 (Jacob et al. 2018, arXiv:1712.05877; arXiv:2004.09602)."""

@@ -1,8 +1,8 @@
 """Rounds matrix layers to 8 bits with QuantizeLinear and DequantizeLinear.
 
-Weights have a scale per output channel or one for the layers with the same input, activations one per tensor; both are
-symmetric. A library that finds the pair before a layer multiplies 8 bits by 8 bits. Everything else keeps its type in
-the graph.
+Weights have a scale per output channel or one for the layers with the same input, activations one per tensor. Both are
+symmetric, but for activations that are hardly below zero. A library that finds the pair before a layer multiplies 8
+bits by 8 bits. Everything else keeps its type in the graph.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import bias_correction
 from .layers import input_axis, layer_input, layer_weight, output_axis, quantizable, weight_shape
-from .number_formats import NumberFormat
+from .number_formats import NumberFormat, scale_and_zero
 
 _SMALLEST_FP16 = float(np.finfo(np.float16).tiny)
 
@@ -28,6 +28,7 @@ def quantize(
     numbers: NumberFormat,
     divisors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     means: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    smallest: Mapping[str, float] = MappingProxyType({}),
 ) -> int:
     """Rounds every matrix layer with a known input range, in place; returns how many.
 
@@ -39,6 +40,8 @@ def quantize(
             weight is multiplied by it. Layers with the same input have the same.
         means: the mean of each channel of a layer's input, [C], by the layer's name: the error that it meets in the
             rounded weight is subtracted from the result (`bias_correction`).
+        smallest: the smallest value of a layer's input after the division, by the layer's name: the input becomes
+            unsigned integers with a zero point.
     """
     layers: dict[ir.Value, list[ir.Node]] = {}
     for node in quantizable(model):
@@ -48,7 +51,11 @@ def quantize(
         name = nodes[0].name or ""
         weights = [_Weight.of(node, numbers, divisors.get(name)) for node in nodes]
         largest = None if numbers.per_channel else cache(partial(_largest, weights))
-        rounded = _activation(model.graph, nodes[0], ranges[name], numbers, divisors.get(name))
+        if name in smallest:
+            scale, zero = scale_and_zero(ranges[name], smallest[name])
+        else:
+            scale, zero = numbers.scale(ranges[name]), numbers.round(np.zeros(()))
+        rounded = _activation(model.graph, nodes[0], scale, zero, numbers.name, divisors.get(name))
         for node, weight in zip(nodes, weights, strict=True):
             magnitudes = largest or weight.magnitudes
             if node.name in means:
@@ -62,17 +69,22 @@ def quantize(
 
 
 def _activation(
-    graph: ir.Graph, node: ir.Node, magnitude: float, numbers: NumberFormat, divisors: NDArray[np.float32] | None
+    graph: ir.Graph,
+    node: ir.Node,
+    scale: NDArray[np.float32],
+    zero: NDArray[np.generic],
+    suffix: str,
+    divisors: NDArray[np.float32] | None,
 ) -> ir.Value:
     """Divides and rounds the input of `node` and returns it as floats again."""
     source, floats = layer_input(node), _type(layer_weight(node))
-    name = f"{source.name}.{numbers.name}"
-    scale = _initializer(graph, ir.Tensor(_in(floats, numbers.scale(magnitude)), dtype=floats, name=f"{name}.scale"))
-    zero = _initializer(graph, ir.Tensor(numbers.round(np.zeros(())), dtype=numbers.dtype, name=f"{name}.zero"))
+    name = f"{source.name}.{suffix}"
+    scales = _initializer(graph, ir.Tensor(_in(floats, scale), dtype=floats, name=f"{name}.scale"))
+    zeros = _initializer(graph, ir.Tensor(zero, dtype=ir.DataType.from_numpy(zero.dtype), name=f"{name}.zero"))
     nodes = [] if divisors is None else [_division(graph, node, divisors, f"{name}.divided")]
     divided = nodes[0].outputs[0] if nodes else source
-    down = ir.node("QuantizeLinear", [divided, scale, zero], name=f"{name}/QuantizeLinear")
-    up = ir.node("DequantizeLinear", [down.outputs[0], scale, zero], name=f"{name}/DequantizeLinear")
+    down = ir.node("QuantizeLinear", [divided, scales, zeros], name=f"{name}/QuantizeLinear")
+    up = ir.node("DequantizeLinear", [down.outputs[0], scales, zeros], name=f"{name}/DequantizeLinear")
     down.outputs[0].name, up.outputs[0].name = name, f"{name}.values"
     producer = source.producer()
     if producer is None:
