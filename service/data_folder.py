@@ -27,7 +27,8 @@ _OWNER_NAME = re.compile(rb"[0-9a-f]{32}\s*")
 def locked(data: Path) -> Iterator[bool]:
     """Locks the data folder for this process and makes it private. The lock ends with the process.
 
-    Yields whether the folder was made for this. It is then removed if the block raises while there is no file in it.
+    Yields whether the folder was made for this. A new folder is removed if the block raises and it holds no file but
+    the lock.
 
     Raises:
         InvalidRequest: the folder cannot be used, no server created it, or another server uses it.
@@ -82,7 +83,7 @@ def write_first_key(data: Path, key: str) -> Path:
 
 
 def remove_written(data: Path) -> None:
-    """Removes what a start writes before anybody has a key or a request."""
+    """Removes the database, name, certificates and work folders of a start that nobody used."""
     for name in (SQLITE, f"{SQLITE}-wal", f"{SQLITE}-shm", OWNER):
         (data / name).unlink(missing_ok=True)
     for name in ("tls", "work", "tmp"):

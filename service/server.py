@@ -168,9 +168,8 @@ async def serve(
                 server.should_exit = True
             await asyncio.gather(*tasks)
             refusal = refused.result() if refused.done() and not refused.cancelled() else None
-            in_vain = is_new and refusal is not None and await _is_unused(service.store)
         watching.cancel()
-        if in_vain:
+        if is_new and refusal is not None and _is_unused(settings):
             remove_written(settings.data)
         if refusal is not None:
             raise refusal
@@ -206,10 +205,10 @@ async def _refused(service: Service) -> SparseCtrlLcmError:
             wait.cancel()
 
 
-async def _is_unused(store: SqlStore) -> bool:
-    """Whether a data folder whose start was refused is of no use, since only a shared database may have any rows."""
-    with contextlib.suppress(*STORE_FAILURES):
-        return store.shared or await store.read(store.is_unused)
+def _is_unused(settings: Settings) -> bool:
+    """Whether a start that was refused, and is over, has left nothing that somebody needs. Blocks."""
+    with contextlib.suppress(*STORE_FAILURES), contextlib.closing(SqlStore(settings.database_url)) as store:
+        return store.is_unused(owner_name(settings.data))
     return False
 
 

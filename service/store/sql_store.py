@@ -23,11 +23,14 @@ files, webhooks = tables.files, tables.webhooks
 class SqlStore(Requests, Attempts):
     """Requests, logs, keys, files and webhooks."""
 
-    def is_unused(self) -> bool:
-        """Returns whether there is no key, request or file."""
+    def is_unused(self, owner: str) -> bool:
+        """Returns whether there is no key, request or file; in a shared database, no request of this server."""
+        used = [select(table) for table in (tables.keys, tables.requests, files)]
+        if self.shared:
+            columns = tables.requests.c
+            used = [select(tables.requests).where((columns.owner == owner) | (columns.home == owner))]
         with self._read() as connection:
-            used = (select(select(table).exists()) for table in (tables.keys, tables.requests, files))
-            return not any(connection.execute(query).scalar_one() for query in used)
+            return not any(connection.execute(select(query.exists())).scalar_one() for query in used)
 
     # Clips
 

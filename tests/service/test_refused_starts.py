@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pytest
 from sparsectrl_lcm.runtime.errors import BackendError
 from sparsectrl_lcm.service.auth.api_keys import create_key
 from sparsectrl_lcm.service.components import Service
+from sparsectrl_lcm.service.data_folder import owner_name
 from sparsectrl_lcm.service.http.listeners import Listener
 from sparsectrl_lcm.service.http.local_authority import local_certificate
 from sparsectrl_lcm.service.http.tls_certificates import Certificate
 from sparsectrl_lcm.service.server import serve
 from sparsectrl_lcm.service.settings import Settings
+from sparsectrl_lcm.service.store import SqlStore
 
 from .conftest import ports
 from .stand_in import new
@@ -61,3 +64,14 @@ def test_what_somebody_has_done_meanwhile_is_kept(tmp_path: Path, use: Callable[
     data, used = tmp_path / "data", []
     refused(Settings(data, pool="ray"), lambda service: used.append(use(service)))
     assert used and (data / kept).exists()
+
+
+def test_a_request_in_a_shared_database_keeps_the_name_of_its_server(tmp_path: Path, database: str) -> None:
+    def submitted(service: Service) -> None:
+        service.store.submit(new("kept", home=owner_name(tmp_path / "data")), limit=9, key_limit=9)
+
+    refused(Settings(tmp_path / "data", pool="ray", database=database), submitted)
+    opened = SqlStore(database)
+    opened.cancel("kept", time.time())  # no later server shall make it
+    opened.close()
+    assert (tmp_path / "data/owner").exists()
