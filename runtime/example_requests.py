@@ -54,9 +54,10 @@ def run_samples(
 
 
 def sample_size(bundle: Bundle, max_side: int = MAX_SIDE) -> ClipSize:
-    """The bundle's clip size, but with sides of at most `max_side` pixels."""
+    """The bundle's clip size, but with sides of at most `max_side` pixels, or the smallest side that it allows."""
     sizes = bundle.manifest.sizes
-    width, height = (min(side, max_side - max_side % sizes.multiple) for side in (sizes.width, sizes.height))
+    most = max(sizes.multiple, max_side - max_side % sizes.multiple)
+    width, height = (min(side, most) for side in (sizes.width, sizes.height))
     return ClipSize(width=width, height=height, frames=sizes.frames)
 
 

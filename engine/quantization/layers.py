@@ -35,15 +35,24 @@ def layer_input(node: ir.Node) -> ir.Value:
 
 
 def is_silu(value: ir.Value) -> bool:
-    """Whether a value is the SiLU of another: x * sigmoid(x)."""
-    node = value.producer()
+    """Whether a value is the SiLU of another, x * sigmoid(x), in any type."""
+    node = _before_casts(value)
     if node is None or node.op_type != "Mul":
         return False
     for source, factor in (node.inputs, node.inputs[::-1]):
-        gate = factor.producer() if factor is not None else None
+        gate = _before_casts(factor)
         if gate is not None and gate.op_type == "Sigmoid" and gate.inputs[0] is source:
             return True
     return False
+
+
+def _before_casts(value: ir.Value | None) -> ir.Node | None:
+    """Returns the node that computes a value, before it is cast."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type == "Cast":
+        source = node.inputs[0]
+        node = source.producer() if source is not None else None
+    return node
 
 
 def layer_weight(node: ir.Node) -> ir.Value:

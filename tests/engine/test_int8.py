@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from sparsectrl_lcm.engine import openvino
 from sparsectrl_lcm.engine.check import random_inputs, run_portable
-from sparsectrl_lcm.engine.quantization.layers import input_axis, quantizable, weight_shape
+from sparsectrl_lcm.engine.quantization.layers import input_axis, is_silu, layer_input, quantizable, weight_shape
 from sparsectrl_lcm.engine.quantization.number_formats import INT8
 from sparsectrl_lcm.engine.quantization.observer import CHANNELS, ObservedGraph, Statistics
 from sparsectrl_lcm.engine.quantization.quantize_dequantize import quantize
@@ -188,6 +188,14 @@ def test_error_of_the_demo_model(graph: str, bound: float, tmp_path: Path) -> No
     (actual,) = run_portable(tmp_path / "rounded.onnx", feeds)
     errors = [np.sqrt(np.square(actual[name] - exact[name]).mean() / np.square(exact[name]).mean()) for name in exact]
     assert 0.005 < max(errors) < bound
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_convolutions_of_residual_blocks_take_a_silu(precision: str) -> None:
+    """In both types: beside bf16 a cast stands between."""
+    layers = quantizable(openvino._typed(Bundle.load(demo_bundle()), "controlnet_scribble", precision, {}))
+    found = {str(node.name) for node in layers if is_silu(layer_input(node))}
+    assert found == {str(node.name) for node in layers if re.search(r"resnets\.\d\.conv\d/", str(node.name))}
 
 
 def test_beside_fp32_one_pixel_is_enough(tmp_path: Path) -> None:
