@@ -1,8 +1,9 @@
 """Takes the mean error of rounded weights out of results (bias correction, Nagel et al. 2019, arXiv:1906.04721).
 
 What comes into a layer has a mean of its own in each channel: behind SiLU, norms and attention it makes more than half
-of the square of the values. The error that it meets in the rounded weight is the same for all pixels and frames. It is
-known when the weight is rounded, so that the layer's bias can take it back.
+of the square of the values. Through the rounding error of the weight it adds the same offset to all pixels and frames,
+apart from the borders of a convolution. The offset is known when the weight is rounded, and the layer's bias makes up
+for it.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def subtract(graph: ir.Graph, node: ir.Node, error: Vector, dtype: ir.DataType, 
         dtype: of a new bias.
         suffix: of its name.
     """
-    place = _bias(node)
+    place = _bias(node, graph)
     bias = place[0].inputs[place[1]] if place is not None else None
     known = bias.const_value if bias is not None else None
     dtype = ir.DataType(known.dtype) if known is not None else dtype
@@ -50,12 +51,12 @@ def subtract(graph: ir.Graph, node: ir.Node, error: Vector, dtype: ir.DataType, 
         _add(graph, node, value)
 
 
-def _bias(node: ir.Node) -> tuple[ir.Node, int] | None:
+def _bias(node: ir.Node, graph: ir.Graph) -> tuple[ir.Node, int] | None:
     """Returns the node that takes the bias of a layer, and the index among its inputs."""
     if node.op_type == "Conv":
         return (node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
     uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0].node.op_type != "Add":
+    if any(output is node.outputs[0] for output in graph.outputs) or len(uses) != 1 or uses[0].node.op_type != "Add":
         return None
     other = uses[0].node.inputs[1 - uses[0].idx]
     constant = other.const_value if other is not None else None

@@ -20,7 +20,7 @@ def quantizable(model: ir.Model) -> list[ir.Node]:
 
 
 def _has_weight(node: ir.Node) -> bool:
-    if node.op_type not in ("MatMul", "Conv"):
+    if node.op_type not in ("MatMul", "Conv") or node.attributes.get_int("group", 1) != 1:
         return False
     weight = node.inputs[1]
     shape = weight.const_value.shape if weight is not None and weight.const_value is not None else None

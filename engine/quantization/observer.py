@@ -205,7 +205,7 @@ def observe_samples(
         others: run the other graphs; they are closed.
         open_session: opens the observed graphs.
         sizes: of the clips; None takes small, short ones, and those of `example_requests.sample_size`.
-        means: whether the means of channels are observed, too. They need a second pass over each input.
+        means: whether to observe the means of channels, too; each input is then read twice.
     """
     observed = {}
     for graph, make in models.items():

@@ -38,8 +38,8 @@ def quantize(
         numbers: the format.
         divisors: what each of the C channels of a layer's input is divided by before, [C], by the layer's name; the
             weight is multiplied by it. Layers with the same input have the same.
-        means: the mean of each channel of a layer's input, [C], by the layer's name: the error that it meets in the
-            rounded weight is subtracted from the result (`bias_correction`).
+        means: the mean of each channel of a layer's input, [C], by the layer's name: the offset that it causes through
+            the rounding error of the weight is subtracted from the result (`bias_correction`).
         smallest: the smallest value of a layer's input after the division, by the layer's name: the input becomes
             unsigned integers with a zero point.
     """
@@ -178,7 +178,7 @@ def _largest(weights: Iterable[_Weight]) -> NDArray[np.float32]:
 def _mean_error(
     weight: _Weight, magnitudes: Callable[[], NDArray[np.float32]], axis: int, means: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Returns the error of a layer's result for an input that is everywhere its mean, fp32 [out]."""
+    """Returns how far a layer's result is off if its input is everywhere its mean, fp32 [out]."""
     error = weight.error(magnitudes()) * _along(means, axis, len(weight.shape))
     return np.asarray(error.sum(axis=tuple(set(range(error.ndim)) - {weight.axis}), dtype=np.float64), np.float32)
 

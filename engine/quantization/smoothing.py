@@ -35,7 +35,7 @@ class InputRounding:
     Attributes:
         magnitude: the magnitude that becomes the largest number, after the division.
         divisors: what each of the C channels is divided by, fp32 [C].
-        smallest: the smallest value after the division if it is known to be nearer to zero, else None.
+        smallest: the smallest value after the division, if it is nearer to zero than `-magnitude`.
     """
 
     magnitude: float
