@@ -173,9 +173,9 @@ def test_layers_with_the_same_input_share_its_division(tmp_path: Path) -> None:
     assert sum(node.op_type == "Mul" for node in model.graph) == 1
 
 
-@pytest.mark.parametrize(("graph", "bound"), [("unet", 0.011), ("controlnet_scribble", 0.0105)])
+@pytest.mark.parametrize(("graph", "bound"), [("unet", 0.0145), ("controlnet_scribble", 0.0105)])
 def test_error_of_the_demo_model(graph: str, bound: float, tmp_path: Path) -> None:
-    """Without smoothing, or with signed inputs after SiLU, the errors would be 0.0124 and 0.012 or more."""
+    """Without the bias correction the UNet's error would be 0.0146; with signed inputs SparseCtrl's would be 0.011."""
     bundle = Bundle.load(demo_bundle())
     feeds, model = random_inputs(bundle, graph), openvino._typed(bundle, graph, "fp32", {})
     observed = ObservedGraph(model, means=True)
@@ -215,8 +215,8 @@ STREAM = ("conv_shortcut", "downsamplers", "controlnet_down_blocks", "controlnet
 FIRST = (r"^down_blocks\.0\.attentions\.0\.", r"^down_blocks\.0\.motion_modules\.0\.")
 KEYS_OVER_TIME = r"motion_modules.*attn2\.to_[kv]"
 UNET_BESIDE_BF16 = [
-    *(*STREAM[:2], "proj_in", "proj_out", KEYS_OVER_TIME),
-    *(f"{start}transformer_blocks.0.{name}/" for start in FIRST for name in ("ff.net.2", r"attn\d.to_out.0")),
+    *(*STREAM[:2], KEYS_OVER_TIME, r"^down_blocks\.[12]\.motion_modules.*proj_"),
+    *(f"^down_blocks.0.*{name}" for name in ("proj_in/", "proj_out/", "to_out.0/", "ff.net.2/")),
 ]
 SPARSECTRL_BESIDE_BF16 = [
     *(*STREAM, KEYS_OVER_TIME),
