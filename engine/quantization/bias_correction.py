@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..rewrites.exact_simplifications import weight_shape
-from .layers import layer_weight, output_axis
+from ..rewrites.node_helpers import initializer
+from .layers import output_axis, weight_shape
 
 Vector = Callable[[], NDArray[np.float32]]
 
@@ -37,11 +37,9 @@ def subtract(graph: ir.Graph, node: ir.Node, error: Vector, dtype: ir.DataType, 
         before = known.numpy().astype(np.float32) if known is not None else np.float32(0)
         return ir.Tensor(np.asarray(before - error(), dtype.numpy()), dtype=dtype)
 
-    size = weight_shape(layer_weight(node))[output_axis(node)]
+    shape = ir.Shape([weight_shape(node)[output_axis(node)]])
     name = f"{node.name}.bias.{suffix}"
-    tensor = ir.LazyTensor(corrected, dtype=dtype, shape=ir.Shape([size]), name=name, cache=True)
-    value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(dtype))
-    graph.register_initializer(value)
+    value = initializer(graph, ir.LazyTensor(corrected, dtype=dtype, shape=shape, name=name, cache=True))
     if place is not None:
         place[0].replace_input_with(place[1], value)
     elif node.op_type == "Conv":

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..rewrites.node_helpers import initializer
 from . import bias_correction
 from .layers import input_axis, layer_input, layer_weight, output_axis, quantizable, weight_shape
 from .number_formats import NumberFormat, scale_and_zero
@@ -79,8 +80,8 @@ def _activation(
     """Divides and rounds the input of `node` and returns it as floats again."""
     source, floats = layer_input(node), _type(layer_weight(node))
     name = f"{source.name}.{suffix}"
-    scales = _initializer(graph, ir.Tensor(_in(floats, scale), dtype=floats, name=f"{name}.scale"))
-    zeros = _initializer(graph, ir.Tensor(zero, dtype=ir.DataType.from_numpy(zero.dtype), name=f"{name}.zero"))
+    scales = initializer(graph, ir.Tensor(_in(floats, scale), dtype=floats, name=f"{name}.scale"))
+    zeros = initializer(graph, ir.Tensor(zero, dtype=ir.DataType.from_numpy(zero.dtype), name=f"{name}.zero"))
     nodes = [] if divisors is None else [_division(graph, node, divisors, f"{name}.divided")]
     divided = nodes[0].outputs[0] if nodes else source
     down = ir.node("QuantizeLinear", [divided, scales, zeros], name=f"{name}/QuantizeLinear")
@@ -100,7 +101,7 @@ def _division(graph: ir.Graph, node: ir.Node, divisors: NDArray[np.float32], nam
     factors = factors.reshape(
         -1, *[1] * (len(weight_shape(node)) - 2)
     )  # channels are second in a convolution, else last
-    factor = _initializer(graph, ir.Tensor(factors, dtype=floats, name=f"{name}.factors"))
+    factor = initializer(graph, ir.Tensor(factors, dtype=floats, name=f"{name}.factors"))
     division = ir.node("Mul", [layer_input(node), factor], name=f"{name}/Mul")
     division.outputs[0].name = name
     return division
@@ -200,7 +201,7 @@ def _rounded_weight(
         shape=ir.Shape([weight.shape[weight.axis]] if per_channel else []),
         name=f"{name}.scale",
     )
-    inputs = [_initializer(graph, low), _initializer(graph, scales)]
+    inputs = [initializer(graph, low), initializer(graph, scales)]
     axis = {"axis": weight.axis} if per_channel else {}
     back = ir.node("DequantizeLinear", inputs, axis, name=f"{name}/DequantizeLinear")
     back.outputs[0].name = f"{name}.values"
@@ -222,11 +223,3 @@ def _type(weight: ir.Value) -> ir.DataType:
 def _in(floats: ir.DataType, scale: NDArray[np.float32]) -> NDArray[np.floating]:
     """Returns a scale in a type; in fp16 at least the smallest number of full precision."""
     return np.maximum(scale, _SMALLEST_FP16 if floats == ir.DataType.FLOAT16 else 0).astype(floats.numpy())
-
-
-def _initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(
-        name=tensor.name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
-    )
-    graph.register_initializer(value)
-    return value

@@ -34,6 +34,15 @@ def cast(value: ir.Value | None, dtype: ir.DataType, name: str) -> ir.Node:
     return node
 
 
+def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """Adds a constant to a graph, under the tensor's name; returns its value."""
+    value = ir.Value(
+        name=tensor.name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
+    )
+    graph.register_initializer(value)
+    return value
+
+
 class Rewriting:
     """New nodes of a graph, in order. Their names begin with the name of what they replace.
 
