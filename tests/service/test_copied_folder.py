@@ -21,16 +21,26 @@ from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import OwnerLock, SqlStore, owner_lock
 
 from .stand_in import StandIn, ended, new, periodic_work_done, serving, until
+from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("soon")
+
+
+LOCK = """from pg_locks where locktype = 'advisory' and granted
+    and (classid::bigint << 32 | objid::bigint) = hashtextextended('server ' || %s, 0)"""
+"""The lock of a server, as PostgreSQL sees it."""
 
 
 def end_session(database: str, owner: str) -> bool:
     """Ends the session that has the lock of a server, as a failover does; returns False if there is none."""
     with psycopg.connect(database) as connection:
-        ended = """select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted
-            and (classid::bigint << 32 | objid::bigint) = hashtextextended('server ' || %s, 0)"""
-        return connection.execute(ended, [owner]).fetchall() == [(True,)]
+        return connection.execute(f"select pg_terminate_backend(pid) {LOCK}", [owner]).fetchall() == [(True,)]
+
+
+def wait_until_free(database: str, owner: str) -> None:
+    """Waits until PostgreSQL has seen that the session with the lock of a server has ended."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        wait_until(lambda: not connection.execute(f"select pid {LOCK}", [owner]).fetchall())
 
 
 def close(service: Service) -> None:
@@ -103,6 +113,7 @@ def test_a_server_whose_lock_another_has_begins_nothing(
             """Instead of the next check: the session ends, and the other server is quicker."""
             del lock.check
             lock.close()
+            wait_until_free(database, owner)
             assert other.take()
             lock.check()
 
