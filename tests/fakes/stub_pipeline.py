@@ -2,6 +2,7 @@
 
     crash, hang, oom, device oom, device lost, fail, invalid, noisy: does so at the second of four steps
     slow SECONDS: each step takes that long
+    held FILE: its step N waits, from the second on, until the file has N - 1 bytes; meanwhile it says that it is at 0
     process: the seed is the number of the process
     anything else: a clip of frames 64x64 in a colour that the seed gives, with the keyframes at their frames
 
@@ -113,6 +114,10 @@ class StubPipeline:
                 on_preview(step, num_frames // 2, frames[num_frames // 2])
             if step == 1:
                 behave(prompt)
+            while words[:1] == ["held"] and not is_let_go(Path(words[1]), step):
+                if on_progress and on_progress(Progress("denoise", 0, num_inference_steps, 0.0)) is False:
+                    raise Cancelled("", f"cancelled within denoise {step} of {num_inference_steps}")
+                time.sleep(0.02)
             time.sleep(pause)
         for keyframe in keyframes:
             frames[keyframe.index] = keyframe.image
@@ -122,6 +127,10 @@ class StubPipeline:
             if on_progress:
                 on_progress(Progress("decode", part, parts, (num_inference_steps + part) / total))
         return Clip(frames=frames, seed=seed, timings={"denoise": pause * num_inference_steps, "total": pause})
+
+
+def is_let_go(file: Path, step: int) -> bool:
+    return step == 0 or (file.exists() and file.stat().st_size >= step)
 
 
 def picture(seed: int) -> Any:

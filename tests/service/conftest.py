@@ -32,6 +32,7 @@ from sparsectrl_lcm.service.queue import periodic_work, retries
 from sparsectrl_lcm.service.store import SqlStore
 from sparsectrl_lcm.service.store import database as database_module
 
+from .holds import Hold
 from .server_process import start_server
 from .waiting import SECONDS
 
@@ -44,10 +45,6 @@ FAKES = HERE.parent / "fakes"
 PACKAGES = HERE / "javascript"
 """package.json of npm, and the lockfile with the checksums."""
 CACHE = HERE.parents[1] / ".cache/npm"
-
-
-(HOSTS,) = re.findall(r'^echo "(192.0.2.10 .*)" \| sudo', (HERE.parents[1] / "docs/service.md").read_text(), re.M)
-"""The line of docs/service.md that leads fal's host names to the server."""
 
 
 class Listening:
@@ -135,19 +132,6 @@ class Server(Listening):
         return made
 
 
-def example(language: str, server: Server) -> str:
-    """The program of docs/service.md in this language, with the addresses of a server."""
-    (code,) = blocks(language, server)
-    return code
-
-
-def blocks(language: str, server: Server) -> list[str]:
-    """The code of docs/service.md in this language, with the addresses of a server."""
-    document = (HERE.parents[1] / "docs/service.md").read_text()
-    document = document.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}").replace(":8443", f":{server.tls_port}")
-    return re.findall(rf"^```{language}\n(.*?)^```", document, re.M | re.S)
-
-
 def ports() -> tuple[int, int, int]:
     one, another, third = free_ports(3)
     return one, another, third
@@ -180,8 +164,8 @@ def manifest_alone(folder: Path, frames: int = 16) -> Path:
 
 def stub_server(tmp_path_factory: pytest.TempPathFactory, **more: Any) -> Iterator[Server]:
     """A server with a stub pipeline, which does what the prompt says."""
-    options = {"pipeline": "stub_pipeline:load", "step_seconds": 5.0, "weights": {APP: {"anime": "bundle"}}}
-    yield from started(tmp_path_factory.mktemp("stub"), **options, **more)
+    options = {"pipeline": "stub_pipeline:load", "step_seconds": 10.0, "webhook_seconds": SECONDS}
+    yield from started(tmp_path_factory.mktemp("stub"), weights={APP: {"anime": "bundle"}}, **options, **more)
 
 
 def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -290,6 +274,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
     yield opened
     end_all(opened)
     opened.close()
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[Hold]:
+    """Holds clips of a stub pipeline, at the latest until the end of the test."""
+    made = Hold(tmp_path / "steps")
+    yield made
+    made.let_go()
 
 
 def end_all(store: SqlStore) -> None:

@@ -1,14 +1,15 @@
 """Jobs for runners, and what comes of them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-from sparsectrl_lcm.service.runner import Event, Job, JobFailed, Made, RunnerLost
+from sparsectrl_lcm.service.runner import Event, Job, JobFailed, Made, RunnerLost, local_runner
 
 from .waiting import SECONDS
 
@@ -26,6 +27,25 @@ async def until(condition: Callable[[], bool], seconds: float = SECONDS) -> None
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)
+
+
+@contextmanager
+def held_starts() -> Iterator[None]:
+    """Lets no runner start a process within the block, so that what a lost one leaves can be seen."""
+    held, started = True, local_runner.RunnerProcess.started
+
+    @asynccontextmanager
+    async def later(work: Path | None) -> AsyncIterator[Any]:
+        await until(lambda: not held)
+        async with started(work) as process:
+            yield process
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_runner.RunnerProcess, "started", later)
+        try:
+            yield
+        finally:
+            held = False
 
 
 async def failure_of(running: Awaitable[Made]) -> Any:

@@ -21,6 +21,7 @@ from command_options import check_options
 from sparsectrl_lcm.service.http.local_authority import local_certificate
 
 from .conftest import APP, HERE, Server, missing, ports
+from .holds import Hold
 
 ROOT = HERE.parents[1]
 DEPLOY = ROOT / "deploy"
@@ -79,13 +80,14 @@ def test_large_files_pass(nginx: httpx.Client) -> None:
     assert (part.status_code, part.content) == (206, content[3:10])
 
 
-def test_events_arrive_while_the_clip_is_made(nginx: httpx.Client, stub: Server) -> None:
-    with nginx.stream("POST", f"/{APP}/stream", json={"prompt": "slow 1"}) as response:
+def test_events_arrive_while_the_clip_is_made(nginx: httpx.Client, stub: Server, hold: Hold) -> None:
+    with nginx.stream("POST", f"/{APP}/stream", json={"prompt": hold.prompt}) as response:
         request_id = response.headers["x-fal-request-id"]
         lines = response.iter_lines()
         assert next(lines).startswith("data: ")
         status = f"{stub.queue}/requests/{request_id}/status"
         assert httpx.get(status, headers=stub.headers()).json()["status"] == "IN_PROGRESS"
+        hold.let_go()
         last = [line for line in lines if line][-1]
     assert json.loads(last.removeprefix("data: "))["video"]["url"].startswith(str(nginx.base_url))
 

@@ -14,7 +14,8 @@ from sparsectrl_lcm.service.components import LARGE_BODIES
 from sparsectrl_lcm.service.protocol.errors import headers_of
 
 from .conftest import APP, Server, manifest_alone, started
-from .waiting import wait_until
+from .holds import Hold
+from .waiting import SECONDS, wait_until
 
 
 @pytest.fixture
@@ -88,11 +89,10 @@ def test_large_bodies_take_turns(stub: Server, client: httpx.Client) -> None:
     assert "video" in client.post(f"{stub.url}/{APP}", content=iter([body.encode()])).json()
 
 
-def test_outcomes_have_the_same_headers_at_once_and_later(stub: Server, client: httpx.Client) -> None:
+def test_outcomes_have_the_same_headers_at_once_and_later(stub: Server, client: httpx.Client, hold: Hold) -> None:
     names = ("x-fal-error-type", "x-fal-billable-units", "x-fal-retryable", "x-fal-request-timeout-type")
     url = "http://127.0.0.1:9/x.png"  # fails only when the request runs
-    slow = client.post(stub.queue, json={"prompt": "slow 0.4"}).json()["request_id"]
-    held = client.post(stub.queue, json={"prompt": "slow 0.4"}).json()["request_id"]
+    held = client.post(stub.queue, json={"prompt": hold.prompt}).json()["request_id"]
     for given, extra, status, expected in (
         ({"prompt": "a"}, {"X-Fal-Request-Timeout": "0.2"}, 504, ("startup_timeout", None, None, "user")),
         ({"prompt": "a", "keyframe_0_image_url": url}, {}, 422, ("file_download_error", "0", "false", None)),
@@ -105,7 +105,7 @@ def test_outcomes_have_the_same_headers_at_once_and_later(stub: Server, client: 
             time.sleep(0.05)
         assert (asked.status_code, asked.json()) == (answer.status_code, answer.json())
         assert tuple(asked.headers.get(name) for name in names) == expected
-    assert client.get(f"{stub.queue}/requests/{slow}").status_code == 200
+        hold.let_go()  # once the first one has waited in vain
     assert client.get(f"{stub.queue}/requests/{held}").status_code == 200
     gone = {"detail": [{"type": "generation_timeout"}]}
     assert headers_of(504, gone)["X-Fal-Retryable"] == "true"
@@ -188,11 +188,11 @@ def test_readiness_tells_why_not(tmp_path: Path) -> None:
         assert "the stub does not load" in answer.json()["endpoints"][APP]["problem"]
 
 
-def test_a_server_that_drains_says_so_and_begins_nothing(tmp_path: Path) -> None:
-    for server in started(tmp_path, pipeline="stub_pipeline:load", drain_seconds=20.0):
+def test_a_server_that_drains_says_so_and_begins_nothing(tmp_path: Path, hold: Hold) -> None:
+    for server in started(tmp_path, pipeline="stub_pipeline:load", drain_seconds=SECONDS):
         server.wait()
         with httpx.Client(headers=server.headers(), timeout=30) as client:
-            made = client.post(server.queue, json={"prompt": "slow 2"}).json()
+            made = client.post(server.queue, json={"prompt": hold.prompt}).json()
             while client.get(made["status_url"]).json()["status"] == "IN_QUEUE":
                 time.sleep(0.02)
             stopping = threading.Thread(target=server.stop)
@@ -210,7 +210,7 @@ def test_a_server_that_drains_says_so_and_begins_nothing(tmp_path: Path) -> None
             stopping.join()
 
 
-def test_a_run_and_a_stream_end_with_their_connections(stub: Server, client: httpx.Client) -> None:
+def test_a_run_and_a_stream_end_with_their_connections(stub: Server, client: httpx.Client, hold: Hold) -> None:
     def left() -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in stub.log.splitlines() if "request ended" in line]
         return [line for line in lines if line["status"] == 499]
@@ -227,7 +227,7 @@ def test_a_run_and_a_stream_end_with_their_connections(stub: Server, client: htt
     for path in ("", "/stream"):
         wait_until(lambda: not is_busy())
         before = len(left())
-        body = json.dumps({"prompt": "slow 1"}).encode()
+        body = json.dumps({"prompt": hold.prompt}).encode()
         head = f"POST /{APP}{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Key {stub.key}\r\nContent-Length: {len(body)}"
         with socket.create_connection(("127.0.0.1", stub.port)) as sock:
             sock.sendall(head.encode() + b"\r\n\r\n" + body)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import APP, HERE, HOSTS
+from .conftest import APP, HERE
+from .documented_programs import HOSTS
 
 SCRIBBLE = HERE.parents[1] / "demo/scribbles/frame_00.png"
 PYTHON = f"""

@@ -11,7 +11,9 @@ import av
 import httpx
 import pytest
 
-from .conftest import APP, Server, example
+from .conftest import APP, Server
+from .documented_programs import example
+from .holds import Hold
 from .test_webhooks import Receiver, delivered, verify
 
 HEAD = f"""
@@ -71,7 +73,6 @@ def test_queue_runs_streams_and_errors(modules: Path, demo: Server, tmp_path: Pa
 const few = { num_inference_steps: 2 };
 const webhookUrl = "HOOK";
 const { request_id } = await fal.queue.submit(APP, { input: { prompt: "a", seed: 3 }, webhookUrl });
-assert.ok(["IN_QUEUE", "IN_PROGRESS"].includes((await fal.queue.status(APP, { requestId: request_id })).status));
 const stream = await fal.queue.streamStatus(APP, { requestId: request_id, logs: true });
 const states = [], messages = [];
 for await (const state of stream) {
@@ -101,12 +102,6 @@ for (const [client, connectionMode] of [[fal, "server"], [elsewhere, "client"]])
   assert.equal((await events.done()).seed, 7);
 }
 
-const long = await fal.queue.submit(APP, { input: { prompt: "e", num_inference_steps: 12 } });
-while ((await fal.queue.status(APP, { requestId: long.request_id })).status === "IN_QUEUE");
-await fal.queue.cancel(APP, { requestId: long.request_id });
-await fal.queue.subscribeToStatus(APP, { requestId: long.request_id });
-await assert.rejects(fal.queue.result(APP, { requestId: long.request_id }),
-  e => e instanceof ApiError && e.status === 499);
 await assert.rejects(fal.subscribe(APP, { input: { prompt: "e", controlnet_type: "canny" } }),
   e => e instanceof ValidationError && e.getFieldErrors("controlnet_type")[0].type === "one_of");
 const requestMiddleware = async r => ({ ...r, url: rewrite(r.url) });
@@ -143,13 +138,21 @@ console.log(result.video.url);
     assert frames_at(javascript(modules, demo, tmp_path, code, head=head)) == 16
 
 
-def test_a_start_timeout_is_the_users(modules: Path, stub: Server, tmp_path: Path) -> None:
+def test_states_a_start_timeout_and_cancellation(modules: Path, stub: Server, tmp_path: Path, hold: Hold) -> None:
     code = """
-for (let i = 0; i < 3; i++) await fal.queue.submit(APP, { input: { prompt: "slow 0.3" } });
+const { request_id: requestId } = await fal.queue.submit(APP, { input: { prompt: "HELD" } });
+const status = async id => (await fal.queue.status(APP, { requestId: id })).status;
+while (await status(requestId) === "IN_QUEUE");
+assert.equal(await status(requestId), "IN_PROGRESS");
+const waiting = await fal.queue.submit(APP, { input: { prompt: "a" } });
+assert.equal(await status(waiting.request_id), "IN_QUEUE");
 await assert.rejects(fal.run(APP, { input: { prompt: "a" }, startTimeout: 1.2 }),
   e => e instanceof ApiError && e.status === 504 && e.isUserTimeout);
+await fal.queue.cancel(APP, { requestId });
+await fal.queue.subscribeToStatus(APP, { requestId });
+await assert.rejects(fal.queue.result(APP, { requestId }), e => e instanceof ApiError && e.status === 499);
 """
-    javascript(modules, stub, tmp_path, code)
+    javascript(modules, stub, tmp_path, code.replace("HELD", hold.prompt))
 
 
 def test_the_example_of_the_docs(modules: Path, demo: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

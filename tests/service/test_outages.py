@@ -23,6 +23,7 @@ from sparsectrl_lcm.service.store.outage import StoreUnavailable
 from sqlalchemy import event
 
 from .conftest import APP, Server, started
+from .holds import Hold
 from .stand_in import StandIn, ended, failing, periodic_work_done, serving
 from .stand_in import submit as submit_to
 from .waiting import SECONDS, wait_until
@@ -54,15 +55,24 @@ def stopped(server: Server) -> Iterator[None]:
 @contextmanager
 def read_only(server: Server) -> Iterator[None]:
     """As after a failover to a server that still follows another one."""
-    with psycopg.connect(server.options["database"], autocommit=True) as connection:
+    url = server.options["database"]
+
+    def reloaded(read_only: str) -> bool:
+        """PostgreSQL has told all its sessions before it accepts a further one with the new value."""
+        with psycopg.connect(url) as further:
+            return further.execute("SHOW default_transaction_read_only").fetchone() == (read_only,)
+
+    with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         connection.execute("SELECT pg_reload_conf()")
         try:
+            wait_until(lambda: reloaded("on"))
             yield
         finally:
             connection.execute("SET default_transaction_read_only = off")
             connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
             connection.execute("SELECT pg_reload_conf()")
+            wait_until(lambda: reloaded("off"))
 
 
 class Stream:
@@ -101,17 +111,18 @@ def lines(server: Server, text: str) -> int:
     return sum(text in json.loads(line)["message"] for line in server.log.splitlines())
 
 
-def endure(server: Server, outage: Any, problem: str, *, reads: bool) -> None:
+def endure(server: Server, hold: Hold, outage: Any, problem: str, *, reads: bool) -> None:
     """Goes through an outage during which a clip is made for a stream and another for a connected caller."""
     failures, recoveries = lines(server, "the database failed"), lines(server, "the database works again")
     path = server.queue.removeprefix(server.url) + "/requests/"
-    ran = submit(server, "slow 1.2")
+    ran = submit(server, hold.prompt)
     states = Stream(server, "GET", f"{path}{ran}/status/stream")
     run = Stream(server, "POST", "/fal-ai/animatediff-sparsectrl-lcm/stream", json={"prompt": "slow 0.1"})
     wait_until(lambda: states.status == run.status == 200)
     wait_until(lambda: get(server, f"{path}{ran}/status").json()["status"] == "IN_PROGRESS")
     with outage(server):
         end = time.monotonic() + OUTAGE_SECONDS
+        hold.let_go()
         wait_until(lambda: get(server, "/readyz").json() == {"status": "failed", "problem": problem})
         assert get(server, "/readyz").status_code == 503
         while time.monotonic() < end:
@@ -134,17 +145,18 @@ def endure(server: Server, outage: Any, problem: str, *, reads: bool) -> None:
     assert "Traceback" not in server.log
 
 
-def test_sqlite(tmp_path: Path) -> None:
+def test_sqlite(tmp_path: Path, hold: Hold) -> None:
     for server in started(tmp_path, pipeline="stub_pipeline:load"):
         server.wait()
-        endure(server, locked, "the database cannot be written", reads=True)
+        endure(server, hold, locked, "the database cannot be written", reads=True)
 
 
 def test_postgresql(database: str, tmp_path: Path) -> None:
+    holds = [Hold(tmp_path / name) for name in ("stopped", "read_only")]
     for server in started(tmp_path, pipeline="stub_pipeline:load", database=database):
         server.wait()
-        endure(server, stopped, "the database does not answer", reads=False)
-        endure(server, read_only, "the database cannot be written", reads=True)
+        endure(server, holds[0], stopped, "the database does not answer", reads=False)
+        endure(server, holds[1], read_only, "the database cannot be written", reads=True)
 
 
 def test_refused_writes_are_found_without_a_call(

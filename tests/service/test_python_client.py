@@ -16,13 +16,15 @@ import av
 import httpx
 import pytest
 
-from .conftest import APP, HOSTS, Server, blocks, example
+from .conftest import APP, Server
+from .documented_programs import HOSTS, blocks, example
+from .holds import Hold
 from .test_webhooks import Receiver, delivered, verify
 
 SCRIBBLES = Path(__file__).parents[2] / "demo/scribbles"
 
 HEAD = f"""
-import contextlib, json, sys, time
+import json, sys, time
 from pathlib import Path
 import fal_client
 APP = {APP!r}
@@ -166,9 +168,9 @@ print(fal_client.upload_file(sys.argv[1]))
     assert httpx.get(large.replace(local, demo.url), timeout=60).content == big.read_bytes()
 
 
-def test_cancel_and_errors(demo: Server) -> None:
+def test_cancel_and_errors(stub: Server, hold: Hold) -> None:
     code = """
-handle = fal_client.submit(APP, {"prompt": "a", "num_inference_steps": 12})
+handle = fal_client.submit(APP, {"prompt": sys.argv[1]})
 while not isinstance(handle.status(), fal_client.InProgress): time.sleep(0.02)
 handle.cancel()
 try:
@@ -177,7 +179,7 @@ except fal_client.FalClientHTTPError as error:
     assert (error.status_code, error.error_type) == (499, "client_cancelled"), error
 state = handle.status(with_logs=True)
 assert isinstance(state, fal_client.Completed) and state.error_type == "client_cancelled", state
-assert "denoise 12/12" not in [line["message"] for line in state.logs], state
+assert "denoise 4/4" not in [line["message"] for line in state.logs], state
 try:
     handle.cancel()
 except fal_client.FalClientHTTPError as error:
@@ -189,7 +191,7 @@ except fal_client.FalClientHTTPError as error:
     assert found == {("num_inference_steps", "less_than_equal"), ("guidance_scale", "int_from_float")}, error.message
     print(error.response_headers["x-fal-billable-units"], error.response_headers["x-fal-retryable"])
 """
-    assert python(demo, code) == "0 false"
+    assert python(stub, code, hold.prompt) == "0 false"
 
 
 def test_a_webhook_is_received_and_its_signature_verified(demo: Server, hook: Receiver) -> None:
@@ -255,28 +257,26 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
         sink.shutdown(socket.SHUT_WR)
 
 
-def test_a_client_that_waits_no_longer_cancels(stub: Server) -> None:
+def test_a_client_that_waits_no_longer_cancels(stub: Server, hold: Hold) -> None:
     code = """
 try:
-    fal_client.subscribe(APP, {"prompt": "slow 1"}, client_timeout=2)
+    fal_client.subscribe(APP, {"prompt": sys.argv[1]}, client_timeout=2, start_timeout=60)
 except fal_client.FalClientTimeoutError:
     print("timeout")
 """
-    assert python(stub, code) == "timeout"
+    assert python(stub, code, hold.prompt) == "timeout"
 
 
-def test_a_start_timeout_is_the_users(stub: Server) -> None:
+def test_a_start_timeout_is_the_users(stub: Server, hold: Hold) -> None:
     code = """
-slow = [fal_client.submit(APP, {"prompt": "slow 0.5"}) for _ in range(3)]
+held = fal_client.submit(APP, {"prompt": sys.argv[1]})
 try:
     fal_client.submit(APP, {"prompt": "a"}, start_timeout=1.5).get()
 except fal_client.FalClientHTTPError as error:
     print(error.status_code, error.error_type, error.response_headers["x-fal-request-timeout-type"])
-for handle in slow:
-    with contextlib.suppress(fal_client.FalClientHTTPError):  # the first may have ended
-        handle.cancel()
+held.cancel()
 """
-    assert python(stub, code) == "504 startup_timeout user"
+    assert python(stub, code, hold.prompt) == "504 startup_timeout user"
 
 
 @pytest.mark.parametrize("behaviour", ["crash", "hang"])

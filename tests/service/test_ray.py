@@ -19,6 +19,7 @@ from sparsectrl_lcm.service.runner import Event, Job, JobFailed, Made, Preview, 
 from sparsectrl_lcm.service.runner.ray_pool import RayPool
 
 from .conftest import APP, FAKES, manifest_alone, started
+from .holds import Hold
 from .runner_jobs import decode, failure_of, ignore, until
 
 
@@ -80,11 +81,11 @@ def test_a_wrong_keyframe_is_an_error_of_the_job(loop: asyncio.Runner, pool: Ray
     assert isinstance(failed, JobFailed) and (failed.kind, failed.keyframe) == ("invalid", 0)
 
 
-def test_cancelled_within_a_step(loop: asyncio.Runner, pool: RayPool, tmp_path: Path) -> None:
+def test_cancelled_within_a_step(loop: asyncio.Runner, pool: RayPool, tmp_path: Path, hold: Hold) -> None:
     async def scenario() -> None:
         steps: list[Event] = []
-        running = asyncio.create_task(failure_of(pool.run(job(tmp_path, "a", "slow 1"), steps.append)))
-        await until(lambda: len(steps) == 2)
+        running = asyncio.create_task(failure_of(pool.run(job(tmp_path, "a", hold.prompt), steps.append)))
+        await until(lambda: len(steps) > 1)
         pool.cancel("a")
         failed = await running
         assert isinstance(failed, JobFailed) and failed.kind == "cancelled"
@@ -147,7 +148,7 @@ def test_options_that_no_replica_can_load(address: str) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_end_with_the_pool(loop: asyncio.Runner, address: str, pool: RayPool, tmp_path: Path) -> None:
+def test_jobs_end_with_the_pool(loop: asyncio.Runner, address: str, pool: RayPool, tmp_path: Path, hold: Hold) -> None:
     """As lost, not as cancelled: their requests wait again. What shares the replicas with it goes on."""
 
     async def scenario() -> Any:
@@ -155,7 +156,7 @@ def test_jobs_end_with_the_pool(loop: asyncio.Runner, address: str, pool: RayPoo
         await other.start()
         await until(lambda: other.capacity > 0)
         steps: list[Event] = []
-        running = asyncio.create_task(failure_of(other.run(job(tmp_path, "a", "slow 0.5"), steps.append)))
+        running = asyncio.create_task(failure_of(other.run(job(tmp_path, "a", hold.prompt), steps.append)))
         await until(lambda: len(steps) > 1)
         await other.stop()
         return await running
@@ -198,7 +199,7 @@ def test_replicas_that_were_shut_down(loop: asyncio.Runner, pool: RayPool, tmp_p
 
 
 @pytest.mark.slow
-def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
+def test_a_server_on_the_cluster(address: str, tmp_path: Path, hold: Hold) -> None:
     """A server that is killed finds the replicas of its two bundles again, and its request runs to its end."""
     endpoints = {APP: manifest_alone(tmp_path / "11"), "me/other": manifest_alone(tmp_path / "22")}
     settings = {"pool": "ray", "ray_address": address, "gpus_per_replica": 0.0}
@@ -210,8 +211,9 @@ def test_a_server_on_the_cluster(address: str, tmp_path: Path) -> None:
             assert (first.status_code, first.json()["seed"]) == (200, 3)
             both = [client.post(f"{server.url}/{name}", json={"prompt": "a"}) for name in (APP, "me/other")]
             assert [answer.json()["seed"] for answer in both] == [11, 22]
-            url = client.post(server.queue, json={"prompt": "slow 0.5", "seed": 4}).json()["response_url"]
+            url = client.post(server.queue, json={"prompt": hold.prompt, "seed": 4}).json()["response_url"]
             server.kill()
+            hold.let_go()
             server.start()
             server.wait("/readyz", 90)
             answer = client.get(url, timeout=30)

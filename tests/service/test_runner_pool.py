@@ -13,7 +13,8 @@ import pytest
 from sparsectrl_lcm.service.runner import Event, Job, LocalRunner, Made, RunnerLost, RunnerPool
 
 from .conftest import APP, FAKES, Server, started
-from .runner_jobs import failure_of, ignore, until
+from .holds import Hold
+from .runner_jobs import failure_of, held_starts, ignore, until
 from .waiting import SECONDS, wait_until
 
 
@@ -65,19 +66,21 @@ def test_each_runner_has_a_job(loop: asyncio.Runner, pool: RunnerPool, tmp_path:
 
 
 def test_a_crash_ends_its_own_job_only(loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path) -> None:
-    lost, other = loop.run(made_together(pool, job(tmp_path, "a", "crash"), job(tmp_path, "b", "slow 0.1")))
-    assert isinstance(lost, RunnerLost) and lost.kind == "crashed"
-    assert other in ("left", "right")
-    left = loop.run(made_together(pool, job(tmp_path, "c")))  # at once, by the runner that is left
-    assert left == [other]
+    with held_starts():
+        lost, other = loop.run(made_together(pool, job(tmp_path, "a", "crash"), job(tmp_path, "b", "slow 0.1")))
+        assert isinstance(lost, RunnerLost) and lost.kind == "crashed"
+        assert other in ("left", "right")
+        left = loop.run(made_together(pool, job(tmp_path, "c")))  # at once, by the runner that is left
+        assert left == [other]
     loop.run(until(lambda: pool.capacity == 2))
 
 
 def test_all_die_and_it_goes_on(loop: asyncio.Runner, pool: RunnerPool, members: dict[str, LocalRunner]) -> None:
-    for runner in members.values():
-        os.kill(runner.about["pid"], signal.SIGKILL)
-    loop.run(until(lambda: pool.capacity == 0 and pool.problem is not None))
-    assert "SIGKILL" in str(pool.problem)
+    with held_starts():
+        for runner in members.values():
+            os.kill(runner.about["pid"], signal.SIGKILL)
+        loop.run(until(lambda: pool.capacity == 0 and pool.problem is not None))
+        assert "SIGKILL" in str(pool.problem)
     loop.run(until(lambda: pool.capacity == 2))
     assert pool.problem is None and pool.about["backend"] == "auto"
 
@@ -128,9 +131,11 @@ def test_a_new_process_keeps_no_conditioning(loop: asyncio.Runner, pool: RunnerP
     loop.run(scenario())
 
 
-def test_a_job_is_cancelled_wherever_it_runs(loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path) -> None:
+def test_a_job_is_cancelled_wherever_it_runs(
+    loop: asyncio.Runner, pool: RunnerPool, tmp_path: Path, hold: Hold
+) -> None:
     async def scenario() -> None:
-        jobs = [asyncio.create_task(failure_of(pool.run(job(tmp_path, name, "slow 0.5"), ignore))) for name in "ab"]
+        jobs = [asyncio.create_task(failure_of(pool.run(job(tmp_path, name, hold.prompt), ignore))) for name in "ab"]
         await until(lambda: all(runner.state == "busy" for runner in pool.runners))
         pool.cancel("b")
         async with asyncio.timeout(SECONDS):
@@ -176,7 +181,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from started(folder, pipeline="stub_pipeline:load", runners=2, retries=0)
 
 
-def test_a_server_with_two_runners(server: Server) -> None:
+def test_a_server_with_two_runners(server: Server, hold: Hold) -> None:
     with httpx.Client(headers=server.headers()) as client:
 
         def submit(prompt: str) -> str:
@@ -186,11 +191,12 @@ def test_a_server_with_two_runners(server: Server) -> None:
         def state(url: str) -> str:
             return str(client.get(url).json()["status"])
 
-        urls = [submit(prompt) for prompt in ("slow 1", "slow 1", "slow 0")]
+        urls = [submit(prompt) for prompt in (hold.prompt, hold.prompt, "slow 0")]
         wait_until(lambda: [state(url) for url in urls[:2]] == ["IN_PROGRESS"] * 2)
         assert state(urls[2]) == "IN_QUEUE"
         ready = client.get(server.url + "/readyz").json()["endpoints"][APP]
         assert ready["runners"] == [{"name": "runner-0", "state": "busy"}, {"name": "runner-1", "state": "busy"}]
+        hold.let_go()
         wait_until(lambda: all(state(url) == "COMPLETED" for url in urls))
         lost, other = submit("crash"), submit("slow 0.1")
         wait_until(lambda: state(lost) == state(other) == "COMPLETED")

@@ -18,6 +18,7 @@ from sparsectrl_lcm.service.runner.bundle_cache import local_bundle
 from sparsectrl_lcm.service.server import forget_what_is_old
 
 from .conftest import Server, started
+from .holds import Hold
 from .stand_in import serving
 from .test_object_store_outages import PNG
 from .test_outages import get, lines, submit
@@ -80,10 +81,11 @@ def test_a_large_upload_goes_in_parts(server: Server, s3: S3Server) -> None:
     assert s3.read(key) == content
 
 
-def test_a_clip_outlives_an_outage_of_the_store(server: Server, s3: S3Server) -> None:
-    request = submit(server, "slow 0.1")
+def test_a_clip_outlives_an_outage_of_the_store(server: Server, s3: S3Server, hold: Hold) -> None:
+    request = submit(server, hold.prompt)
     path = f"{server.queue.removeprefix(server.url)}/requests/{request}"
     with s3.unreachable():
+        hold.let_go()
         wait_until(lambda: lines(server, "a clip could not be stored, and is tried again: Could not connect") > 0)
         refused = upload(server, b"a")
         assert (refused.status_code, refused.json()["detail"]) == (503, "The object store does not answer; try again")

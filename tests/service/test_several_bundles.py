@@ -19,6 +19,8 @@ from sparsectrl_lcm.service.settings import Settings
 from starlette.testclient import TestClient
 
 from .conftest import Server, manifest_alone, ports, started
+from .holds import Hold
+from .loop_time import pass_on
 from .stand_in import StandIn, ended, new, submit, until
 from .test_python_client import python
 from .waiting import SECONDS, wait_until
@@ -26,6 +28,7 @@ from .waiting import SECONDS, wait_until
 pytestmark = pytest.mark.usefixtures("soon")
 
 ONE, OTHER = "me/portraits", "me/landscapes"
+DRAIN_SECONDS = SECONDS / 2
 SEEDS = {ONE: 11, OTHER: 22}
 
 
@@ -65,22 +68,22 @@ print(json.dumps(seeds))
     assert json.loads(python(server, program)) == {name: [seed] * 3 for name, seed in SEEDS.items()}
 
 
-def test_queues_are_apart(server: Server) -> None:
+def test_queues_are_apart(server: Server, hold: Hold) -> None:
     with httpx.Client(headers=server.headers()) as client:
 
         def post(name: str, prompt: str) -> dict[str, Any]:
             made: dict[str, Any] = client.post(f"{server.url}/queue/{name}", json={"prompt": prompt}).json()
             return made
 
-        slow = post(ONE, "slow 1")
-        wait_until(lambda: client.get(slow["status_url"]).json()["status"] == "IN_PROGRESS")
+        held = post(ONE, hold.prompt)
+        wait_until(lambda: client.get(held["status_url"]).json()["status"] == "IN_PROGRESS")
         waiting = [post(ONE, "a") for _ in range(2)]
         assert [made["queue_position"] for made in waiting] == [0, 1]
         other = post(OTHER, "a")
         assert other["queue_position"] == 0
         wait_until(lambda: client.get(other["status_url"]).json()["status"] == "COMPLETED")
         assert client.get(waiting[1]["status_url"]).json()["queue_position"] == 1
-        assert client.put(slow["cancel_url"]).status_code == 202
+        assert client.put(held["cancel_url"]).status_code == 202
         wait_until(lambda: client.get(waiting[1]["status_url"]).json()["status"] == "COMPLETED")
         told = client.get(f"{server.url}/metrics").text
         assert f'requests_ended_total{{endpoint="{ONE}",status="499"}} 1.0' in told
@@ -201,15 +204,25 @@ def test_the_server_is_ready_once_every_endpoint_was_and_while_one_is(tmp_path: 
 
 def test_a_shutdown_waits_for_all_endpoints_and_keeps_the_rest(tmp_path: Path) -> None:
     async def main() -> None:
-        service, one, other = both(tmp_path, drain_seconds=3.0)
+        service, one, other = both(tmp_path, drain_seconds=DRAIN_SECONDS)
         for runner in (one, other):
             runner.hold.clear()
-        async with asyncio.timeout(SECONDS), running(service):
+        async with asyncio.timeout(SECONDS), running(service) as dispatchers:
             for name in SEEDS:
                 for place in range(2):
                     await submit(service, f"{name[3:]}-{place}", endpoint=name)
             await until(lambda: len(one.order) == len(other.order) == 1)
-            asyncio.get_running_loop().call_later(0.1, one.hold.set)  # the other one does not end in time
+            ending = asyncio.create_task(end(service, dispatchers, one))
+        await ending
+
+    async def end(service: Service, dispatchers: Any, one: StandIn) -> None:
+        """Ends the running request of one endpoint, and then the time in which that of the other does not end."""
+        await until(lambda: service.draining)
+        one.hold.set()
+        assert (await ended(service, "portraits-0")).status == 200
+        dispatchers._ticker.cancel()  # no call of the database may be under way: it would last as long
+        await asyncio.wait({dispatchers._ticker})
+        pass_on(DRAIN_SECONDS)
 
     asyncio.run(main())
     service, *_ = both(tmp_path)

@@ -17,7 +17,9 @@ from sparsectrl_lcm.service.store import (
 )
 
 from .conftest import APP, started
+from .holds import Hold
 from .stored_requests import DONE, claimed, ids, input_of, new, outcome_of, submit
+from .waiting import wait_until_it_is
 
 
 def test_order_priority_and_claims(store: SqlStore) -> None:
@@ -241,24 +243,22 @@ def test_a_server_on_postgresql(database: str, tmp_path: Path) -> None:
         with httpx.Client(headers=server.headers(), timeout=30) as client:
             request_id = client.post(server.queue, json={"prompt": "slow 0.1", "seed": 5}).json()["request_id"]
             url = f"{server.queue}/requests/{request_id}"
-            while client.get(url + "/status").json()["status"] != "COMPLETED":
-                time.sleep(0.02)
+            wait_until_it_is("COMPLETED", client, url)
             assert client.get(url).json()["seed"] == 5
             lines = [line["message"] for line in client.get(url + "/status?logs=1").json()["logs"]]
             assert "denoise 4/4" in lines
 
 
-def test_another_server_takes_over(database: str, tmp_path: Path) -> None:
+def test_another_server_takes_over(database: str, tmp_path: Path, hold: Hold) -> None:
     options = {"pipeline": "stub_pipeline:load", "database": database, "lease_seconds": 2.0}
     for first in started(tmp_path / "first", **options):
         with httpx.Client(headers=first.headers(), timeout=30) as client:
-            request_id = client.post(first.queue, json={"prompt": "slow 1", "seed": 6}).json()["request_id"]
-            while client.get(f"{first.queue}/requests/{request_id}/status").json()["status"] != "IN_PROGRESS":
-                time.sleep(0.02)
+            request_id = client.post(first.queue, json={"prompt": hold.prompt, "seed": 6}).json()["request_id"]
+            wait_until_it_is("IN_PROGRESS", client, f"{first.queue}/requests/{request_id}")
         first.kill()
+        hold.let_go()
         for second in started(tmp_path / "second", **options):
             with httpx.Client(headers=first.headers(), timeout=30) as client:
                 url = f"{second.queue}/requests/{request_id}"
-                while client.get(url + "/status").json()["status"] != "COMPLETED":
-                    time.sleep(0.05)
+                wait_until_it_is("COMPLETED", client, url)
                 assert client.get(url).json()["seed"] == 6

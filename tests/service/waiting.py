@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+import httpx
+
 SECONDS = 60.0
 """More than any wait of these tests takes, also on a machine that is slow and busy: only what hangs takes longer."""
 
@@ -13,3 +15,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = SECONDS, problem:
     while not condition():
         assert time.monotonic() < end, problem
         time.sleep(0.02)
+
+
+def wait_until_it_is(status: str, client: httpx.Client, url: str) -> None:
+    """Waits until a request with this URL is IN_PROGRESS, or COMPLETED."""
+    wait_until(lambda: client.get(f"{url}/status").json()["status"] == status)

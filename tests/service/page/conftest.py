@@ -3,13 +3,15 @@
 import base64
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ..conftest import APP, Server, demo_server, manifest_alone, missing, stub_server
+from ..waiting import SECONDS
 
 ARTIFACTS = Path(os.environ.get("ARTIFACTS", Path(__file__).parents[3] / ".cache/artifacts"))
 SCRIBBLE = Path(__file__).parents[3] / "demo/scribbles/frame_08.png"
@@ -74,6 +76,14 @@ def reload(page: Any) -> None:
 
 def _scripts(page: Any) -> None:
     page.wait_for_selector(".keyframe >> nth=2")
+
+
+def until(page: Any, condition: Callable[[], bool]) -> None:
+    """Waits for what the page or its server tells this process."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        page.wait_for_timeout(20)
 
 
 def saved(page: Any) -> None:

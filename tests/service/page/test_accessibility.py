@@ -17,6 +17,7 @@ def test_axe_finds_nothing(page: Any, stub: Server, axe: str, size: Any) -> None
     page.evaluate(f"() => {{ {axe} }}")
     assert page.evaluate(FINDINGS) == []
     page.click("#example")
+    page.wait_for_selector(".handle:not(.empty) >> nth=2")
     page.check("#onion")
     page.click("#submit")
     page.wait_for_selector("#video", state="visible")

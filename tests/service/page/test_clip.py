@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from ..conftest import APP, Server, ports, started
-from .conftest import ARTIFACTS, DESKTOP, PHONE, SCRIBBLE, draw, reload, visit
+from ..holds import Hold
+from .conftest import ARTIFACTS, DESKTOP, PHONE, SCRIBBLE, draw, reload, until, visit
 
 
 def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server, tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_from_scribbles_to_a_clip_that_plays(page: Any, demo: Server, tmp_path: 
     page.set_input_files("#keyframe_1_image_url", SCRIBBLE)
     page.locator("#keyframe_1_index").focus()
     page.keyboard.press("ArrowDown")
-    page.wait_for_selector(".handle.empty >> nth=0")
+    page.wait_for_selector(".handle:not(.empty) >> nth=1")
     assert page.locator(".handle:not(.empty)").count() == 2
     page.fill("#prompt", "a yellow star moves up over a navy ground")
     page.fill("#seed", "42")
@@ -72,9 +73,9 @@ def run_as_shown(code: str, server: Server, folder: Path) -> None:
     assert (folder / "trusted.pem").read_text() == Path(certifi.where()).read_text() + server.ca.read_text()
 
 
-def test_progress_reload_and_cancel(page: Any, stub: Server) -> None:
+def test_progress_reload_and_cancel(page: Any, stub: Server, hold: Hold) -> None:
     visit(page, f"{stub.url}/#key={stub.key}")
-    page.fill("#prompt", "slow 2")
+    page.fill("#prompt", hold.prompt)
     page.click("#submit")
     page.wait_for_selector("#state:has-text('denoise')")
     reload(page)
@@ -86,16 +87,15 @@ def test_progress_reload_and_cancel(page: Any, stub: Server) -> None:
 
 
 @pytest.mark.parametrize("held", ["**/storage/upload/initiate*", f"**/queue/{APP}"])
-def test_cancel_before_there_is_a_request(page: Any, stub: Server, held: str) -> None:
+def test_cancel_before_there_is_a_request(page: Any, stub: Server, held: str, hold: Hold) -> None:
     """After a cancelled upload nothing is submitted. A request that is being submitted is cancelled right after it."""
     waiting: list[Any] = []
     page.route(held, lambda route: waiting.append(route))  # noqa: PLW0108  playwright marks what it is given
     visit(page, f"{stub.url}/#key={stub.key}")
-    page.fill("#prompt", "slow 1")
+    page.fill("#prompt", hold.prompt)
     draw(page, 0)
     page.click("#submit")
-    while not waiting:
-        page.wait_for_timeout(20)
+    until(page, lambda: bool(waiting))
     page.keyboard.press("Control+Enter")  # the first attempt still runs
     page.click("#cancel")
     page.wait_for_timeout(100)

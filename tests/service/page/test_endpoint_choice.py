@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 
 from ..conftest import APP, Server
+from ..holds import Hold
 from .conftest import OTHER, draw, frames, reload, saved, visit
 from .test_history import clip, thumbnails
 
@@ -33,15 +34,17 @@ def test_the_chosen_endpoint_is_called_and_named(page: Any, stub: Server) -> Non
     assert page.problems == []
 
 
-def test_a_reload_goes_on_with_the_request_of_its_endpoint(page: Any, stub: Server) -> None:
+def test_a_reload_goes_on_with_the_request_of_its_endpoint(page: Any, stub: Server, hold: Hold) -> None:
     visit(page, f"{stub.url}/#key={stub.new_key()}")
     page.select_option("#endpoint", OTHER)
-    page.fill("#prompt", "slow 0.4")
+    page.fill("#prompt", hold.prompt)
     page.click("#submit")
     page.wait_for_selector("#state:has-text('denoise')")
     page.select_option("#endpoint", APP)
     saved(page)
     reload(page)
+    page.wait_for_selector("#state:has-text('denoise')")
+    hold.let_go()
     page.wait_for_selector("#video", state="visible")
     assert page.input_value("#endpoint") == APP
     page.click("#code summary")

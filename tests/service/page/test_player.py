@@ -3,10 +3,11 @@
 from typing import Any
 
 from ..conftest import Server
-from .conftest import DESKTOP, PHONE, draw, visit
+from ..holds import Hold
+from .conftest import DESKTOP, PHONE, draw, until, visit
 
 
-def test_a_preview_of_every_step(page: Any, stub: Server) -> None:
+def test_a_preview_of_every_step(page: Any, stub: Server, hold: Hold) -> None:
     """Without them in the code that others copy, and not stored."""
     shown: list[str] = []
     page.expose_function("shown", lambda url: shown.append(url))  # noqa: PLW0108  playwright marks what it is given
@@ -15,13 +16,16 @@ def test_a_preview_of_every_step(page: Any, stub: Server) -> None:
         "new MutationObserver(() => shown(document.querySelector('#preview').src))"
         ".observe(document.querySelector('#preview'), { attributeFilter: ['src'] })"
     )
-    page.fill("#prompt", "slow 0.5")
+    page.fill("#prompt", hold.prompt)
     page.click("#submit")
     page.wait_for_selector("#preview", state="visible")
     assert page.is_hidden("#player")
+    for step in range(1, 5):
+        until(page, lambda step=step: len(shown) >= step)
+        hold.let_go(1)
     page.wait_for_selector("#video", state="visible")
     assert page.is_hidden("#preview") and page.is_visible("#player")
-    assert len(shown) >= 4 and {url.partition(",")[0] for url in shown} == {"data:image/jpeg;base64"}
+    assert {url.partition(",")[0] for url in shown} == {"data:image/jpeg;base64"}
     assert page.problems == []
 
 
@@ -61,15 +65,16 @@ def test_a_clip_in_its_own_pixels_with_a_scrubber(page: Any, stub: Server) -> No
     assert page.problems == []
 
 
-def test_a_phone_moves_to_progress_and_clip(page: Any, stub: Server) -> None:
+def test_a_phone_moves_to_progress_and_clip(page: Any, stub: Server, hold: Hold) -> None:
     page.set_viewport_size(PHONE)
     visit(page, f"{stub.url}/#key={stub.new_key()}")
-    page.fill("#prompt", "slow 0.5")
+    page.fill("#prompt", hold.prompt)
     page.click("#submit")
     page.wait_for_selector("#state:has-text('denoise')")
     for part in ("#screen", "#progress", "#cancel"):
         box = page.locator(part).bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= PHONE["height"], part
+    hold.let_go()
     page.wait_for_selector("#video", state="visible")
     box = page.locator("#player").bounding_box()
     assert box["y"] + box["height"] <= PHONE["height"]
