@@ -14,7 +14,7 @@ from sparsectrl_lcm.service.http.listeners import Listener
 from sparsectrl_lcm.service.http.turns import Turns
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .test_http import being_answered, seconds_until_closed, served
+from .test_http import LIMIT, being_answered, served
 from .waiting import SECONDS
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -30,12 +30,11 @@ def test_a_pipeline_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         most = max(most, len(protocol.pipeline))
 
     monkeypatch.setattr(HttpToolsProtocol, "on_headers_complete", note)
-    with served(header_seconds=20.0) as port, socket.create_connection(("127.0.0.1", port)) as sock:
+    with served() as server, server.connect() as sock:
         body = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)
         sending = threading.Thread(target=sock.sendall, args=((REQUEST * 300 + body) * 2,))
         sending.start()
         got, end = b"", time.monotonic() + SECONDS
-        sock.settimeout(SECONDS)
         while got.count(b"\r\n\r\n100000") < 2 and time.monotonic() < end:
             got += sock.recv(2**16)
         sending.join()
@@ -45,16 +44,14 @@ def test_a_pipeline_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_connection_that_is_idle_longest_gives_way() -> None:
-    with served(header_seconds=20.0, most_connections=3, most_of_address=3) as port, ExitStack() as opened:
-        busy = opened.enter_context(being_answered(port, 1))
-        oldest, newer = (opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(2))
-        with socket.create_connection(("127.0.0.1", port)) as sock:
-            sock.settimeout(SECONDS)
+    with served(most_connections=3, most_of_address=3) as server, ExitStack() as opened:
+        busy = opened.enter_context(being_answered(server, 1))
+        oldest, newer = (opened.enter_context(server.connect()) for _ in range(2))
+        with server.connect() as sock:
             sock.sendall(REQUEST)
             assert b" 200 " in sock.recv(1000)
-        assert seconds_until_closed(oldest)[0] < 10, "much earlier than by its own limit"
+        assert server.until_closed(oldest)[0] < LIMIT, "earlier than by its own limit"
         for held, sent in ((newer, REQUEST), (busy, b"x")):
-            held.settimeout(SECONDS)
             held.sendall(sent)
             assert b" 200 " in held.recv(1000)
 
@@ -92,8 +89,8 @@ def test_answers_are_sent_at_once() -> None:
     with Listener("127.0.0.1", 0).bind() as bound:
         assert bound.proto == socket.IPPROTO_TCP  # asyncio sets TCP_NODELAY if the protocol is named
     with (
-        served(header_seconds=20.0, listener=Listener("127.0.0.1", 0)) as port,
-        socket.create_connection(("127.0.0.1", port)) as sock,
+        served(listener=Listener("127.0.0.1", 0)) as server,
+        server.connect() as sock,
     ):
         seconds = []
         for _ in range(50):

@@ -13,9 +13,12 @@ import pytest
 from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.runner import LocalRunner, RunnerLost, local_runner
 
+from .loop_time import pass_on
 from .runner_jobs import failure_of, ignore, job
 from .stand_in import StandIn, ended, serving, submit, until
 from .waiting import SECONDS
+
+STEP_SECONDS = 10.0
 
 
 class Process:
@@ -133,14 +136,18 @@ def test_the_clip_that_a_process_died_of_is_found(tmp_path: Path) -> None:
 def test_an_encoder_that_hangs_is_noticed_while_the_next_clip_is_made(tmp_path: Path) -> None:
     async def scenario(runner: LocalRunner, processes: list[Process]) -> None:
         hangs, innocent = await two_jobs(runner, processes, tmp_path)
-        while len(processes) == 1:
+        for _ in range(2):
             values = {"stage": "denoise", "step": 1, "steps": 4, "fraction": 0.2}
             processes[0].says.put_nowait({"say": "step", "job": 2, **values})
-            await asyncio.sleep(0.02)
+            await until(processes[0].says.empty)
+            await asyncio.sleep(0.01)  # the runner hears it
+            pass_on(0.7 * STEP_SECONDS)
+        await until(lambda: len(processes) == 2 and processes[1].clips == ["a"])
+        pass_on(STEP_SECONDS)
         assert (await failure_of(hangs)).kind == "hung"
         await ends_alone(innocent, processes, 3)
 
-    served(scenario, step_seconds=1.0)
+    served(scenario, step_seconds=STEP_SECONDS)
 
 
 def test_a_clip_that_may_not_be_made_again_ends_with_its_process(tmp_path: Path) -> None:

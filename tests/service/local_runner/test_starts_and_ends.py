@@ -10,7 +10,9 @@ from sparsectrl_lcm.runtime import (
     InvalidRequest,
     SparseCtrlLcmError,
 )
+from sparsectrl_lcm.service.runner import Event
 
+from ..loop_time import pass_on
 from ..runner_jobs import failure_of, ignore, job, until
 from ..waiting import SECONDS
 from .conftest import gone, stub_runner
@@ -18,10 +20,13 @@ from .conftest import gone, stub_runner
 
 def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
     async def scenario() -> None:
-        runner = stub_runner(step_seconds=3.0)
+        runner, events = stub_runner(step_seconds=SECONDS), list[Event]()
         await runner.start()
-        lost = await failure_of(runner.run(job(tmp_path, "hang"), ignore))
-        assert (lost.kind, lost.message) == ("hung", "the runner said nothing for 3 s")
+        running = asyncio.create_task(failure_of(runner.run(job(tmp_path, "hang"), events.append)))
+        await until(lambda: len(events) == 2)  # those before its second step, in which it hangs
+        pass_on(SECONDS)
+        lost = await running
+        assert (lost.kind, lost.message) == ("hung", "the runner said nothing for 60 s")
         pid = runner.about["pid"]
         await runner.run(job(tmp_path), ignore)
         assert gone(pid)
