@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError
@@ -63,7 +64,13 @@ class OwnerLock:
             log.warning("the other server with a copy of this data folder has ended: this one goes on")
 
     def close(self) -> None:
-        """Ends the session, and with it the lock."""
+        """Releases the lock, and ends the session, whose end the database may notice only later."""
+        if self._session is not None:
+            with suppress(DBAPIError):
+                self._session.execute(select(func.pg_advisory_unlock(self._key)))
+        self._end_session()
+
+    def _end_session(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -76,7 +83,7 @@ class OwnerLock:
                 self._session.execute(select(1))
                 return True
             except DBAPIError:
-                self.close()
+                self._end_session()
         session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:
             session.detach()

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,16 @@ from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import OwnerLock, SqlStore, owner_lock
 
 from .stand_in import StandIn, ended, new, periodic_work_done, serving, until
-from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("soon")
-
-
-LOCK = """from pg_locks where locktype = 'advisory' and granted
-    and (classid::bigint << 32 | objid::bigint) = hashtextextended('server ' || %s, 0)"""
-"""The lock of a server, as PostgreSQL sees it."""
 
 
 def end_session(database: str, owner: str) -> bool:
     """Ends the session that has the lock of a server, as a failover does; returns False if there is none."""
     with psycopg.connect(database) as connection:
-        return connection.execute(f"select pg_terminate_backend(pid) {LOCK}", [owner]).fetchall() == [(True,)]
-
-
-def wait_until_free(database: str, owner: str) -> None:
-    """Waits until PostgreSQL has seen that the session with the lock of a server has ended."""
-    with psycopg.connect(database, autocommit=True) as connection:
-        wait_until(lambda: not connection.execute(f"select pid {LOCK}", [owner]).fetchall())
+        ended = """select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted
+            and (classid::bigint << 32 | objid::bigint) = hashtextextended('server ' || %s, 0)"""
+        return connection.execute(ended, [owner]).fetchall() == [(True,)]
 
 
 def close(service: Service) -> None:
@@ -89,6 +80,25 @@ def test_a_start_waits_for_the_session_of_the_server_before(database: str) -> No
     store.close()
 
 
+def test_a_server_that_ends_leaves_no_lock(
+    database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even if PostgreSQL notices the end of its session only later: a restart waits for nothing."""
+    store, name = SqlStore(database), uuid.uuid4().hex
+    before, after = OwnerLock(store.engine, name), OwnerLock(store.engine, name)
+    assert before.take()
+    assert before._session is not None
+    with closing(before._session.connection.dbapi_connection):
+        with monkeypatch.context() as patch:
+            patch.setattr(psycopg.Connection, "close", lambda _: None)
+            before.close()
+        monkeypatch.setattr(owner_lock, "START_SECONDS", 0.0)
+        assert after.take()
+    assert caplog.messages == []
+    after.close()
+    store.close()
+
+
 def test_a_lost_session_takes_the_lock_again(database: str, tmp_path: Path) -> None:
     async def scenario(service: Service, _: StandIn) -> None:
         assert end_session(database, service.board.owner)
@@ -113,7 +123,6 @@ def test_a_server_whose_lock_another_has_begins_nothing(
             """Instead of the next check: the session ends, and the other server is quicker."""
             del lock.check
             lock.close()
-            wait_until_free(database, owner)
             assert other.take()
             lock.check()
 
@@ -130,7 +139,8 @@ def test_a_server_whose_lock_another_has_begins_nothing(
         store.give_back(owner, (), time.time())
         other.close()
         assert (await ended(service, row.id, owner)).status == 200
-        assert (await ready(service))["status"] == "ready"
+        while (await ready(service))["status"] != "ready":
+            await asyncio.sleep(0.01)
 
     serving(tmp_path, scenario, database=database)
     store.close()
