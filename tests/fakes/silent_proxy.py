@@ -50,10 +50,10 @@ def silent_proxy(path: str) -> Iterator[Proxy]:
     proxy, ready, stop, loop = Proxy(), threading.Event(), asyncio.Event(), asyncio.new_event_loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(proxy.serve(path, ready, stop)), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield proxy
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(60)
         loop.close()

@@ -40,11 +40,13 @@ def _main(
     from sparsectrl_lcm.service.http.local_authority import local_certificate
     from sparsectrl_lcm.service.http.tls_certificates import Certificate
     from sparsectrl_lcm.service.json_logs import log_to_stderr
+    from sparsectrl_lcm.service.routes import monitoring
     from sparsectrl_lcm.service.server import serve
     from sparsectrl_lcm.service.settings import Settings
 
     port, queue_port, tls_port = ports
     settings = Settings(data=data, queue_port=queue_port, tls_port=tls_port, **options)
     log_to_stderr("info")
+    monitoring.STALE_SECONDS = 60.0  # a busy machine may hold up the periodic work for long
     tls = Listener("127.0.0.1", tls_port, Certificate(lambda: local_certificate(settings.data / "tls")[1:]))
     asyncio.run(serve(settings, [Listener("127.0.0.1", port), Listener("127.0.0.1", queue_port), tls]))

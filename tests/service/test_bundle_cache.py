@@ -106,15 +106,20 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_own_cache")
 def test_a_bundle_may_take_long_while_bytes_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
+    now, get = 0.0, bundle_cache._get
 
     def go_on() -> None:
         nonlocal now
         now += 0.9 * bundle_cache.SILENT_SECONDS
 
+    def longer_than_a_call(*given: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(object_stores, "CALL_SECONDS", 0.05)
+            get(*given)
+
     monkeypatch.setattr(bundle_cache, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
-    monkeypatch.setattr(object_stores, "CALL_SECONDS", 2.0)
-    folder = local_bundle(demo_in_a_store(0.6, go_on))  # each file takes 2.4 s
+    monkeypatch.setattr(bundle_cache, "_get", longer_than_a_call)
+    folder = local_bundle(demo_in_a_store(0.1, go_on))  # each file takes 0.4 s
     assert folder is not None
     assert now > 3 * bundle_cache.SILENT_SECONDS
     assert Path(folder, "manifest.json").read_bytes() == (demo_bundle() / "manifest.json").read_bytes()

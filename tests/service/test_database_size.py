@@ -18,7 +18,7 @@ from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import NewRequest, SqlStore
 
 from .conftest import APP, started
-from .waiting import SECONDS
+from .waiting import wait_until
 
 MIB = 2**20
 KEPT = 12 * MIB
@@ -54,10 +54,7 @@ def test_the_file_shrinks_when_requests_have_ended(tmp_path: Path) -> None:
     fill(database(tmp_path))
     assert sizes(tmp_path)[0] > 2 * KEPT
     for server in started(tmp_path, pipeline="stub_pipeline:load"):
-        end = time.monotonic() + SECONDS
-        while sum(sizes(tmp_path)) > KEPT and time.monotonic() < end:
-            time.sleep(0.05)
-        assert sum(sizes(tmp_path)) < KEPT, server.log
+        wait_until(lambda: sum(sizes(tmp_path)) < KEPT, problem=f"{server.data} stays large")
     is_whole(tmp_path)
 
 

@@ -10,6 +10,7 @@ from sparsectrl_lcm.service.components import Service
 from sparsectrl_lcm.service.queue import retries
 
 from .stand_in import StandIn, counted, ended, failing, serving, submit
+from .waiting import SECONDS
 
 pytestmark = pytest.mark.usefixtures("soon")
 
@@ -56,7 +57,7 @@ def test_what_was_cancelled_as_its_clip_was_stored_ends_so(tmp_path: Path, monke
         put = service.files.put
 
         def cancelled_meanwhile(*given: Any) -> int:
-            assert asyncio.run_coroutine_threadsafe(service.board.cancel("a"), loop).result(10)
+            assert asyncio.run_coroutine_threadsafe(service.board.cancel("a"), loop).result(SECONDS)
             return put(*given)
 
         monkeypatch.setattr(service.files, "put", cancelled_meanwhile)

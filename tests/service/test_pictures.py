@@ -82,14 +82,15 @@ def test_pictures_are_replaced_in_the_clips_size(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_takes_too_long_is_left(tmp_path: Path) -> None:
-    file = tmp_path / "a"
+    file, endless = tmp_path / "a", tmp_path / "b"
     Image.new("RGB", (64, 32)).save(file, "PNG")
+    os.mkfifo(endless)  # whoever opens it waits
     with pytest.raises(JobFailed, match=r"takes longer than 0\.01 seconds"):
-        read([file], 0.01)
+        read([endless, file], 0.01)
 
     async def cancelled() -> float:
         reader = PictureReader(10**6, SECONDS)
-        task = asyncio.create_task(reader.read("key", [file], None, "lanczos"))
+        task = asyncio.create_task(reader.read("key", [endless, file], (32, 16), "lanczos"))
         await asyncio.sleep(0.05)
         start = time.monotonic()
         task.cancel()

@@ -56,7 +56,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_messages_that_come_together_travel_together(monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
-    monkeypatch.setattr(replica, "GATHER_SECONDS", 5.0)
+    monkeypatch.setattr(replica, "GATHER_SECONDS", SECONDS)
 
     def talk(say: Any) -> None:
         for number in range(3):
@@ -73,7 +73,7 @@ def test_messages_that_come_together_travel_together(monkeypatch: pytest.MonkeyP
 
 
 def test_all_that_a_short_job_says_travels_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(replica, "GATHER_SECONDS", 5.0)
+    monkeypatch.setattr(replica, "GATHER_SECONDS", SECONDS)
 
     def make(reports: Any, order: Any) -> None:
         Path(order.output).write_bytes(b"the clip")

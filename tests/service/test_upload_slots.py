@@ -139,13 +139,13 @@ def test_only_a_few_wait() -> None:
 def trickle(sock: socket.socket) -> None:
     """Sends a little every now and then, as a slow sender does."""
     with contextlib.suppress(OSError):
-        for _ in range(100):
+        for _ in range(1000):
             sock.send(b"x")
             time.sleep(0.1)
 
 
 def test_the_answer_to_a_client_that_waited_in_vain(tmp_path: Path) -> None:
-    for server in started(tmp_path, pipeline="stub_pipeline:load", key_uploads=1, body_seconds=2.0):
+    for server in started(tmp_path, pipeline="stub_pipeline:load", key_uploads=1, body_seconds=5.0):
         with begun(server) as sock:
             threading.Thread(target=trickle, args=(sock,), daemon=True).start()
             wait_until(lambda folder=server.data / "tmp": any(folder.glob("*")))  # it has the slot

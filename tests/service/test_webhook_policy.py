@@ -56,7 +56,7 @@ def attempts(folder: Path, url: str, **settings: Any) -> list[tuple[str | None, 
     now = time.time()
 
     async def deliver() -> None:
-        service = open_service(Settings(folder, pipeline="stub_pipeline:load", **settings))
+        service = open_service(Settings(folder, pipeline="stub_pipeline:load", webhook_seconds=SECONDS, **settings))
         store: Any = service.store
         record, ended = store.webhook_tried, asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -136,7 +136,10 @@ def test_a_slow_receiver_delays_no_other(tmp_path: Path) -> None:
         one.server_close()
 
 
-def test_whatever_a_receiver_does_is_an_attempt(tmp_path: Path) -> None:
+def test_whatever_a_receiver_does_is_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(clock, "now", lambda: now)
+
     class Odd:
         def stream(self, *_: Any, **__: Any) -> Any:
             raise RuntimeError("odd")
@@ -145,11 +148,11 @@ def test_whatever_a_receiver_does_is_an_attempt(tmp_path: Path) -> None:
         service = open_service(Settings(tmp_path, pipeline="stub_pipeline:load"))
         request = NewRequest("a", "k", APP, {}, 1.0, "http://x", webhook="http://h/")
         service.store.submit(request, limit=9, key_limit=9, outcome=Outcome(422, {}, "x"))
-        (row,) = service.store.due_webhooks(time.time(), 60.0)
+        (row,) = service.store.due_webhooks(now, 60.0)
         client: Any = Odd()
         await Webhooks(service)._one(client, row)
-        assert service.store.due_webhooks(time.time(), 60.0) == []
-        (row,) = service.store.due_webhooks(time.time() + 5, 60.0)
+        assert service.store.due_webhooks(now, 60.0) == []
+        (row,) = service.store.due_webhooks(now + 5, 60.0)
         assert row.attempt == 2
         service.store.close()
 
