@@ -79,7 +79,9 @@ class Server(Listening):
 
     @property
     def log(self) -> str:
-        return self._log.read_text()
+        """Its whole lines so far."""
+        text = self._log.read_text()
+        return text[: text.rfind("\n") + 1]
 
     @property
     def _log(self) -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -127,6 +128,12 @@ async def periodic_work_done(service: Service) -> None:
         since = service.answered_at
         while service.answered_at == since:
             await asyncio.sleep(0.01)
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The warnings and errors of the service. Libraries may have others: of what tests before have left to collect."""
+    own = [record for record in caplog.records if record.name.startswith("sparsectrl_lcm")]
+    return [record.getMessage() for record in own if record.levelno >= logging.WARNING]
 
 
 def counted(service: Service) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """A SQLite file that is damaged while the server runs: calls get 503, and the log has one line."""
 
 import asyncio
-import logging
 from pathlib import Path
 
 import httpx
@@ -13,7 +12,7 @@ from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import STORE_FAILURES
 
 from .conftest import APP
-from .stand_in import StandIn
+from .stand_in import StandIn, warnings_in
 
 
 def damaged(folder: Path, first: int) -> Service:
@@ -39,8 +38,7 @@ def test_calls_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture, fir
 
     asyncio.run(scenario())
     service.store.close()
-    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert errors == [f"the database failed: {told}"]
+    assert warnings_in(caplog) == [f"the database failed: {told}"]
 
 
 def test_the_sweep_takes_it_as_an_outage(tmp_path: Path) -> None:

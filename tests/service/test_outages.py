@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import sqlite3
 import threading
 import time
@@ -24,7 +23,7 @@ from sqlalchemy import event
 
 from .conftest import APP, Server, started
 from .holds import Hold
-from .stand_in import StandIn, ended, failing, periodic_work_done, serving
+from .stand_in import StandIn, ended, failing, periodic_work_done, serving, warnings_in
 from .stand_in import submit as submit_to
 from .waiting import SECONDS, wait_until
 
@@ -186,7 +185,7 @@ def test_refused_writes_are_found_without_a_call(
             await asyncio.sleep(0.01)
 
     serving(tmp_path, scenario)
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+    assert warnings_in(caplog) == [
         "the database failed: attempt to write a readonly database",
         "the database works again",
     ]
