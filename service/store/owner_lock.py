@@ -57,11 +57,13 @@ class OwnerLock:
         """
         has = self._has_or_takes()
         if not has and self.problem is None:
-            self.problem = "another server with a copy of this data folder uses the database"
-            log.error("%s: this one begins no request until that one ends", self.problem)
+            self.problem = (
+                "the database has a session of a server with a copy of this data folder, or one that was lost"
+            )
+            log.error("%s: this server begins no request until that session ends", self.problem)
         elif has and self.problem is not None:
             self.problem = None
-            log.warning("the other server with a copy of this data folder has ended: this one goes on")
+            log.warning("the other session of this data folder has ended: this server goes on")
 
     def close(self) -> None:
         """Releases the lock, and ends the session, whose end the database may notice only later."""

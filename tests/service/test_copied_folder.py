@@ -25,6 +25,8 @@ from .stand_in import StandIn, ended, new, periodic_work_done, serving, until, w
 
 pytestmark = pytest.mark.usefixtures("soon")
 
+OTHER_SESSION = "the database has a session of a server with a copy of this data folder, or one that was lost"
+
 
 def end_session(database: str, owner: str) -> bool:
     """Ends the session that has the lock of a server, as a failover does; returns False if there is none."""
@@ -128,7 +130,7 @@ def test_a_server_whose_lock_another_has_begins_nothing(
 
         lock.check = lose  # type: ignore[method-assign]
         await until(lambda: lock.problem is not None)
-        assert (await ready(service))["problem"] == "another server with a copy of this data folder uses the database"
+        assert (await ready(service))["problem"] == OTHER_SESSION
         row = new(owner, key_id=owner)
         await service.board.submit(row, limit=99, key_limit=99)
         await asyncio.sleep(0.3)
@@ -145,9 +147,8 @@ def test_a_server_whose_lock_another_has_begins_nothing(
     serving(tmp_path, scenario, database=database)
     store.close()
     assert warnings_in(caplog) == [
-        "another server with a copy of this data folder uses the database: this one begins no request until that one"
-        " ends",
-        "the other server with a copy of this data folder has ended: this one goes on",
+        f"{OTHER_SESSION}: this server begins no request until that session ends",
+        "the other session of this data folder has ended: this server goes on",
     ]
 
 
