@@ -22,13 +22,18 @@ OTHER = "me/portraits"
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
-    """A store without requests."""
+    """A store without requests, before and after."""
     shared = request.param == "postgresql"
     opened = SqlStore(request.getfixturevalue("database") if shared else f"sqlite:///{tmp_path / 'a.sqlite3'}")
-    with opened.engine.begin() as connection:
-        connection.execute(tables.requests.delete())
+    clear(opened)
     yield opened
+    clear(opened)
     opened.close()
+
+
+def clear(store: SqlStore) -> None:
+    with store.engine.begin() as connection:
+        connection.execute(tables.requests.delete())
 
 
 def submit(store: SqlStore, endpoint: str, *names: str) -> list[int]:

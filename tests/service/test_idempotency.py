@@ -16,7 +16,7 @@ from sparsectrl_lcm.service.settings import Settings
 from sparsectrl_lcm.service.store import OtherInput, SqlStore
 from starlette.testclient import TestClient
 
-from .conftest import APP, Server
+from .conftest import APP, Server, end_all
 from .stand_in import StandIn
 from .stored_requests import DONE, new
 
@@ -81,6 +81,7 @@ def test_clients_that_repeat_at_once_at_several_servers(database: str, tmp_path:
         for thread in threads:
             thread.join()
         assert (len(made), len(set(made))) == (8, 1)
+        end_all(stores[0])
         for opened in stores:
             opened.close()
 
