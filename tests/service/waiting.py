@@ -18,5 +18,5 @@ def wait_until(condition: Callable[[], bool], seconds: float = SECONDS, problem:
 
 
 def wait_until_it_is(status: str, client: httpx.Client, url: str) -> None:
-    """Waits until a request with this URL is IN_PROGRESS, or COMPLETED."""
-    wait_until(lambda: client.get(f"{url}/status").json()["status"] == status)
+    """Waits until a request with this URL is IN_PROGRESS, or COMPLETED, also through an outage of the database."""
+    wait_until(lambda: client.get(f"{url}/status").json().get("status") == status)
