@@ -7,6 +7,7 @@ itself, it would round the values that carry the error, above all the residual s
 import gc
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ..runtime.cpu.openvino import (
     OpenVinoSessions,
     best_precision,
     compile_options,
+    has_tiles,
     version,
 )
 from ..runtime.errors import BackendError
@@ -37,6 +39,7 @@ from .rewrites.attention import fuse_attention, is_transformer_attention
 from .rewrites.channels_last import norm_by_channels, turn_motion_modules
 from .rewrites.exact_simplifications import split_gated_units
 from .rewrites.precision import is_last_convolution, is_residual_stream
+from .rewrites.small_images import join_small_images
 from .rewrites.typed_graph import typed_graph, write_typed
 from .rewrites.upsampling import fold_upsampling
 from .rewrites.winograd import filter_convolutions
@@ -45,7 +48,8 @@ IN_FP32 = ("text_encoder", "lcm_update")
 """Graphs that run as exported: they run once per request, or have no weights."""
 
 IN_INT8 = ("unet", "controlnet_")
-"""Name prefixes of the int8 graphs. Other graphs, and the layers around int8, run in `best_precision`."""
+"""Name prefixes of the int8 graphs. Other graphs, and the layers around int8, run in `best_precision`. These have small
+images at their deepest levels, which are computed at once."""
 
 _KEYS_OVER_TIME = r"\.motion_modules\..*attn2\.to_[kv]/"
 """Keys and values of the second attentions over time. Their frames in int8 have not been compared."""
@@ -88,9 +92,13 @@ cost the most error for their work (docs/cpu.md): they take or give a residual s
 transformers goes through all layers after them. In bf16 they are 7% of the UNet's products and 21% of SparseCtrl's.
 A product in fp32 takes four times as long as in int8, so that fewer are left out there: 1.9% and 2.5%."""
 
-UNSIGNED = ("controlnet_",)
-"""Name prefixes of the int8 graphs whose inputs after SiLU are unsigned. This halves their error and takes 3% of a
-graph's time. SparseCtrl for scribbles needs it; the UNet's error hardly depends on these inputs."""
+UNSIGNED = re.compile(r"^down_blocks\.0\.")
+"""Matches layers whose inputs after SiLU are unsigned. This halves the error of these inputs, but convolutions take
+longer: 3% of SparseCtrl's time if all are unsigned. The error of the first level goes through all layers after it."""
+
+SMALL_IMAGE = {True: 32, False: 4}
+"""The most pixels of images that a convolution computes at once, with AMX and without. With AMX it takes a quarter of
+the time at 2x2 pixels, half at 4x4, and as long at 8x8; with VNNI a third at 2x2, and longer from 4x4 on."""
 
 FILTERED = ("unet", "vae_")
 """Name prefixes of the graphs whose fp32 convolutions are rewritten. Not SparseCtrl, which would grow by
@@ -123,6 +131,8 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
         path = folder / f"{graph}.onnx"
         filtered = types == "fp32" and graph.startswith(FILTERED) and not in_int8
         model = _typed(bundle, graph, types, inputs.get(graph, {}), filtered)
+        if graph.startswith(IN_INT8) and (types == "bf16" or in_int8):
+            join_small_images(model, SMALL_IMAGE[has_tiles()])
         write_typed(model, path)
         del model
         gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes
@@ -216,11 +226,9 @@ def _typed(
         return is_residual_stream(node) or is_last_convolution(node) or belongs_to(node, inputs)
 
     model = typed_graph(bundle, graph, precision, rewrite, stays_in_fp32)
-    rounding = smooth(model, inputs)
-    magnitudes = {layer: found.magnitude for layer, found in rounding.items()}
-    divisors = {layer: found.divisors for layer, found in rounding.items()}
-    means = {layer: seen.means for layer, seen in inputs.items() if seen.means is not None}
-    unsigned = rounding if graph.startswith(UNSIGNED) else {}
-    smallest = {layer: found.smallest for layer, found in unsigned.items() if found.smallest is not None}
-    quantize(model, magnitudes, INT8, divisors, means, smallest)
+    roundings = {
+        layer: rounding if UNSIGNED.search(layer) else replace(rounding, smallest=None)
+        for layer, rounding in smooth(model, inputs).items()
+    }
+    quantize(model, roundings, INT8)
     return model

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..rewrites.node_helpers import initializer
+from ..rewrites.node_helpers import hand_over, initializer
 from .layers import output_axis, weight_shape
 
 Vector = Callable[[], NDArray[np.float32]]
@@ -64,14 +64,7 @@ def _bias(node: ir.Node, graph: ir.Graph) -> tuple[ir.Node, int] | None:
 def _add(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """Adds a vector to the result of a product that has no bias."""
     result = node.outputs[0]
-    users = list(result.uses())
+    uses = list(result.uses())
     addition = ir.node("Add", [result, value], name=f"{node.name}.bias/Add")
-    corrected = addition.outputs[0]
-    corrected.name, corrected.type, corrected.shape = result.name, result.type, result.shape
-    result.name = f"{result.name}.uncorrected"
-    for use in users:
-        use.node.replace_input_with(use.idx, corrected)
-    for index, output in enumerate(graph.outputs):
-        if output is result:
-            graph.outputs[index] = corrected
     graph.insert_after(node, addition)
+    hand_over(graph, result, addition.outputs[0], uses)

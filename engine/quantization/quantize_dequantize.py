@@ -8,7 +8,6 @@ bits by 8 bits. Everything else keeps its type in the graph.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -17,50 +16,49 @@ from numpy.typing import NDArray
 
 from ..rewrites.node_helpers import initializer
 from . import bias_correction
-from .layers import input_axis, layer_input, layer_weight, output_axis, quantizable, weight_shape
+from .layers import input_axis, layer_input, layer_weight, output_axis, quantizable
 from .number_formats import NumberFormat, scale_and_zero
 
 _SMALLEST_FP16 = float(np.finfo(np.float16).tiny)
 
 
-def quantize(
-    model: ir.Model,
-    ranges: Mapping[str, float],
-    numbers: NumberFormat,
-    divisors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
-    means: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
-    smallest: Mapping[str, float] = MappingProxyType({}),
-) -> int:
-    """Rounds every matrix layer with a known input range, in place; returns how many.
+@dataclass(frozen=True, slots=True)
+class InputRounding:
+    """How the input of a layer is rounded.
+
+    Attributes:
+        magnitude: the magnitude that becomes the largest number.
+        smallest: the smallest value of an input that becomes unsigned integers with a zero point; None if it is signed.
+        means: the mean of each of the C channels, fp32 [C]. The offset that it causes through the rounding error of the
+            weight is subtracted from the result (`bias_correction`). None leaves it.
+    """
+
+    magnitude: float
+    smallest: float | None = None
+    means: NDArray[np.float32] | None = None
+
+
+def quantize(model: ir.Model, inputs: Mapping[str, InputRounding], numbers: NumberFormat) -> int:
+    """Rounds every matrix layer whose input's rounding is known, in place; returns how many.
 
     Args:
         model: a typed graph. The scales get the type of a layer's weight.
-        ranges: the magnitude of each layer's input that becomes the largest number, by the layer's name.
+        inputs: how the input of each layer is rounded, by the layer's name. Layers with the same input have the same.
         numbers: the format.
-        divisors: what each of the C channels of a layer's input is divided by before, [C], by the layer's name; the
-            weight is multiplied by it. Layers with the same input have the same.
-        means: the mean of each channel of a layer's input, [C], by the layer's name: the offset that it causes through
-            the rounding error of the weight is subtracted from the result (`bias_correction`).
-        smallest: the smallest value of a layer's input after the division, by the layer's name: the input becomes
-            unsigned integers with a zero point.
     """
     layers: dict[ir.Value, list[ir.Node]] = {}
     for node in quantizable(model):
-        if node.name in ranges:
+        if node.name in inputs:
             layers.setdefault(layer_input(node), []).append(node)
     for nodes in layers.values():
-        name = nodes[0].name or ""
-        weights = [_Weight.of(node, numbers, divisors.get(name)) for node in nodes]
+        rounding = inputs[nodes[0].name or ""]
+        weights = [_Weight.of(node, numbers) for node in nodes]
         largest = None if numbers.per_channel else cache(partial(_largest, weights))
-        if name in smallest:
-            scale, zero = scale_and_zero(ranges[name], smallest[name])
-        else:
-            scale, zero = numbers.scale(ranges[name]), numbers.round(np.zeros(()))
-        rounded = _activation(model.graph, nodes[0], scale, zero, numbers.name, divisors.get(name))
+        rounded = _activation(model.graph, nodes[0], rounding, numbers)
         for node, weight in zip(nodes, weights, strict=True):
             magnitudes = largest or weight.magnitudes
-            if node.name in means:
-                error = partial(_mean_error, weight, magnitudes, input_axis(node), means[node.name])
+            if rounding.means is not None:
+                error = partial(_mean_error, weight, magnitudes, input_axis(node), rounding.means)
                 bias_correction.subtract(model.graph, node, error, weight.floats, numbers.name)
             node.replace_input_with(0, rounded)
             node.replace_input_with(1, _rounded_weight(model.graph, node, weight, magnitudes))
@@ -69,47 +67,25 @@ def quantize(
     return sum(map(len, layers.values()))
 
 
-def _activation(
-    graph: ir.Graph,
-    node: ir.Node,
-    scale: NDArray[np.float32],
-    zero: NDArray[np.generic],
-    suffix: str,
-    divisors: NDArray[np.float32] | None,
-) -> ir.Value:
-    """Divides and rounds the input of `node` and returns it as floats again."""
+def _activation(graph: ir.Graph, node: ir.Node, rounding: InputRounding, numbers: NumberFormat) -> ir.Value:
+    """Rounds the input of `node` and returns it as floats again."""
     source, floats = layer_input(node), _type(layer_weight(node))
-    name = f"{source.name}.{suffix}"
+    scale: NDArray[np.float32] = numbers.scale(rounding.magnitude)
+    zero: NDArray[np.generic] = numbers.round(np.zeros(()))
+    if rounding.smallest is not None:
+        scale, zero = scale_and_zero(rounding.magnitude, rounding.smallest)
+    name = f"{source.name}.{numbers.name}"
     scales = initializer(graph, ir.Tensor(_in(floats, scale), dtype=floats, name=f"{name}.scale"))
     zeros = initializer(graph, ir.Tensor(zero, dtype=ir.DataType.from_numpy(zero.dtype), name=f"{name}.zero"))
-    nodes = [] if divisors is None else [_division(graph, node, divisors, f"{name}.divided")]
-    divided = nodes[0].outputs[0] if nodes else source
-    down = ir.node("QuantizeLinear", [divided, scales, zeros], name=f"{name}/QuantizeLinear")
+    down = ir.node("QuantizeLinear", [source, scales, zeros], name=f"{name}/QuantizeLinear")
     up = ir.node("DequantizeLinear", [down.outputs[0], scales, zeros], name=f"{name}/DequantizeLinear")
     down.outputs[0].name, up.outputs[0].name = name, f"{name}.values"
     producer = source.producer()
     if producer is None:
-        graph.insert_before(graph[0], [*nodes, down, up])
+        graph.insert_before(graph[0], [down, up])
     else:
-        graph.insert_after(producer, [*nodes, down, up])
+        graph.insert_after(producer, [down, up])
     return up.outputs[0]
-
-
-def _division(graph: ir.Graph, node: ir.Node, divisors: NDArray[np.float32], name: str) -> ir.Node:
-    """Returns a node that divides each channel of a layer's input."""
-    floats, factors = _type(layer_weight(node)), _factors(node, divisors)
-    factors = factors.reshape(
-        -1, *[1] * (len(weight_shape(node)) - 2)
-    )  # channels are second in a convolution, else last
-    factor = initializer(graph, ir.Tensor(factors, dtype=floats, name=f"{name}.factors"))
-    division = ir.node("Mul", [layer_input(node), factor], name=f"{name}/Mul")
-    division.outputs[0].name = name
-    return division
-
-
-def _factors(node: ir.Node, divisors: NDArray[np.float32]) -> NDArray[np.floating]:
-    """Returns what the C channels of a layer's input are multiplied by, [C], in the type of the layer."""
-    return _in(_type(layer_weight(node)), np.asarray(1 / divisors, np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +98,6 @@ class _Weight:
         numbers: the format that it is rounded to.
         floats: the type that its layer computes in when it is not quantized.
         axis: of its output channels.
-        factors: what it is divided by, since its layer's input is multiplied by them.
     """
 
     name: str
@@ -130,16 +105,12 @@ class _Weight:
     numbers: NumberFormat
     floats: ir.DataType
     axis: int
-    factors: NDArray[np.float32]
 
     @classmethod
-    def of(cls, node: ir.Node, numbers: NumberFormat, divisors: NDArray[np.float32] | None) -> Self:
-        weight, factors = layer_weight(node), np.ones(1, np.float32)
+    def of(cls, node: ir.Node, numbers: NumberFormat) -> Self:
+        weight = layer_weight(node)
         assert weight.const_value is not None
-        if divisors is not None:
-            exact = _factors(node, divisors).astype(np.float32)
-            factors = _along(exact, input_axis(node), len(weight_shape(node)))
-        return cls(str(weight.name), weight.const_value, numbers, _type(weight), output_axis(node), factors)
+        return cls(str(weight.name), weight.const_value, numbers, _type(weight), output_axis(node))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -147,7 +118,7 @@ class _Weight:
 
     def values(self) -> NDArray[np.float32]:
         """The exact values."""
-        return np.asarray(self.tensor.numpy().astype(np.float32) / self.factors)
+        return np.asarray(self.tensor.numpy(), np.float32)
 
     def magnitudes(self) -> NDArray[np.float32]:
         """The largest magnitude of each output channel."""
@@ -162,9 +133,8 @@ class _Weight:
         return self.numbers.round(self.values() / self._scale(magnitudes))
 
     def error(self, magnitudes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """How far the rounded weight is from the exact one, for an input that is not divided."""
-        found = self.rounded(magnitudes).astype(np.float32) * self._scale(magnitudes) - self.values()
-        return np.asarray(found * self.factors)
+        """How far the rounded weight is from the exact one."""
+        return np.asarray(self.rounded(magnitudes).astype(np.float32) * self._scale(magnitudes) - self.values())
 
     def _scale(self, magnitudes: NDArray[np.float32]) -> NDArray[np.float32]:
         scale = self.scale(magnitudes).astype(np.float32)

@@ -5,14 +5,17 @@ each channel is divided by a factor of its own, and the weight is multiplied by 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..rewrites.node_helpers import initializer
+from .channel_division import divide_channels, scaled, separate_slices
 from .layers import input_axis, is_silu, layer_input, layer_weight, quantizable
 from .observer import Statistics
+from .quantize_dequantize import InputRounding
 
 Floats = NDArray[np.float32]
 
@@ -28,44 +31,57 @@ _SMALLEST = 1e-5
 """Share of the largest channel; smaller ones count as this, so that an empty channel gets a finite factor."""
 
 
-@dataclass(frozen=True, slots=True)
-class InputRounding:
-    """How the input of a layer is rounded.
-
-    Attributes:
-        magnitude: the magnitude that becomes the largest number, after the division.
-        divisors: what each of the C channels is divided by, fp32 [C].
-        smallest: the smallest value after the division, if it is nearer to zero than `-magnitude`.
-    """
-
-    magnitude: float
-    divisors: Floats
-    smallest: float | None = None
-
-
 def smooth(
     model: ir.Model, statistics: Mapping[str, Statistics], strength: float = STRENGTH
 ) -> dict[str, InputRounding]:
-    """Returns how the input of each layer is rounded, by the layer's name. Layers with the same input share it.
+    """Evens out the channels of the layers' inputs, in place. Layers with the same input share the divisors.
 
     Args:
         model: the graph that is to be quantized.
-        statistics: what came into each layer, by the layer's name. Layers without are left out.
+        statistics: what came into each layer, by the layer's name. Layers without stay as they are.
         strength: how far differences move, 0 to 1.
+
+    Returns:
+        How each layer's input is rounded then, by the layer's name: as unsigned numbers after SiLU.
     """
     layers: dict[ir.Value, list[ir.Node]] = {}
     for node in quantizable(model):
         if node.name in statistics:
             layers.setdefault(layer_input(node), []).append(node)
+    seen = {source: statistics[nodes[0].name or ""] for source, nodes in layers.items()}
+    weights = {source: np.max([_largest_by_input(node) for node in nodes], axis=0) for source, nodes in layers.items()}
     found = {}
+    separate_slices(model.graph)
     for source, nodes in layers.items():
-        seen = statistics[nodes[0].name or ""].channels
-        divisors = _divisors(seen, np.max([_largest_by_input(node) for node in nodes], axis=0), strength)
-        magnitude = HEADROOM * float((seen / divisors).max())
-        smallest = _SILU_MINIMUM / float(divisors.min()) if is_silu(source) else -magnitude
-        rounding = InputRounding(magnitude, divisors, smallest if smallest > -magnitude else None)
+        divisors = _divisors(seen[source].channels, weights[source], strength)
+        rounding = _rounding(seen[source], divisors, is_silu(source))
         found.update({node.name or "": rounding for node in nodes})
+        divide_channels(model.graph, source, nodes, divisors)
+        for node in nodes:
+            _multiply_weight(model.graph, node, divisors)
     return found
+
+
+def _rounding(seen: Statistics, divisors: Floats, after_silu: bool) -> InputRounding:
+    magnitude = HEADROOM * float((seen.channels / divisors).max())
+    smallest = _SILU_MINIMUM / float(divisors.min())
+    return InputRounding(
+        magnitude,
+        smallest if after_silu and smallest > -magnitude else None,
+        seen.means / divisors if seen.means is not None else None,
+    )
+
+
+def _multiply_weight(graph: ir.Graph, node: ir.Node, divisors: Floats) -> None:
+    """Multiplies a layer's weight by what its input is divided by."""
+    constant = layer_weight(node).const_value
+    assert constant is not None
+    factors = divisors.reshape(-1, *[1] * (len(constant.shape) - 1 - input_axis(node)))
+    name = f"{node.name}.weight"
+    tensor = ir.LazyTensor(
+        partial(scaled, constant, factors), dtype=constant.dtype, shape=ir.Shape(constant.shape), name=name
+    )
+    node.replace_input_with(1, initializer(graph, tensor))
 
 
 def _divisors(activation: Floats, weight: Floats, strength: float) -> Floats:

@@ -144,3 +144,29 @@ class _ChannelNorm(Rewriting):
         summand = self.op("Sub", self.op("Reshape", self.norm.bias, shape), self.op("Mul", mean, factor))
         scaled = self.op("Mul", source, self.op("Reshape", factor, image))
         return self.op("Add", scaled, self.op("Reshape", summand, image))
+
+
+def gain_and_shift(shifted: ir.Node) -> tuple[tuple[ir.Node, int], tuple[ir.Node, int]] | None:
+    """Returns where a norm computed by channel takes its weight and its bias, each as a node and its input's index.
+
+    Args:
+        shifted: any sum. If it is not the last node of such a norm, the result is None.
+    """
+    scaled, summand = _before(shifted, 0, "Mul"), _before(shifted, 1, "Reshape")
+    factor, difference = _before(_before(scaled, 1, "Reshape"), 0, "Div"), _before(summand, 0, "Sub")
+    weight, bias = (_before(node, 0, "Reshape") for node in (factor, difference))
+    if weight is None or bias is None or not all(_takes_vector(node) for node in (weight, bias)):
+        return None
+    return (weight, 0), (bias, 0)
+
+
+def _before(node: ir.Node | None, index: int, operator: str) -> ir.Node | None:
+    """Returns the node that computes an input of another, if it has this operator."""
+    value = node.inputs[index] if node is not None else None
+    before = value.producer() if value is not None else None
+    return before if before is not None and before.op_type == operator else None
+
+
+def _takes_vector(node: ir.Node) -> bool:
+    value = node.inputs[0]
+    return value is not None and value.const_value is not None and len(value.const_value.shape) == 1

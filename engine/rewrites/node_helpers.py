@@ -1,5 +1,6 @@
 """Follows the edges of a graph, and creates the nodes that replace others."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,17 @@ def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     )
     graph.register_initializer(value)
     return value
+
+
+def hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value, uses: Iterable[tuple[ir.Node, int]]) -> None:
+    """Puts a value that is computed from another in its place, for these uses and as an output of the graph."""
+    for node, place in uses:
+        node.replace_input_with(place, new)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            new.name, new.type, new.shape = old.name, old.type, old.shape
+            old.name = f"{old.name}.before"
+            graph.outputs[index] = new
 
 
 class Rewriting:

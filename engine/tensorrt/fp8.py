@@ -21,7 +21,7 @@ from ...runtime.format.bundle import Bundle
 from ...runtime.gpu.device import FP8_SINCE, Device, computes_in_fp8
 from ..quantization.number_formats import E4M3
 from ..quantization.observer import observe_samples
-from ..quantization.quantize_dequantize import quantize
+from ..quantization.quantize_dequantize import InputRounding, quantize
 from ..rewrites.attention_steps import write_out_attention
 
 FP8 = E4M3.name
@@ -92,4 +92,4 @@ def to_fp8(model: ir.Model, ranges: Ranges) -> None:
     """
     if ranges:
         write_out_attention(model, ir.DataType.FLOAT16, scores=ir.DataType.FLOAT16)
-    quantize(model, ranges, E4M3)
+    quantize(model, {layer: InputRounding(magnitude) for layer, magnitude in ranges.items()}, E4M3)

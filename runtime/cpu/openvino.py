@@ -216,6 +216,13 @@ def best_precision() -> str:
     return "bf16" if "BF16" in capabilities() else "fp32"
 
 
+def has_tiles() -> bool:
+    """Whether the processor multiplies whole tiles of int8 numbers (AMX)."""
+    from ..machine import instruction_sets
+
+    return "amx_int8" in instruction_sets()
+
+
 def computes_in(precision: str) -> bool:
     """Whether this precision may be chosen if the user names none: bf16 only if the processor computes in it."""
     return precision != "bf16" or best_precision() == precision

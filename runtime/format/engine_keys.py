@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from .clip_layout import ClipSize
 from .manifest import FileRecord, Manifest, Positive, Record, RelativePath
 
-CONVERSION = 12
+CONVERSION = 13
 """Version of the conversion from portable graphs to engines. Increase it with every change that makes other engines."""
 ANY_DEVICE = "any"
 """The device in the key of engines that run on every device."""

@@ -15,7 +15,7 @@ from sparsectrl_lcm.engine import check
 from sparsectrl_lcm.engine.build import build
 from sparsectrl_lcm.engine.quantization.number_formats import E4M3
 from sparsectrl_lcm.engine.quantization.observer import ObservedGraph
-from sparsectrl_lcm.engine.quantization.quantize_dequantize import quantize
+from sparsectrl_lcm.engine.quantization.quantize_dequantize import InputRounding, quantize
 from sparsectrl_lcm.engine.rewrites.precision import assign_types
 from sparsectrl_lcm.engine.rewrites.typed_graph import write_typed
 from sparsectrl_lcm.engine.tensorrt import builder, emulation
@@ -66,11 +66,15 @@ def toy(folder: Path) -> tuple[ir.Model, dict[str, np.ndarray]]:
     return ir.load(folder / "toy.onnx"), weights
 
 
+def rounding(largest: dict[str, float]) -> dict[str, InputRounding]:
+    return {layer: InputRounding(magnitude) for layer, magnitude in largest.items()}
+
+
 def fp8_toy(folder: Path) -> tuple[ir.Model, dict[str, np.ndarray], Path]:
     """The toy in fp16, with both layers in fp8; its weights; its file."""
     model, weights = toy(folder)
     assign_types(model, "fp16")
-    assert quantize(model, LARGEST, E4M3) == 2
+    assert quantize(model, rounding(LARGEST), E4M3) == 2
     write_typed(model, folder / "fp8.onnx")
     return model, weights, folder / "fp8.onnx"
 
@@ -115,7 +119,8 @@ def test_layers_with_the_same_input_have_one_scale_of_weights(tmp_path: Path) ->
     held = ir.Value(name="larger", const_value=ir.tensor(larger, name="larger"), shape=ir.Shape(larger.shape))
     model.graph.register_initializer(held)
     model.graph.append(ir.node("MatMul", [product.inputs[0], held], name="block.to_k/MatMul"))
-    assert quantize(model, {**LARGEST, "block.to_k/MatMul": LARGEST["block.to_out/MatMul"]}, E4M3) == 3
+    largest = {**LARGEST, "block.to_k/MatMul": LARGEST["block.to_out/MatMul"]}
+    assert quantize(model, rounding(largest), E4M3) == 3
     write_typed(model, tmp_path / "fp8.onnx")
     found = {item.name: numpy_helper.to_array(item) for item in onnx.load(tmp_path / "fp8.onnx").graph.initializer}
     scales = [found[f"{name}.fp8.scale"] for name in ("block.to_out.weight", "larger")]

@@ -1,6 +1,7 @@
 """The error of int8 layers against exact products, and which layers are left out."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from sparsectrl_lcm.engine.check import random_inputs, run_portable
 from sparsectrl_lcm.engine.quantization.layers import input_axis, is_silu, layer_input, quantizable, weight_shape
 from sparsectrl_lcm.engine.quantization.number_formats import INT8
 from sparsectrl_lcm.engine.quantization.observer import CHANNELS, ObservedGraph, Statistics
-from sparsectrl_lcm.engine.quantization.quantize_dequantize import quantize
+from sparsectrl_lcm.engine.quantization.quantize_dequantize import InputRounding, quantize
 from sparsectrl_lcm.engine.quantization.smoothing import smooth
+from sparsectrl_lcm.engine.rewrites.small_images import join_small_images
 from sparsectrl_lcm.engine.rewrites.typed_graph import write_typed
 from sparsectrl_lcm.runtime.cpu.openvino import OpenVinoSession, compile_options
 from sparsectrl_lcm.runtime.format.bundle import Bundle, demo_bundle
@@ -86,9 +88,9 @@ def test_the_mean_error_of_the_weight_is_taken_back(operator: str, biased: bool,
     assert seen is not None
     assert np.allclose(seen, x.mean(axes), rtol=1e-4, atol=1e-4)
     off = []
-    for corrected in ({}, {name: seen}):
+    for without in (True, False):
         found = smooth(rounded := make(), statistics)[name]
-        assert quantize(rounded, {name: found.magnitude}, INT8, {name: found.divisors}, corrected) == 1
+        assert quantize(rounded, {name: replace(found, means=None) if without else found}, INT8) == 1
         error = result(rounded, tmp_path / "rounded.onnx", x)["y"] - exact["y"]
         off.append(np.square(error.mean(axes) if operator == "MatMul" else error[:, :, 2, 2].mean(0)).mean())
     assert off[1] < 0.1 * off[0]
@@ -102,12 +104,8 @@ def error_of_int8(operator: str, folder: Path, smoothed: bool) -> float:
         seen = result(model, folder / "observed.onnx", batch)
         observed.see(seen[CHANNELS])
     statistics, rounded = observed.statistics(), layer(operator)
-    if smoothed:
-        found = smooth(rounded, statistics)
-        magnitudes = {name: each.magnitude for name, each in found.items()}
-        assert quantize(rounded, magnitudes, INT8, {name: each.divisors for name, each in found.items()}) == 1
-    else:
-        assert quantize(rounded, {name: each.largest for name, each in statistics.items()}, INT8) == 1
+    plain = {name: InputRounding(each.largest) for name, each in statistics.items()}
+    assert quantize(rounded, smooth(rounded, statistics) if smoothed else plain, INT8) == 1
     exact = result(layer(operator), folder / "exact.onnx", batches[0])["y"]
     actual = result(rounded, folder / "rounded.onnx", batches[0])["y"]
     return float(np.sqrt(np.square(actual - exact).mean() / np.square(exact).mean()))
@@ -144,8 +142,7 @@ def test_inputs_after_silu_use_all_256_numbers(operator: str, tmp_path: Path) ->
     for signed in (False, True):
         found = smooth(rounded := after_silu(operator), observed.statistics())[name]
         assert found.smallest is not None
-        smallest = {} if signed else {name: found.smallest}
-        assert quantize(rounded, {name: found.magnitude}, INT8, {name: found.divisors}, smallest=smallest) == 1
+        assert quantize(rounded, {name: replace(found, smallest=None) if signed else found}, INT8) == 1
         errors.append(np.abs(result(rounded, tmp_path / "rounded.onnx", x)["y"] - exact["y"]).mean())
     assert errors[0] < 0.8 * errors[1]
     assert smooth(layer(operator), {name: Statistics(np.ones(CHANNELS_IN, np.float32))})[name].smallest is None
@@ -164,30 +161,38 @@ def test_layers_with_the_same_input_share_its_division(tmp_path: Path) -> None:
     seen = Statistics(channels)
     found = smooth(model, {"layer/MatMul": seen, "other/MatMul": seen}, strength=0.5)
     assert found["layer/MatMul"] is found["other/MatMul"]
-    divisors = found["other/MatMul"].divisors
+    (product,) = (node for node in model.graph if node.op_type == "Mul")
+    assert product.inputs[1] is not None
+    assert product.inputs[1].const_value is not None
+    divisors = 1 / product.inputs[1].const_value.numpy()
     assert np.isfinite(divisors).all()
     others = channels > 0
     expected = np.sqrt(channels / np.abs(array).max(axis=1))[others]  # SmoothQuant, equation 4
     assert np.allclose(divisors[others] / divisors[0], expected / expected[0], rtol=1e-5)
-    assert quantize(model, dict.fromkeys(found, 1.0), INT8, {name: each.divisors for name, each in found.items()}) == 2
-    assert sum(node.op_type == "Mul" for node in model.graph) == 1
+    assert quantize(model, found, INT8) == 2
 
 
-@pytest.mark.parametrize(("graph", "bound"), [("unet", 0.0145), ("controlnet_scribble", 0.0105)])
+@pytest.mark.parametrize(("graph", "bound"), [("unet", 0.02), ("controlnet_scribble", 0.0088)])
 def test_error_of_the_demo_model(graph: str, bound: float, tmp_path: Path) -> None:
-    """Without the bias correction the UNet's error would be 0.0146; with signed inputs SparseCtrl's would be 0.011."""
+    """The mean of three draws. Without smoothing the UNet's error would be 0.024.
+
+    SparseCtrl's would be 0.010 without bias correction, and with signed inputs.
+    """
     bundle = Bundle.load(demo_bundle())
-    feeds, model = random_inputs(bundle, graph), openvino._typed(bundle, graph, "fp32", {})
+    feeds, model = [random_inputs(bundle, graph, seed) for seed in range(3)], openvino._typed(bundle, graph, "fp32", {})
     observed = ObservedGraph(model, means=True)
     write_typed(model, tmp_path / "observed.onnx")
-    (exact,) = run_portable(tmp_path / "observed.onnx", feeds)
-    observed.see(exact.pop(CHANNELS))
+    exact = run_portable(tmp_path / "observed.onnx", *feeds)
+    for outputs in exact:
+        observed.see(outputs.pop(CHANNELS))
     seen = observed.statistics()
     seen = {layer: found for layer, found in seen.items() if not openvino.is_left_out(graph, layer, "bf16")}
     write_typed(openvino._typed(bundle, graph, "fp32", seen), tmp_path / "rounded.onnx")
-    (actual,) = run_portable(tmp_path / "rounded.onnx", feeds)
-    errors = [np.sqrt(np.square(actual[name] - exact[name]).mean() / np.square(exact[name]).mean()) for name in exact]
-    assert 0.005 < max(errors) < bound
+    errors = []
+    for actual, expected in zip(run_portable(tmp_path / "rounded.onnx", *feeds), exact, strict=True):
+        relative = {name: np.square(actual[name] - of).mean() / np.square(of).mean() for name, of in expected.items()}
+        errors.append(np.sqrt(max(relative.values())))
+    assert 0.005 < np.mean(errors) < bound
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -203,7 +208,8 @@ def test_beside_fp32_one_pixel_is_enough(tmp_path: Path) -> None:
     bundle = Bundle.load(demo_bundle())
     layers = quantizable(openvino._typed(bundle, "unet", "fp32", {}))
     seen = {str(node.name): Statistics(np.ones(weight_shape(node)[input_axis(node)], np.float32)) for node in layers}
-    write_typed(openvino._typed(bundle, "unet", "fp32", seen), tmp_path / "unet.onnx")
+    join_small_images(model := openvino._typed(bundle, "unet", "fp32", seen), 32)
+    write_typed(model, tmp_path / "unet.onnx")
     feeds = random_inputs(bundle, "unet", size=ClipSize(width=32, height=32, frames=2))
     shapes = {name: array.shape for name, array in feeds.items()}
     options = compile_options("CPU", "int8", 1)
