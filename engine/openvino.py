@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from ..runtime.cpu.integer_products import multiplies_tiles
 from ..runtime.cpu.openvino import (
     OpenVinoSession,
     OpenVinoSessions,
     best_precision,
     compile_options,
-    has_tiles,
     version,
 )
 from ..runtime.errors import BackendError
@@ -132,7 +132,7 @@ def build(bundle: Bundle, backend: str, options: BuildOptions, on_progress: OnBu
         filtered = types == "fp32" and graph.startswith(FILTERED) and not in_int8
         model = _typed(bundle, graph, types, inputs.get(graph, {}), filtered)
         if graph.startswith(IN_INT8) and (types == "bf16" or in_int8):
-            join_small_images(model, SMALL_IMAGE[has_tiles()])
+            join_small_images(model, SMALL_IMAGE[multiplies_tiles()])
         write_typed(model, path)
         del model
         gc.collect()  # reference cycles keep the graph's weights mapped: gigabytes

@@ -22,6 +22,7 @@ from ..load_options import LoadOptions
 from .compiled_cache import CompiledGraph, cache_folder, trim
 from .executor import HostExecutor
 from .graph_runs import RUNS
+from .integer_products import multiplies_int8
 from .openvino_compile import CHANGES, compiled_model, core
 from .openvino_library import load_openvino
 from .sessions import Array, split_feeds
@@ -29,8 +30,6 @@ from .sessions import Array, split_feeds
 BACKEND = "openvino"
 CACHED_WITH_WEIGHTS = 256 * 1024**2
 """Up to this many bytes of a graph, the cache holds its weights, too. OpenVINO's own cache keeps larger graphs."""
-INT8_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
-"""Instruction sets of x86; int8 is faster than fp32 with any of them."""
 
 
 class OpenVinoSessions:
@@ -216,13 +215,6 @@ def best_precision() -> str:
     return "bf16" if "BF16" in capabilities() else "fp32"
 
 
-def has_tiles() -> bool:
-    """Whether the processor multiplies whole tiles of int8 numbers (AMX)."""
-    from ..machine import instruction_sets
-
-    return "amx_int8" in instruction_sets()
-
-
 def computes_in(precision: str) -> bool:
     """Whether this precision may be chosen if the user names none: bf16 only if the processor computes in it."""
     return precision != "bf16" or best_precision() == precision
@@ -253,12 +245,8 @@ def notes(found: Availability) -> Iterable[str]:
     """The types that OpenVINO computes in on this processor, and the precision that `build` takes."""
     if found.reason is not None:
         return
-    from ..machine import instruction_sets
-
     summary = f"the processor computes in {', '.join(capabilities())}; build takes {best_precision()}"
-    known = instruction_sets()
-    slow = known and not known & INT8_PRODUCTS
-    yield f"{summary}; int8 is no faster than fp32 without VNNI or AMX" if slow else summary
+    yield summary if multiplies_int8() else f"{summary}; int8 is no faster than fp32 without VNNI or AMX"
 
 
 def compile_options(device: str, precision: str, threads: int | None = None) -> dict[str, Any]:

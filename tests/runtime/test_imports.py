@@ -26,6 +26,7 @@ EXCEPTIONS = {
     "runtime.gpu.device": "an engine's key names the GPU",
     "runtime.gpu.tensorrt_library": "the same library builds and loads engines",
     "runtime.cpu.openvino": "a build compares an engine as OpenVINO will run it",
+    "runtime.cpu.integer_products": "the processor decides which images are computed at once",
     "runtime.cpu.sessions": "calibration and emulation follow its interface",
     "runtime.cpu.onnxruntime": "calibration runs on any machine",
     "runtime.backends": "the registry names precisions and builders",
