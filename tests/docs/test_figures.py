@@ -108,7 +108,7 @@ def test_errors_of_fp16_and_int8_are_those_of_the_results() -> None:
         columns = report["demo_unet"][kind]
         added = mean(columns["as_built"]) / mean(columns["last_convolution_in_fp32"]) - 1
         assert f"adds {added:.0%} to the error of the demo UNet's prediction" in page
-    assert "\n".join(int8_error_rows(read("2026-11-30-int8-full-size.json"))) in (ROOT / "docs/cpu.md").read_text()
+    assert "\n".join(int8_error_rows(read("2026-12-01-int8-full-size.json"))) in (ROOT / "docs/cpu.md").read_text()
 
 
 def test_the_table_of_long_clips_is_that_of_the_results() -> None:
