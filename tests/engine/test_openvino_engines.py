@@ -65,6 +65,8 @@ def test_every_graph_with_work_gets_an_engine(built: Path, precision: str) -> No
         assert last == [TensorProto.FLOAT] * (graph == "unet"), "a CPU computes the prediction in fp32"
         by_channels = "ReduceL2" in {node.op_type for node in model.graph.node}
         assert by_channels == (precision == "bf16" and graph != "vae_decoder_tiny"), graph  # it has no norms
+        at_once = any(".joined." in node.name for node in model.graph.node)
+        assert at_once == (precision == "bf16" and graph.startswith(("unet", "controlnet_"))), graph
 
 
 @pytest.mark.parametrize("graph", ["vae_encoder", "controlnet_rgb", "vae_decoder"])
