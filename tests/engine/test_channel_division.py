@@ -81,3 +81,14 @@ def test_an_input_that_others_take_too_is_divided_by_itself() -> None:
     model = rewritten(Bundle.load(demo_bundle()), "unet")
     smooth(model, uneven(model, "to_k/"))
     assert {"to_q", "to_v"} < set(divided(model).values())
+
+
+def test_an_output_of_the_graph_is_not_divided() -> None:
+    """The first norm of a transformer, given out as well."""
+    model = rewritten(Bundle.load(demo_bundle()), "unet")
+    seen = uneven(model)
+    norm = next(node for node in model.graph if node.op_type == "LayerNormalization")
+    gain = norm.inputs[1]
+    model.graph.outputs.append(norm.outputs[0])
+    smooth(model, seen)
+    assert norm.inputs[1] is gain

@@ -71,13 +71,13 @@ def with_bias(model: ir.Model) -> ir.Model:
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("operator", ["MatMul", "Conv"])
 def test_the_mean_error_of_the_weight_is_taken_back(operator: str, biased: bool, tmp_path: Path) -> None:
-    """Inputs with large means: no channel of the result is off on average, apart from a convolution's borders."""
+    """Inputs with large, uneven means: no channel of the result is off on average, but at a convolution's borders."""
 
     def make() -> ir.Model:
         return with_bias(layer(operator)) if biased else layer(operator)
 
     name, means = f"layer/{operator}", RANDOM.uniform(-3, 3, CHANNELS_IN)
-    x = RANDOM.normal(means, 1, (400, 5, 5, CHANNELS_IN)).astype(np.float32)
+    x = (UNEVEN * RANDOM.normal(means, 1, (400, 5, 5, CHANNELS_IN))).astype(np.float32)
     x, axes = (x.reshape(-1, CHANNELS_IN), (0,)) if operator == "MatMul" else (np.moveaxis(x, 3, 1), (0, 2, 3))
     observed = ObservedGraph(model := make(), means=True)
     exact = result(model, tmp_path / "observed.onnx", x)
@@ -86,7 +86,7 @@ def test_the_mean_error_of_the_weight_is_taken_back(operator: str, biased: bool,
     statistics = observed.statistics()
     seen = statistics[name].means
     assert seen is not None
-    assert np.allclose(seen, x.mean(axes), rtol=1e-4, atol=1e-4)
+    assert np.allclose(seen, x.mean(axes), rtol=1e-4, atol=1e-3)
     off = []
     for without in (True, False):
         found = smooth(rounded := make(), statistics)[name]

@@ -89,7 +89,9 @@ def test_what_others_take_too_is_left() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [(3, 1, (0, 0, 0, 0)), (3, 3, (1, 1, 1, 1)), (5, 1, (2, 2, 2, 2))], ids=["no padding", "stride 3", "5x5"]
+    "kind",
+    [(3, 1, (0, 0, 0, 0)), (3, 3, (1, 1, 1, 1)), (5, 1, (2, 2, 2, 2)), (1, 2, (0, 0, 0, 0))],
+    ids=["no padding", "stride 3", "5x5", "1x1 with stride 2"],
 )
 def test_other_convolutions_are_left(kind: tuple[int, int, tuple[int, ...]]) -> None:
     assert join_small_images(convolutions(kind), MOST_PIXELS) == 0
