@@ -20,7 +20,7 @@ from ..runtime.format.bundle import Bundle
 from ..runtime.format.clip_layout import ClipSize, static_shapes
 from . import comparison
 from .rewrites.attention import DECOMPOSABLE
-from .rewrites.node_helpers import cast
+from .rewrites.node_helpers import cast, hand_over, insert_behind
 from .rewrites.precision import MOVES
 
 STRESS = 30.0
@@ -120,11 +120,7 @@ def observe(model: ir.Model, values: list[ir.Value]) -> list[str]:
     for value, users in [(value, list(value.uses())) for value in _incoming(graph)]:
         node = ir.node("Mul", [value, scale], name=f"{value.name}/{_SCALE}")
         node.outputs[0].name = f"{value.name}.scaled"
-        producer = value.producer()
-        if producer is None:
-            graph.insert_before(graph[0], node)
-        else:
-            graph.insert_after(producer, node)
+        insert_behind(graph, value, node)
         for use in users:
             use.node.replace_input_with(use.idx, node.outputs[0])
     graph.inputs.append(scale)
@@ -179,18 +175,11 @@ def _result_types(node: ir.Node, types: dict[ir.Value, ir.DataType]) -> list[tup
 
 def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> ir.Value:
     """Inserts a cast down and a cast up after an output; returns the value that its users now take."""
-    users = list(output.uses())
+    uses = list(output.uses())
     down = cast(output, dtype, f"{output.name}.low")
     up = cast(down.outputs[0], _FLOAT, f"{output.name}.rounded")
     graph.insert_after(node, [down, up])
-    for use in users:
-        use.node.replace_input_with(use.idx, up.outputs[0])
-    for index, value in enumerate(graph.outputs):
-        if value is output:
-            name, up.outputs[0].shape, up.outputs[0].dtype = value.name, value.shape, _FLOAT
-            value.name, value.type, value.shape = f"{name}.exact", None, None
-            up.outputs[0].name = name
-            graph.outputs[index] = up.outputs[0]
+    hand_over(graph, output, up.outputs[0], uses)
     return up.outputs[0]
 
 

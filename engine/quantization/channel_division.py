@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..rewrites.channels_last import gain_and_shift
-from ..rewrites.node_helpers import initializer
+from ..rewrites.node_helpers import initializer, insert_behind
 
 Floats = NDArray[np.float32]
 
@@ -44,18 +44,14 @@ def divide_channels(graph: ir.Graph, source: ir.Value, users: Collection[ir.Node
     places = None if others or source.is_graph_output() else _of(source, last, len(divisors))
     if places is not None:
         for place in places:
-            _scale(graph, place, reciprocals)
+            multiply_constant(graph, place.node, place.index, reciprocals, f"{place.node.name}.{place.index}.divided")
         return
     name = f"{source.name}.divided"
     column = reciprocals if last else reciprocals[:, None, None]
     factors = initializer(graph, ir.tensor(column, name=f"{name}.factors"))
     product = ir.node("Mul", [source, factors], name=f"{name}/Mul")
     product.outputs[0].name = name
-    maker = source.producer()
-    if maker is None:
-        graph.insert_before(graph[0], product)
-    else:
-        graph.insert_after(maker, product)
+    insert_behind(graph, source, product)
     for user in users:
         user.replace_input_with(0, product.outputs[0])
 
@@ -151,20 +147,27 @@ _RULES: dict[str, Callable[[ir.Node, bool, int], list[_Place] | None]] = {
 """Finds those constants, by the operator that computes the value."""
 
 
-def _scale(graph: ir.Graph, place: _Place, factors: Floats) -> None:
-    """Multiplies a constant along its last axis, for this node alone."""
-    value = place.node.inputs[place.index]
+def multiply_constant(graph: ir.Graph, node: ir.Node, index: int, factors: Floats, name: str) -> None:
+    """Multiplies a constant for one of its users alone, when it is written.
+
+    Args:
+        graph: the graph.
+        node: the user.
+        index: of the constant among its inputs.
+        factors: fp32, of a shape that broadcasts.
+        name: of the product.
+    """
+    value = node.inputs[index]
     assert value is not None
     constant = value.const_value
     assert constant is not None
-    name = f"{place.node.name}.{place.index}.divided"
     tensor = ir.LazyTensor(
-        partial(scaled, constant, factors), dtype=constant.dtype, shape=ir.Shape(constant.shape), name=name
+        partial(_scaled, constant, factors), dtype=constant.dtype, shape=ir.Shape(constant.shape), name=name
     )
-    place.node.replace_input_with(place.index, initializer(graph, tensor))
+    node.replace_input_with(index, initializer(graph, tensor))
 
 
-def scaled(constant: ir.TensorProtocol, factors: Floats) -> ir.Tensor:
+def _scaled(constant: ir.TensorProtocol, factors: Floats) -> ir.Tensor:
     """Returns a constant times factors that broadcast, in the constant's type."""
     values = constant.numpy().astype(np.float32) * factors
     return ir.Tensor(values.astype(constant.dtype.numpy()), dtype=ir.DataType(constant.dtype))

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..rewrites.node_helpers import initializer
+from ..rewrites.node_helpers import initializer, insert_behind
 from . import bias_correction
 from .layers import input_axis, layer_input, layer_weight, output_axis, quantizable
 from .number_formats import NumberFormat, scale_and_zero
@@ -56,7 +56,7 @@ def quantize(model: ir.Model, inputs: Mapping[str, InputRounding], numbers: Numb
         largest = None if numbers.per_channel else cache(partial(_largest, weights))
         rounded = _activation(model.graph, nodes[0], rounding, numbers)
         for node, weight in zip(nodes, weights, strict=True):
-            magnitudes = largest or weight.magnitudes
+            magnitudes = largest or cache(weight.magnitudes)
             if rounding.means is not None:
                 error = partial(_mean_error, weight, magnitudes, input_axis(node), rounding.means)
                 bias_correction.subtract(model.graph, node, error, weight.floats, numbers.name)
@@ -80,11 +80,7 @@ def _activation(graph: ir.Graph, node: ir.Node, rounding: InputRounding, numbers
     down = ir.node("QuantizeLinear", [source, scales, zeros], name=f"{name}/QuantizeLinear")
     up = ir.node("DequantizeLinear", [down.outputs[0], scales, zeros], name=f"{name}/DequantizeLinear")
     down.outputs[0].name, up.outputs[0].name = name, f"{name}.values"
-    producer = source.producer()
-    if producer is None:
-        graph.insert_before(graph[0], [down, up])
-    else:
-        graph.insert_after(producer, [down, up])
+    insert_behind(graph, source, down, up)
     return up.outputs[0]
 
 
@@ -138,7 +134,7 @@ class _Weight:
 
     def _scale(self, magnitudes: NDArray[np.float32]) -> NDArray[np.float32]:
         scale = self.scale(magnitudes).astype(np.float32)
-        return _along(scale, self.axis, len(self.shape)) if scale.ndim else scale
+        return along(scale, self.axis, len(self.shape)) if scale.ndim else scale
 
 
 def _largest(weights: Iterable[_Weight]) -> NDArray[np.float32]:
@@ -150,7 +146,7 @@ def _mean_error(
     weight: _Weight, magnitudes: Callable[[], NDArray[np.float32]], axis: int, means: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Returns how far a layer's result is off if its input is everywhere its mean, fp32 [out]."""
-    error = weight.error(magnitudes()) * _along(means, axis, len(weight.shape))
+    error = weight.error(magnitudes()) * along(means, axis, len(weight.shape))
     return np.asarray(error.sum(axis=tuple(set(range(error.ndim)) - {weight.axis}), dtype=np.float64), np.float32)
 
 
@@ -179,7 +175,7 @@ def _rounded_weight(
     return back.outputs[0]
 
 
-def _along(values: NDArray[np.float32], axis: int, dimensions: int) -> NDArray[np.float32]:
+def along(values: NDArray[np.float32], axis: int, dimensions: int) -> NDArray[np.float32]:
     """Returns a row of values in the shape that runs along one axis of an array."""
     return values.reshape([-1 if index == axis else 1 for index in range(dimensions)])
 

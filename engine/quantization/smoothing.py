@@ -5,19 +5,14 @@ each channel is divided by a factor of its own, and the weight is multiplied by 
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from ..rewrites.node_helpers import initializer
-from .channel_division import divide_channels, scaled, separate_slices
-from .layers import input_axis, is_silu, layer_input, layer_weight, quantizable
+from .channel_division import Floats, divide_channels, multiply_constant, separate_slices
+from .layers import input_axis, is_silu, layer_input, layer_weight, quantizable, weight_shape
 from .observer import Statistics
-from .quantize_dequantize import InputRounding
-
-Floats = NDArray[np.float32]
+from .quantize_dequantize import InputRounding, along
 
 STRENGTH = 0.3
 """The paper's alpha: 0 moves nothing, 1 makes all channels of the activation equally large."""
@@ -58,7 +53,8 @@ def smooth(
         found.update({node.name or "": rounding for node in nodes})
         divide_channels(model.graph, source, nodes, divisors)
         for node in nodes:
-            _multiply_weight(model.graph, node, divisors)
+            factors = along(divisors, input_axis(node), len(weight_shape(node)))
+            multiply_constant(model.graph, node, 1, factors, f"{node.name}.weight")
     return found
 
 
@@ -70,18 +66,6 @@ def _rounding(seen: Statistics, divisors: Floats, after_silu: bool) -> InputRoun
         smallest if after_silu and smallest > -magnitude else None,
         seen.means / divisors if seen.means is not None else None,
     )
-
-
-def _multiply_weight(graph: ir.Graph, node: ir.Node, divisors: Floats) -> None:
-    """Multiplies a layer's weight by what its input is divided by."""
-    constant = layer_weight(node).const_value
-    assert constant is not None
-    factors = divisors.reshape(-1, *[1] * (len(constant.shape) - 1 - input_axis(node)))
-    name = f"{node.name}.weight"
-    tensor = ir.LazyTensor(
-        partial(scaled, constant, factors), dtype=constant.dtype, shape=ir.Shape(constant.shape), name=name
-    )
-    node.replace_input_with(1, initializer(graph, tensor))
 
 
 def _divisors(activation: Floats, weight: Floats, strength: float) -> Floats:

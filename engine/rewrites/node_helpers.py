@@ -44,6 +44,15 @@ def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     return value
 
 
+def insert_behind(graph: ir.Graph, value: ir.Value, *nodes: ir.Node) -> None:
+    """Inserts nodes right after the one that computes a value, or first if none does."""
+    maker = value.producer()
+    if maker is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(maker, nodes)
+
+
 def hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value, uses: Iterable[tuple[ir.Node, int]]) -> None:
     """Puts a value that is computed from another in its place, for these uses and as an output of the graph."""
     for node, place in uses:
@@ -51,7 +60,7 @@ def hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value, uses: Iterable[tupl
     for index, output in enumerate(graph.outputs):
         if output is old:
             new.name, new.type, new.shape = old.name, old.type, old.shape
-            old.name = f"{old.name}.before"
+            old.name, old.type, old.shape = f"{old.name}.before", None, None
             graph.outputs[index] = new
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from ...runtime.format.weights import convert
-from .node_helpers import cast
+from .node_helpers import cast, insert_behind
 
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
 
@@ -183,11 +183,7 @@ class _Typing:
     def cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         name = f"{value.name}.{wanted.name.lower()}"
         node = cast(value, wanted, name)
-        producer = value.producer()
-        if producer is None:
-            self.graph.insert_before(self.graph[0], node)
-        else:
-            self.graph.insert_after(producer, node)
+        insert_behind(self.graph, value, node)
         return node.outputs[0]
 
     def converted(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
